@@ -1,0 +1,1 @@
+//! Time and allocations per packet, per stage and per turn.

@@ -1,0 +1,1 @@
+//! What the cluster wants: watch, model, resolve, status.

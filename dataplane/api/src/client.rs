@@ -1,0 +1,114 @@
+//! A blocking client.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::frame::{self, ReadError};
+use crate::message::{CONTRACT_VERSION, Request, Response};
+use crate::resource::Versions;
+use crate::show::{Show, Shown};
+
+/// A conversation that could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("no dataplane answers at {path}: {source}. Is tidegate-dataplane running?")]
+    NotRunning {
+        /// Socket path tried.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The stream failed.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The stream failed while writing.
+    #[error("writing to the dataplane: {0}")]
+    Write(#[from] io::Error),
+    /// The dataplane refused the request.
+    #[error("the dataplane says: {0}")]
+    Refused(String),
+    /// An answer that does not fit the question.
+    #[error("unexpected answer: {0}")]
+    Unexpected(String),
+}
+
+/// One open conversation with a dataplane.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    /// Objects the dataplane held when the conversation began.
+    pub holds: Versions,
+    /// Generation its workers had reached then.
+    pub reached: u64,
+    /// Name and version of the dataplane.
+    pub server: String,
+}
+
+impl Client {
+    /// Connects and greets. `name` tells the dataplane's log who is speaking.
+    ///
+    /// # Errors
+    /// When nobody listens at `path`, or the greeting fails within five seconds.
+    pub fn connect(path: &Path, name: &str) -> Result<Self, ClientError> {
+        let mut stream = UnixStream::connect(path)
+            .map_err(|source| ClientError::NotRunning { path: path.to_path_buf(), source })?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        frame::write(&mut stream, &Request::Hello { contract: CONTRACT_VERSION, client: name.into() })?;
+        match frame::read(&mut stream)? {
+            Response::Welcome { holds, reached, server, .. } => Ok(Client { stream, holds, reached, server }),
+            Response::Error { message } => Err(ClientError::Refused(message)),
+            other => Err(ClientError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    /// How long a read may wait; `None` waits for ever.
+    ///
+    /// # Errors
+    /// When the socket refuses the option.
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.stream.set_read_timeout(timeout)
+    }
+
+    /// Sends one request.
+    ///
+    /// # Errors
+    /// When the stream fails.
+    pub fn send(&mut self, request: &Request) -> Result<(), ClientError> {
+        Ok(frame::write(&mut self.stream, request)?)
+    }
+
+    /// Receives the next response, whatever it is.
+    ///
+    /// # Errors
+    /// When the stream fails, ends, or the timeout passes.
+    pub fn receive(&mut self) -> Result<Response, ClientError> {
+        Ok(frame::read(&mut self.stream)?)
+    }
+
+    /// Asks one question of the read side.
+    ///
+    /// # Errors
+    /// When the stream fails or the dataplane refuses.
+    pub fn show(&mut self, question: Show) -> Result<Shown, ClientError> {
+        self.send(&Request::Show(question))?;
+        loop {
+            match self.receive()? {
+                Response::Shown(answer) => return Ok(answer),
+                Response::Error { message } => return Err(ClientError::Refused(message)),
+                Response::Reached { .. } => {}
+                other => return Err(ClientError::Unexpected(format!("{other:?}"))),
+            }
+        }
+    }
+
+    /// A second handle to the same stream, so that one thread may read while another writes.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be duplicated.
+    pub fn try_clone_stream(&self) -> io::Result<UnixStream> {
+        self.stream.try_clone()
+    }
+}

@@ -1,0 +1,56 @@
+//! The listening end of the contract socket.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// A bound socket file, removed when dropped.
+#[derive(Debug)]
+pub struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// Binds `path` with file mode `mode` (0o660, say). A leftover socket nobody answers on is replaced.
+    ///
+    /// # Errors
+    /// `AddrInUse` when a living process answers at `path`; otherwise what the system says.
+    pub fn bind(path: &Path, mode: u32) -> io::Result<Self> {
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(parent)?;
+        }
+        if path.exists() {
+            if UnixStream::connect(path).is_ok() {
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    format!("another dataplane answers at {}", path.display()),
+                ));
+            }
+            fs::remove_file(path)?;
+        }
+        // Made under a private name first: the socket appears at `path` with its final mode or not at all.
+        let hidden = path.with_extension(format!("{}.new", std::process::id()));
+        let _ = fs::remove_file(&hidden);
+        let listener = UnixListener::bind(&hidden)?;
+        fs::set_permissions(&hidden, fs::Permissions::from_mode(mode))?;
+        fs::rename(&hidden, path)?;
+        Ok(Listener { listener, path: path.to_path_buf() })
+    }
+
+    /// Waits for the next client.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.listener.accept()?.0)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}

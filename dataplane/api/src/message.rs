@@ -1,0 +1,101 @@
+//! Messages of the conversation.
+//!
+//! A client opens with [`Request::Hello`]. Control then sends [`Request::Update`]s and receives one
+//! [`Response::Accepted`] per update, and a [`Response::Reached`] whenever the workers have reached a newer
+//! generation. A reader sends [`Request::Show`]. The server never speaks first, except `Reached` to control.
+
+use serde::{Deserialize, Serialize};
+
+use crate::resource::{Resource, ResourceKey, Versions};
+use crate::show::{Show, Shown};
+
+/// Version of this contract; both sides tolerate unknown fields, so it moves only when meaning changes.
+pub const CONTRACT_VERSION: u32 = 1;
+
+/// From client to dataplane.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Request {
+    /// First message of a connection.
+    Hello {
+        /// [`CONTRACT_VERSION`] of the client.
+        contract: u32,
+        /// Name and version of the program, for logs.
+        client: String,
+    },
+    /// Changed objects.
+    Update(Update),
+    /// A question of the read side.
+    Show(Show),
+}
+
+/// One batch of changes, applied in one publish.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Update {
+    /// Chosen by the sender, echoed in [`Response::Accepted`].
+    pub nonce: u64,
+    /// True: these are all objects there are; what is not listed goes. False: only what changed.
+    #[serde(default)]
+    pub full: bool,
+    /// New or changed objects.
+    #[serde(default)]
+    pub resources: Vec<Resource>,
+    /// Keys of objects that are gone (in a full update: unused).
+    #[serde(default)]
+    pub removed: Vec<ResourceKey>,
+}
+
+/// From dataplane to client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Response {
+    /// Answer to `Hello`.
+    Welcome {
+        /// [`CONTRACT_VERSION`] of the server.
+        contract: u32,
+        /// Name and version of the program, for logs.
+        server: String,
+        /// Objects the dataplane holds (from its saved state, or from an earlier control), with their versions.
+        holds: Versions,
+        /// Generation all workers have reached.
+        reached: u64,
+    },
+    /// Answer to one `Update`.
+    Accepted(Accepted),
+    /// All workers have reached this generation.
+    Reached {
+        /// Generation number, monotonic within one run of the dataplane.
+        generation: u64,
+    },
+    /// Answer to `Show`.
+    Shown(Shown),
+    /// The request could not be understood or served; the connection stays usable.
+    Error {
+        /// What is wrong, for people.
+        message: String,
+    },
+}
+
+/// What became of one update.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Nonce of the update.
+    pub nonce: u64,
+    /// Generation that contains the accepted objects.
+    pub generation: u64,
+    /// Objects not taken, each with the reason; their last good version stays in force.
+    #[serde(default)]
+    pub rejected: Vec<Rejection>,
+}
+
+/// One object that was not taken.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// Which object.
+    #[serde(flatten)]
+    pub key: ResourceKey,
+    /// Version that was refused.
+    pub version: String,
+    /// Why, naming the field.
+    pub reason: String,
+}

@@ -1,0 +1,316 @@
+//! Resolved objects: what control wants, without selectors and without Kubernetes types.
+//!
+//! A resource has a kind, a name that is unique in its kind, a version (opaque; equal versions mean equal content)
+//! and a body. Control sends all resources once (a full sync) and then only what changed.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Six octets of a link-layer address, in wire order; text form `02:00:5e:10:00:01`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct MacAddress(pub [u8; 6]);
+
+/// Kind and name of a resource: its key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ResourceKey {
+    /// Which kind of object this is.
+    pub kind: Kind,
+    /// Unique within the kind, for example `shop/web` for the Service `web` in namespace `shop`.
+    pub name: String,
+}
+
+/// The kinds of resolved objects this version knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// This gateway itself: its VTEPs and reserved addresses. Exactly one.
+    Gateway,
+    /// Another node of the overlay: where its pods live and how to reach them.
+    Peer,
+    /// A Service with its frontends and endpoints.
+    Service,
+}
+
+/// One object with its version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resource {
+    /// Unique within its kind.
+    pub name: String,
+    /// Opaque; equal versions mean equal bodies.
+    pub version: String,
+    /// The object.
+    pub body: Body,
+}
+
+/// The object itself, tagged by `kind`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Body {
+    /// See [`Gateway`].
+    Gateway(Gateway),
+    /// See [`Peer`].
+    Peer(Peer),
+    /// See [`Service`].
+    Service(Service),
+}
+
+/// This gateway: one VTEP per family, and the overlay addresses reserved for `fullnat`.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Gateway {
+    /// Inner IPv4 in outer IPv4 (V-020). Absent: no IPv4 overlay.
+    pub vtep_v4: Option<Vtep>,
+    /// Inner IPv6 in outer IPv6 (V-020). Absent: no IPv6 overlay.
+    pub vtep_v6: Option<Vtep>,
+    /// Source addresses for `fullnat`, both families, inside this gateway's pod CIDRs and never used by the kernel.
+    #[serde(default)]
+    pub fullnat_sources: Vec<IpAddr>,
+    /// The pod CIDRs of this gateway's own node (traffic inside VXLAN to them is ours or the node's own pods').
+    #[serde(default)]
+    pub pod_cidrs: Vec<IpNet>,
+    /// Key of the Maglev flow hash, equal on all gateways of a set (L-009); 16 bytes as hex. Empty: a fixed default.
+    #[serde(default)]
+    pub hash_key: String,
+    /// A TCP segment that is not a SYN and has no flow (S-077, L-012).
+    #[serde(default)]
+    pub orphan_tcp: OrphanTcp,
+    /// Clamp the MSS of SYN and SYN-ACK to what fits the overlay (V-013).
+    #[serde(default = "yes")]
+    pub clamp_mss: bool,
+}
+
+/// What to answer to a TCP segment without a flow in `fullnat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OrphanTcp {
+    /// Drop and count (S-077 default).
+    #[default]
+    Drop,
+    /// Answer RST, rate-limited (L-012).
+    Reset,
+}
+
+/// One VXLAN tunnel end point of this gateway (RFC 7348).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vtep {
+    /// Underlay address: outer source on send, outer destination on receive.
+    pub underlay: IpAddr,
+    /// Inner source MAC on send, inner destination MAC on receive.
+    pub mac: MacAddress,
+    /// Overlay address of the VTEP itself (flannel: first address of the node's pod CIDR); answered to ARP and NS.
+    pub overlay: IpAddr,
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP destination port, 8472 for flannel.
+    pub port: u16,
+}
+
+/// Another node of the overlay (V-022): prefixes → VTEP MAC → underlay address.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Peer {
+    /// How to reach its IPv4 pods.
+    pub v4: Option<PeerVtep>,
+    /// How to reach its IPv6 pods.
+    pub v6: Option<PeerVtep>,
+}
+
+/// One family of a [`Peer`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerVtep {
+    /// Outer destination address.
+    pub underlay: IpAddr,
+    /// Inner destination MAC.
+    pub mac: MacAddress,
+    /// Network identifier this peer receives on.
+    pub vni: u32,
+    /// UDP destination port this peer receives on.
+    pub port: u16,
+    /// Pod prefixes that live on this node; inner sources from this peer must lie inside (P-047).
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// A Service as the dataplane sees it. Its name is `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Service {
+    /// Object identity: a Service deleted and made again under the same name is another one (S-005).
+    pub uid: String,
+    /// Seconds since the epoch at creation; the older Service owns a frontend claimed twice (S-067).
+    #[serde(default)]
+    pub created_at_s: i64,
+    /// Addresses served (VIPs), any number of either family.
+    pub addresses: Vec<IpAddr>,
+    /// One entry per (port, protocol).
+    pub ports: Vec<ServicePort>,
+}
+
+/// One (port, protocol) of a Service and who answers it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServicePort {
+    /// Name in the Service, possibly empty.
+    #[serde(default)]
+    pub name: String,
+    /// L4 protocol.
+    pub protocol: Protocol,
+    /// Port at the VIP, host order; never 0.
+    pub port: u16,
+    /// How packets reach a backend.
+    #[serde(default)]
+    pub mode: DeliveryMode,
+    /// All serving endpoints of both families; an endpoint that left the serving set is absent (S-102).
+    pub backends: Vec<Backend>,
+}
+
+/// L4 protocol of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// Protocol number 6.
+    Tcp,
+    /// Protocol number 17.
+    Udp,
+    /// Protocol number 132.
+    Sctp,
+}
+
+/// How packets reach a backend (design 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeliveryMode {
+    /// Destination and source translated; replies come back through this gateway.
+    #[default]
+    Fullnat,
+}
+
+/// One endpoint of a [`ServicePort`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Backend {
+    /// Pod address.
+    pub address: IpAddr,
+    /// Pod port, host order; never 0.
+    pub port: u16,
+    /// Share of new flows; 0: existing flows go on, no new ones (draining, or not in the chosen set of S-043).
+    #[serde(default = "one")]
+    pub weight: u16,
+    /// Node the pod runs on, for telling people.
+    #[serde(default)]
+    pub node: String,
+    /// Pod name, for telling people.
+    #[serde(default)]
+    pub pod: String,
+}
+
+/// Versions by key: what one side holds.
+pub type Versions = BTreeMap<ResourceKey, String>;
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> u16 {
+    1
+}
+
+impl Body {
+    /// The kind this body belongs to.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Body::Gateway(_) => Kind::Gateway,
+            Body::Peer(_) => Kind::Peer,
+            Body::Service(_) => Kind::Service,
+        }
+    }
+}
+
+impl Resource {
+    /// Kind and name of this resource.
+    pub fn key(&self) -> ResourceKey {
+        ResourceKey { kind: self.body.kind(), name: self.name.clone() }
+    }
+}
+
+impl Protocol {
+    /// The IANA protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        })
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Gateway => "gateway",
+            Kind::Peer => "peer",
+            Kind::Service => "service",
+        })
+    }
+}
+
+impl std::fmt::Display for ResourceKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+impl std::fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl std::fmt::Debug for MacAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is not a MAC address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a MAC address (expected six hexadecimal octets, like 02:00:5e:10:00:01)")]
+pub struct NotAMacAddress(pub String);
+
+impl std::str::FromStr for MacAddress {
+    type Err = NotAMacAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut octets = [0u8; 6];
+        let mut parts = text.split([':', '-']);
+        for octet in &mut octets {
+            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(|| NotAMacAddress(text.into()))?;
+            *octet = u8::from_str_radix(part, 16).map_err(|_| NotAMacAddress(text.into()))?;
+        }
+        if parts.next().is_some() {
+            return Err(NotAMacAddress(text.into()));
+        }
+        Ok(MacAddress(octets))
+    }
+}
+
+impl Serialize for MacAddress {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MacAddress {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,262 @@
+//! The read side: questions of `tidegate show` and their answers.
+//!
+//! Answers are rows of plain values, ready for a table or `--json`. Rates are left to the reader: counters only.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::resource::{MacAddress, Protocol};
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Show {
+    /// Services and their frontends.
+    Services,
+    /// Backends of all Services, or of one.
+    Backends {
+        /// `namespace/name`; absent: all.
+        service: Option<String>,
+    },
+    /// Flows, at most `limit`, copied by the owning worker between two turns.
+    Flows {
+        /// Most rows to return.
+        limit: u32,
+    },
+    /// VXLAN peers.
+    Tunnels,
+    /// Routes in the tables, kernel's and overlay's.
+    Routes,
+    /// Neighbours in the tables.
+    Neighbours,
+    /// Workers: core, generation, turns, flows.
+    Workers,
+    /// Ports: device, queue, mode, ring statistics.
+    Ports,
+    /// All counters by name, and the books of design section 9.
+    Counters,
+    /// Drop reasons with counts and meaning.
+    Drops,
+}
+
+/// An answer; the variant matches the question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "what", content = "rows", rename_all = "kebab-case")]
+pub enum Shown {
+    /// Answer to [`Show::Services`].
+    Services(Vec<ServiceRow>),
+    /// Answer to [`Show::Backends`].
+    Backends(Vec<BackendRow>),
+    /// Answer to [`Show::Flows`].
+    Flows(Vec<FlowRow>),
+    /// Answer to [`Show::Tunnels`].
+    Tunnels(Vec<TunnelRow>),
+    /// Answer to [`Show::Routes`].
+    Routes(Vec<RouteRow>),
+    /// Answer to [`Show::Neighbours`].
+    Neighbours(Vec<NeighbourRow>),
+    /// Answer to [`Show::Workers`].
+    Workers(Vec<WorkerRow>),
+    /// Answer to [`Show::Ports`].
+    Ports(Vec<PortRow>),
+    /// Answer to [`Show::Counters`].
+    Counters(Counters),
+    /// Answer to [`Show::Drops`].
+    Drops(Vec<DropRow>),
+}
+
+/// One frontend of a Service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceRow {
+    /// `namespace/name`.
+    pub service: String,
+    /// VIP.
+    pub address: IpAddr,
+    /// L4 protocol.
+    pub protocol: Protocol,
+    /// Port at the VIP.
+    pub port: u16,
+    /// Delivery mode, as in the contract.
+    pub mode: String,
+    /// Backends of this family with weight above 0.
+    pub backends: u32,
+    /// Slots of the Maglev table; 0 without backends.
+    pub maglev_slots: u32,
+    /// Packets client → VIP and back, and new flows, folded from the flow entries.
+    pub packets: u64,
+    /// Bytes of those packets, IP length.
+    pub bytes: u64,
+    /// Flows started.
+    pub new_flows: u64,
+}
+
+/// One backend of one Service port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendRow {
+    /// `namespace/name`.
+    pub service: String,
+    /// Port at the VIP.
+    pub port: u16,
+    /// L4 protocol.
+    pub protocol: Protocol,
+    /// Pod address.
+    pub address: IpAddr,
+    /// Pod port.
+    pub backend_port: u16,
+    /// Weight; 0 while draining.
+    pub weight: u16,
+    /// `active`, `draining` (no new flows) or `gone` (only flows that still end).
+    pub state: String,
+    /// Node and pod as told by control.
+    pub node: String,
+    /// Pod name.
+    pub pod: String,
+    /// Live flows.
+    pub flows: u64,
+    /// Packets both directions.
+    pub packets: u64,
+    /// Bytes both directions, IP length.
+    pub bytes: u64,
+    /// Flows started.
+    pub new_flows: u64,
+}
+
+/// One flow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowRow {
+    /// Worker that owns it.
+    pub worker: u32,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Client address and port.
+    pub client: (IpAddr, u16),
+    /// VIP and port.
+    pub vip: (IpAddr, u16),
+    /// Translated source and port.
+    pub source: (IpAddr, u16),
+    /// Backend address and port.
+    pub backend: (IpAddr, u16),
+    /// TCP state or `-`.
+    pub state: String,
+    /// Seconds since the last packet.
+    pub idle_s: u64,
+    /// Packets, original direction then reply.
+    pub packets: (u64, u64),
+    /// Bytes, original direction then reply.
+    pub bytes: (u64, u64),
+}
+
+/// One VXLAN peer and family.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TunnelRow {
+    /// Node name.
+    pub peer: String,
+    /// Outer destination.
+    pub underlay: IpAddr,
+    /// Inner destination MAC.
+    pub mac: MacAddress,
+    /// Network identifier.
+    pub vni: u32,
+    /// UDP destination port.
+    pub port: u16,
+    /// Pod prefixes behind it.
+    pub prefixes: Vec<String>,
+    /// Largest inner packet in bytes.
+    pub inner_mtu: u32,
+    /// `ready`, or why not (`no route`, `neighbour unresolved`, …).
+    pub state: String,
+}
+
+/// One route.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteRow {
+    /// Destination prefix.
+    pub prefix: String,
+    /// Next hops: `via ADDRESS dev NAME`, `dev NAME` for connected ones, `tunnel NODE` for the overlay.
+    pub next_hops: Vec<String>,
+    /// `kernel` or `overlay`.
+    pub origin: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// One neighbour.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NeighbourRow {
+    /// Address.
+    pub address: IpAddr,
+    /// Device name.
+    pub device: String,
+    /// Link-layer address, if known.
+    pub mac: Option<MacAddress>,
+    /// Kernel's state name (`REACHABLE`, `STALE`, …) or `unresolved`.
+    pub state: String,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerRow {
+    /// Number of the worker.
+    pub worker: u32,
+    /// Core it is pinned to.
+    pub core: Option<u32>,
+    /// Generation it has reached.
+    pub generation: u64,
+    /// Turns made.
+    pub turns: u64,
+    /// Turns that found no packet.
+    pub idle_turns: u64,
+    /// Times it slept on its descriptors.
+    pub sleeps: u64,
+    /// Live flows.
+    pub flows: u64,
+    /// Capacity of the flow table.
+    pub flows_max: u64,
+    /// Frames held back (waiting for a neighbour, queued for transmission).
+    pub held: u64,
+    /// Ports it serves, as `device/queue`.
+    pub ports: Vec<String>,
+}
+
+/// One port: device and queue.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortRow {
+    /// Device name.
+    pub device: String,
+    /// Queue number.
+    pub queue: u32,
+    /// `zero-copy`, `copy`, `skb`, `memory`, `pcap`: read back from the kernel, not what was asked for.
+    pub mode: String,
+    /// Link-layer address of the device.
+    pub mac: MacAddress,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Counters of the port and its socket by name (`rx_packets`, `tx_completed`, `rx_ring_full`, `pinhole_redirect`, …).
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// All counters.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Totals over workers by name.
+    pub totals: BTreeMap<String, u64>,
+    /// `rx + generated - (tx completed + tx rejected + dropped + consumed + to kernel + held)`; 0 when the books balance.
+    pub imbalance: i64,
+}
+
+/// One drop reason.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DropRow {
+    /// Stable name.
+    pub reason: String,
+    /// Stage that drops.
+    pub stage: String,
+    /// `info`, `warning` or `error`.
+    pub severity: String,
+    /// Meaning, for people.
+    pub help: String,
+    /// Packets dropped.
+    pub packets: u64,
+}

@@ -1,0 +1,1 @@
+//! What happens to a packet: wire formats, tables, flows. Knows no Kubernetes and no clock.

@@ -1,0 +1,1 @@
+//! Frames in, frames out: rings, devices, memory. Knows no protocol.

@@ -1,0 +1,1 @@
+//! Whole-system experiments: lab topologies, packet generator, recorded runs.
