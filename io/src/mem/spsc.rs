@@ -1,0 +1,339 @@
+//! A bounded ring from one producer to one consumer: how frames change workers and trace lines leave one.
+//!
+//! The simple version is an array with two cursors that only grow: the producer owns `tail`, the consumer owns `head`,
+//! slot `n` lives at `n mod capacity`. Two tricks make it cheap:
+//!
+//! - *Cached cursors.* Each side keeps a copy of the other's cursor and looks at the real one only when the copy says
+//!   full or empty. The line that both sides touch then moves once per many elements. (Same as libxdp's `cached_cons`
+//!   in `xsk_prod_nb_free`.)
+//! - *Batches.* [`Producer::stage`] writes without publishing, [`Producer::publish`] makes all staged elements visible
+//!   with one release store; [`Consumer::pop_into`] takes many with one acquire load and one release store.
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arrayvec::ArrayVec;
+use crossbeam::utils::CachePadded;
+
+struct Shared<T> {
+    /// Elements taken since the beginning; written by the consumer.
+    head: CachePadded<AtomicUsize>,
+    /// Elements published since the beginning; written by the producer.
+    tail: CachePadded<AtomicUsize>,
+    /// A power of two of slots; those in `head..tail` are initialised and belong to the consumer, the others to the producer.
+    slots: Box<[UnsafeCell<MaybeUninit<T>>]>,
+}
+
+// SAFETY: a slot is touched by the side it belongs to only, and changes sides by a release store of a cursor that the
+// other side reads with acquire. The elements themselves cross threads, hence `T: Send`.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as for `Send`.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        let (head, tail) = (*self.head.get_mut(), *self.tail.get_mut());
+        let mask = self.slots.len() - 1;
+        let mut at = head;
+        while at != tail {
+            // SAFETY: slots in head..tail are initialised, and both sides are gone.
+            unsafe { self.slots[at & mask].get_mut().assume_init_drop() };
+            at = at.wrapping_add(1);
+        }
+    }
+}
+
+/// The sending end. There is one.
+pub struct Producer<T> {
+    shared: Arc<Shared<T>>,
+    /// Next slot to write; ahead of the shared `tail` by what is staged.
+    tail: usize,
+    /// What was published last.
+    published: usize,
+    /// A past value of the consumer's `head`.
+    head_cached: usize,
+    mask: usize,
+}
+
+/// The receiving end. There is one.
+pub struct Consumer<T> {
+    shared: Arc<Shared<T>>,
+    head: usize,
+    /// A past value of the producer's `tail`.
+    tail_cached: usize,
+    mask: usize,
+}
+
+/// A ring that holds `capacity` elements, rounded up to a power of two (at least one).
+///
+/// # Panics
+///
+/// If the capacity is more than half of the address space.
+#[must_use]
+pub fn ring<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
+    let capacity = capacity.max(1).next_power_of_two();
+    let slots = (0..capacity).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect();
+    let shared = Arc::new(Shared { head: CachePadded::default(), tail: CachePadded::default(), slots });
+    let mask = capacity - 1;
+    (
+        Producer { shared: Arc::clone(&shared), tail: 0, published: 0, head_cached: 0, mask },
+        Consumer { shared, head: 0, tail_cached: 0, mask },
+    )
+}
+
+impl<T> Producer<T> {
+    /// Elements the ring holds when full.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.mask + 1
+    }
+
+    /// Slots free right now; the consumer can only make it more.
+    #[inline]
+    pub fn free(&mut self) -> usize {
+        self.head_cached = self.shared.head.load(Ordering::Acquire);
+        self.capacity() - self.tail.wrapping_sub(self.head_cached)
+    }
+
+    /// Writes an element that the consumer will see after the next [`publish`](Self::publish).
+    ///
+    /// # Errors
+    ///
+    /// The element itself, if the ring is full.
+    #[inline]
+    pub fn stage(&mut self, element: T) -> Result<(), T> {
+        if self.tail.wrapping_sub(self.head_cached) > self.mask && self.free() == 0 {
+            return Err(element);
+        }
+        // SAFETY: the slot is free (the consumer's head is at most a capacity behind), so it belongs to this side.
+        unsafe { (*self.shared.slots[self.tail & self.mask].get()).write(element) };
+        self.tail = self.tail.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Makes every staged element visible.
+    #[inline]
+    pub fn publish(&mut self) {
+        if self.published != self.tail {
+            self.published = self.tail;
+            self.shared.tail.store(self.tail, Ordering::Release);
+        }
+    }
+
+    /// Stages and publishes one element.
+    ///
+    /// # Errors
+    ///
+    /// The element itself, if the ring is full.
+    #[inline]
+    pub fn push(&mut self, element: T) -> Result<(), T> {
+        self.stage(element)?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Whether the consumer is gone, so that nobody will ever take what is pushed.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1
+    }
+}
+
+impl<T> Drop for Producer<T> {
+    fn drop(&mut self) {
+        // What was staged is visible at last, so that it is dropped (or taken) like the rest.
+        self.publish();
+    }
+}
+
+impl<T> Consumer<T> {
+    /// Elements waiting right now; the producer can only make it more.
+    #[inline]
+    pub fn len(&mut self) -> usize {
+        self.tail_cached = self.shared.tail.load(Ordering::Acquire);
+        self.tail_cached.wrapping_sub(self.head)
+    }
+
+    /// Whether nothing waits right now.
+    #[inline]
+    pub fn is_empty(&mut self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes the oldest element.
+    #[inline]
+    pub fn pop(&mut self) -> Option<T> {
+        let element = self.take()?;
+        self.shared.head.store(self.head, Ordering::Release);
+        Some(element)
+    }
+
+    /// Moves elements to the end of `into` while there are any and it has room; returns how many.
+    #[inline]
+    pub fn pop_into<const N: usize>(&mut self, into: &mut ArrayVec<T, N>) -> usize {
+        let before = into.len();
+        while !into.is_full() {
+            let Some(element) = self.take() else { break };
+            into.push(element);
+        }
+        if into.len() > before {
+            self.shared.head.store(self.head, Ordering::Release);
+        }
+        into.len() - before
+    }
+
+    /// Whether the producer is gone, so that nothing will come after what waits.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1
+    }
+
+    fn take(&mut self) -> Option<T> {
+        if self.head == self.tail_cached && self.is_empty() {
+            return None;
+        }
+        // SAFETY: head..tail is not empty, so the slot is initialised and belongs to this side; moving `head` on gives
+        // the (now uninitialised) slot back once it is stored.
+        let element = unsafe { (*self.shared.slots[self.head & self.mask].get()).assume_init_read() };
+        self.head = self.head.wrapping_add(1);
+        Some(element)
+    }
+}
+
+impl<T> Drop for Consumer<T> {
+    fn drop(&mut self) {
+        // `take` without the store can only be left over by a panic in between; then elements before `head` are gone.
+        self.shared.head.store(self.head, Ordering::Release);
+    }
+}
+
+impl<T> std::fmt::Debug for Producer<T> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Producer({} slots)", self.capacity())
+    }
+}
+
+impl<T> std::fmt::Debug for Consumer<T> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Consumer({} slots)", self.mask + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Push(u32),
+        Stage(u32),
+        Publish,
+        Pop,
+        PopInto,
+        Free,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            any::<u32>().prop_map(Op::Push),
+            any::<u32>().prop_map(Op::Stage),
+            Just(Op::Publish),
+            Just(Op::Pop),
+            Just(Op::PopInto),
+            Just(Op::Free),
+        ]
+    }
+
+    proptest! {
+        /// The oracle is two queues: what is staged and what is published.
+        #[test]
+        fn a_ring_is_a_bounded_queue(capacity in 1usize..9, ops in prop::collection::vec(op(), 0..300)) {
+            let (mut producer, mut consumer) = ring(capacity);
+            let capacity = capacity.next_power_of_two();
+            let (mut staged, mut published) = (VecDeque::new(), VecDeque::new());
+            for op in ops {
+                let full = staged.len() + published.len() == capacity;
+                match op {
+                    Op::Push(value) => {
+                        prop_assert_eq!(producer.push(value).is_err(), full);
+                        if !full {
+                            staged.push_back(value);
+                            published.append(&mut staged);
+                        }
+                    }
+                    Op::Stage(value) => {
+                        prop_assert_eq!(producer.stage(value).is_err(), full);
+                        if !full {
+                            staged.push_back(value);
+                        }
+                    }
+                    Op::Publish => {
+                        producer.publish();
+                        published.append(&mut staged);
+                    }
+                    Op::Pop => prop_assert_eq!(consumer.pop(), published.pop_front()),
+                    Op::PopInto => {
+                        let mut into = ArrayVec::<u32, 3>::new();
+                        let taken = consumer.pop_into(&mut into);
+                        let expected: Vec<u32> = published.drain(..published.len().min(3)).collect();
+                        prop_assert_eq!((taken, &into[..]), (expected.len(), &expected[..]));
+                    }
+                    Op::Free => prop_assert_eq!(producer.free(), capacity - staged.len() - published.len()),
+                }
+                prop_assert_eq!(consumer.len(), published.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_left_in_a_ring_is_dropped_once() {
+        let value = Rc::new(());
+        let (mut producer, mut consumer) = ring(4);
+        for _ in 0..3 {
+            producer.push(Rc::clone(&value)).unwrap();
+        }
+        producer.stage(Rc::clone(&value)).unwrap();
+        assert!(consumer.pop().is_some());
+        assert!(!consumer.is_abandoned());
+        drop(producer);
+        assert!(consumer.is_abandoned());
+        assert_eq!(Rc::strong_count(&value), 4);
+        drop(consumer);
+        assert_eq!(Rc::strong_count(&value), 1);
+    }
+
+    #[test]
+    fn two_threads_see_every_element_once_and_in_order() {
+        const COUNT: u64 = 200_000;
+        let (mut producer, mut consumer) = ring::<u64>(64);
+        let sender = std::thread::spawn(move || {
+            for value in 0..COUNT {
+                while producer.stage(value).is_err() {
+                    producer.publish();
+                    std::thread::yield_now();
+                }
+                if value % 7 == 0 {
+                    producer.publish();
+                }
+            }
+        });
+        let mut expected = 0;
+        let mut batch = ArrayVec::<u64, 16>::new();
+        while expected < COUNT {
+            if consumer.pop_into(&mut batch) == 0 {
+                std::thread::yield_now();
+            }
+            for value in batch.drain(..) {
+                assert_eq!(value, expected);
+                expected += 1;
+            }
+        }
+        sender.join().unwrap();
+        assert_eq!(consumer.pop(), None);
+    }
+}

@@ -1,0 +1,145 @@
+//! What a port is: one queue of one device, frames in and frames out.
+//!
+//! All ports follow the same turn: [`rx`](Port::rx), work, [`tx`](Port::tx), [`recycle`](Port::recycle),
+//! [`kick`](Port::kick). None of these allocates, locks or blocks. Everything else is for the cold path.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::frame::{Batch, GroupId};
+use crate::pool::Magazine;
+
+/// How frames pass between a port and its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// AF_XDP, the device reads and writes our memory itself.
+    ZeroCopy,
+    /// AF_XDP on a native XDP program, the kernel copies.
+    Copy,
+    /// AF_XDP on a generic XDP program, the kernel copies, after it has built an skb.
+    Skb,
+    /// No device: the other end is in this process.
+    Memory,
+    /// No device: packets come from a capture file and go to one.
+    Pcap,
+}
+
+impl Mode {
+    /// The name that configuration and output use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::ZeroCopy => "zero-copy",
+            Mode::Copy => "copy",
+            Mode::Skb => "skb",
+            Mode::Memory => "memory",
+            Mode::Pcap => "pcap",
+        }
+    }
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.pad(self.name())
+    }
+}
+
+/// What is known about a port from the moment it is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortFacts {
+    /// Name of the device.
+    pub device: String,
+    /// The kernel's index of the device; 0 if there is none.
+    pub ifindex: u32,
+    /// Queue of the device.
+    pub queue: u32,
+    /// Hardware address.
+    pub mac: [u8; 6],
+    /// Largest network-layer packet the device sends, in bytes.
+    pub mtu: u32,
+    /// How frames pass to and from the device.
+    pub mode: Mode,
+    /// Memory that its frames come from; frames of others are copied.
+    pub group: GroupId,
+}
+
+/// What a port has done since it was opened. Plain numbers: the port belongs to one worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Received descriptors that were refused: chunk not lent to the kernel, or a packet that leaves its chunk.
+    pub rx_violations: u64,
+    /// Packets accepted for sending.
+    pub tx_packets: u64,
+    /// Bytes accepted for sending.
+    pub tx_bytes: u64,
+    /// Packets whose frame came back from the device after [`Port::tx`] accepted it.
+    pub tx_completed: u64,
+    /// Completions that were refused: chunk not lent to the kernel.
+    pub tx_violations: u64,
+    /// Packets that could never be sent (empty, too long, or no frame to copy into) and were discarded by the port.
+    pub tx_rejected: u64,
+    /// Packets that were copied since their frame was of another group.
+    pub tx_copied: u64,
+    /// Turns in which the magazine had no frame for the fill ring.
+    pub fill_starved: u64,
+    /// System calls made to wake the kernel.
+    pub kicks: u64,
+    /// Those that failed for another reason than that there was more to do.
+    pub kick_errors: u64,
+}
+
+/// The kernel's own counters of a socket (`struct xdp_statistics`, include/uapi/linux/if_xdp.h).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SocketStatistics {
+    /// Packets dropped for other reasons than a full ring, such as being longer than a frame.
+    pub rx_dropped: u64,
+    /// Invalid descriptors in the fill ring.
+    pub rx_invalid_descs: u64,
+    /// Invalid descriptors in the send ring.
+    pub tx_invalid_descs: u64,
+    /// Packets dropped since the receive ring was full.
+    pub rx_ring_full: u64,
+    /// Packets dropped since the fill ring was empty.
+    pub rx_fill_ring_empty_descs: u64,
+    /// Times the kernel found the send ring empty.
+    pub tx_ring_empty_descs: u64,
+}
+
+/// One queue of one device.
+pub trait Port: Send {
+    /// Appends received frames to `batch` until it is full or there are no more; returns how many.
+    fn rx(&mut self, batch: &mut Batch) -> usize;
+
+    /// Sends frames from the front of `batch`. Those taken leave it, the others stay in order; returns how many left.
+    ///
+    /// A packet that this port could never send leaves too, and is counted as `tx_rejected`.
+    fn tx(&mut self, batch: &mut Batch) -> usize;
+
+    /// Moves frames whose packets were sent into `magazine`, and frames from `magazine` to where packets are received.
+    ///
+    /// With a magazine of another group only the first half is done.
+    fn recycle(&mut self, magazine: &mut Magazine);
+
+    /// Ends a turn: wakes the kernel if it waits to be woken.
+    fn kick(&mut self);
+
+    /// What was done so far.
+    fn counters(&self) -> PortCounters;
+
+    /// What the port is.
+    fn facts(&self) -> &PortFacts;
+
+    /// The kernel's counters, for ports that have a socket. Makes a system call.
+    ///
+    /// # Errors
+    ///
+    /// What getsockopt(2) reports.
+    fn socket_statistics(&self) -> io::Result<Option<SocketStatistics>>;
+
+    /// What to sleep on until packets come, for ports that have such a thing.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+}
