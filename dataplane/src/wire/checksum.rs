@@ -1,0 +1,195 @@
+//! Internet checksums: sums over bytes, pseudo headers, and incremental updates.
+//!
+//! Owns RFC 1071 (the sum) and RFC 1624 (its update). Refuses to know headers: callers say which bytes.
+//!
+//! A one's complement sum does not depend on byte order (RFC 1071 section 2 (B)), so sums are kept the way memory is read and
+//! turned to host order only at the end. They are kept wide, too: 32-bit words are added into 64 bits and carries are folded
+//! once, so that the loop has no carry in it and the compiler may use vectors.
+//!
+//! Zero has two representations, `0x0000` and `0xffff`. A sum over bytes of which one is not zero is never `0x0000`, so a
+//! computed checksum is `0xffff` only for all-zero data. Equation 3 of RFC 1624 keeps that: its result equals a full
+//! recomputation for all data but all-zero data, where it yields `0x0000`, which does not verify. With a pseudo header or an
+//! IP version in the sum that cannot happen; an ICMPv4 echo reply of zeros is the one case in practice, see
+//! [`edit`](super::edit).
+
+/// A one's complement sum that is still growing.
+///
+/// Every slice added must start at an even offset of what is summed; only the last may have odd length.
+#[derive(Clone, Copy, Debug, Default)]
+#[must_use]
+pub struct Sum(u64);
+
+impl Sum {
+    /// The empty sum.
+    pub const ZERO: Sum = Sum(0);
+
+    /// Adds bytes; an odd last byte is padded with zero (RFC 1071 section 1).
+    #[inline]
+    pub fn bytes(self, bytes: &[u8]) -> Sum {
+        let mut sum = 0u64;
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            let word = u64::from_ne_bytes(*word);
+            sum += (word >> 32) + (word & 0xffff_ffff);
+        }
+        let mut tail = [0u8; 8];
+        for (to, from) in tail.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        let tail = u64::from_ne_bytes(tail);
+        self.add(fold_32(sum) + (tail >> 32) + (tail & 0xffff_ffff))
+    }
+
+    /// Adds a 16-bit word given in host order.
+    #[inline]
+    pub fn word(self, word: u16) -> Sum {
+        self.add(u64::from(word.to_be()))
+    }
+
+    /// Adds a 32-bit word given in host order.
+    #[inline]
+    pub fn long(self, long: u32) -> Sum {
+        self.add(u64::from(long.to_be()))
+    }
+
+    /// Adds another sum, which must have been taken from an even offset.
+    #[inline]
+    pub fn sum(self, other: Sum) -> Sum {
+        self.add(other.0)
+    }
+
+    /// Adds the IPv4 pseudo header of RFC 9293 section 3.1: addresses, zero, protocol, L4 length in bytes.
+    #[inline]
+    pub fn pseudo_v4(self, source: [u8; 4], destination: [u8; 4], protocol: u8, length: u16) -> Sum {
+        self.add(u64::from(u32::from_ne_bytes(source)) + u64::from(u32::from_ne_bytes(destination)))
+            .word(u16::from(protocol))
+            .word(length)
+    }
+
+    /// Adds the IPv6 pseudo header of RFC 8200 section 8.1: addresses, L4 length in bytes, zero, next header.
+    #[inline]
+    pub fn pseudo_v6(self, source: [u8; 16], destination: [u8; 16], protocol: u8, length: u32) -> Sum {
+        self.bytes(&source).bytes(&destination).long(length).word(u16::from(protocol))
+    }
+
+    /// The sum in 16 bits, host order, not complemented; `0xffff` for data whose stored checksum is right.
+    #[inline]
+    #[must_use]
+    pub fn fold(self) -> u16 {
+        u16::from_be(fold_16(self.0))
+    }
+
+    /// The checksum to store, host order: the complement of the sum.
+    #[inline]
+    #[must_use]
+    pub fn checksum(self) -> u16 {
+        !self.fold()
+    }
+
+    /// The checksum to store in UDP: a computed zero is sent as `0xffff` (RFC 768, N-071).
+    #[inline]
+    #[must_use]
+    pub fn udp_checksum(self) -> u16 {
+        never_zero(self.checksum())
+    }
+
+    /// Whether data that includes its stored checksum is intact.
+    #[inline]
+    #[must_use]
+    pub fn verifies(self) -> bool {
+        self.fold() == 0xffff
+    }
+
+    #[inline]
+    fn add(self, value: u64) -> Sum {
+        // Both sides are below 2^34 or already folded, so this cannot overflow.
+        Sum(fold_32(self.0) + value)
+    }
+}
+
+/// What an edit adds to a sum: `~m + m'` of RFC 1624 for every 16-bit word that changes, folded.
+///
+/// A flow entry stores two of these instead of the old values. [`Delta::NONE`] changes nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[must_use]
+pub struct Delta(u16);
+
+impl Delta {
+    /// The edit that changes nothing.
+    pub const NONE: Delta = Delta(0);
+
+    /// The change of one word, host order both.
+    #[inline]
+    pub fn word(old: u16, new: u16) -> Delta {
+        Delta::NONE.and_word(old, new)
+    }
+
+    /// The change of a run of bytes at an even offset.
+    #[inline]
+    pub fn bytes<const N: usize>(old: &[u8; N], new: &[u8; N]) -> Delta {
+        const { assert!(N.is_multiple_of(2), "a change starts and ends on 16-bit words") };
+        let old = Sum::ZERO.bytes(old).fold();
+        Delta::word(old, Sum::ZERO.bytes(new).fold())
+    }
+
+    /// This change and that of one word, host order both.
+    #[inline]
+    pub fn and_word(self, old: u16, new: u16) -> Delta {
+        Delta(fold_16(u64::from(self.0) + u64::from(!old) + u64::from(new)))
+    }
+
+    /// Both changes.
+    #[inline]
+    pub fn and(self, other: Delta) -> Delta {
+        Delta(fold_16(u64::from(self.0) + u64::from(other.0)))
+    }
+
+    /// The 16 bits a flow entry stores; see [`Delta::from_bits`].
+    #[inline]
+    #[must_use]
+    pub fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// The change whose [`Delta::bits`] were stored.
+    #[inline]
+    pub fn from_bits(bits: u16) -> Delta {
+        Delta(bits)
+    }
+
+    /// The checksum after the change, host order: `HC' = ~(~HC + ~m + m')` (RFC 1624 section 3 equation 3, N-070).
+    #[inline]
+    #[must_use]
+    pub fn apply(self, checksum: u16) -> u16 {
+        !fold_16(u64::from(!checksum) + u64::from(self.0))
+    }
+
+    /// As [`Delta::apply`] with the rules of UDP: zero stays zero, a computed zero becomes `0xffff` (N-071).
+    #[inline]
+    #[must_use]
+    pub fn apply_udp(self, checksum: u16) -> u16 {
+        if checksum == 0 { 0 } else { never_zero(self.apply(checksum)) }
+    }
+}
+
+/// `checksum`, or `0xffff` for zero.
+#[inline]
+fn never_zero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
+}
+
+/// Below 2^33, equal to `sum` modulo 2^32 - 1.
+#[inline]
+fn fold_32(sum: u64) -> u64 {
+    (sum >> 32) + (sum & 0xffff_ffff)
+}
+
+/// The sum in 16 bits with end-around carry; zero only for zero.
+#[inline]
+fn fold_16(sum: u64) -> u16 {
+    let sum = fold_32(sum);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    (sum & 0xffff) as u16
+}
