@@ -1,1 +1,6 @@
 //! What happens to a packet: wire formats, tables, flows. Knows no Kubernetes and no clock.
+
+#![forbid(unsafe_code)]
+
+/// What workers read and never write: services, backends, routes, neighbours, tunnels.
+pub mod table;
