@@ -2,4 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+/// Every header Tidegate reads or writes, and the only parser of them.
 pub mod wire;
+/// What workers read and never write: services, backends, routes, neighbours, tunnels.
+pub mod table;

@@ -1,0 +1,116 @@
+//! Endpoints of Services, with the epochs that flows remember.
+//!
+//! Owns one row per endpoint of a Service port, and one 16-bit epoch per row in a dense side array: an established flow
+//! compares its remembered epoch with that one alone, and walks the slow path only when it moved. It refuses to know who
+//! chose the endpoint and which flows use it.
+
+use super::rows::Rows;
+use super::{BackendId, Family, ServiceId};
+
+/// Life of an endpoint, as flows need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum BackendState {
+    /// No endpoint has this id.
+    #[default]
+    Vacant,
+    /// Takes new flows.
+    Active,
+    /// Serving, but takes no new flows (L-047).
+    Draining,
+    /// No longer serving: TCP flows end by themselves (S-100), UDP flows choose again (S-102).
+    Gone,
+}
+
+/// One endpoint of one Service port. Kind: table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendRow {
+    /// Pod address in network order; IPv4 in mapped form.
+    pub address: [u8; 16],
+    /// Family of `address`.
+    pub family: Family,
+    /// Pod port, host order.
+    pub port: u16,
+    /// The Service port it belongs to.
+    pub service: ServiceId,
+    /// Where it is in its life.
+    pub state: BackendState,
+    /// Bumped by [`BackendTable::set`] when anything above changed; wraps.
+    pub epoch: u16,
+}
+
+impl Default for BackendRow {
+    fn default() -> Self {
+        BackendRow {
+            address: [0; 16],
+            family: Family::V4,
+            port: 0,
+            service: ServiceId::NONE,
+            state: BackendState::Vacant,
+            epoch: 0,
+        }
+    }
+}
+
+/// Epochs in a chunk: 8 KB, so that half a million backends need a spine of 1 KB.
+const EPOCHS_PER_CHUNK: usize = 4096;
+
+/// All endpoints. Kind: table.
+#[derive(Clone, Debug, Default)]
+pub struct BackendTable {
+    rows: Rows<BackendRow>,
+    /// `epoch` of each row, same index.
+    epochs: Rows<u16, EPOCHS_PER_CHUNK>,
+}
+
+impl BackendTable {
+    /// The row of an id; `None` when vacant. Read side, slow path.
+    #[inline]
+    pub fn row(&self, id: BackendId) -> Option<&BackendRow> {
+        self.rows.get(id.0).filter(|row| row.state != BackendState::Vacant)
+    }
+
+    /// The epoch of an id; 0 for one that was never given out (rows that were have others, except once in 65,536 changes).
+    /// Read side, fast path.
+    #[inline]
+    pub fn epoch(&self, id: BackendId) -> u16 {
+        self.epochs.get(id.0).copied().unwrap_or(0)
+    }
+
+    /// Asks for the cache line that [`BackendTable::epoch`] will read. Read side, fast path.
+    #[inline]
+    pub fn prefetch_epoch(&self, id: BackendId) {
+        // Two bytes per backend: the array of all but the largest gateways lives in the second-level cache.
+        let _ = self.epochs.get(id.0);
+    }
+
+    /// Every endpoint with its id.
+    pub fn rows(&self) -> impl Iterator<Item = (BackendId, &BackendRow)> {
+        let rows = self.rows.iter().filter(|(_, row)| row.state != BackendState::Vacant);
+        rows.map(|(id, row)| (BackendId(id), row))
+    }
+
+    /// Writes a row and returns its epoch: one more than before if state or identity changed, else the same. `row.epoch` is
+    /// ignored. Build side: two chunks.
+    pub fn set(&mut self, id: BackendId, row: BackendRow) -> u16 {
+        let before = self.rows.get(id.0).copied().unwrap_or_default();
+        let same = BackendRow { epoch: before.epoch, ..row };
+        if same == before {
+            return before.epoch;
+        }
+        let epoch = before.epoch.wrapping_add(1);
+        self.rows.set(id.0, BackendRow { epoch, ..row });
+        self.epochs.set(id.0, epoch);
+        epoch
+    }
+
+    /// Changes the state of a row and returns its epoch as [`BackendTable::set`] does.
+    pub fn set_state(&mut self, id: BackendId, state: BackendState) -> u16 {
+        let row = self.rows.get(id.0).copied().unwrap_or_default();
+        self.set(id, BackendRow { state, ..row })
+    }
+
+    /// Makes an id vacant. Its epoch is bumped and kept, so that flows of the next endpoint under this id are told apart.
+    pub fn clear(&mut self, id: BackendId) {
+        self.set(id, BackendRow::default());
+    }
+}

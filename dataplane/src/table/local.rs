@@ -1,0 +1,174 @@
+//! Addresses that are ours.
+//!
+//! Owns which roles an address has for this gateway (VIP, announced, translated source, VTEP) and the gateway's own VTEPs.
+//! It refuses to know how a packet to such an address is answered.
+
+use super::exact::{self, ExactMap};
+use super::{Family, mapped, unmapped};
+
+/// The roles of one address: a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct LocalKind(u8);
+
+impl LocalKind {
+    /// Not ours.
+    pub const NONE: LocalKind = LocalKind(0);
+    /// An address of a Service; answers echo requests.
+    pub const VIP: LocalKind = LocalKind(1);
+    /// Inside a connected prefix of one of our devices: answers ARP and neighbour solicitations.
+    pub const ANNOUNCED: LocalKind = LocalKind(2);
+    /// A source of `fullnat`: replies from pods come to it.
+    pub const FULLNAT_SOURCE: LocalKind = LocalKind(4);
+    /// The overlay address of one of our VTEPs.
+    pub const VTEP_OVERLAY: LocalKind = LocalKind(8);
+    /// The underlay address of one of our VTEPs: outer destination of what peers send us.
+    pub const VTEP_UNDERLAY: LocalKind = LocalKind(16);
+
+    const NAMES: [(LocalKind, &'static str); 5] = [
+        (LocalKind::VIP, "vip"),
+        (LocalKind::ANNOUNCED, "announced"),
+        (LocalKind::FULLNAT_SOURCE, "fullnat-source"),
+        (LocalKind::VTEP_OVERLAY, "vtep-overlay"),
+        (LocalKind::VTEP_UNDERLAY, "vtep-underlay"),
+    ];
+
+    /// Whether all roles of `other` are in this set.
+    #[inline]
+    pub const fn contains(self, other: LocalKind) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether this and `other` have a role in common.
+    #[inline]
+    pub const fn intersects(self, other: LocalKind) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Whether the address is not ours.
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Roles of either.
+    pub const fn union(self, other: LocalKind) -> LocalKind {
+        LocalKind(self.0 | other.0)
+    }
+
+    /// Roles of this that are not in `other`.
+    pub const fn without(self, other: LocalKind) -> LocalKind {
+        LocalKind(self.0 & !other.0)
+    }
+}
+
+impl std::ops::BitOr for LocalKind {
+    type Output = LocalKind;
+
+    fn bitor(self, other: LocalKind) -> LocalKind {
+        self.union(other)
+    }
+}
+
+impl std::ops::BitOrAssign for LocalKind {
+    fn bitor_assign(&mut self, other: LocalKind) {
+        *self = self.union(other);
+    }
+}
+
+impl std::fmt::Display for LocalKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> =
+            Self::NAMES.iter().filter(|(kind, _)| self.contains(*kind)).map(|(_, name)| *name).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
+impl exact::Value for LocalKind {
+    const VACANT: Self = LocalKind::NONE;
+}
+
+/// One VXLAN tunnel end point of this gateway (RFC 7348).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VtepRow {
+    /// Outer source on send, outer destination on receive; network order, IPv4 in mapped form.
+    pub underlay: [u8; 16],
+    /// Inner source MAC on send, inner destination MAC on receive.
+    pub mac: [u8; 6],
+    /// Overlay address of the end point itself; network order, IPv4 in mapped form.
+    pub overlay: [u8; 16],
+    /// Network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP destination port on receive, host order.
+    pub port: u16,
+}
+
+/// All addresses that are ours. Kind: table.
+#[derive(Clone, Debug, Default)]
+pub struct LocalTable {
+    v4: ExactMap<[u8; 4], LocalKind>,
+    v6: ExactMap<[u8; 16], LocalKind>,
+    vtep_v4: Option<VtepRow>,
+    vtep_v6: Option<VtepRow>,
+}
+
+impl LocalTable {
+    /// Roles of an IPv4 address; empty when it is not ours. Read side.
+    #[inline]
+    pub fn kind_v4(&self, address: &[u8; 4]) -> LocalKind {
+        self.v4.get(address).unwrap_or_default()
+    }
+
+    /// Roles of an IPv6 address; empty when it is not ours. Read side.
+    #[inline]
+    pub fn kind_v6(&self, address: &[u8; 16]) -> LocalKind {
+        self.v6.get(address).unwrap_or_default()
+    }
+
+    /// Roles of an address in mapped form.
+    pub fn kind(&self, address: &[u8; 16]) -> LocalKind {
+        match unmapped(address) {
+            Some(address) => self.kind_v4(&address),
+            None => self.kind_v6(address),
+        }
+    }
+
+    /// Our VTEP whose outer packets are of `family`. Read side.
+    #[inline]
+    pub fn vtep(&self, family: Family) -> Option<&VtepRow> {
+        match family {
+            Family::V4 => self.vtep_v4.as_ref(),
+            Family::V6 => self.vtep_v6.as_ref(),
+        }
+    }
+
+    /// Every address of ours in mapped form, IPv4 first, in no order that means anything.
+    pub fn iter(&self) -> impl Iterator<Item = ([u8; 16], LocalKind)> {
+        self.v4.iter().map(|(address, kind)| (mapped(&address), kind)).chain(self.v6.iter())
+    }
+
+    /// Gives an address (mapped form) exactly these roles; the empty set removes it. Build side: one or two chunks.
+    pub fn set(&mut self, address: &[u8; 16], kind: LocalKind) {
+        match unmapped(address) {
+            Some(address) => self.v4.insert(address, kind),
+            None => self.v6.insert(*address, kind),
+        };
+    }
+
+    /// Gives an address (mapped form) these roles beside those it has. Build side.
+    pub fn add(&mut self, address: &[u8; 16], kind: LocalKind) {
+        self.set(address, self.kind(address) | kind);
+    }
+
+    /// Takes these roles from an address (mapped form). Build side.
+    pub fn take(&mut self, address: &[u8; 16], kind: LocalKind) {
+        self.set(address, self.kind(address).without(kind));
+    }
+
+    /// Sets or removes our VTEP whose outer packets are of `family`; its addresses need their roles too. Build side.
+    pub fn set_vtep(&mut self, family: Family, vtep: Option<VtepRow>) {
+        match family {
+            Family::V4 => self.vtep_v4 = vtep,
+            Family::V6 => self.vtep_v6 = vtep,
+        }
+    }
+}

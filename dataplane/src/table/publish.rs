@@ -1,0 +1,226 @@
+//! Publishing: one swap replaces all tables, and readers follow at their own pace.
+//!
+//! Owns which generation is current, who has seen which, and where memory is freed. It refuses to know what a snapshot
+//! holds.
+//!
+//! The simple version is a `Mutex<Arc<Tables>>` that every worker locks for every batch. Three tricks, each with its price:
+//!
+//! 1. *A generation counter before the lock.* A reader compares one atomic with the generation it has and touches the lock
+//!    only when it moved: one load of a line that is shared and unchanged between publishes. Price: a publish is seen one
+//!    batch later at worst.
+//! 2. *`try_lock`, not `lock`.* If the publisher holds the lock, a reader keeps its tables for one more batch, so a worker
+//!    never waits for the compiler thread. Price: another batch.
+//! 3. *The publisher keeps an `Arc` of every retired snapshot* and drops those nobody else holds ([`Publisher::collect`]),
+//!    so that the last reference, and with it the work of freeing, is always the publisher's. Price: memory of a retired
+//!    generation lives until the next collect; it is only the chunks that differ.
+//!
+//! A reader that is about to sleep goes offline, which counts as having reached every generation. Coming back it takes its
+//! seat first and the lock second, and it waits for the lock: either the publisher sees the taken seat, or the reader sees
+//! the published tables, in every order of the two (a model proves this under `cfg(loom)`).
+//!
+//! Contexts: [`Publisher`] lives on one thread, the compiler's. A [`Reader`] lives on one worker. Nothing is called while the
+//! lock is held; its section is one swap or one clone of an `Arc`.
+
+#[cfg(loom)]
+use loom::sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64, atomic::Ordering};
+#[cfg(not(loom))]
+use std::sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64, atomic::Ordering};
+use std::sync::{PoisonError, TryLockError};
+
+use super::Tables;
+
+/// Something that can be published: it carries the number of its generation.
+pub trait Snapshot {
+    /// Writes the number given by [`Publisher::publish`].
+    fn stamp(&mut self, generation: u64);
+}
+
+/// What a seat says while its reader is offline or gone: it holds nobody up.
+const OFFLINE: u64 = u64::MAX;
+
+struct Shared<T> {
+    /// Generation of `current`; stored after the swap, so that who sees it also finds the tables.
+    generation: AtomicU64,
+    current: Mutex<(u64, Arc<T>)>,
+    seats: Mutex<Vec<Arc<Seat>>>,
+}
+
+/// Where one reader writes the generation it works with, or [`OFFLINE`].
+struct Seat {
+    seen: AtomicU64,
+}
+
+/// The writing end: one, on the compiler thread.
+pub struct Publisher<T: Snapshot = Tables> {
+    shared: Arc<Shared<T>>,
+    current: Arc<T>,
+    generation: u64,
+    retired: Vec<Arc<T>>,
+}
+
+/// A reading end: one per worker.
+pub struct Reader<T: Snapshot = Tables> {
+    shared: Arc<Shared<T>>,
+    seat: Arc<Seat>,
+    tables: Arc<T>,
+    seen: u64,
+    online: bool,
+}
+
+impl<T: Snapshot> Publisher<T> {
+    /// A publisher whose generation 1 is `first`, and a function that makes readers (on any thread, at any time).
+    pub fn new(mut first: T) -> (Self, impl Fn() -> Reader<T> + Clone) {
+        first.stamp(1);
+        let current = Arc::new(first);
+        let shared = Arc::new(Shared {
+            generation: AtomicU64::new(1),
+            current: Mutex::new((1, Arc::clone(&current))),
+            seats: Mutex::new(Vec::new()),
+        });
+        let publisher = Publisher { shared: Arc::clone(&shared), current, generation: 1, retired: Vec::new() };
+        (publisher, move || Reader::new(Arc::clone(&shared)))
+    }
+
+    /// Replaces the tables, all at once, and returns their generation. Frees what nobody reads any more.
+    pub fn publish(&mut self, mut tables: T) -> u64 {
+        self.generation += 1;
+        tables.stamp(self.generation);
+        let tables = Arc::new(tables);
+        let swapped = {
+            let mut current = lock(&self.shared.current);
+            std::mem::replace(&mut *current, (self.generation, Arc::clone(&tables)))
+        };
+        // Ours is still in `self.current`: this never frees.
+        drop(swapped);
+        self.shared.generation.store(self.generation, Ordering::Release);
+        self.retired.push(std::mem::replace(&mut self.current, tables));
+        self.collect();
+        self.generation
+    }
+
+    /// The tables published last.
+    pub fn current(&self) -> &T {
+        &self.current
+    }
+
+    /// Their generation.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The oldest generation a reader may still be working with; the current one if all readers are offline or gone.
+    pub fn reached(&self) -> u64 {
+        let mut seats = lock(&self.shared.seats);
+        // A seat that only this list holds has lost its reader.
+        seats.retain(|seat| Arc::strong_count(seat) > 1);
+        seats.iter().map(|seat| seat.seen.load(Ordering::Acquire)).fold(self.generation, u64::min)
+    }
+
+    /// Frees retired snapshots that no reader holds, on this thread; returns how many are still held.
+    pub fn collect(&mut self) -> usize {
+        // A count of one is ours alone, and nobody can raise it: readers clone from `Shared::current` only.
+        self.retired.retain(|tables| Arc::strong_count(tables) > 1);
+        self.retired.len()
+    }
+}
+
+impl<T: Snapshot> Reader<T> {
+    fn new(shared: Arc<Shared<T>>) -> Self {
+        // The seat is taken, with a generation older than all, before the tables are: see `come_online`.
+        let seat = Arc::new(Seat { seen: AtomicU64::new(0) });
+        lock(&shared.seats).push(Arc::clone(&seat));
+        let (seen, tables) = {
+            let current = lock(&shared.current);
+            (current.0, Arc::clone(&current.1))
+        };
+        seat.seen.store(seen, Ordering::Release);
+        Reader { shared, seat, tables, seen, online: true }
+    }
+
+    /// The newest tables, or those from before if the publisher is swapping right now. One atomic load unless they moved.
+    /// What was read through the tables before this call is done with: [`Publisher::reached`] counts on it.
+    #[inline]
+    pub fn refresh(&mut self) -> &T {
+        if !self.online || self.shared.generation.load(Ordering::Acquire) != self.seen {
+            self.follow();
+        }
+        &self.tables
+    }
+
+    /// The tables as of the last refresh.
+    #[inline]
+    pub fn tables(&self) -> &T {
+        &self.tables
+    }
+
+    /// Generation of [`Reader::tables`].
+    pub fn generation(&self) -> u64 {
+        self.seen
+    }
+
+    /// Stops counting as a reader until the next [`Reader::refresh`]: call before sleeping, and read nothing through the
+    /// tables in between. They stay allocated.
+    pub fn go_offline(&mut self) {
+        self.online = false;
+        self.seat.seen.store(OFFLINE, Ordering::Release);
+    }
+
+    #[cold]
+    fn follow(&mut self) {
+        if !self.online {
+            self.come_online();
+            return;
+        }
+        let newer = match self.shared.current.try_lock() {
+            Ok(current) => (current.0, Arc::clone(&current.1)),
+            Err(TryLockError::Poisoned(poisoned)) => {
+                let current = poisoned.into_inner();
+                (current.0, Arc::clone(&current.1))
+            }
+            Err(TryLockError::WouldBlock) => return,
+        };
+        self.take(newer);
+    }
+
+    /// Seat first, lock second. If our section comes before the publisher's, unlocking orders the taken seat before its
+    /// later look at the seats; if it comes after, we find the new tables.
+    fn come_online(&mut self) {
+        self.seat.seen.store(self.seen, Ordering::Release);
+        let newer = {
+            let current = lock(&self.shared.current);
+            (current.0, Arc::clone(&current.1))
+        };
+        self.online = true;
+        self.take(newer);
+    }
+
+    fn take(&mut self, (generation, tables): (u64, Arc<T>)) {
+        // The publisher holds the one replaced here until its count says that we have let go: nothing is freed here.
+        self.tables = tables;
+        self.seen = generation;
+        self.seat.seen.store(generation, Ordering::Release);
+    }
+}
+
+impl<T: Snapshot> Drop for Reader<T> {
+    fn drop(&mut self) {
+        self.seat.seen.store(OFFLINE, Ordering::Release);
+    }
+}
+
+impl<T: Snapshot> std::fmt::Debug for Publisher<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Publisher {{ generation: {}, retired: {} }}", self.generation, self.retired.len())
+    }
+}
+
+impl<T: Snapshot> std::fmt::Debug for Reader<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Reader {{ seen: {}, online: {} }}", self.seen, self.online)
+    }
+}
+
+/// A section under this lock is one swap or clone that cannot panic, so a poisoned lock still guards whole values.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,109 @@
+//! Rows by id, in chunks that generations share.
+//!
+//! A [`Rows`] is a spine of pointers to chunks of `CHUNK` rows. It owns sharing: a clone shares everything, and the first
+//! write to a clone copies the spine and the touched chunk, and nothing else; later writes to the same clone find both
+//! already their own. It refuses to know what a row is and whether an id is in use: a row never set is `T::default()`.
+//!
+//! A read is two dependent loads (spine, chunk) and one comparison; the spine of half a million rows is 8 KB and stays in
+//! the first-level cache.
+
+use std::sync::Arc;
+
+/// Rows in a chunk unless told otherwise: a copy of 512 rows of 64 B is 32 KB, a spine of 50,000 rows has 98 entries.
+pub const ROWS_PER_CHUNK: usize = 512;
+
+/// Rows by dense id, copy-on-write in chunks of `CHUNK` (a power of two). Kind: table.
+#[derive(Debug)]
+pub struct Rows<T, const CHUNK: usize = ROWS_PER_CHUNK> {
+    spine: Arc<[Arc<[T; CHUNK]>]>,
+}
+
+impl<T, const CHUNK: usize> Clone for Rows<T, CHUNK> {
+    fn clone(&self) -> Self {
+        Rows { spine: Arc::clone(&self.spine) }
+    }
+}
+
+impl<T, const CHUNK: usize> Default for Rows<T, CHUNK> {
+    fn default() -> Self {
+        const { assert!(CHUNK.is_power_of_two() && CHUNK <= u32::MAX as usize) };
+        Rows { spine: Arc::new([]) }
+    }
+}
+
+impl<T, const CHUNK: usize> Rows<T, CHUNK> {
+    /// The row at `index`; `None` beyond the last chunk. Read side.
+    #[inline]
+    pub fn get(&self, index: u32) -> Option<&T> {
+        let index = index as usize;
+        self.spine.get(index / CHUNK).map(|chunk| &chunk[index % CHUNK])
+    }
+
+    /// Rows there is room for; every index below it yields a row.
+    pub fn capacity(&self) -> usize {
+        self.spine.len() * CHUNK
+    }
+
+    /// Every row with its index, vacant ones too.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+        (0..).zip(self.spine.iter().flat_map(|chunk| chunk.iter()))
+    }
+
+    /// Chunks that `self` and `other` share; what a copy has saved.
+    pub fn chunks_shared(&self, other: &Self) -> usize {
+        self.spine.iter().zip(other.spine.iter()).filter(|(mine, theirs)| Arc::ptr_eq(mine, theirs)).count()
+    }
+}
+
+impl<T: Clone + Default, const CHUNK: usize> Rows<T, CHUNK> {
+    /// Rows with room for at least `rows`, all vacant and sharing one chunk until written.
+    pub fn with_capacity(rows: usize) -> Self {
+        let mut made = Rows::default();
+        made.grow(rows.div_ceil(CHUNK));
+        made
+    }
+
+    /// The row at `index` for writing; copies the spine and one chunk where another generation shares them, and grows to
+    /// hold `index`. Ids must be dense: memory follows the largest one. Build side.
+    pub fn edit(&mut self, index: u32) -> &mut T {
+        let index = index as usize;
+        if index >= self.capacity() {
+            self.grow(index / CHUNK + 1);
+        }
+        let chunk = &mut Arc::make_mut(&mut self.spine)[index / CHUNK];
+        if Arc::get_mut(chunk).is_none() {
+            *chunk = collect(chunk.iter().cloned());
+        }
+        match Arc::get_mut(chunk) {
+            Some(rows) => &mut rows[index % CHUNK],
+            None => unreachable!("a chunk just made has one owner"),
+        }
+    }
+
+    /// Writes one row. Build side; cost as [`Rows::edit`].
+    pub fn set(&mut self, index: u32, row: T) {
+        *self.edit(index) = row;
+    }
+
+    /// Makes one row vacant again. Build side; cost as [`Rows::edit`].
+    pub fn clear(&mut self, index: u32) {
+        if (index as usize) < self.capacity() {
+            self.set(index, T::default());
+        }
+    }
+
+    fn grow(&mut self, chunks: usize) {
+        let Some(more) = chunks.checked_sub(self.spine.len()).filter(|more| *more > 0) else { return };
+        // New chunks share one vacant original until they are written.
+        let vacant: Arc<[T; CHUNK]> = collect((0..CHUNK).map(|_| T::default()));
+        self.spine = self.spine.iter().cloned().chain(std::iter::repeat_n(vacant, more)).collect();
+    }
+}
+
+/// A chunk made in place: an array built on the stack first would be copied, and large rows would overflow it.
+fn collect<T, const CHUNK: usize>(rows: impl Iterator<Item = T>) -> Arc<[T; CHUNK]> {
+    match rows.collect::<Arc<[T]>>().try_into() {
+        Ok(chunk) => chunk,
+        Err(_) => unreachable!("every caller yields CHUNK rows"),
+    }
+}
