@@ -6,3 +6,5 @@
 pub mod wire;
 /// What workers read and never write: services, backends, routes, neighbours, tunnels.
 pub mod table;
+/// What one worker remembers between packets: flows, waiting frames, rates, usage.
+pub mod state;

@@ -1,0 +1,1 @@
+//! Naive models that the flow table and its index are compared with.

@@ -1,0 +1,126 @@
+//! What each backend is used for: flows, packets, bytes.
+//!
+//! It owns the totals of one worker, one cache line per backend, in memory that is touched when a backend first
+//! is used. It refuses to know what a backend is. Packets are counted in the flow entries, where a worker looks anyway,
+//! and come here when those fold.
+
+use std::io;
+
+use tidegate_io::mem::{HugePages, Slab};
+use zerocopy::FromZeros;
+
+use super::{Direction, Fold};
+
+/// Totals of one backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromZeros)]
+#[repr(C, align(64))]
+pub struct Row {
+    /// Flows opened since the row was reset.
+    pub opened: u64,
+    /// Packets per direction, as far as folded.
+    pub packets: [u64; 2],
+    /// Bytes per direction, as far as folded.
+    pub bytes: [u64; 2],
+    /// Flows that are live now.
+    pub live: u32,
+}
+
+const _: () = assert!(size_of::<Row>() == 64);
+
+/// Totals of all backends, by row number of the backend. Numbers beyond the capacity are not counted.
+#[derive(Debug)]
+pub struct Usage {
+    rows: Slab<Row>,
+}
+
+impl Usage {
+    /// Totals for `backends_max` backends, all zero.
+    ///
+    /// # Errors
+    ///
+    /// What mmap(2) reports.
+    pub fn new(backends_max: u32, huge: HugePages) -> io::Result<Usage> {
+        Ok(Usage { rows: Slab::new(backends_max, huge)? })
+    }
+
+    /// A flow to `backend` was installed.
+    #[inline]
+    pub fn open(&mut self, backend: u32) {
+        if let Some(row) = self.rows.get_mut(backend) {
+            row.opened += 1;
+            row.live += 1;
+        }
+    }
+
+    /// A flow to `backend` was removed.
+    #[inline]
+    pub fn close(&mut self, backend: u32) {
+        if let Some(row) = self.rows.get_mut(backend) {
+            debug_assert!(row.live > 0, "a flow is closed once");
+            row.live = row.live.saturating_sub(1);
+        }
+    }
+
+    /// Adds what an entry had counted.
+    #[inline]
+    pub fn fold(&mut self, backend: u32, direction: Direction, fold: Fold) {
+        if let Some(row) = self.rows.get_mut(backend) {
+            row.packets[direction.index()] += fold.packets;
+            row.bytes[direction.index()] += fold.bytes;
+        }
+    }
+
+    /// Totals of `backend`; zeroes for one that was never used.
+    #[must_use]
+    pub fn row(&self, backend: u32) -> Row {
+        self.rows.get(backend).copied().unwrap_or_default()
+    }
+
+    /// Flows to `backend` that are live now.
+    #[inline]
+    #[must_use]
+    pub fn live(&self, backend: u32) -> u32 {
+        self.rows.get(backend).map_or(0, |row| row.live)
+    }
+
+    /// Starts to load the totals of `backend`.
+    #[inline]
+    pub fn prefetch(&self, backend: u32) {
+        self.rows.prefetch(backend);
+    }
+
+    /// Starts counting anew for a backend whose number was given to another one. Flows to the old one that are still
+    /// live keep being counted as live, since they will be closed.
+    pub fn reset(&mut self, backend: u32) {
+        if let Some(row) = self.rows.get_mut(backend) {
+            *row = Row { live: row.live, ..Row::default() };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_are_kept_per_backend_and_strangers_are_ignored() {
+        let mut usage = Usage::new(4, HugePages::Off).unwrap();
+        usage.open(2);
+        usage.open(2);
+        usage.close(2);
+        usage.fold(2, Direction::Original, Fold { packets: 3, bytes: 400 });
+        usage.fold(2, Direction::Original, Fold { packets: 1, bytes: 60 });
+        usage.fold(2, Direction::Reply, Fold { packets: 2, bytes: 3000 });
+        assert_eq!(usage.row(2), Row { opened: 2, live: 1, packets: [4, 2], bytes: [460, 3000] });
+        assert_eq!(usage.live(2), 1);
+        for stranger in [4, u32::MAX] {
+            usage.open(stranger);
+            usage.close(stranger);
+            usage.fold(stranger, Direction::Reply, Fold { packets: 1, bytes: 1 });
+            assert_eq!(usage.row(stranger), Row::default());
+        }
+        assert_eq!(usage.row(0), Row::default());
+        usage.reset(2);
+        assert_eq!(usage.row(2), Row { live: 1, ..Row::default() });
+    }
+}
