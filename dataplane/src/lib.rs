@@ -4,7 +4,25 @@
 
 /// Every header Tidegate reads or writes, and the only parser of them.
 pub mod wire;
+/// The two IP families as one trait.
+pub mod family;
+/// What parse learned about a packet, and the key it is looked up by.
+pub mod packet;
 /// What workers read and never write: services, backends, routes, neighbours, tunnels.
 pub mod table;
 /// What one worker remembers between packets: flows, waiting frames, rates, usage.
 pub mod state;
+/// The stages, in the order in which a packet meets them.
+pub mod stage;
+/// Classify, probe, decide, apply.
+pub mod pipeline;
+/// One thread, its ports and its state: turn after turn.
+pub mod worker;
+/// Questions that only the owner of state can answer.
+pub mod mailbox;
+/// Why a packet may end here: the one list.
+pub mod drops;
+/// What happened, counted by each worker for itself.
+pub mod counters;
+/// Every bound, with its unit and its argument.
+pub mod limits;

@@ -16,12 +16,14 @@ pub mod nat;
 pub mod hold;
 pub mod limit;
 pub mod usage;
+pub mod worker;
 
 #[cfg(test)]
 mod oracle;
 
 pub use entry::{Entry, FlowState, Fold, NewFlow};
 pub use flow::{Candidate, FlowId, FlowTable, Hit, InsertError, Swept};
+pub use worker::{Capacity, Entropy, State};
 pub use tuple::{Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Tuple};
 
 /// Moments as flows store them: the number of the 2^20 ns interval, modulo 2^32 (it wraps after 52 days).

@@ -103,14 +103,7 @@ ids! {
     DeviceId(u16);
 }
 
-/// IP version of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Family {
-    /// Internet Protocol version 4.
-    V4,
-    /// Internet Protocol version 6.
-    V6,
-}
+pub use crate::wire::Family;
 
 /// An IPv4 address as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2), the form in which rows hold addresses of both families.
 pub const fn mapped(address: &[u8; 4]) -> [u8; 16] {

@@ -1,0 +1,179 @@
+//! Drop reasons: the one list of why a packet may end here.
+//!
+//! Owns the enum, the names, the help texts and the severities; counters, `tidegate show drops` and `docs/drops.md`
+//! are made from this list and from nothing else. A packet leaves with exactly one verdict, and if that verdict is
+//! a drop it carries exactly one of these.
+
+use crate::wire::Malformed;
+
+/// How much an operator should care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Normal in any network: scans, late segments, expired time to live.
+    Info,
+    /// Somebody sends what they should not, or something is missing.
+    Warning,
+    /// Tidegate or its host is short of something, or misconfigured.
+    Error,
+}
+
+impl Severity {
+    /// Lower-case name, as shown to people and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+    }
+}
+
+macro_rules! drops {
+    ($($variant:ident, $stage:ident, $severity:ident, $help:literal;)*) => {
+        /// Why a packet was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $(#[doc = $help] $variant,)*
+        }
+
+        impl DropReason {
+            /// All reasons in the order of their numbers.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)*];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// Stable name, as counted and shown.
+            pub const fn name(self) -> &'static str {
+                match self { $(DropReason::$variant => stringify!($variant),)* }
+            }
+
+            /// The stage that gives this reason: a file of `dataplane/src/stage`.
+            pub const fn stage(self) -> &'static str {
+                match self { $(DropReason::$variant => stringify!($stage),)* }
+            }
+
+            /// How much an operator should care.
+            pub const fn severity(self) -> Severity {
+                match self { $(DropReason::$variant => Severity::$severity,)* }
+            }
+
+            /// What it means, one sentence.
+            pub const fn help(self) -> &'static str {
+                match self { $(DropReason::$variant => $help,)* }
+            }
+        }
+    };
+}
+
+drops! {
+    EthernetTruncated,     parse, Warning, "The frame ends inside the Ethernet header.";
+    VlanTruncated,         parse, Warning, "The frame ends inside an 802.1Q tag, or has more than two.";
+    EthertypeUnknown,      parse, Info,    "Neither IPv4, IPv6 nor ARP.";
+    OtherHost,             parse, Info,    "The destination MAC is neither ours nor a group address.";
+    ArpMalformed,          parse, Warning, "An ARP packet of the wrong length, hardware or protocol type.";
+    Ipv4Truncated,         parse, Warning, "The packet ends inside the IPv4 header.";
+    Ipv4BadVersion,        parse, Warning, "The version field is not 4.";
+    Ipv4BadHeaderLength,   parse, Warning, "IHL is below 5 or beyond the packet.";
+    Ipv4BadTotalLength,    parse, Warning, "The IPv4 total length is below the header or beyond the frame.";
+    Ipv4BadChecksum,       parse, Warning, "The IPv4 header checksum is wrong.";
+    Ipv4SourceRoute,       parse, Warning, "The packet carries a source route option (L-056).";
+    Ipv4BadOptions,        parse, Warning, "An IPv4 option has an impossible length.";
+    Ipv6Truncated,         parse, Warning, "The packet ends inside the IPv6 header or an extension header.";
+    Ipv6BadVersion,        parse, Warning, "The version field is not 6.";
+    Ipv6BadPayloadLength,  parse, Warning, "The IPv6 payload length is beyond the frame.";
+    Ipv6ExtensionTooMany,  parse, Warning, "More IPv6 extension headers than are followed.";
+    Ipv6RoutingHeader,     parse, Warning, "A routing header of type 0 (RFC 5095), or one that still has segments left.";
+    UdpTruncated,          parse, Warning, "The packet ends inside the UDP header.";
+    UdpBadLength,          parse, Warning, "The UDP length is below 8 or beyond the packet.";
+    Udp6ZeroChecksum,      parse, Warning, "A UDP datagram over IPv6 without checksum (N-072).";
+    TcpTruncated,          parse, Warning, "The packet ends inside the TCP header.";
+    TcpBadOffset,          parse, Warning, "The TCP data offset is below 5 or beyond the packet.";
+    SctpTruncated,         parse, Warning, "The packet ends inside the SCTP common header.";
+    IcmpTruncated,         parse, Warning, "The packet ends inside the ICMP or ICMPv6 header.";
+    IcmpBadChecksum,       parse, Warning, "The checksum of an ICMP message that we would answer or translate is wrong.";
+    QuoteMalformed,        parse, Warning, "The packet quoted by an ICMP error cannot be understood.";
+    NdpMalformed,          parse, Warning, "A neighbour solicitation with a wrong length, hop limit or option.";
+    MartianSource,         parse, Warning, "The source is multicast, broadcast, loopback, unspecified, or equals the destination.";
+    VxlanTruncated,        parse, Warning, "The datagram ends inside the VXLAN header.";
+    VxlanNoVni,            parse, Warning, "The VXLAN I flag is not set (V-001).";
+    VxlanUnknownVni,       parse, Warning, "No overlay here has this VNI (V-002).";
+    VxlanUnknownPeer,      parse, Warning, "The outer source is not a known VTEP (V-015).";
+    VxlanOuterFragment,    parse, Warning, "A fragmented VXLAN datagram (V-012).";
+    VxlanOtherHost,        parse, Info,    "The inner destination MAC is not our VTEP's (V-015).";
+    VxlanInnerVlan,        parse, Warning, "The inner frame carries an 802.1Q tag (V-014).";
+    VxlanWrongFamily,      parse, Warning, "Inner and outer family differ, which no peer of this overlay sends (V-020).";
+    EcnMismatch,           parse, Warning, "Outer CE on an inner packet that is not ECN capable (V-007, RFC 6040).";
+    FragmentUntracked,     flow, Info,     "A fragment: ports are not known for all pieces.";
+    SpoofedSource,         flow, Error,    "The inner source does not live behind the VTEP that sent it (P-047).";
+    NotOurs,               flow, Info,     "The destination is no address served here.";
+    NoFlow,                flow, Info,     "Addressed to a translated address, but no flow is known (S-078).";
+    OrphanSegment,         flow, Info,     "A TCP segment that is no SYN, to a Service, without a flow (S-077).";
+    TcpInvalid,            flow, Info,     "A TCP segment that the state of its flow does not allow (N-086).";
+    TableFull,             flow, Error,    "The flow table has no room; established flows are never evicted.";
+    NoFrontend,            service, Info,  "No Service has this address, protocol and port (S-074).";
+    NoBackend,             service, Warning, "The Service has no endpoint; beyond the rate at which that is answered (S-070).";
+    ProtocolUnsupported,   service, Info,  "A protocol other than TCP, UDP or ICMP echo at a Service address.";
+    PortsExhausted,        nat, Error,     "Every source port towards this backend is in use: reserve more fullnat addresses.";
+    NoSource,              nat, Error,     "No fullnat source address of this family is configured.";
+    NoRoute,               route, Warning, "No route to the destination, or only one that forbids it.";
+    NoTunnel,              route, Warning, "The backend lives behind no known VTEP.";
+    NeighbourUnresolved,   route, Warning, "The next hop did not answer in time, or too many packets wait for it.";
+    NoEgressPort,          route, Error,   "The route leaves by a device that this worker does not serve.";
+    TtlExpired,            rewrite, Info,  "Time to live ran out; beyond the rate at which that is answered.";
+    TooBig,                encap, Info,    "Larger than the path allows; beyond the rate at which that is answered (V-010).";
+    NoHeadroom,            encap, Error,   "The frame has no room for another header.";
+    AnswerSuppressed,      local, Info,    "A request that we answer, beyond the rate at which we do.";
+    ErrorUnmatched,        error, Info,    "An ICMP error that quotes no flow of ours.";
+    IcmpUnhandled,         local, Info,    "An ICMP message to one of our addresses that is neither echo, error nor discovery.";
+    TxRingFull,            verdict, Error, "The port's transmit ring had no room.";
+    ShuttingDown,          verdict, Info,  "Held when the worker stopped.";
+}
+
+impl From<Malformed> for DropReason {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::EthernetTruncated => DropReason::EthernetTruncated,
+            Malformed::VlanTruncated => DropReason::VlanTruncated,
+            Malformed::ArpMalformed => DropReason::ArpMalformed,
+            Malformed::Ipv4Truncated => DropReason::Ipv4Truncated,
+            Malformed::Ipv4BadVersion => DropReason::Ipv4BadVersion,
+            Malformed::Ipv4BadHeaderLength => DropReason::Ipv4BadHeaderLength,
+            Malformed::Ipv4BadTotalLength => DropReason::Ipv4BadTotalLength,
+            Malformed::Ipv4BadChecksum => DropReason::Ipv4BadChecksum,
+            Malformed::Ipv4SourceRoute => DropReason::Ipv4SourceRoute,
+            Malformed::Ipv6Truncated => DropReason::Ipv6Truncated,
+            Malformed::Ipv6BadVersion => DropReason::Ipv6BadVersion,
+            Malformed::Ipv6BadPayloadLength => DropReason::Ipv6BadPayloadLength,
+            Malformed::Ipv6ExtensionTooMany => DropReason::Ipv6ExtensionTooMany,
+            Malformed::Ipv6RoutingHeader => DropReason::Ipv6RoutingHeader,
+            Malformed::UdpTruncated => DropReason::UdpTruncated,
+            Malformed::UdpBadLength => DropReason::UdpBadLength,
+            Malformed::Udp6ZeroChecksum => DropReason::Udp6ZeroChecksum,
+            Malformed::TcpTruncated => DropReason::TcpTruncated,
+            Malformed::TcpBadOffset => DropReason::TcpBadOffset,
+            Malformed::IcmpTruncated => DropReason::IcmpTruncated,
+            Malformed::NdpMalformed => DropReason::NdpMalformed,
+            Malformed::VxlanTruncated => DropReason::VxlanTruncated,
+            Malformed::VxlanNoVni => DropReason::VxlanNoVni,
+        }
+    }
+}
+
+/// The text of `docs/drops.md`.
+pub fn document() -> String {
+    let mut text = String::from(
+        "# Drop reasons\n\nGenerated from `dataplane/src/drops.rs`; a test compares. See `tidegate show drops`.\n\n\
+         | reason | stage | severity | meaning |\n|---|---|---|---|\n",
+    );
+    for reason in DropReason::ALL {
+        text.push_str(&format!(
+            "| `{}` | {} | {} | {} |\n",
+            reason.name(),
+            reason.stage(),
+            reason.severity().name(),
+            reason.help()
+        ));
+    }
+    text
+}

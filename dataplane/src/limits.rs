@@ -1,0 +1,35 @@
+//! Limits: every bound of the dataplane with its unit and its argument.
+
+use std::num::NonZeroU32;
+
+/// Packets handled as one batch. At 64 the metadata of a batch (64 × 128 B) and the lines it prefetches stay in L1.
+pub const BATCH_PACKETS: usize = tidegate_io::BATCH_MAX;
+
+/// Flow entries looked at per turn for expiry. At one turn per 10 µs a table of 1 M entries is seen every 0.3 s.
+pub const EXPIRE_PER_TURN: u32 = 32;
+
+/// Turns between two commits of the private counters to the shared ones.
+pub const TURNS_PER_COMMIT: u64 = 64;
+
+/// Turns between two looks at the held packets and the mailbox.
+pub const TURNS_PER_CHORE: u64 = 16;
+
+/// Devices a worker can send to.
+pub const DEVICES_MAX: usize = 64;
+
+/// Answers (rejects, ICMP errors) per second and worker (S-079).
+pub const ANSWERS_PER_S: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
+
+/// Nanoseconds a worker stays awake without a packet before it sleeps on its descriptors.
+pub const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
+
+/// Longest sleep; bounds how late a timer, a request or a publish is noticed.
+pub const SLEEP_MS_MAX: i32 = 10;
+
+/// Bytes of VXLAN over IPv4: Ethernet is not counted on the outside, so 20 + 8 + 8 + 14 (V-009).
+pub const OVERHEAD_V4_BYTES: u16 = 50;
+
+/// Bytes of VXLAN over IPv6 (V-009).
+pub const OVERHEAD_V6_BYTES: u16 = 70;
+
+const _: () = assert!(BATCH_PACKETS <= 64, "batch sweeps use one u64 mask per batch");

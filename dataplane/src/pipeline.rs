@@ -1,0 +1,450 @@
+//! The pipeline: classify, probe, decide, apply.
+//!
+//! Four steps, so that a batch can be prefetched between them and so that deciding stays a pure function that workers,
+//! `explain`, simulation, fuzzing and benches all call:
+//!
+//! - [`classify`] makes the lookup key of a packet;
+//! - probing the flow table is done by [`crate::worker`] for a whole batch;
+//! - [`decide`] reads tables and state and says what is to happen, without changing anything;
+//! - [`apply`] does it: the only place where state and frames change.
+
+use tidegate_io::Frame;
+
+use crate::counters::{Counters, Event};
+use crate::drops::DropReason;
+use crate::packet::{Domain, Key, Kind, Packet};
+use crate::family::Family;
+use crate::stage::route::{self, Departure, Hop};
+use crate::stage::{encap, error, flow, local, rewrite};
+use crate::state::{self, Direction, Entry, FlowId, FlowState, Hit, InsertError, State, Tuple, tcp, ticks};
+use crate::table::{BackendId, DeviceId, Tables};
+use crate::wire::packet::Fragment;
+use crate::wire::{Family as Version, protocol, tcp as segment};
+
+/// What is to happen to one packet.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decision<A> {
+    /// Its flow is known: edit and send.
+    Forward {
+        /// The flow.
+        flow: FlowId,
+        /// Which way this packet goes.
+        direction: Direction,
+        /// Where it leaves.
+        hop: Hop,
+        /// What the flow learns, if it was revalidated.
+        refresh: Option<Refresh>,
+    },
+    /// It starts a flow: install, edit and send.
+    Start {
+        /// The flow to install.
+        flow: NewFlow<A>,
+        /// A flow of the same tuple that ends with this.
+        replaces: Option<FlowId>,
+    },
+    /// An ICMP error that quotes this flow: translate and send (L-050).
+    Translate {
+        /// The flow.
+        flow: FlowId,
+        /// Which way the error goes: the reverse of what it quotes.
+        direction: Direction,
+        /// Where it leaves.
+        hop: Hop,
+    },
+    /// Answer it from here.
+    Answer(Answer),
+    /// It ends here.
+    Drop(DropReason),
+}
+
+/// What a revalidated flow learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refresh {
+    /// Epoch of the backend row that was looked at.
+    pub backend_epoch: u16,
+    /// Epoch of the routes that were looked at.
+    pub routes_epoch: u16,
+    /// Where packets of the original direction leave, if that is known.
+    pub forward: Option<Hop>,
+    /// Where packets of the reply direction leave, if that is known.
+    pub reply: Option<Hop>,
+}
+
+/// A flow to install.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NewFlow<A> {
+    /// Client to Service address.
+    pub original: Tuple<A>,
+    /// Translated source.
+    pub source: (A, u16),
+    /// Translated destination: the backend.
+    pub to: (A, u16),
+    /// Row of the backend.
+    pub backend: BackendId,
+    /// Epoch of that row.
+    pub backend_epoch: u16,
+    /// Epoch of the routes.
+    pub routes_epoch: u16,
+    /// Where packets of the original direction leave.
+    pub forward: Hop,
+    /// Where packets of the reply direction leave.
+    pub reply: Hop,
+}
+
+impl<A: Family> NewFlow<A> {
+    /// The entry to install for the flow that `packet` begins.
+    fn entry(&self, packet: &Packet) -> state::NewFlow<A> {
+        let at = &packet.l3;
+        let (state, last_ack) =
+            tcp::open(at.tcp_flags, at.tcp_seq).unwrap_or((FlowState::UDP_UNREPLIED, [0; 2]));
+        let (mark, tunnel, next_hop) = route::pack(Some(self.forward), Some(self.reply));
+        state::NewFlow {
+            original: self.original,
+            translated: Tuple {
+                source: self.source.0,
+                source_port: self.source.1,
+                destination: self.to.0,
+                destination_port: self.to.1,
+                protocol: self.original.protocol,
+                domain: Domain::Overlay as u8,
+            },
+            state,
+            mark,
+            backend: self.backend.0,
+            backend_epoch: self.backend_epoch,
+            routes_epoch: self.routes_epoch,
+            tunnel,
+            next_hop,
+            last_ack,
+        }
+    }
+}
+
+/// A packet made from the one that asked for it, sent back to whoever sent that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// ARP reply for an announced address, or for our VTEP inside VXLAN (V-016).
+    Arp,
+    /// Neighbour advertisement for the same.
+    Advertise,
+    /// Echo reply from the address that was asked.
+    Echo,
+    /// TCP RST (RFC 9293 section 3.10.7.1).
+    Reset,
+    /// ICMP or ICMPv6 port unreachable from the address that was asked.
+    Unreachable,
+    /// ICMP or ICMPv6 time exceeded from the gateway.
+    TimeExceeded,
+    /// Fragmentation needed or packet too big (V-010).
+    TooBig {
+        /// Largest packet that fits, bytes.
+        mtu: u16,
+    },
+}
+
+/// Where a frame goes after [`apply`]. A frame has exactly one.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Out of this device.
+    Send(DeviceId),
+    /// It is finished but for the link-layer destination: it waits for this neighbour.
+    Hold {
+        /// Device of the neighbour.
+        device: DeviceId,
+        /// Its address, IPv4 mapped.
+        address: [u8; 16],
+    },
+    /// It ends here, counted by reason.
+    Drop(DropReason),
+}
+
+/// One step of a decision, for whoever wants to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The flow is known, in this direction.
+    Hit(Direction),
+    /// No flow is known.
+    Miss,
+    /// Something the flow depends on has changed.
+    Revalidate,
+    /// This backend was chosen.
+    Backend(BackendId),
+    /// This source port was chosen.
+    Source(u16),
+}
+
+/// Hears the steps of a decision. [`Silent`] costs nothing.
+pub trait Trace {
+    /// Called once per step, in order.
+    fn note(&mut self, step: Step);
+}
+
+/// Hears nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Trace for Silent {
+    #[inline(always)]
+    fn note(&mut self, _step: Step) {}
+}
+
+impl Trace for Vec<Step> {
+    fn note(&mut self, step: Step) {
+        self.push(step);
+    }
+}
+
+/// What the worker knows beside tables and state when it decides and applies.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Monotonic nanoseconds, the same for a whole turn.
+    pub now_ns: u64,
+    /// Unpredictable, new for each slow decision.
+    pub entropy: u64,
+}
+
+/// The lookup key of a packet whose IP header starts at `l3[0]`.
+#[inline]
+pub fn classify(packet: &Packet, l3: &[u8]) -> Key {
+    if packet.kind != Kind::Ip {
+        return Key::None;
+    }
+    match packet.l3.family {
+        Version::V4 => classify_in::<[u8; 4]>(packet, l3),
+        Version::V6 => classify_in::<[u8; 16]>(packet, l3),
+    }
+}
+
+#[inline]
+fn classify_in<A: Family>(packet: &Packet, l3: &[u8]) -> Key {
+    let at = &packet.l3;
+    if at.fragment != Fragment::None {
+        return Key::None;
+    }
+    if at.protocol == A::ICMP {
+        return if at.is_icmp_error() { classify_quote::<A>(packet, l3) } else { Key::None };
+    }
+    if !matches!(at.protocol, protocol::TCP | protocol::UDP) {
+        return Key::None;
+    }
+    let (source, destination) = A::addresses(l3);
+    A::key(Tuple {
+        source,
+        destination,
+        source_port: at.source_port,
+        destination_port: at.destination_port,
+        protocol: at.protocol,
+        domain: packet.domain as u8,
+    })
+}
+
+/// An ICMP error is looked up by the reverse of what it quotes: that is the flow whose packet did not arrive.
+#[cold]
+fn classify_quote<A: Family>(packet: &Packet, l3: &[u8]) -> Key {
+    l3.get(usize::from(packet.l3.l4_offset)..usize::from(packet.l3.total_len))
+        .and_then(|message| A::quoted(message, packet.domain as u8).ok())
+        .map_or(Key::None, |quoted| A::key(quoted.reversed(packet.domain as u8)))
+}
+
+/// What is to happen to a packet with key `tuple`. Pure: reads tables and state, changes nothing.
+#[allow(clippy::too_many_arguments)]
+pub fn decide<A: Family, T: Trace>(
+    tables: &Tables,
+    state: &State,
+    packet: &Packet,
+    tuple: &Tuple<A>,
+    hash: u64,
+    moment: Moment,
+    trace: &mut T,
+) -> Decision<A> {
+    // Looked up again, not remembered: an earlier packet of the same batch may have started this flow.
+    let hit = A::flows(state).lookup(tuple);
+    if packet.l3.protocol == A::ICMP {
+        return error::decide::<A>(tables, state, packet, hit, hash);
+    }
+    match hit {
+        Some(hit) => flow::known(tables, state, packet, tuple, hit, hash, moment.entropy, trace),
+        None => {
+            trace.note(Step::Miss);
+            flow::new(tables, state, packet, tuple, hash, moment.entropy, None, trace)
+        }
+    }
+}
+
+/// Does what was decided. The frame holds what is to be sent afterwards, unless the verdict is a drop.
+#[allow(clippy::too_many_arguments)]
+pub fn apply<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    hash: u64,
+    decision: Decision<A>,
+    now_ns: u64,
+) -> Verdict {
+    match decision {
+        Decision::Forward { flow, direction, hop, refresh } => {
+            if let Some(refresh) = refresh {
+                counters.count(Event::FlowRevalidated);
+                route::keep(A::flows_mut(state).entry_mut(flow), &refresh);
+            }
+            forward::<A>(tables, state, counters, packet, frame, Hit { flow, direction }, hop, hash, now_ns)
+        }
+        Decision::Start { flow, replaces } => {
+            if let Some(ended) = replaces {
+                counters.count(Event::FlowReplaced);
+                state.end::<A>(ended);
+            }
+            match state.begin::<A>(&flow.entry(packet), ticks(now_ns)) {
+                Ok(id) => {
+                    counters.count(Event::FlowInstalled);
+                    let hit = Hit { flow: id, direction: Direction::Original };
+                    forward::<A>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns)
+                }
+                Err(InsertError::Full) => Verdict::Drop(DropReason::TableFull),
+                Err(InsertError::OriginalTaken | InsertError::ReplyTaken) => Verdict::Drop(DropReason::PortsExhausted),
+            }
+        }
+        Decision::Translate { flow, direction, hop } => {
+            let entry = *A::flows(state).entry(flow);
+            match error::translate::<A>(packet, frame, &entry, direction) {
+                Ok(()) => {
+                    counters.count(Event::ErrorTranslated);
+                    depart(tables, counters, packet, frame, hop, hash)
+                }
+                Err(reason) => Verdict::Drop(reason),
+            }
+        }
+        Decision::Answer(answer) => self::answer(tables, state, counters, packet, frame, answer, hash, now_ns),
+        Decision::Drop(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Edits and sends a packet of a known flow: the way of nearly every packet.
+#[inline]
+#[allow(clippy::too_many_arguments)]
+pub fn forward<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    hit: Hit,
+    hop: Hop,
+    hash: u64,
+    now_ns: u64,
+) -> Verdict {
+    let entry = A::flows_mut(state).entry_mut(hit.flow);
+    let at = &packet.l3;
+    let next = match at.protocol {
+        protocol::TCP => {
+            tcp::advance(entry.state, hit.direction, at.tcp_flags, at.tcp_seq, at.tcp_ack, &mut entry.last_ack)
+        }
+        _ => tcp::advance_udp(entry.state, hit.direction),
+    };
+    if !next.forward {
+        return Verdict::Drop(DropReason::TcpInvalid);
+    }
+    entry.state = next.state;
+    if next.refresh {
+        entry.last_seen_ticks = ticks(now_ns);
+    }
+    let to = entry.leaving(hit.direction);
+    let folded = entry.count(hit.direction, u32::from(at.total_len));
+    let mss_max = if at.tcp_flags & segment::SYN != 0 { mss_max::<A>(tables, entry) } else { None };
+    if let Some(fold) = folded {
+        let backend = entry.backend;
+        state.usage.fold(backend, hit.direction, fold);
+    }
+    if rewrite::run::<A>(packet, frame, &to, mss_max) {
+        counters.count(Event::MssClamped);
+    }
+    depart(tables, counters, packet, frame, hop, hash)
+}
+
+/// V-013: the largest segment that fits the overlay, whichever way it goes.
+#[cold]
+fn mss_max<A: Family>(tables: &Tables, entry: &Entry<A>) -> Option<u16> {
+    let way = |direction| route::kept(entry, direction).map(|hop| route::mtu(tables, hop));
+    let mtu = [way(Direction::Original), way(Direction::Reply)].into_iter().flatten().min()?;
+    tables.settings.clamp_mss.then(|| mtu.saturating_sub(A::TCP_HEADERS_BYTES))
+}
+
+/// Puts the outside on a packet whose IP header is at `packet.l3_offset`, and says where it goes.
+#[inline]
+fn depart(
+    tables: &Tables,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    hop: Hop,
+    hash: u64,
+) -> Verdict {
+    let departure = match route::departure(tables, hop, hash) {
+        Ok(departure) => departure,
+        Err(reason) => return Verdict::Drop(reason),
+    };
+    let dressed = match hop {
+        Hop::Tunnel(tunnel) => {
+            counters.count(Event::Encapsulated);
+            encap::vxlan(tables, packet, frame, tunnel, &departure, hash)
+        }
+        Hop::Neighbour(_) | Hop::Ask { .. } => encap::ethernet(tables, packet, frame, &departure),
+    };
+    match dressed {
+        Ok(()) => verdict(departure),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline]
+fn verdict(departure: Departure) -> Verdict {
+    match departure.mac {
+        Some(_) => Verdict::Send(departure.device),
+        None => Verdict::Hold { device: departure.device, address: departure.address },
+    }
+}
+
+/// Makes the answer in the frame that asked, and sends it back the way that came.
+#[cold]
+#[allow(clippy::too_many_arguments)]
+pub fn answer(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    answer: Answer,
+    hash: u64,
+    now_ns: u64,
+) -> Verdict {
+    // S-079: what a sender can provoke without limit is limited; ARP and discovery keep the link alive and are not.
+    let limited = !matches!(answer, Answer::Arp | Answer::Advertise);
+    if limited && !state.answers.allow(now_ns) {
+        return Verdict::Drop(match answer {
+            Answer::TimeExceeded => DropReason::TtlExpired,
+            Answer::TooBig { .. } => DropReason::TooBig,
+            Answer::Reset | Answer::Unreachable => DropReason::NoBackend,
+            Answer::Echo | Answer::Arp | Answer::Advertise => DropReason::AnswerSuppressed,
+        });
+    }
+    let (event, made) = match answer {
+        Answer::Arp => (Event::AnsweredArp, local::arp(tables, packet, frame)),
+        Answer::Advertise => (Event::AnsweredNd, local::advertise(tables, packet, frame)),
+        Answer::Echo => (Event::AnsweredEcho, local::echo(packet, frame)),
+        Answer::Reset => (Event::AnsweredReset, error::reset(packet, frame)),
+        Answer::Unreachable => (Event::AnsweredUnreachable, error::unreachable(packet, frame)),
+        Answer::TimeExceeded => (Event::AnsweredTtl, error::time_exceeded(tables, packet, frame)),
+        Answer::TooBig { mtu } => (Event::AnsweredTooBig, error::too_big(packet, frame, mtu)),
+    };
+    if let Err(reason) = made {
+        return Verdict::Drop(reason);
+    }
+    counters.count(event);
+    match packet.domain {
+        Domain::Wire => encap::back(tables, packet, frame),
+        Domain::Overlay => depart(tables, counters, packet, frame, Hop::Tunnel(packet.tunnel), hash),
+    }
+}

@@ -1,0 +1,178 @@
+//! # Error: ICMP errors and resets
+//!
+//! reads   the flow that an error quotes; `table::device`, `table::local`     writes  whole packets, in place
+//! drops   `ErrorUnmatched`, `QuoteMalformed`, `SpoofedSource`, `TtlExpired`
+//! cost    cold; one flow lookup, one copy of at most 1,280 bytes
+//! spec    L-050, S-070, S-075, S-079, N-074, V-010, V-052, L-058, RFC 792, 1812, 4443, 5508, 9293
+//! tests   `dataplane/tests/golden/error.rs`
+//!
+//! Translating: an error that reaches a Service address quotes a packet *we* sent to the client, so its reverse is the
+//! original tuple, and the error goes to the backend; one that comes out of the overlay quotes what we sent to a backend
+//! and goes to the client. The quoted packet is turned back into the one its sender knows.
+
+use tidegate_io::Frame;
+
+use crate::drops::DropReason;
+use crate::packet::{Domain, Packet};
+use crate::pipeline::Decision;
+use crate::family::Family;
+use crate::stage::{encap, route};
+use crate::state::{Direction, Entry, Hit, State};
+use crate::table::Tables;
+use crate::wire::{Family as Version, icmp, icmpv6, ipv4, ipv6, reset};
+
+/// Most of a packet that is quoted: "as much of invoking packet as possible without the ICMPv6 packet exceeding the
+/// minimum IPv6 MTU" (RFC 4443 section 3); IPv4 quotes less (RFC 1812 section 4.3.2.3).
+const QUOTE_BYTES_MAX: usize = 1280;
+
+/// What to do with an ICMP error, given the flow it quotes.
+pub fn decide<A: Family>(
+    tables: &Tables,
+    state: &State,
+    packet: &Packet,
+    hit: Option<Hit>,
+    hash: u64,
+) -> Decision<A> {
+    let Some(hit) = hit else { return Decision::Drop(DropReason::ErrorUnmatched) };
+    if packet.l3.ttl <= 1 {
+        return Decision::Drop(DropReason::TtlExpired); // never an error about an error
+    }
+    let entry = A::flows(state).entry(hit.flow);
+    let (to, hop) = match hit.direction {
+        Direction::Original => (entry.translated_tuple().destination, route::kept(entry, Direction::Original)),
+        Direction::Reply => (entry.original_tuple().source, route::kept(entry, Direction::Reply)),
+    };
+    match hop.map_or_else(|| route::toward(tables, to, hash), Ok) {
+        Ok(hop) => Decision::Translate { flow: hit.flow, direction: hit.direction, hop },
+        Err(reason) => Decision::Drop(reason),
+    }
+}
+
+/// Translates an error that travels in `direction` of the flow `entry`, quote included.
+///
+/// # Errors
+/// `QuoteMalformed`.
+pub fn translate<A: Family>(
+    packet: &Packet,
+    frame: &mut Frame,
+    entry: &Entry<A>,
+    direction: Direction,
+) -> Result<(), DropReason> {
+    let at = usize::from(packet.l3_offset);
+    encap::resize(frame, at + usize::from(packet.l3.total_len))?;
+    let l3 = frame.bytes_mut().get_mut(at..).ok_or(DropReason::QuoteMalformed)?;
+    // The quoted packet travelled against the error: its new tuple is that of the other direction before translation,
+    // reversed, which is what `translated` of this direction is when read backwards.
+    let outer = entry.leaving(direction);
+    let quoted = outer.reversed(outer.domain);
+    if let Some(ecn) = packet.ecn {
+        A::set_ecn(l3, ecn);
+    }
+    A::decrement_ttl(l3);
+    if A::translate_error(l3, &packet.l3, &outer, &quoted) {
+        Ok(())
+    } else {
+        Err(DropReason::QuoteMalformed)
+    }
+}
+
+/// Turns a TCP segment into the RST that answers it.
+///
+/// # Errors
+/// When the segment must not be answered.
+pub fn reset(packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
+    replace(packet, frame, DropReason::NoBackend, |out, original| match packet.l3.family {
+        Version::V4 => reset::emit_v4(out, original, &packet.l3),
+        Version::V6 => reset::emit_v6(out, original, &packet.l3),
+    })
+}
+
+/// Turns a datagram into the port unreachable that answers it, from the address it asked.
+///
+/// # Errors
+/// When it must not be answered.
+pub fn unreachable(packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
+    replace(packet, frame, DropReason::NoBackend, |out, original| match packet.l3.family {
+        Version::V4 => {
+            let source = ipv4::addresses(original).1;
+            icmp::ErrorRepr::Unreachable { code: icmp::CODE_PORT }.emit(out, source, original)
+        }
+        Version::V6 => {
+            let source = ipv6::addresses(original).1;
+            icmpv6::ErrorRepr::Unreachable { code: icmpv6::CODE_PORT }.emit(out, source, original)
+        }
+    })
+}
+
+/// Turns a packet whose time ran out into the time exceeded that tells its sender, from the gateway (L-058).
+///
+/// # Errors
+/// When it must not be answered, or the gateway has no address there.
+pub fn time_exceeded(tables: &Tables, packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
+    let from = own_address(tables, packet).ok_or(DropReason::TtlExpired)?;
+    replace(packet, frame, DropReason::TtlExpired, |out, original| match packet.l3.family {
+        Version::V4 => <[u8; 4]>::unmapped(&from)
+            .and_then(|source| icmp::ErrorRepr::TimeExceeded.emit(out, source, original)),
+        Version::V6 => icmpv6::ErrorRepr::TimeExceeded.emit(out, from, original),
+    })
+}
+
+/// Turns a packet that does not fit into the error that tells its sender how large one may be, from the address it was
+/// sent to (V-010: "for VIP flows source = VIP").
+///
+/// # Errors
+/// When it must not be answered.
+pub fn too_big(packet: &Packet, frame: &mut Frame, mtu: u16) -> Result<(), DropReason> {
+    replace(packet, frame, DropReason::TooBig, |out, original| match packet.l3.family {
+        Version::V4 => {
+            let source = ipv4::addresses(original).1;
+            icmp::ErrorRepr::FragmentationNeeded { mtu }.emit(out, source, original)
+        }
+        Version::V6 => {
+            let source = ipv6::addresses(original).1;
+            icmpv6::ErrorRepr::PacketTooBig { mtu: u32::from(mtu) }.emit(out, source, original)
+        }
+    })
+}
+
+/// The gateway's own address on the link a packet came from, IPv4 mapped.
+fn own_address(tables: &Tables, packet: &Packet) -> Option<[u8; 16]> {
+    let address = match packet.domain {
+        Domain::Overlay => tables.locals.vtep(packet.l3.family)?.overlay,
+        Domain::Wire => {
+            let device = tables.devices.row(packet.device)?;
+            match packet.l3.family {
+                Version::V4 => device.address_v4.mapped(),
+                Version::V6 => device.address_v6,
+            }
+        }
+    };
+    let unspecified = address == [0; 16] || address == [0u8; 4].mapped();
+    (!unspecified).then_some(address)
+}
+
+/// Replaces the packet in the frame by what `make(out, original)` writes and returns the length of.
+fn replace(
+    packet: &Packet,
+    frame: &mut Frame,
+    refused: DropReason,
+    make: impl FnOnce(&mut [u8], &[u8]) -> Option<usize>,
+) -> Result<(), DropReason> {
+    let at = usize::from(packet.l3_offset);
+    let mut original = [0u8; QUOTE_BYTES_MAX];
+    let whole = frame.bytes().get(at..at + usize::from(packet.l3.total_len)).ok_or(refused)?;
+    let answerable = match packet.l3.family {
+        Version::V4 => icmp::may_answer(whole, &packet.l3),
+        Version::V6 => icmpv6::may_answer(whole, &packet.l3),
+    };
+    if !answerable {
+        return Err(refused);
+    }
+    let quoted = whole.len().min(QUOTE_BYTES_MAX);
+    let original = original.get_mut(..quoted).ok_or(refused)?;
+    original.copy_from_slice(whole.get(..quoted).ok_or(refused)?);
+    encap::resize(frame, at + QUOTE_BYTES_MAX)?;
+    let out = frame.bytes_mut().get_mut(at..).ok_or(refused)?;
+    let len = make(out, original).ok_or(refused)?;
+    encap::resize(frame, at + len)
+}

@@ -1,0 +1,249 @@
+//! # Flow: is it known and still current?
+//!
+//! reads   the flow entry, two epochs     writes  nothing; returns a hop, or what to do instead
+//! drops   `SpoofedSource`, `NotOurs`, `NoFlow`, `OrphanSegment`, `FragmentUntracked`
+//! cost    known and current: the entry's line and two table reads by index; no loop, no hash
+//! spec    S-070, S-074, S-077, S-078, S-100 … S-103, N-087, V-010, L-020, L-058, P-047
+//! tests   `dataplane/tests/golden/flow.rs`, `dataplane/tests/differential.rs`
+//!
+//! [`current`] is all that a packet of an established flow meets. Whatever it does not like goes through [`known`] or
+//! [`new`], which look at everything and say exactly what is to happen.
+
+use crate::drops::DropReason;
+use crate::packet::{Domain, Packet};
+use crate::pipeline::{Answer, Decision, NewFlow, Refresh, Step, Trace};
+use crate::family::Family;
+use crate::stage::route::{self, Hop};
+use crate::stage::{nat, policy, service};
+use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
+use crate::table::backend::BackendState;
+use crate::table::local::LocalKind;
+use crate::table::{BackendId, OrphanTcp, Tables};
+use crate::wire::{protocol, tcp};
+
+/// The hop of a packet whose flow is known, if nothing about it needs a second look.
+#[inline]
+pub fn current<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direction, packet: &Packet) -> Option<Hop> {
+    let hop = route::kept(entry, direction)?;
+    let fresh = entry.routes_epoch == tables.settings.routes_epoch
+        && entry.backend_epoch == tables.backends.epoch(BackendId(entry.backend));
+    let came_right = packet.domain == Domain::Wire || route::kept(entry, direction.reversed()) == Some(Hop::Tunnel(packet.tunnel));
+    let plain = packet.l3.tcp_flags & tcp::SYN == 0 && packet.l3.ttl > 1;
+    (fresh && came_right && plain && packet.l3.total_len <= route::mtu(tables, hop)).then_some(hop)
+}
+
+/// What to do with a packet whose flow is known, looking at everything.
+pub fn known<A: Family, T: Trace>(
+    tables: &Tables,
+    state: &State,
+    packet: &Packet,
+    tuple: &Tuple<A>,
+    hit: Hit,
+    hash: u64,
+    entropy: u64,
+    trace: &mut T,
+) -> Decision<A> {
+    let entry = A::flows(state).entry(hit.flow);
+    trace.note(Step::Hit(hit.direction));
+    if packet.domain == Domain::Overlay && !came_right(tables, packet, entry, hit.direction, tuple.source) {
+        return Decision::Drop(DropReason::SpoofedSource);
+    }
+    let syn = packet.l3.protocol == protocol::TCP
+        && packet.l3.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
+    if syn && hit.direction == Direction::Original && matches!(entry.state, FlowState::TIME_WAIT | FlowState::CLOSE) {
+        return new(tables, state, packet, tuple, hash, entropy, Some(hit.flow), trace); // N-087
+    }
+    let mut refresh = None;
+    if entry.routes_epoch != tables.settings.routes_epoch
+        || entry.backend_epoch != tables.backends.epoch(BackendId(entry.backend))
+        || route::kept(entry, hit.direction).is_none()
+    {
+        trace.note(Step::Revalidate);
+        match revalidate(tables, entry, hit.direction, hash) {
+            Standing::Keep(fresh) => refresh = Some(fresh),
+            Standing::Reselect if hit.direction == Direction::Original => {
+                return new(tables, state, packet, tuple, hash, entropy, Some(hit.flow), trace); // S-102
+            }
+            Standing::Reselect => return Decision::Drop(DropReason::NoFlow),
+            Standing::Refuse(reason) => return Decision::Drop(reason),
+        }
+    }
+    let hop = match (refresh, hit.direction) {
+        (Some(Refresh { forward, .. }), Direction::Original) => forward,
+        (Some(Refresh { reply, .. }), Direction::Reply) => reply,
+        (None, direction) => route::kept(entry, direction),
+    };
+    let Some(hop) = hop else { return Decision::Drop(DropReason::NoRoute) };
+    match passable(tables, packet, hop) {
+        Ok(()) => Decision::Forward { flow: hit.flow, direction: hit.direction, hop, refresh },
+        Err(answer) => Decision::Answer(answer),
+    }
+}
+
+/// What to do with a packet that belongs to no flow. `replaces` is a flow of the same tuple that ends with this.
+#[allow(clippy::too_many_arguments)]
+pub fn new<A: Family, T: Trace>(
+    tables: &Tables,
+    state: &State,
+    packet: &Packet,
+    tuple: &Tuple<A>,
+    hash: u64,
+    entropy: u64,
+    replaces: Option<FlowId>,
+    trace: &mut T,
+) -> Decision<A> {
+    match start(tables, state, packet, tuple, hash, entropy, trace) {
+        Ok(Begun::Flow(flow)) => Decision::Start { flow, replaces },
+        Ok(Begun::Answer(answer)) => Decision::Answer(answer),
+        Err(reason) => Decision::Drop(reason),
+    }
+}
+
+enum Begun<A> {
+    Flow(NewFlow<A>),
+    Answer(Answer),
+}
+
+fn start<A: Family, T: Trace>(
+    tables: &Tables,
+    state: &State,
+    packet: &Packet,
+    tuple: &Tuple<A>,
+    hash: u64,
+    entropy: u64,
+    trace: &mut T,
+) -> Result<Begun<A>, DropReason> {
+    let kind = tuple.destination.kind(tables);
+    if !kind.contains(LocalKind::VIP) {
+        let ours = kind.contains(LocalKind::FULLNAT_SOURCE);
+        return Err(if ours { DropReason::NoFlow } else { DropReason::NotOurs });
+    }
+    if packet.domain == Domain::Overlay && !route::source_allowed(tables, packet.tunnel, tuple.source) {
+        return Err(DropReason::SpoofedSource);
+    }
+    let backend = match service::choose(tables, tuple)? {
+        service::Choice::Backend(backend) => backend,
+        service::Choice::Reject => return refuse(packet).map(Begun::Answer),
+    };
+    trace.note(Step::Backend(backend));
+    if packet.l3.protocol == protocol::TCP && !opens(packet.l3.tcp_flags) {
+        return orphan(tables, packet).map(Begun::Answer);
+    }
+    let to = tables
+        .backends
+        .row(backend)
+        .and_then(|row| Some((A::unmapped(&row.address)?, row.port)))
+        .ok_or(DropReason::NoBackend)?;
+    policy::check(tables, tuple, to)?;
+    let forward = route::toward(tables, to.0, hash)?;
+    let reply = match packet.domain {
+        Domain::Wire => route::toward(tables, tuple.source, hash)?,
+        Domain::Overlay => Hop::Tunnel(packet.tunnel),
+    };
+    if let Err(answer) = passable(tables, packet, forward) {
+        return Ok(Begun::Answer(answer));
+    }
+    let source = nat::choose(tables, state, backend, to, tuple.protocol, entropy)?;
+    trace.note(Step::Source(source.1));
+    Ok(Begun::Flow(NewFlow {
+        original: *tuple,
+        source,
+        to,
+        backend,
+        backend_epoch: tables.backends.epoch(backend),
+        routes_epoch: tables.settings.routes_epoch,
+        forward,
+        reply,
+    }))
+}
+
+/// SYN without ACK, RST or FIN: the only segment that begins a flow (L-021: no entry for RST).
+fn opens(tcp_flags: u8) -> bool {
+    tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+}
+
+/// S-070: TCP is refused with RST, other protocols with port unreachable; an RST is never answered (RFC 9293 3.5.2).
+fn refuse(packet: &Packet) -> Result<Answer, DropReason> {
+    match packet.l3.protocol {
+        protocol::TCP if packet.l3.tcp_flags & tcp::RST != 0 => Err(DropReason::NoBackend),
+        protocol::TCP => Ok(Answer::Reset),
+        _ => Ok(Answer::Unreachable),
+    }
+}
+
+/// S-077, L-012: a segment of a flow that this gateway does not know.
+fn orphan(tables: &Tables, packet: &Packet) -> Result<Answer, DropReason> {
+    match tables.settings.orphan_tcp {
+        OrphanTcp::Reset if packet.l3.tcp_flags & tcp::RST == 0 => Ok(Answer::Reset),
+        _ => Err(DropReason::OrphanSegment),
+    }
+}
+
+/// L-058 and V-010: does the packet survive the hop?
+fn passable(tables: &Tables, packet: &Packet, hop: Hop) -> Result<(), Answer> {
+    if packet.l3.ttl <= 1 {
+        return Err(Answer::TimeExceeded);
+    }
+    let mtu = route::mtu(tables, hop);
+    if packet.l3.total_len > mtu {
+        return Err(Answer::TooBig { mtu });
+    }
+    Ok(())
+}
+
+fn came_right<A: Family>(tables: &Tables, packet: &Packet, entry: &Entry<A>, direction: Direction, source: A) -> bool {
+    route::kept(entry, direction.reversed()) == Some(Hop::Tunnel(packet.tunnel))
+        || route::source_allowed(tables, packet.tunnel, source)
+}
+
+enum Standing {
+    Keep(Refresh),
+    Reselect,
+    Refuse(DropReason),
+}
+
+/// Liveness, policy and routes again, with the backend pinned: never a new choice where the old one stays (S-100).
+fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direction, hash: u64) -> Standing {
+    let original = entry.original_tuple();
+    let translated = entry.translated_tuple();
+    let to = (translated.destination, translated.destination_port);
+    let row = tables.backends.row(BackendId(entry.backend));
+    let same = row.is_some_and(|row| row.address == to.0.mapped() && row.port == to.1);
+    let gone = !same || row.is_none_or(|row| matches!(row.state, BackendState::Gone | BackendState::Vacant));
+    if gone && original.protocol == protocol::UDP {
+        let others = original
+            .destination
+            .service(tables, original.protocol, original.destination_port)
+            .and_then(|id| tables.services.row(id))
+            .is_some_and(|service| service.serving > 0);
+        // S-102: a datagram of a flow whose endpoint left the serving set chooses anew, unless nothing serves at all.
+        if others {
+            return Standing::Reselect;
+        }
+    }
+    if let Err(reason) = policy::check(tables, &original, to) {
+        return Standing::Refuse(reason);
+    }
+    // One hash per flow and direction, so that the choice among equal hops is the flow's and not the packet's.
+    let forward = route::toward(tables, to.0, hash);
+    let reply = match route::kept(entry, Direction::Reply) {
+        // A client inside the overlay is answered through the peer it came from.
+        Some(hop @ Hop::Tunnel(_)) if original.domain == Domain::Overlay as u8 => Ok(hop),
+        _ => route::toward(tables, original.source, hash),
+    };
+    let needed = match direction {
+        Direction::Original => forward,
+        Direction::Reply => reply,
+    };
+    if let Err(reason) = needed {
+        return Standing::Refuse(reason);
+    }
+    // A datagram flow kept only because nothing serves stays stale on purpose: it looks again with every packet.
+    let waits = gone && original.protocol == protocol::UDP;
+    Standing::Keep(Refresh {
+        backend_epoch: if waits { entry.backend_epoch } else { tables.backends.epoch(BackendId(entry.backend)) },
+        routes_epoch: tables.settings.routes_epoch,
+        forward: forward.ok(),
+        reply: reply.ok(),
+    })
+}

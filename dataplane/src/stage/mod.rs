@@ -1,0 +1,27 @@
+//! The stages, in the order in which a packet meets them.
+//!
+//! Stages decide: they read tables, state and packet and return values. Only [`rewrite`], [`encap`], [`local`] and
+//! [`error`] change bytes, and only [`crate::pipeline::apply`] calls them.
+
+/// Frame to packet: headers checked, VXLAN taken off.
+pub mod parse;
+/// Is the flow known and still current?
+pub mod flow;
+/// May it pass?
+pub mod policy;
+/// Choose a backend for a new flow.
+pub mod service;
+/// Choose the source address and port of a new flow.
+pub mod nat;
+/// Where does it leave, each way?
+pub mod route;
+/// Put VXLAN on.
+pub mod encap;
+/// Edit the headers of a packet that goes on.
+pub mod rewrite;
+/// Answer what is asked of us: ARP, neighbour discovery, echo.
+pub mod local;
+/// ICMP errors and resets: translate those that quote our flows, and make our own.
+pub mod error;
+/// Send every frame of a batch where its verdict says.
+pub mod verdict;

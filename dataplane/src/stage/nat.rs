@@ -1,0 +1,32 @@
+//! # NAT: choose the source address and port of a new flow
+//!
+//! reads   `table::nat`, the flow table, live flows per backend     writes  nothing; returns address and port
+//! drops   `NoSource`, `PortsExhausted`
+//! cost    about capacity / free probes of the index; one or two unless a backend is nearly full
+//! spec    RFC 6056 section 3.3 (unpredictable choice), design 6 (ports counted per backend)
+//! tests   `dataplane/tests/golden/nat.rs`, `state::nat`
+
+use crate::drops::DropReason;
+use crate::family::Family;
+use crate::state::{State, nat};
+use crate::table::{BackendId, Tables};
+
+/// A source address and port that no other flow to `backend` uses.
+///
+/// # Errors
+/// `NoSource` without a reserved address of this family, `PortsExhausted` when all are taken.
+pub fn choose<A: Family>(
+    tables: &Tables,
+    state: &State,
+    backend: BackendId,
+    to: (A, u16),
+    protocol: u8,
+    entropy: u64,
+) -> Result<(A, u16), DropReason> {
+    let sources = A::sources(tables);
+    if sources.is_empty() {
+        return Err(DropReason::NoSource);
+    }
+    let live = state.usage.live(backend.0);
+    nat::choose(A::flows(state), sources, to, protocol, entropy, live).map_err(|_| DropReason::PortsExhausted)
+}

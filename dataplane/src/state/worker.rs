@@ -1,0 +1,131 @@
+//! The state of one worker, all families together.
+//!
+//! It owns the rule that flows, usage and counters change together: a flow begins and ends here and nowhere else, so
+//! that what an entry counted reaches its backend and the backend's live flows stay right.
+
+use std::io;
+
+use tidegate_io::mem::HugePages;
+
+use super::hold::Hold;
+use super::limit::TokenBucket;
+use super::usage::Usage;
+use super::{Direction, FlowId, FlowTable, InsertError, NewFlow, Ticks};
+use crate::family::Family;
+use crate::limits;
+
+/// Everything one worker remembers between packets. Kind: state.
+#[derive(Debug)]
+pub struct State {
+    /// IPv4 flows.
+    pub v4: FlowTable<[u8; 4]>,
+    /// IPv6 flows.
+    pub v6: FlowTable<[u8; 16]>,
+    /// What each backend is used for.
+    pub usage: Usage,
+    /// Frames that wait for a neighbour.
+    pub hold: Hold,
+    /// How many answers may still be provoked (S-079).
+    pub answers: TokenBucket,
+}
+
+/// How large the state of a worker is. Memory is touched as it is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// IPv4 flows.
+    pub flows_v4: u32,
+    /// IPv6 flows.
+    pub flows_v6: u32,
+    /// Backends whose usage is counted.
+    pub backends: u32,
+    /// Whether to ask for huge pages.
+    pub huge: HugePages,
+}
+
+impl State {
+    /// State for `capacity`, empty. `seed` is random and secret.
+    ///
+    /// # Errors
+    /// What the system says when it has not the memory.
+    pub fn new(capacity: Capacity, seed: [u64; 2], now_ns: u64) -> io::Result<State> {
+        let rate = limits::ANSWERS_PER_S.get();
+        Ok(State {
+            v4: FlowTable::new(capacity.flows_v4, seed, capacity.huge)?,
+            v6: FlowTable::new(capacity.flows_v6, seed, capacity.huge)?,
+            usage: Usage::new(capacity.backends, capacity.huge)?,
+            hold: Hold::new(),
+            answers: TokenBucket::new(rate, rate, now_ns),
+        })
+    }
+
+    /// Begins a flow.
+    ///
+    /// # Errors
+    /// [`InsertError`]; nothing has changed then.
+    pub fn begin<A: Family>(&mut self, flow: &NewFlow<A>, now: Ticks) -> Result<FlowId, InsertError> {
+        let id = A::flows_mut(self).insert(flow, now)?;
+        self.usage.open(flow.backend);
+        Ok(id)
+    }
+
+    /// Ends a flow before its time; whether it was live.
+    pub fn end<A: Family>(&mut self, flow: FlowId) -> bool {
+        let entry = *A::flows(self).entry(flow);
+        let live = A::flows_mut(self).remove(flow);
+        if live {
+            for direction in [Direction::Original, Direction::Reply] {
+                self.usage.fold(entry.backend, direction, entry.counted(direction));
+            }
+            self.usage.close(entry.backend);
+        }
+        live
+    }
+
+    /// Ends flows whose time is over among the next `rows_max` rows of each family; returns how many.
+    pub fn expire(&mut self, now: Ticks, rows_max: u32) -> u32 {
+        let usage = &mut self.usage;
+        expire(&mut self.v4, usage, now, rows_max) + expire(&mut self.v6, usage, now, rows_max)
+    }
+
+    /// Live flows of both families.
+    pub fn live(&self) -> u64 {
+        u64::from(self.v4.live()) + u64::from(self.v6.live())
+    }
+}
+
+#[inline]
+fn expire<A: Family>(flows: &mut FlowTable<A>, usage: &mut Usage, now: Ticks, rows_max: u32) -> u32 {
+    if flows.live() == 0 {
+        return 0;
+    }
+    flows.expire(now, rows_max, |_, entry| {
+        for direction in [Direction::Original, Direction::Reply] {
+            usage.fold(entry.backend, direction, entry.counted(direction));
+        }
+        usage.close(entry.backend);
+    })
+}
+
+/// A source of unpredictable numbers for choices that an outsider must not foresee, cheap enough for every new flow.
+///
+/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over a secret start; the flow table scrambles what it yields with
+/// another secret, so seeing source ports does not reveal the sequence.
+#[derive(Debug, Clone)]
+pub struct Entropy(u64);
+
+impl Entropy {
+    /// A sequence from a secret `seed`.
+    pub const fn new(seed: u64) -> Entropy {
+        Entropy(seed)
+    }
+
+    /// The next number.
+    #[inline]
+    pub fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}

@@ -1,0 +1,301 @@
+//! A worker: one thread, one core, its ports, its state; one [`Worker::turn`] after the other.
+//!
+//! Owns everything a packet can change. Shares with other threads only the published tables (read), its committed
+//! counters (written), a queue of neighbours it wants and a mailbox of questions. Knows no clock: time is an argument.
+
+use arrayvec::ArrayVec;
+use crossbeam::channel::{Receiver, Sender};
+use tidegate_io::{Batch, Frame, Port};
+
+use crate::counters::{Counters, Event};
+use crate::drops::DropReason;
+use crate::limits;
+use crate::mailbox::Request;
+use crate::packet::{Key, Packet};
+use crate::pipeline::{self, Moment, Silent, Verdict};
+use crate::family::Family;
+use crate::stage::parse::Ingress;
+use crate::stage::verdict::{self, Exits};
+use crate::stage::{encap, flow, local, parse};
+use crate::state::{Candidate, Entropy, State, Tuple, ticks};
+use crate::table::neighbour::NeighbourState;
+use crate::table::publish::Reader;
+use crate::table::{DeviceId, Tables};
+
+/// A neighbour that a packet waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Want {
+    /// Device it is connected to.
+    pub device: DeviceId,
+    /// Its address, IPv4 mapped.
+    pub address: [u8; 16],
+}
+
+/// One worker.
+pub struct Worker {
+    /// Number of this worker.
+    pub id: u32,
+    pub(crate) reader: Reader,
+    pub(crate) exits: Exits,
+    pub(crate) state: State,
+    pub(crate) counters: Counters,
+    ingress: Vec<Ingress>,
+    received: Batch,
+    slots: ArrayVec<Slot, { limits::BATCH_PACKETS }>,
+    entropy: Entropy,
+    wants: Sender<Want>,
+    mailbox: Receiver<Request>,
+    turns: u64,
+    generation: u64,
+}
+
+/// What a batch sweep knows about one frame.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    packet: Result<Packet, DropReason>,
+    key: Key,
+    hash: u64,
+    candidate: Option<Candidate>,
+}
+
+impl Worker {
+    /// A worker over `exits`, whose ports are those of `ingress` in the same order.
+    pub fn new(
+        id: u32,
+        reader: Reader,
+        exits: Exits,
+        ingress: Vec<Ingress>,
+        state: State,
+        entropy: Entropy,
+        wants: Sender<Want>,
+        mailbox: Receiver<Request>,
+    ) -> Worker {
+        let counters = Counters::default();
+        let (received, slots) = (Batch::new(), ArrayVec::new());
+        Worker { id, reader, exits, state, counters, ingress, received, slots, entropy, wants, mailbox, turns: 0, generation: 0 }
+    }
+
+    /// One turn of the wheel: everything a worker does, in order. Returns how many frames it received.
+    pub fn turn(&mut self, now_ns: u64) -> usize {
+        let mut received = 0;
+        for port in 0..self.exits.ports.len() {
+            received += self.receive(port, now_ns);
+        }
+        self.expire(now_ns);
+        self.turns += 1;
+        self.counters.count(Event::Turns);
+        if received == 0 {
+            self.counters.count(Event::IdleTurns);
+        }
+        if received == 0 || self.turns.is_multiple_of(limits::TURNS_PER_CHORE) {
+            self.chores(now_ns);
+        }
+        self.exits.flush(&mut self.counters);
+        if received == 0 || self.turns.is_multiple_of(limits::TURNS_PER_COMMIT) {
+            self.counters.commit();
+        }
+        received
+    }
+
+    /// Receives one batch from one port and carries it through.
+    fn receive(&mut self, port: usize, now_ns: u64) -> usize {
+        let (Some(exit), Some(ingress)) = (self.exits.ports.get_mut(port), self.ingress.get(port).copied()) else {
+            return 0;
+        };
+        let received = exit.port.rx(&mut self.received);
+        if received == 0 {
+            return 0;
+        }
+        self.counters.add(Event::Received, received as u64);
+        let tables = self.reader.refresh();
+        // Sweep 0: fetch headers.
+        for frame in &self.received {
+            frame.prefetch();
+        }
+        // Sweep 1: parse, make keys, fetch index lines.
+        self.slots.clear();
+        for frame in &self.received {
+            self.slots.push(learn(tables, ingress, frame, &self.state, &mut self.counters));
+        }
+        // Sweep 2: read index lines, fetch entry lines.
+        for slot in &mut self.slots {
+            slot.candidate = match slot.key {
+                Key::None => None,
+                Key::V4(_) => self.state.v4.candidate(slot.hash),
+                Key::V6(_) => self.state.v6.candidate(slot.hash),
+            };
+        }
+        // Sweep 3: decide, apply, dispatch.
+        for (mut frame, slot) in self.received.drain(..).zip(&self.slots) {
+            let verdict =
+                run(tables, &mut self.state, &mut self.counters, &mut self.entropy, slot, &mut frame, now_ns);
+            let wants = &self.wants;
+            let want = |device, address| drop(wants.try_send(Want { device, address }));
+            verdict::carry_out(verdict, frame, now_ns, &mut self.state, &mut self.exits, &mut self.counters, want);
+        }
+        received
+    }
+
+    /// Ends flows whose time is over: a bounded look, never a sweep of the world.
+    fn expire(&mut self, now_ns: u64) {
+        let expired = self.state.expire(ticks(now_ns), limits::EXPIRE_PER_TURN);
+        self.counters.add(Event::FlowExpired, u64::from(expired));
+    }
+
+    /// What need not happen every turn: held frames, questions.
+    fn chores(&mut self, now_ns: u64) {
+        let tables = self.reader.refresh();
+        if !self.state.hold.is_empty() {
+            release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
+        }
+        self.generation = tables.generation;
+        while let Ok(request) = self.mailbox.try_recv() {
+            self.answer(request, now_ns);
+        }
+    }
+
+    /// Gives back every frame that is held; for an orderly end.
+    pub fn stop(&mut self) {
+        while let Some(held) = self.state.hold.pop() {
+            self.exits.discard(held.frame, DropReason::ShuttingDown, &mut self.counters);
+        }
+        self.exits.flush(&mut self.counters);
+        self.counters.commit();
+    }
+}
+
+/// Sweep 1 for one frame.
+#[inline]
+fn learn(tables: &Tables, ingress: Ingress, frame: &Frame, state: &State, counters: &mut Counters) -> Slot {
+    let bytes = frame.bytes();
+    let packet = parse::run(tables, ingress, bytes, counters);
+    let key = match &packet {
+        Ok(packet) => pipeline::classify(packet, bytes.get(usize::from(packet.l3_offset)..).unwrap_or_default()),
+        Err(_) => Key::None,
+    };
+    let hash = match &key {
+        Key::None => 0,
+        Key::V4(tuple) => {
+            let hash = state.v4.hash(tuple);
+            state.v4.prefetch_index(hash);
+            hash
+        }
+        Key::V6(tuple) => {
+            let hash = state.v6.hash(tuple);
+            state.v6.prefetch_index(hash);
+            hash
+        }
+    };
+    Slot { packet, key, hash, candidate: None }
+}
+
+/// Sweep 3 for one frame.
+#[inline]
+fn run(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    entropy: &mut Entropy,
+    slot: &Slot,
+    frame: &mut Frame,
+    now_ns: u64,
+) -> Verdict {
+    let packet = match &slot.packet {
+        Ok(packet) => packet,
+        Err(reason) => return Verdict::Drop(*reason),
+    };
+    match &slot.key {
+        Key::V4(tuple) => run_flow(tables, state, counters, entropy, slot, packet, tuple, frame, now_ns),
+        Key::V6(tuple) => run_flow(tables, state, counters, entropy, slot, packet, tuple, frame, now_ns),
+        Key::None => run_local(tables, state, counters, packet, frame, now_ns),
+    }
+}
+
+#[inline]
+#[allow(clippy::too_many_arguments)]
+fn run_flow<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    entropy: &mut Entropy,
+    slot: &Slot,
+    packet: &Packet,
+    tuple: &Tuple<A>,
+    frame: &mut Frame,
+    now_ns: u64,
+) -> Verdict {
+    if let Some(candidate) = slot.candidate
+        && let Some(hit) = A::flows(state).confirm(candidate, tuple, slot.hash)
+        && packet.l3.protocol != A::ICMP
+        && let Some(hop) = flow::current(tables, A::flows(state).entry(hit.flow), hit.direction, packet)
+    {
+        counters.count(Event::FlowHit);
+        return pipeline::forward::<A>(tables, state, counters, packet, frame, hit, hop, slot.hash, now_ns);
+    }
+    run_slowly(tables, state, counters, entropy.draw(), slot.hash, packet, tuple, frame, now_ns)
+}
+
+#[cold]
+#[inline(never)]
+#[allow(clippy::too_many_arguments)]
+fn run_slowly<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    entropy: u64,
+    hash: u64,
+    packet: &Packet,
+    tuple: &Tuple<A>,
+    frame: &mut Frame,
+    now_ns: u64,
+) -> Verdict {
+    counters.count(Event::SlowWalk);
+    let moment = Moment { now_ns, entropy };
+    let decision = pipeline::decide(tables, state, packet, tuple, hash, moment, &mut Silent);
+    pipeline::apply(tables, state, counters, packet, frame, hash, decision, now_ns)
+}
+
+#[cold]
+fn run_local(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    now_ns: u64,
+) -> Verdict {
+    let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
+    match local::decide(tables, packet, l3) {
+        Ok(answer) => pipeline::answer(tables, state, counters, packet, frame, answer, 0, now_ns),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Sends held frames whose neighbour has answered, and drops those that waited too long.
+#[cold]
+fn release(
+    tables: &Tables,
+    now_ns: u64,
+    state: &mut State,
+    exits: &mut Exits,
+    counters: &mut Counters,
+    wants: &Sender<Want>,
+) {
+    for _ in 0..state.hold.len() {
+        let Some(mut held) = state.hold.pop() else { return };
+        let row = tables.neighbours.find(held.device, &held.address).and_then(|id| tables.neighbours.row(id));
+        match row {
+            Some(row) if row.state == NeighbourState::Resolved => {
+                encap::address(&mut held.frame, row.mac);
+                exits.send(held.device, held.frame, counters);
+            }
+            _ if state.hold.is_stale(&held, now_ns) => {
+                exits.discard(held.frame, DropReason::NeighbourUnresolved, counters);
+            }
+            _ => {
+                let _ = wants.try_send(Want { device: held.device, address: held.address });
+                state.hold.put_back(held);
+            }
+        }
+    }
+}
