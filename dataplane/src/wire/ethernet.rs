@@ -94,7 +94,7 @@ pub struct Header {
     pub destination: Mac,
     /// Sending station.
     pub source: Mac,
-    ethertype: U16,
+    pub(super) ethertype: U16,
 }
 
 impl Header {

@@ -6,8 +6,8 @@
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::Malformed;
 use super::checksum::Sum;
+use super::{Malformed, protocol};
 
 /// Length of a header without options.
 pub const HEADER_LEN: usize = 20;
@@ -59,6 +59,22 @@ pub struct Header {
 }
 
 impl Header {
+    /// A UDP packet's header that still lacks TOS, length, identification and checksum: they are zero.
+    pub(super) fn plain(source: [u8; 4], destination: [u8; 4], ttl: u8, dont_fragment: bool) -> Header {
+        Header {
+            version_ihl: 0x45,
+            tos: 0,
+            total_length: 0.into(),
+            identification: 0.into(),
+            flags_offset: if dont_fragment { DONT_FRAGMENT } else { 0 }.into(),
+            ttl,
+            protocol: protocol::UDP,
+            checksum: 0.into(),
+            source,
+            destination,
+        }
+    }
+
     /// Version field, 4 in every header that [`parse`] accepts.
     #[inline]
     #[must_use]

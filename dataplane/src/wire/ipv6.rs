@@ -57,6 +57,18 @@ pub struct Header {
 }
 
 impl Header {
+    /// A UDP packet's header that still lacks traffic class and length: they are zero.
+    pub(super) fn plain(source: [u8; 16], destination: [u8; 16], hop_limit: u8) -> Header {
+        Header {
+            version_class_label: (6 << 28).into(),
+            payload_length: 0.into(),
+            next_header: protocol::UDP,
+            hop_limit,
+            source,
+            destination,
+        }
+    }
+
     /// Version field, 6 in every header that [`parse`] accepts.
     #[inline]
     #[must_use]
@@ -174,6 +186,19 @@ pub fn is_extension(next_header: u8) -> bool {
 /// The `Ipv6Extension…` reasons, [`Malformed::Ipv6RoutingHeader`], [`Malformed::Ipv6BadFragment`].
 #[cold]
 pub fn walk(packet: &[u8], first: u8) -> Result<Walked, Malformed> {
+    walk_headers(packet, first, true)
+}
+
+/// As [`walk`], for a packet that was cut off when it was quoted: fragments may have any length.
+///
+/// # Errors
+/// As [`walk`].
+#[cold]
+pub fn walk_quoted(packet: &[u8], first: u8) -> Result<Walked, Malformed> {
+    walk_headers(packet, first, false)
+}
+
+fn walk_headers(packet: &[u8], first: u8, whole: bool) -> Result<Walked, Malformed> {
     let mut walked = Walked { protocol: first, offset: 40, fragment: None };
     let mut fragments = 0;
     for count in 0..=EXTENSIONS_MAX {
@@ -193,7 +218,7 @@ pub fn walk(packet: &[u8], first: u8) -> Result<Walked, Malformed> {
             protocol::FRAGMENT => {
                 length = 8;
                 fragments += 1;
-                walked.fragment = read_fragment(rest)?;
+                walked.fragment = read_fragment(rest, whole)?;
             }
             _ => {}
         }
@@ -216,14 +241,14 @@ pub fn walk(packet: &[u8], first: u8) -> Result<Walked, Malformed> {
 }
 
 /// Reads the fragment header at the start of `rest`, the remainder of the packet; `None` for a whole packet in one fragment.
-fn read_fragment(rest: &[u8]) -> Result<Option<WalkedFragment>, Malformed> {
+fn read_fragment(rest: &[u8], whole: bool) -> Result<Option<WalkedFragment>, Malformed> {
     let (header, data) = FragmentHeader::ref_from_prefix(rest).map_err(|_| Malformed::Ipv6ExtensionTruncated)?;
     let offset = header.offset_more.get() & 0xfff8;
     let more = header.offset_more.get() & 1 != 0;
     // RFC 8200 section 4.5: lengths of all but the last are multiples of eight, and no fragment ends beyond 65,535 bytes.
-    if usize::from(offset) + data.len() > usize::from(u16::MAX)
-        || (more && (data.is_empty() || !data.len().is_multiple_of(8)))
-    {
+    let too_long = usize::from(offset) + data.len() > usize::from(u16::MAX);
+    let uneven = more && (data.is_empty() || !data.len().is_multiple_of(8));
+    if too_long || (whole && uneven) {
         return Err(Malformed::Ipv6BadFragment);
     }
     let fragment = WalkedFragment { id: header.identification.get(), offset, more };

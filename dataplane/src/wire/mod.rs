@@ -24,6 +24,10 @@ pub mod icmp;
 pub mod icmpv6;
 pub mod ndp;
 pub mod vxlan;
+pub mod encap;
+pub mod quote;
+pub mod edit;
+pub mod reset;
 
 /// IP version of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
