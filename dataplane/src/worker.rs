@@ -170,6 +170,16 @@ impl Worker {
         }
     }
 
+    /// What it counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What it remembers.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
     /// Gives back every frame that is held; for an orderly end.
     pub fn stop(&mut self) {
         for held in self.state.hold.drain() {
