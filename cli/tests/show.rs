@@ -3,6 +3,8 @@
 //! The rows are canned, since what is proved here is the command: what it asks, what it prints for an answer, and what
 //! it says when there is none. `TIDEGATE_WRITE_GOLDEN=1` writes the golden files anew.
 
+#![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set has failed")]
+
 use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
