@@ -62,12 +62,12 @@ toolchain:
 	@command -v cargo >/dev/null || { \
 	    echo 'No Rust toolchain found: cargo is neither on PATH nor in ~/.cargo/bin.' >&2; \
 	    echo 'Install one (the Rust project offers rustup for that; stable, $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer) and try again.' >&2; \
-	    echo 'Under sudo, keep your own PATH: sudo env "PATH=$$PATH" make …' >&2; \
+	    echo 'Under sudo, keep your own toolchain: sudo env "PATH=$$PATH" "HOME=$$HOME" make …' >&2; \
 	    exit 1; }
 
 root:
 	@[ "$$(id -u)" = 0 ] || { \
-	    echo 'This runs AF_XDP in network namespaces of its own, which needs root: sudo env "PATH=$$PATH" make …' >&2; \
+	    echo 'This runs AF_XDP in network namespaces of its own, which needs root: sudo env "PATH=$$PATH" "HOME=$$HOME" make …' >&2; \
 	    echo 'Without root, `cargo test --workspace` proves everything except the kernel.' >&2; \
 	    exit 1; }
 	@unshare --net --mount true 2>/dev/null || { \

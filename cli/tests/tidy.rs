@@ -331,6 +331,23 @@ fn documents_name_what_exists(repository: &Repository) -> Vec<String> {
     complaints
 }
 
+/// The two reading paths stand in the README and in the architecture page, word for word the same.
+fn reading_paths_agree(repository: &Repository) -> Vec<String> {
+    let paths = |document: &'static str| {
+        let text = repository.ending(document).find(|(path, _)| *path == document).map_or("", |(_, text)| text);
+        text.lines()
+            .filter(|line| line.starts_with("*A packet*") || line.starts_with("*A Service*"))
+            .collect::<Vec<_>>()
+    };
+    let (readme, architecture) = (paths("README.md"), paths("docs/architecture.md"));
+    match readme.len() == 2 && readme == architecture {
+        true => Vec::new(),
+        false => {
+            vec![format!("README.md: reading paths differ from the architecture page's: {readme:?} {architecture:?}")]
+        }
+    }
+}
+
 /// Nothing unfinished, switched off or left from debugging.
 fn nothing_is_unfinished(repository: &Repository) -> Vec<String> {
     const LEFTOVERS: [&str; 4] = ["todo!", "unimplemented!", "dbg!", "#[ignore"];
@@ -413,6 +430,17 @@ fn no_file_or_module_is_named_after_nothing() {
 #[test]
 fn paths_named_in_documents_exist() {
     none(documents_name_what_exists(&Repository::here()));
+}
+
+#[test]
+fn both_tellings_of_the_reading_paths_agree() {
+    none(reading_paths_agree(&Repository::here()));
+    let told = |readme, page| {
+        reading_paths_agree(&Repository::planted(&[("README.md", readme), ("docs/architecture.md", page)]))
+    };
+    assert!(told("*A packet*: a\n*A Service*: b", "*A packet*: a\n\n*A Service*: b").is_empty());
+    assert_eq!(told("*A packet*: a\n*A Service*: b", "*A packet*: a\n*A Service*: c").len(), 1);
+    assert_eq!(told("", "").len(), 1);
 }
 
 #[test]
