@@ -163,7 +163,7 @@ fn canned(question: &Show) -> Shown {
         ]),
         Show::Counters => Shown::Counters(Counters {
             totals: counters(&[
-                ("rx", 1_000_003),
+                ("received", 1_000_003),
                 ("generated", 2),
                 ("tx_completed", 1_000_000),
                 ("tx_rejected", 0),
@@ -172,16 +172,16 @@ fn canned(question: &Show) -> Shown {
                 ("to_kernel", 0),
                 ("held", 0),
                 ("flow_hit", 999_000),
-                ("flow_miss", 1_003),
-                ("tables_refreshed", 41),
+                ("flow_installed", 1_003),
+                ("slow_walk", 1_003),
             ]),
             imbalance: 0,
         }),
         Show::Drops => Shown::Drops(vec![
-            drop_reason("ttl_exceeded", "route", "info", "TTL or hop limit would reach zero", 0),
-            drop_reason("no_backend", "service", "info", "service has no ready backend", 3),
-            drop_reason("vxlan_spoof", "parse", "warning", "inner source is not behind this peer", 17),
-            drop_reason("no_route", "route", "warning", "no route to the destination", 0),
+            drop_reason("TtlExceeded", "route", "info", "TTL or hop limit would reach zero", 0),
+            drop_reason("NoBackend", "service", "info", "service has no ready backend", 3),
+            drop_reason("SpoofedSource", "flow", "warning", "inner source is not behind this peer", 17),
+            drop_reason("NoRoute", "route", "warning", "no route to the destination", 0),
         ]),
     }
 }

@@ -9,9 +9,10 @@ use tidegate_api::show::{Counters, DropRow};
 
 use crate::columns::{Columns, number, text};
 
-/// First words of the terms of the books, in the order of the equation:
-/// `rx + generated = tx completed + tx rejected + dropped + consumed + to kernel + held`.
-const BOOKS: [&str; 8] = ["rx", "generated", "tx_completed", "tx_rejected", "dropped", "consumed", "to_kernel", "held"];
+/// Names of the terms of the books, in the order of the equation:
+/// `received + generated = tx completed + tx rejected + dropped + consumed + to kernel + held`.
+const BOOKS: [&str; 8] =
+    ["received", "generated", "tx_completed", "tx_rejected", "dropped", "consumed", "to_kernel", "held"];
 
 /// All totals in groups, then the books line.
 pub fn counters(counters: &Counters) -> String {
@@ -117,13 +118,17 @@ mod tests {
 
     #[test]
     fn every_counter_stands_in_exactly_one_group() {
-        let names = ["rx", "held", "generated", "flow_hit", "flow_miss", "parse", "rx_ring_full", "", "_odd"];
+        let names = ["received", "held", "generated", "flow_hit", "flow_miss", "parse", "rx_ring_full", "", "_odd"];
         let totals: BTreeMap<String, u64> = names.iter().map(|name| ((*name).into(), 1)).collect();
         let grouped = groups(&totals);
         let mut seen: Vec<&str> = grouped.iter().flat_map(|(_, names)| names.iter().map(|(name, _)| *name)).collect();
         seen.sort_unstable();
         assert_eq!(seen, totals.keys().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!(grouped[0], ("books", vec![("rx", 1), ("generated", 1), ("held", 1)]), "order of the equation");
+        assert_eq!(
+            grouped[0],
+            ("books", vec![("received", 1), ("generated", 1), ("held", 1)]),
+            "order of the equation"
+        );
         assert!(grouped.contains(&("flow", vec![("flow_hit", 1), ("flow_miss", 1)])));
     }
 }
