@@ -9,6 +9,9 @@
 
 use tidegate_io::Frame;
 
+use crate::table::neighbour::{NeighbourState, NeighbourTable};
+use crate::table::{DeviceId, NeighbourId};
+
 /// Frames that wait in all.
 pub const FRAMES_MAX: usize = 256;
 /// Frames that wait for one neighbour.
@@ -16,24 +19,13 @@ pub const FRAMES_PER_NEIGHBOUR_MAX: usize = 3;
 /// How long a frame waits: MAX_MULTICAST_SOLICIT times RETRANS_TIMER of RFC 4861 section 10, when resolution fails.
 pub const WAIT_NS: u64 = 3_000_000_000;
 
-/// What became of a neighbour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outlook {
-    /// Nothing yet.
-    Waiting,
-    /// Its address is known: frames can go.
-    Resolved,
-    /// It will not be: frames are dropped.
-    Failed,
-}
-
 /// One frame that waits.
 #[derive(Debug)]
 pub struct Held<F = Frame> {
     /// Row of the neighbour.
-    pub neighbour: u16,
+    pub neighbour: NeighbourId,
     /// Row of the device it will leave through.
-    pub device: u16,
+    pub device: DeviceId,
     /// The frame, ready but for the addresses of its Ethernet header.
     pub frame: F,
     since_ns: u64,
@@ -78,7 +70,7 @@ impl<F> Hold<F> {
     /// # Errors
     ///
     /// The frame itself, if one of the two limits is reached.
-    pub fn push(&mut self, neighbour: u16, frame: F, device: u16, now_ns: u64) -> Result<(), F> {
+    pub fn push(&mut self, neighbour: NeighbourId, frame: F, device: DeviceId, now_ns: u64) -> Result<(), F> {
         let waiting = self.held.iter().filter(|held| held.neighbour == neighbour).count();
         if self.held.len() >= FRAMES_MAX || waiting >= FRAMES_PER_NEIGHBOUR_MAX {
             return Err(frame);
@@ -87,11 +79,14 @@ impl<F> Hold<F> {
         Ok(())
     }
 
-    /// Hands out, in order of arrival, the frames whose neighbour no longer has the outlook [`Outlook::Waiting`].
-    pub fn take_ready(&mut self, outlook: impl Fn(u16) -> Outlook, mut on_frame: impl FnMut(Held<F>, Outlook)) {
-        self.take(|held| outlook(held.neighbour) != Outlook::Waiting, |held| {
-            let outlook = outlook(held.neighbour);
-            on_frame(held, outlook);
+    /// Hands out, in order of arrival, the frames whose neighbour is no longer unresolved, with what it is now:
+    /// resolved, failed, or vacant (nobody asks for it any more).
+    pub fn take_ready(&mut self, neighbours: &NeighbourTable, mut on_frame: impl FnMut(Held<F>, NeighbourState)) {
+        let state = |id| neighbours.row(id).map_or(NeighbourState::Vacant, |row| row.state);
+        let is_ready = |held: &Held<F>| state(held.neighbour) != NeighbourState::Unresolved;
+        self.take(is_ready, |held| {
+            let state = state(held.neighbour);
+            on_frame(held, state);
         });
     }
 
@@ -113,50 +108,47 @@ impl<F> Hold<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::neighbour::NeighbourRow;
+
+    const DEVICE: DeviceId = DeviceId(1);
 
     #[test]
     fn both_limits_refuse_the_newest_and_hand_it_back() {
         let mut hold = Hold::new();
         for frame in 0..3 {
-            assert_eq!(hold.push(7, frame, 1, 0), Ok(()));
+            assert_eq!(hold.push(NeighbourId(7), frame, DEVICE, 0), Ok(()));
         }
-        assert_eq!(hold.push(7, 3, 1, 0), Err(3));
-        let mut pushed = 3;
-        for neighbour in 100.. {
-            for _ in 0..3 {
-                match hold.push(neighbour, pushed, 1, 0) {
-                    Ok(()) => pushed += 1,
-                    Err(frame) => {
-                        assert_eq!((frame, hold.len()), (256, FRAMES_MAX));
-                        return;
-                    }
-                }
-            }
+        assert_eq!(hold.push(NeighbourId(7), 3, DEVICE, 0), Err(3));
+        for frame in 3..256 {
+            let neighbour = NeighbourId(100 + frame / 3);
+            assert_eq!(hold.push(neighbour, frame, DEVICE, 0), Ok(()));
         }
+        assert_eq!(hold.push(NeighbourId(900), 256, DEVICE, 0), Err(256));
+        assert_eq!(hold.len(), FRAMES_MAX);
+        assert!(hold.drain().map(|held| held.frame).eq(0..256), "in order of arrival");
+        assert_eq!(hold.push(NeighbourId(7), 0, DEVICE, 0), Ok(()));
     }
 
     #[test]
     fn frames_leave_in_order_when_their_neighbour_is_known_or_given_up() {
+        let mut neighbours = NeighbourTable::default();
+        for (id, state) in [(1, NeighbourState::Resolved), (2, NeighbourState::Failed), (3, NeighbourState::Unresolved)] {
+            neighbours.set(NeighbourId(id), NeighbourRow { state, ..NeighbourRow::default() });
+        }
         let mut hold = Hold::new();
-        for (neighbour, frame) in [(1, 'a'), (2, 'b'), (1, 'c'), (3, 'd'), (2, 'e')] {
-            hold.push(neighbour, frame, neighbour + 10, 0).unwrap();
+        for (neighbour, frame) in [(1, 'a'), (2, 'b'), (1, 'c'), (3, 'd'), (2, 'e'), (4, 'f')] {
+            hold.push(NeighbourId(neighbour), frame, DeviceId(neighbour + 10), 0).unwrap();
         }
         let mut taken = Vec::new();
-        let outlook = |neighbour| match neighbour {
-            1 => Outlook::Resolved,
-            2 => Outlook::Failed,
-            _ => Outlook::Waiting,
-        };
-        hold.take_ready(outlook, |held, outlook| taken.push((held.frame, held.device, outlook)));
-        assert_eq!(
-            taken,
-            [
-                ('a', 11, Outlook::Resolved),
-                ('b', 12, Outlook::Failed),
-                ('c', 11, Outlook::Resolved),
-                ('e', 12, Outlook::Failed)
-            ]
-        );
+        hold.take_ready(&neighbours, |held, state| taken.push((held.frame, held.device.0, state)));
+        let expected = [
+            ('a', 11, NeighbourState::Resolved),
+            ('b', 12, NeighbourState::Failed),
+            ('c', 11, NeighbourState::Resolved),
+            ('e', 12, NeighbourState::Failed),
+            ('f', 14, NeighbourState::Vacant),
+        ];
+        assert_eq!(taken, expected);
         assert_eq!(hold.drain().map(|held| held.frame).collect::<String>(), "d");
         assert!(hold.is_empty());
     }
@@ -165,8 +157,8 @@ mod tests {
     fn frames_wait_for_three_seconds_and_never_allocate() {
         let mut hold = Hold::new();
         let room = hold.held.capacity();
-        hold.push(1, 'a', 1, 1_000).unwrap();
-        hold.push(1, 'b', 1, 2_000).unwrap();
+        hold.push(NeighbourId(1), 'a', DEVICE, 1_000).unwrap();
+        hold.push(NeighbourId(1), 'b', DEVICE, 2_000).unwrap();
         let mut expired = String::new();
         hold.expire(1_000 + WAIT_NS - 1, |held| expired.push(held.frame));
         assert_eq!(expired, "");

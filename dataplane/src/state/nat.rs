@@ -10,12 +10,8 @@
 //! taken ones clump together.
 
 use super::{Address, DOMAIN_OVERLAY, FlowTable, Tuple};
+use crate::table::nat::{PORT_MIN, PORTS_PER_SOURCE};
 
-/// The lowest port given out; the ones below are privileged (N-004).
-pub const PORT_MIN: u16 = 1024;
-/// Ports per source address: 1024 to 65535.
-pub const PORTS_PER_SOURCE: u32 = 64_512;
-const _: () = assert!(PORT_MIN as u32 + PORTS_PER_SOURCE == 1 << 16);
 /// Sources beyond this number are not used. One backend has no use for so many.
 pub const SOURCES_MAX: usize = 4096;
 /// How many candidates are looked up at once after the first ones were taken.

@@ -12,6 +12,8 @@ use std::hash::Hash;
 
 use zerocopy::{FromZeros, Immutable};
 
+use crate::table::Family;
+
 /// `Tuple::domain` of packets that arrive or leave bare.
 pub const DOMAIN_WIRE: u8 = 0;
 /// `Tuple::domain` of packets that arrive or leave inside the overlay.
@@ -25,15 +27,15 @@ mod sealed {
 
 /// An IP address in network byte order: `[u8; 4]` or `[u8; 16]`.
 pub trait Address: sealed::Sealed + Copy + Eq + Hash + Debug + Send + Sync + FromZeros + Immutable + 'static {
-    /// 4 or 6.
-    const FAMILY: u8;
+    /// IP version.
+    const FAMILY: Family;
 
     /// The hash of a pair of addresses and one word of everything else.
     fn mix(source: Self, destination: Self, rest: u64, keys: &HashKeys) -> u64;
 }
 
 impl Address for [u8; 4] {
-    const FAMILY: u8 = 4;
+    const FAMILY: Family = Family::V4;
 
     #[inline(always)]
     fn mix(source: Self, destination: Self, rest: u64, keys: &HashKeys) -> u64 {
@@ -44,7 +46,7 @@ impl Address for [u8; 4] {
 }
 
 impl Address for [u8; 16] {
-    const FAMILY: u8 = 6;
+    const FAMILY: Family = Family::V6;
 
     #[inline(always)]
     fn mix(source: Self, destination: Self, rest: u64, keys: &HashKeys) -> u64 {
