@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn frames_leave_in_order_when_their_neighbour_is_known_or_given_up() {
         let mut neighbours = NeighbourTable::default();
-        for (id, state) in [(1, NeighbourState::Resolved), (2, NeighbourState::Failed), (3, NeighbourState::Unresolved)] {
+        for (id, state) in [(1, NeighbourState::Resolved), (2, NeighbourState::Failed), (3, NeighbourState::Unresolved)]
+        {
             neighbours.set(NeighbourId(id), NeighbourRow { state, ..NeighbourRow::default() });
         }
         let mut hold = Hold::new();

@@ -113,7 +113,8 @@ mod tests {
     fn is_exceeded(rate: u32, burst: u32, passed: &[u64], now: u64) -> bool {
         (0..passed.len()).any(|first| {
             let count = (passed.len() - first + 1) as u128;
-            count * 1_000_000_000 > u128::from(burst) * 1_000_000_000 + u128::from(now - passed[first]) * u128::from(rate)
+            count * 1_000_000_000
+                > u128::from(burst) * 1_000_000_000 + u128::from(now - passed[first]) * u128::from(rate)
         })
     }
 }
