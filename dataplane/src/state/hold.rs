@@ -90,11 +90,18 @@ impl<F> Hold<F> {
     }
 
     /// Hands out, in order of arrival, the frames whose neighbour no longer has the outlook [`Outlook::Waiting`].
-    pub fn take_ready(&mut self, outlook: impl Fn(DeviceId, &[u8; 16]) -> Outlook, mut on_frame: impl FnMut(Held<F>, Outlook)) {
-        self.take(|held| outlook(held.device, &held.address) != Outlook::Waiting, |held| {
-            let outlook = outlook(held.device, &held.address);
-            on_frame(held, outlook);
-        });
+    pub fn take_ready(
+        &mut self,
+        outlook: impl Fn(DeviceId, &[u8; 16]) -> Outlook,
+        mut on_frame: impl FnMut(Held<F>, Outlook),
+    ) {
+        self.take(
+            |held| outlook(held.device, &held.address) != Outlook::Waiting,
+            |held| {
+                let outlook = outlook(held.device, &held.address);
+                on_frame(held, outlook);
+            },
+        );
     }
 
     /// Hands out the frames that have waited for [`WAIT_NS`] or more.
@@ -120,9 +127,9 @@ mod tests {
     fn both_limits_refuse_the_newest_and_hand_it_back() {
         let mut hold = Hold::new();
         for frame in 0..3 {
-            assert_eq!(hold.push(7, frame, 1, 0), Ok(()));
+            assert_eq!(hold.push(DeviceId(1), [7; 16], frame, 0), Ok(()));
         }
-        assert_eq!(hold.push(7, 3, 1, 0), Err(3));
+        assert_eq!(hold.push(DeviceId(1), [7; 16], 3, 0), Err(3));
         let mut pushed = 3;
         for neighbour in 100u8.. {
             for _ in 0..3 {
