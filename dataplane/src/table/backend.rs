@@ -4,6 +4,8 @@
 //! compares its remembered epoch with that one alone, and walks the slow path only when it moved. It refuses to know who
 //! chose the endpoint and which flows use it.
 
+use tidegate_io::mem::prefetch_read;
+
 use super::rows::Rows;
 use super::{BackendId, Family, ServiceId};
 
@@ -79,8 +81,9 @@ impl BackendTable {
     /// Asks for the cache line that [`BackendTable::epoch`] will read. Read side, fast path.
     #[inline]
     pub fn prefetch_epoch(&self, id: BackendId) {
-        // Two bytes per backend: the array of all but the largest gateways lives in the second-level cache.
-        let _ = self.epochs.get(id.0);
+        if let Some(epoch) = self.epochs.get(id.0) {
+            prefetch_read(epoch);
+        }
     }
 
     /// Every endpoint with its id.
@@ -130,11 +133,13 @@ mod tests {
             BackendState::Draining,
             BackendState::Gone,
         ]);
-        (any::<bool>(), 0..2u8, 0..2u16, 0..2u32, state, any::<u16>()).prop_map(|(v4, host, port, service, state, epoch)| {
-            let address = if v4 { super::super::mapped(&[10, 244, 1, host]) } else { [host; 16] };
-            let family = if v4 { Family::V4 } else { Family::V6 };
-            BackendRow { address, family, port, service: ServiceId(service), state, epoch }
-        })
+        (any::<bool>(), 0..2u8, 0..2u16, 0..2u32, state, any::<u16>()).prop_map(
+            |(v4, host, port, service, state, epoch)| {
+                let address = if v4 { super::super::mapped(&[10, 244, 1, host]) } else { [host; 16] };
+                let family = if v4 { Family::V4 } else { Family::V6 };
+                BackendRow { address, family, port, service: ServiceId(service), state, epoch }
+            },
+        )
     }
 
     proptest! {

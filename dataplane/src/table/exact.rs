@@ -354,7 +354,8 @@ mod tests {
     #[test]
     fn keys_as_people_choose_them_are_found_quickly() {
         let v4 = |n: u32| Tagged { address: (0xcb00_7100 + n).to_be_bytes(), tag: 6 << 16 | 443 };
-        let v4_ports = |n: u32| Tagged { address: (0xcb00_7100 + n / 80).to_be_bytes(), tag: 17 << 16 | (8000 + n % 80) };
+        let v4_ports =
+            |n: u32| Tagged { address: (0xcb00_7100 + n / 80).to_be_bytes(), tag: 17 << 16 | (8000 + n % 80) };
         let v6 = |n: u32, shift: u32| {
             let low = u64::from(n) << shift;
             let mut address = [0x20, 1, 0x0d, 0xb8, 0, 0x0f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

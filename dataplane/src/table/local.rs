@@ -210,7 +210,9 @@ mod tests {
     fn kinds_are_sets_with_names() {
         let kind = LocalKind::VIP | LocalKind::ANNOUNCED;
         assert!(kind.contains(LocalKind::VIP) && !kind.contains(LocalKind::VIP | LocalKind::VTEP_OVERLAY));
-        assert!(kind.intersects(LocalKind::VIP | LocalKind::VTEP_OVERLAY) && !kind.intersects(LocalKind::FULLNAT_SOURCE));
+        assert!(
+            kind.intersects(LocalKind::VIP | LocalKind::VTEP_OVERLAY) && !kind.intersects(LocalKind::FULLNAT_SOURCE)
+        );
         assert_eq!(kind.to_string(), "vip,announced");
         assert_eq!(LocalKind::NONE.to_string(), "");
         let all = LocalKind::NAMES.iter().fold(LocalKind::NONE, |all, (kind, _)| all | *kind);

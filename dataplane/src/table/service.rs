@@ -270,7 +270,8 @@ mod tests {
         let mut table = ServiceTable::default();
         let mut backends = 0..;
         for (id, service) in (7..).map(ServiceId).zip(services) {
-            let members: Vec<_> = service.pods.iter().map(|(pod, port, weight)| (member_key(pod, *port), *weight)).collect();
+            let members: Vec<_> =
+                service.pods.iter().map(|(pod, port, weight)| (member_key(pod, *port), *weight)).collect();
             let row = ServiceRow {
                 mode: Mode::Fullnat,
                 family: super::super::family_of(&service.vips[0]),
