@@ -20,7 +20,9 @@ fn main() {
         other => format!("{other}-linux-gnu"),
     };
     let mut builder = SkeletonBuilder::new();
-    builder.source(SOURCE).clang_args([OsString::from(format!("-I/usr/include/{multiarch}")), OsString::from("-Werror")]);
+    builder
+        .source(SOURCE)
+        .clang_args([OsString::from(format!("-I/usr/include/{multiarch}")), OsString::from("-Werror")]);
     if let Some(clang) = env::var_os("CLANG") {
         builder.clang(clang);
     }

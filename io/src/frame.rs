@@ -104,7 +104,13 @@ impl Frame {
     /// as the frame lives, belong to `group`, and to which no other frame, and not the kernel, has access.
     /// `headroom + len` is at most `chunk_bytes`.
     #[inline]
-    pub(crate) unsafe fn from_chunk(chunk: NonNull<u8>, chunk_bytes: u16, headroom: u16, len: u16, group: GroupId) -> Frame {
+    pub(crate) unsafe fn from_chunk(
+        chunk: NonNull<u8>,
+        chunk_bytes: u16,
+        headroom: u16,
+        len: u16,
+        group: GroupId,
+    ) -> Frame {
         debug_assert!(u32::from(headroom) + u32::from(len) <= u32::from(chunk_bytes));
         // SAFETY: `headroom` lies inside the chunk.
         let data = unsafe { chunk.add(headroom as usize) };

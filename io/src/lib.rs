@@ -31,6 +31,9 @@ pub mod memory;
 pub mod netdev;
 pub mod pinhole;
 pub mod afxdp;
+pub mod pcap;
+pub mod fault;
+pub mod pin;
 
 pub use frame::{BATCH_MAX, Batch, Frame, GroupId, HEADROOM_BYTES};
 pub use mem::HugePages;

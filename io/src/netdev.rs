@@ -176,7 +176,12 @@ impl Control {
         self.ethtool(&mut states)?;
         let active = |index: usize| states[2 + index / 32 * 4 + 2] >> (index % 32) & 1 == 1;
         let names = bytes_of(&names[3..]);
-        Ok(names.chunks(ETH_GSTRING_LEN).enumerate().filter(|(index, _)| active(*index)).map(|(_, name)| text(name)).collect())
+        Ok(names
+            .chunks(ETH_GSTRING_LEN)
+            .enumerate()
+            .filter(|(index, _)| active(*index))
+            .map(|(_, name)| text(name))
+            .collect())
     }
 }
 

@@ -359,7 +359,8 @@ fn trie(prefixes: &BTreeMap<(u8, Vec<u8>), u32>) -> BTreeMap<Vec<u8>, u32> {
     let lengths: BTreeSet<u8> = prefixes.keys().map(|(length, _)| *length).collect();
     let mut entries = BTreeMap::new();
     for (length, bytes) in prefixes.keys() {
-        let around = lengths.range(..=length).filter_map(|shorter| prefixes.get(&(*shorter, masked(bytes.clone(), *shorter))));
+        let around =
+            lengths.range(..=length).filter_map(|shorter| prefixes.get(&(*shorter, masked(bytes.clone(), *shorter))));
         let flags = around.fold(0, |flags, more| flags | more);
         let key = [&u32::from(*length).to_ne_bytes()[..], bytes].concat();
         entries.insert(key, flags);
@@ -397,7 +398,8 @@ fn adopt(map: &mut libbpf_rs::OpenMapMut<'_>, found: &Found) -> io::Result<()> {
 /// The program on a device, if any.
 pub(crate) fn find(ifindex: u32) -> io::Result<Option<Found>> {
     let ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
-    let mut query = libbpf_sys::bpf_xdp_query_opts { sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as _, ..Default::default() };
+    let mut query =
+        libbpf_sys::bpf_xdp_query_opts { sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as _, ..Default::default() };
     // SAFETY: `query` is a valid structure that says its own size.
     check(unsafe { libbpf_sys::bpf_xdp_query(ifindex, 0, &raw mut query) })?;
     let (id, attachment) = match (query.drv_prog_id, query.skb_prog_id, query.hw_prog_id) {
@@ -439,7 +441,12 @@ fn describe(program: BorrowedFd<'_>) -> io::Result<(String, Vec<u32>)> {
 }
 
 /// Attaches `program` (or none) to a device, in the place of `old` if that is given and still there.
-fn set_program(ifindex: i32, program: Option<BorrowedFd<'_>>, flags: u32, old: Option<BorrowedFd<'_>>) -> io::Result<()> {
+fn set_program(
+    ifindex: i32,
+    program: Option<BorrowedFd<'_>>,
+    flags: u32,
+    old: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let options = libbpf_sys::bpf_xdp_attach_opts {
         sz: size_of::<libbpf_sys::bpf_xdp_attach_opts>() as _,
         // With an old program libbpf adds XDP_FLAGS_REPLACE.

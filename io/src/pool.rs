@@ -481,8 +481,7 @@ mod tests {
 
     #[test]
     fn a_frame_of_another_group_goes_to_its_own_depot() {
-        let (one, two) =
-            (Pool::new(64, 2048, HugePages::Off).unwrap(), Pool::new(64, 2048, HugePages::Off).unwrap());
+        let (one, two) = (Pool::new(64, 2048, HugePages::Off).unwrap(), Pool::new(64, 2048, HugePages::Off).unwrap());
         assert_ne!(one.group(), two.group());
         let frame = one.magazine().take().unwrap();
         assert_eq!((one.outstanding(), frame.group()), (1, one.group()));

@@ -26,10 +26,7 @@ fn ip(text: &str) -> IpAddr {
 /// The VIP networks of both families.
 fn vips() -> Owned {
     Owned {
-        prefixes: vec![
-            (ip("203.0.113.0"), 24, OwnedFlags::TRAFFIC),
-            (ip("2001:db8:f::"), 64, OwnedFlags::TRAFFIC),
-        ],
+        prefixes: vec![(ip("203.0.113.0"), 24, OwnedFlags::TRAFFIC), (ip("2001:db8:f::"), 64, OwnedFlags::TRAFFIC)],
         vteps: vec![],
     }
 }
@@ -212,9 +209,15 @@ fn the_pinhole_takes_what_is_ours_and_nothing_else() {
             ours.push(("udp to a VIP", udp(from, vip, (9, 80), b"x")));
             ours.push(("icmp echo to a VIP", support_echo(from, vip)));
             ours.push(("vxlan to our endpoint", udp(from, node, (9, 8472), &[8, 0, 0, 0])));
-            ours.push(("to an announced address", udp(from, ["192.0.2.100", "2001:db8:1::100"][family], (9, 80), b"x")));
+            ours.push((
+                "to an announced address",
+                udp(from, ["192.0.2.100", "2001:db8:1::100"][family], (9, 80), b"x"),
+            ));
             kernels.push(("udp to the node", udp(from, node, (9, 80), b"x")));
-            kernels.push(("vxlan port of another address", udp(from, ["192.0.2.2", "2001:db8:1::2"][family], (9, 8472), b"x")));
+            kernels.push((
+                "vxlan port of another address",
+                udp(from, ["192.0.2.2", "2001:db8:1::2"][family], (9, 8472), b"x"),
+            ));
             kernels.push(("icmp echo to the node", support_echo(from, node)));
             kernels.push(("beside a VIP", udp(from, ["203.0.112.7", "2001:db8:e::7"][family], (9, 80), b"x")));
         }
@@ -224,10 +227,17 @@ fn the_pinhole_takes_what_is_ours_and_nothing_else() {
         ours.push(("solicitation", solicitation("ff02::1:ff00:100", "2001:db8:1::100")));
         ours.push(("flags add up", udp(CLIENTS[0], "203.0.113.9", (9, 80), b"x")));
         ours.push(("first fragment of vxlan", fragment(&udp(CLIENTS[0], NOT_OURS[0], (9, 8472), &[0; 16]), 0x2000)));
-        ours.push(("first fragment of vxlan over IPv6", fragment_v6(&udp(CLIENTS[1], NOT_OURS[1], (9, 8472), &[0; 16]), 1)));
+        ours.push((
+            "first fragment of vxlan over IPv6",
+            fragment_v6(&udp(CLIENTS[1], NOT_OURS[1], (9, 8472), &[0; 16]), 1),
+        ));
         ours.push(("later fragment to a VIP", fragment(&udp(CLIENTS[0], VIPS[0], (9, 80), &[0; 16]), 0x0002)));
-        kernels.push(("later fragment to an endpoint's address", fragment(&udp(CLIENTS[0], NOT_OURS[0], (9, 8472), &[0; 16]), 0x0002)));
-        kernels.push(("later fragment over IPv6", fragment_v6(&udp(CLIENTS[1], NOT_OURS[1], (9, 8472), &[0; 16]), 0x10)));
+        kernels.push((
+            "later fragment to an endpoint's address",
+            fragment(&udp(CLIENTS[0], NOT_OURS[0], (9, 8472), &[0; 16]), 0x0002),
+        ));
+        kernels
+            .push(("later fragment over IPv6", fragment_v6(&udp(CLIENTS[1], NOT_OURS[1], (9, 8472), &[0; 16]), 0x10)));
         kernels.push(("arp for the node", arp(1, "192.0.2.1")));
         kernels.push(("arp for a VIP that is not announced", arp(1, "203.0.113.7")));
         kernels.push(("arp reply about an announced address", arp(2, "192.0.2.100")));
@@ -346,7 +356,9 @@ fn connections_to_the_node_pass_to_the_kernel() {
         veth("wan0", "wan1", 1);
         client.take("wan1");
         run("ip addr add 192.0.2.1/24 dev wan0; ip addr add 2001:db8:1::1/64 dev wan0 nodad");
-        client.run("ip link set wan1 up; ip addr add 192.0.2.10/24 dev wan1; ip addr add 2001:db8:1::10/64 dev wan1 nodad");
+        client.run(
+            "ip link set wan1 up; ip addr add 192.0.2.10/24 dev wan1; ip addr add 2001:db8:1::10/64 dev wan1 nodad",
+        );
         let Opened { ports: _ports, pools: _pools, mut pinholes } = open(&config(&["wan0"])).unwrap();
         pinholes[0].update(&vips()).unwrap();
         for address in ["192.0.2.1", "2001:db8:1::1"] {
@@ -384,7 +396,9 @@ fn a_veth_delivers_tags_if_its_peer_writes_them_into_the_packet() {
         let Opened { mut ports, pools, mut pinholes } = open(&config(&["wan0"])).unwrap();
         pinholes[0].update(&vips()).unwrap();
         let packet = udp(CLIENTS[0], VIPS[0], (9, 80), b"x");
-        for (ours, theirs, tag) in [("on", "off", true), ("off", "off", true), ("on", "on", false), ("off", "on", false)] {
+        for (ours, theirs, tag) in
+            [("on", "off", true), ("off", "off", true), ("on", "on", false), ("off", "on", false)]
+        {
             run(&format!("ethtool -K wan0 rxvlan {ours} >/dev/null; ethtool -K wan1 txvlan {theirs} >/dev/null"));
             client.send(&packet);
             let expected = if tag { tagged(&packet, &[(0x8100, 7)]) } else { packet.clone() };
@@ -596,7 +610,10 @@ fn refusal(config: &OpenConfig) -> (OpenError, String) {
 }
 
 fn one(name: &str, queues: &[u32]) -> OpenConfig {
-    OpenConfig { interfaces: vec![InterfaceConfig { name: name.to_owned(), queues: Some(queues.to_vec()) }], ..config(&[]) }
+    OpenConfig {
+        interfaces: vec![InterfaceConfig { name: name.to_owned(), queues: Some(queues.to_vec()) }],
+        ..config(&[])
+    }
 }
 
 #[test]
@@ -630,7 +647,9 @@ fn what_cannot_work_is_refused_with_the_fix() {
         check(&config(&["wan0"]), &["wan0 cannot run XDP at this MTU", "peer"]);
         run("ip link set wan1 mtu 1500");
         // The kernel takes a moment to let go of the queues that were just closed.
-        until("fewer queues", || Command::new("ethtool").args(["-L", "wan0", "rx", "1"]).output().unwrap().status.success());
+        until("fewer queues", || {
+            Command::new("ethtool").args(["-L", "wan0", "rx", "1"]).output().unwrap().status.success()
+        });
         check(&config(&["wan0"]), &["wan0 has too few queues", "numrxqueues", "ethtool -L"]);
         run("ethtool -L wan0 rx 2");
 
@@ -647,8 +666,14 @@ fn a_program_or_a_socket_of_somebody_else_is_left_alone() {
         veth("wan0", "wan1", 1);
         let folder = std::env::temp_dir().join(format!("tidegate-foreign-{}", std::process::id()));
         run("mount -t tmpfs none /mnt");
-        std::fs::write("/mnt/other.c", "__attribute__((section(\"xdp\"), used)) int other(void *context) { return 2; }").unwrap();
-        run("cd /mnt && clang -O2 -g -target bpf -c other.c -o other.o && ip link set dev wan0 xdp obj other.o sec xdp");
+        std::fs::write(
+            "/mnt/other.c",
+            "__attribute__((section(\"xdp\"), used)) int other(void *context) { return 2; }",
+        )
+        .unwrap();
+        run(
+            "cd /mnt && clang -O2 -g -target bpf -c other.c -o other.o && ip link set dev wan0 xdp obj other.o sec xdp",
+        );
         let (error, text) = refusal(&config(&["wan0"]));
         assert!(matches!(error, OpenError::ForeignProgram { .. }));
         assert!(text.contains("wan0") && text.contains("other") && text.contains("xdp off"), "{text}");
@@ -682,7 +707,8 @@ fn the_same_queues_can_be_opened_again_at_once_and_in_another_mode() {
             (ModeChoice::Copy, Mode::Copy),
         ];
         for (choice, mode) in modes {
-            let Opened { mut ports, pools, mut pinholes } = open(&OpenConfig { mode: choice, ..config(&["wan0"]) }).unwrap();
+            let Opened { mut ports, pools, mut pinholes } =
+                open(&OpenConfig { mode: choice, ..config(&["wan0"]) }).unwrap();
             assert!(ports.iter().all(|port| port.facts().mode == mode));
             pinholes[0].update(&vips()).unwrap();
             to_vips(&client, 4);
@@ -741,7 +767,8 @@ fn a_turn_between_two_queues_of_one_device() {
         pinholes[0].update(&vips()).unwrap();
         let (one, two) = ports.split_at_mut(1);
         let mut magazine = pools[0].magazine();
-        let packets: BTreeSet<Vec<u8>> = (0..100).map(|port| udp(CLIENTS[0], VIPS[0], (1000 + port, 80), b"x")).collect();
+        let packets: BTreeSet<Vec<u8>> =
+            (0..100).map(|port| udp(CLIENTS[0], VIPS[0], (1000 + port, 80), b"x")).collect();
         packets.iter().for_each(|packet| client.send(packet));
         let mut returned = BTreeSet::new();
         until("everything to come back", || {
@@ -759,10 +786,18 @@ fn support_echo(from: &str, to: &str) -> Vec<u8> {
     let mut packet = Vec::new();
     match (ip(from), ip(to)) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            ethernet.ipv4(from.octets(), to.octets(), 64).icmpv4_echo_request(1, 1).write(&mut packet, b"ping").unwrap();
+            ethernet
+                .ipv4(from.octets(), to.octets(), 64)
+                .icmpv4_echo_request(1, 1)
+                .write(&mut packet, b"ping")
+                .unwrap();
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            ethernet.ipv6(from.octets(), to.octets(), 64).icmpv6_echo_request(1, 1).write(&mut packet, b"ping").unwrap();
+            ethernet
+                .ipv6(from.octets(), to.octets(), 64)
+                .icmpv6_echo_request(1, 1)
+                .write(&mut packet, b"ping")
+                .unwrap();
         }
         _ => panic!("two families"),
     }

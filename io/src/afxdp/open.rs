@@ -133,7 +133,9 @@ pub enum OpenError {
         rx_queues: u32,
     },
     /// The device takes VLAN tags off received packets before the program sees them.
-    #[error("{device} strips VLAN tags from received packets ({feature} is on), so tenants could not be told apart; run `ethtool -K {device} {switch} off`")]
+    #[error(
+        "{device} strips VLAN tags from received packets ({feature} is on), so tenants could not be told apart; run `ethtool -K {device} {switch} off`"
+    )]
     VlanStripping {
         /// Device.
         device: String,
@@ -165,7 +167,9 @@ pub enum OpenError {
         mtu_max: u32,
     },
     /// A program that is not ours is attached.
-    #[error("{device} has an XDP program that is not ours ({program:?}, id {id}); stop its owner, or take it off with `ip link set dev {device} xdp off`")]
+    #[error(
+        "{device} has an XDP program that is not ours ({program:?}, id {id}); stop its owner, or take it off with `ip link set dev {device} xdp off`"
+    )]
     ForeignProgram {
         /// Device.
         device: String,
@@ -175,7 +179,9 @@ pub enum OpenError {
         id: u32,
     },
     /// Another socket has the queue.
-    #[error("queue {queue} of {device} is in use by another AF_XDP socket; stop the process that has it (another tidegate-dataplane?)")]
+    #[error(
+        "queue {queue} of {device} is in use by another AF_XDP socket; stop the process that has it (another tidegate-dataplane?)"
+    )]
     Busy {
         /// Device.
         device: String,
@@ -199,7 +205,9 @@ pub enum OpenError {
         driver: String,
     },
     /// The driver found too few queues for a native program.
-    #[error("{device} has too few queues for XDP ({detail}): a veth needs as many receive queues as its peer has transmit queues (`ip link add … numrxqueues N … peer … numtxqueues N`), a NIC room for transmit queues of its own (`ethtool -L {device}`)")]
+    #[error(
+        "{device} has too few queues for XDP ({detail}): a veth needs as many receive queues as its peer has transmit queues (`ip link add … numrxqueues N … peer … numtxqueues N`), a NIC room for transmit queues of its own (`ethtool -L {device}`)"
+    )]
     TooFewQueues {
         /// Device.
         device: String,
@@ -207,7 +215,9 @@ pub enum OpenError {
         detail: String,
     },
     /// The driver cannot run XDP at this MTU.
-    #[error("{device} cannot run XDP at this MTU ({detail}); lower the MTU of {device}, and for a veth that of its peer")]
+    #[error(
+        "{device} cannot run XDP at this MTU ({detail}); lower the MTU of {device}, and for a veth that of its peer"
+    )]
     DriverMtu {
         /// Device.
         device: String,
@@ -215,7 +225,9 @@ pub enum OpenError {
         detail: String,
     },
     /// Not allowed.
-    #[error("{what} is not permitted ({source}); run as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK")]
+    #[error(
+        "{what} is not permitted ({source}); run as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK"
+    )]
     NotPermitted {
         /// What was tried.
         what: String,
@@ -330,7 +342,8 @@ fn candidates(config: &OpenConfig) -> Result<Vec<Candidate>, OpenError> {
         if let (Some(_), Some(queue)) = (candidates.iter().find(|one| one.device.name == device.name), queues.first()) {
             return Err(OpenError::Twice { device: device.name, queue: *queue });
         }
-        let found = pinhole::find(device.ifindex).map_err(|source| permission(format!("asking {} for its XDP program", device.name), source))?;
+        let found = pinhole::find(device.ifindex)
+            .map_err(|source| permission(format!("asking {} for its XDP program", device.name), source))?;
         if let Some(foreign) = found.as_ref().filter(|found| !found.is_ours()) {
             let (program, id) = (foreign.name.clone(), foreign.id);
             return Err(OpenError::ForeignProgram { device: device.name, program, id });
@@ -361,7 +374,9 @@ fn refuse(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> Result<(), Op
             return Err(OpenError::VlanStripping { device: name(), feature, switch });
         }
     }
-    if let Some((feature, switch)) = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")].into_iter().find(|(feature, _)| device.has(feature)) {
+    if let Some((feature, switch)) =
+        [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")].into_iter().find(|(feature, _)| device.has(feature))
+    {
         return Err(OpenError::LargeReceive { device: name(), feature, switch });
     }
     let mtu_max = mtu_limit(frame_bytes);
@@ -411,9 +426,9 @@ fn packet_memory(config: &OpenConfig, frames: u32, huge: HugePages, entries: u32
     let per_page = (2 << 20) / frame_bytes;
     let create = |frames: u32, huge: bool| {
         let count = NonZeroU32::new(frames).ok_or_else(|| other("no frames".to_owned()))?;
-        Umem::new(umem_config, count, huge).map(|(umem, descriptors)| (umem, descriptors, frames)).map_err(|cause| {
-            permission("registering packet memory".to_owned(), os_error(&cause))
-        })
+        Umem::new(umem_config, count, huge)
+            .map(|(umem, descriptors)| (umem, descriptors, frames))
+            .map_err(|cause| permission("registering packet memory".to_owned(), os_error(&cause)))
     };
     let (made, pages) = match huge {
         HugePages::Off => (create(frames, false), Pages::Plain),
@@ -424,7 +439,9 @@ fn packet_memory(config: &OpenConfig, frames: u32, huge: HugePages, entries: u32
         },
     };
     let (umem, mut descriptors, frames) = made.map_err(|cause| match (huge, cause) {
-        (HugePages::On, OpenError::Other { source, .. }) => other(format!("{source}; set vm.nr_hugepages or hugePages: auto")),
+        (HugePages::On, OpenError::Other { source, .. }) => {
+            other(format!("{source}; set vm.nr_hugepages or hugePages: auto"))
+        }
         (_, OpenError::Other { source, .. }) => error(source),
         (_, cause) => cause,
     })?;
@@ -434,14 +451,21 @@ fn packet_memory(config: &OpenConfig, frames: u32, huge: HugePages, entries: u32
     // SAFETY: the descriptor is of this UMEM, and nobody has access to it yet.
     let address = unsafe { umem.data_mut(first) }.contents().as_ptr().addr() - before;
     // The mapping's pointer went to the kernel through C, so its provenance is exposed.
-    let start = NonNull::new(std::ptr::with_exposed_provenance_mut::<u8>(address)).ok_or_else(|| other("memory at zero".to_owned()))?;
+    let start = NonNull::new(std::ptr::with_exposed_provenance_mut::<u8>(address))
+        .ok_or_else(|| other("memory at zero".to_owned()))?;
     // SAFETY: the UMEM keeps `frames * frame_bytes` bytes from `start` mapped, they are zeroed, its descriptors are
     // thrown away, and the kernel gets access to chunks only through tokens from here on.
     unsafe { Pool::from_memory(Memory::Umem(umem), start, frames, frame_bytes, pages) }.map_err(error)
 }
 
 /// Binds a socket to a queue, waiting a while for one that is busy.
-fn bind(pool: &Pool, candidate: &Candidate, queue: u32, mode: ModeChoice, entries: u32) -> Result<(SocketOwner, OwnedFd), OpenError> {
+fn bind(
+    pool: &Pool,
+    candidate: &Candidate,
+    queue: u32,
+    mode: ModeChoice,
+    entries: u32,
+) -> Result<(SocketOwner, OwnedFd), OpenError> {
     let device = &candidate.device;
     let what = || format!("opening queue {queue} of {}", device.name);
     let other = |source| OpenError::Other { what: what(), source };
@@ -644,7 +668,10 @@ mod tests {
             (refusal(&with("rx-lro"), &[0], 2048), ["wan0 joins", "ethtool -K wan0 lro off"]),
             (refusal(&with("rx-gro-hw"), &[0], 2048), ["wan0 joins", "ethtool -K wan0 rx-gro-hw off"]),
             (refusal(&NetDevice { mtu: 1771, ..device() }, &[0], 2048), ["at most 1770", "frameBytes: 4096"]),
-            (refusal(&NetDevice { mtu: 9000, ..device() }, &[0], 4096), ["at most 3818", "ip link set dev wan0 mtu 3818"]),
+            (
+                refusal(&NetDevice { mtu: 9000, ..device() }, &[0], 4096),
+                ["at most 3818", "ip link set dev wan0 mtu 3818"],
+            ),
         ] {
             assert!(parts.iter().all(|part| text.contains(part)), "{text}");
         }
@@ -658,7 +685,9 @@ mod tests {
 
     #[test]
     fn rings_leave_half_of_the_frames() {
-        for (frames, sockets, entries) in [(16384, 2, 2048), (16384, 4, 1024), (1024, 2, 128), (256, 2, 64), (1 << 22, 1, 2048), (64, 9, 64)] {
+        for (frames, sockets, entries) in
+            [(16384, 2, 2048), (16384, 4, 1024), (1024, 2, 128), (256, 2, 64), (1 << 22, 1, 2048), (64, 9, 64)]
+        {
             assert_eq!(ring_entries(frames, sockets), entries);
         }
     }

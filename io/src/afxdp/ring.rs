@@ -48,7 +48,9 @@ impl Map {
             Which::Rx => (all.rx, libc::XDP_PGOFF_RX_RING),
             Which::Tx => (all.tx, libc::XDP_PGOFF_TX_RING),
             Which::Fill => (all.fr, i64::try_from(libc::XDP_UMEM_PGOFF_FILL_RING).map_err(io::Error::other)?),
-            Which::Completion => (all.cr, i64::try_from(libc::XDP_UMEM_PGOFF_COMPLETION_RING).map_err(io::Error::other)?),
+            Which::Completion => {
+                (all.cr, i64::try_from(libc::XDP_UMEM_PGOFF_COMPLETION_RING).map_err(io::Error::other)?)
+            }
         };
         let number = |value: u64| usize::try_from(value).map_err(io::Error::other);
         let entries = number(offset.desc)?;

@@ -107,9 +107,8 @@ pub(super) fn prefer_busy_poll(socket: BorrowedFd<'_>, budget: libc::c_int) -> i
 #[inline]
 pub(super) fn wake_tx(socket: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no memory is passed.
-    let sent = unsafe {
-        libc::sendto(socket.as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
-    };
+    let sent =
+        unsafe { libc::sendto(socket.as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -62,8 +62,7 @@ pub fn veth(ours: &str, theirs: &str, queues: u32) {
 
 /// The configuration for a test: small, and plain pages.
 pub fn config(interfaces: &[&str]) -> OpenConfig {
-    let interfaces =
-        interfaces.iter().map(|name| InterfaceConfig { name: (*name).to_owned(), queues: None }).collect();
+    let interfaces = interfaces.iter().map(|name| InterfaceConfig { name: (*name).to_owned(), queues: None }).collect();
     OpenConfig { interfaces, frames: 4096, huge: HugePages::Off, ..OpenConfig::default() }
 }
 
