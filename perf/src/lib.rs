@@ -1,1 +1,18 @@
-//! Whole-system experiments: lab topologies, packet generator, recorded runs.
+//! Whole-system experiments: the lab, its clients and pods, the packet generator, and the checks of the demo.
+//!
+//! Reading order: the map, how a lab hangs on one process, how it is built, what runs in it, what is asked of it.
+
+#![forbid(unsafe_code)]
+
+/// Names, addresses and link-layer addresses of everything in the lab.
+pub mod topology;
+/// Private namespaces with which a lab lives and ends.
+pub mod enclosure;
+/// Other programs, run with a limit.
+pub mod process;
+/// Namespaces, links, VXLAN devices and pods.
+pub mod lab;
+/// Bytes that can be checked on arrival.
+pub mod content;
+/// The pods' HTTP and UDP servers.
+pub mod pod;
