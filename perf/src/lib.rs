@@ -16,3 +16,17 @@ pub mod lab;
 pub mod content;
 /// The pods' HTTP and UDP servers.
 pub mod pod;
+/// HTTP, UDP and echo clients with a chosen source.
+pub mod client;
+/// The YAML that control watches.
+pub mod manifest;
+/// The gateway's two programs, started, watched and hurt.
+pub mod gateway;
+/// What went over a link, seen from outside.
+pub mod capture;
+/// What every check is given.
+pub mod rig;
+/// What is asked of the lab, and the table of answers.
+pub mod check;
+/// One run of the checks.
+pub mod demo;

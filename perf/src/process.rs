@@ -186,6 +186,14 @@ impl Daemon {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it has not ended after `limit`.
+    pub fn wait_for_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        wait(&mut self.child, limit)?.with_context(|| format!("{} does not end", self.name))
+    }
+
     /// Kills it (SIGKILL) and waits for its end.
     ///
     /// # Errors
