@@ -2,6 +2,7 @@
 //!
 //! Owns the run; refuses to know any single check.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use anyhow::Result;
 
 use crate::check::{self, Check, Row};
 use crate::enclosure;
+use crate::gateway::BIN_DIR;
 use crate::lab::{LabOptions, namespaces};
 use crate::process;
 use crate::rig::Rig;
@@ -92,12 +94,10 @@ pub fn keep(stop: &AtomicBool) {
 /// Commands for people who want to look around, ready to paste into another root shell.
 pub fn commands_to_try() -> String {
     let outside = enclosure::outside_pid();
-    let bin_dir = std::env::var(crate::gateway::BIN_DIR).ok();
-    let bin_dir = bin_dir.or_else(|| {
-        let program = enclosure::this_program().ok()?;
-        Some(program.parent()?.display().to_string())
-    });
-    let bin_dir = bin_dir.unwrap_or_else(|| ".".into());
+    let program = enclosure::this_program().unwrap_or_else(|_| "tidegate-lab".into());
+    let beside = program.parent().map(PathBuf::from).unwrap_or_default();
+    let bin_dir = std::env::var_os(BIN_DIR).map_or(beside, PathBuf::from).display().to_string();
+    let program = program.display();
     let lab = "nsenter -t $LAB -m -n -p";
     let (v4, v6) = (VIP_WEB.v4, VIP_WEB.v6);
     format!(
@@ -109,7 +109,7 @@ pub fn commands_to_try() -> String {
          {lab} ip netns exec client curl http://{v4}/who\n  \
          {lab} ip netns exec client curl 'http://[{v6}]/who'\n  \
          {lab} ip netns exec client curl http://{}/who\n  \
-         {lab} ip netns exec client {bin_dir}/tidegate-lab client udp --target {}:53\n  \
+         {lab} ip netns exec client {program} client udp --target {}:53\n  \
          {lab} ip netns exec client tcpdump -ni eth0\n  \
          {lab} ip netns exec w1 bridge fdb show dev flannel.1\n  \
          {lab} ls {dir}/manifests {dir}\n\nNamespaces: {}\n",

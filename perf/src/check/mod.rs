@@ -84,10 +84,10 @@ impl Check {
         let found = if self.needs_gateway { rig.gateway.revive() } else { Ok(()) };
         let mut rows = match found.and_then(|()| (self.run)(rig)) {
             Ok(rows) => rows,
-            Err(error) => vec![Row::new(self.about, format!("{error:#}"), "the check runs", false)],
+            Err(error) => vec![Row::new("ran", format!("{error:#}"), "can be checked", false)],
         };
         if rows.is_empty() {
-            rows.push(Row::new(self.about, "nothing", "a measurement", false));
+            rows.push(Row::new("ran", "nothing", "a measurement", false));
         }
         for row in &mut rows {
             row.check = format!("{}: {}", self.name, row.check);
