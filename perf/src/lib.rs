@@ -30,3 +30,5 @@ pub mod rig;
 pub mod check;
 /// One run of the checks.
 pub mod demo;
+/// Floods of small frames through a port, counted exactly.
+pub mod generator;
