@@ -4,7 +4,7 @@
 //! belong on the other end: in namespace `client`, or on the bridge.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
@@ -30,16 +30,16 @@ pub struct Captured {
 }
 
 impl Capture {
-    /// Starts tcpdump on `device` of `namespace` and waits until it listens.
+    /// Starts tcpdump on `device` of `namespace`, for frames that match `filter`, and waits until it listens.
     ///
     /// # Errors
     /// When tcpdump is missing or does not start.
-    pub fn start(state_dir: &Path, namespace: &str, device: &str, name: &str) -> Result<Capture> {
+    pub fn start(state_dir: &Path, namespace: &str, device: &str, name: &str, filter: &str) -> Result<Capture> {
         let file = state_dir.join(format!("{name}.pcap"));
         let mut command = in_namespace(namespace, "tcpdump");
         // Immediate mode: nothing sits in a kernel buffer when the capture ends.
         command.args(["-i", device, "-n", "-U", "--immediate-mode", "-s", "192", "-B", "8192", "-Z", "root", "-w"]);
-        command.arg(&file);
+        command.arg(&file).arg(filter);
         let log = state_dir.join(format!("{name}.tcpdump.log"));
         let mut daemon = Daemon::start("tcpdump", command, &log)?;
         daemon.wait_for_line("listening on", LIMIT).context("capturing needs tcpdump (Debian package tcpdump)")?;
@@ -58,15 +58,27 @@ impl Capture {
 }
 
 impl Captured {
-    /// The frames that match a filter, one line each.
+    /// The frames that match a filter, one line each, which begins with the time in seconds since the epoch.
     ///
     /// # Errors
     /// When tcpdump refuses the filter.
     pub fn lines(&self, filter: &str) -> Result<Vec<String>> {
         let mut command = in_namespace(&self.namespace, "tcpdump");
-        command.args(["-n", "-e", "-r"]).arg(&self.file).arg(filter);
+        command.args(["-n", "-e", "-tt", "-r"]).arg(&self.file).arg(filter);
         let text = process::run(command, "", LIMIT)?.success("reading a capture")?;
         Ok(text.lines().map(String::from).collect())
+    }
+
+    /// Number of frames seen between two moments.
+    ///
+    /// # Errors
+    /// When the capture cannot be read.
+    pub fn count_between(&self, from: SystemTime, to: SystemTime) -> Result<u64> {
+        let seconds = |moment: SystemTime| moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let within = seconds(from)..seconds(to);
+        let lines = self.lines("")?;
+        let times = lines.iter().filter_map(|line| line.split(' ').next()?.parse::<f64>().ok());
+        Ok(times.filter(|time| within.contains(time)).count() as u64)
     }
 }
 

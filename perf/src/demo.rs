@@ -61,7 +61,9 @@ pub fn run(title: &'static str, checks: &[&Check], options: &DemoOptions, stop: 
 }
 
 fn tell_failures(rows: &[Row], rig: &Rig) {
-    for row in rows.iter().filter(|row| !row.pass && row.measured.contains('\n')) {
+    for row in
+        rows.iter().filter(|row| !row.pass && (row.measured.contains('\n') || row.measured.len() > check::MEASURED_MAX))
+    {
         println!("{}:\n{}\n", row.check, row.measured);
     }
     println!("{}", rig.gateway.log_tails(LOG_LINES));

@@ -32,3 +32,5 @@ pub mod check;
 pub mod demo;
 /// Floods of small frames through a port, counted exactly.
 pub mod generator;
+/// A flood through an AF_XDP socket, as a command.
+pub mod flood;

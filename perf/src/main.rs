@@ -10,6 +10,7 @@ use tidegate_perf::check::{self, CHECKS, Check};
 use tidegate_perf::client::{self, Task};
 use tidegate_perf::demo::{self, DemoOptions};
 use tidegate_perf::enclosure;
+use tidegate_perf::flood::{self, FloodOptions};
 use tidegate_perf::lab::LabOptions;
 use tidegate_perf::pod::{self, PodOptions};
 use tidegate_perf::topology::{POD_TCP_PORT, POD_UDP_PORT};
@@ -56,6 +57,8 @@ enum Command {
     /// Ask as a client; run it inside namespace `client`.
     #[command(subcommand)]
     Client(Task),
+    /// Send a flood of 64-byte frames through AF_XDP; run it inside namespace `client`.
+    Flood(FloodOptions),
     /// Serve as a pod; the lab starts these.
     #[command(hide = true)]
     Pod {
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Pod { name, tcp_port, udp_port } => pod::serve(&PodOptions { name, tcp_port, udp_port })?,
+        Command::Flood(options) => println!("{}", serde_json::to_string(&flood::send(&options)?)?),
         Command::Client(task) => client::perform(&task)?,
         Command::Check { list: true, .. } => {
             CHECKS.iter().for_each(|check| println!("{:20} {}", check.name, check.about));

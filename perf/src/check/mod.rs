@@ -11,6 +11,8 @@ use crate::rig::Rig;
 mod serving;
 /// Change: endpoints and Services that come and go.
 mod change;
+/// Accounting: a flood and the counters of everyone who saw it.
+mod accounting;
 /// Outage: programs that die or hang.
 mod outage;
 
@@ -63,6 +65,7 @@ pub const CHECKS: &[Check] = &[
     check("udp", "UDP through a VIP", serving::udp),
     check("spread", "3,000 connections over 6 pods", serving::spread),
     check("transfer", "large download and upload", serving::transfer),
+    check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),
     check("endpoint-removed", "running downloads continue, new connections avoid it", change::endpoint_removed),
     check("udp-reselect", "UDP with a fixed source port finds another pod", change::udp_reselects),
     check("no-endpoints", "a Service without endpoints refuses at once", change::no_endpoints),
@@ -98,14 +101,22 @@ impl Check {
     }
 }
 
-/// The rows as a table with aligned columns; long texts are wrapped by their own line breaks only.
+/// Longest text of a measurement in the table, in characters; the rest of a failure is printed below it.
+pub const MEASURED_MAX: usize = 96;
+
+/// A measurement as the table shows it: its first line, cut.
+fn in_short(measured: &str) -> String {
+    let line = measured.lines().next().unwrap_or_default();
+    let short: String = line.chars().take(MEASURED_MAX).collect();
+    if short.len() < line.len() { short + " …" } else { short }
+}
+
+/// The rows as a table with aligned columns.
 pub fn table(rows: &[Row]) -> String {
     let mut lines = vec![["check".to_string(), "measured".into(), "expected".into(), String::new()]];
     for row in rows {
         let verdict = if row.pass { "PASS" } else { "FAIL" };
-        // A log tail inside an error would break the table; it is printed in full below it.
-        let measured = row.measured.lines().next().unwrap_or_default().to_string();
-        lines.push([row.check.clone(), measured, row.expected.clone(), verdict.into()]);
+        lines.push([row.check.clone(), in_short(&row.measured), row.expected.clone(), verdict.into()]);
     }
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths = [width(0), width(1), width(2)];
@@ -133,6 +144,12 @@ mod tests {
         assert_eq!(lines.len(), 4);
         assert_eq!(lines[0].find('|'), lines[3].find('|'));
         assert!(lines[2].ends_with("PASS") && lines[3].ends_with("FAIL"));
+    }
+
+    #[test]
+    fn long_measurements_are_cut() {
+        let rows = [Row::new("a", "ü".repeat(500), "short", false)];
+        assert!(table(&rows).lines().all(|line| line.chars().count() < MEASURED_MAX + 40));
     }
 
     #[test]

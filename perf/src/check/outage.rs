@@ -90,8 +90,8 @@ pub(super) fn dataplane_killed(rig: &mut Rig) -> Found {
 }
 
 fn outage(rig: &mut Rig, hurt: impl Fn(&mut Rig) -> Result<()>, heal: impl Fn(&mut Rig) -> Result<()>) -> Found {
-    let at_client = Capture::start(&rig.lab.state_dir, CLIENT, "eth0", "outage-client")?;
-    let at_bridge = Capture::start(&rig.lab.state_dir, FABRIC, crate::topology::GATEWAY, "outage-fabric")?;
+    let at_client = Capture::start(&rig.lab.state_dir, CLIENT, "eth0", "outage-client", "")?;
+    let at_bridge = Capture::start(&rig.lab.state_dir, FABRIC, crate::topology::GATEWAY, "outage-fabric", "")?;
     hurt(rig)?;
     let during = knock(rig);
     // Healed in any case, or every later check would fail for this one.
