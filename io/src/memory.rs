@@ -111,6 +111,7 @@ pub fn pair(pool: &Pool, config: Config) -> (MemoryPort, MemoryPeer) {
             break;
         }
     }
+    magazine.flush();
     let Config { device, ifindex, queue, mac, mtu, .. } = config;
     let facts = PortFacts { device, ifindex, queue, mac, mtu, mode: Mode::Memory, group: pool.group() };
     let port = MemoryPort {
