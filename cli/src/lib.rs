@@ -1,1 +1,16 @@
-//! The operator's command: tidegate.
+//! The operator's command, `tidegate`.
+//!
+//! Owns the words an operator types and the text that comes back. Refuses to know how the dataplane arrives at its
+//! answers: it asks over the contract socket and prints what it is told, so it needs no privilege beyond the right to
+//! open that socket.
+
+#![forbid(unsafe_code)]
+
+/// What an operator may type.
+pub mod args;
+/// `tidegate show`: one question, one answer, as aligned columns or as JSON.
+pub mod show;
+/// Conversations that could not be had, in words that help.
+pub mod trouble;
+/// Plain text in aligned columns.
+pub mod columns;

@@ -1,3 +1,36 @@
-//! Entry point.
+//! Entry point of `tidegate`: arguments in, text out, an exit status that scripts can rely on.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tidegate_cli::args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let answer = match &arguments.command {
+        Command::Show(show) => tidegate_cli::show::run(&arguments.socket(), show),
+    };
+    match answer {
+        Ok(text) => print(&text),
+        Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+/// Writes `text` to standard output. A reader that has gone (`| head`) is no error and leaves no message.
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("writing the answer: {error}")),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    // Nothing can be done about a closed standard error; the exit status still tells.
+    let _ = writeln!(io::stderr(), "tidegate: {message}");
+    ExitCode::FAILURE
+}

@@ -79,10 +79,13 @@ drops! {
     Ipv4BadChecksum,       parse, Warning, "The IPv4 header checksum is wrong.";
     Ipv4SourceRoute,       parse, Warning, "The packet carries a source route option (L-056).";
     Ipv4BadOptions,        parse, Warning, "An IPv4 option has an impossible length.";
+    Ipv4BadFragment,       parse, Warning, "A fragment beyond 65,535 bytes, or a middle one whose length is no multiple of eight.";
     Ipv6Truncated,         parse, Warning, "The packet ends inside the IPv6 header or an extension header.";
     Ipv6BadVersion,        parse, Warning, "The version field is not 6.";
     Ipv6BadPayloadLength,  parse, Warning, "The IPv6 payload length is beyond the frame.";
     Ipv6ExtensionTooMany,  parse, Warning, "More IPv6 extension headers than are followed.";
+    Ipv6ExtensionOrder,    parse, Warning, "Hop-by-hop options that are not the first extension header.";
+    Ipv6BadFragment,       parse, Warning, "A fragment beyond 65,535 bytes, of odd length in the middle, or with two fragment headers.";
     Ipv6RoutingHeader,     parse, Warning, "A routing header of type 0 (RFC 5095), or one that still has segments left.";
     UdpTruncated,          parse, Warning, "The packet ends inside the UDP header.";
     UdpBadLength,          parse, Warning, "The UDP length is below 8 or beyond the packet.";
@@ -120,6 +123,7 @@ drops! {
     NoTunnel,              route, Warning, "The backend lives behind no known VTEP.";
     NeighbourUnresolved,   route, Warning, "The next hop did not answer in time, or too many packets wait for it.";
     NoEgressPort,          route, Error,   "The route leaves by a device that this worker does not serve.";
+    EditRefused,           rewrite, Error, "The frame was not what parse had said of it; report this.";
     TtlExpired,            rewrite, Info,  "Time to live ran out; beyond the rate at which that is answered.";
     TooBig,                encap, Info,    "Larger than the path allows; beyond the rate at which that is answered (V-010).";
     NoHeadroom,            encap, Error,   "The frame has no room for another header.";
@@ -134,25 +138,35 @@ impl From<Malformed> for DropReason {
     fn from(malformed: Malformed) -> Self {
         match malformed {
             Malformed::EthernetTruncated => DropReason::EthernetTruncated,
-            Malformed::VlanTruncated => DropReason::VlanTruncated,
+            Malformed::VlanTruncated | Malformed::VlanTooMany => DropReason::VlanTruncated,
             Malformed::ArpMalformed => DropReason::ArpMalformed,
             Malformed::Ipv4Truncated => DropReason::Ipv4Truncated,
             Malformed::Ipv4BadVersion => DropReason::Ipv4BadVersion,
             Malformed::Ipv4BadHeaderLength => DropReason::Ipv4BadHeaderLength,
             Malformed::Ipv4BadTotalLength => DropReason::Ipv4BadTotalLength,
             Malformed::Ipv4BadChecksum => DropReason::Ipv4BadChecksum,
+            Malformed::Ipv4BadOptions => DropReason::Ipv4BadOptions,
             Malformed::Ipv4SourceRoute => DropReason::Ipv4SourceRoute,
-            Malformed::Ipv6Truncated => DropReason::Ipv6Truncated,
+            Malformed::Ipv4BadFragment => DropReason::Ipv4BadFragment,
+            Malformed::Ipv6Truncated | Malformed::Ipv6ExtensionTruncated => DropReason::Ipv6Truncated,
             Malformed::Ipv6BadVersion => DropReason::Ipv6BadVersion,
             Malformed::Ipv6BadPayloadLength => DropReason::Ipv6BadPayloadLength,
             Malformed::Ipv6ExtensionTooMany => DropReason::Ipv6ExtensionTooMany,
+            Malformed::Ipv6ExtensionOrder => DropReason::Ipv6ExtensionOrder,
+            Malformed::Ipv6BadFragment => DropReason::Ipv6BadFragment,
             Malformed::Ipv6RoutingHeader => DropReason::Ipv6RoutingHeader,
             Malformed::UdpTruncated => DropReason::UdpTruncated,
             Malformed::UdpBadLength => DropReason::UdpBadLength,
             Malformed::Udp6ZeroChecksum => DropReason::Udp6ZeroChecksum,
             Malformed::TcpTruncated => DropReason::TcpTruncated,
             Malformed::TcpBadOffset => DropReason::TcpBadOffset,
+            Malformed::SctpTruncated => DropReason::SctpTruncated,
             Malformed::IcmpTruncated => DropReason::IcmpTruncated,
+            Malformed::IcmpBadChecksum => DropReason::IcmpBadChecksum,
+            Malformed::QuoteTruncated
+            | Malformed::QuoteBadChecksum
+            | Malformed::QuoteBadHeader
+            | Malformed::QuoteLaterFragment => DropReason::QuoteMalformed,
             Malformed::NdpMalformed => DropReason::NdpMalformed,
             Malformed::VxlanTruncated => DropReason::VxlanTruncated,
             Malformed::VxlanNoVni => DropReason::VxlanNoVni,

@@ -5,15 +5,14 @@ use crate::state::{Address, FlowTable, State, Tuple};
 use crate::table::local::LocalKind;
 use crate::table::route::RouteRow;
 use crate::table::{self, ServiceId, Tables, maglev};
+use crate::wire::checksum::Delta;
 use crate::wire::packet::L3;
-use crate::wire::{Malformed, edit, ipv4, ipv6, protocol, quote};
+use crate::wire::{self, Malformed, edit, ipv4, ipv6, protocol, quote};
 
 /// What differs between IPv4 (`[u8; 4]`) and IPv6 (`[u8; 16]`).
 pub trait Family: Address {
     /// Protocol number of this family's ICMP.
     const ICMP: u8;
-    /// IP and TCP header together, without options: what an MSS leaves out.
-    const TCP_HEADERS_BYTES: u16;
 
     /// Source and destination of the IP header at the start of `l3`, which parse has accepted.
     fn addresses(l3: &[u8]) -> (Self, Self);
@@ -42,21 +41,37 @@ pub trait Family: Address {
     /// # Errors
     /// When the quote names no flow.
     fn quoted(message: &[u8], domain: u8) -> Result<Tuple<Self>, Malformed>;
-    /// Gives the packet at the start of `l3` the addresses and ports of `to`, checksums included.
-    fn translate(l3: &mut [u8], l4_offset: usize, protocol: u8, to: &Tuple<Self>);
+    /// Gives the packet at the start of `l3` the addresses and ports of `to`, checksums included. False: it is not what
+    /// `at` says, and nothing was written.
+    fn translate(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool;
     /// Gives an ICMP error the addresses of `to` and its quote the tuple `quote_to`. False: the quote was not understood
     /// and the packet must not be sent.
     fn translate_error(l3: &mut [u8], at: &L3, to: &Tuple<Self>, quote_to: &Tuple<Self>) -> bool;
-    /// Lowers the time to live by one, checksum included.
-    fn decrement_ttl(l3: &mut [u8]);
-    /// Sets the ECN bits, checksum included.
-    fn set_ecn(l3: &mut [u8], ecn: u8);
 }
 
+/// The part of a tuple that is written into headers.
+#[inline]
+fn ends<A: Copy>(of: &Tuple<A>) -> edit::Tuple<A> {
+    edit::Tuple {
+        source: of.source,
+        destination: of.destination,
+        source_port: of.source_port,
+        destination_port: of.destination_port,
+    }
+}
+
+/// Addresses with no ports: what an ICMP error's own header can take.
+fn addresses_only<A: Copy>(of: &Tuple<A>) -> edit::Tuple<A> {
+    edit::Tuple { source: of.source, destination: of.destination, source_port: 0, destination_port: 0 }
+}
+
+fn from_ends<A>(ends: edit::Tuple<A>, protocol: u8, domain: u8) -> Tuple<A> {
+    let edit::Tuple { source, destination, source_port, destination_port } = ends;
+    Tuple { source, destination, source_port, destination_port, protocol, domain }
+}
 
 impl Family for [u8; 4] {
     const ICMP: u8 = protocol::ICMP;
-    const TCP_HEADERS_BYTES: u16 = 40;
 
     #[inline]
     fn addresses(l3: &[u8]) -> (Self, Self) {
@@ -114,40 +129,25 @@ impl Family for [u8; 4] {
     }
 
     fn quoted(message: &[u8], domain: u8) -> Result<Tuple<Self>, Malformed> {
-        let quote = quote::parse_v4(message)?;
-        Ok(Tuple {
-            source: quote.source,
-            destination: quote.destination,
-            source_port: quote.source_port,
-            destination_port: quote.destination_port,
-            protocol: quote.protocol,
-            domain,
-        })
+        let quote = quote::parse(wire::Family::V4, message)?;
+        let ends = quote.tuple_v4().ok_or(Malformed::QuoteBadHeader)?;
+        Ok(from_ends(ends, quote.protocol, domain))
     }
 
     #[inline]
-    fn translate(l3: &mut [u8], l4_offset: usize, protocol: u8, to: &Tuple<Self>) {
-        edit::translate_v4(l3, l4_offset, protocol, to.source, to.destination, to.source_port, to.destination_port);
+    fn translate(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool {
+        edit::translate_v4(l3, at, &ends(to))
     }
 
     fn translate_error(l3: &mut [u8], at: &L3, to: &Tuple<Self>, quote_to: &Tuple<Self>) -> bool {
-        quote::translate_v4(l3, at, to, quote_to)
-    }
-
-    #[inline]
-    fn decrement_ttl(l3: &mut [u8]) {
-        edit::decrement_ttl_v4(l3);
-    }
-
-    #[inline]
-    fn set_ecn(l3: &mut [u8], ecn: u8) {
-        edit::set_ecn_v4(l3, ecn);
+        let Some(message) = l3.get_mut(usize::from(at.l4_offset)..usize::from(at.total_len)) else { return false };
+        let Ok(quoted) = quote::parse(wire::Family::V4, message) else { return false };
+        quote::rewrite_v4(message, &quoted, &ends(quote_to)) && edit::translate_v4(l3, at, &addresses_only(to))
     }
 }
 
 impl Family for [u8; 16] {
     const ICMP: u8 = protocol::ICMPV6;
-    const TCP_HEADERS_BYTES: u16 = 60;
 
     #[inline]
     fn addresses(l3: &[u8]) -> (Self, Self) {
@@ -205,33 +205,20 @@ impl Family for [u8; 16] {
     }
 
     fn quoted(message: &[u8], domain: u8) -> Result<Tuple<Self>, Malformed> {
-        let quote = quote::parse_v6(message)?;
-        Ok(Tuple {
-            source: quote.source,
-            destination: quote.destination,
-            source_port: quote.source_port,
-            destination_port: quote.destination_port,
-            protocol: quote.protocol,
-            domain,
-        })
+        let quote = quote::parse(wire::Family::V6, message)?;
+        let ends = quote.tuple_v6().ok_or(Malformed::QuoteBadHeader)?;
+        Ok(from_ends(ends, quote.protocol, domain))
     }
 
     #[inline]
-    fn translate(l3: &mut [u8], l4_offset: usize, protocol: u8, to: &Tuple<Self>) {
-        edit::translate_v6(l3, l4_offset, protocol, to.source, to.destination, to.source_port, to.destination_port);
+    fn translate(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool {
+        edit::translate_v6(l3, at, &ends(to))
     }
 
     fn translate_error(l3: &mut [u8], at: &L3, to: &Tuple<Self>, quote_to: &Tuple<Self>) -> bool {
-        quote::translate_v6(l3, at, to, quote_to)
-    }
-
-    #[inline]
-    fn decrement_ttl(l3: &mut [u8]) {
-        edit::decrement_ttl_v6(l3);
-    }
-
-    #[inline]
-    fn set_ecn(l3: &mut [u8], ecn: u8) {
-        edit::set_ecn_v6(l3, ecn);
+        let Some(message) = l3.get_mut(usize::from(at.l4_offset)..usize::from(at.total_len)) else { return false };
+        let Ok(quoted) = quote::parse(wire::Family::V6, message) else { return false };
+        quote::rewrite_v6(message, &quoted, &ends(quote_to), Delta::NONE)
+            && edit::translate_v6(l3, at, &addresses_only(to))
     }
 }

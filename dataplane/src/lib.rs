@@ -26,3 +26,6 @@ pub mod drops;
 pub mod counters;
 /// Every bound, with its unit and its argument.
 pub mod limits;
+/// A gateway in memory, for tests, benches and fuzzing.
+#[cfg(feature = "rig")]
+pub mod rig;

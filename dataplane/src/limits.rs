@@ -26,6 +26,12 @@ pub const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
 /// Longest sleep; bounds how late a timer, a request or a publish is noticed.
 pub const SLEEP_MS_MAX: i32 = 10;
 
+/// Rows of one family in one answer of a worker: the copy takes well under a millisecond.
+pub const ROWS_PER_ANSWER: u32 = 10_000;
+
+/// Flow entries looked at for one answer, so that a sparse table cannot hold the worker up.
+pub const ENTRIES_PER_ANSWER: u32 = 1 << 20;
+
 /// Bytes of VXLAN over IPv4: Ethernet is not counted on the outside, so 20 + 8 + 8 + 14 (V-009).
 pub const OVERHEAD_V4_BYTES: u16 = 50;
 

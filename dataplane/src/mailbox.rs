@@ -3,12 +3,19 @@
 //! A question is a message with a place for the answer; the worker looks between two turns, copies a bounded number of
 //! rows and goes on. Nobody else ever reads a worker's state.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use crossbeam::channel::Sender;
 use tidegate_api::show::FlowRow;
 use tidegate_io::{PortCounters, PortFacts, SocketStatistics};
 
-use crate::state::Usage;
+use crate::counters::{Counters, Event};
+use crate::drops::DropReason;
+use crate::family::Family;
+use crate::limits;
+use crate::state::{Direction, Entry, TICK_NS_LOG2, ticks, ticks_since, usage};
 use crate::table::BackendId;
+use crate::worker::Worker;
 
 /// A question to one worker.
 #[derive(Debug)]
@@ -25,7 +32,7 @@ pub enum Request {
         /// The backends.
         backends: Vec<BackendId>,
         /// Where the answer goes.
-        reply: Sender<Vec<Usage>>,
+        reply: Sender<Vec<usage::Row>>,
     },
     /// How the worker is.
     Status {
@@ -64,4 +71,85 @@ pub struct PortStatus {
     pub counters: PortCounters,
     /// What its socket counted, if it has one.
     pub socket: Option<SocketStatistics>,
+}
+
+/// Answers one question. Cold: it copies and allocates, bounded by [`limits::ROWS_PER_ANSWER`]. An asker that no longer
+/// listens is no error.
+#[cold]
+pub(crate) fn answer(worker: &Worker, request: Request, now_ns: u64) {
+    match request {
+        Request::Flows { limit, reply } => {
+            let limit = limit.min(limits::ROWS_PER_ANSWER) as usize;
+            let mut rows = Vec::new();
+            collect::<[u8; 4]>(worker, limit, now_ns, &mut rows);
+            let limit = rows.len() + limit;
+            collect::<[u8; 16]>(worker, limit, now_ns, &mut rows);
+            let _gone = reply.try_send(rows);
+        }
+        Request::Usage { backends, reply } => {
+            let rows = backends.iter().map(|backend| worker.state.usage.row(backend.0)).collect();
+            let _gone = reply.try_send(rows);
+        }
+        Request::Status { reply } => {
+            let _gone = reply.try_send(status(worker));
+        }
+    }
+}
+
+fn status(worker: &Worker) -> Status {
+    let port = |exit: &crate::stage::verdict::Exit| PortStatus {
+        facts: exit.port.facts().clone(),
+        counters: exit.port.counters(),
+        socket: exit.port.socket_statistics().unwrap_or_default(),
+    };
+    let counters: &Counters = &worker.counters;
+    Status {
+        worker: worker.id,
+        generation: worker.reader.generation(),
+        flows: worker.state.live(),
+        flows_max: u64::from(worker.state.v4.capacity()) + u64::from(worker.state.v6.capacity()),
+        held: worker.state.hold.len() as u64 + worker.exits.in_flight(),
+        ports: worker.exits.ports.iter().map(port).collect(),
+        events: Event::ALL.iter().map(|event| (event.name(), counters.events(*event))).collect(),
+        drops: DropReason::ALL.iter().map(|reason| counters.drops(*reason)).collect(),
+    }
+}
+
+fn collect<A: Family>(worker: &Worker, limit: usize, now_ns: u64, rows: &mut Vec<FlowRow>) {
+    const ROWS_AT_ONCE: u32 = 4096;
+    let mut from = Some(0);
+    let mut left = limits::ENTRIES_PER_ANSWER;
+    while let Some(start) = from
+        && rows.len() < limit
+        && left > 0
+    {
+        left = left.saturating_sub(ROWS_AT_ONCE);
+        from = A::flows(&worker.state).visit(start, ROWS_AT_ONCE, |_, entry| {
+            if rows.len() < limit {
+                rows.push(row(worker.id, entry, now_ns));
+            }
+        });
+    }
+}
+
+fn row<A: Family>(worker: u32, entry: &Entry<A>, now_ns: u64) -> FlowRow {
+    let address = |address: A| {
+        let mapped = Ipv6Addr::from(address.mapped());
+        mapped.to_ipv4_mapped().map_or(IpAddr::V6(mapped), IpAddr::V4)
+    };
+    let (original, translated) = (entry.original_tuple(), entry.translated_tuple());
+    let (out, back) = (entry.counted(Direction::Original), entry.counted(Direction::Reply));
+    let idle_ticks = ticks_since(entry.last_seen_ticks, ticks(now_ns));
+    FlowRow {
+        worker,
+        protocol: original.protocol,
+        client: (address(original.source), original.source_port),
+        vip: (address(original.destination), original.destination_port),
+        source: (address(translated.source), translated.source_port),
+        backend: (address(translated.destination), translated.destination_port),
+        state: entry.state.name().to_owned(),
+        idle_s: (u64::from(idle_ticks) << TICK_NS_LOG2) / 1_000_000_000,
+        packets: (out.packets, back.packets),
+        bytes: (out.bytes, back.bytes),
+    }
 }

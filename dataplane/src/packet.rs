@@ -5,8 +5,8 @@
 
 use crate::state::Tuple;
 use crate::table::{DeviceId, TunnelId};
-use crate::wire::packet::{Fragment, L3};
 use crate::wire::Family;
+use crate::wire::packet::{Fragment, L3};
 
 /// Where a packet came from: the wire itself, or out of VXLAN. Tuples of the two never meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

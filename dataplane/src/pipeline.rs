@@ -12,13 +12,14 @@ use tidegate_io::Frame;
 
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
-use crate::packet::{Domain, Key, Kind, Packet};
 use crate::family::Family;
+use crate::packet::{Domain, Key, Kind, Packet};
+use crate::stage::rewrite::{self, Edited};
 use crate::stage::route::{self, Departure, Hop};
-use crate::stage::{encap, error, flow, local, rewrite};
+use crate::stage::{encap, error, flow, local};
 use crate::state::{self, Direction, Entry, FlowId, FlowState, Hit, InsertError, State, Tuple, tcp, ticks};
 use crate::table::{BackendId, DeviceId, Tables};
-use crate::wire::packet::Fragment;
+use crate::wire::packet::{Fragment, parse_l3};
 use crate::wire::{Family as Version, protocol, tcp as segment};
 
 /// What is to happen to one packet.
@@ -95,8 +96,7 @@ impl<A: Family> NewFlow<A> {
     /// The entry to install for the flow that `packet` begins.
     fn entry(&self, packet: &Packet) -> state::NewFlow<A> {
         let at = &packet.l3;
-        let (state, last_ack) =
-            tcp::open(at.tcp_flags, at.tcp_seq).unwrap_or((FlowState::UDP_UNREPLIED, [0; 2]));
+        let (state, last_ack) = tcp::open(at.tcp_flags, at.tcp_seq).unwrap_or((FlowState::UDP_UNREPLIED, [0; 2]));
         let (mark, tunnel, next_hop) = route::pack(Some(self.forward), Some(self.reply));
         state::NewFlow {
             original: self.original,
@@ -338,38 +338,41 @@ pub fn forward<A: Family>(
 ) -> Verdict {
     let entry = A::flows_mut(state).entry_mut(hit.flow);
     let at = &packet.l3;
-    let next = match at.protocol {
-        protocol::TCP => {
-            tcp::advance(entry.state, hit.direction, at.tcp_flags, at.tcp_seq, at.tcp_ack, &mut entry.last_ack)
+    if at.protocol == protocol::TCP {
+        let ack = &mut entry.last_ack;
+        let next = tcp::advance(entry.state, hit.direction, at.tcp_flags, at.tcp_seq, at.tcp_ack, ack);
+        if !next.forward {
+            return Verdict::Drop(DropReason::TcpInvalid);
         }
-        _ => tcp::advance_udp(entry.state, hit.direction),
-    };
-    if !next.forward {
-        return Verdict::Drop(DropReason::TcpInvalid);
-    }
-    entry.state = next.state;
-    if next.refresh {
+        entry.state = next.state;
+        if next.refresh {
+            entry.last_seen_ticks = ticks(now_ns);
+        }
+    } else {
+        entry.state = tcp::advance_udp(entry.state, hit.direction);
         entry.last_seen_ticks = ticks(now_ns);
     }
     let to = entry.leaving(hit.direction);
     let folded = entry.count(hit.direction, u32::from(at.total_len));
-    let mss_max = if at.tcp_flags & segment::SYN != 0 { mss_max::<A>(tables, entry) } else { None };
+    let mtu = if at.tcp_flags & segment::SYN != 0 { mtu_both_ways(tables, entry) } else { None };
     if let Some(fold) = folded {
         let backend = entry.backend;
         state.usage.fold(backend, hit.direction, fold);
     }
-    if rewrite::run::<A>(packet, frame, &to, mss_max) {
-        counters.count(Event::MssClamped);
+    match rewrite::run(packet, frame, &to, mtu) {
+        Edited::Plainly => {}
+        Edited::Clamped => counters.count(Event::MssClamped),
+        Edited::Refused => return Verdict::Drop(DropReason::EditRefused),
     }
     depart(tables, counters, packet, frame, hop, hash)
 }
 
-/// V-013: the largest segment that fits the overlay, whichever way it goes.
+/// V-013: the largest packet that fits the overlay, whichever way it goes.
 #[cold]
-fn mss_max<A: Family>(tables: &Tables, entry: &Entry<A>) -> Option<u16> {
+fn mtu_both_ways<A: Family>(tables: &Tables, entry: &Entry<A>) -> Option<u16> {
     let way = |direction| route::kept(entry, direction).map(|hop| route::mtu(tables, hop));
     let mtu = [way(Direction::Original), way(Direction::Reply)].into_iter().flatten().min()?;
-    tables.settings.clamp_mss.then(|| mtu.saturating_sub(A::TCP_HEADERS_BYTES))
+    tables.settings.clamp_mss.then_some(mtu)
 }
 
 /// Puts the outside on a packet whose IP header is at `packet.l3_offset`, and says where it goes.
@@ -445,6 +448,16 @@ pub fn answer(
     counters.count(event);
     match packet.domain {
         Domain::Wire => encap::back(tables, packet, frame),
-        Domain::Overlay => depart(tables, counters, packet, frame, Hop::Tunnel(packet.tunnel), hash),
+        Domain::Overlay => {
+            let made = relearn(packet, frame);
+            depart(tables, counters, &made, frame, Hop::Tunnel(packet.tunnel), hash)
+        }
     }
+}
+
+/// The packet that an answer is, where it was that of the question.
+fn relearn(packet: &Packet, frame: &Frame) -> Packet {
+    let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
+    let l3 = if packet.kind == Kind::Ip { parse_l3(l3).unwrap_or(packet.l3) } else { packet.l3 };
+    Packet { l3, ecn: None, ..*packet }
 }

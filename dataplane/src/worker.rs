@@ -5,20 +5,21 @@
 
 use arrayvec::ArrayVec;
 use crossbeam::channel::{Receiver, Sender};
-use tidegate_io::{Batch, Frame, Port};
+use tidegate_io::{Batch, Frame};
 
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
+use crate::family::Family;
 use crate::limits;
 use crate::mailbox::Request;
 use crate::packet::{Key, Packet};
 use crate::pipeline::{self, Moment, Silent, Verdict};
-use crate::family::Family;
 use crate::stage::parse::Ingress;
 use crate::stage::verdict::{self, Exits};
 use crate::stage::{encap, flow, local, parse};
+use crate::state::hold::Outlook;
 use crate::state::{Candidate, Entropy, State, Tuple, ticks};
-use crate::table::neighbour::NeighbourState;
+use crate::table::neighbour::{NeighbourRow, NeighbourState};
 use crate::table::publish::Reader;
 use crate::table::{DeviceId, Tables};
 
@@ -72,7 +73,21 @@ impl Worker {
     ) -> Worker {
         let counters = Counters::default();
         let (received, slots) = (Batch::new(), ArrayVec::new());
-        Worker { id, reader, exits, state, counters, ingress, received, slots, entropy, wants, mailbox, turns: 0, generation: 0 }
+        Worker {
+            id,
+            reader,
+            exits,
+            state,
+            counters,
+            ingress,
+            received,
+            slots,
+            entropy,
+            wants,
+            mailbox,
+            turns: 0,
+            generation: 0,
+        }
     }
 
     /// One turn of the wheel: everything a worker does, in order. Returns how many frames it received.
@@ -127,10 +142,11 @@ impl Worker {
         }
         // Sweep 3: decide, apply, dispatch.
         for (mut frame, slot) in self.received.drain(..).zip(&self.slots) {
-            let verdict =
-                run(tables, &mut self.state, &mut self.counters, &mut self.entropy, slot, &mut frame, now_ns);
+            let verdict = run(tables, &mut self.state, &mut self.counters, &mut self.entropy, slot, &mut frame, now_ns);
             let wants = &self.wants;
-            let want = |device, address| drop(wants.try_send(Want { device, address }));
+            let want = |device, address| {
+                let _full = wants.try_send(Want { device, address });
+            };
             verdict::carry_out(verdict, frame, now_ns, &mut self.state, &mut self.exits, &mut self.counters, want);
         }
         received
@@ -150,13 +166,23 @@ impl Worker {
         }
         self.generation = tables.generation;
         while let Ok(request) = self.mailbox.try_recv() {
-            self.answer(request, now_ns);
+            crate::mailbox::answer(self, request, now_ns);
         }
+    }
+
+    /// What it counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What it remembers.
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     /// Gives back every frame that is held; for an orderly end.
     pub fn stop(&mut self) {
-        while let Some(held) = self.state.hold.pop() {
+        for held in self.state.hold.drain() {
             self.exits.discard(held.frame, DropReason::ShuttingDown, &mut self.counters);
         }
         self.exits.flush(&mut self.counters);
@@ -281,21 +307,23 @@ fn release(
     counters: &mut Counters,
     wants: &Sender<Want>,
 ) {
-    for _ in 0..state.hold.len() {
-        let Some(mut held) = state.hold.pop() else { return };
-        let row = tables.neighbours.find(held.device, &held.address).and_then(|id| tables.neighbours.row(id));
-        match row {
-            Some(row) if row.state == NeighbourState::Resolved => {
-                encap::address(&mut held.frame, row.mac);
-                exits.send(held.device, held.frame, counters);
-            }
-            _ if state.hold.is_stale(&held, now_ns) => {
-                exits.discard(held.frame, DropReason::NeighbourUnresolved, counters);
-            }
-            _ => {
-                let _ = wants.try_send(Want { device: held.device, address: held.address });
-                state.hold.put_back(held);
-            }
+    let outlook = |device, address: &[u8; 16]| match neighbour(tables, device, address).map(|row| row.state) {
+        Some(NeighbourState::Resolved) => Outlook::Resolved,
+        _ => {
+            let _full = wants.try_send(Want { device, address: *address });
+            Outlook::Waiting
         }
-    }
+    };
+    state.hold.take_ready(outlook, |mut held, _| match neighbour(tables, held.device, &held.address) {
+        Some(row) => {
+            encap::address(&mut held.frame, row.mac);
+            exits.send(held.device, held.frame, counters);
+        }
+        None => exits.discard(held.frame, DropReason::NeighbourUnresolved, counters),
+    });
+    state.hold.expire(now_ns, |held| exits.discard(held.frame, DropReason::NeighbourUnresolved, counters));
+}
+
+fn neighbour<'t>(tables: &'t Tables, device: DeviceId, address: &[u8; 16]) -> Option<&'t NeighbourRow> {
+    tables.neighbours.find(device, address).and_then(|id| tables.neighbours.row(id))
 }

@@ -53,8 +53,8 @@ impl Client {
     /// # Errors
     /// When nobody listens at `path`, or the greeting fails within five seconds.
     pub fn connect(path: &Path, name: &str) -> Result<Self, ClientError> {
-        let mut stream = UnixStream::connect(path)
-            .map_err(|source| ClientError::NotRunning { path: path.to_path_buf(), source })?;
+        let mut stream =
+            UnixStream::connect(path).map_err(|source| ClientError::NotRunning { path: path.to_path_buf(), source })?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         frame::write(&mut stream, &Request::Hello { contract: CONTRACT_VERSION, client: name.into() })?;
         match frame::read(&mut stream)? {

@@ -7,6 +7,8 @@
 //!
 //! Unknown fields are ignored on both sides, so either side may be newer than the other.
 
+#![forbid(unsafe_code)]
+
 /// Resolved objects: what control wants the dataplane to do.
 pub mod resource;
 /// Messages of the conversation, both directions.

@@ -14,7 +14,10 @@ use crate::packet::{Kind, Packet};
 use crate::pipeline::Verdict;
 use crate::stage::route::Departure;
 use crate::table::{Tables, TunnelId};
+use crate::wire::checksum::Sum;
+use crate::wire::encap::{self as outer, Inner};
 use crate::wire::ethernet::{self, Mac};
+use crate::wire::packet::L3;
 use crate::wire::{Family as Version, vxlan};
 
 /// MAC of a neighbour that is not known yet; overwritten before the frame leaves.
@@ -39,16 +42,38 @@ pub fn vxlan(
         return Err(DropReason::NoHeadroom);
     }
     let template = &row.template;
-    let grown = frame.grow_front(template.len());
-    if !grown {
+    let sum = match row.family {
+        // V-004: none over IPv4. V-005: over IPv6 the inner checksum says what the payload sums to.
+        Version::V4 => Sum::ZERO,
+        Version::V6 => outer::inner_sum(frame.bytes(), &packet.l3),
+    };
+    let inner = Inner {
+        family: packet.l3.family,
+        len: u16::try_from(frame.len()).map_err(|_| DropReason::TooBig)?,
+        source_port: vxlan::source_port(hash),
+        id: identification(hash, &packet.l3),
+        tos: vxlan::ecn_encap(packet.ecn.unwrap_or(packet.l3.tos)),
+        sum,
+    };
+    if !frame.grow_front(template.len()) {
         return Err(DropReason::NoHeadroom);
     }
-    let to = Mac(departure.mac.unwrap_or(UNKNOWN));
-    let written = template.write(frame.bytes_mut(), vxlan::source_port(hash), hash as u16, to, Mac(device.mac));
+    let bytes = frame.bytes_mut();
+    let written = template.write(bytes, &inner).ok_or(DropReason::TooBig)?;
     if packet.kind == Kind::Arp {
-        template.set_inner_ethertype(frame.bytes_mut(), ethernet::ARP);
+        let ethertype = bytes.get_mut(written - 2..written).ok_or(DropReason::NoHeadroom)?;
+        ethertype.copy_from_slice(&ethernet::ARP.to_be_bytes());
     }
-    if written { Ok(()) } else { Err(DropReason::TooBig) }
+    outer::set_outer_macs(bytes, Mac(departure.mac.unwrap_or(UNKNOWN)), Mac(device.mac));
+    Ok(())
+}
+
+/// V-006, RFC 6864: with DF unset the outer identification varies from packet to packet of a flow. What varies in a
+/// segment is its number; a datagram has only its length, and is never fragmented by us.
+#[inline]
+fn identification(hash: u64, l3: &L3) -> u16 {
+    let seed = hash as u32 ^ l3.tcp_seq.wrapping_mul(0x9e37_79b1) ^ u32::from(l3.total_len);
+    (seed ^ seed >> 16) as u16
 }
 
 /// Puts an Ethernet header on the packet.
@@ -56,12 +81,7 @@ pub fn vxlan(
 /// # Errors
 /// See the card.
 #[inline]
-pub fn ethernet(
-    tables: &Tables,
-    packet: &Packet,
-    frame: &mut Frame,
-    departure: &Departure,
-) -> Result<(), DropReason> {
+pub fn ethernet(tables: &Tables, packet: &Packet, frame: &mut Frame, departure: &Departure) -> Result<(), DropReason> {
     let device = tables.devices.row(departure.device).ok_or(DropReason::NoEgressPort)?;
     if !frame.trim_front(usize::from(packet.l3_offset)) || !frame.grow_front(ethernet::HEADER_LEN) {
         return Err(DropReason::NoHeadroom);

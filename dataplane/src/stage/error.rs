@@ -13,26 +13,20 @@
 use tidegate_io::Frame;
 
 use crate::drops::DropReason;
+use crate::family::Family;
 use crate::packet::{Domain, Packet};
 use crate::pipeline::Decision;
-use crate::family::Family;
 use crate::stage::{encap, route};
 use crate::state::{Direction, Entry, Hit, State};
 use crate::table::Tables;
-use crate::wire::{Family as Version, icmp, icmpv6, ipv4, ipv6, reset};
+use crate::wire::{Family as Version, edit, icmp, icmpv6, ipv4, ipv6, reset};
 
 /// Most of a packet that is quoted: "as much of invoking packet as possible without the ICMPv6 packet exceeding the
 /// minimum IPv6 MTU" (RFC 4443 section 3); IPv4 quotes less (RFC 1812 section 4.3.2.3).
 const QUOTE_BYTES_MAX: usize = 1280;
 
 /// What to do with an ICMP error, given the flow it quotes.
-pub fn decide<A: Family>(
-    tables: &Tables,
-    state: &State,
-    packet: &Packet,
-    hit: Option<Hit>,
-    hash: u64,
-) -> Decision<A> {
+pub fn decide<A: Family>(tables: &Tables, state: &State, packet: &Packet, hit: Option<Hit>, hash: u64) -> Decision<A> {
     let Some(hit) = hit else { return Decision::Drop(DropReason::ErrorUnmatched) };
     if packet.l3.ttl <= 1 {
         return Decision::Drop(DropReason::TtlExpired); // never an error about an error
@@ -66,14 +60,10 @@ pub fn translate<A: Family>(
     let outer = entry.leaving(direction);
     let quoted = outer.reversed(outer.domain);
     if let Some(ecn) = packet.ecn {
-        A::set_ecn(l3, ecn);
+        edit::set_ecn(l3, packet.l3.family, ecn);
     }
-    A::decrement_ttl(l3);
-    if A::translate_error(l3, &packet.l3, &outer, &quoted) {
-        Ok(())
-    } else {
-        Err(DropReason::QuoteMalformed)
-    }
+    let _alive = edit::decrement_ttl(l3, packet.l3.family);
+    if A::translate_error(l3, &packet.l3, &outer, &quoted) { Ok(()) } else { Err(DropReason::QuoteMalformed) }
 }
 
 /// Turns a TCP segment into the RST that answers it.
@@ -81,10 +71,7 @@ pub fn translate<A: Family>(
 /// # Errors
 /// When the segment must not be answered.
 pub fn reset(packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
-    replace(packet, frame, DropReason::NoBackend, |out, original| match packet.l3.family {
-        Version::V4 => reset::emit_v4(out, original, &packet.l3),
-        Version::V6 => reset::emit_v6(out, original, &packet.l3),
-    })
+    replace(packet, frame, DropReason::NoBackend, |out, original| reset::emit(out, original, &packet.l3))
 }
 
 /// Turns a datagram into the port unreachable that answers it, from the address it asked.
@@ -111,8 +98,9 @@ pub fn unreachable(packet: &Packet, frame: &mut Frame) -> Result<(), DropReason>
 pub fn time_exceeded(tables: &Tables, packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
     let from = own_address(tables, packet).ok_or(DropReason::TtlExpired)?;
     replace(packet, frame, DropReason::TtlExpired, |out, original| match packet.l3.family {
-        Version::V4 => <[u8; 4]>::unmapped(&from)
-            .and_then(|source| icmp::ErrorRepr::TimeExceeded.emit(out, source, original)),
+        Version::V4 => {
+            <[u8; 4]>::unmapped(&from).and_then(|source| icmp::ErrorRepr::TimeExceeded.emit(out, source, original))
+        }
         Version::V6 => icmpv6::ErrorRepr::TimeExceeded.emit(out, from, original),
     })
 }

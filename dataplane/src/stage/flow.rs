@@ -10,9 +10,9 @@
 //! [`new`], which look at everything and say exactly what is to happen.
 
 use crate::drops::DropReason;
+use crate::family::Family;
 use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, NewFlow, Refresh, Step, Trace};
-use crate::family::Family;
 use crate::stage::route::{self, Hop};
 use crate::stage::{nat, policy, service};
 use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
@@ -27,7 +27,8 @@ pub fn current<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Directio
     let hop = route::kept(entry, direction)?;
     let fresh = entry.routes_epoch == tables.settings.routes_epoch
         && entry.backend_epoch == tables.backends.epoch(BackendId(entry.backend));
-    let came_right = packet.domain == Domain::Wire || route::kept(entry, direction.reversed()) == Some(Hop::Tunnel(packet.tunnel));
+    let came_right =
+        packet.domain == Domain::Wire || route::kept(entry, direction.reversed()) == Some(Hop::Tunnel(packet.tunnel));
     let plain = packet.l3.tcp_flags & tcp::SYN == 0 && packet.l3.ttl > 1;
     (fresh && came_right && plain && packet.l3.total_len <= route::mtu(tables, hop)).then_some(hop)
 }
@@ -48,8 +49,7 @@ pub fn known<A: Family, T: Trace>(
     if packet.domain == Domain::Overlay && !came_right(tables, packet, entry, hit.direction, tuple.source) {
         return Decision::Drop(DropReason::SpoofedSource);
     }
-    let syn = packet.l3.protocol == protocol::TCP
-        && packet.l3.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
+    let syn = packet.l3.protocol == protocol::TCP && packet.l3.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
     if syn && hit.direction == Direction::Original && matches!(entry.state, FlowState::TIME_WAIT | FlowState::CLOSE) {
         return new(tables, state, packet, tuple, hash, entropy, Some(hit.flow), trace); // N-087
     }

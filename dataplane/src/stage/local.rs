@@ -11,15 +11,15 @@
 use tidegate_io::Frame;
 
 use crate::drops::DropReason;
+use crate::family::Family;
 use crate::packet::{Domain, Kind, Packet};
 use crate::pipeline::Answer;
-use crate::family::Family;
 use crate::stage::encap;
 use crate::table::Tables;
 use crate::table::local::LocalKind;
 use crate::wire::ethernet::Mac;
 use crate::wire::packet::Fragment;
-use crate::wire::{Family as Version, arp, icmp, icmpv6, ipv4, ipv6, ndp};
+use crate::wire::{Family as Version, arp, edit, icmp, icmpv6, ipv4, ipv6, ndp};
 
 /// What to do with a packet that can belong to no flow.
 ///
@@ -118,9 +118,5 @@ pub fn echo(packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
     let at = usize::from(packet.l3_offset);
     encap::resize(frame, at + usize::from(packet.l3.total_len))?;
     let l3 = frame.bytes_mut().get_mut(at..).ok_or(DropReason::IcmpUnhandled)?;
-    let answered = match packet.l3.family {
-        Version::V4 => icmp::answer_echo(l3, &packet.l3),
-        Version::V6 => icmpv6::answer_echo(l3, &packet.l3),
-    };
-    if answered { Ok(()) } else { Err(DropReason::IcmpUnhandled) }
+    if edit::answer_echo(l3, &packet.l3) { Ok(()) } else { Err(DropReason::IcmpUnhandled) }
 }

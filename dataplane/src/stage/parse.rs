@@ -10,8 +10,8 @@
 
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
-use crate::packet::{Domain, Kind, Packet};
 use crate::family::Family;
+use crate::packet::{Domain, Kind, Packet};
 use crate::table::{DeviceId, Tables, TunnelId};
 use crate::wire::packet::{Fragment, L3, parse_l3};
 use crate::wire::{Family as Version, ethernet, ipv4, ipv6, ndp, protocol, vxlan};
@@ -155,6 +155,13 @@ fn overlay(
     }
     let ecn = vxlan::ecn_decap(at.tos, outer.tos).ok_or(DropReason::EcnMismatch)?;
     let changed = (ecn != at.tos & 0b11).then_some(ecn);
-    Ok(Packet { kind: Kind::Ip, domain: Domain::Overlay, device: ingress.device, tunnel, l3_offset, ecn: changed, l3: at })
+    Ok(Packet {
+        kind: Kind::Ip,
+        domain: Domain::Overlay,
+        device: ingress.device,
+        tunnel,
+        l3_offset,
+        ecn: changed,
+        l3: at,
+    })
 }
-

@@ -12,8 +12,8 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::pipeline::Refresh;
 use crate::state::{Direction, Entry};
-use crate::table::route::RouteTarget;
 use crate::table::neighbour::NeighbourState;
+use crate::table::route::RouteTarget;
 use crate::table::{DeviceId, NeighbourId, Tables, TunnelId};
 
 /// The next thing on the way, as a flow remembers it.

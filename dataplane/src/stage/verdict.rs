@@ -12,7 +12,6 @@ use crate::drops::DropReason;
 use crate::limits;
 use crate::pipeline::Verdict;
 use crate::state::State;
-use crate::state::hold::Held;
 use crate::table::DeviceId;
 
 /// A port with what waits to be sent on it in this turn.
@@ -143,9 +142,9 @@ pub fn carry_out(
         Verdict::Drop(reason) => exits.discard(frame, reason, counters),
         Verdict::Hold { device, address } => {
             want(device, address);
-            match state.hold.push(Held { device, address, since_ns: now_ns, frame }) {
+            match state.hold.push(device, address, frame, now_ns) {
                 Ok(()) => counters.count(Event::NeighbourHeld),
-                Err(held) => exits.discard(held.frame, DropReason::NeighbourUnresolved, counters),
+                Err(frame) => exits.discard(frame, DropReason::NeighbourUnresolved, counters),
             }
         }
     }

@@ -9,6 +9,8 @@
 
 use tidegate_io::Frame;
 
+use crate::table::DeviceId;
+
 /// Frames that wait in all.
 pub const FRAMES_MAX: usize = 256;
 /// Frames that wait for one neighbour.
@@ -30,10 +32,10 @@ pub enum Outlook {
 /// One frame that waits.
 #[derive(Debug)]
 pub struct Held<F = Frame> {
-    /// Row of the neighbour.
-    pub neighbour: u16,
-    /// Row of the device it will leave through.
-    pub device: u16,
+    /// Device it will leave through.
+    pub device: DeviceId,
+    /// Address of the neighbour there, IPv4 mapped.
+    pub address: [u8; 16],
     /// The frame, ready but for the addresses of its Ethernet header.
     pub frame: F,
     since_ns: u64,
@@ -78,19 +80,19 @@ impl<F> Hold<F> {
     /// # Errors
     ///
     /// The frame itself, if one of the two limits is reached.
-    pub fn push(&mut self, neighbour: u16, frame: F, device: u16, now_ns: u64) -> Result<(), F> {
-        let waiting = self.held.iter().filter(|held| held.neighbour == neighbour).count();
+    pub fn push(&mut self, device: DeviceId, address: [u8; 16], frame: F, now_ns: u64) -> Result<(), F> {
+        let waiting = self.held.iter().filter(|held| (held.device, held.address) == (device, address)).count();
         if self.held.len() >= FRAMES_MAX || waiting >= FRAMES_PER_NEIGHBOUR_MAX {
             return Err(frame);
         }
-        self.held.push(Held { neighbour, device, frame, since_ns: now_ns });
+        self.held.push(Held { device, address, frame, since_ns: now_ns });
         Ok(())
     }
 
     /// Hands out, in order of arrival, the frames whose neighbour no longer has the outlook [`Outlook::Waiting`].
-    pub fn take_ready(&mut self, outlook: impl Fn(u16) -> Outlook, mut on_frame: impl FnMut(Held<F>, Outlook)) {
-        self.take(|held| outlook(held.neighbour) != Outlook::Waiting, |held| {
-            let outlook = outlook(held.neighbour);
+    pub fn take_ready(&mut self, outlook: impl Fn(DeviceId, &[u8; 16]) -> Outlook, mut on_frame: impl FnMut(Held<F>, Outlook)) {
+        self.take(|held| outlook(held.device, &held.address) != Outlook::Waiting, |held| {
+            let outlook = outlook(held.device, &held.address);
             on_frame(held, outlook);
         });
     }
@@ -122,9 +124,9 @@ mod tests {
         }
         assert_eq!(hold.push(7, 3, 1, 0), Err(3));
         let mut pushed = 3;
-        for neighbour in 100.. {
+        for neighbour in 100u8.. {
             for _ in 0..3 {
-                match hold.push(neighbour, pushed, 1, 0) {
+                match hold.push(DeviceId(1), [neighbour; 16], pushed, 0) {
                     Ok(()) => pushed += 1,
                     Err(frame) => {
                         assert_eq!((frame, hold.len()), (256, FRAMES_MAX));
@@ -139,15 +141,15 @@ mod tests {
     fn frames_leave_in_order_when_their_neighbour_is_known_or_given_up() {
         let mut hold = Hold::new();
         for (neighbour, frame) in [(1, 'a'), (2, 'b'), (1, 'c'), (3, 'd'), (2, 'e')] {
-            hold.push(neighbour, frame, neighbour + 10, 0).unwrap();
+            hold.push(DeviceId(neighbour + 10), [2; 16], frame, 0).unwrap();
         }
         let mut taken = Vec::new();
-        let outlook = |neighbour| match neighbour {
-            1 => Outlook::Resolved,
-            2 => Outlook::Failed,
+        let outlook = |device: DeviceId, _: &[u8; 16]| match device.0 {
+            11 => Outlook::Resolved,
+            12 => Outlook::Failed,
             _ => Outlook::Waiting,
         };
-        hold.take_ready(outlook, |held, outlook| taken.push((held.frame, held.device, outlook)));
+        hold.take_ready(outlook, |held, outlook| taken.push((held.frame, held.device.0, outlook)));
         assert_eq!(
             taken,
             [
@@ -165,8 +167,8 @@ mod tests {
     fn frames_wait_for_three_seconds_and_never_allocate() {
         let mut hold = Hold::new();
         let room = hold.held.capacity();
-        hold.push(1, 'a', 1, 1_000).unwrap();
-        hold.push(1, 'b', 1, 2_000).unwrap();
+        hold.push(DeviceId(1), [1; 16], 'a', 1_000).unwrap();
+        hold.push(DeviceId(1), [1; 16], 'b', 2_000).unwrap();
         let mut expired = String::new();
         hold.expire(1_000 + WAIT_NS - 1, |held| expired.push(held.frame));
         assert_eq!(expired, "");

@@ -10,10 +10,7 @@ use super::exact::{ExactMap, Tagged};
 use super::route::NextHops;
 use super::rows::Rows;
 use super::{Family, TunnelId, mapped};
-
-/// Outer headers as parameters: stands in until `wire` has its template, whose name and place it takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct EncapTemplate {}
+use crate::wire::encap::EncapTemplate;
 
 /// One VXLAN peer of one family. Kind: table.
 #[derive(Clone, Debug)]

@@ -1,0 +1,201 @@
+//! What an operator may type.
+//!
+//! One subcommand of `show` for each question of the contract; a test holds the two lists against each other.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tidegate_api::show as api;
+
+/// Where the dataplane listens unless the node file says otherwise.
+pub const SOCKET_DEFAULT: &str = "/run/tidegate/tidegate.sock";
+
+/// Environment variable that names the socket when `--socket` is not given.
+pub const SOCKET_VARIABLE: &str = "TIDEGATE_SOCKET";
+
+/// Flows asked for unless `--limit` says otherwise.
+pub const FLOWS_LIMIT_DEFAULT: u32 = 100;
+
+/// One command line.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, about = "Asks a running Tidegate dataplane what it is doing.")]
+#[command(after_help = "\
+Examples:
+  tidegate show services
+  tidegate show backends shop/web
+  tidegate show drops
+  tidegate show counters --json")]
+pub struct Arguments {
+    /// Socket of the dataplane [default: $TIDEGATE_SOCKET, else /run/tidegate/tidegate.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the dataplane's view of Services, flows, routes, ports and counters
+    Show(ShowArguments),
+}
+
+/// Arguments of `tidegate show`.
+#[derive(Debug, Args)]
+pub struct ShowArguments {
+    /// Print the rows as JSON, for programs
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// The question.
+    #[command(subcommand)]
+    pub what: What,
+}
+
+/// The questions of `tidegate show`, in the order of the contract.
+#[derive(Clone, Debug, Subcommand)]
+pub enum What {
+    /// Frontends: addresses, ports, delivery mode, backends behind each
+    Services,
+    /// Endpoints behind the frontends, with weights, states and counts
+    Backends {
+        /// Only this Service, as NAMESPACE/NAME
+        #[arg(value_parser = service_name)]
+        service: Option<String>,
+    },
+    /// Live flows with their four address pairs and counts
+    Flows {
+        /// Most flows to print
+        #[arg(long, default_value_t = FLOWS_LIMIT_DEFAULT, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
+    /// Other nodes of the overlay and how they are reached
+    Tunnels,
+    /// Routes in use, the kernel's and the overlay's
+    Routes,
+    /// Neighbours in use with their link-layer addresses
+    Neighbours,
+    /// Workers: core, generation reached, turns, flows, frames held
+    Workers,
+    /// Ports: device, queue, mode read back from the kernel, socket counters
+    Ports,
+    /// All counters, and whether every packet is accounted for
+    Counters,
+    /// Why packets were dropped
+    Drops {
+        /// Also print reasons that never happened
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+impl Arguments {
+    /// The socket to ask at: the argument, else [`SOCKET_VARIABLE`], else [`SOCKET_DEFAULT`].
+    pub fn socket(&self) -> PathBuf {
+        choose_socket(self.socket.clone(), std::env::var_os(SOCKET_VARIABLE))
+    }
+}
+
+/// First that is there: the argument, the variable unless empty, the default.
+fn choose_socket(argument: Option<PathBuf>, variable: Option<OsString>) -> PathBuf {
+    argument
+        .or_else(|| variable.filter(|value| !value.is_empty()).map(PathBuf::from))
+        .unwrap_or_else(|| PathBuf::from(SOCKET_DEFAULT))
+}
+
+impl What {
+    /// The question as the contract puts it.
+    pub fn question(&self) -> api::Show {
+        match self {
+            What::Services => api::Show::Services,
+            What::Backends { service } => api::Show::Backends { service: service.clone() },
+            What::Flows { limit } => api::Show::Flows { limit: *limit },
+            What::Tunnels => api::Show::Tunnels,
+            What::Routes => api::Show::Routes,
+            What::Neighbours => api::Show::Neighbours,
+            What::Workers => api::Show::Workers,
+            What::Ports => api::Show::Ports,
+            What::Counters => api::Show::Counters,
+            What::Drops { .. } => api::Show::Drops,
+        }
+    }
+}
+
+/// Accepts `namespace/name`, two non-empty halves.
+fn service_name(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => Ok(text.into()),
+        _ => Err("a Service is named NAMESPACE/NAME, like default/web; `tidegate show services` lists them".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    /// The contract's own list of questions, read from the error its decoder gives for an unknown one.
+    fn questions_of_the_contract() -> BTreeSet<String> {
+        let error = serde_json::from_str::<api::Show>(r#"{"what":"?"}"#).unwrap_err().to_string();
+        let expected = error.split_once("expected").expect("serde lists the variants").1;
+        expected.split('`').skip(1).step_by(2).map(String::from).collect()
+    }
+
+    #[test]
+    fn every_question_of_the_contract_has_a_subcommand_of_the_same_name_that_asks_it() {
+        let contract = questions_of_the_contract();
+        assert!(contract.len() >= 10, "{contract:?}");
+        let command = Arguments::command();
+        let show = command.find_subcommand("show").unwrap();
+        let offered: BTreeSet<String> = show.get_subcommands().map(|sub| sub.get_name().into()).collect();
+        assert_eq!(offered, contract);
+        for name in &contract {
+            let arguments = Arguments::try_parse_from(["tidegate", "show", name]).unwrap();
+            let Command::Show(show) = arguments.command;
+            let asked = serde_json::to_value(show.what.question()).unwrap();
+            assert_eq!(asked["what"], **name);
+        }
+    }
+
+    #[test]
+    fn the_socket_comes_from_the_argument_then_the_variable_then_the_default() {
+        let variable = || Some(OsString::from("/from/variable"));
+        assert_eq!(choose_socket(Some("/from/argument".into()), variable()), PathBuf::from("/from/argument"));
+        assert_eq!(choose_socket(None, variable()), PathBuf::from("/from/variable"));
+        assert_eq!(choose_socket(None, Some(OsString::new())), PathBuf::from(SOCKET_DEFAULT));
+        assert_eq!(choose_socket(None, None), PathBuf::from(SOCKET_DEFAULT));
+    }
+
+    #[test]
+    fn arguments_reach_the_question_and_nonsense_is_refused() {
+        let question = |line: &[&str]| {
+            let arguments = Arguments::try_parse_from(line).map_err(|error| error.to_string())?;
+            let Command::Show(show) = arguments.command;
+            Ok::<_, String>(show.what.question())
+        };
+        assert_eq!(
+            question(&["tidegate", "show", "backends", "shop/web"]),
+            Ok(api::Show::Backends { service: Some("shop/web".into()) })
+        );
+        assert_eq!(question(&["tidegate", "show", "backends"]), Ok(api::Show::Backends { service: None }));
+        assert_eq!(question(&["tidegate", "show", "flows"]), Ok(api::Show::Flows { limit: FLOWS_LIMIT_DEFAULT }));
+        assert_eq!(question(&["tidegate", "show", "flows", "--limit", "7"]), Ok(api::Show::Flows { limit: 7 }));
+        for name in ["web", "/web", "shop/", "shop/web/80", ""] {
+            let error = question(&["tidegate", "show", "backends", name]).unwrap_err();
+            assert!(error.contains("NAMESPACE/NAME"), "{name:?}: {error}");
+        }
+        assert!(question(&["tidegate", "show", "flows", "--limit", "0"]).is_err());
+        assert!(question(&["tidegate", "show", "flows", "--limit", "4294967296"]).is_err());
+        let error = question(&["tidegate", "show", "service"]).unwrap_err();
+        assert!(error.contains("services"), "a near miss is named: {error}");
+    }
+}

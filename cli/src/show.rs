@@ -1,0 +1,117 @@
+//! `tidegate show`: one question, one answer, as aligned columns or as JSON.
+//!
+//! The answer is rendered whole before the first byte is printed: an error never leaves half a table behind.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use serde::Serialize;
+use tidegate_api::client::Client;
+use tidegate_api::show::{Show, Shown};
+
+use crate::args::{ShowArguments, What};
+use crate::trouble;
+
+/// Services and their backends.
+mod service;
+/// Flows.
+mod flow;
+/// Where packets go: tunnels, routes, neighbours.
+mod route;
+/// Who does the work: workers and ports.
+mod worker;
+/// What was counted: totals, books, drop reasons.
+mod counter;
+
+/// Longest wait for one answer.
+const ANSWER_TIMEOUT_S: u64 = 30;
+
+/// Asks at `socket` and returns the text to print.
+///
+/// # Errors
+/// When no answer comes, or one that does not fit the question; the text is for the operator.
+pub fn run(socket: &Path, arguments: &ShowArguments) -> anyhow::Result<String> {
+    let question = arguments.what.question();
+    let asked = name_of_question(&question);
+    let explain = |error| anyhow!(trouble::explain(&error, socket));
+    let mut client = Client::connect(socket, concat!("tidegate ", env!("CARGO_PKG_VERSION"))).map_err(explain)?;
+    client.set_timeout(Some(Duration::from_secs(ANSWER_TIMEOUT_S))).context("setting the time limit")?;
+    let answer = client.show(question).map_err(explain)?;
+    let answered = name_of_answer(&answer);
+    if asked != answered {
+        return Err(anyhow!(trouble::mismatch(asked, answered, &client.server)));
+    }
+    if arguments.json { json(&answer) } else { Ok(text(&answer, &arguments.what)) }
+}
+
+/// The rows alone, pretty-printed, one line feed at the end.
+fn json(answer: &Shown) -> anyhow::Result<String> {
+    fn pretty<R: Serialize>(rows: &R) -> anyhow::Result<String> {
+        Ok(serde_json::to_string_pretty(rows).context("writing JSON")? + "\n")
+    }
+    match answer {
+        Shown::Services(rows) => pretty(rows),
+        Shown::Backends(rows) => pretty(rows),
+        Shown::Flows(rows) => pretty(rows),
+        Shown::Tunnels(rows) => pretty(rows),
+        Shown::Routes(rows) => pretty(rows),
+        Shown::Neighbours(rows) => pretty(rows),
+        Shown::Workers(rows) => pretty(rows),
+        Shown::Ports(rows) => pretty(rows),
+        Shown::Counters(counters) => pretty(counters),
+        Shown::Drops(rows) => pretty(rows),
+    }
+}
+
+/// The answer for people. `what` is the question, for hints on empty and cut answers.
+fn text(answer: &Shown, what: &What) -> String {
+    match answer {
+        Shown::Services(rows) => service::services(rows),
+        Shown::Backends(rows) => match what {
+            What::Backends { service: Some(name) } => service::backends(rows, Some(name)),
+            _ => service::backends(rows, None),
+        },
+        Shown::Flows(rows) => match what {
+            What::Flows { limit } => flow::flows(rows, *limit),
+            _ => flow::flows(rows, u32::MAX),
+        },
+        Shown::Tunnels(rows) => route::tunnels(rows),
+        Shown::Routes(rows) => route::routes(rows),
+        Shown::Neighbours(rows) => route::neighbours(rows),
+        Shown::Workers(rows) => worker::workers(rows),
+        Shown::Ports(rows) => worker::ports(rows),
+        Shown::Counters(counters) => counter::counters(counters),
+        Shown::Drops(rows) => counter::drops(rows, matches!(what, What::Drops { all: true })),
+    }
+}
+
+fn name_of_question(question: &Show) -> &'static str {
+    match question {
+        Show::Services => "services",
+        Show::Backends { .. } => "backends",
+        Show::Flows { .. } => "flows",
+        Show::Tunnels => "tunnels",
+        Show::Routes => "routes",
+        Show::Neighbours => "neighbours",
+        Show::Workers => "workers",
+        Show::Ports => "ports",
+        Show::Counters => "counters",
+        Show::Drops => "drops",
+    }
+}
+
+fn name_of_answer(answer: &Shown) -> &'static str {
+    match answer {
+        Shown::Services(_) => "services",
+        Shown::Backends(_) => "backends",
+        Shown::Flows(_) => "flows",
+        Shown::Tunnels(_) => "tunnels",
+        Shown::Routes(_) => "routes",
+        Shown::Neighbours(_) => "neighbours",
+        Shown::Workers(_) => "workers",
+        Shown::Ports(_) => "ports",
+        Shown::Counters(_) => "counters",
+        Shown::Drops(_) => "drops",
+    }
+}

@@ -1,0 +1,3 @@
+//! Golden features: frames in, frames out, and exactly the counters that move.
+
+mod service;
