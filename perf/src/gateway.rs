@@ -225,8 +225,16 @@ impl Gateway {
     /// # Errors
     /// When it is missing or hangs.
     pub fn command(&self, arguments: &[&str]) -> Result<Finished> {
+        self.command_at(SOCKET, arguments)
+    }
+
+    /// Runs the `tidegate` command against another socket.
+    ///
+    /// # Errors
+    /// As [`Gateway::command`].
+    pub fn command_at(&self, socket: &str, arguments: &[&str]) -> Result<Finished> {
         let mut command = Command::new(self.bin_dir.join("tidegate"));
-        command.args(["--socket", SOCKET]).args(arguments);
+        command.args(["--socket", socket]).args(arguments);
         process::run(command, "", COMMAND_LIMIT)
     }
 }

@@ -226,6 +226,16 @@ fn large_transfers_arrive_whole() {
 }
 
 #[test]
+fn a_flood_is_accounted_for() {
+    check(&["flood"]);
+}
+
+#[test]
+fn the_operator_sees_everything() {
+    check(&["show"]);
+}
+
+#[test]
 fn removed_endpoints_keep_their_connections() {
     check(&["endpoint-removed"]); // S-100
 }

@@ -11,6 +11,8 @@ use crate::rig::Rig;
 mod serving;
 /// Change: endpoints and Services that come and go.
 mod change;
+/// The operator's view: `tidegate show`.
+mod operator;
 /// Accounting: a flood and the counters of everyone who saw it.
 mod accounting;
 /// Outage: programs that die or hang.
@@ -65,6 +67,7 @@ pub const CHECKS: &[Check] = &[
     check("udp", "UDP through a VIP", serving::udp),
     check("spread", "3,000 connections over 6 pods", serving::spread),
     check("transfer", "large download and upload", serving::transfer),
+    check("show", "every question of `tidegate show`", operator::show),
     check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),
     check("endpoint-removed", "running downloads continue, new connections avoid it", change::endpoint_removed),
     check("udp-reselect", "UDP with a fixed source port finds another pod", change::udp_reselects),
