@@ -104,7 +104,13 @@ impl Frame {
     /// as the frame lives, belong to `group`, and to which no other frame, and not the kernel, has access.
     /// `headroom + len` is at most `chunk_bytes`.
     #[inline]
-    pub(crate) unsafe fn from_chunk(chunk: NonNull<u8>, chunk_bytes: u16, headroom: u16, len: u16, group: GroupId) -> Frame {
+    pub(crate) unsafe fn from_chunk(
+        chunk: NonNull<u8>,
+        chunk_bytes: u16,
+        headroom: u16,
+        len: u16,
+        group: GroupId,
+    ) -> Frame {
         debug_assert!(u32::from(headroom) + u32::from(len) <= u32::from(chunk_bytes));
         // SAFETY: `headroom` lies inside the chunk.
         let data = unsafe { chunk.add(headroom as usize) };
@@ -121,8 +127,8 @@ impl Frame {
         (unsafe { frame.data.sub(frame.headroom as usize) }, frame.headroom, frame.len)
     }
 
-    /// Start of the chunk, for looking up what it is; not for access.
-    #[inline]
+    /// Start of the chunk, for telling chunks apart; not for access.
+    #[cfg(test)]
     pub(crate) fn chunk_address(&self) -> usize {
         self.data.as_ptr().addr() - self.headroom as usize
     }

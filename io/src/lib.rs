@@ -28,8 +28,15 @@ pub mod frame;
 pub mod pool;
 pub mod port;
 pub mod memory;
+pub mod netdev;
+pub mod pinhole;
+pub mod afxdp;
+pub mod pcap;
+pub mod fault;
+pub mod pin;
 
 pub use frame::{BATCH_MAX, Batch, Frame, GroupId, HEADROOM_BYTES};
 pub use mem::HugePages;
+pub use pinhole::{OnDeath, Owned, OwnedFlags, Pinhole, PinholeCounters};
 pub use pool::{Depot, Magazine, Pool};
 pub use port::{Mode, Port, PortCounters, PortFacts, SocketStatistics};

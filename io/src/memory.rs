@@ -111,17 +111,11 @@ pub fn pair(pool: &Pool, config: Config) -> (MemoryPort, MemoryPeer) {
             break;
         }
     }
+    magazine.flush();
     let Config { device, ifindex, queue, mac, mtu, .. } = config;
     let facts = PortFacts { device, ifindex, queue, mac, mtu, mode: Mode::Memory, group: pool.group() };
-    let port = MemoryPort {
-        facts,
-        counters: PortCounters::default(),
-        fill,
-        received,
-        sending,
-        completed,
-        spare: magazine,
-    };
+    let port =
+        MemoryPort { facts, counters: PortCounters::default(), fill, received, sending, completed, spare: magazine };
     let peer = MemoryPeer {
         fill: fill_out,
         received: received_in,

@@ -39,8 +39,8 @@ pub fn frames_dropped() -> u64 {
 
 /// What a pool's chunks lie in.
 pub(crate) enum Memory {
-    /// Ordinary anonymous memory.
-    Mapping(Mapping),
+    /// Ordinary anonymous memory; held, not used.
+    Mapping { _held: Mapping },
     /// Memory that is registered with the kernel.
     Umem(xsk_rs::Umem),
 }
@@ -101,7 +101,7 @@ impl Pool {
         let mapping = Mapping::new(frames as usize * frame_bytes as usize, huge)?;
         let (start, pages) = (mapping.start(), mapping.pages());
         // SAFETY: the mapping is new, long enough, zeroed, and nobody else has its address.
-        unsafe { Pool::from_memory(Memory::Mapping(mapping), start, frames, frame_bytes, pages) }
+        unsafe { Pool::from_memory(Memory::Mapping { _held: mapping }, start, frames, frame_bytes, pages) }
     }
 
     /// Makes tokens for every chunk of `memory`.
@@ -189,9 +189,12 @@ impl Pool {
     }
 
     /// Frames that are not in the depot: in magazines, in ports, in batches. Exact when nobody is exchanging.
+    ///
+    /// Those that a port which is gone had lent to the kernel are not among them: they stay there until the memory
+    /// itself is closed.
     #[must_use]
     pub fn outstanding(&self) -> u32 {
-        self.depot.0.frames - self.depot.available()
+        self.depot.0.frames.saturating_sub(self.depot.available() + self.depot.0.kept_by_kernel.load(Ordering::Relaxed))
     }
 }
 
@@ -478,8 +481,7 @@ mod tests {
 
     #[test]
     fn a_frame_of_another_group_goes_to_its_own_depot() {
-        let (one, two) =
-            (Pool::new(64, 2048, HugePages::Off).unwrap(), Pool::new(64, 2048, HugePages::Off).unwrap());
+        let (one, two) = (Pool::new(64, 2048, HugePages::Off).unwrap(), Pool::new(64, 2048, HugePages::Off).unwrap());
         assert_ne!(one.group(), two.group());
         let frame = one.magazine().take().unwrap();
         assert_eq!((one.outstanding(), frame.group()), (1, one.group()));

@@ -109,6 +109,18 @@ pub struct SocketStatistics {
     pub tx_ring_empty_descs: u64,
 }
 
+impl SocketStatistics {
+    /// Packets that were handed to the socket and lost by it, in copy mode: each is in exactly one of these two.
+    ///
+    /// A packet that finds the fill ring empty is counted as `rx_dropped` as well as `rx_fill_ring_empty_descs`
+    /// (`__xsk_rcv` and `xp_alloc`, net/xdp/xsk.c and xsk_buff_pool.c), so the latter must not be added. In zero-copy
+    /// mode a device that finds no frames drops packets before the program, and counts them itself.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.rx_dropped + self.rx_ring_full
+    }
+}
+
 /// One queue of one device.
 pub trait Port: Send {
     /// Appends received frames to `batch` until it is full or there are no more; returns how many.

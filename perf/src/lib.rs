@@ -1,1 +1,36 @@
-//! Whole-system experiments: lab topologies, packet generator, recorded runs.
+//! Whole-system experiments: the lab, its clients and pods, the packet generator, and the checks of the demo.
+//!
+//! Reading order: the map, how a lab hangs on one process, how it is built, what runs in it, what is asked of it.
+
+#![forbid(unsafe_code)]
+
+/// Names, addresses and link-layer addresses of everything in the lab.
+pub mod topology;
+/// Private namespaces with which a lab lives and ends.
+pub mod enclosure;
+/// Other programs, run with a limit.
+pub mod process;
+/// Namespaces, links, VXLAN devices and pods.
+pub mod lab;
+/// Bytes that can be checked on arrival.
+pub mod content;
+/// The pods' HTTP and UDP servers.
+pub mod pod;
+/// HTTP, UDP and echo clients with a chosen source.
+pub mod client;
+/// The YAML that control watches.
+pub mod manifest;
+/// The gateway's two programs, started, watched and hurt.
+pub mod gateway;
+/// What went over a link, seen from outside.
+pub mod capture;
+/// What every check is given.
+pub mod rig;
+/// What is asked of the lab, and the table of answers.
+pub mod check;
+/// One run of the checks.
+pub mod demo;
+/// Floods of small frames through a port, counted exactly.
+pub mod generator;
+/// A flood through an AF_XDP socket, as a command.
+pub mod flood;

@@ -1,3 +1,129 @@
-//! Entry point.
+//! `tidegate-lab`: the lab at the command line.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use tidegate_perf::check::{self, CHECKS, Check};
+use tidegate_perf::client::{self, Task};
+use tidegate_perf::demo::{self, DemoOptions};
+use tidegate_perf::enclosure;
+use tidegate_perf::flood::{self, FloodOptions};
+use tidegate_perf::lab::LabOptions;
+use tidegate_perf::pod::{self, PodOptions};
+use tidegate_perf::topology::{POD_TCP_PORT, POD_UDP_PORT};
+
+/// A network lab for Tidegate: clients, a gateway, three workers with VXLAN and six pods, in namespaces of its own.
+#[derive(Parser)]
+#[command(name = "tidegate-lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring everything up, run all checks, print the table; exit code 0 when all pass.
+    Demo {
+        /// Leave it up afterwards and print commands to try.
+        #[arg(long)]
+        keep: bool,
+        /// Queues of wan0 and lan0.
+        #[arg(long, default_value_t = 1)]
+        queues: u32,
+    },
+    /// Run some checks by name, in a lab of their own.
+    Check {
+        /// Names; see `--list`.
+        names: Vec<String>,
+        /// Print all names.
+        #[arg(long)]
+        list: bool,
+        /// Queues of wan0 and lan0.
+        #[arg(long, default_value_t = 1)]
+        queues: u32,
+    },
+    /// Bring the lab up and keep it until Ctrl-C.
+    Up {
+        /// Do not start the gateway's programs.
+        #[arg(long)]
+        no_gateway: bool,
+        /// Queues of wan0 and lan0.
+        #[arg(long, default_value_t = 1)]
+        queues: u32,
+    },
+    /// Ask as a client; run it inside namespace `client`.
+    #[command(subcommand)]
+    Client(Task),
+    /// Send a flood of 64-byte frames through AF_XDP; run it inside namespace `client`.
+    Flood(FloodOptions),
+    /// Serve as a pod; the lab starts these.
+    #[command(hide = true)]
+    Pod {
+        /// Name to answer with.
+        #[arg(long)]
+        name: String,
+        /// Port of the HTTP server.
+        #[arg(long, default_value_t = POD_TCP_PORT)]
+        tcp_port: u16,
+        /// Port of the UDP server.
+        #[arg(long, default_value_t = POD_UDP_PORT)]
+        udp_port: u16,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("tidegate-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<u8> {
+    match command {
+        Command::Pod { name, tcp_port, udp_port } => pod::serve(&PodOptions { name, tcp_port, udp_port })?,
+        Command::Flood(options) => println!("{}", serde_json::to_string(&flood::send(&options)?)?),
+        Command::Client(task) => client::perform(&task)?,
+        Command::Check { list: true, .. } => {
+            CHECKS.iter().for_each(|check| println!("{:20} {}", check.name, check.about));
+        }
+        Command::Check { names, queues, .. } => {
+            let checks = named(&names)?;
+            return in_lab("check", &checks, &DemoOptions { keep: false, lab: LabOptions { queues } });
+        }
+        Command::Demo { keep, queues } => {
+            let checks: Vec<&Check> = CHECKS.iter().collect();
+            return in_lab("demo", &checks, &DemoOptions { keep, lab: LabOptions { queues } });
+        }
+        Command::Up { .. } if !enclosure::is_inside() => return enclosure::run_inside(),
+        Command::Up { no_gateway, queues } => {
+            let stop = enclosure::stop_flag()?;
+            demo::up(&LabOptions { queues }, !no_gateway, &stop)?;
+        }
+    }
+    Ok(0)
+}
+
+fn named(names: &[String]) -> Result<Vec<&'static Check>> {
+    if names.is_empty() {
+        bail!("name at least one check; `tidegate-lab check --list` shows them");
+    }
+    let find = |name: &String| match check::find(name) {
+        Some(check) => Ok(check),
+        None => bail!("there is no check {name:?}; `tidegate-lab check --list` shows all"),
+    };
+    names.iter().map(find).collect()
+}
+
+fn in_lab(title: &'static str, checks: &[&Check], options: &DemoOptions) -> Result<u8> {
+    if !enclosure::is_inside() {
+        return enclosure::run_inside();
+    }
+    let stop = enclosure::stop_flag()?;
+    Ok(u8::from(!demo::run(title, checks, options, &stop)?))
+}

@@ -4,6 +4,8 @@
 //! compares its remembered epoch with that one alone, and walks the slow path only when it moved. It refuses to know who
 //! chose the endpoint and which flows use it.
 
+use tidegate_io::mem::prefetch_read;
+
 use super::rows::Rows;
 use super::{BackendId, Family, ServiceId};
 
@@ -79,8 +81,9 @@ impl BackendTable {
     /// Asks for the cache line that [`BackendTable::epoch`] will read. Read side, fast path.
     #[inline]
     pub fn prefetch_epoch(&self, id: BackendId) {
-        // Two bytes per backend: the array of all but the largest gateways lives in the second-level cache.
-        let _ = self.epochs.get(id.0);
+        if let Some(epoch) = self.epochs.get(id.0) {
+            prefetch_read(epoch);
+        }
     }
 
     /// Every endpoint with its id.
@@ -112,5 +115,78 @@ impl BackendTable {
     /// Makes an id vacant. Its epoch is bumped and kept, so that flows of the next endpoint under this id are told apart.
     pub fn clear(&mut self, id: BackendId) {
         self.set(id, BackendRow::default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_row() -> impl Strategy<Value = BackendRow> {
+        let state = prop::sample::select(vec![
+            BackendState::Vacant,
+            BackendState::Active,
+            BackendState::Draining,
+            BackendState::Gone,
+        ]);
+        (any::<bool>(), 0..2u8, 0..2u16, 0..2u32, state, any::<u16>()).prop_map(
+            |(v4, host, port, service, state, epoch)| {
+                let address = if v4 { super::super::mapped(&[10, 244, 1, host]) } else { [host; 16] };
+                let family = if v4 { Family::V4 } else { Family::V6 };
+                BackendRow { address, family, port, service: ServiceId(service), state, epoch }
+            },
+        )
+    }
+
+    proptest! {
+        /// The epoch moves with every change of a row and with nothing else, and the side array agrees with the rows.
+        #[test]
+        fn epochs_count_changes(ops in prop::collection::vec((0..6u32, prop::option::of(any_row())), 0..120)) {
+            let mut table = BackendTable::default();
+            let mut oracle = HashMap::<u32, (BackendRow, u16)>::new();
+            for (id, row) in ops {
+                let row = BackendRow { epoch: 0, ..row.unwrap_or_default() };
+                let entry = oracle.entry(id).or_default();
+                if entry.0 != row {
+                    *entry = (row, entry.1 + 1);
+                }
+                let before = table.epoch(BackendId(id));
+                prop_assert_eq!(table.set(BackendId(id), BackendRow { epoch: 77, ..row }), entry.1);
+                prop_assert!(table.epoch(BackendId(id)).wrapping_sub(before) <= 1);
+            }
+            for id in 0..8 {
+                let (row, epoch) = oracle.get(&id).copied().unwrap_or_default();
+                let expected = (row.state != BackendState::Vacant).then_some(BackendRow { epoch, ..row });
+                prop_assert_eq!(table.row(BackendId(id)).copied(), expected);
+                prop_assert_eq!(table.epoch(BackendId(id)), epoch);
+            }
+            prop_assert!(table.rows().all(|(id, row)| row.epoch == table.epoch(id)));
+        }
+    }
+
+    #[test]
+    fn an_id_used_again_has_another_epoch() {
+        let mut table = BackendTable::default();
+        let row = BackendRow { address: [1; 16], family: Family::V6, port: 80, ..BackendRow::default() };
+        let id = BackendId(5000);
+        let first = table.set(id, BackendRow { state: BackendState::Active, ..row });
+        assert_eq!(table.set_state(id, BackendState::Active), first);
+        let draining = table.set_state(id, BackendState::Draining);
+        assert_ne!(first, draining);
+        table.clear(id);
+        assert!(table.row(id).is_none());
+        let again = table.set(id, BackendRow { state: BackendState::Active, ..row });
+        assert!(again != first && again != draining);
+        assert_eq!(table.epoch(BackendId::NONE), 0);
+        table.prefetch_epoch(BackendId::NONE);
+    }
+
+    #[test]
+    fn a_row_is_small() {
+        const { assert!(size_of::<BackendRow>() <= 32) };
     }
 }

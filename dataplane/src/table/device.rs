@@ -64,3 +64,30 @@ impl DeviceTable {
         self.rows.clear(u32::from(id.0));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_found_by_id_and_kernel_index() {
+        let row = |ifindex| DeviceRow {
+            name: "wan0".into(),
+            ifindex,
+            mac: [2; 6],
+            mtu: 1500,
+            address_v4: [192, 0, 2, 1],
+            address_v6: [0x20; 16],
+        };
+        let mut table = DeviceTable::default();
+        table.set(DeviceId(0), row(7));
+        table.set(DeviceId(20), row(9));
+        table.set(DeviceId::NONE, row(11));
+        assert_eq!(table.by_ifindex(9), Some(DeviceId(20)));
+        assert_eq!(table.by_ifindex(11), None);
+        assert_eq!(table.rows().map(|(id, _)| id).collect::<Vec<_>>(), [DeviceId(0), DeviceId(20)]);
+        table.clear(DeviceId(0));
+        assert!(table.row(DeviceId(0)).is_none() && table.row(DeviceId(500)).is_none());
+        assert_eq!(table.row(DeviceId(20)), Some(&row(9)));
+    }
+}

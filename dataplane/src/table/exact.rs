@@ -165,17 +165,19 @@ impl<K: Key, V: Value> ExactMap<K, V> {
     }
 }
 
-/// Two words into one: the folded 128-bit product, each word first masked by an odd constant with no pattern (digits of pi).
+/// Two words into one: the folded 128-bit product, each word first masked by a constant with no pattern (digits of pi).
+/// One fold of two words that both count upwards leaves a pattern; a second fold of the result does not.
 #[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
 pub fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a ^ 0x243f_6a88_85a3_08d3) * u128::from(b ^ 0x1319_8a2e_0370_7345);
-    let [low, high] = [product & u128::from(u64::MAX), product >> 64];
-    (low ^ high) as u64
+    product as u64 ^ (product >> 64) as u64
 }
 
 #[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the low half is what is asked for")]
 fn low(hash: u64) -> u32 {
-    (hash & u64::from(u32::MAX)) as u32
+    hash as u32
 }
 
 /// The two big-endian words of sixteen bytes.
@@ -188,7 +190,7 @@ pub fn words(bytes: &[u8; 16]) -> [u64; 2] {
 impl Key for [u8; 4] {
     #[inline]
     fn hash(&self) -> u64 {
-        fold(u64::from(u32::from_be_bytes(*self)), 0)
+        fold(fold(u64::from(u32::from_be_bytes(*self)), 0), 0)
     }
 }
 
@@ -196,7 +198,7 @@ impl Key for [u8; 16] {
     #[inline]
     fn hash(&self) -> u64 {
         let [high, low] = words(self);
-        fold(fold(high, 0), low)
+        fold(fold(high, low), 0)
     }
 }
 
@@ -224,7 +226,7 @@ impl Default for Tagged<[u8; 16]> {
 impl Key for Tagged<[u8; 4]> {
     #[inline]
     fn hash(&self) -> u64 {
-        fold(u64::from(u32::from_be_bytes(self.address)), u64::from(self.tag))
+        fold(fold(u64::from(u32::from_be_bytes(self.address)), u64::from(self.tag)), 0)
     }
 }
 
@@ -232,6 +234,165 @@ impl Key for Tagged<[u8; 16]> {
     #[inline]
     fn hash(&self) -> u64 {
         let [high, low] = words(&self.address);
-        fold(fold(high, u64::from(self.tag)), low)
+        fold(fold(fold(high, u64::from(self.tag)), low), 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A key whose hash is as bad as it likes: many homes near the end of the table, so that runs wrap around.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+    struct Clashing(u16);
+
+    impl Key for Clashing {
+        fn hash(&self) -> u64 {
+            u64::MAX - u64::from(self.0 % 5)
+        }
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+    struct Spread(u16);
+
+    impl Key for Spread {
+        fn hash(&self) -> u64 {
+            fold(u64::from(self.0), 0)
+        }
+    }
+
+    impl Value for u32 {
+        const VACANT: Self = u32::MAX;
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Insert(u16, u32),
+        Remove(u16),
+        Fork,
+    }
+
+    fn ops(keys: u16, length: usize) -> impl Strategy<Value = Vec<Op>> {
+        let op = prop_oneof![
+            5 => (0..keys, 0..100u32).prop_map(|(key, value)| Op::Insert(key, value)),
+            4 => (0..keys).prop_map(Op::Remove),
+            1 => Just(Op::Fork),
+        ];
+        prop::collection::vec(op, 0..length)
+    }
+
+    fn check<K: Key + std::hash::Hash + std::fmt::Debug>(ops: Vec<Op>, keys: u16, key: impl Fn(u16) -> K) {
+        let mut map = ExactMap::<K, u32>::default();
+        let mut oracle = HashMap::<K, u32>::new();
+        let mut generations = Vec::new();
+        for op in ops {
+            match op {
+                Op::Insert(k, value) => assert_eq!(map.insert(key(k), value), oracle.insert(key(k), value)),
+                Op::Remove(k) => assert_eq!(map.remove(&key(k)), oracle.remove(&key(k))),
+                Op::Fork => generations.push((map.clone(), oracle.clone())),
+            }
+        }
+        generations.push((map, oracle));
+        for (map, oracle) in generations {
+            assert_eq!(map.len(), oracle.len());
+            assert_eq!(map.is_empty(), oracle.is_empty());
+            assert_eq!(map.iter().collect::<HashMap<_, _>>(), oracle);
+            for k in 0..keys {
+                assert_eq!(map.get(&key(k)), oracle.get(&key(k)).copied());
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn answers_as_a_hash_map_does(ops in ops(40, 300)) {
+            check(ops, 40, Spread);
+        }
+
+        #[test]
+        fn answers_as_a_hash_map_does_when_all_keys_clash(ops in ops(40, 300)) {
+            check(ops, 40, Clashing);
+        }
+    }
+
+    #[test]
+    fn grows_and_shrinks_without_losing_a_key() {
+        let ops = (0..4000).map(|k| Op::Insert(k, u32::from(k)));
+        let ops = ops.chain([Op::Fork]).chain((0..3990).map(Op::Remove)).chain([Op::Fork]);
+        check(ops.chain((0..100).map(|k| Op::Insert(k, 1))).collect(), 4000, Spread);
+        let mut map = ExactMap::<Spread, u32>::default();
+        for k in 0..4000 {
+            map.insert(Spread(k), 1);
+            assert!(map.len() as u64 * 10 <= map.capacity() * 7, "room is left at {k}");
+        }
+        assert_eq!(map.capacity(), 8192);
+        for k in 0..3990 {
+            map.remove(&Spread(k));
+        }
+        assert_eq!(map.capacity(), 512, "given back once an eighth is used");
+    }
+
+    #[test]
+    fn vacant_is_no_value_and_an_empty_map_answers() {
+        let mut map = ExactMap::<[u8; 16], u32>::default();
+        assert_eq!(map.get(&[0; 16]), None);
+        assert_eq!(map.remove(&[0; 16]), None);
+        assert_eq!(map.insert([0; 16], u32::MAX), None);
+        assert!(map.is_empty());
+        map.insert([0; 16], 5);
+        assert_eq!(map.get(&[0; 16]), Some(5), "the default key is a key like others");
+        assert_eq!(map.insert([0; 16], u32::MAX), Some(5));
+        assert_eq!(map.get(&[0; 16]), None);
+    }
+
+    /// Consecutive addresses and ports, as people allot them, cost no more slots to find than random ones would: 1.83 on
+    /// average at 62.5 % (Knuth, section 6.4, formula for linear probing).
+    #[test]
+    fn keys_as_people_choose_them_are_found_quickly() {
+        let v4 = |n: u32| Tagged { address: (0xcb00_7100 + n).to_be_bytes(), tag: 6 << 16 | 443 };
+        let v4_ports =
+            |n: u32| Tagged { address: (0xcb00_7100 + n / 80).to_be_bytes(), tag: 17 << 16 | (8000 + n % 80) };
+        let v6 = |n: u32, shift: u32| {
+            let low = u64::from(n) << shift;
+            let mut address = [0x20, 1, 0x0d, 0xb8, 0, 0x0f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            address[8..].copy_from_slice(&low.to_be_bytes());
+            address
+        };
+        probes_mean_is_random(v4);
+        probes_mean_is_random(v4_ports);
+        probes_mean_is_random(|n| v4(n).address);
+        probes_mean_is_random(|n| v6(n, 0));
+        probes_mean_is_random(|n| v6(n, 16));
+        probes_mean_is_random(|n| Tagged { address: v6(n / 80, 0), tag: 6 << 16 | (8000 + n % 80) });
+        probes_mean_is_random(|n| Tagged { address: v6(n, 48), tag: 1 });
+    }
+
+    fn probes_mean_is_random<K: Key>(key: impl Fn(u32) -> K) {
+        let mut map = ExactMap::<K, u32>::default();
+        (0..20_480).for_each(|n| assert_eq!(map.insert(key(n), n), None));
+        assert_eq!(map.capacity(), 32_768);
+        let probes = |n: u32| u64::from(map.find(&key(n)).wrapping_sub(map.home(&key(n))) & map.mask) + 1;
+        let total: u64 = (0..20_480).map(probes).sum();
+        assert!(total * 100 < 20_480 * 205, "{} slots on average", total as f64 / 20_480.0);
+    }
+
+    #[test]
+    fn one_more_key_copies_at_most_two_chunks() {
+        let mut map = ExactMap::<Tagged<[u8; 4]>, u32>::default();
+        let key = |n: u32| Tagged { address: n.to_be_bytes(), tag: 6 << 16 | 80 };
+        for n in 0..40_000 {
+            map.insert(key(n), n);
+        }
+        let chunks = map.slots.capacity() / ROWS_PER_CHUNK;
+        for n in 40_000..40_200 {
+            let before = map.clone();
+            map.insert(key(n), n);
+            assert!(map.slots.chunks_shared(&before.slots) >= chunks - 2);
+            assert_eq!(before.get(&key(n)), None);
+        }
     }
 }

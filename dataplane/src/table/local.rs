@@ -172,3 +172,61 @@ impl LocalTable {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn roles_add_up_and_go(ops in prop::collection::vec((any::<bool>(), 0..4u8, 0..32u8, 0..3u8), 0..100)) {
+            let mut table = LocalTable::default();
+            let mut oracle = HashMap::<[u8; 16], u8>::new();
+            for (v4, host, kind, how) in ops {
+                let address = if v4 { mapped(&[203, 0, 113, host]) } else { [host; 16] };
+                let roles = oracle.entry(address).or_default();
+                match how {
+                    0 => (table.set(&address, LocalKind(kind)), *roles = kind).0,
+                    1 => (table.add(&address, LocalKind(kind)), *roles |= kind).0,
+                    _ => (table.take(&address, LocalKind(kind)), *roles &= !kind).0,
+                }
+            }
+            oracle.retain(|_, roles| *roles != 0);
+            prop_assert_eq!(table.iter().map(|(address, kind)| (address, kind.0)).collect::<HashMap<_, _>>(), oracle.clone());
+            for host in 0..5 {
+                let v4 = [203, 0, 113, host];
+                prop_assert_eq!(table.kind_v4(&v4).0, oracle.get(&mapped(&v4)).copied().unwrap_or(0));
+                prop_assert_eq!(table.kind_v6(&[host; 16]).0, oracle.get(&[host; 16]).copied().unwrap_or(0));
+                prop_assert!(table.kind_v6(&mapped(&v4)).is_empty(), "families stay apart");
+            }
+        }
+    }
+
+    #[test]
+    fn kinds_are_sets_with_names() {
+        let kind = LocalKind::VIP | LocalKind::ANNOUNCED;
+        assert!(kind.contains(LocalKind::VIP) && !kind.contains(LocalKind::VIP | LocalKind::VTEP_OVERLAY));
+        assert!(
+            kind.intersects(LocalKind::VIP | LocalKind::VTEP_OVERLAY) && !kind.intersects(LocalKind::FULLNAT_SOURCE)
+        );
+        assert_eq!(kind.to_string(), "vip,announced");
+        assert_eq!(LocalKind::NONE.to_string(), "");
+        let all = LocalKind::NAMES.iter().fold(LocalKind::NONE, |all, (kind, _)| all | *kind);
+        assert_eq!(all.0.count_ones(), 5, "each role has a bit of its own");
+    }
+
+    #[test]
+    fn each_family_has_its_vtep() {
+        let mut table = LocalTable::default();
+        let vtep = VtepRow { underlay: [1; 16], mac: [2; 6], overlay: [3; 16], vni: 1, port: 8472 };
+        table.set_vtep(Family::V6, Some(vtep));
+        assert_eq!((table.vtep(Family::V4), table.vtep(Family::V6)), (None, Some(&vtep)));
+        table.set_vtep(Family::V4, Some(vtep));
+        table.set_vtep(Family::V6, None);
+        assert_eq!((table.vtep(Family::V4), table.vtep(Family::V6)), (Some(&vtep), None));
+    }
+}

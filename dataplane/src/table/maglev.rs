@@ -91,12 +91,13 @@ impl Ring {
         let narrow = members.len() <= MEMBERS_NARROW_MAX;
         let slots = if narrow {
             // Indices are below 255 here.
-            Slots::Narrow(slots.iter().map(|slot| (slot & 0xff) as u8).collect())
+            Slots::Narrow(slots.iter().map(|slot| u8::try_from(*slot).unwrap_or(0)).collect())
         } else {
             Slots::Wide(slots.into())
         };
+        let (h1, h2) = set_digest(members, size);
         let members_len = u32::try_from(members.len()).unwrap_or(u32::MAX);
-        Some(Ring { slots, members: members_len, digest: fold_halves(set_digest(members, size)) })
+        Some(Ring { slots, members: members_len, digest: h1 ^ h2 })
     }
 
     /// Index of the member for a flow hash: position `hash · M / 2^64`, the same on every gateway. Read side.
@@ -153,7 +154,7 @@ impl std::fmt::Debug for Ring {
 #[derive(Debug, Default)]
 pub struct RingCache {
     /// By the 128-bit digest of the sorted set and the size: two sets never meet there by chance.
-    rings: HashMap<u128, Weak<Ring>>,
+    rings: HashMap<(u64, u64), Weak<Ring>>,
     /// Length of `rings` at which dead entries are swept next.
     sweep_at: usize,
 }
@@ -211,7 +212,7 @@ fn sorted<K: AsRef<[u8]>>(members: &[(K, u16)]) -> Vec<(&[u8], u16)> {
     sorted
 }
 
-fn set_digest(members: &[(&[u8], u16)], size: u32) -> u128 {
+fn set_digest(members: &[(&[u8], u16)], size: u32) -> (u64, u64) {
     let mut hasher = SipHasher13Wide::new_with_key(SET_KEY);
     hasher.write(&size.to_be_bytes());
     for (key, weight) in members {
@@ -219,11 +220,7 @@ fn set_digest(members: &[(&[u8], u16)], size: u32) -> u128 {
         hasher.write(key);
         hasher.write(&weight.to_be_bytes());
     }
-    hasher.finish128().as_u128()
-}
-
-fn fold_halves(wide: u128) -> u64 {
-    ((wide >> 64) ^ (wide & u128::from(u64::MAX))) as u64
+    hasher.finish128().as_u64()
 }
 
 #[inline]
@@ -231,3 +228,6 @@ fn reduce(hash: u64, size: usize) -> usize {
     // The upper half of the hash is enough for a million slots, and the product fits 64 bits.
     usize::try_from(((hash >> 32) * size as u64) >> 32).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@
 
 use std::sync::Arc;
 
+pub use crate::wire::Family;
 pub use tidegate_api::resource::OrphanTcp;
 
 /// Rows by id, in chunks that generations share.
@@ -102,8 +103,6 @@ ids! {
     /// One network device.
     DeviceId(u16);
 }
-
-pub use crate::wire::Family;
 
 /// An IPv4 address as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2), the form in which rows hold addresses of both families.
 pub const fn mapped(address: &[u8; 4]) -> [u8; 16] {

@@ -37,3 +37,16 @@ fn distinct<A: Ord>(addresses: impl IntoIterator<Item = A>) -> Arc<[A]> {
     addresses.dedup();
     addresses.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_sorted_and_distinct_in_both_families() {
+        let table = NatTable::new([[10, 0, 0, 2], [10, 0, 0, 1], [10, 0, 0, 2]], [[2; 16], [1; 16], [1; 16]]);
+        assert_eq!(*table.sources_v4, [[10, 0, 0, 1], [10, 0, 0, 2]]);
+        assert_eq!(*table.sources_v6, [[1; 16], [2; 16]]);
+        assert_eq!(table, NatTable::new([[10, 0, 0, 1], [10, 0, 0, 2]], [[1; 16], [2; 16]]));
+    }
+}

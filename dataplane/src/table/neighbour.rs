@@ -90,3 +90,70 @@ impl NeighbourTable {
 fn key(device: DeviceId, address: &[u8; 16]) -> Tagged<[u8; 16]> {
     Tagged { address: *address, tag: u32::from(device.0) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::table::mapped;
+
+    fn any_row() -> impl Strategy<Value = NeighbourRow> {
+        let state = prop::sample::select(vec![
+            NeighbourState::Vacant,
+            NeighbourState::Unresolved,
+            NeighbourState::Resolved,
+            NeighbourState::Failed,
+        ]);
+        (0..2u16, any::<bool>(), 0..3u8, any::<[u8; 6]>(), state).prop_map(|(device, v4, host, mac, state)| {
+            let address = if v4 { mapped(&[192, 0, 2, host]) } else { [host; 16] };
+            NeighbourRow { device: DeviceId(device), mac, state, address }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn rows_and_addresses_agree(ops in prop::collection::vec((0..8u16, any_row()), 0..80)) {
+            let mut table = NeighbourTable::default();
+            let mut rows = HashMap::<u16, NeighbourRow>::new();
+            for (id, row) in ops {
+                // One id per address, as the compiler thread keeps it: whoever had the address before goes.
+                let taken = rows.iter().find(|(_, other)| (other.device, other.address) == (row.device, row.address));
+                if let Some(other) = taken.map(|(other, _)| *other).filter(|other| *other != id) {
+                    table.clear(NeighbourId(other));
+                    rows.remove(&other);
+                }
+                table.set(NeighbourId(id), row);
+                rows.remove(&id);
+                if row.state != NeighbourState::Vacant {
+                    rows.insert(id, row);
+                }
+            }
+            let found: HashMap<_, _> = table.rows().map(|(id, row)| (id.0, *row)).collect();
+            prop_assert_eq!(&found, &rows);
+            for id in 0..10 {
+                prop_assert_eq!(table.row(NeighbourId(id)), rows.get(&id));
+            }
+            for device in 0..3 {
+                for address in (0..4).flat_map(|host| [mapped(&[192, 0, 2, host]), [host; 16]]) {
+                    let expected = rows.iter().find(|(_, row)| (row.device, row.address) == (DeviceId(device), address));
+                    prop_assert_eq!(table.find(DeviceId(device), &address), expected.map(|(id, _)| NeighbourId(*id)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_that_moved_to_another_id_stays_there() {
+        let mut table = NeighbourTable::default();
+        let row = NeighbourRow { device: DeviceId(0), mac: [2; 6], state: NeighbourState::Resolved, address: [1; 16] };
+        table.set(NeighbourId(1), row);
+        table.set(NeighbourId(2), row);
+        table.clear(NeighbourId(1));
+        assert_eq!(table.find(DeviceId(0), &[1; 16]), Some(NeighbourId(2)));
+        table.set(NeighbourId::NONE, row);
+        assert!(table.row(NeighbourId::NONE).is_none());
+    }
+}

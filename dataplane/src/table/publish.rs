@@ -8,8 +8,8 @@
 //! 1. *A generation counter before the lock.* A reader compares one atomic with the generation it has and touches the lock
 //!    only when it moved: one load of a line that is shared and unchanged between publishes. Price: a publish is seen one
 //!    batch later at worst.
-//! 2. *`try_lock`, not `lock`.* If the publisher holds the lock, a reader keeps its tables for one more batch, so a worker
-//!    never waits for the compiler thread. Price: another batch.
+//! 2. *`try_lock`, not `lock`.* If the publisher, or another reader, holds the lock, a reader keeps its tables for one more
+//!    batch, so a busy worker never waits. Price: another batch.
 //! 3. *The publisher keeps an `Arc` of every retired snapshot* and drops those nobody else holds ([`Publisher::collect`]),
 //!    so that the last reference, and with it the work of freeing, is always the publisher's. Price: memory of a retired
 //!    generation lives until the next collect; it is only the chunks that differ.
@@ -137,7 +137,7 @@ impl<T: Snapshot> Reader<T> {
         Reader { shared, seat, tables, seen, online: true }
     }
 
-    /// The newest tables, or those from before if the publisher is swapping right now. One atomic load unless they moved.
+    /// The newest tables, or those from before if somebody holds the lock right now. One atomic load unless they moved.
     /// What was read through the tables before this call is done with: [`Publisher::reached`] counts on it.
     #[inline]
     pub fn refresh(&mut self) -> &T {
@@ -224,3 +224,160 @@ impl<T: Snapshot> std::fmt::Debug for Reader<T> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+    use std::thread::{self, ThreadId};
+
+    use super::*;
+    use crate::table::{DeviceId, local::LocalKind};
+
+    #[test]
+    fn readers_follow_and_reached_waits_for_the_slowest() {
+        let (mut publisher, reader) = Publisher::new(Tables::default());
+        let (mut fast, mut slow) = (reader(), reader());
+        assert_eq!((publisher.generation(), publisher.reached(), fast.generation()), (1, 1, 1));
+        let mut next = publisher.current().clone();
+        std::sync::Arc::make_mut(&mut next.locals).set(&[1; 16], LocalKind::VIP);
+        assert_eq!(publisher.publish(next), 2);
+        assert_eq!(fast.tables().locals.kind_v6(&[1; 16]), LocalKind::NONE, "not before it asks");
+        assert_eq!(fast.refresh().locals.kind_v6(&[1; 16]), LocalKind::VIP);
+        assert_eq!((fast.generation(), fast.tables().generation), (2, 2));
+        assert_eq!(publisher.reached(), 1);
+        slow.refresh();
+        assert_eq!(publisher.reached(), 2);
+        assert_eq!(reader().generation(), 2, "a late reader starts with the newest");
+    }
+
+    #[test]
+    fn sleepers_and_the_gone_hold_nobody_up() {
+        let (mut publisher, reader) = Publisher::new(Tables::default());
+        assert_eq!(publisher.reached(), 1, "without readers all is reached");
+        let (mut sleeper, gone) = (reader(), reader());
+        publisher.publish(Tables::default());
+        sleeper.go_offline();
+        assert_eq!(publisher.reached(), 1);
+        drop(gone);
+        assert_eq!(publisher.reached(), 2);
+        publisher.publish(Tables::default());
+        assert_eq!(publisher.reached(), 3);
+        assert_eq!(sleeper.refresh().generation, 3, "the first look after waking is at the newest");
+        publisher.publish(Tables::default());
+        assert_eq!(publisher.reached(), 3);
+    }
+
+    #[test]
+    fn a_reader_that_finds_the_lock_taken_keeps_its_tables() {
+        let (mut publisher, reader) = Publisher::new(Tables::default());
+        let mut reader = reader();
+        publisher.publish(Tables::default());
+        let shared = Arc::clone(&publisher.shared);
+        let held = lock(&shared.current);
+        assert_eq!(reader.refresh().generation, 1);
+        drop(held);
+        assert_eq!(reader.refresh().generation, 2);
+    }
+
+    #[test]
+    fn unchanged_tables_are_shared_between_generations() {
+        let (mut publisher, reader) = Publisher::new(Tables::default());
+        let mut next = publisher.current().clone();
+        let row = crate::table::device::DeviceRow {
+            name: "wan0".into(),
+            ifindex: 3,
+            mac: [2; 6],
+            mtu: 1500,
+            address_v4: [192, 0, 2, 1],
+            address_v6: [0x20; 16],
+        };
+        std::sync::Arc::make_mut(&mut next.devices).set(DeviceId(0), row);
+        let before = publisher.current().clone();
+        publisher.publish(next);
+        let mut reader = reader();
+        let after = reader.refresh();
+        assert!(std::sync::Arc::ptr_eq(&before.services, &after.services));
+        assert!(!std::sync::Arc::ptr_eq(&before.devices, &after.devices));
+        assert_eq!(after.devices.row(DeviceId(0)).map(|row| row.ifindex), Some(3));
+    }
+
+    /// A snapshot that complains when it is freed on another thread than its publisher's, or while not whole.
+    struct Watched {
+        generation: u64,
+        twice: u64,
+        home: ThreadId,
+        strays: std::sync::Arc<AtomicUsize>,
+        freed: std::sync::Arc<AtomicUsize>,
+    }
+
+    impl Snapshot for Watched {
+        fn stamp(&mut self, generation: u64) {
+            self.generation = generation;
+            self.twice = generation * 2;
+        }
+    }
+
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            if thread::current().id() != self.home {
+                self.strays.fetch_add(1, Ordering::Relaxed);
+            }
+            self.freed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn tables_are_freed_on_the_publishers_thread_alone() {
+        const PUBLISHES: usize = 400;
+        let (strays, freed) = (std::sync::Arc::new(AtomicUsize::new(0)), std::sync::Arc::new(AtomicUsize::new(0)));
+        let watched = || Watched {
+            generation: 0,
+            twice: 0,
+            home: thread::current().id(),
+            strays: std::sync::Arc::clone(&strays),
+            freed: std::sync::Arc::clone(&freed),
+        };
+        let (mut publisher, reader) = Publisher::new(watched());
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for worker in 0..4u64 {
+                let (mut reader, done) = (reader(), &done);
+                scope.spawn(move || {
+                    let mut last = 0;
+                    while !done.load(Ordering::Acquire) {
+                        let tables = reader.refresh();
+                        assert_eq!(tables.twice, tables.generation * 2);
+                        assert!(tables.generation >= last);
+                        last = tables.generation;
+                        if last % 4 == worker {
+                            reader.go_offline();
+                        }
+                        thread::yield_now();
+                    }
+                    // The publisher rests; only other readers still take the lock now and then.
+                    while reader.refresh().generation != PUBLISHES as u64 + 1 {
+                        thread::yield_now();
+                    }
+                });
+            }
+            let mut reached = 0;
+            for _ in 0..PUBLISHES {
+                publisher.publish(watched());
+                let now = publisher.reached();
+                assert!(now >= reached && now <= publisher.generation());
+                reached = now;
+                thread::yield_now();
+            }
+            done.store(true, Ordering::Release);
+        });
+        assert_eq!(publisher.reached(), PUBLISHES as u64 + 1);
+        assert_eq!(publisher.collect(), 0, "nobody holds a retired one");
+        assert_eq!(freed.load(Ordering::Relaxed), PUBLISHES);
+        drop(reader);
+        drop(publisher);
+        assert_eq!((freed.load(Ordering::Relaxed), strays.load(Ordering::Relaxed)), (PUBLISHES + 1, 0));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model;

@@ -119,3 +119,103 @@ impl std::fmt::Debug for RouteTable {
         f.debug_map().entries(self.iter()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::table::mapped;
+
+    fn row(n: u16) -> RouteRow {
+        let target = match n % 5 {
+            0 => RouteTarget::Tunnel(TunnelId(n)),
+            1 => RouteTarget::NextHops([NeighbourId(n), NeighbourId(n + 1)].into_iter().collect()),
+            2 => RouteTarget::Connected(DeviceId(n)),
+            3 => RouteTarget::Blackhole,
+            _ => RouteTarget::Local,
+        };
+        RouteRow { target, mtu: n }
+    }
+
+    /// Addresses of few bits set, so that prefixes nest.
+    fn any_address(v4: bool) -> impl Strategy<Value = IpAddr> {
+        let v6 = prop::collection::vec(prop::sample::select(vec![0u8, 1, 128, 255]), 16);
+        v6.prop_map(move |bytes| match <[u8; 16]>::try_from(bytes).unwrap() {
+            [a, b, c, d, ..] if v4 => IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+            bytes => IpAddr::V6(Ipv6Addr::from(bytes)),
+        })
+    }
+
+    fn any_prefix() -> impl Strategy<Value = IpNet> {
+        any::<bool>().prop_flat_map(|v4| {
+            let length_max: u8 = if v4 { 32 } else { 128 };
+            (any_address(v4), 0..=length_max).prop_map(|(address, length)| IpNet::new(address, length).unwrap())
+        })
+    }
+
+    fn octets(address: IpAddr) -> [u8; 16] {
+        match address {
+            IpAddr::V4(address) => mapped(&address.octets()),
+            IpAddr::V6(address) => address.octets(),
+        }
+    }
+
+    proptest! {
+        /// The trie gives what a walk over all prefixes gives, and earlier generations keep theirs.
+        #[test]
+        fn the_longest_prefix_wins(
+            ops in prop::collection::vec((any_prefix(), prop::option::weighted(0.75, 0..1000u16)), 0..40),
+            asked in prop::collection::vec(any::<bool>().prop_flat_map(any_address), 0..30),
+        ) {
+            let mut table = RouteTable::default();
+            let mut oracle = BTreeMap::<IpNet, RouteRow>::new();
+            let mut generations = Vec::new();
+            for (prefix, change) in ops {
+                if prefix.prefix_len() % 8 == 0 {
+                    generations.push((table.clone(), oracle.clone()));
+                }
+                match change.map(row) {
+                    Some(row) => prop_assert_eq!(table.insert(prefix, row.clone()), oracle.insert(prefix.trunc(), row)),
+                    None => prop_assert_eq!(table.remove(&prefix), oracle.remove(&prefix.trunc())),
+                }
+            }
+            generations.push((table, oracle.clone()));
+            let asked: Vec<IpAddr> = asked.into_iter().chain(oracle.keys().map(|prefix| prefix.addr())).collect();
+            for (table, oracle) in generations {
+                prop_assert_eq!(table.iter().map(|(prefix, row)| (prefix, row.clone())).collect::<BTreeMap<_, _>>(), oracle.clone());
+                prop_assert_eq!((table.len(), table.is_empty()), (oracle.len(), oracle.is_empty()));
+                for address in &asked {
+                    let covering = oracle.iter().filter(|(prefix, _)| prefix.contains(address));
+                    let longest = covering.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, row)| row);
+                    let found = match address {
+                        IpAddr::V4(address) => table.lookup_v4(&address.octets()),
+                        IpAddr::V6(address) => table.lookup_v6(&address.octets()),
+                    };
+                    prop_assert_eq!(found, longest);
+                    if octets(*address) == octets(address.to_canonical()) {
+                        prop_assert_eq!(table.lookup(&octets(*address)), longest);
+                    }
+                }
+                for prefix in oracle.keys() {
+                    prop_assert_eq!(table.get(prefix), oracle.get(prefix));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_edit_leaves_the_other_family_shared() {
+        let mut table = RouteTable::default();
+        table.insert("::/0".parse().unwrap(), row(1));
+        let before = table.clone();
+        table.insert("0.0.0.0/0".parse().unwrap(), row(2));
+        assert!(Arc::ptr_eq(&before.v6, &table.v6) && !Arc::ptr_eq(&before.v4, &table.v4));
+        let before = table.clone();
+        assert_eq!(table.remove(&"10.0.0.0/8".parse().unwrap()), None);
+        assert!(Arc::ptr_eq(&before.v4, &table.v4), "removing nothing copies nothing");
+    }
+}

@@ -107,3 +107,115 @@ fn collect<T, const CHUNK: usize>(rows: impl Iterator<Item = T>) -> Arc<[T; CHUN
         Err(_) => unreachable!("every caller yields CHUNK rows"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Set(u32, u64),
+        Clear(u32),
+        Fork,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            6 => (0..100u32, any::<u64>()).prop_map(|(index, row)| Op::Set(index, row)),
+            2 => (0..120u32).prop_map(Op::Clear),
+            1 => Just(Op::Fork),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is written, every clone taken on the way keeps the rows it had.
+        #[test]
+        fn every_generation_keeps_its_rows(ops in prop::collection::vec(op(), 0..200)) {
+            let mut rows = Rows::<u64, 8>::default();
+            let mut oracle = HashMap::<u32, u64>::new();
+            let mut generations = Vec::new();
+            for op in ops {
+                match op {
+                    Op::Set(index, row) => {
+                        rows.set(index, row);
+                        oracle.insert(index, row);
+                    }
+                    Op::Clear(index) => {
+                        rows.clear(index);
+                        oracle.remove(&index);
+                    }
+                    Op::Fork => generations.push((rows.clone(), oracle.clone())),
+                }
+            }
+            generations.push((rows, oracle));
+            for (rows, oracle) in &generations {
+                for index in 0..130 {
+                    let expected = oracle.get(&index).copied().unwrap_or(0);
+                    let within = (index as usize) < rows.capacity();
+                    prop_assert_eq!(rows.get(index).copied(), within.then_some(expected));
+                }
+                prop_assert!(oracle.keys().all(|index| rows.get(*index).is_some()));
+                prop_assert_eq!(rows.iter().count(), rows.capacity());
+                for (index, row) in rows.iter() {
+                    prop_assert_eq!(Some(row), rows.get(index));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_copies_one_chunk_and_only_the_first_time() {
+        let mut rows = Rows::<u64>::default();
+        for index in 0..50_000 {
+            rows.set(index, u64::from(index));
+        }
+        let before = rows.clone();
+        let chunks = before.capacity() / ROWS_PER_CHUNK;
+        assert_eq!(rows.chunks_shared(&before), chunks);
+        rows.set(20_000, 7);
+        assert_eq!(rows.chunks_shared(&before), chunks - 1);
+        let chunk = rows.get(20_000).map(std::ptr::from_ref);
+        rows.set(20_001, 8);
+        assert_eq!(rows.get(20_000).map(std::ptr::from_ref), chunk, "the second write finds its own chunk");
+        assert_eq!(rows.chunks_shared(&before), chunks - 1);
+        rows.set(49_999, 9);
+        assert_eq!(rows.chunks_shared(&before), chunks - 2);
+        assert_eq!((before.get(20_000), before.get(20_001)), (Some(&20_000), Some(&20_001)));
+    }
+
+    #[test]
+    fn no_index_panics_and_new_room_is_shared_until_written() {
+        let rows = Rows::<u64>::default();
+        assert_eq!(rows.get(0), None);
+        assert_eq!(rows.get(u32::MAX), None);
+        let mut rows = Rows::<u64>::with_capacity(10 * ROWS_PER_CHUNK);
+        assert_eq!(rows.capacity(), 10 * ROWS_PER_CHUNK);
+        assert!(rows.spine.windows(2).all(|pair| Arc::ptr_eq(&pair[0], &pair[1])));
+        rows.clear(u32::MAX);
+        rows.set(3 * 512, 1);
+        assert_eq!(rows.iter().filter(|(_, row)| **row != 0).map(|(index, _)| index).collect::<Vec<_>>(), [3 * 512]);
+    }
+
+    #[test]
+    fn rows_too_large_for_the_stack_are_made_in_place() {
+        let mut rows = Rows::<Wide>::default();
+        rows.set(1000, Wide([7; 4096]));
+        let other = rows.clone();
+        rows.set(1001, Wide([8; 4096]));
+        assert_eq!(rows.get(1000).unwrap().0[4095], 7);
+        assert_eq!(other.get(1001).unwrap().0[0], 0);
+    }
+
+    #[derive(Clone)]
+    struct Wide([u8; 4096]);
+
+    impl Default for Wide {
+        fn default() -> Self {
+            Wide([0; 4096])
+        }
+    }
+}

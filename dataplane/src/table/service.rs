@@ -185,3 +185,174 @@ fn frontend(address: [u8; 16], tag: u32) -> Frontend {
     let [_, protocol, high, low] = tag.to_be_bytes();
     Frontend { address, protocol, port: u16::from_be_bytes([high, low]) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::table::maglev::{member_key, ring_size};
+
+    fn any_frontend() -> impl Strategy<Value = Frontend> {
+        // Few values, so that frontends differ in one field only, and IPv6 ones that end as IPv4 ones do.
+        let address = (0..2u8, 0..3u8).prop_map(|(family, host)| match family {
+            0 => mapped(&[203, 0, 113, host]),
+            _ => [0x20, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 203, 0, 113, host],
+        });
+        let protocol = prop::sample::select(vec![6u8, 17]);
+        (address, protocol, 80..83u16).prop_map(|(address, protocol, port)| Frontend { address, protocol, port })
+    }
+
+    proptest! {
+        #[test]
+        fn frontends_match_exactly(ops in prop::collection::vec((any_frontend(), prop::option::weighted(0.7, 0..9u32)), 0..80)) {
+            let mut table = ServiceTable::default();
+            let mut oracle = BTreeMap::new();
+            for (frontend, id) in ops {
+                let id = id.map(ServiceId);
+                let before = match id {
+                    Some(id) => table.set_frontend(frontend, id),
+                    None => table.clear_frontend(&frontend),
+                };
+                let expected = match id {
+                    Some(id) => oracle.insert(frontend, id),
+                    None => oracle.remove(&frontend),
+                };
+                prop_assert_eq!(before, expected);
+            }
+            prop_assert_eq!(table.frontends().collect::<BTreeMap<_, _>>(), oracle.clone());
+            prop_assert_eq!(table.frontends_len(), oracle.len());
+            for host in 0..3 {
+                for protocol in [6, 17, 132] {
+                    for port in 79..84 {
+                        let (v4, mut v6) = ([203, 0, 113, host], [0x20, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 203, 0, 113, 0]);
+                        v6[15] = host;
+                        let expected = |address| oracle.get(&Frontend { address, protocol, port }).copied();
+                        prop_assert_eq!(table.lookup_v4(&v4, protocol, port), expected(mapped(&v4)));
+                        prop_assert_eq!(table.lookup_v6(&v6, protocol, port), expected(v6));
+                        prop_assert_eq!(table.lookup_v6(&mapped(&v4), protocol, port), None, "families stay apart");
+                        prop_assert_eq!(table.lookup(&Frontend { address: v6, protocol, port }), expected(v6));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A Service as objects tell it, before ids.
+    #[derive(Clone, Debug)]
+    struct Told {
+        name: String,
+        protocol: u8,
+        port: u16,
+        vips: Vec<[u8; 16]>,
+        pods: Vec<([u8; 16], u16, u16)>,
+        serving: u32,
+    }
+
+    fn told(n: u8) -> Told {
+        let v6 = |host| [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, n, host];
+        let vip = |host| if n.is_multiple_of(2) { mapped(&[203, 0, n, host]) } else { v6(host) };
+        let pods = (0..n % 5).map(|pod| (vip(100 + pod), 8080, 1));
+        Told {
+            name: format!("shop/web-{n}"),
+            protocol: 6,
+            port: 80 + u16::from(n),
+            vips: (0..1 + n % 3).map(vip).collect(),
+            pods: pods.collect(),
+            serving: u32::from(n % 5),
+        }
+    }
+
+    /// The table after these Services were told in this order, ids being given in that order.
+    fn table_of(services: &[Told]) -> ServiceTable {
+        let mut table = ServiceTable::default();
+        let mut backends = 0..;
+        for (id, service) in (7..).map(ServiceId).zip(services) {
+            let members: Vec<_> =
+                service.pods.iter().map(|(pod, port, weight)| (member_key(pod, *port), *weight)).collect();
+            let row = ServiceRow {
+                mode: Mode::Fullnat,
+                family: super::super::family_of(&service.vips[0]),
+                protocol: service.protocol,
+                port: service.port,
+                serving: service.serving,
+                members: members.iter().map(|_| BackendId(backends.next().unwrap())).collect(),
+                ring: Ring::build(&members, ring_size(members.len())).map(Arc::new),
+                name: service.name.as_str().into(),
+            };
+            table.set_row(id, row);
+            for vip in &service.vips {
+                table.set_frontend(Frontend { address: *vip, protocol: service.protocol, port: service.port }, id);
+            }
+        }
+        table
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// Design 5: the order of events is forgotten.
+        #[test]
+        fn the_digest_is_of_objects_alone(order in Just((0..20u8).collect::<Vec<_>>()).prop_shuffle()) {
+            let expected = table_of(&(0..20).map(told).collect::<Vec<_>>()).digest();
+            let mut shuffled: Vec<Told> = order.iter().map(|n| told(*n)).collect();
+            shuffled.iter_mut().for_each(|service| service.pods.reverse());
+            prop_assert_eq!(table_of(&shuffled).digest(), expected);
+            let mut table = table_of(&shuffled);
+            // A Service that came and went leaves nothing.
+            let passing = Frontend { address: [9; 16], protocol: 17, port: 53 };
+            table.set_row(ServiceId(900), table.row(ServiceId(7)).unwrap().clone());
+            table.set_frontend(passing, ServiceId(900));
+            prop_assert_ne!(table.digest(), expected);
+            table.clear_frontend(&passing);
+            table.clear_row(ServiceId(900));
+            prop_assert_eq!(table.digest(), expected);
+        }
+    }
+
+    #[test]
+    fn the_digest_tells_every_difference() {
+        let base: Vec<Told> = (0..6).map(told).collect();
+        let digest = table_of(&base).digest();
+        let change = |edit: &dyn Fn(&mut Told)| {
+            let mut services = base.clone();
+            edit(&mut services[4]);
+            table_of(&services).digest()
+        };
+        let changed = [
+            change(&|service| service.name.push('x')),
+            change(&|service| service.protocol = 17),
+            change(&|service| service.port += 1),
+            change(&|service| service.vips.truncate(1)),
+            change(&|service| service.vips[0][15] ^= 1),
+            change(&|service| service.pods[0].0[15] ^= 1),
+            change(&|service| service.pods[0].1 += 1),
+            change(&|service| service.pods[0].2 = 5),
+            change(&|service| service.pods.clear()),
+            change(&|service| service.serving += 1),
+        ];
+        assert_eq!(changed.len(), changed.iter().collect::<std::collections::HashSet<_>>().len());
+        assert!(!changed.contains(&digest));
+        assert_eq!(ServiceTable::default().digest(), 0);
+    }
+
+    #[test]
+    fn a_row_picks_a_member_or_none() {
+        let table = table_of(&[told(4), told(5)]);
+        let row = table.row(ServiceId(7)).unwrap();
+        let picked: std::collections::BTreeSet<_> = (0..100u64).filter_map(|n| row.pick(n << 57)).collect();
+        assert_eq!(picked.into_iter().collect::<Vec<_>>(), row.members.to_vec());
+        // S-070: no endpoint, no pick.
+        assert_eq!(table.row(ServiceId(8)).unwrap().pick(1), None);
+        assert!(table.row(ServiceId(9)).is_none() && table.row(ServiceId::NONE).is_none());
+        assert_eq!(table.rows().map(|(id, _)| id.0).collect::<Vec<_>>(), [7, 8]);
+    }
+
+    #[test]
+    fn a_row_fits_its_budget() {
+        // 50,000 Services × 10 endpoints ≤ 100 MB (design 10) leaves no room for fat rows.
+        const { assert!(size_of::<Option<ServiceRow>>() <= 64) };
+    }
+}

@@ -65,7 +65,9 @@ impl Mapping {
                 let needed = rounded / HUGE_PAGE_BYTES;
                 io::Error::new(
                     error.kind(),
-                    format!("{needed} free huge pages of 2 MiB are needed ({error}); set vm.nr_hugepages or hugePages: auto"),
+                    format!(
+                        "{needed} free huge pages of 2 MiB are needed ({error}); set vm.nr_hugepages or hugePages: auto"
+                    ),
                 )
             }),
             // A mapping that would not fill one huge page leaves them to those that need them.

@@ -1,0 +1,202 @@
+//! The cluster model: the last good version of every object, and which Service a slice belongs to.
+//!
+//! Objects are keyed by namespace/name and carry their UID: the same name under another UID is another object (S-005).
+//! Refuses to know where objects came from. A change costs what it touches: [`Model::apply`] tells which Services and
+//! Nodes must be resolved again, found through an index from Service to slices, never by a walk over all objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use hashbrown::HashMap;
+
+use crate::source::{ObjectKey, ObjectKind};
+use endpointslice::EndpointSlice;
+use node::Node;
+use service::Service;
+
+/// A Service as far as a gateway cares.
+pub mod service;
+/// An EndpointSlice: addresses, conditions, resolved ports.
+pub mod endpointslice;
+/// A Node: pod CIDRs and what flannel says of its tunnel end point.
+pub mod node;
+
+/// Namespace and name of a namespaced object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    /// Namespace, never empty.
+    pub namespace: String,
+    /// Name in the namespace.
+    pub name: String,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// One object of the kinds the model knows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// A Service.
+    Service(Service),
+    /// An EndpointSlice.
+    EndpointSlice(EndpointSlice),
+    /// A Node.
+    Node(Node),
+}
+
+/// What must be resolved again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Services whose own object or slices changed; they may be gone.
+    pub services: BTreeSet<Name>,
+    /// Nodes that changed; they may be gone.
+    pub nodes: BTreeSet<String>,
+}
+
+/// All objects.
+#[derive(Debug, Default)]
+pub struct Model {
+    services: HashMap<Name, Service>,
+    slices: HashMap<Name, EndpointSlice>,
+    /// Service → names of its slices in the same namespace, in name order.
+    slices_of: HashMap<Name, BTreeSet<String>>,
+    nodes: BTreeMap<String, Node>,
+}
+
+impl Model {
+    /// Takes in a new or changed object and adds to `dirty` what it touches; an equal object touches nothing.
+    pub fn apply(&mut self, object: Object, dirty: &mut Dirty) {
+        match object {
+            Object::Service(service) => {
+                if self.services.get(&service.name) != Some(&service) {
+                    dirty.services.insert(service.name.clone());
+                    self.services.insert(service.name.clone(), service);
+                }
+            }
+            Object::EndpointSlice(slice) => {
+                if self.slices.get(&slice.name) != Some(&slice) {
+                    self.unlink(&slice.name, dirty);
+                    self.link(slice, dirty);
+                }
+            }
+            Object::Node(node) => {
+                if self.nodes.get(&node.name) != Some(&node) {
+                    dirty.nodes.insert(node.name.clone());
+                    self.nodes.insert(node.name.clone(), node);
+                }
+            }
+        }
+    }
+
+    /// Forgets an object and adds to `dirty` what that touches.
+    pub fn delete(&mut self, key: &ObjectKey, dirty: &mut Dirty) {
+        match key.kind {
+            ObjectKind::Service => {
+                let name = key.name();
+                if self.services.remove(&name).is_some() {
+                    dirty.services.insert(name);
+                }
+            }
+            ObjectKind::EndpointSlice => self.unlink(&key.name(), dirty),
+            ObjectKind::Node => {
+                if self.nodes.remove(&key.name).is_some() {
+                    dirty.nodes.insert(key.name.clone());
+                }
+            }
+        }
+    }
+
+    /// Whether a good version of the object is held.
+    pub fn holds(&self, key: &ObjectKey) -> bool {
+        match key.kind {
+            ObjectKind::Service => self.services.contains_key(&key.name()),
+            ObjectKind::EndpointSlice => self.slices.contains_key(&key.name()),
+            ObjectKind::Node => self.nodes.contains_key(&key.name),
+        }
+    }
+
+    /// The Service of that name.
+    pub fn service(&self, name: &Name) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// The slices of a Service, in name order (S-040).
+    pub fn slices_of(&self, service: &Name) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices_of
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.slices.get(&Name { namespace: service.namespace.clone(), name: name.clone() }))
+    }
+
+    /// The Node of that name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// All Nodes in name order.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    fn link(&mut self, slice: EndpointSlice, dirty: &mut Dirty) {
+        if let Some(service) = &slice.service {
+            let service = Name { namespace: slice.name.namespace.clone(), name: service.clone() };
+            self.slices_of.entry(service.clone()).or_default().insert(slice.name.name.clone());
+            dirty.services.insert(service);
+        }
+        self.slices.insert(slice.name.clone(), slice);
+    }
+
+    fn unlink(&mut self, slice: &Name, dirty: &mut Dirty) {
+        let Some(old) = self.slices.remove(slice) else { return };
+        let Some(service) = old.service else { return };
+        let service = Name { namespace: slice.namespace.clone(), name: service };
+        if let Some(names) = self.slices_of.get_mut(&service) {
+            names.remove(&slice.name);
+            if names.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+        dirty.services.insert(service);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::endpointslice::tests::slice;
+
+    fn name(name: &str) -> Name {
+        Name { namespace: "shop".into(), name: name.into() }
+    }
+
+    #[test]
+    fn a_slice_that_moves_touches_both_services_and_nothing_else() {
+        let mut model = Model::default();
+        let mut dirty = Dirty::default();
+        model.apply(Object::EndpointSlice(slice("s1", "web", &["10.244.1.5"])), &mut dirty);
+        model.apply(Object::EndpointSlice(slice("s2", "api", &["10.244.1.6"])), &mut dirty);
+        let mut dirty = Dirty::default();
+        model.apply(Object::EndpointSlice(slice("s1", "api", &["10.244.1.5"])), &mut dirty);
+        assert_eq!(dirty.services, [name("api"), name("web")].into());
+        assert_eq!(model.slices_of(&name("web")).count(), 0);
+        assert_eq!(model.slices_of(&name("api")).count(), 2);
+        let mut dirty = Dirty::default();
+        model.apply(Object::EndpointSlice(slice("s1", "api", &["10.244.1.5"])), &mut dirty);
+        assert_eq!(dirty, Dirty::default(), "an equal object touches nothing");
+    }
+
+    #[test]
+    fn deleting_what_is_not_there_touches_nothing() {
+        let mut model = Model::default();
+        let mut dirty = Dirty::default();
+        for kind in [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node] {
+            model.delete(&ObjectKey { kind, namespace: "shop".into(), name: "x".into() }, &mut dirty);
+        }
+        assert_eq!(dirty, Dirty::default());
+    }
+}

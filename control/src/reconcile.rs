@@ -1,0 +1,518 @@
+//! The loop that keeps the dataplane equal to the source.
+//!
+//! Owns the order of events on one thread: a batch from the source changes the model, what it touched is resolved
+//! again, what differs is sent, and answers become status. Refuses to parse, to choose endpoints and to read sockets:
+//! each of these has its module, and this file is where they meet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use hashbrown::{HashMap, HashSet};
+use tidegate_api::message::Response;
+use tidegate_api::resource::{Body, Kind, Resource, ResourceKey};
+
+use crate::config::NodeFile;
+use crate::model::{Dirty, Model, Name};
+use crate::problem::{Problem, Severity};
+use crate::resolve::claim::Claims;
+use crate::resolve::service::{Note, Outcome};
+use crate::resolve::{self, gateway, peer};
+use crate::session::{News, Session, Standing, Wanted};
+use crate::source::{Batch, Manifest, ObjectKey, ObjectKind};
+use crate::status::StatusWriter;
+use crate::status::service::{Progress, ServiceStatus};
+use crate::watch::{self, Dialect};
+
+/// How often a dataplane that owes an answer is looked after.
+const LOOK_AFTER_EVERY: Duration = Duration::from_secs(10);
+
+/// What the loop waits for.
+pub enum Input {
+    /// The source has changed.
+    Source(Batch),
+    /// Something came from the dataplane.
+    Dataplane(News),
+    /// End.
+    Stop,
+}
+
+/// What there should be, and how sure that is.
+#[derive(Debug, Default)]
+struct Desired {
+    resources: BTreeMap<ResourceKey, Resource>,
+    /// Removed by this run after it had them.
+    removed: HashSet<ResourceKey>,
+    /// Services that have had an endpoint in this run.
+    had_backends: HashSet<ResourceKey>,
+    /// Files of the source could never be read since start.
+    unreadable: bool,
+    /// Objects that were invalid at start, with the resource each one belongs to: its earlier version, which only the
+    /// dataplane knows, stays.
+    doubtful: BTreeMap<ObjectKey, ResourceKey>,
+}
+
+/// All state of this process.
+pub struct Reconciler {
+    file: NodeFile,
+    dialect: Dialect,
+    model: Model,
+    desired: Desired,
+    claims: Claims,
+    /// Notes of the Services that are ours.
+    notes: HashMap<Name, Vec<Note>>,
+    session: Session,
+    status: StatusWriter,
+    /// Objects whose present form is not used.
+    invalid: BTreeMap<ObjectKey, Problem>,
+    source_problems: Vec<Problem>,
+    node_problems: BTreeMap<String, Vec<Problem>>,
+    dataplane_problem: Option<Problem>,
+    told: BTreeSet<Problem>,
+    complete: bool,
+    ready: bool,
+}
+
+impl Reconciler {
+    /// A process that knows nothing yet.
+    pub fn new(file: NodeFile, dialect: Dialect, status: StatusWriter) -> Self {
+        Reconciler {
+            file,
+            dialect,
+            model: Model::default(),
+            desired: Desired::default(),
+            claims: Claims::default(),
+            notes: HashMap::new(),
+            session: Session::default(),
+            status,
+            invalid: BTreeMap::new(),
+            source_problems: Vec::new(),
+            node_problems: BTreeMap::new(),
+            dataplane_problem: None,
+            told: BTreeSet::new(),
+            complete: false,
+            ready: false,
+        }
+    }
+
+    /// Runs until [`Input::Stop`] or until nobody can send any more.
+    pub fn run(&mut self, inbox: &Receiver<Input>) {
+        loop {
+            match inbox.recv_timeout(LOOK_AFTER_EVERY) {
+                Ok(Input::Source(batch)) => self.take(batch),
+                Ok(Input::Dataplane(news)) => self.hear(news),
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.look_after();
+            self.push();
+            self.tell_problems();
+        }
+    }
+
+    /// Takes a batch of changes into the model and resolves what it touched.
+    pub fn take(&mut self, batch: Batch) {
+        let mut dirty = Dirty::default();
+        let mut restated = BTreeSet::new();
+        for key in &batch.deleted {
+            self.settle(key, &mut restated);
+            self.model.delete(key, &mut dirty);
+        }
+        for manifest in batch.applied {
+            self.apply(manifest, &mut dirty, &mut restated);
+        }
+        if batch.complete && !self.complete {
+            self.complete = true;
+            dirty.nodes.insert(self.file.node.clone()); // so that its absence is told
+        }
+        if self.desired.unreadable && !batch.unreadable {
+            self.session.touch_all();
+        }
+        self.desired.unreadable = batch.unreadable;
+        self.source_problems = batch.problems;
+        if batch.deletes_confirmed {
+            tracing::info!("deletions confirmed");
+            self.session.confirm();
+        }
+        self.resolve_nodes(&dirty.nodes);
+        self.resolve_services(dirty.services);
+        for name in restated {
+            self.refresh(&name);
+        }
+    }
+
+    /// All resources there should be now.
+    pub fn resources(&self) -> &BTreeMap<ResourceKey, Resource> {
+        &self.desired.resources
+    }
+
+    /// What must be known of a Service that is ours.
+    pub fn notes(&self, name: &Name) -> &[Note] {
+        self.notes.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Everything that is wrong now, worst first.
+    pub fn problems(&self) -> BTreeSet<Problem> {
+        let mut problems: BTreeSet<Problem> = self.source_problems.iter().cloned().collect();
+        problems.extend(self.invalid.values().cloned());
+        problems.extend(self.node_problems.values().flatten().cloned());
+        problems.extend(self.dataplane_problem.clone());
+        for (key, refused) in self.session.refused() {
+            let message = format!("the dataplane refused it: {}", refused.reason);
+            problems.insert(Problem::new(Severity::Error, "Refused", message).about(key));
+        }
+        if let Some(first) = self.session.held_back().first() {
+            let message = format!(
+                "the dataplane holds {} objects ({first}, …) that the source no longer has: more than half, so they stay \
+                 until a file named {} is created in the directory, or the objects come back",
+                self.session.held_back().len(),
+                crate::source::scan::CONFIRM_FILE,
+            );
+            problems.insert(Problem::new(Severity::Error, "DeletesHeld", message));
+        }
+        problems
+    }
+
+    fn apply(&mut self, manifest: Manifest, dirty: &mut Dirty, restated: &mut BTreeSet<Name>) {
+        let Manifest { key, place, value } = manifest;
+        match watch::read(&key, &value, self.dialect) {
+            Ok(object) => {
+                self.settle(&key, restated);
+                self.model.apply(object, dirty);
+            }
+            Err(error) => {
+                let held = self.model.holds(&key);
+                let kept = if held { "; the last good version stays in use" } else { "; the object is not used" };
+                let mut problem = Problem::new(Severity::Error, "Invalid", format!("{}{kept}", error.message))
+                    .about(&key)
+                    .in_field(error.field);
+                problem.place = place;
+                if !held && !self.complete {
+                    if let Some(resource) = self.resource_of(&key, &value) {
+                        self.desired.doubtful.insert(key.clone(), resource);
+                    }
+                }
+                if key.kind == ObjectKind::Service {
+                    restated.insert(key.name());
+                }
+                self.invalid.insert(key, problem);
+            }
+        }
+    }
+
+    /// The object is good again or gone.
+    fn settle(&mut self, key: &ObjectKey, restated: &mut BTreeSet<Name>) {
+        if self.invalid.remove(key).is_some() && key.kind == ObjectKind::Service {
+            restated.insert(key.name());
+        }
+        if let Some(resource) = self.desired.doubtful.remove(key) {
+            self.session.touch([resource]);
+        }
+    }
+
+    /// The resource an object takes part in.
+    fn resource_of(&self, key: &ObjectKey, value: &serde_json::Value) -> Option<ResourceKey> {
+        match key.kind {
+            ObjectKind::Service => Some(service_key(&key.name())),
+            ObjectKind::EndpointSlice => watch::service_of_slice(key, value).map(|name| service_key(&name)),
+            ObjectKind::Node if key.name == self.file.node => Some(self.gateway_key()),
+            ObjectKind::Node => Some(ResourceKey { kind: Kind::Peer, name: key.name.clone() }),
+        }
+    }
+
+    fn gateway_key(&self) -> ResourceKey {
+        ResourceKey { kind: Kind::Gateway, name: self.file.node.clone() }
+    }
+
+    fn resolve_nodes(&mut self, nodes: &BTreeSet<String>) {
+        for name in nodes {
+            let problems = if *name == self.file.node { self.resolve_gateway() } else { self.resolve_peer(name) };
+            match problems.is_empty() {
+                true => drop(self.node_problems.remove(name)),
+                false => drop(self.node_problems.insert(name.clone(), problems)),
+            }
+        }
+    }
+
+    fn resolve_gateway(&mut self) -> Vec<Problem> {
+        let key = self.gateway_key();
+        let Some(node) = self.model.node(&self.file.node) else {
+            self.want(key, None);
+            let message = "the Node of this gateway is not there, so it cannot take part in the overlay; waiting for it \
+                           (its name is `node` in the node file)";
+            return vec![
+                Problem::new(Severity::Error, "OwnNodeMissing", message).about(format!("Node {}", self.file.node)),
+            ];
+        };
+        let about = format!("Node {}", node.name);
+        match gateway::resolve(node, &self.file.control) {
+            Ok(gateway) => {
+                let lacking = gateway::families_without_source(&gateway);
+                let resource = resolve::resource(self.file.node.clone(), Body::Gateway(gateway));
+                self.want(key, Some(resource));
+                let problem = |family: &str| {
+                    let message = format!(
+                        "no {family} address in control.fullnatSources: Services cannot be delivered over {family}"
+                    );
+                    Problem::new(Severity::Warning, "NoFullnatSource", message).about(&about)
+                };
+                lacking.into_iter().map(problem).collect()
+            }
+            Err(reason) => {
+                let kept = match self.desired.resources.contains_key(&key) {
+                    true => "; the last good version stays in use",
+                    false => "; waiting for a change",
+                };
+                vec![Problem::new(Severity::Error, "OwnNodeUnusable", format!("{reason}{kept}")).about(about)]
+            }
+        }
+    }
+
+    fn resolve_peer(&mut self, name: &str) -> Vec<Problem> {
+        let key = ResourceKey { kind: Kind::Peer, name: name.into() };
+        match self.model.node(name).map(|node| peer::resolve(node, self.file.control.vxlan_port)) {
+            None => self.want(key, None),
+            Some(Ok(peer)) => self.want(key, Some(resolve::resource(name.into(), Body::Peer(peer)))),
+            Some(Err(reason)) => {
+                self.want(key, None);
+                let message = format!("is not reached through the overlay: {reason}");
+                return vec![Problem::new(Severity::Notice, "NotAPeer", message).about(format!("Node {name}"))];
+            }
+        }
+        Vec::new()
+    }
+
+    fn resolve_services(&mut self, names: BTreeSet<Name>) {
+        let mut restated = BTreeSet::new();
+        for name in names {
+            let outcome = match self.model.service(&name) {
+                Some(service) => {
+                    let class = self.file.control.load_balancer_class.as_deref();
+                    resolve::service::resolve(service, self.model.slices_of(&name), class)
+                }
+                None => Outcome::NotOurs,
+            };
+            let (service, notes) = match outcome {
+                Outcome::Ours { service, notes } => (service, Some(notes)),
+                Outcome::NotOurs => (None, None),
+            };
+            restated.extend(self.claims.replace(&name, service.as_ref()));
+            self.note(&name, notes);
+            let resource = service.map(|service| resolve::resource(name.to_string(), Body::Service(service)));
+            self.want(service_key(&name), resource);
+            restated.insert(name);
+        }
+        for name in restated {
+            self.refresh(&name);
+        }
+    }
+
+    fn note(&mut self, name: &Name, notes: Option<Vec<Note>>) {
+        let Some(notes) = notes else {
+            self.notes.remove(name);
+            return;
+        };
+        let before = self.notes(name);
+        for note in notes.iter().filter(|note| !before.contains(note)) {
+            tracing::warn!(service = %name, condition = note.kind, reason = note.reason, "{}", note.message);
+        }
+        self.notes.insert(name.clone(), notes);
+    }
+
+    /// Replaces what there should be under `key`.
+    fn want(&mut self, key: ResourceKey, resource: Option<Resource>) {
+        match resource {
+            Some(resource) => {
+                if self.desired.resources.get(&key).is_some_and(|present| present.version == resource.version) {
+                    return;
+                }
+                if has_backends(&resource) {
+                    self.desired.had_backends.insert(key.clone());
+                }
+                self.desired.removed.remove(&key);
+                self.desired.resources.insert(key.clone(), resource);
+            }
+            None => {
+                if self.desired.resources.remove(&key).is_none() {
+                    return;
+                }
+                self.desired.had_backends.remove(&key);
+                self.desired.removed.insert(key.clone());
+            }
+        }
+        self.session.touch([key]);
+    }
+
+    /// Takes in what the dataplane tells.
+    pub fn hear(&mut self, news: News) {
+        match news {
+            News::Connected { link, stream, holds, reached, server } => {
+                tracing::info!(%server, holds = holds.len(), reached, "connected to the dataplane");
+                self.dataplane_problem = None;
+                self.session.connected(link, stream, holds, reached);
+            }
+            News::Lost { link, reason } => {
+                if self.session.lost(link) {
+                    let message = format!("{reason}; it goes on with what it has, and is called again");
+                    self.dataplane_problem = Some(Problem::new(Severity::Error, "DataplaneAbsent", message));
+                }
+            }
+            News::Message { link, response } if self.session.is_current(link) => self.answer(response),
+            News::Message { .. } => {}
+        }
+    }
+
+    fn answer(&mut self, response: Response) {
+        match response {
+            Response::Accepted(accepted) => {
+                let first = !self.session.is_synced();
+                tracing::debug!(nonce = accepted.nonce, generation = accepted.generation, "update accepted");
+                let touched = self.session.accepted(accepted);
+                if first && self.session.is_synced() {
+                    self.synced();
+                }
+                self.refresh_all(touched);
+            }
+            Response::Reached { generation } => {
+                let touched = self.session.reached(generation);
+                self.refresh_all(touched);
+            }
+            Response::Error { message } => {
+                tracing::error!(%message, "the dataplane could not serve a request; connecting again");
+                self.session.give_up();
+            }
+            Response::Welcome { .. } | Response::Shown(_) => {
+                tracing::warn!("the dataplane answered what was not asked")
+            }
+        }
+    }
+
+    /// The dataplane has taken everything: what it does is now known for every Service.
+    fn synced(&mut self) {
+        if !self.ready {
+            self.ready = true;
+            tracing::info!("tidegate-control ready");
+        }
+        let names: BTreeSet<Name> = self.notes.keys().cloned().collect();
+        for name in &names {
+            self.refresh(name);
+        }
+        self.status.sweep(names);
+    }
+
+    fn refresh_all(&mut self, keys: BTreeSet<ResourceKey>) {
+        for key in keys.into_iter().filter(|key| key.kind == Kind::Service) {
+            if let Some((namespace, name)) = key.name.split_once('/') {
+                self.refresh(&Name { namespace: namespace.into(), name: name.into() });
+            }
+        }
+    }
+
+    /// Writes the status of a Service if there is anything certain to say.
+    fn refresh(&mut self, name: &Name) {
+        if !self.session.is_synced() {
+            return;
+        }
+        let key = service_key(name);
+        let standing = self.session.standing(&key);
+        let (Some(notes), Some(service)) = (self.notes.get(name), self.model.service(name)) else {
+            if standing == Standing::Absent {
+                self.status.service(name.clone(), None);
+            }
+            return;
+        };
+        let resource = self.desired.resources.get(&key);
+        let refused =
+            self.session.refused().get(&key).filter(|refused| resource.is_some_and(|r| r.version == refused.version));
+        let progress = match (resource, refused, standing) {
+            (None, _, Standing::Absent) => Progress::NothingToServe,
+            (Some(_), Some(refused), standing) => {
+                Progress::Refused { reason: refused.reason.clone(), earlier: standing != Standing::Absent }
+            }
+            (Some(resource), None, Standing::Held { version, reached: Some(_) }) if version == resource.version => {
+                Progress::Programmed
+            }
+            _ => return, // on its way
+        };
+        let object =
+            ObjectKey { kind: ObjectKind::Service, namespace: name.namespace.clone(), name: name.name.clone() };
+        let invalid = self.invalid.get(&object).map(ToString::to_string);
+        let lost = self.claims.lost(name);
+        let version = resource.map(|resource| resource.version.clone());
+        let status = ServiceStatus::new(service, version, &progress, notes, &lost, invalid.as_deref());
+        self.status.service(name.clone(), Some(status));
+    }
+
+    fn look_after(&mut self) {
+        if !self.session.is_connected() {
+            return;
+        }
+        self.dataplane_problem = self.session.silent_for().map(|silent| {
+            let message =
+                format!("connected, but has not answered an update for {} s; waiting", silent.as_secs() / 10 * 10);
+            Problem::new(Severity::Error, "DataplaneSilent", message)
+        });
+    }
+
+    fn push(&mut self) {
+        if !self.complete {
+            return;
+        }
+        if let Err(error) = self.session.push(&self.desired) {
+            tracing::error!(%error, "cannot write to the dataplane; connecting again");
+        }
+    }
+
+    /// Logs what is newly wrong and what is right again, and writes the list.
+    fn tell_problems(&mut self) {
+        let problems = self.problems();
+        if problems == self.told {
+            return;
+        }
+        for problem in problems.difference(&self.told) {
+            match problem.severity {
+                Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
+                Severity::Notice => tracing::info!("{problem}"),
+            }
+        }
+        for problem in self.told.difference(&problems) {
+            tracing::info!("no longer so: {problem}");
+        }
+        self.status.problems(problems.iter().cloned().collect());
+        self.told = problems;
+    }
+}
+
+impl Wanted for Desired {
+    fn all(&self) -> &BTreeMap<ResourceKey, Resource> {
+        &self.resources
+    }
+
+    fn uncertain(&self, key: &ResourceKey) -> bool {
+        if self.removed.contains(key) {
+            return false;
+        }
+        let never_seen = match self.resources.get(key) {
+            None => true,
+            // Its slices may be in the part of the source that cannot be read.
+            Some(resource) => key.kind == Kind::Service && !has_backends(resource) && !self.had_backends.contains(key),
+        };
+        (self.unreadable && never_seen) || self.doubtful.values().any(|doubtful| doubtful == key)
+    }
+
+    fn removed_knowingly(&self, key: &ResourceKey) -> bool {
+        self.removed.contains(key)
+    }
+}
+
+fn has_backends(resource: &Resource) -> bool {
+    match &resource.body {
+        Body::Service(service) => service.ports.iter().any(|port| !port.backends.is_empty()),
+        _ => false,
+    }
+}
+
+fn service_key(name: &Name) -> ResourceKey {
+    ResourceKey { kind: Kind::Service, name: name.to_string() }
+}

@@ -1,0 +1,413 @@
+//! The conversation with the dataplane: what it holds, what it was sent, what its workers have reached.
+//!
+//! Owns the socket, reconnecting, and the comparison of two sets of versions. Refuses to know what a resource means.
+//! One update is on its way at a time; what changes meanwhile is gathered and goes with the next, so a slow dataplane
+//! gets fewer and larger updates and never a queue. A new connection starts from what the dataplane says it holds:
+//! only differences are sent, or everything at once when it holds nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tidegate_api::client::{Client, ClientError};
+use tidegate_api::frame::{self, ReadError};
+use tidegate_api::message::{Accepted, Request, Response, Update};
+use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
+
+/// First wait before connecting again; doubles up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// Longest wait before connecting again.
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// A dataplane that takes no byte for this long is given up and connected to again.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that lived this long was a good one: after it, connecting is tried again at once.
+const GOOD_AFTER: Duration = Duration::from_secs(5);
+/// An answer that takes longer than this is a problem.
+const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(20);
+/// Fewer removals of a kind than this are never held back.
+const REMOVALS_HELD_MIN: usize = 3;
+
+/// What the reading thread tells. `link` numbers connections, so that late news of an old one is recognised.
+#[derive(Debug)]
+pub enum News {
+    /// A connection stands.
+    Connected {
+        /// Number of the connection.
+        link: u64,
+        /// For writing.
+        stream: UnixStream,
+        /// What the dataplane holds.
+        holds: Versions,
+        /// Generation its workers have reached.
+        reached: u64,
+        /// Name and version of the dataplane.
+        server: String,
+    },
+    /// A message arrived.
+    Message {
+        /// Number of the connection.
+        link: u64,
+        /// The message.
+        response: Response,
+    },
+    /// The connection is gone, or could not be made.
+    Lost {
+        /// Number of the connection.
+        link: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Connects, reads, and connects again until `deliver` returns false. Runs on a thread of its own.
+pub fn keep_connected(socket: PathBuf, client: String, mut deliver: impl FnMut(News) -> bool) {
+    let mut backoff = BACKOFF_MIN;
+    for link in 1u64.. {
+        let begun = Instant::now();
+        let reason = match converse(&socket, &client, link, &mut deliver) {
+            Ok(None) => return,
+            Ok(Some(reason)) => reason,
+            Err(error) => error.to_string(),
+        };
+        if begun.elapsed() > GOOD_AFTER {
+            backoff = BACKOFF_MIN;
+        }
+        if !deliver(News::Lost { link, reason }) {
+            return;
+        }
+        thread::sleep(backoff);
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// One connection; why it ended, or `None` when nobody wants more news.
+fn converse(
+    socket: &std::path::Path,
+    name: &str,
+    link: u64,
+    deliver: &mut impl FnMut(News) -> bool,
+) -> Result<Option<String>, ClientError> {
+    let mut client = Client::connect(socket, name)?;
+    client.set_timeout(None)?;
+    let stream = client.try_clone_stream()?;
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    let holds = std::mem::take(&mut client.holds);
+    let connected = News::Connected { link, stream, holds, reached: client.reached, server: client.server.clone() };
+    if !deliver(connected) {
+        return Ok(None);
+    }
+    loop {
+        match client.receive() {
+            Ok(response) => {
+                if !deliver(News::Message { link, response }) {
+                    return Ok(None);
+                }
+            }
+            // Written by a newer dataplane; the stream is still in step.
+            Err(ClientError::Read(ReadError::NotUnderstood(error))) => {
+                tracing::warn!(%error, "the dataplane sent a message this version does not know");
+            }
+            Err(error) => return Ok(Some(error.to_string())),
+        }
+    }
+}
+
+/// Where one resource stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The dataplane holds no version of it.
+    Absent,
+    /// The dataplane holds this version; the workers have reached it if a generation is given.
+    Held {
+        /// Version held.
+        version: String,
+        /// Generation reached, by all workers, that contains it.
+        reached: Option<u64>,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    version: String,
+    /// Generation that contains it; `None` until an answer on this connection told one.
+    generation: Option<u64>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    nonce: u64,
+    full: bool,
+    since: Instant,
+    /// Version sent, `None` for a removal.
+    sent: BTreeMap<ResourceKey, Option<String>>,
+}
+
+/// A refused version and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Version refused.
+    pub version: String,
+    /// The dataplane's reason.
+    pub reason: String,
+}
+
+/// What the owner of the resources answers about them.
+pub trait Wanted {
+    /// All resources there should be.
+    fn all(&self) -> &BTreeMap<ResourceKey, Resource>;
+    /// Whether what the dataplane holds under `key` must stay because nothing certain is known of it.
+    fn uncertain(&self, key: &ResourceKey) -> bool;
+    /// Whether this run of control has itself removed `key`.
+    fn removed_knowingly(&self, key: &ResourceKey) -> bool;
+}
+
+/// The state of the conversation.
+#[derive(Debug, Default)]
+pub struct Session {
+    link: u64,
+    stream: Option<UnixStream>,
+    nonce: u64,
+    reached: u64,
+    theirs: BTreeMap<ResourceKey, Held>,
+    refused: BTreeMap<ResourceKey, Refused>,
+    in_flight: Option<InFlight>,
+    /// Keys to compare before the next update.
+    changed: BTreeSet<ResourceKey>,
+    /// Compare everything before the next update.
+    compare_all: bool,
+    /// An update must go out even when nothing differs: its answer tells the generation of what is held.
+    greet: bool,
+    /// Keys whose generation is not reached yet.
+    waiting: BTreeMap<u64, BTreeSet<ResourceKey>>,
+    /// Removals held back until they are confirmed.
+    held_back: BTreeSet<ResourceKey>,
+    confirmed: bool,
+    synced: bool,
+}
+
+impl Session {
+    /// A connection stands: everything is compared anew.
+    pub fn connected(&mut self, link: u64, stream: UnixStream, holds: Versions, reached: u64) {
+        *self = Session {
+            link,
+            stream: Some(stream),
+            nonce: self.nonce,
+            reached,
+            theirs: holds.into_iter().map(|(key, version)| (key, Held { version, generation: None })).collect(),
+            compare_all: true,
+            greet: true,
+            ..Session::default()
+        };
+    }
+
+    /// The connection is gone; false when it was not the present one.
+    pub fn lost(&mut self, link: u64) -> bool {
+        let present = link >= self.link;
+        if present {
+            *self = Session { nonce: self.nonce, link, ..Session::default() };
+        }
+        present
+    }
+
+    /// Whether a connection stands.
+    pub fn is_connected(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// Whether the dataplane has answered the first update of this connection.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Whether news of `link` is about the present connection.
+    pub fn is_current(&self, link: u64) -> bool {
+        self.stream.is_some() && link == self.link
+    }
+
+    /// How long an answer is overdue, once that is worth telling.
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.in_flight.as_ref().map(|in_flight| in_flight.since.elapsed()).filter(|silent| *silent > SILENCE_TOLD_AFTER)
+    }
+
+    /// These resources may have changed.
+    pub fn touch(&mut self, keys: impl IntoIterator<Item = ResourceKey>) {
+        self.changed.extend(keys);
+    }
+
+    /// Everything is to be compared again.
+    pub fn touch_all(&mut self) {
+        self.compare_all = true;
+    }
+
+    /// An operator confirms the removals that are held back.
+    pub fn confirm(&mut self) {
+        if !self.held_back.is_empty() {
+            (self.confirmed, self.compare_all) = (true, true);
+        }
+    }
+
+    /// Removals held back.
+    pub fn held_back(&self) -> &BTreeSet<ResourceKey> {
+        &self.held_back
+    }
+
+    /// Versions the dataplane refused.
+    pub fn refused(&self) -> &BTreeMap<ResourceKey, Refused> {
+        &self.refused
+    }
+
+    /// Where a resource stands with the dataplane.
+    pub fn standing(&self, key: &ResourceKey) -> Standing {
+        match self.theirs.get(key) {
+            None => Standing::Absent,
+            Some(held) => Standing::Held {
+                version: held.version.clone(),
+                reached: held.generation.filter(|generation| *generation <= self.reached),
+            },
+        }
+    }
+
+    /// Sends what differs, unless an answer is still awaited. Returns whether an update went out.
+    ///
+    /// # Errors
+    /// When the stream fails; the connection is then closed and its reader will tell.
+    pub fn push(&mut self, wanted: &impl Wanted) -> io::Result<bool> {
+        if self.in_flight.is_some() {
+            return Ok(false);
+        }
+        let Some(stream) = &self.stream else { return Ok(false) };
+        let mut stream = stream.try_clone()?;
+        let Some(update) = self.next(wanted) else { return Ok(false) };
+        if let Err(error) = frame::write(&mut stream, &Request::Update(update)) {
+            // Half a message may be out: this stream is of no more use.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            return Err(error);
+        }
+        Ok(true)
+    }
+
+    /// The next update, noted as in flight.
+    fn next(&mut self, wanted: &impl Wanted) -> Option<Update> {
+        let ours = wanted.all();
+        let whole = std::mem::take(&mut self.compare_all);
+        let candidates: BTreeSet<ResourceKey> = if whole {
+            self.changed.clear();
+            ours.keys().chain(self.theirs.keys()).cloned().collect()
+        } else {
+            std::mem::take(&mut self.changed)
+        };
+        let mut update = Update::default();
+        for key in &candidates {
+            let held = self.theirs.get(key);
+            if held.is_some() && wanted.uncertain(key) {
+                continue;
+            }
+            match ours.get(key) {
+                Some(resource) if held.is_none_or(|held| held.version != resource.version) => {
+                    let again = self.refused.get(key).is_some_and(|refused| refused.version == resource.version);
+                    if !again {
+                        update.resources.push(resource.clone());
+                    }
+                }
+                None if held.is_some() => update.removed.push(key.clone()),
+                _ => {}
+            }
+        }
+        if whole {
+            self.hold_back(&mut update.removed, wanted);
+        } else {
+            update.removed.retain(|key| !self.held_back.contains(key) || wanted.removed_knowingly(key));
+        }
+        let nothing = update.resources.is_empty() && update.removed.is_empty();
+        if nothing && !std::mem::take(&mut self.greet) {
+            return None;
+        }
+        self.greet = false;
+        // Held by nobody: say that this is all there is.
+        update.full = self.theirs.is_empty() && !ours.is_empty() && update.resources.len() == ours.len();
+        self.nonce += 1;
+        update.nonce = self.nonce;
+        let sent = update.resources.iter().map(|resource| (resource.key(), Some(resource.version.clone())));
+        let removed = update.removed.iter().map(|key| (key.clone(), None));
+        self.in_flight = Some(InFlight {
+            nonce: self.nonce,
+            full: update.full,
+            since: Instant::now(),
+            sent: sent.chain(removed).collect(),
+        });
+        Some(update)
+    }
+
+    /// After a restart of control, what the dataplane holds and the source does not know is more likely a source that
+    /// lacks something than a wish: more than half of a kind waits for a person.
+    fn hold_back(&mut self, removed: &mut Vec<ResourceKey>, wanted: &impl Wanted) {
+        let confirmed = std::mem::take(&mut self.confirmed);
+        self.held_back.clear();
+        if confirmed {
+            return;
+        }
+        for kind in [Kind::Gateway, Kind::Peer, Kind::Service] {
+            let unknown: Vec<ResourceKey> =
+                removed.iter().filter(|key| key.kind == kind && !wanted.removed_knowingly(key)).cloned().collect();
+            let present = self.theirs.keys().filter(|key| key.kind == kind).count();
+            if unknown.len() >= REMOVALS_HELD_MIN && unknown.len() * 2 > present {
+                self.held_back.extend(unknown);
+            }
+        }
+        removed.retain(|key| !self.held_back.contains(key));
+    }
+
+    /// The dataplane has answered an update. Returns the keys whose standing changed.
+    pub fn accepted(&mut self, accepted: Accepted) -> BTreeSet<ResourceKey> {
+        let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.nonce == accepted.nonce) else {
+            return BTreeSet::new();
+        };
+        self.synced = true;
+        let mut touched = BTreeSet::new();
+        let mut reasons: BTreeMap<ResourceKey, (String, String)> = accepted
+            .rejected
+            .into_iter()
+            .map(|rejection| (rejection.key, (rejection.version, rejection.reason)))
+            .collect();
+        if in_flight.full {
+            self.theirs.retain(|key, _| in_flight.sent.contains_key(key));
+        }
+        for (key, version) in in_flight.sent {
+            touched.insert(key.clone());
+            if let Some((version, reason)) = reasons.remove(&key) {
+                self.refused.insert(key, Refused { version, reason });
+                continue;
+            }
+            self.refused.remove(&key);
+            match version {
+                Some(version) => drop(self.theirs.insert(key, Held { version, generation: Some(accepted.generation) })),
+                None => drop(self.theirs.remove(&key)),
+            }
+        }
+        for (key, held) in self.theirs.iter_mut().filter(|(_, held)| held.generation.is_none()) {
+            held.generation = Some(accepted.generation);
+            touched.insert(key.clone());
+        }
+        if accepted.generation > self.reached {
+            self.waiting.entry(accepted.generation).or_default().extend(touched.iter().cloned());
+        }
+        touched
+    }
+
+    /// The workers have reached a generation. Returns the keys whose standing changed.
+    pub fn reached(&mut self, generation: u64) -> BTreeSet<ResourceKey> {
+        self.reached = self.reached.max(generation);
+        let later = self.waiting.split_off(&(self.reached + 1));
+        std::mem::replace(&mut self.waiting, later).into_values().flatten().collect()
+    }
+
+    /// The dataplane could not make sense of what it got: give the connection up and start anew.
+    pub fn give_up(&mut self) {
+        if let Some(stream) = &self.stream {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}

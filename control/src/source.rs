@@ -1,0 +1,148 @@
+//! Where objects come from.
+//!
+//! Owns the trait every source implements and what it delivers: batches of raw objects that appeared, changed or went,
+//! and what is wrong with the source itself. One batch is applied whole, so what changed together is published
+//! together. Refuses to know what the objects mean. The directory is the source without a cluster; the Kubernetes API
+//! is another implementation of the same trait.
+
+use std::fmt;
+use std::thread::JoinHandle;
+
+use serde_json::Value;
+
+use crate::model::Name;
+use crate::problem::{Place, Problem};
+use crate::watch::Dialect;
+
+/// A watched directory of manifests.
+pub mod directory;
+/// What is in a directory and what became of it since the last look.
+pub mod scan;
+/// A text of YAML or JSON taken apart into objects.
+pub mod manifest;
+
+/// The kinds of objects that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectKind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node.
+    Node,
+}
+
+/// Kind, namespace and name: the key of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Kind.
+    pub kind: ObjectKind,
+    /// Namespace; empty for Nodes.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// One raw object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// Its key.
+    pub key: ObjectKey,
+    /// Where it stands, when it came from a file.
+    pub place: Option<Place>,
+    /// The object as it was written.
+    pub value: Value,
+}
+
+/// What changed since the batch before.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Objects that are new or may have changed.
+    pub applied: Vec<Manifest>,
+    /// Objects that are gone.
+    pub deleted: Vec<ObjectKey>,
+    /// Everything that is wrong with the source now (not only since the batch before).
+    pub problems: Vec<Problem>,
+    /// False as long as the source has not been read once; nothing may be concluded from what is absent.
+    pub complete: bool,
+    /// Some part of the source could never be read: what is absent may only be unreadable.
+    pub unreadable: bool,
+    /// An operator has confirmed deletions that waited for it.
+    pub deletes_confirmed: bool,
+}
+
+/// Takes batches; false when nobody wants more.
+pub type Deliver = Box<dyn FnMut(Batch) -> bool + Send>;
+
+/// Something that knows all objects and tells when they change.
+pub trait Source {
+    /// Who fills in what manifests leave out.
+    fn dialect(&self) -> Dialect;
+
+    /// Starts delivering on a thread of its own: first everything there is, then changes.
+    ///
+    /// # Errors
+    /// Only when it can never work; a source that is not there yet is waited for and told as a problem.
+    fn start(self: Box<Self>, deliver: Deliver) -> std::io::Result<Running>;
+}
+
+/// A started source; it stops when this is dropped.
+pub struct Running {
+    stop: Option<Box<dyn FnOnce() + Send>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// A source that runs on `thread` and ends soon after `stop` was called.
+    pub fn new(stop: impl FnOnce() + Send + 'static, thread: JoinHandle<()>) -> Self {
+        Running { stop: Some(Box::new(stop)), thread: Some(thread) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            stop();
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl ObjectKind {
+    /// All kinds.
+    pub const ALL: [ObjectKind; 3] = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node];
+
+    /// The kind of that name and group, if it is one of ours.
+    pub fn from_type(api_version: &str, kind: &str) -> Option<Self> {
+        match (api_version, kind) {
+            ("v1", "Service") => Some(ObjectKind::Service),
+            ("discovery.k8s.io/v1", "EndpointSlice") => Some(ObjectKind::EndpointSlice),
+            ("v1", "Node") => Some(ObjectKind::Node),
+            _ => None,
+        }
+    }
+}
+
+impl ObjectKey {
+    /// Namespace and name.
+    pub fn name(&self) -> Name {
+        Name { namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+}
+
+impl fmt::Display for ObjectKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            ObjectKind::Node => write!(f, "{} {}", self.kind, self.name),
+            _ => write!(f, "{} {}/{}", self.kind, self.namespace, self.name),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! A text of YAML or JSON taken apart into objects.
+//!
+//! Owns documents, `List` kinds, identity (kind, namespace, name) and line numbers. Refuses to look into an object
+//! beyond its identity. Two kinds of trouble are told apart: a text that is *broken* yields nothing, since the rest of
+//! it cannot be trusted; a document that is well-formed but has no usable identity is reported and its neighbours stand.
+
+use std::collections::BTreeSet;
+
+use kube::core::TypeMeta;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Manifest, ObjectKey, ObjectKind};
+use crate::problem::{Place, Problem, Severity};
+
+/// What a text held.
+#[derive(Debug, Default)]
+pub struct Content {
+    /// Objects of known kinds, in order.
+    pub manifests: Vec<Manifest>,
+    /// `apiVersion kind` of objects of other kinds.
+    pub unknown: BTreeSet<String>,
+    /// Documents without a usable identity.
+    pub nameless: Vec<Problem>,
+}
+
+/// Takes a text apart. `file` names it in errors and decides by its ending whether it is JSON.
+///
+/// # Errors
+/// When a document is not well-formed: the whole text is then not to be trusted.
+pub fn parse(file: &str, text: &str) -> Result<Content, Box<Problem>> {
+    let mut content = Content::default();
+    let documents = if file.ends_with(".json") { json(file, text)? } else { yaml(file, text)? };
+    for (place, value) in documents {
+        content.take(place, value);
+    }
+    Ok(content)
+}
+
+fn broken(place: &Place, message: String) -> Box<Problem> {
+    Box::new(Problem::new(Severity::Error, "Unreadable", message).at(place))
+}
+
+fn yaml(file: &str, text: &str) -> Result<Vec<(Place, Value)>, Box<Problem>> {
+    let mut values = Vec::new();
+    for (line, part) in split(text) {
+        let mut place = Place { file: file.into(), document: values.len() + 1, line };
+        let value: Value = serde_norway::from_str(part).map_err(|error| {
+            place.line = line + error.location().map_or(0, |location| location.line().saturating_sub(1));
+            // The parser counts lines from the start of the document; the place says it in lines of the file.
+            let message = error.to_string();
+            let message = message.split(" at line ").next().unwrap_or_default();
+            broken(&place, format!("not YAML: {message}"))
+        })?;
+        if !value.is_null() {
+            values.push((place, value));
+        }
+    }
+    Ok(values)
+}
+
+/// Documents with the number of their first line. A line that begins with `---` begins a document, unless only blank
+/// lines, comments and directives stand before it.
+fn split(text: &str) -> Vec<(usize, &str)> {
+    let mut parts = Vec::new();
+    let (mut start, mut start_line, mut offset, mut substance) = (0, 1, 0, false);
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        if line.strip_prefix("---").is_some_and(|rest| rest.trim_start().len() < rest.len() || rest.is_empty()) {
+            if substance {
+                parts.push((start_line, &text[start..offset]));
+                (start, start_line) = (offset, index + 1);
+            }
+            substance = true;
+        } else if !substance {
+            substance = !(line.trim().is_empty() || line.trim_start().starts_with(['#', '%', '\u{feff}']));
+        }
+        offset += line.len();
+    }
+    parts.push((start_line, &text[start..]));
+    parts
+}
+
+fn json(file: &str, text: &str) -> Result<Vec<(Place, Value)>, Box<Problem>> {
+    let mut values = Vec::new();
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    loop {
+        let rest = &text[stream.byte_offset()..];
+        let begin = stream.byte_offset() + (rest.len() - rest.trim_start().len());
+        let line = text[..begin].matches('\n').count() + 1;
+        let place = |line| Place { file: file.into(), document: values.len() + 1, line };
+        match stream.next() {
+            None => return Ok(values),
+            Some(Ok(value)) => {
+                let place = place(line);
+                values.push((place, value));
+            }
+            Some(Err(error)) => return Err(broken(&place(error.line()), format!("not JSON: {error}"))),
+        }
+    }
+}
+
+impl Content {
+    fn take(&mut self, place: Place, mut value: Value) {
+        let Ok(types) = TypeMeta::deserialize(&value) else {
+            let message = "not a Kubernetes object: apiVersion and kind are missing";
+            self.nameless.push(Problem::new(Severity::Error, "Nameless", message).at(&place));
+            return;
+        };
+        // `v1 List`, and the typed lists of the API whose items need not repeat their type.
+        if let (Some(item_kind), Some(Value::Array(items))) =
+            (types.kind.strip_suffix("List"), value.get_mut("items").map(Value::take))
+        {
+            for (index, mut item) in items.into_iter().enumerate() {
+                if let (false, Some(fields)) = (item_kind.is_empty(), item.as_object_mut()) {
+                    fields.entry("apiVersion").or_insert_with(|| types.api_version.clone().into());
+                    fields.entry("kind").or_insert_with(|| item_kind.into());
+                }
+                let before = self.nameless.len();
+                self.take(place.clone(), item);
+                for problem in &mut self.nameless[before..] {
+                    problem.field = Some(match problem.field.take() {
+                        Some(field) => format!("items[{index}].{field}"),
+                        None => format!("items[{index}]"),
+                    });
+                }
+            }
+            return;
+        }
+        let Some(kind) = ObjectKind::from_type(&types.api_version, &types.kind) else {
+            self.unknown.insert(format!("{} {}", types.api_version, types.kind));
+            return;
+        };
+        match identity(kind, &value) {
+            Ok(key) => self.manifests.push(Manifest { key, place: Some(place), value }),
+            Err((field, message)) => self
+                .nameless
+                .push(Problem::new(Severity::Error, "Nameless", message).at(&place).about(kind).in_field(field)),
+        }
+    }
+}
+
+fn identity(kind: ObjectKind, value: &Value) -> Result<ObjectKey, (&'static str, &'static str)> {
+    let text = |pointer: &str| match value.pointer(pointer) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if usable(text) => Ok(Some(text.clone())),
+        Some(_) => Err("must be a name (letters, digits, '-' and '.'; quote it if it looks like a number)"),
+    };
+    let name = text("/metadata/name").map_err(|message| ("metadata.name", message))?;
+    let name = name.ok_or(("metadata.name", "missing"))?;
+    let namespace = match kind {
+        ObjectKind::Node => String::new(),
+        _ => text("/metadata/namespace")
+            .map_err(|message| ("metadata.namespace", message))?
+            .unwrap_or_else(|| "default".into()),
+    };
+    Ok(ObjectKey { kind, namespace, name })
+}
+
+/// Names become file names of status, so nothing beyond what Kubernetes allows gets past here.
+fn usable(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 253
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':'))
+        && !name.starts_with('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(content: &Content) -> Vec<String> {
+        content.manifests.iter().map(|manifest| manifest.key.to_string()).collect()
+    }
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\n  namespace: shop\n";
+
+    #[test]
+    fn documents_have_numbers_and_lines() {
+        let text = format!(
+            "# head\n---\n{SERVICE}---\n---\napiVersion: v1\nkind: Node\nmetadata: {{ name: w1 }}\n--- # end\n"
+        );
+        let content = parse("a.yaml", &text).unwrap();
+        assert_eq!(keys(&content), ["Service shop/web", "Node w1"]);
+        let places: Vec<_> = content.manifests.iter().map(|manifest| manifest.place.clone().unwrap()).collect();
+        assert_eq!((places[0].document, places[0].line), (1, 1));
+        assert_eq!((places[1].document, places[1].line), (2, 9));
+    }
+
+    #[test]
+    fn lists_of_both_forms_are_opened() {
+        let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: a}}\n- {kind: Pod, apiVersion: v1}\n";
+        let content = parse("a.yaml", list).unwrap();
+        assert_eq!(keys(&content), ["Service default/a"]);
+        assert_eq!(content.unknown, ["v1 Pod".to_string()].into());
+        let typed = r#"{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSliceList","items":[{"metadata":{"name":"s","namespace":"n"}},{"metadata":{}}]}"#;
+        let content = parse("a.json", typed).unwrap();
+        assert_eq!(keys(&content), ["EndpointSlice n/s"]);
+        assert_eq!(content.nameless[0].field.as_deref(), Some("items[1].metadata.name"));
+    }
+
+    #[test]
+    fn json_may_hold_several_documents() {
+        let text = "{\"apiVersion\":\"v1\",\"kind\":\"Node\",\"metadata\":{\"name\":\"w1\"}}\n\n{\"apiVersion\":\"v1\",\"kind\":\"Node\",\"metadata\":{\"name\":\"w2\"}}\n";
+        let content = parse("a.json", text).unwrap();
+        assert_eq!(keys(&content), ["Node w1", "Node w2"]);
+        assert_eq!(content.manifests[1].place.as_ref().unwrap().line, 3);
+        let problem = parse("a.json", &format!("{text}{{\"a\":\n,}}")).unwrap_err();
+        assert_eq!(problem.place.as_ref().map(|place| (place.document, place.line)), Some((3, 5)), "{problem}");
+    }
+
+    #[test]
+    fn a_broken_document_names_its_number_and_the_line_of_the_file() {
+        let problem = parse("web.yaml", &format!("{SERVICE}---\napiVersion: v1\nkind: [\n")).unwrap_err();
+        let place = problem.place.clone().unwrap();
+        assert_eq!((place.file.as_str(), place.document), ("web.yaml", 2));
+        assert!((8..=9).contains(&place.line), "{problem}");
+        assert!(problem.to_string().starts_with("web.yaml document 2 (line "), "{problem}");
+    }
+
+    #[test]
+    fn a_document_without_identity_leaves_its_neighbours_alone() {
+        for bad in [
+            "just text",
+            "[1, 2]",
+            "{}",
+            "{apiVersion: v1, kind: Service}",
+            "{apiVersion: v1, kind: Service, metadata: {name: 7}}",
+            "{apiVersion: v1, kind: Service, metadata: {name: ../../etc/passwd}}",
+            "{apiVersion: v1, kind: Service, metadata: {name: a, namespace: a/b}}",
+        ] {
+            let content = parse("a.yaml", &format!("{bad}\n---\n{SERVICE}")).unwrap();
+            assert_eq!(keys(&content), ["Service shop/web"], "{bad}");
+            assert_eq!(content.nameless.len(), 1, "{bad}");
+        }
+    }
+
+    #[test]
+    fn windows_line_ends_and_an_empty_text_are_fine() {
+        assert_eq!(keys(&parse("a.yml", &format!("{SERVICE}---\n{SERVICE}").replace('\n', "\r\n")).unwrap()).len(), 2);
+        assert!(parse("a.yaml", "").unwrap().manifests.is_empty());
+        assert!(parse("a.json", " \n").unwrap().manifests.is_empty());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "[-a-z0-9 :{}\\[\\]\n\"'&*!|>#%.]{0,200}") {
+            let _ = parse("a.yaml", &text);
+            let _ = parse("a.json", &text);
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! What is in a directory, and what became of it since the last look.
+//!
+//! Owns the rules that make files a trustworthy source: a broken file keeps the objects it had; an object in two files
+//! is taken from the first file by name; deleting more than half of the objects of a kind waits for a person. Refuses
+//! to know when to look: [`super::directory`] does. Contents are not kept, only which file holds which object; when the
+//! first of two files goes, the second is read again.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use hashbrown::HashMap;
+
+use super::manifest::{self, Content};
+use super::{Batch, Manifest, ObjectKey, ObjectKind};
+use crate::problem::{Place, Problem, Severity};
+
+/// File that confirms deletions that wait; removed when seen.
+pub const CONFIRM_FILE: &str = "confirm-deletes";
+/// Fewer deletions of a kind at once than this never wait.
+pub const DELETES_HELD_MIN: usize = 3;
+/// Largest file read, in bytes.
+const FILE_BYTES_MAX: u64 = 512 << 20;
+/// A periodic look leaves a file alone that changed less than this ago: its writer may not be done, and will tell.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
+
+/// Which files to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// The named ones, changed or not.
+    At(BTreeSet<String>),
+    /// All, reading those that differ from the last look. `settled`: leave those alone that changed just now.
+    AtAll {
+        /// Only files whose last change is a while ago.
+        settled: bool,
+    },
+}
+
+/// Identity of a file's content as far as the file system tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+    modified: (i64, i64),
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    stamp: Option<Stamp>,
+    /// Objects the file held when it was last good, with the place of each.
+    objects: BTreeMap<ObjectKey, Place>,
+    unknown: BTreeSet<String>,
+    /// Documents without identity and doubles, from the last good read.
+    problems: Vec<Problem>,
+    broken: Option<Problem>,
+    ever_good: bool,
+    /// It was broken when the directory was first looked at: what it held before this process began is unknown.
+    broken_at_start: bool,
+}
+
+/// The directory as last seen.
+#[derive(Debug)]
+pub struct Scan {
+    directory: PathBuf,
+    files: BTreeMap<String, Known>,
+    /// Files that hold an object; the first is the one it is taken from.
+    holders: HashMap<ObjectKey, BTreeSet<String>>,
+    /// Objects delivered and not deleted, with the file they came from.
+    delivered: HashMap<ObjectKey, String>,
+    /// Deletions that wait for confirmation.
+    held: BTreeSet<ObjectKey>,
+    /// Objects held by more than one file.
+    contested: BTreeSet<ObjectKey>,
+    trouble: Option<Problem>,
+    complete: bool,
+    first_look: bool,
+}
+
+/// Whether a file of that name is read.
+pub fn is_manifest(name: &str) -> bool {
+    let hidden = name.starts_with(['.', '#', '~']) || name.ends_with(['~', '#']);
+    !hidden && [".yaml", ".yml", ".json"].iter().any(|ending| name.len() > ending.len() && name.ends_with(ending))
+}
+
+impl Scan {
+    /// A directory not looked at yet.
+    pub fn new(directory: &Path) -> Self {
+        Scan {
+            directory: directory.into(),
+            files: BTreeMap::new(),
+            holders: HashMap::new(),
+            delivered: HashMap::new(),
+            held: BTreeSet::new(),
+            contested: BTreeSet::new(),
+            trouble: None,
+            complete: false,
+            first_look: true,
+        }
+    }
+
+    /// Looks, and tells what changed. Costs what is read; `AtAll` also one stat per file.
+    pub fn look(&mut self, look: &Look) -> Batch {
+        let mut batch = Batch::default();
+        match self.names(look) {
+            Ok(names) => {
+                self.trouble = None;
+                self.complete = true;
+                self.take_in(names, &mut batch);
+                self.first_look = false;
+                self.confirm(&mut batch);
+            }
+            Err(error) => {
+                let message = format!(
+                    "cannot read the directory {}: {error}; keeping all objects as they are",
+                    self.directory.display()
+                );
+                self.trouble = Some(Problem::new(Severity::Error, "SourceMissing", message));
+            }
+        }
+        batch.complete = self.complete;
+        batch.unreadable = self.files.values().any(|known| known.broken_at_start && !known.ever_good);
+        batch.problems = self.problems();
+        batch
+    }
+
+    fn names(&self, look: &Look) -> io::Result<BTreeSet<String>> {
+        let settled = match look {
+            Look::At(names) if self.complete => {
+                // A directory that is gone must not look like one whose files are gone.
+                fs::read_dir(&self.directory)?;
+                return Ok(names.iter().filter(|name| is_manifest(name)).cloned().collect());
+            }
+            Look::At(_) => false,
+            Look::AtAll { settled } => *settled,
+        };
+        let mut names: BTreeSet<String> = self.files.keys().cloned().collect();
+        for entry in fs::read_dir(&self.directory)? {
+            let Ok(name) = entry?.file_name().into_string() else { continue };
+            if is_manifest(&name) {
+                names.insert(name);
+            }
+        }
+        names.retain(|name| {
+            let known = self.files.get(name).and_then(|known| known.stamp);
+            match fs::metadata(self.directory.join(name)) {
+                Ok(metadata) => known != Some(Stamp::of(&metadata)) && !(settled && is_fresh(&metadata)),
+                Err(_) => true,
+            }
+        });
+        Ok(names)
+    }
+
+    /// Reads files and settles every object they held or hold.
+    fn take_in(&mut self, names: BTreeSet<String>, batch: &mut Batch) {
+        let mut fresh: HashMap<(String, ObjectKey), Manifest> = HashMap::new();
+        let mut read = BTreeSet::new();
+        let mut touched: VecDeque<ObjectKey> = VecDeque::new();
+        let mut settled: BTreeSet<ObjectKey> = BTreeSet::new();
+        let mut gone: BTreeSet<ObjectKey> = BTreeSet::new();
+        for name in names {
+            touched.extend(self.read(&name, &mut fresh));
+            read.insert(name);
+        }
+        while let Some(key) = touched.pop_front() {
+            if settled.contains(&key) {
+                continue;
+            }
+            let holders = self.holders.get(&key);
+            let Some(file) = holders.and_then(|holders| holders.first()).cloned() else {
+                self.contested.remove(&key);
+                if self.delivered.contains_key(&key) {
+                    gone.insert(key.clone());
+                }
+                settled.insert(key);
+                continue;
+            };
+            match holders.is_some_and(|holders| holders.len() > 1) {
+                true => self.contested.insert(key.clone()),
+                false => self.contested.remove(&key),
+            };
+            if let Some(manifest) = fresh.remove(&(file.clone(), key.clone())) {
+                self.held.remove(&key);
+                gone.remove(&key);
+                self.delivered.insert(key.clone(), file);
+                batch.applied.push(manifest);
+            } else if self.delivered.get(&key) != Some(&file) && read.insert(file.clone()) {
+                // The object is now taken from a file that was not read this time.
+                touched.extend(self.read(&file, &mut fresh));
+                touched.push_back(key);
+                continue;
+            }
+            settled.insert(key);
+        }
+        self.delete(gone, batch);
+    }
+
+    /// Reads one file into `files` and `holders`; returns the objects it held before or holds now.
+    fn read(&mut self, name: &str, fresh: &mut HashMap<(String, ObjectKey), Manifest>) -> BTreeSet<ObjectKey> {
+        let mut known = self.files.remove(name).unwrap_or_default();
+        let mut touched = BTreeSet::new();
+        match read_file(&self.directory.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                touched.extend(known.objects.into_keys());
+                for key in &touched {
+                    self.release(key, name);
+                }
+                return touched;
+            }
+            Err(error) => known.broken = Some(whole_file(name, &format!("cannot be read: {error}"))),
+            Ok((stamp, text)) => {
+                known.stamp = Some(stamp);
+                match manifest::parse(name, &text) {
+                    Err(problem) => known.broken = Some(*problem),
+                    Ok(content) => touched = self.accept(name, content, &mut known, fresh),
+                }
+            }
+        }
+        known.broken_at_start |= known.broken.is_some() && self.first_look;
+        if let Some(problem) = &mut known.broken {
+            let kept = match known.ever_good {
+                true => format!("; its {} objects stay as they were", known.objects.len()),
+                false => "; nothing of this file is applied".into(),
+            };
+            problem.message.push_str(&kept);
+        }
+        self.files.insert(name.into(), known);
+        touched
+    }
+
+    fn accept(
+        &mut self,
+        name: &str,
+        content: Content,
+        known: &mut Known,
+        fresh: &mut HashMap<(String, ObjectKey), Manifest>,
+    ) -> BTreeSet<ObjectKey> {
+        (known.broken, known.ever_good) = (None, true);
+        known.unknown = content.unknown;
+        known.problems = content.nameless;
+        let before = std::mem::take(&mut known.objects);
+        for manifest in content.manifests {
+            let Some(place) = manifest.place.clone() else { continue };
+            if let Some(first) = known.objects.get(&manifest.key) {
+                let message = format!("is defined twice in this file; the one in {first} is used");
+                known
+                    .problems
+                    .push(Problem::new(Severity::Error, "DefinedTwice", message).at(&place).about(&manifest.key));
+                continue;
+            }
+            known.objects.insert(manifest.key.clone(), place);
+            fresh.insert((name.into(), manifest.key.clone()), manifest);
+        }
+        let mut touched: BTreeSet<ObjectKey> = known.objects.keys().cloned().collect();
+        for (key, place) in before {
+            if !known.objects.contains_key(&key) {
+                if known.problems.iter().any(|problem| problem.reason == "Nameless") {
+                    // It may be the very object that has lost its name: keep it.
+                    known.objects.insert(key, place);
+                } else {
+                    self.release(&key, name);
+                    touched.insert(key);
+                }
+            }
+        }
+        for key in known.objects.keys() {
+            self.holders.entry_ref(key).or_default().insert(name.into());
+        }
+        touched
+    }
+
+    fn release(&mut self, key: &ObjectKey, file: &str) {
+        if let Some(holders) = self.holders.get_mut(key) {
+            holders.remove(file);
+            if holders.is_empty() {
+                self.holders.remove(key);
+            }
+        }
+    }
+
+    /// Deletes, or holds back when that is more than half of a kind.
+    fn delete(&mut self, gone: BTreeSet<ObjectKey>, batch: &mut Batch) {
+        for kind in ObjectKind::ALL {
+            let of_kind = |key: &&ObjectKey| key.kind == kind;
+            let going: Vec<ObjectKey> = gone.iter().filter(of_kind).cloned().collect();
+            if going.is_empty() {
+                continue;
+            }
+            let waiting = going.len() + self.held.iter().filter(of_kind).count();
+            let present = self.delivered.keys().filter(of_kind).count();
+            if waiting >= DELETES_HELD_MIN && waiting * 2 > present {
+                self.held.extend(going);
+            } else {
+                for key in going {
+                    self.delivered.remove(&key);
+                    batch.deleted.push(key);
+                }
+            }
+        }
+    }
+
+    fn confirm(&mut self, batch: &mut Batch) {
+        let path = self.directory.join(CONFIRM_FILE);
+        if !path.exists() {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&path) {
+            let message = format!("cannot remove {}: {error}; deletions stay unconfirmed", path.display());
+            self.trouble = Some(Problem::new(Severity::Error, "ConfirmationStuck", message));
+            return;
+        }
+        batch.deletes_confirmed = true;
+        for key in std::mem::take(&mut self.held) {
+            self.delivered.remove(&key);
+            batch.deleted.push(key);
+        }
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = self.trouble.iter().cloned().collect();
+        let mut unknown: BTreeMap<&String, &String> = BTreeMap::new();
+        for (name, known) in &self.files {
+            problems.extend(known.broken.iter().chain(&known.problems).cloned());
+            for kind in &known.unknown {
+                unknown.entry(kind).or_insert(name);
+            }
+        }
+        for (kind, file) in unknown {
+            let message = format!("objects of kind {kind} are not read (first seen in {file})");
+            problems.push(Problem::new(Severity::Notice, "UnknownKind", message));
+        }
+        for key in &self.contested {
+            problems.extend(self.contest(key));
+        }
+        for kind in ObjectKind::ALL {
+            let held: Vec<&ObjectKey> = self.held.iter().filter(|key| key.kind == kind).collect();
+            let Some(first) = held.first() else { continue };
+            let message = format!(
+                "{} of {} objects of kind {kind} are gone from {} ({first}{}): more than half, so they stay until a file \
+                 named {CONFIRM_FILE} is created there, or the objects come back",
+                held.len(),
+                self.delivered.keys().filter(|key| key.kind == kind).count(),
+                self.directory.display(),
+                if held.len() > 1 { ", …" } else { "" },
+            );
+            problems.push(Problem::new(Severity::Error, "DeletesHeld", message));
+        }
+        problems
+    }
+
+    fn contest(&self, key: &ObjectKey) -> Option<Problem> {
+        let place = |file: &String| self.files.get(file)?.objects.get(key);
+        let mut places = self.holders.get(key)?.iter().filter_map(place);
+        let (first, second) = (places.next()?, places.next()?);
+        let message = format!("is also defined in {first}, which is used because its file name comes first");
+        Some(Problem::new(Severity::Error, "DefinedTwice", message).at(second).about(key))
+    }
+}
+
+fn whole_file(name: &str, message: &str) -> Problem {
+    Problem::new(Severity::Error, "Unreadable", message).at(&Place { file: name.into(), document: 1, line: 1 })
+}
+
+fn read_file(path: &Path) -> io::Result<(Stamp, String)> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("larger than {FILE_BYTES_MAX} bytes")));
+    }
+    let text =
+        String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))?;
+    Ok((Stamp::of(&metadata), text))
+}
+
+fn is_fresh(metadata: &Metadata) -> bool {
+    let age = metadata.modified().ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
+    age.is_some_and(|age| age < SETTLED_AFTER)
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Stamp {
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What became of the objects, written for people and programs.
+//!
+//! Owns the files below the state directory: one per Service and one list of problems, each replaced by a rename, so a
+//! reader never sees half a file. Refuses to decide anything. Writing happens on a thread of its own: a slow disk
+//! delays status, never an update to the dataplane. For a source with a status of its own the same conditions go there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use serde::Serialize;
+
+use crate::model::Name;
+use crate::problem::Problem;
+use service::ServiceStatus;
+
+/// Conditions of one Service.
+pub mod service;
+
+/// File with everything that is wrong now.
+pub const PROBLEMS_FILE: &str = "problems.json";
+
+/// What is to be written.
+#[derive(Debug)]
+enum Order {
+    Service(Name, Option<Box<ServiceStatus>>),
+    Problems(Vec<Problem>),
+    /// Remove the files of all other Services.
+    Sweep(BTreeSet<Name>),
+}
+
+/// Takes orders to write; dropping it waits until all are done.
+#[derive(Debug)]
+pub struct StatusWriter {
+    orders: Option<Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Serialize)]
+struct ProblemList<'a> {
+    problems: &'a [Problem],
+}
+
+impl StatusWriter {
+    /// Writes below `state_dir/status`.
+    ///
+    /// # Errors
+    /// When that directory cannot be made or written to.
+    pub fn start(state_dir: &Path) -> io::Result<Self> {
+        let directory = state_dir.join("status");
+        let explain = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", directory.display()));
+        fs::create_dir_all(&directory).map_err(explain)?;
+        replace(&directory, PROBLEMS_FILE, b"{\n  \"problems\": []\n}\n").map_err(explain)?;
+        let (orders, taken) = channel();
+        let thread = thread::Builder::new().name("status".into()).spawn(move || Files::new(directory).run(taken))?;
+        Ok(StatusWriter { orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// Writes nothing, for a mere check.
+    pub fn silent() -> Self {
+        StatusWriter { orders: None, thread: None }
+    }
+
+    /// Replaces the status of a Service, or removes it.
+    pub fn service(&self, name: Name, status: Option<ServiceStatus>) {
+        self.order(Order::Service(name, status.map(Box::new)));
+    }
+
+    /// Replaces the list of problems.
+    pub fn problems(&self, problems: Vec<Problem>) {
+        self.order(Order::Problems(problems));
+    }
+
+    /// Removes the files of all Services but these: an earlier run may have left some.
+    pub fn sweep(&self, keep: BTreeSet<Name>) {
+        self.order(Order::Sweep(keep));
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            let _ = orders.send(order);
+        }
+    }
+}
+
+impl Drop for StatusWriter {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Files {
+    directory: PathBuf,
+    /// What stands in each file, read from disk at start: equal content is not written again (C-006).
+    written: BTreeMap<String, Vec<u8>>,
+}
+
+impl Files {
+    fn new(directory: PathBuf) -> Self {
+        Files { directory, written: BTreeMap::new() }
+    }
+
+    fn run(mut self, orders: Receiver<Order>) {
+        for order in orders {
+            if let Err(error) = self.execute(order) {
+                tracing::error!(directory = %self.directory.display(), %error, "cannot write status");
+            }
+        }
+    }
+
+    fn execute(&mut self, order: Order) -> io::Result<()> {
+        match order {
+            Order::Problems(problems) => self.write(PROBLEMS_FILE.into(), &ProblemList { problems: &problems }),
+            Order::Service(name, Some(mut status)) => {
+                let file = file_name(&name);
+                if let Some(before) = self.content(&file) {
+                    status.keep_times(&before);
+                }
+                self.write(file, &status)
+            }
+            Order::Service(name, None) => {
+                let file = file_name(&name);
+                self.written.remove(&file);
+                remove(&self.directory.join(file))
+            }
+            Order::Sweep(keep) => self.sweep(&keep),
+        }
+    }
+
+    fn content(&self, file: &str) -> Option<Vec<u8>> {
+        self.written.get(file).cloned().or_else(|| fs::read(self.directory.join(file)).ok())
+    }
+
+    fn write(&mut self, file: String, value: &impl Serialize) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec_pretty(value)?;
+        bytes.push(b'\n');
+        if self.content(&file).as_ref() != Some(&bytes) {
+            replace(&self.directory, &file, &bytes)?;
+        }
+        self.written.insert(file, bytes);
+        Ok(())
+    }
+
+    fn sweep(&mut self, keep: &BTreeSet<Name>) -> io::Result<()> {
+        let keep: BTreeSet<String> = keep.iter().map(file_name).collect();
+        self.written.retain(|file, _| file == PROBLEMS_FILE || keep.contains(file));
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let Ok(file) = entry.file_name().into_string() else { continue };
+            if file.ends_with(".json") && file != PROBLEMS_FILE && !keep.contains(&file) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `<namespace>.<name>.json`; a namespace has no dot, so no two Services share a file.
+fn file_name(name: &Name) -> String {
+    format!("{}.{}.json", name.namespace, name.name)
+}
+
+fn replace(directory: &Path, file: &str, bytes: &[u8]) -> io::Result<()> {
+    let hidden = directory.join(format!(".{file}.new"));
+    fs::File::create(&hidden)?.write_all(bytes)?;
+    fs::rename(hidden, directory.join(file))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,151 @@
+//! Conditions of one Service, in the form Kubernetes gives conditions.
+//!
+//! Owns the words. The rule of when they may be said is the caller's: `Programmed` is true only after all workers have
+//! reached a generation that contains the Service (C-001).
+
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::model::Name;
+use crate::model::service::Service;
+use crate::resolve::claim::Frontend;
+use crate::resolve::service::Note;
+
+/// Type of the condition that says whether the dataplane does what the Service asks.
+pub const PROGRAMMED: &str = "Programmed";
+
+/// The status of one Service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceStatus {
+    /// `namespace/name`.
+    pub service: String,
+    /// Object identity (S-005).
+    pub uid: String,
+    /// Addresses served, one entry each (C-007).
+    pub load_balancer: LoadBalancer,
+    /// Version of the resource that was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Conditions, sorted by type; all but `Programmed` are there only when something is to be told.
+    pub conditions: Vec<Condition>,
+}
+
+/// The part that has the form of `status.loadBalancer`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LoadBalancer {
+    /// Addresses that work now.
+    pub ingress: Vec<Ingress>,
+}
+
+/// One address.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ingress {
+    /// The address; `ipMode` stays unset, which means VIP (S-064).
+    pub ip: IpAddr,
+}
+
+/// How far a Service has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// All workers have it.
+    Programmed,
+    /// There is nothing to send; the notes say why.
+    NothingToServe,
+    /// The dataplane refused this version. `earlier`: an earlier version stays in force.
+    Refused {
+        /// Its reason.
+        reason: String,
+        /// Whether it goes on with an earlier version.
+        earlier: bool,
+    },
+}
+
+impl ServiceStatus {
+    /// The status of `service`. `lost` are frontends another Service owns; `invalid` says why a newer version of the
+    /// object is not used.
+    pub fn new(
+        service: &Service,
+        version: Option<String>,
+        progress: &Progress,
+        notes: &[Note],
+        lost: &[(Frontend, Name)],
+        invalid: Option<&str>,
+    ) -> Self {
+        let mut words = vec![programmed(progress)];
+        words.extend(notes.iter().map(|note| (note.kind, false, note.reason, note.message.clone())));
+        if !lost.is_empty() {
+            let list: Vec<String> = lost
+                .iter()
+                .map(|((address, protocol, port), owner)| format!("{address} {port}/{protocol} belongs to {owner}"))
+                .collect();
+            words.push((
+                "FrontendsOwned",
+                false,
+                "ClaimedTwice",
+                format!("older or first by name (S-067): {}", list.join("; ")),
+            ));
+        }
+        if let Some(reason) = invalid {
+            words.push(("Valid", false, "Invalid", format!("the last good version is used: {reason}")));
+        }
+        words.sort();
+        words.dedup_by(|second, first| {
+            let same = first.0 == second.0;
+            if same {
+                first.3 = format!("{}; {}", first.3, second.3);
+            }
+            same
+        });
+        let now = Timestamp::now();
+        let conditions = words.into_iter().map(|(kind, holds, reason, message)| Condition {
+            last_transition_time: Time(now),
+            message,
+            observed_generation: service.generation,
+            reason: reason.into(),
+            status: if holds { "True" } else { "False" }.into(),
+            type_: kind.into(),
+        });
+        let ingress = match progress {
+            Progress::Programmed => service.addresses.iter().map(|ip| Ingress { ip: *ip }).collect(),
+            _ => Vec::new(),
+        };
+        ServiceStatus {
+            service: service.name.to_string(),
+            uid: service.uid.clone(),
+            load_balancer: LoadBalancer { ingress },
+            version,
+            conditions: conditions.collect(),
+        }
+    }
+
+    /// Takes over the times of conditions that have not changed since `before`, a status as written earlier.
+    pub fn keep_times(&mut self, before: &[u8]) {
+        let Ok(before) = serde_json::from_slice::<ServiceStatus>(before) else { return };
+        for condition in &mut self.conditions {
+            let same = |old: &&Condition| old.type_ == condition.type_ && old.status == condition.status;
+            if let Some(old) = before.conditions.iter().find(same) {
+                condition.last_transition_time = old.last_transition_time.clone();
+            }
+        }
+    }
+}
+
+fn programmed(progress: &Progress) -> (&'static str, bool, &'static str, String) {
+    match progress {
+        Progress::Programmed => (PROGRAMMED, true, "Programmed", "all workers forward by this version".into()),
+        Progress::NothingToServe => (
+            PROGRAMMED,
+            false,
+            "NothingToServe",
+            "no address and port are left to serve; see the other conditions".into(),
+        ),
+        Progress::Refused { reason, earlier } => {
+            let earlier = if *earlier { "; the version before it stays in force" } else { "" };
+            (PROGRAMMED, false, "Refused", format!("the dataplane refused it: {reason}{earlier}"))
+        }
+    }
+}

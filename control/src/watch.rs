@@ -1,0 +1,117 @@
+//! Reading of one object: from a raw manifest to a value that cannot be invalid.
+//!
+//! Owns field names and what Kubernetes and flannel mean by them; an error names the field. Refuses to know other
+//! objects: whatever needs two of them is the business of [`crate::resolve`].
+
+use std::net::IpAddr;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tidegate_api::resource::Protocol;
+
+use crate::model::{Name, Object};
+use crate::source::{ObjectKey, ObjectKind};
+
+/// `v1` Service.
+pub mod service;
+/// `discovery.k8s.io/v1` EndpointSlice.
+pub mod endpointslice;
+/// `v1` Node with flannel's annotations.
+pub mod node;
+
+/// Who fills in the fields that people leave out of a manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// An API server has applied defaults and controllers write status: an absent field means absent.
+    Cluster,
+    /// Files written by people: an absent field takes the API server's default, and since nobody allocates cluster
+    /// IPs and load balancer addresses, a missing `clusterIP` is no obstacle and requested addresses are the addresses.
+    Files,
+}
+
+/// Why an object is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct Invalid {
+    /// Path of the field, like `spec.ports[0].port`.
+    pub field: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl Invalid {
+    pub(crate) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Invalid { field: field.into(), message: message.into() }
+    }
+}
+
+/// Reads one object.
+///
+/// # Errors
+/// When a field has the wrong type or a value that cannot be worked with.
+pub fn read(key: &ObjectKey, value: &Value, dialect: Dialect) -> Result<Object, Invalid> {
+    match key.kind {
+        ObjectKind::Service => service::read(key.name(), &typed(value)?, dialect).map(Object::Service),
+        ObjectKind::EndpointSlice => {
+            endpointslice::read(key.name(), &typed(value)?, dialect).map(Object::EndpointSlice)
+        }
+        ObjectKind::Node => node::read(&key.name, &typed(value)?).map(Object::Node),
+    }
+}
+
+/// The Service an EndpointSlice says it belongs to, read even from a slice that is otherwise invalid.
+pub fn service_of_slice(key: &ObjectKey, value: &Value) -> Option<Name> {
+    let name = value.pointer("/metadata/labels")?.get(endpointslice::SERVICE_NAME_LABEL)?.as_str()?;
+    Some(Name { namespace: key.namespace.clone(), name: name.into() })
+}
+
+fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, Invalid> {
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| Invalid::new(error.path().to_string(), error.inner().to_string()))
+}
+
+/// A unicast address other machines can be reached at.
+fn address(text: &str, field: impl Into<String>) -> Result<IpAddr, Invalid> {
+    let field = field.into();
+    let address: IpAddr =
+        text.trim().parse().map_err(|_| Invalid::new(field.clone(), format!("{text:?} is not an IP address")))?;
+    match unicast(address) {
+        Ok(()) => Ok(address),
+        Err(reason) => Err(Invalid::new(field, format!("{address} {reason}"))),
+    }
+}
+
+/// Whether an address can be a destination beyond the own link; else why not.
+pub(crate) fn unicast(address: IpAddr) -> Result<(), &'static str> {
+    let link_local = match address {
+        IpAddr::V4(v4) if v4.is_broadcast() => return Err("is the broadcast address"),
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => return Err("is an IPv4-mapped IPv6 address"),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    match address {
+        _ if address.is_unspecified() => Err("is the unspecified address"),
+        _ if address.is_loopback() => Err("is a loopback address"),
+        _ if address.is_multicast() => Err("is a multicast address"),
+        _ if link_local => Err("is a link-local address"),
+        _ => Ok(()),
+    }
+}
+
+/// A port number; 0 is none.
+fn port(number: i32, field: impl Into<String>) -> Result<u16, Invalid> {
+    u16::try_from(number)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| Invalid::new(field, format!("{number} is not a port number (1 to 65535)")))
+}
+
+/// A protocol name; absent is TCP (S-012).
+fn protocol(text: Option<&str>, field: impl Into<String>) -> Result<Protocol, Invalid> {
+    match text.unwrap_or("TCP") {
+        "TCP" => Ok(Protocol::Tcp),
+        "UDP" => Ok(Protocol::Udp),
+        "SCTP" => Ok(Protocol::Sctp),
+        other => Err(Invalid::new(field, format!("{other:?} is not TCP, UDP or SCTP"))),
+    }
+}

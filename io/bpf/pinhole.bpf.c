@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The pinhole: decides which packets of a device are Tidegate's and hands those to its AF_XDP sockets.
+//
+// Ours are: packets to a TRAFFIC prefix; UDP to one of our tunnel endpoints (address, port); ARP requests and neighbour
+// solicitations for an ANNOUNCED address. Everything else passes to the kernel untouched, so that a mistake here cannot
+// take a node's management away. What is ours and finds no socket on its queue is dropped and counted, never passed (a
+// kernel without our state would answer it with resets), unless the setting says otherwise.
+//
+// It reads no more than it needs to recognise addresses: Ethernet, up to two VLAN tags, IPv4 or IPv6, the UDP port.
+// Whatever else may be wrong with a packet is for its receiver to find out.
+//
+//   - IPv4 fragments other than the first carry no port. Those for a tunnel endpoint's address pass to the kernel,
+//     which holds them until its reassembly times out; it never has the first one, so it answers nothing. (RFC 7348
+//     section 4.3: VXLAN packets must not be fragmented, and may be discarded when they are.) First fragments reach
+//     Tidegate, which drops and counts them.
+//   - IPv6 UDP is recognised directly after the IPv6 header or after one fragment header. Packets with other extension
+//     headers are ours by TRAFFIC prefix only.
+//   - A neighbour solicitation for an address that is not ANNOUNCED is treated as any packet to its destination.
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* Keep the numbers in step with src/pinhole.rs. */
+#define TRAFFIC 1
+#define ANNOUNCED 2
+
+#define PREFIXES_MAX 131072
+#define ENDPOINTS_MAX 256
+#define QUEUES_MAX 256
+
+#define ON_DEATH_DROP 0
+#define ON_DEATH_PASS 1
+
+#define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_ARP 0x0806
+#define ETHERTYPE_VLAN 0x8100
+#define ETHERTYPE_IPV6 0x86dd
+#define ETHERTYPE_QINQ 0x88a8
+
+#define PROTOCOL_UDP 17
+#define PROTOCOL_FRAGMENT 44
+#define PROTOCOL_ICMPV6 58
+#define ICMPV6_NEIGHBOR_SOLICITATION 135
+#define ARP_REQUEST 1
+
+struct prefix_v4 {
+	__u32 length;
+	__u8 address[4];
+};
+
+struct prefix_v6 {
+	__u32 length;
+	__u8 address[16];
+};
+
+/* A tunnel endpoint; IPv4 as ::ffff:a.b.c.d. */
+struct endpoint {
+	__u8 address[16];
+	__be16 port;
+	__u16 unused;
+};
+
+struct settings {
+	__u32 on_death;
+};
+
+struct counters {
+	__u64 passed;
+	__u64 redirected;
+	__u64 dropped_dead;
+	__u64 passed_dead;
+	__u64 malformed;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, PREFIXES_MAX);
+	__type(key, struct prefix_v4);
+	__type(value, __u32);
+} prefixes_v4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, PREFIXES_MAX);
+	__type(key, struct prefix_v6);
+	__type(value, __u32);
+} prefixes_v6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ENDPOINTS_MAX);
+	__type(key, struct endpoint);
+	__type(value, __u32);
+} endpoints SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, QUEUES_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} counters SEC(".maps");
+
+struct ethernet {
+	__u8 destination[6];
+	__u8 source[6];
+	__be16 type;
+} __attribute__((packed));
+
+struct vlan {
+	__be16 control;
+	__be16 type;
+} __attribute__((packed));
+
+struct ipv4 {
+	__u8 version_length;
+	__u8 tos;
+	__be16 total_length;
+	__be16 identification;
+	__be16 fragment;
+	__u8 ttl;
+	__u8 protocol;
+	__be16 checksum;
+	__u8 source[4];
+	__u8 destination[4];
+} __attribute__((packed));
+
+struct ipv6 {
+	__u8 version;
+	__u8 flow[3];
+	__be16 payload_length;
+	__u8 next_header;
+	__u8 hop_limit;
+	__u8 source[16];
+	__u8 destination[16];
+} __attribute__((packed));
+
+struct fragment {
+	__u8 next_header;
+	__u8 reserved;
+	__be16 offset;
+	__be32 identification;
+} __attribute__((packed));
+
+struct udp {
+	__be16 source;
+	__be16 destination;
+	__be16 length;
+	__be16 checksum;
+} __attribute__((packed));
+
+struct solicitation {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 reserved;
+	__u8 target[16];
+} __attribute__((packed));
+
+struct arp {
+	__be16 hardware;
+	__be16 protocol;
+	__u8 hardware_length;
+	__u8 protocol_length;
+	__be16 operation;
+	__u8 sender_hardware[6];
+	__u8 sender[4];
+	__u8 target_hardware[6];
+	__u8 target[4];
+} __attribute__((packed));
+
+enum owner { KERNEL, TIDEGATE, MALFORMED };
+
+/* One header at `at`, or nothing if the packet ends before it does. */
+#define HEADER(kind, at, end) ((void *)((struct kind *)(at) + 1) > (end) ? (struct kind *)0 : (struct kind *)(at))
+
+static __always_inline __u32 flags_v4(const __u8 *address)
+{
+	struct prefix_v4 key = { .length = 32 };
+	__builtin_memcpy(key.address, address, 4);
+	__u32 *flags = bpf_map_lookup_elem(&prefixes_v4, &key);
+	return flags ? *flags : 0;
+}
+
+static __always_inline __u32 flags_v6(const __u8 *address)
+{
+	struct prefix_v6 key = { .length = 128 };
+	__builtin_memcpy(key.address, address, 16);
+	__u32 *flags = bpf_map_lookup_elem(&prefixes_v6, &key);
+	return flags ? *flags : 0;
+}
+
+static __always_inline enum owner owner_arp(void *at, void *end)
+{
+	struct arp *arp = HEADER(arp, at, end);
+	if (!arp)
+		return MALFORMED;
+	if (arp->protocol != bpf_htons(ETHERTYPE_IPV4) || arp->hardware_length != 6 || arp->protocol_length != 4)
+		return KERNEL;
+	if (arp->operation != bpf_htons(ARP_REQUEST))
+		return KERNEL;
+	return flags_v4(arp->target) & ANNOUNCED ? TIDEGATE : KERNEL;
+}
+
+static __always_inline enum owner owner_udp(struct endpoint *key, void *at, void *end)
+{
+	struct udp *udp = HEADER(udp, at, end);
+	if (!udp)
+		return MALFORMED;
+	key->port = udp->destination;
+	return bpf_map_lookup_elem(&endpoints, key) ? TIDEGATE : KERNEL;
+}
+
+static __always_inline enum owner owner_v4(void *at, void *end)
+{
+	struct ipv4 *ip = HEADER(ipv4, at, end);
+	if (!ip)
+		return MALFORMED;
+	__u32 header_bytes = (ip->version_length & 0x0f) * 4;
+	if (ip->version_length >> 4 != 4 || header_bytes < sizeof(*ip))
+		return MALFORMED;
+	if (flags_v4(ip->destination) & TRAFFIC)
+		return TIDEGATE;
+	if (ip->protocol != PROTOCOL_UDP || ip->fragment & bpf_htons(0x1fff))
+		return KERNEL;
+	struct endpoint key = { .address = { [10] = 0xff, [11] = 0xff } };
+	__builtin_memcpy(key.address + 12, ip->destination, 4);
+	return owner_udp(&key, at + header_bytes, end);
+}
+
+static __always_inline enum owner owner_v6(void *at, void *end)
+{
+	struct ipv6 *ip = HEADER(ipv6, at, end);
+	if (!ip || ip->version >> 4 != 6)
+		return MALFORMED;
+	if (flags_v6(ip->destination) & TRAFFIC)
+		return TIDEGATE;
+	at = ip + 1;
+	__u8 next_header = ip->next_header;
+	if (next_header == PROTOCOL_ICMPV6) {
+		struct solicitation *ns = HEADER(solicitation, at, end);
+		if (!ns || ns->type != ICMPV6_NEIGHBOR_SOLICITATION)
+			return KERNEL;
+		return flags_v6(ns->target) & ANNOUNCED ? TIDEGATE : KERNEL;
+	}
+	if (next_header == PROTOCOL_FRAGMENT) {
+		struct fragment *fragment = HEADER(fragment, at, end);
+		if (!fragment)
+			return MALFORMED;
+		if (fragment->offset & bpf_htons(0xfff8))
+			return KERNEL;
+		next_header = fragment->next_header;
+		at = fragment + 1;
+	}
+	if (next_header != PROTOCOL_UDP)
+		return KERNEL;
+	struct endpoint key = {};
+	__builtin_memcpy(key.address, ip->destination, 16);
+	return owner_udp(&key, at, end);
+}
+
+static __always_inline enum owner owner(void *at, void *end)
+{
+	struct ethernet *ethernet = HEADER(ethernet, at, end);
+	if (!ethernet)
+		return MALFORMED;
+	__be16 type = ethernet->type;
+	at = ethernet + 1;
+#pragma unroll
+	for (int tag = 0; tag < 2; tag++) {
+		if (type != bpf_htons(ETHERTYPE_VLAN) && type != bpf_htons(ETHERTYPE_QINQ))
+			break;
+		struct vlan *vlan = HEADER(vlan, at, end);
+		if (!vlan)
+			return MALFORMED;
+		type = vlan->type;
+		at = vlan + 1;
+	}
+	if (type == bpf_htons(ETHERTYPE_IPV4))
+		return owner_v4(at, end);
+	if (type == bpf_htons(ETHERTYPE_IPV6))
+		return owner_v6(at, end);
+	if (type == bpf_htons(ETHERTYPE_ARP))
+		return owner_arp(at, end);
+	return KERNEL;
+}
+
+/* The kernel program's name, by which a later start recognises what an earlier one left attached. */
+SEC("xdp")
+int tidegate(struct xdp_md *context)
+{
+	__u32 zero = 0;
+	struct counters *count = bpf_map_lookup_elem(&counters, &zero);
+	if (!count)
+		return XDP_PASS;
+
+	enum owner whose = owner((void *)(long)context->data, (void *)(long)context->data_end);
+	if (whose != TIDEGATE) {
+		count->passed++;
+		if (whose == MALFORMED)
+			count->malformed++;
+		return XDP_PASS;
+	}
+	/* A socket that was closed, by whatever death, is no longer in the map; then the fallback (aborted) comes back. */
+	if (bpf_redirect_map(&sockets, context->rx_queue_index, XDP_ABORTED) == XDP_REDIRECT) {
+		count->redirected++;
+		return XDP_REDIRECT;
+	}
+	struct settings *setting = bpf_map_lookup_elem(&settings, &zero);
+	if (setting && setting->on_death == ON_DEATH_PASS) {
+		count->passed_dead++;
+		return XDP_PASS;
+	}
+	count->dropped_dead++;
+	return XDP_DROP;
+}
+
+char LICENSE[] SEC("license") = "Apache-2.0";

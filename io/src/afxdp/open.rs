@@ -1,0 +1,694 @@
+//! Opening devices: from their names to ports, packet memory and pinholes, or to a refusal that says what to do.
+//!
+//! The order matters. Every device is looked at before any is touched. Sockets are bound before a program is attached,
+//! so that a second instance fails before it has taken anything from the first. Sockets are in the map before the
+//! program is attached, so that it never sees a queue without one. What fails half way is undone, except that a
+//! pinhole that was found stays: it was guarding the traffic before we came.
+
+use std::io;
+use std::num::NonZeroU32;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
+use xsk_rs::{Socket, Umem};
+
+use super::{AfXdpPort, LINK_BYTES_MAX, Parts, SocketOwner, socket};
+use crate::frame::HEADROOM_BYTES;
+use crate::mem::{HugePages, Pages};
+use crate::netdev::NetDevice;
+use crate::pinhole::{self, Attachment, Found, OnDeath, Pinhole};
+use crate::pool::{self, Memory, Pool};
+use crate::port::{Mode, PortFacts};
+
+/// How long a queue that is still busy is tried again: the kernel releases one some time after its socket was closed.
+const BUSY_RETRY: Duration = Duration::from_millis(1500);
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Entries of each ring: enough for a worker that does not run for half a millisecond at 4 million packets a second.
+const RING_ENTRIES_MAX: u32 = 2048;
+const RING_ENTRIES_MIN: u32 = 64;
+
+/// Frames of the memory with which a device is asked for its mode.
+const PROBE_FRAMES: u32 = 128;
+
+/// Which mode to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ModeChoice {
+    /// The best that each device can do.
+    #[default]
+    Auto,
+    /// Zero-copy, or an error.
+    ZeroCopy,
+    /// The kernel copies, native program.
+    Copy,
+    /// The kernel copies, generic program.
+    Skb,
+}
+
+/// One device to open.
+#[derive(Debug, Clone, Default)]
+pub struct InterfaceConfig {
+    /// Its name.
+    pub name: String,
+    /// Queues to open; all receive queues if not given.
+    pub queues: Option<Vec<u32>>,
+}
+
+/// What to open, and how.
+#[derive(Debug, Clone)]
+pub struct OpenConfig {
+    /// Devices.
+    pub interfaces: Vec<InterfaceConfig>,
+    /// How frames pass.
+    pub mode: ModeChoice,
+    /// Frames of each group's memory.
+    pub frames: u32,
+    /// Bytes of a frame: 2048 or 4096.
+    pub frame_bytes: u32,
+    /// Pages of each group's memory.
+    pub huge: HugePages,
+    /// What becomes of our packets when no worker lives.
+    pub on_death: OnDeath,
+    /// In zero-copy mode, let the workers' system calls drive the device. For workers that never sleep.
+    pub busy_poll: bool,
+}
+
+impl Default for OpenConfig {
+    fn default() -> Self {
+        OpenConfig {
+            interfaces: Vec::new(),
+            mode: ModeChoice::Auto,
+            frames: 16384,
+            frame_bytes: 2048,
+            huge: HugePages::Auto,
+            on_death: OnDeath::Drop,
+            busy_poll: false,
+        }
+    }
+}
+
+/// Everything that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// One port per queue, in the order of the configuration.
+    pub ports: Vec<AfXdpPort>,
+    /// One pool per group: `pools[n].group()` is what ports have in their facts.
+    pub pools: Vec<Pool>,
+    /// One pinhole per device, in the order of the configuration.
+    pub pinholes: Vec<Pinhole>,
+}
+
+/// Why a device was not opened, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Nothing to open.
+    #[error("no interface is configured; name at least one under dataplane.interfaces")]
+    NoInterfaces,
+    /// The same queue twice.
+    #[error("queue {queue} of {device} is configured twice; name each interface and queue once")]
+    Twice {
+        /// Device.
+        device: String,
+        /// Queue.
+        queue: u32,
+    },
+    /// No such device.
+    #[error("there is no interface {device}; check the name with `ip link` (a network namespace has its own)")]
+    Missing {
+        /// Device.
+        device: String,
+    },
+    /// The queue does not exist.
+    #[error("{device} has {rx_queues} receive queues (0 to {}), not a queue {queue}; choose among those or add some with `ethtool -L {device}`", rx_queues - 1)]
+    Queue {
+        /// Device.
+        device: String,
+        /// Queue asked for.
+        queue: u32,
+        /// Queues there are.
+        rx_queues: u32,
+    },
+    /// The device takes VLAN tags off received packets before the program sees them.
+    #[error(
+        "{device} strips VLAN tags from received packets ({feature} is on), so tenants could not be told apart; run `ethtool -K {device} {switch} off`"
+    )]
+    VlanStripping {
+        /// Device.
+        device: String,
+        /// Offload that is on.
+        feature: &'static str,
+        /// Its name for `ethtool -K`.
+        switch: &'static str,
+    },
+    /// The device joins received packets.
+    #[error("{device} joins received packets ({feature} is on); run `ethtool -K {device} {switch} off`")]
+    LargeReceive {
+        /// Device.
+        device: String,
+        /// Offload that is on.
+        feature: &'static str,
+        /// Its name for `ethtool -K`.
+        switch: &'static str,
+    },
+    /// Packets can be longer than a frame.
+    #[error("{device} has an MTU of {mtu} bytes, but a frame of {frame_bytes} holds packets for at most {mtu_max}; {}", mtu_fix(device, *frame_bytes, *mtu, *mtu_max))]
+    Mtu {
+        /// Device.
+        device: String,
+        /// Its MTU.
+        mtu: u32,
+        /// Frame size configured.
+        frame_bytes: u32,
+        /// Largest MTU that such frames can hold.
+        mtu_max: u32,
+    },
+    /// A program that is not ours is attached.
+    #[error(
+        "{device} has an XDP program that is not ours ({program:?}, id {id}); stop its owner, or take it off with `ip link set dev {device} xdp off`"
+    )]
+    ForeignProgram {
+        /// Device.
+        device: String,
+        /// Its name.
+        program: String,
+        /// The kernel's number for it.
+        id: u32,
+    },
+    /// Another socket has the queue.
+    #[error(
+        "queue {queue} of {device} is in use by another AF_XDP socket; stop the process that has it (another tidegate-dataplane?)"
+    )]
+    Busy {
+        /// Device.
+        device: String,
+        /// Queue.
+        queue: u32,
+    },
+    /// Zero-copy was asked for, and the driver cannot do it.
+    #[error("{device} (driver {driver}) has no zero-copy AF_XDP here; use mode: auto or mode: copy")]
+    NoZeroCopy {
+        /// Device.
+        device: String,
+        /// Its driver.
+        driver: String,
+    },
+    /// The driver has no native XDP, and generic was not allowed.
+    #[error("{device} (driver {driver}) has no native XDP; use mode: skb (slow) or another device")]
+    NoNative {
+        /// Device.
+        device: String,
+        /// Its driver.
+        driver: String,
+    },
+    /// The driver found too few queues for a native program.
+    #[error(
+        "{device} has too few queues for XDP ({detail}): a veth needs as many receive queues as its peer has transmit queues (`ip link add … numrxqueues N … peer … numtxqueues N`), a NIC room for transmit queues of its own (`ethtool -L {device}`)"
+    )]
+    TooFewQueues {
+        /// Device.
+        device: String,
+        /// What the kernel said.
+        detail: String,
+    },
+    /// The driver cannot run XDP at this MTU.
+    #[error(
+        "{device} cannot run XDP at this MTU ({detail}); lower the MTU of {device}, and for a veth that of its peer"
+    )]
+    DriverMtu {
+        /// Device.
+        device: String,
+        /// What the kernel said.
+        detail: String,
+    },
+    /// Not allowed.
+    #[error(
+        "{what} is not permitted ({source}); run as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK"
+    )]
+    NotPermitted {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Packet memory could not be had.
+    #[error("packet memory of {frames} frames of {frame_bytes} bytes: {source}")]
+    Memory {
+        /// Frames asked for.
+        frames: u32,
+        /// Bytes of each.
+        frame_bytes: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("{what}: {source}")]
+    Other {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn mtu_fix(device: &str, frame_bytes: u32, mtu: u32, mtu_max: u32) -> String {
+    let lower = format!("run `ip link set dev {device} mtu {mtu_max}`");
+    if frame_bytes < 4096 && mtu <= mtu_limit(4096) { format!("set frameBytes: 4096 or {lower}") } else { lower }
+}
+
+/// Largest MTU whose packets, with two VLAN tags, fit a frame behind the standard headroom.
+fn mtu_limit(frame_bytes: u32) -> u32 {
+    frame_bytes.saturating_sub(HEADROOM_BYTES as u32 + LINK_BYTES_MAX)
+}
+
+/// One device on its way to being open.
+struct Candidate {
+    device: NetDevice,
+    queues: Vec<u32>,
+    found: Option<Found>,
+    zero_copy: bool,
+}
+
+/// A bound socket on its way to being a port.
+struct Bound {
+    candidate: usize,
+    queue: u32,
+    group: usize,
+    owner: SocketOwner,
+    descriptor: OwnedFd,
+}
+
+/// Opens every configured queue.
+///
+/// # Errors
+///
+/// The first refusal or failure; then nothing stays open or attached that was not before.
+pub fn open(config: &OpenConfig) -> Result<Opened, OpenError> {
+    pinhole::keep_log();
+    let memory_error = |source| OpenError::Memory { frames: config.frames, frame_bytes: config.frame_bytes, source };
+    pool::check_size(config.frames, config.frame_bytes).map_err(memory_error)?;
+    let candidates = candidates(config)?;
+
+    // One memory per mode: the kernel forces the mode of the first socket on all that share its memory.
+    let mut modes: Vec<bool> = candidates.iter().map(|candidate| candidate.zero_copy).collect();
+    modes.sort_unstable();
+    modes.dedup();
+    let mut pools = Vec::new();
+    let mut bound = Vec::new();
+    for (group, zero_copy) in modes.into_iter().enumerate() {
+        let members = || candidates.iter().enumerate().filter(|(_, candidate)| candidate.zero_copy == zero_copy);
+        let sockets = members().map(|(_, candidate)| candidate.queues.len()).sum();
+        let entries = ring_entries(config.frames, sockets);
+        let pool = packet_memory(config, config.frames, config.huge, entries)?;
+        for (index, candidate) in members() {
+            for &queue in &candidate.queues {
+                let (owner, descriptor) = bind(&pool, candidate, queue, config.mode, entries)?;
+                bound.push(Bound { candidate: index, queue, group, owner, descriptor });
+            }
+        }
+        pools.push((pool, entries));
+    }
+    // In the order of the configuration, whatever group they are of.
+    bound.sort_by_key(|bound| bound.candidate);
+    let mut pinholes = Vec::new();
+    let result = assemble(config, &candidates, &pools, bound, &mut pinholes);
+    match result {
+        Ok(ports) => Ok(Opened { ports, pools: pools.into_iter().map(|(pool, _)| pool).collect(), pinholes }),
+        Err(error) => {
+            pinholes.into_iter().filter(|pinhole| !pinhole.is_adopted()).for_each(|pinhole| {
+                let _ = pinhole.close();
+            });
+            Err(error)
+        }
+    }
+}
+
+/// Looks at every device, touching none but for the question of its mode.
+fn candidates(config: &OpenConfig) -> Result<Vec<Candidate>, OpenError> {
+    if config.interfaces.is_empty() {
+        return Err(OpenError::NoInterfaces);
+    }
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for interface in &config.interfaces {
+        let device = NetDevice::query(&interface.name).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => OpenError::Missing { device: interface.name.clone() },
+            _ => OpenError::Other { what: format!("asking about {}", interface.name), source },
+        })?;
+        let queues = interface.queues.clone().unwrap_or_else(|| (0..device.rx_queues).collect());
+        refuse(&device, &queues, config.frame_bytes)?;
+        if let (Some(_), Some(queue)) = (candidates.iter().find(|one| one.device.name == device.name), queues.first()) {
+            return Err(OpenError::Twice { device: device.name, queue: *queue });
+        }
+        let found = pinhole::find(device.ifindex)
+            .map_err(|source| permission(format!("asking {} for its XDP program", device.name), source))?;
+        if let Some(foreign) = found.as_ref().filter(|found| !found.is_ours()) {
+            let (program, id) = (foreign.name.clone(), foreign.id);
+            return Err(OpenError::ForeignProgram { device: device.name, program, id });
+        }
+        candidates.push(Candidate { device, queues, found, zero_copy: false });
+    }
+    for candidate in &mut candidates {
+        candidate.zero_copy = can_zero_copy(config, candidate)?;
+    }
+    Ok(candidates)
+}
+
+/// What can be told from the facts alone.
+fn refuse(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> Result<(), OpenError> {
+    let name = || device.name.clone();
+    for (at, &queue) in queues.iter().enumerate() {
+        if queue >= device.rx_queues {
+            return Err(OpenError::Queue { device: name(), queue, rx_queues: device.rx_queues });
+        }
+        if queues[..at].contains(&queue) {
+            return Err(OpenError::Twice { device: name(), queue });
+        }
+    }
+    // A veth takes no tags off, whatever it says: they are missing from what its peer hands over, or they are not.
+    let strips = [("rx-vlan-hw-parse", "rxvlan"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")];
+    if device.driver != "veth" {
+        if let Some((feature, switch)) = strips.into_iter().find(|(feature, _)| device.has(feature)) {
+            return Err(OpenError::VlanStripping { device: name(), feature, switch });
+        }
+    }
+    if let Some((feature, switch)) =
+        [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")].into_iter().find(|(feature, _)| device.has(feature))
+    {
+        return Err(OpenError::LargeReceive { device: name(), feature, switch });
+    }
+    let mtu_max = mtu_limit(frame_bytes);
+    if device.mtu > mtu_max {
+        return Err(OpenError::Mtu { device: name(), mtu: device.mtu, frame_bytes, mtu_max });
+    }
+    Ok(())
+}
+
+/// Asks a device for its mode by binding a socket of its own to it, alone.
+fn can_zero_copy(config: &OpenConfig, candidate: &Candidate) -> Result<bool, OpenError> {
+    let Some(&queue) = candidate.queues.first() else { return Ok(false) };
+    if matches!(config.mode, ModeChoice::Copy | ModeChoice::Skb) {
+        return Ok(false);
+    }
+    let pool = packet_memory(config, PROBE_FRAMES, HugePages::Off, RING_ENTRIES_MIN)?;
+    match bind(&pool, candidate, queue, config.mode, RING_ENTRIES_MIN) {
+        Ok((_owner, descriptor)) => socket::is_zero_copy(descriptor.as_fd()).map_err(|source| OpenError::Other {
+            what: format!("asking {} for its AF_XDP mode", candidate.device.name),
+            source,
+        }),
+        Err(error) => Err(error),
+    }
+}
+
+/// A power of two of entries for each ring, so that full fill and send rings of all sockets leave half of the frames.
+fn ring_entries(frames: u32, sockets: usize) -> u32 {
+    let share = frames / 4 / u32::try_from(sockets.max(1)).unwrap_or(u32::MAX);
+    let entries = if share == 0 { 1 } else { 1 << share.ilog2() };
+    entries.clamp(RING_ENTRIES_MIN, RING_ENTRIES_MAX)
+}
+
+/// Memory that the kernel knows.
+fn packet_memory(config: &OpenConfig, frames: u32, huge: HugePages, entries: u32) -> Result<Pool, OpenError> {
+    let frame_bytes = config.frame_bytes;
+    let error = |source| OpenError::Memory { frames, frame_bytes, source };
+    let other = |text: String| error(io::Error::other(text));
+    let ring = QueueSize::new(entries).map_err(|cause| other(cause.to_string()))?;
+    let size = FrameSize::new(frame_bytes).map_err(|cause| other(cause.to_string()))?;
+    let umem_config = UmemConfig::builder()
+        .frame_size(size)
+        .fill_queue_size(ring)
+        .comp_queue_size(ring)
+        .build()
+        .map_err(|cause| other(cause.to_string()))?;
+    // Reserved huge pages come in whole ones, so the number of frames is rounded up to fill them.
+    let per_page = (2 << 20) / frame_bytes;
+    let create = |frames: u32, huge: bool| {
+        let count = NonZeroU32::new(frames).ok_or_else(|| other("no frames".to_owned()))?;
+        Umem::new(umem_config, count, huge)
+            .map(|(umem, descriptors)| (umem, descriptors, frames))
+            .map_err(|cause| permission("registering packet memory".to_owned(), os_error(&cause)))
+    };
+    let (made, pages) = match huge {
+        HugePages::Off => (create(frames, false), Pages::Plain),
+        HugePages::On => (create(frames.next_multiple_of(per_page), true), Pages::Huge),
+        HugePages::Auto => match create(frames.next_multiple_of(per_page), true) {
+            Ok(made) => (Ok(made), Pages::Huge),
+            Err(_) => (create(frames, false), Pages::Plain),
+        },
+    };
+    let (umem, mut descriptors, frames) = made.map_err(|cause| match (huge, cause) {
+        (HugePages::On, OpenError::Other { source, .. }) => {
+            other(format!("{source}; set vm.nr_hugepages or hugePages: auto"))
+        }
+        (_, OpenError::Other { source, .. }) => error(source),
+        (_, cause) => cause,
+    })?;
+    let first = descriptors.first_mut().ok_or_else(|| other("no frames".to_owned()))?;
+    // Descriptors point behind the headroom; the memory begins before that.
+    let before = first.addr();
+    // SAFETY: the descriptor is of this UMEM, and nobody has access to it yet.
+    let address = unsafe { umem.data_mut(first) }.contents().as_ptr().addr() - before;
+    // The mapping's pointer went to the kernel through C, so its provenance is exposed.
+    let start = NonNull::new(std::ptr::with_exposed_provenance_mut::<u8>(address))
+        .ok_or_else(|| other("memory at zero".to_owned()))?;
+    // SAFETY: the UMEM keeps `frames * frame_bytes` bytes from `start` mapped, they are zeroed, its descriptors are
+    // thrown away, and the kernel gets access to chunks only through tokens from here on.
+    unsafe { Pool::from_memory(Memory::Umem(umem), start, frames, frame_bytes, pages) }.map_err(error)
+}
+
+/// Binds a socket to a queue, waiting a while for one that is busy.
+fn bind(
+    pool: &Pool,
+    candidate: &Candidate,
+    queue: u32,
+    mode: ModeChoice,
+    entries: u32,
+) -> Result<(SocketOwner, OwnedFd), OpenError> {
+    let device = &candidate.device;
+    let what = || format!("opening queue {queue} of {}", device.name);
+    let other = |source| OpenError::Other { what: what(), source };
+    let force = match mode {
+        ModeChoice::Auto => BindFlags::empty(),
+        ModeChoice::ZeroCopy => BindFlags::XDP_ZEROCOPY,
+        ModeChoice::Copy | ModeChoice::Skb => BindFlags::XDP_COPY,
+    };
+    let ring = QueueSize::new(entries).map_err(|cause| other(io::Error::other(cause.to_string())))?;
+    let config = SocketConfig::builder()
+        .rx_queue_size(ring)
+        .tx_queue_size(ring)
+        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+        .bind_flags(BindFlags::XDP_USE_NEED_WAKEUP | force)
+        .build();
+    let name: Interface = device.name.parse().map_err(|_| OpenError::Missing { device: device.name.clone() })?;
+    let depot = pool.depot();
+    let umem = depot.umem().ok_or_else(|| other(io::Error::other("not kernel memory")))?;
+    let give_up = Instant::now() + BUSY_RETRY;
+    loop {
+        // SAFETY: INHIBIT_PROG_LOAD is set, which is all that the contract asks for.
+        let cause = match unsafe { Socket::new(config, umem, &name, queue) } {
+            Ok((tx, rx, Some((fill, completion)))) => {
+                // SAFETY: the queues keep the descriptor open while it is duplicated.
+                let borrowed = unsafe { BorrowedFd::borrow_raw(rx.fd().as_raw_fd()) };
+                let descriptor = borrowed.try_clone_to_owned().map_err(other)?;
+                return Ok((SocketOwner { _queues: (tx, rx, fill, completion) }, descriptor));
+            }
+            Ok((_, _, None)) => return Err(OpenError::Twice { device: device.name.clone(), queue }),
+            Err(cause) => os_error(&cause),
+        };
+        match cause.raw_os_error() {
+            Some(libc::EBUSY) if Instant::now() < give_up => sleep(BUSY_PAUSE),
+            Some(libc::EBUSY) => return Err(OpenError::Busy { device: device.name.clone(), queue }),
+            Some(libc::EOPNOTSUPP) if mode == ModeChoice::ZeroCopy => {
+                return Err(OpenError::NoZeroCopy { device: device.name.clone(), driver: device.driver.clone() });
+            }
+            _ => return Err(permission(what(), cause)),
+        }
+    }
+}
+
+/// Loads and attaches the pinholes and makes the ports. Pinholes that were attached are in `pinholes` even on failure.
+fn assemble(
+    config: &OpenConfig,
+    candidates: &[Candidate],
+    pools: &[(Pool, u32)],
+    bound: Vec<Bound>,
+    pinholes: &mut Vec<Pinhole>,
+) -> Result<Vec<AfXdpPort>, OpenError> {
+    let mut ports = Vec::new();
+    let mut bound = bound.into_iter().peekable();
+    for (index, candidate) in candidates.iter().enumerate() {
+        let device = &candidate.device;
+        let what = |doing: &str| format!("{doing} {}", device.name);
+        let found = candidate.found.as_ref();
+        let mut pinhole = Pinhole::load(&device.name, device.ifindex, found)
+            .map_err(|source| permission(what("loading the XDP program for"), source))?;
+        let other = |source| OpenError::Other { what: what("preparing"), source };
+        pinhole.set_on_death(config.on_death).map_err(other)?;
+        let mut connected = Vec::new();
+        while let Some(socket) = bound.next_if(|bound| bound.candidate == index) {
+            let connection = pinhole.connect(socket.queue, socket.descriptor.as_fd()).map_err(other)?;
+            connected.push((socket, connection));
+        }
+        let attachment = attach(config.mode, candidate, &mut pinhole)?;
+        pinholes.push(pinhole);
+        for (socket, connection) in connected {
+            let (pool, entries) = &pools[socket.group];
+            ports.push(port(config, candidate, attachment, pool, *entries, socket, connection).map_err(other)?);
+        }
+    }
+    Ok(ports)
+}
+
+/// Attaches natively, or generically where that was asked for or is all there is.
+fn attach(mode: ModeChoice, candidate: &Candidate, pinhole: &mut Pinhole) -> Result<Attachment, OpenError> {
+    let found = candidate.found.as_ref();
+    let try_native = mode != ModeChoice::Skb;
+    let native = if try_native { pinhole.attach(Attachment::Native, found) } else { Ok(()) };
+    let (attachment, result) = match native {
+        Err(cause) if cause.raw_os_error() == Some(libc::EOPNOTSUPP) && mode == ModeChoice::Auto => {
+            (Attachment::Generic, pinhole.attach(Attachment::Generic, found))
+        }
+        result if try_native => (Attachment::Native, result),
+        _ => (Attachment::Generic, pinhole.attach(Attachment::Generic, found)),
+    };
+    result.map(|()| attachment).map_err(|source| attach_error(&candidate.device, source, &pinhole::take_log()))
+}
+
+fn attach_error(device: &NetDevice, source: io::Error, log: &str) -> OpenError {
+    let (name, driver) = (device.name.clone(), device.driver.clone());
+    let detail = if log.is_empty() { source.to_string() } else { log.to_owned() };
+    match source.raw_os_error() {
+        Some(libc::ENOSPC) => OpenError::TooFewQueues { device: name, detail },
+        Some(libc::ERANGE) => OpenError::DriverMtu { device: name, detail },
+        Some(libc::EOPNOTSUPP) => OpenError::NoNative { device: name, driver },
+        // Somebody was faster: between the look and the attachment.
+        Some(libc::EBUSY | libc::EEXIST) => OpenError::ForeignProgram { device: name, program: detail, id: 0 },
+        _ => permission(format!("attaching the XDP program to {} ({detail})", device.name), source),
+    }
+}
+
+fn port(
+    config: &OpenConfig,
+    candidate: &Candidate,
+    attachment: Attachment,
+    pool: &Pool,
+    entries: u32,
+    bound: Bound,
+    connection: pinhole::Connection,
+) -> io::Result<AfXdpPort> {
+    let descriptor = bound.descriptor.as_fd();
+    // The kernel has the last word on what was got.
+    let mode = match (socket::is_zero_copy(descriptor)?, attachment) {
+        (true, _) => Mode::ZeroCopy,
+        (false, Attachment::Native) => Mode::Copy,
+        (false, Attachment::Generic) => Mode::Skb,
+    };
+    let mut busy_poll = false;
+    match mode {
+        Mode::ZeroCopy if config.busy_poll => busy_poll = socket::prefer_busy_poll(descriptor, 64).is_ok(),
+        Mode::ZeroCopy => {}
+        _ => socket::tune_copy(descriptor, entries),
+    }
+    let NetDevice { name, ifindex, mac, mtu, .. } = &candidate.device;
+    let facts = PortFacts {
+        device: name.clone(),
+        ifindex: *ifindex,
+        queue: bound.queue,
+        mac: *mac,
+        mtu: *mtu,
+        mode,
+        group: pool.group(),
+    };
+    AfXdpPort::new(Parts {
+        facts,
+        depot: pool.depot(),
+        ring_entries: entries,
+        busy_poll,
+        connection,
+        descriptor: bound.descriptor,
+        socket: bound.owner,
+    })
+}
+
+/// An error of the crates below as the system's error it came from.
+fn os_error(cause: &(dyn std::error::Error + 'static)) -> io::Error {
+    let mut at = Some(cause);
+    while let Some(error) = at {
+        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return io::Error::from_raw_os_error(number);
+        }
+        at = error.source();
+    }
+    io::Error::other(cause.to_string())
+}
+
+fn permission(what: String, source: io::Error) -> OpenError {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => OpenError::NotPermitted { what, source },
+        _ => OpenError::Other { what, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> NetDevice {
+        NetDevice {
+            name: "wan0".to_owned(),
+            ifindex: 2,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            rx_queues: 2,
+            driver: "ixgbe".to_owned(),
+            features: vec!["rx-checksum".to_owned()],
+        }
+    }
+
+    fn refusal(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> String {
+        refuse(device, queues, frame_bytes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_plain_device_is_not_refused() {
+        refuse(&device(), &[0, 1], 2048).unwrap();
+        refuse(&NetDevice { mtu: 1770, ..device() }, &[], 2048).unwrap();
+    }
+
+    #[test]
+    fn every_refusal_names_the_device_and_the_fix() {
+        let with = |feature: &str| NetDevice { features: vec![feature.to_owned()], ..device() };
+        for (text, parts) in [
+            (refusal(&device(), &[2], 2048), ["wan0 has 2 receive queues (0 to 1)", "ethtool -L wan0"]),
+            (refusal(&device(), &[1, 1], 2048), ["queue 1 of wan0", "once"]),
+            (refusal(&with("rx-vlan-hw-parse"), &[0], 2048), ["wan0 strips VLAN tags", "ethtool -K wan0 rxvlan off"]),
+            (refusal(&with("rx-vlan-stag-hw-parse"), &[0], 2048), ["strips", "-K wan0 rx-vlan-stag-hw-parse off"]),
+            (refusal(&with("rx-lro"), &[0], 2048), ["wan0 joins", "ethtool -K wan0 lro off"]),
+            (refusal(&with("rx-gro-hw"), &[0], 2048), ["wan0 joins", "ethtool -K wan0 rx-gro-hw off"]),
+            (refusal(&NetDevice { mtu: 1771, ..device() }, &[0], 2048), ["at most 1770", "frameBytes: 4096"]),
+            (
+                refusal(&NetDevice { mtu: 9000, ..device() }, &[0], 4096),
+                ["at most 3818", "ip link set dev wan0 mtu 3818"],
+            ),
+        ] {
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_veth_is_not_refused_for_an_offload_it_does_not_have() {
+        let veth = NetDevice { driver: "veth".to_owned(), features: vec!["rx-vlan-hw-parse".to_owned()], ..device() };
+        refuse(&veth, &[0], 2048).unwrap();
+    }
+
+    #[test]
+    fn rings_leave_half_of_the_frames() {
+        for (frames, sockets, entries) in
+            [(16384, 2, 2048), (16384, 4, 1024), (1024, 2, 128), (256, 2, 64), (1 << 22, 1, 2048), (64, 9, 64)]
+        {
+            assert_eq!(ring_entries(frames, sockets), entries);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Facts about a network device, from its own ioctls.
+//!
+//! Ioctls, not sysfs: a sysfs mount shows the network namespace it was mounted in, an ioctl the one the process is in.
+//! (`struct ifreq` from include/uapi/linux/if.h; the `ETHTOOL_*` commands and their structures from
+//! include/uapi/linux/ethtool.h.)
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+const ETHTOOL_GDRVINFO: u32 = 0x0000_0003;
+const ETHTOOL_GSTRINGS: u32 = 0x0000_001b;
+const ETHTOOL_GSSET_INFO: u32 = 0x0000_0037;
+const ETHTOOL_GFEATURES: u32 = 0x0000_003a;
+const ETHTOOL_GCHANNELS: u32 = 0x0000_003c;
+const ETH_SS_FEATURES: u32 = 4;
+const ETH_GSTRING_LEN: usize = 32;
+const SIOCETHTOOL: libc::c_ulong = 0x8946;
+
+/// More features than any kernel has; bounds what is allocated on the kernel's word.
+const FEATURES_MAX: usize = 1024;
+
+/// What Tidegate wants to know about a device before it opens it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetDevice {
+    /// Its name.
+    pub name: String,
+    /// The kernel's index, valid in this network namespace.
+    pub ifindex: u32,
+    /// Hardware address; zeroes if it is not six bytes long.
+    pub mac: [u8; 6],
+    /// Largest network-layer packet, in bytes.
+    pub mtu: u32,
+    /// Receive queues in use; queue numbers are below this.
+    pub rx_queues: u32,
+    /// Name of the driver; empty if the device does not say.
+    pub driver: String,
+    /// Offloads that are on, by the names that `ethtool -k` prints in its long form, such as `rx-vlan-hw-parse`.
+    pub features: Vec<String>,
+}
+
+impl NetDevice {
+    /// Asks the kernel about the device called `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::NotFound`] if there is no such device, otherwise what ioctl(2) reports.
+    pub fn query(name: &str) -> io::Result<NetDevice> {
+        let not_found = || io::Error::new(io::ErrorKind::NotFound, format!("no network device is called {name:?}"));
+        let c_name = CString::new(name).map_err(|_| not_found())?;
+        if c_name.as_bytes().is_empty() || c_name.as_bytes_with_nul().len() > libc::IFNAMSIZ {
+            return Err(not_found());
+        }
+        // SAFETY: `c_name` is a string that ends in zero.
+        let ifindex = unsafe { libc::if_nametoindex(c_name.as_ptr()) };
+        if ifindex == 0 {
+            return Err(not_found());
+        }
+        let control = Control::new(&c_name)?;
+        Ok(NetDevice {
+            name: name.to_owned(),
+            ifindex,
+            mac: control.mac()?,
+            mtu: control.mtu()?,
+            rx_queues: control.rx_queues(),
+            driver: control.driver().unwrap_or_default(),
+            features: control.features().unwrap_or_default(),
+        })
+    }
+
+    /// Whether an offload is on.
+    #[must_use]
+    pub fn has(&self, feature: &str) -> bool {
+        self.features.iter().any(|name| name == feature)
+    }
+}
+
+/// A socket to ask through, and the request with the device's name in it.
+struct Control {
+    socket: OwnedFd,
+    request: libc::ifreq,
+}
+
+impl Control {
+    fn new(name: &CString) -> io::Result<Control> {
+        // SAFETY: no pointers are passed.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just opened and is nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: ifreq is plain integers and pointers, for which zeroes are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+            *to = from.cast_signed();
+        }
+        Ok(Control { socket, request })
+    }
+
+    fn ask(&self, command: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+        // SAFETY: `request` is a valid ifreq; every command used here reads and writes no more than that, but for
+        // SIOCETHTOOL, whose data pointer `ethtool` vouches for.
+        match unsafe { libc::ioctl(self.socket.as_raw_fd(), command as _, std::ptr::from_mut(request)) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn mtu(&self) -> io::Result<u32> {
+        let mut request = self.request;
+        self.ask(libc::SIOCGIFMTU as _, &mut request)?;
+        // SAFETY: SIOCGIFMTU has written the `ifru_mtu` member.
+        u32::try_from(unsafe { request.ifr_ifru.ifru_mtu }).map_err(io::Error::other)
+    }
+
+    fn mac(&self) -> io::Result<[u8; 6]> {
+        let mut request = self.request;
+        self.ask(libc::SIOCGIFHWADDR as _, &mut request)?;
+        // SAFETY: SIOCGIFHWADDR has written the `ifru_hwaddr` member.
+        let address = unsafe { request.ifr_ifru.ifru_hwaddr };
+        let mut mac = [0; 6];
+        if address.sa_family == libc::ARPHRD_ETHER {
+            for (to, from) in mac.iter_mut().zip(address.sa_data) {
+                *to = from.cast_unsigned();
+            }
+        }
+        Ok(mac)
+    }
+
+    /// Runs an ethtool command on `words`, whose first one is the command.
+    ///
+    /// The caller has made `words` as long as that command's structure can get with the lengths given in it.
+    fn ethtool(&self, words: &mut [u32]) -> io::Result<()> {
+        let mut request = self.request;
+        request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
+        self.ask(SIOCETHTOOL, &mut request)
+    }
+
+    fn rx_queues(&self) -> u32 {
+        // struct ethtool_channels: cmd, max_{rx,tx,other,combined}, {rx,tx,other,combined}_count
+        let mut words = [0; 9];
+        words[0] = ETHTOOL_GCHANNELS;
+        match self.ethtool(&mut words) {
+            Ok(()) => (words[5] + words[8]).max(1),
+            // Devices that cannot tell have one.
+            Err(_) => 1,
+        }
+    }
+
+    fn driver(&self) -> io::Result<String> {
+        // struct ethtool_drvinfo: cmd, then driver[32]; 196 bytes in all
+        let mut words = [0; 49];
+        words[0] = ETHTOOL_GDRVINFO;
+        self.ethtool(&mut words)?;
+        Ok(text(&bytes_of(&words[1..9])))
+    }
+
+    fn features(&self) -> io::Result<Vec<String>> {
+        // struct ethtool_sset_info: cmd, reserved, sset_mask (64 bits), data[one per bit]
+        let mut sizes = [ETHTOOL_GSSET_INFO, 0, 0, 0, 0];
+        (sizes[2], sizes[3]) = halves(1 << ETH_SS_FEATURES);
+        self.ethtool(&mut sizes)?;
+        let count = sizes[4] as usize;
+        if count > FEATURES_MAX {
+            return Err(io::Error::other(format!("the kernel claims {count} features")));
+        }
+        // struct ethtool_gstrings: cmd, string_set, len, data[len * 32]
+        let mut names = vec![0; 3 + count * ETH_GSTRING_LEN / 4];
+        names[..3].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_FEATURES, sizes[4]]);
+        self.ethtool(&mut names)?;
+        // struct ethtool_gfeatures: cmd, size, features[size] of { available, requested, active, never_changed }
+        let blocks = count.div_ceil(32);
+        let mut states = vec![0; 2 + blocks * 4];
+        states[..2].copy_from_slice(&[ETHTOOL_GFEATURES, sizes[4].div_ceil(32)]);
+        self.ethtool(&mut states)?;
+        let active = |index: usize| states[2 + index / 32 * 4 + 2] >> (index % 32) & 1 == 1;
+        let names = bytes_of(&names[3..]);
+        Ok(names
+            .chunks(ETH_GSTRING_LEN)
+            .enumerate()
+            .filter(|(index, _)| active(*index))
+            .map(|(_, name)| text(name))
+            .collect())
+    }
+}
+
+fn bytes_of(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+/// A 64-bit number as the two words it is in memory.
+fn halves(number: u64) -> (u32, u32) {
+    let bytes = number.to_ne_bytes();
+    let [a, b, c, d, e, f, g, h] = bytes;
+    (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
+}
+
+/// The text before the first zero.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_device_is_known() {
+        let device = NetDevice::query("lo").unwrap();
+        assert_eq!((device.ifindex, device.mac, device.rx_queues), (1, [0; 6], 1));
+        assert!(device.mtu >= 1500);
+        // Loopback never checks sums, on any kernel.
+        assert!(device.has("loopback") || device.has("rx-checksum"), "{:?}", device.features);
+    }
+
+    #[test]
+    fn names_that_are_no_device_are_not_found() {
+        for name in ["", "no-such-device0", "a-name-that-is-far-too-long", "zero\0inside"] {
+            assert_eq!(NetDevice::query(name).unwrap_err().kind(), io::ErrorKind::NotFound, "{name:?}");
+        }
+    }
+}

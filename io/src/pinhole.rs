@@ -1,0 +1,546 @@
+//! The pinhole: the XDP program of one device, and the maps that tell it which packets are ours.
+//!
+//! Its code is `bpf/pinhole.bpf.c`. This side loads it, attaches it, and keeps its maps equal to an [`Owned`]. It knows
+//! addresses and ports as numbers, not what they mean.
+//!
+//! **It outlives the process.** The program is attached to the device itself, not through a descriptor, and holds its
+//! maps. When the process dies, its sockets leave the socket map, and what is ours is dropped and counted. The next
+//! start recognises the program by its name, takes its maps over with everything in them, and puts its own program in
+//! its place in one step, so that there is no moment in which ours passes to the kernel. Only [`Pinhole::close`] takes
+//! it off; dropping a `Pinhole`, as a panic would, leaves it.
+//!
+//! A `Pinhole` is separate from the ports of its device and can be used from another thread than they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::BitOr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, libbpf_sys};
+
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, clippy::unwrap_used)]
+mod skeleton {
+    include!(concat!(env!("OUT_DIR"), "/pinhole.skel.rs"));
+}
+
+/// Name of the program in the kernel, by which an earlier instance is recognised.
+const PROGRAM_NAME: &str = "tidegate";
+
+/// Bytes of a kernel object's name, with its final zero (`BPF_OBJ_NAME_LEN`, include/uapi/linux/bpf.h).
+const NAME_BYTES: usize = 16;
+
+/// Bytes of the value in the counter map: five u64, in the order of [`PinholeCounters`].
+const COUNTERS_BYTES: usize = 40;
+
+/// What a prefix is to us. Flags add up: an address has those of every prefix that contains it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct OwnedFlags(u32);
+
+impl OwnedFlags {
+    /// Packets to these addresses are ours.
+    pub const TRAFFIC: OwnedFlags = OwnedFlags(1);
+    /// We answer ARP requests and neighbour solicitations for these addresses.
+    pub const ANNOUNCED: OwnedFlags = OwnedFlags(2);
+}
+
+impl BitOr for OwnedFlags {
+    type Output = OwnedFlags;
+
+    fn bitor(self, other: OwnedFlags) -> OwnedFlags {
+        OwnedFlags(self.0 | other.0)
+    }
+}
+
+/// What is ours on a device. The order of entries has no meaning, and the same one twice is as good as once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Owned {
+    /// Prefixes: address (host bits have no meaning), length in bits, and what they are to us.
+    pub prefixes: Vec<(IpAddr, u8, OwnedFlags)>,
+    /// Tunnel endpoints: UDP packets to this address and port (host order) are ours.
+    pub vteps: Vec<(IpAddr, u16)>,
+}
+
+/// What becomes of our packets when there is no socket for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDeath {
+    /// They are dropped: a kernel without our state would answer them with resets, or send them on untranslated.
+    #[default]
+    Drop,
+    /// They pass to the kernel.
+    Pass,
+}
+
+/// What the program has done since it was first attached, summed over processors. Every packet is in exactly one of
+/// the first four.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PinholeCounters {
+    /// Packets that are not ours, passed to the kernel.
+    pub passed: u64,
+    /// Packets that are ours, handed to a socket (which has its own counters of what it lost).
+    pub redirected: u64,
+    /// Packets that are ours, dropped since there was no socket.
+    pub dropped_dead: u64,
+    /// Packets that are ours, passed to the kernel since there was no socket.
+    pub passed_dead: u64,
+    /// Packets too broken to tell; among those passed.
+    pub malformed: u64,
+}
+
+/// How a program is attached to its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attachment {
+    /// In the driver.
+    Native,
+    /// After the driver, on skbs.
+    Generic,
+}
+
+impl Attachment {
+    fn flags(self) -> u32 {
+        match self {
+            Attachment::Native => libbpf_sys::XDP_FLAGS_DRV_MODE,
+            Attachment::Generic => libbpf_sys::XDP_FLAGS_SKB_MODE,
+        }
+    }
+}
+
+/// A program found on a device.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// The kernel's number for it.
+    pub(crate) id: u32,
+    /// Its name.
+    pub(crate) name: String,
+    attachment: Attachment,
+    program: OwnedFd,
+    maps: BTreeMap<String, MapHandle>,
+}
+
+impl Found {
+    /// Whether it is a pinhole, of this or of an earlier process.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.name == PROGRAM_NAME && self.maps.contains_key("sockets") && self.maps.contains_key("prefixes_v4")
+    }
+}
+
+/// The XDP program of one device and its maps.
+#[derive(Debug)]
+pub struct Pinhole {
+    device: String,
+    ifindex: i32,
+    attachment: Attachment,
+    program: OwnedFd,
+    adopted: bool,
+    prefixes_v4: Table,
+    prefixes_v6: Table,
+    endpoints: Table,
+    sockets: Arc<MapHandle>,
+    settings: MapHandle,
+    counters: MapHandle,
+}
+
+impl Pinhole {
+    /// Loads the program for a device, with the maps of the one that `found` says is there, if that is ours.
+    ///
+    /// It is not attached yet.
+    pub(crate) fn load(device: &str, ifindex: u32, found: Option<&Found>) -> io::Result<Pinhole> {
+        let ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
+        let mut object = MaybeUninit::uninit();
+        let mut open = skeleton::PinholeSkelBuilder::default().open(&mut object).map_err(with_log)?;
+        let adopted = found.is_some_and(Found::is_ours);
+        if let Some(found) = found.filter(|found| found.is_ours()) {
+            let maps = &mut open.maps;
+            adopt(&mut maps.prefixes_v4, found)?;
+            adopt(&mut maps.prefixes_v6, found)?;
+            adopt(&mut maps.endpoints, found)?;
+            adopt(&mut maps.sockets, found)?;
+            adopt(&mut maps.settings, found)?;
+            adopt(&mut maps.counters, found)?;
+        }
+        let loaded = open.load().map_err(with_log)?;
+        let handle = |map| MapHandle::try_from(map).map_err(error);
+        Ok(Pinhole {
+            device: device.to_owned(),
+            ifindex,
+            attachment: Attachment::Native,
+            program: loaded.progs.tidegate.as_fd().try_clone_to_owned()?,
+            adopted,
+            prefixes_v4: Table::read(handle(&loaded.maps.prefixes_v4)?)?,
+            prefixes_v6: Table::read(handle(&loaded.maps.prefixes_v6)?)?,
+            endpoints: Table::read(handle(&loaded.maps.endpoints)?)?,
+            sockets: Arc::new(handle(&loaded.maps.sockets)?),
+            settings: handle(&loaded.maps.settings)?,
+            counters: handle(&loaded.maps.counters)?,
+        })
+    }
+
+    /// Attaches the program: in the place of `found`, in one step, or where there is none.
+    ///
+    /// A pinhole that was attached the other way (native or generic) has to go first; the kernel knows no step for
+    /// that.
+    pub(crate) fn attach(&mut self, attachment: Attachment, found: Option<&Found>) -> io::Result<()> {
+        let program = Some(self.program.as_fd());
+        match found {
+            Some(old) if old.attachment == attachment => {
+                set_program(self.ifindex, program, attachment.flags(), Some(old.program.as_fd()))?;
+            }
+            _ => {
+                if let Some(old) = found {
+                    set_program(self.ifindex, None, old.attachment.flags(), Some(old.program.as_fd()))?;
+                }
+                let flags = attachment.flags() | libbpf_sys::XDP_FLAGS_UPDATE_IF_NOEXIST;
+                set_program(self.ifindex, program, flags, None)?;
+            }
+        }
+        self.attachment = attachment;
+        Ok(())
+    }
+
+    /// Takes the program off the device, if it is still this one; from then on the kernel sees every packet.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports, for instance that another program has taken its place.
+    pub fn close(self) -> io::Result<()> {
+        set_program(self.ifindex, None, self.attachment.flags(), Some(self.program.as_fd()))
+    }
+
+    /// Name of the device.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Whether a pinhole of an earlier process was found and taken over.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Makes `owned` what is ours. Only differences are written, additions before removals, so what stays ours is
+    /// ours throughout.
+    ///
+    /// # Errors
+    ///
+    /// For prefixes longer than an address, and what the kernel reports (a full map, for instance). What was written
+    /// by then stays, and the next call goes on from there.
+    pub fn update(&mut self, owned: &Owned) -> io::Result<()> {
+        let (mut v4, mut v6, mut endpoints) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for (address, length, flags) in &owned.prefixes {
+            let (map, bytes) = match address {
+                IpAddr::V4(address) => (&mut v4, address.octets().to_vec()),
+                IpAddr::V6(address) => (&mut v6, address.octets().to_vec()),
+            };
+            if usize::from(*length) > bytes.len() * 8 {
+                let text = format!("{address}/{length} is longer than an address");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+            *map.entry((*length, masked(bytes, *length))).or_insert(0) |= flags.0;
+        }
+        for (address, port) in &owned.vteps {
+            endpoints.insert(endpoint_key(*address, *port), 1);
+        }
+        let tables =
+            [(&mut self.prefixes_v4, trie(&v4)), (&mut self.prefixes_v6, trie(&v6)), (&mut self.endpoints, endpoints)];
+        let mut removals = Vec::new();
+        for (table, wanted) in tables {
+            table.add(&wanted)?;
+            removals.push((table, wanted));
+        }
+        removals.into_iter().try_for_each(|(table, wanted)| table.remove_all_but(&wanted))
+    }
+
+    /// Decides what becomes of our packets when there is no socket for them.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports.
+    pub fn set_on_death(&mut self, on_death: OnDeath) -> io::Result<()> {
+        let value: u32 = match on_death {
+            OnDeath::Drop => 0,
+            OnDeath::Pass => 1,
+        };
+        self.settings.update(&0u32.to_ne_bytes(), &value.to_ne_bytes(), MapFlags::ANY).map_err(error)
+    }
+
+    /// Reads the counters.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports.
+    pub fn counters(&self) -> io::Result<PinholeCounters> {
+        let per_cpu = self.counters.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).map_err(error)?;
+        let mut sums = [0u64; COUNTERS_BYTES / 8];
+        for value in per_cpu.unwrap_or_default() {
+            for (sum, bytes) in sums.iter_mut().zip(value.chunks_exact(8)) {
+                *sum += bytes.try_into().map_or(0, u64::from_ne_bytes);
+            }
+        }
+        let [passed, redirected, dropped_dead, passed_dead, malformed] = sums;
+        Ok(PinholeCounters { passed, redirected, dropped_dead, passed_dead, malformed })
+    }
+
+    /// Hands packets of `queue` that are ours to `socket` from now on, and returns what takes that back when dropped.
+    pub(crate) fn connect(&self, queue: u32, socket: BorrowedFd<'_>) -> io::Result<Connection> {
+        let value = socket.as_raw_fd().to_ne_bytes();
+        self.sockets.update(&queue.to_ne_bytes(), &value, MapFlags::ANY).map_err(error)?;
+        Ok(Connection { sockets: Arc::clone(&self.sockets), queue })
+    }
+}
+
+/// A socket's place in a socket map; given up when dropped.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    sockets: Arc<MapHandle>,
+    queue: u32,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The kernel removes sockets that are closed, but one that shares its descriptor with the UMEM lives longer.
+        let _ = self.sockets.delete(&self.queue.to_ne_bytes());
+    }
+}
+
+/// A kernel map and what is known to be in it.
+#[derive(Debug)]
+struct Table {
+    map: MapHandle,
+    known: BTreeMap<Vec<u8>, u32>,
+}
+
+impl Table {
+    /// Reads what an earlier process left in the map.
+    fn read(map: MapHandle) -> io::Result<Table> {
+        let mut known = BTreeMap::new();
+        for key in map.keys() {
+            let value = map.lookup(&key, MapFlags::ANY).map_err(error)?;
+            // A value that cannot be read differs from all wanted ones, so it will be written again.
+            known.insert(key, value.and_then(|bytes| bytes.try_into().ok()).map_or(u32::MAX, u32::from_ne_bytes));
+        }
+        Ok(Table { map, known })
+    }
+
+    fn add(&mut self, wanted: &BTreeMap<Vec<u8>, u32>) -> io::Result<()> {
+        for (key, value) in wanted {
+            if self.known.get(key) != Some(value) {
+                self.map.update(key, &value.to_ne_bytes(), MapFlags::ANY).map_err(|cause| self.full(&cause))?;
+                self.known.insert(key.clone(), *value);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_all_but(&mut self, wanted: &BTreeMap<Vec<u8>, u32>) -> io::Result<()> {
+        let gone: Vec<Vec<u8>> = self.known.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        for key in gone {
+            match self.map.delete(&key) {
+                Err(cause) if cause.kind() != libbpf_rs::ErrorKind::NotFound => return Err(error(cause)),
+                _ => self.known.remove(&key),
+            };
+        }
+        Ok(())
+    }
+
+    fn full(&self, cause: &libbpf_rs::Error) -> io::Error {
+        let (name, most) = (self.map.name().to_string_lossy(), self.map.max_entries());
+        io::Error::other(format!("map {name} of the pinhole (at most {most} entries): {cause}"))
+    }
+}
+
+/// Keys and values of a trie whose lookup yields the flags of every prefix that contains an address.
+///
+/// The kernel's longest match finds one entry, so each entry carries the flags of the shorter ones around it.
+fn trie(prefixes: &BTreeMap<(u8, Vec<u8>), u32>) -> BTreeMap<Vec<u8>, u32> {
+    let lengths: BTreeSet<u8> = prefixes.keys().map(|(length, _)| *length).collect();
+    let mut entries = BTreeMap::new();
+    for (length, bytes) in prefixes.keys() {
+        let around =
+            lengths.range(..=length).filter_map(|shorter| prefixes.get(&(*shorter, masked(bytes.clone(), *shorter))));
+        let flags = around.fold(0, |flags, more| flags | more);
+        let key = [&u32::from(*length).to_ne_bytes()[..], bytes].concat();
+        entries.insert(key, flags);
+    }
+    entries
+}
+
+/// `bytes` with everything after the first `length` bits cleared.
+fn masked(mut bytes: Vec<u8>, length: u8) -> Vec<u8> {
+    let whole = usize::from(length / 8);
+    for (index, byte) in bytes.iter_mut().enumerate().skip(whole) {
+        *byte &= if index == whole { !(0xff_u8 >> (length % 8)) } else { 0 };
+    }
+    bytes
+}
+
+/// `struct endpoint`: the address as IPv6, the port in network order, padding.
+fn endpoint_key(address: IpAddr, port: u16) -> Vec<u8> {
+    let address: Ipv6Addr = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    [&address.octets()[..], &port.to_be_bytes(), &[0, 0]].concat()
+}
+
+/// Gives a map that is about to be loaded the contents of the one of the same name in `found`.
+fn adopt(map: &mut libbpf_rs::OpenMapMut<'_>, found: &Found) -> io::Result<()> {
+    let name = map.name().to_string_lossy().into_owned();
+    let Some(old) = found.maps.get(&name) else {
+        return Err(io::Error::other(format!("the program has no map {name}")));
+    };
+    map.reuse_fd(old.as_fd()).map_err(error)
+}
+
+/// The program on a device, if any.
+pub(crate) fn find(ifindex: u32) -> io::Result<Option<Found>> {
+    let ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
+    let mut query =
+        libbpf_sys::bpf_xdp_query_opts { sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as _, ..Default::default() };
+    // SAFETY: `query` is a valid structure that says its own size.
+    check(unsafe { libbpf_sys::bpf_xdp_query(ifindex, 0, &raw mut query) })?;
+    let (id, attachment) = match (query.drv_prog_id, query.skb_prog_id, query.hw_prog_id) {
+        (0, 0, 0) => return Ok(None),
+        (0, 0, hardware) => (hardware, Attachment::Native),
+        (0, generic, _) => (generic, Attachment::Generic),
+        (native, _, _) => (native, Attachment::Native),
+    };
+    // SAFETY: no pointers are passed.
+    let program = own(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) })?;
+    let (name, map_ids) = describe(program.as_fd())?;
+    let mut maps = BTreeMap::new();
+    for map in map_ids.into_iter().map(MapHandle::from_map_id) {
+        let map = map.map_err(error)?;
+        maps.insert(map.name().to_string_lossy().into_owned(), map);
+    }
+    Ok(Some(Found { id, name, attachment, program, maps }))
+}
+
+/// Name and map numbers of a program.
+fn describe(program: BorrowedFd<'_>) -> io::Result<(String, Vec<u32>)> {
+    const MAPS_MAX: u32 = 64;
+    let mut ids = vec![0u32; MAPS_MAX as usize];
+    let mut about = libbpf_sys::bpf_prog_info {
+        nr_map_ids: MAPS_MAX,
+        map_ids: ids.as_mut_ptr().expose_provenance() as u64,
+        ..Default::default()
+    };
+    let mut bytes = u32::try_from(size_of::<libbpf_sys::bpf_prog_info>()).map_err(io::Error::other)?;
+    // SAFETY: `about` is a valid structure of `bytes` bytes, and `ids` has room for as many numbers as it says.
+    check(unsafe { libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut about, &raw mut bytes) })?;
+    ids.truncate(about.nr_map_ids as usize);
+    let mut name = [0u8; NAME_BYTES];
+    for (to, from) in name.iter_mut().zip(about.name) {
+        *to = from.cast_unsigned();
+    }
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(NAME_BYTES);
+    Ok((String::from_utf8_lossy(&name[..end]).into_owned(), ids))
+}
+
+/// Attaches `program` (or none) to a device, in the place of `old` if that is given and still there.
+fn set_program(
+    ifindex: i32,
+    program: Option<BorrowedFd<'_>>,
+    flags: u32,
+    old: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let options = libbpf_sys::bpf_xdp_attach_opts {
+        sz: size_of::<libbpf_sys::bpf_xdp_attach_opts>() as _,
+        // With an old program libbpf adds XDP_FLAGS_REPLACE.
+        old_prog_fd: old.map_or(0, |fd| fd.as_raw_fd()),
+        ..Default::default()
+    };
+    let program = program.map_or(-1, |fd| fd.as_raw_fd());
+    // SAFETY: `options` is a valid structure that says its own size; the descriptors are open.
+    check(unsafe { libbpf_sys::bpf_xdp_attach(ifindex, program, flags, &raw const options) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
+fn own(fd: libc::c_int) -> io::Result<OwnedFd> {
+    check(fd)?;
+    // SAFETY: the kernel has just opened the descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// libbpf's error as one of the system, keeping its number's meaning.
+fn error(cause: libbpf_rs::Error) -> io::Error {
+    let kind = match cause.kind() {
+        libbpf_rs::ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
+        libbpf_rs::ErrorKind::NotFound => io::ErrorKind::NotFound,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, format!("{cause:#}"))
+}
+
+fn with_log(cause: libbpf_rs::Error) -> io::Error {
+    let cause = error(cause);
+    let log = take_log();
+    if log.is_empty() { cause } else { io::Error::new(cause.kind(), format!("{cause}: {log}")) }
+}
+
+/// What libbpf had to say since it was last asked, in this process.
+static LOG: Mutex<String> = Mutex::new(String::new());
+
+/// Keeps libbpf's warnings for error texts instead of printing them.
+pub(crate) fn keep_log() {
+    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Warn, |_, line| {
+        let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
+        if log.len() < 4096 {
+            log.push_str(line.trim_end().trim_start_matches("libbpf: "));
+            log.push_str("; ");
+        }
+    })));
+}
+
+/// Takes what [`keep_log`] has kept.
+pub(crate) fn take_log() -> String {
+    let mut log = std::mem::take(&mut *LOG.lock().unwrap_or_else(PoisonError::into_inner));
+    log.truncate(log.trim_end_matches("; ").len());
+    log
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn host_bits_are_cleared() {
+        assert_eq!(masked(vec![255, 255, 255, 255], 0), [0, 0, 0, 0]);
+        assert_eq!(masked(vec![255, 255, 255, 255], 12), [255, 0xf0, 0, 0]);
+        assert_eq!(masked(vec![255, 255, 255, 255], 24), [255, 255, 255, 0]);
+        assert_eq!(masked(vec![255, 255, 255, 255], 32), [255, 255, 255, 255]);
+    }
+
+    #[test]
+    fn endpoints_are_keyed_as_the_program_builds_them() {
+        let key = endpoint_key("192.0.2.1".parse().unwrap(), 8472);
+        assert_eq!(key, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1, 0x21, 0x18, 0, 0]);
+    }
+
+    proptest! {
+        /// The oracle adds up the flags of all prefixes that contain the address; the trie gets one longest match.
+        #[test]
+        fn one_longest_match_yields_the_flags_of_all_prefixes(
+            prefixes in prop::collection::btree_map((0u8..=32, 0u8..4), 1u32..4, 0..12),
+            address in prop::array::uniform4(0u8..4),
+        ) {
+            let prefixes: BTreeMap<(u8, Vec<u8>), u32> =
+                prefixes.into_iter().map(|((length, byte), flags)| ((length, masked(vec![byte; 4], length)), flags)).collect();
+            let contains = |length: u8, bytes: &[u8]| masked(address.to_vec(), length) == bytes;
+            let expected = prefixes.iter().filter(|((length, bytes), _)| contains(*length, bytes)).fold(0, |sum, (_, flags)| sum | flags);
+            let entries = trie(&prefixes);
+            let longest = (0u8..=32).rev().find_map(|length| {
+                let key = [&u32::from(length).to_ne_bytes()[..], &masked(address.to_vec(), length)].concat();
+                entries.get(&key).copied()
+            });
+            prop_assert_eq!(longest.unwrap_or(0), expected);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The checks of the demo: each asks the lab something from outside and compares the answer with the specification.
+//!
+//! Owns the list of checks and their table; each check lives in the file of its subject. A check leaves the rig as it
+//! found it. What cannot be checked has failed: nothing is skipped.
+
+use std::time::Instant;
+
+use crate::rig::Rig;
+
+/// Serving: every way through a VIP that must work on a quiet day.
+mod serving;
+/// Change: endpoints and Services that come and go.
+mod change;
+/// The operator's view: `tidegate show`.
+mod operator;
+/// Accounting: a flood and the counters of everyone who saw it.
+mod accounting;
+/// Outage: programs that die or hang.
+mod outage;
+
+/// One line of the demo's table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// What was looked at.
+    pub check: String,
+    /// What was found.
+    pub measured: String,
+    /// What should be found, with the clause of the specification.
+    pub expected: String,
+    /// Whether the two agree.
+    pub pass: bool,
+}
+
+impl Row {
+    /// A line of the table.
+    pub fn new(check: impl Into<String>, measured: impl Into<String>, expected: impl Into<String>, pass: bool) -> Row {
+        Row { check: check.into(), measured: measured.into(), expected: expected.into(), pass }
+    }
+}
+
+/// What a check found, or why it could not look.
+pub type Found = anyhow::Result<Vec<Row>>;
+
+/// A named check.
+#[derive(Debug, Clone, Copy)]
+pub struct Check {
+    /// Name for `tidegate-lab check`.
+    pub name: &'static str,
+    /// What it is about.
+    pub about: &'static str,
+    /// Whether the gateway must run.
+    pub needs_gateway: bool,
+    /// The check itself.
+    run: fn(&mut Rig) -> Found,
+}
+
+const fn check(name: &'static str, about: &'static str, run: fn(&mut Rig) -> Found) -> Check {
+    Check { name, about, needs_gateway: true, run }
+}
+
+/// All checks, in the order of the demo.
+pub const CHECKS: &[Check] = &[
+    Check { name: "overlay", about: "the workers' own VXLAN, pod to pod", needs_gateway: false, run: serving::overlay },
+    check("http", "HTTP through routed and on-link VIPs; whom the pod saw", serving::http),
+    check("curl", "the same with curl", serving::curl),
+    check("ping", "echo requests to VIPs", serving::ping),
+    check("udp", "UDP through a VIP", serving::udp),
+    check("spread", "3,000 connections over 6 pods", serving::spread),
+    check("transfer", "large download and upload", serving::transfer),
+    check("show", "every question of `tidegate show`", operator::show),
+    check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),
+    check("endpoint-removed", "running downloads continue, new connections avoid it", change::endpoint_removed),
+    check("udp-reselect", "UDP with a fixed source port finds another pod", change::udp_reselects),
+    check("no-endpoints", "a Service without endpoints refuses at once", change::no_endpoints),
+    check("new-service", "a Service added to the directory answers", change::new_service),
+    check("control-killed", "SIGKILL of control", outage::control_killed),
+    check("dataplane-stopped", "SIGSTOP of the dataplane", outage::dataplane_stopped),
+    check("dataplane-killed", "SIGKILL of the dataplane", outage::dataplane_killed),
+];
+
+/// The check with this name.
+pub fn find(name: &str) -> Option<&'static Check> {
+    CHECKS.iter().find(|check| check.name == name)
+}
+
+impl Check {
+    /// Runs the check, starting the gateway's programs first if they do not run. Never fails: what goes wrong is a row.
+    pub fn run(&self, rig: &mut Rig) -> Vec<Row> {
+        let began = Instant::now();
+        let found = if self.needs_gateway { rig.gateway.revive() } else { Ok(()) };
+        let mut rows = match found.and_then(|()| (self.run)(rig)) {
+            Ok(rows) => rows,
+            Err(error) => vec![Row::new("ran", format!("{error:#}"), "can be checked", false)],
+        };
+        if rows.is_empty() {
+            rows.push(Row::new("ran", "nothing", "a measurement", false));
+        }
+        for row in &mut rows {
+            row.check = format!("{}: {}", self.name, row.check);
+        }
+        let verdict = if rows.iter().all(|row| row.pass) { "pass" } else { "FAIL" };
+        eprintln!("{:>8.1} s  {verdict}  {}: {}", began.elapsed().as_secs_f32(), self.name, self.about);
+        rows
+    }
+}
+
+/// Longest text of a measurement in the table, in characters; the rest of a failure is printed below it.
+pub const MEASURED_MAX: usize = 96;
+
+/// A measurement as the table shows it: its first line, cut.
+fn in_short(measured: &str) -> String {
+    let line = measured.lines().next().unwrap_or_default();
+    let short: String = line.chars().take(MEASURED_MAX).collect();
+    if short.len() < line.len() { short + " …" } else { short }
+}
+
+/// The rows as a table with aligned columns.
+pub fn table(rows: &[Row]) -> String {
+    let mut lines = vec![["check".to_string(), "measured".into(), "expected".into(), String::new()]];
+    for row in rows {
+        let verdict = if row.pass { "PASS" } else { "FAIL" };
+        lines.push([row.check.clone(), in_short(&row.measured), row.expected.clone(), verdict.into()]);
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2)];
+    let mut text = String::new();
+    for (number, [check, measured, expected, verdict]) in lines.iter().enumerate() {
+        let [first, second, third] = widths;
+        text += &format!("{check:first$} | {measured:second$} | {expected:third$} | {verdict}\n");
+        if number == 0 {
+            let rule = [first + 1, second + 2, third + 2, 5].map(|width| "-".repeat(width)).join("+");
+            text += &format!("{rule}\n");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_lines_up() {
+        let rows = [Row::new("a", "1", "one", true), Row::new("longer", "2\nmore", "two", false)];
+        let text = table(&rows);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4);
+        assert_eq!(lines[0].find('|'), lines[3].find('|'));
+        assert!(lines[2].ends_with("PASS") && lines[3].ends_with("FAIL"));
+    }
+
+    #[test]
+    fn long_measurements_are_cut() {
+        let rows = [Row::new("a", "ü".repeat(500), "short", false)];
+        assert!(table(&rows).lines().all(|line| line.chars().count() < MEASURED_MAX + 40));
+    }
+
+    #[test]
+    fn names_are_unique() {
+        for check in CHECKS {
+            assert_eq!(CHECKS.iter().filter(|other| other.name == check.name).count(), 1, "{}", check.name);
+            assert!(find(check.name).is_some());
+        }
+    }
+}

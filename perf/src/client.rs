@@ -1,0 +1,510 @@
+//! The clients: HTTP, UDP and echo requests with a chosen source, each told in one line of JSON.
+//!
+//! Owns the asking side of every check; refuses to know what the answers should be. The lab runs these in namespace
+//! `client` as processes of their own: real sockets of the kernel, nothing of Tidegate in them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::content::{self, Checksum};
+use crate::pod::{Upload, Who};
+
+/// Longest head of an answer in bytes.
+const HEAD_BYTES_MAX: u64 = 16 * 1024;
+/// Connections that [`spread`] has under way at the same time.
+const PARALLEL: usize = 16;
+/// Errors that [`Spread`] quotes.
+const ERRORS_MAX: usize = 5;
+
+/// Where a client speaks from and to, and how long it waits.
+#[derive(Debug, Clone, Args)]
+pub struct Way {
+    /// Address and port to speak to.
+    #[arg(long)]
+    pub target: SocketAddr,
+    /// Own address and port; port 0 lets the kernel choose.
+    #[arg(long)]
+    pub from: Option<SocketAddr>,
+    /// Longest wait for one step in milliseconds.
+    #[arg(long, default_value_t = 3000)]
+    pub timeout_ms: u64,
+}
+
+/// What a client can do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Task {
+    /// GET /who.
+    Who(Way),
+    /// GET /bytes/N and check the content; the first line tells the pod as soon as it answers.
+    Download {
+        /// From where to where.
+        #[command(flatten)]
+        way: Way,
+        /// Bytes to ask for.
+        #[arg(long)]
+        bytes: u64,
+        /// Bytes per second the pod shall send at most.
+        #[arg(long)]
+        rate: Option<u64>,
+    },
+    /// POST /upload with content and compare the pod's sum.
+    Upload {
+        /// From where to where.
+        #[command(flatten)]
+        way: Way,
+        /// Bytes to send.
+        #[arg(long)]
+        bytes: u64,
+    },
+    /// Many connections, each from a source address and port of its own.
+    Spread(SpreadOptions),
+    /// One datagram, one answer.
+    Udp(Way),
+    /// Repeat GET /who until it succeeds.
+    Await {
+        /// From where to where; the timeout is that of one attempt.
+        #[command(flatten)]
+        way: Way,
+        /// Longest wait for the first success in milliseconds.
+        #[arg(long, default_value_t = 10_000)]
+        limit_ms: u64,
+    },
+    /// Echo requests; the port of the target is not used.
+    Ping {
+        /// From where to where.
+        #[command(flatten)]
+        way: Way,
+        /// How many.
+        #[arg(long, default_value_t = 3)]
+        count: u16,
+    },
+}
+
+/// Options of [`spread`].
+#[derive(Debug, Clone, Args)]
+pub struct SpreadOptions {
+    /// Address and port to speak to.
+    #[arg(long)]
+    pub target: SocketAddr,
+    /// Number of connections.
+    #[arg(long, default_value_t = 3000)]
+    pub count: u32,
+    /// Own addresses, taken in turn.
+    #[arg(long, value_delimiter = ',')]
+    pub from: Vec<IpAddr>,
+    /// First source port; it goes up by one when all addresses have used it.
+    #[arg(long, default_value_t = 20_000)]
+    pub first_port: u16,
+    /// Longest wait for one step in milliseconds.
+    #[arg(long, default_value_t = 5000)]
+    pub timeout_ms: u64,
+}
+
+/// Outcome of one exchange.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// It worked.
+    pub ok: bool,
+    /// `refused`, `timeout`, `reset`, `unreachable`, `content` or `other`; empty when it worked.
+    pub failure: String,
+    /// The failure in words.
+    pub error: String,
+    /// Who answered, when known.
+    pub who: Option<Who>,
+    /// Pod that answered, when known.
+    pub pod: String,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// Milliseconds from the first step to the last.
+    pub took_ms: u64,
+}
+
+/// Outcome of many connections.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Connections that were answered.
+    pub ok: u32,
+    /// Connections that were not.
+    pub failed: u32,
+    /// Answers by pod.
+    pub by_pod: BTreeMap<String, u32>,
+    /// Source addresses the pods saw.
+    pub sources: BTreeSet<IpAddr>,
+    /// The first few failures.
+    pub errors: Vec<String>,
+    /// Milliseconds for all.
+    pub took_ms: u64,
+}
+
+/// Does one task and prints its outcome; every outcome, good or bad, is a line of JSON on standard output.
+///
+/// # Errors
+/// When the outcome cannot be told.
+pub fn perform(task: &Task) -> Result<()> {
+    match task {
+        Task::Who(way) => tell(&judged(|| who(way))),
+        Task::Download { way, bytes, rate } => tell(&judged(|| download(way, *bytes, *rate))),
+        Task::Upload { way, bytes } => tell(&judged(|| upload(way, *bytes))),
+        Task::Spread(options) => tell(&spread(options)?),
+        Task::Udp(way) => tell(&judged(|| udp(way))),
+        Task::Await { way, limit_ms } => {
+            let began = Instant::now();
+            println!("waiting");
+            loop {
+                let mut outcome = judged(|| who(way));
+                if outcome.ok || began.elapsed() >= Duration::from_millis(*limit_ms) {
+                    outcome.took_ms = millis(began.elapsed());
+                    return tell(&outcome);
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Task::Ping { way, count } => tell(&judged(|| ping(way, *count))),
+    }
+}
+
+fn tell(outcome: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(outcome)?);
+    Ok(())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Turns an error into the outcome that tells it.
+fn judged(exchange: impl FnOnce() -> io::Result<Outcome>) -> Outcome {
+    let began = Instant::now();
+    let mut outcome = exchange().unwrap_or_else(|error| Outcome {
+        failure: failure(&error).into(),
+        error: error.to_string(),
+        ..Outcome::default()
+    });
+    outcome.took_ms = millis(began.elapsed());
+    outcome
+}
+
+fn failure(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "refused",
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "timeout",
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "reset",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "unreachable",
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => "content",
+        _ => "other",
+    }
+}
+
+fn wrong(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+fn open(way: &Way, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(way.target), kind, Some(protocol))?;
+    if let Some(from) = way.from {
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+    }
+    Ok(socket)
+}
+
+fn connect(way: &Way) -> io::Result<TcpStream> {
+    let timeout = Duration::from_millis(way.timeout_ms);
+    let socket = open(way, Type::STREAM, Protocol::TCP)?;
+    socket.connect_timeout(&way.target.into(), timeout)?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Head of an answer.
+#[derive(Debug, Default)]
+struct Head {
+    pod: String,
+    content_length: u64,
+}
+
+fn read_head(reader: &mut impl BufRead) -> io::Result<Head> {
+    let mut head = Head::default();
+    let mut lines = reader.take(HEAD_BYTES_MAX).lines();
+    let status = lines.next().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))??;
+    if !status.starts_with("HTTP/1.1 200") {
+        return Err(wrong(format!("status {status:?}")));
+    }
+    for line in lines {
+        let line = line?;
+        if line.is_empty() {
+            return Ok(head);
+        }
+        match line.split_once(": ") {
+            Some(("X-Pod", value)) => head.pod = value.into(),
+            Some(("Content-Length", value)) => {
+                head.content_length = value.parse().map_err(|_| wrong("Content-Length"))?;
+            }
+            _ => {}
+        }
+    }
+    Err(wrong("answer ends in its head"))
+}
+
+fn request(way: &Way, stream: &mut TcpStream, first_line: &str, headers: &str) -> io::Result<()> {
+    stream.write_all(format!("{first_line} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", way.target).as_bytes())
+}
+
+fn read_body(reader: &mut impl Read, length: u64) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    reader.take(length.min(1 << 16)).read_to_end(&mut body)?;
+    Ok(body)
+}
+
+/// Asks a pod who it is and whom it sees.
+///
+/// # Errors
+/// As the socket says; `InvalidData` for an answer that is none.
+pub fn who(way: &Way) -> io::Result<Outcome> {
+    let mut stream = connect(way)?;
+    request(way, &mut stream, "GET /who", "")?;
+    let mut reader = BufReader::new(stream);
+    let head = read_head(&mut reader)?;
+    let who: Who = serde_json::from_slice(&read_body(&mut reader, head.content_length)?)?;
+    Ok(Outcome { ok: true, pod: who.pod.clone(), who: Some(who), ..Outcome::default() })
+}
+
+/// Downloads and compares every byte's sum.
+///
+/// # Errors
+/// As [`who`].
+pub fn download(way: &Way, bytes: u64, rate_bytes_per_s: Option<u64>) -> io::Result<Outcome> {
+    let mut stream = connect(way)?;
+    let query = rate_bytes_per_s.map(|rate| format!("?rate={rate}")).unwrap_or_default();
+    request(way, &mut stream, &format!("GET /bytes/{bytes}{query}"), "")?;
+    let mut reader = BufReader::with_capacity(1 << 16, stream);
+    let head = read_head(&mut reader)?;
+    println!("{}", serde_json::to_string(&Outcome { pod: head.pod.clone(), ..Outcome::default() })?);
+    let mut sum = Checksum::default();
+    let mut received = 0u64;
+    loop {
+        let part = reader.fill_buf()?;
+        if part.is_empty() {
+            break;
+        }
+        let count = part.len();
+        sum.add(part);
+        received += count as u64;
+        reader.consume(count);
+    }
+    if received != bytes || sum.text() != content::expected(bytes) {
+        return Err(wrong(format!("{received} of {bytes} bytes, checksum {}", sum.text())));
+    }
+    Ok(Outcome { ok: true, pod: head.pod, bytes: received, ..Outcome::default() })
+}
+
+/// Uploads and compares the pod's sum.
+///
+/// # Errors
+/// As [`who`].
+pub fn upload(way: &Way, bytes: u64) -> io::Result<Outcome> {
+    let mut stream = connect(way)?;
+    request(way, &mut stream, "POST /upload", &format!("Content-Length: {bytes}\r\n"))?;
+    let mut buffer = [0u8; 1 << 16];
+    let mut at = 0;
+    while at < bytes {
+        let count = usize::try_from(bytes - at).unwrap_or(buffer.len()).min(buffer.len());
+        content::fill(at, &mut buffer[..count]);
+        stream.write_all(&buffer[..count])?;
+        at += count as u64;
+    }
+    let mut reader = BufReader::new(stream);
+    let head = read_head(&mut reader)?;
+    let upload: Upload = serde_json::from_slice(&read_body(&mut reader, head.content_length)?)?;
+    if upload.bytes != bytes || upload.checksum != content::expected(bytes) {
+        return Err(wrong(format!("the pod counted {} bytes of {bytes}, checksum {}", upload.bytes, upload.checksum)));
+    }
+    Ok(Outcome { ok: true, pod: upload.pod, bytes, ..Outcome::default() })
+}
+
+/// Sends one datagram and waits for the answer.
+///
+/// # Errors
+/// As the socket says.
+pub fn udp(way: &Way) -> io::Result<Outcome> {
+    let socket = open(way, Type::DGRAM, Protocol::UDP)?;
+    socket.connect(&way.target.into())?;
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(Duration::from_millis(way.timeout_ms)))?;
+    socket.send(b"who?")?;
+    let mut buffer = [0u8; 2048];
+    let count = socket.recv(&mut buffer)?;
+    let who: Who = serde_json::from_slice(&buffer[..count])?;
+    Ok(Outcome { ok: true, pod: who.pod.clone(), who: Some(who), ..Outcome::default() })
+}
+
+/// Sends `count` echo requests one after the other; all must be answered.
+///
+/// # Errors
+/// As the socket says; `InvalidData` for an answer to another question.
+pub fn ping(way: &Way, count: u16) -> io::Result<Outcome> {
+    let (protocol, request_kind, reply_kind) =
+        if way.target.is_ipv4() { (Protocol::ICMPV4, 8u8, 0u8) } else { (Protocol::ICMPV6, 128, 129) };
+    let socket = open(way, Type::DGRAM, protocol)?;
+    socket.connect(&SocketAddr::new(way.target.ip(), 0).into())?;
+    // A "ping" socket (icmp(7)): the kernel fills identifier and checksum; the calls are those of any datagram socket.
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(Duration::from_millis(way.timeout_ms)))?;
+    for sequence in 0..count {
+        let mut message = vec![request_kind, 0, 0, 0, 0, 0];
+        message.extend(sequence.to_be_bytes());
+        message.extend([0x5a; 48]);
+        socket.send(&message)?;
+        let mut buffer = [0u8; 256];
+        let length = socket.recv(&mut buffer)?;
+        let same = length == message.len() && buffer[0] == reply_kind && buffer[6..length] == message[6..];
+        if !same {
+            return Err(wrong(format!("echo {sequence}: {length} bytes of type {}", buffer[0])));
+        }
+    }
+    Ok(Outcome { ok: true, bytes: u64::from(count), ..Outcome::default() })
+}
+
+/// Makes many connections from distinct sources and counts who answered.
+///
+/// # Errors
+/// When the sources do not fit into the port range.
+pub fn spread(options: &SpreadOptions) -> Result<Spread> {
+    let addresses = u32::try_from(options.from.len())?;
+    if addresses == 0 {
+        bail!("spread needs at least one source address");
+    }
+    if u32::from(options.first_port) + options.count.div_ceil(addresses) > 65_535 {
+        bail!("{} connections from {addresses} addresses do not fit above port {}", options.count, options.first_port);
+    }
+    let began = Instant::now();
+    let next = AtomicU32::new(0);
+    let total = Mutex::new(Spread::default());
+    std::thread::scope(|scope| {
+        for _ in 0..PARALLEL {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= options.count {
+                        return;
+                    }
+                    let outcome = judged(|| who(&way_of(options, number, addresses)));
+                    if let Ok(mut total) = total.lock() {
+                        total.count(outcome);
+                    }
+                }
+            });
+        }
+    });
+    let mut total = total.into_inner().unwrap_or_default();
+    total.took_ms = millis(began.elapsed());
+    Ok(total)
+}
+
+fn way_of(options: &SpreadOptions, number: u32, addresses: u32) -> Way {
+    let address = options.from[usize::try_from(number % addresses).unwrap_or(0)];
+    let port = options.first_port + u16::try_from(number / addresses).unwrap_or(0);
+    Way { target: options.target, from: Some(SocketAddr::new(address, port)), timeout_ms: options.timeout_ms }
+}
+
+impl Spread {
+    fn count(&mut self, outcome: Outcome) {
+        match outcome.who {
+            Some(who) => {
+                self.ok += 1;
+                *self.by_pod.entry(who.pod).or_default() += 1;
+                self.sources.insert(who.remote.ip());
+            }
+            None => {
+                self.failed += 1;
+                if self.errors.len() < ERRORS_MAX {
+                    self.errors.push(outcome.error);
+                }
+            }
+        }
+    }
+}
+
+/// Hands out source ports, so that no two checks of one lab meet in a connection that is not quite over.
+#[derive(Debug)]
+pub struct SourcePorts(AtomicU16);
+
+impl Default for SourcePorts {
+    fn default() -> Self {
+        SourcePorts(AtomicU16::new(10_000))
+    }
+}
+
+impl SourcePorts {
+    /// The first of `count` ports nobody had before.
+    pub fn take(&self, count: u16) -> u16 {
+        self.0.fetch_add(count, Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::{self, PodOptions};
+
+    fn way(port: u16) -> Way {
+        Way { target: SocketAddr::from(([127, 0, 0, 1], port)), from: None, timeout_ms: 5000 }
+    }
+
+    #[test]
+    fn client_and_pod_understand_each_other() {
+        // Two ports that were free a moment ago.
+        let tcp_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let udp_port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        std::thread::spawn(move || pod::serve(&PodOptions { name: "p9".into(), tcp_port, udp_port }).unwrap());
+        let mut tries = 0;
+        while !judged(|| who(&way(tcp_port))).ok {
+            tries += 1;
+            assert!(tries < 1000, "the pod does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let seen = who(&way(tcp_port)).unwrap().who.unwrap();
+        assert_eq!((seen.pod.as_str(), seen.local.port()), ("p9", tcp_port));
+        assert_eq!(download(&way(tcp_port), 100_001, None).unwrap().bytes, 100_001);
+        assert_eq!(upload(&way(tcp_port), 100_001).unwrap().pod, "p9");
+        assert_eq!(udp(&way(udp_port)).unwrap().pod, "p9");
+        let options = SpreadOptions {
+            target: way(tcp_port).target,
+            count: 40,
+            from: vec![[127, 0, 0, 2].into(), [127, 0, 0, 3].into()],
+            first_port: 20_000,
+            timeout_ms: 5000,
+        };
+        let spread = spread(&options).unwrap();
+        assert_eq!((spread.ok, spread.failed, spread.by_pod["p9"]), (40, 0, 40), "{spread:?}");
+        assert_eq!(spread.sources.len(), 2);
+    }
+
+    #[test]
+    fn refusal_is_told_apart() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let outcome = judged(|| who(&way(port)));
+        assert_eq!((outcome.ok, outcome.failure.as_str()), (false, "refused"));
+    }
+
+    #[test]
+    fn spread_refuses_what_does_not_fit() {
+        let mut options =
+            SpreadOptions { target: way(1).target, count: 3000, from: Vec::new(), first_port: 65_000, timeout_ms: 1 };
+        assert!(spread(&options).unwrap_err().to_string().contains("at least one"));
+        options.from.push([127, 0, 0, 2].into());
+        assert!(spread(&options).unwrap_err().to_string().contains("do not fit"));
+    }
+}

@@ -1,0 +1,252 @@
+//! The gateway under test: its two programs, started, watched, hurt and restarted inside namespace `gw`.
+//!
+//! Owns the node file, the processes and their logs. Refuses to know what the programs do; asks them through the
+//! contract's read side and the `tidegate` command, as an operator would.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use tidegate_api::client::Client;
+use tidegate_api::show::{Counters, DropRow, PortRow, Show, Shown};
+
+use crate::enclosure::{self, BPF_DIR};
+use crate::process::{self, Daemon, Finished, in_namespace};
+use crate::topology::{FULLNAT_V4, FULLNAT_V6, GATEWAY};
+
+/// Longest wait for a program to say that it is ready.
+pub const READY_LIMIT: Duration = Duration::from_secs(20);
+/// Longest wait for the command line.
+const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// Where the dataplane listens: the path the `tidegate` command asks by default.
+const SOCKET: &str = "/run/tidegate/tidegate.sock";
+/// Environment variable that names the directory of the gateway's programs.
+pub const BIN_DIR: &str = "TIDEGATE_BIN_DIR";
+
+/// One of the gateway's two programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// `tidegate-dataplane`.
+    Dataplane,
+    /// `tidegate-control`.
+    Control,
+}
+
+impl Program {
+    /// Name of the program.
+    pub fn name(self) -> &'static str {
+        match self {
+            Program::Dataplane => "tidegate-dataplane",
+            Program::Control => "tidegate-control",
+        }
+    }
+}
+
+/// A gateway of the lab.
+#[derive(Debug)]
+pub struct Gateway {
+    bin_dir: PathBuf,
+    state_dir: PathBuf,
+    config: PathBuf,
+    dataplane: Option<Daemon>,
+    control: Option<Daemon>,
+}
+
+impl Gateway {
+    /// Writes the node file; starts nothing yet.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn new(state_dir: &Path, manifests: &Path) -> Result<Gateway> {
+        let bin_dir = match std::env::var_os(BIN_DIR) {
+            Some(directory) => PathBuf::from(directory),
+            None => enclosure::this_program()?.parent().context("this program has no directory")?.to_path_buf(),
+        };
+        let saved = state_dir.join("saved");
+        for directory in [saved.as_path(), Path::new("/run/tidegate")] {
+            std::fs::create_dir_all(directory)?;
+        }
+        let config = state_dir.join("node.yaml");
+        std::fs::write(&config, node_file(&saved, manifests))?;
+        Ok(Gateway { bin_dir, state_dir: state_dir.into(), config, dataplane: None, control: None })
+    }
+
+    /// Starts both programs and waits until both are ready.
+    ///
+    /// # Errors
+    /// When one is missing, ends, or is not ready in time; the text carries the end of its log.
+    pub fn start(&mut self) -> Result<()> {
+        self.start_program(Program::Dataplane)?;
+        self.start_program(Program::Control)?;
+        Ok(())
+    }
+
+    /// Starts one program and waits until it is ready; returns how long that took.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub fn start_program(&mut self, program: Program) -> Result<Duration> {
+        self.spawn(program)?;
+        let ready = format!("{} ready", program.name());
+        self.daemon(program)?.wait_for_line(&ready, READY_LIMIT)
+    }
+
+    /// Starts one program and does not wait.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn spawn(&mut self, program: Program) -> Result<()> {
+        let path = self.bin_dir.join(program.name());
+        if !path.exists() {
+            bail!("{} is not there: build it, or set {BIN_DIR}", path.display());
+        }
+        // `ip netns exec` gives the program a fresh /sys; the lab's BPF file system goes where programs expect one.
+        let mut command = in_namespace(GATEWAY, "sh");
+        command.args(["-c", &format!("mount --bind {BPF_DIR} /sys/fs/bpf && exec \"$0\" \"$@\"")]);
+        command.arg(&path).arg("--config").arg(&self.config);
+        let log = self.state_dir.join(format!("{}.log", program.name()));
+        let daemon = Daemon::start(program.name(), command, &log)?;
+        *self.slot(program) = Some(daemon);
+        Ok(())
+    }
+
+    fn slot(&mut self, program: Program) -> &mut Option<Daemon> {
+        match program {
+            Program::Dataplane => &mut self.dataplane,
+            Program::Control => &mut self.control,
+        }
+    }
+
+    fn daemon(&mut self, program: Program) -> Result<&mut Daemon> {
+        self.slot(program).as_mut().with_context(|| format!("{} was not started", program.name()))
+    }
+
+    /// Kills one program with SIGKILL.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self, program: Program) -> Result<()> {
+        self.daemon(program)?.kill()?;
+        *self.slot(program) = None;
+        Ok(())
+    }
+
+    /// Sends SIGSTOP to one program.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn stop(&mut self, program: Program) -> Result<()> {
+        self.daemon(program)?.signal(Signal::STOP)
+    }
+
+    /// Sends SIGCONT to one program.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume(&mut self, program: Program) -> Result<()> {
+        self.daemon(program)?.signal(Signal::CONT)
+    }
+
+    /// Brings back what does not run, so that one failed check does not fail the ones after it.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub fn revive(&mut self) -> Result<()> {
+        for program in [Program::Dataplane, Program::Control] {
+            let runs = self.slot(program).as_mut().is_some_and(Daemon::is_running);
+            if !runs {
+                self.start_program(program)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Process id in the lab, when it runs.
+    pub fn pid(&mut self, program: Program) -> Option<u32> {
+        self.slot(program).as_ref().map(Daemon::pid)
+    }
+
+    /// The last lines of both logs.
+    pub fn log_tails(&self, lines_max: usize) -> String {
+        let mut text = String::new();
+        for program in [Program::Dataplane, Program::Control] {
+            let log = std::fs::read_to_string(self.state_dir.join(format!("{}.log", program.name())));
+            let log = log.unwrap_or_else(|error| format!("no log: {error}"));
+            text += &format!("--- {}\n{}\n", program.name(), process::tail(&log, lines_max));
+        }
+        text
+    }
+
+    /// Asks the read side over the contract socket.
+    ///
+    /// # Errors
+    /// When nothing answers.
+    pub fn show(&self, question: Show) -> Result<Shown> {
+        Ok(Client::connect(Path::new(SOCKET), "tidegate-lab")?.show(question)?)
+    }
+
+    /// All counters and the imbalance of the books.
+    ///
+    /// # Errors
+    /// When nothing answers.
+    pub fn counters(&self) -> Result<Counters> {
+        match self.show(Show::Counters)? {
+            Shown::Counters(counters) => Ok(counters),
+            other => bail!("asked for counters, got {other:?}"),
+        }
+    }
+
+    /// Drop reasons that have counted something.
+    ///
+    /// # Errors
+    /// When nothing answers.
+    pub fn drops(&self) -> Result<Vec<DropRow>> {
+        match self.show(Show::Drops)? {
+            Shown::Drops(rows) => Ok(rows.into_iter().filter(|row| row.packets > 0).collect()),
+            other => bail!("asked for drops, got {other:?}"),
+        }
+    }
+
+    /// The ports, as `tidegate show ports --json` tells them: the operator's way, through the program itself.
+    ///
+    /// # Errors
+    /// When the command fails or its answer is not a list of ports.
+    pub fn ports_by_command(&self) -> Result<Vec<PortRow>> {
+        let text = self.command(&["show", "ports", "--json"])?.success("tidegate show ports --json")?;
+        let value: serde_json::Value = serde_json::from_str(&text).context("tidegate show ports --json")?;
+        let rows = value.get("rows").unwrap_or(&value).clone();
+        serde_json::from_value(rows).context("tidegate show ports --json: not a list of ports")
+    }
+
+    /// Runs the `tidegate` command.
+    ///
+    /// # Errors
+    /// When it is missing or hangs.
+    pub fn command(&self, arguments: &[&str]) -> Result<Finished> {
+        self.command_at(SOCKET, arguments)
+    }
+
+    /// Runs the `tidegate` command against another socket.
+    ///
+    /// # Errors
+    /// As [`Gateway::command`].
+    pub fn command_at(&self, socket: &str, arguments: &[&str]) -> Result<Finished> {
+        let mut command = Command::new(self.bin_dir.join("tidegate"));
+        command.args(["--socket", socket]).args(arguments);
+        process::run(command, "", COMMAND_LIMIT)
+    }
+}
+
+fn node_file(saved: &Path, manifests: &Path) -> String {
+    format!(
+        "node: gw-1\nsocket: {SOCKET}\nsocketMode: \"0660\"\nstateDir: {}\ndataplane:\n  interfaces:\n    \
+         - name: wan0\n    - name: lan0\n  mode: auto\n  frames: 16384\n  frameBytes: 2048\n  hugePages: auto\n  \
+         flowsMax: {{ ipv4: 65536, ipv6: 65536 }}\n  idle: sleep\n  onDeath: drop\ncontrol:\n  \
+         source: {{ directory: {} }}\n  loadBalancerClass: null\n  fullnatSources: [{FULLNAT_V4}, \"{FULLNAT_V6}\"]\n  \
+         hashKey: \"00112233445566778899aabbccddeeff\"\n  orphanTcp: drop\n  clampMss: true\n",
+        saved.display(),
+        manifests.display()
+    )
+}

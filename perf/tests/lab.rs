@@ -1,0 +1,256 @@
+//! The lab and the gateway in it, for real: namespaces, the kernel's VXLAN, AF_XDP on veth. Needs root.
+//!
+//! Each test is one run of `tidegate-lab` with a lab of its own, so they may run side by side. The end-to-end tests
+//! start the gateway's programs, which lie beside `tidegate-lab` when the workspace is built, or where
+//! `TIDEGATE_BIN_DIR` says.
+
+#![cfg(feature = "kernel-tests")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest life of anything here.
+const LIMIT: Duration = Duration::from_secs(240);
+
+fn lab(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate-lab"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs one check in a lab of its own; its table is the message of a failure.
+fn check(names: &[&str]) {
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", &LIMIT.as_secs().to_string()]).arg(env!("CARGO_BIN_EXE_tidegate-lab")).arg("check");
+    let output = command.args(names).stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("check: PASS"), "{text}\n{errors}");
+}
+
+/// A lab that is kept up until dropped.
+struct Up(Child);
+
+impl Up {
+    fn start() -> Up {
+        let mut child = lab(&["up", "--no-gateway"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next().unwrap().unwrap();
+        assert!(first.starts_with("lab: up"), "{first}");
+        // Read on, so that the program never meets a closed pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        Up(child)
+    }
+
+    /// Number, outside, of the first process inside: two below the program.
+    fn inside(&self) -> u32 {
+        child_of(child_of(self.0.id()))
+    }
+
+    fn namespace(&self, kind: &str) -> PathBuf {
+        std::fs::read_link(format!("/proc/{}/ns/{kind}", self.inside())).unwrap()
+    }
+
+    /// Runs a command in a network namespace of this lab.
+    fn run(&self, namespace: &str, arguments: &[&str]) -> (bool, String) {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.inside().to_string(), "-m", "-n", "-p", "ip", "netns", "exec", namespace]);
+        let output = command.args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), text)
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn child_of(pid: u32) -> u32 {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Processes that live in a process namespace.
+fn processes_in(namespace: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lives_there =
+        |entry: &std::fs::DirEntry| std::fs::read_link(entry.path().join("ns/pid")).is_ok_and(|link| link == namespace);
+    entries.filter(lives_there).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn wait_for_none_in(namespace: &Path) {
+    let began = Instant::now();
+    loop {
+        let left = processes_in(namespace);
+        if left.is_empty() {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "processes left behind: {left:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What a lab could leave on the machine: mounts, named namespaces, files, devices. Only names that are the lab's, since
+/// other tests may be at work on the same machine.
+fn traces() -> Vec<String> {
+    let mut ours = tidegate_perf::lab::namespaces();
+    ours.extend(["wan0", "lan0", "flannel.1", "flannel-v6.1", "br0"].map(String::from));
+    let mut found = Vec::new();
+    for directory in ["/run", "/run/netns", "/tmp", "/var/tmp", "/sys/class/net", "/sys/fs/bpf"] {
+        let names = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let traces = names.filter(|name| ours.contains(name) || name.contains("tidegate-lab"));
+        found.extend(traces.map(|name| format!("{directory}/{name}")));
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    found.extend(mounts.lines().filter(|line| line.contains("tidegate-lab")).map(String::from));
+    found
+}
+
+#[test]
+fn a_lab_that_is_killed_leaves_nothing_behind() {
+    let before = traces();
+    let lab = Up::start();
+    let namespace = lab.namespace("pid");
+    assert!(processes_in(&namespace).len() >= 7, "the inside and six pods");
+    drop(lab);
+    wait_for_none_in(&namespace);
+    assert_eq!(traces(), before);
+}
+
+#[test]
+fn a_lab_that_is_asked_to_end_leaves_nothing_behind() {
+    let before = traces();
+    let mut lab = Up::start();
+    let namespace = lab.namespace("pid");
+    let term = Command::new("sh").args(["-c", &format!("kill -TERM {}", lab.0.id())]).status().unwrap();
+    assert!(term.success());
+    let began = Instant::now();
+    while lab.0.try_wait().unwrap().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(20), "the lab does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    wait_for_none_in(&namespace);
+    assert_eq!(traces(), before);
+}
+
+#[test]
+fn two_labs_do_not_meet() {
+    let (first, second) = (Up::start(), Up::start());
+    for kind in ["pid", "net", "mnt"] {
+        assert_ne!(first.namespace(kind), second.namespace(kind), "{kind}");
+    }
+    // A file and an address of the one are unknown in the other.
+    assert!(first.run("w1", &["touch", "/run/tidegate-lab/mark"]).0);
+    assert!(!second.run("w1", &["ls", "/run/tidegate-lab/mark"]).0);
+    assert!(first.run("client", &["ip", "address", "add", "192.0.2.99/24", "dev", "eth0"]).0);
+    assert!(!second.run("client", &["ip", "address"]).1.contains("192.0.2.99"));
+    // And both work while the other is there.
+    for lab in [&first, &second] {
+        let (ok, text) = lab.run("p1", &["curl", "-sS", "-m", "10", "http://10.244.3.12:8080/who"]);
+        assert!(ok && text.contains("\"pod\":\"p6\""), "{text}");
+    }
+}
+
+#[test]
+fn the_kernel_carries_pod_traffic_over_vxlan_in_both_families() {
+    let lab = Up::start();
+    let sum = tidegate_perf::content::expected(3_000_000);
+    for (device, pod) in [("flannel.1", "10.244.2.11"), ("flannel-v6.1", "[fd00:10:244:2::11]")] {
+        let sent = |lab: &Up| {
+            let path = format!("/sys/class/net/{device}/statistics/rx_packets");
+            lab.run("w1", &["cat", &path]).1.trim().parse::<u64>().unwrap()
+        };
+        let before = sent(&lab);
+        let target = format!("--target={pod}:8080");
+        let program = env!("CARGO_BIN_EXE_tidegate-lab");
+        let (ok, text) = lab.run("p1", &[program, "client", "download", &target, "--bytes=3000000"]);
+        assert!(ok && text.contains("\"ok\":true") && text.contains("\"bytes\":3000000"), "{sum}: {text}");
+        // 3,000,000 bytes do not fit into fewer packets of 1,450 bytes: they came through this device.
+        assert!(sent(&lab) - before > 2_000, "{device}");
+        // V-005: the kernel sends outer IPv6 with a checksum and drops packets without one.
+        let (_, details) = lab.run("w1", &["ip", "-d", "link", "show", device]);
+        assert!(details.contains("nolearning") && details.contains("dstport 8472"), "{details}");
+        if device == "flannel-v6.1" {
+            assert!(details.contains("noudp6zerocsumtx noudp6zerocsumrx"), "{details}");
+        }
+    }
+}
+
+#[test]
+fn unknown_checks_are_refused_with_a_hint() {
+    let output = lab(&["check", "nonsense"]).output().unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--list"));
+    let output = lab(&["check"]).output().unwrap();
+    assert!(!output.status.success());
+}
+
+#[test]
+fn a_missing_gateway_is_a_failure_and_not_a_skip() {
+    let mut child = lab(&["check", "http"])
+        .env("TIDEGATE_BIN_DIR", "/nonexistent")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(text.contains("/nonexistent/tidegate-dataplane is not there") && text.contains("check: FAIL"), "{text}");
+}
+
+#[test]
+fn http_passes_through_vips() {
+    check(&["http", "curl"]); // V-024
+}
+
+#[test]
+fn echo_requests_and_datagrams_are_answered() {
+    check(&["ping", "udp"]); // S-074
+}
+
+#[test]
+fn connections_spread_evenly() {
+    check(&["spread"]); // S-051
+}
+
+#[test]
+fn large_transfers_arrive_whole() {
+    check(&["transfer"]); // V-013
+}
+
+#[test]
+fn a_flood_is_accounted_for() {
+    check(&["flood"]);
+}
+
+#[test]
+fn the_operator_sees_everything() {
+    check(&["show"]);
+}
+
+#[test]
+fn removed_endpoints_keep_their_connections() {
+    check(&["endpoint-removed"]); // S-100
+}
+
+#[test]
+fn datagrams_find_another_pod() {
+    check(&["udp-reselect"]); // S-102
+}
+
+#[test]
+fn nobody_there_is_refused_and_a_new_service_answers() {
+    check(&["no-endpoints", "new-service"]); // S-070
+}
+
+#[test]
+fn programs_may_die_and_hang() {
+    check(&["control-killed", "dataplane-stopped", "dataplane-killed"]);
+}
