@@ -18,6 +18,8 @@ pub mod stage;
 pub mod pipeline;
 /// One thread, its ports and its state: turn after turn.
 pub mod worker;
+/// Keeps a worker turning, and lets it sleep when idle.
+pub mod wheel;
 /// Questions that only the owner of state can answer.
 pub mod mailbox;
 /// Why a packet may end here: the one list.

@@ -1,6 +1,7 @@
 //! Limits: every bound of the dataplane with its unit and its argument.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 /// Packets handled as one batch. At 64 the metadata of a batch (64 × 128 B) and the lines it prefetches stay in L1.
 pub const BATCH_PACKETS: usize = tidegate_io::BATCH_MAX;
@@ -24,7 +25,7 @@ pub const ANSWERS_PER_S: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
 pub const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
 
 /// Longest sleep; bounds how late a timer, a request or a publish is noticed.
-pub const SLEEP_MS_MAX: i32 = 10;
+pub const SLEEP_MAX: Duration = Duration::from_millis(10);
 
 /// Rows of one family in one answer of a worker: the copy takes well under a millisecond.
 pub const ROWS_PER_ANSWER: u32 = 10_000;

@@ -1,0 +1,52 @@
+//! The wheel: keeps one worker turning, and lets it sleep when there is nothing to do.
+//!
+//! It owns the only clock reading of the packet path, one per turn, and the decision to sleep. A worker marks itself
+//! offline before it sleeps, which counts as having reached any generation, and reads the tables anew on waking before its
+//! first packet.
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use tidegate_io::mem::{now_ns, sleep_on};
+
+use crate::counters::Event;
+use crate::limits;
+use crate::worker::Worker;
+
+/// What a worker without packets does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// Turns on: least latency, most power.
+    Poll,
+    /// Sleeps on its descriptors after [`limits::IDLE_BEFORE_SLEEP_NS`] without a packet.
+    Sleep,
+}
+
+/// Turns `worker` until `stop` is set, then gives back what it holds.
+pub fn turn_until(worker: &mut Worker, idle: Idle, stop: &AtomicBool) {
+    let mut busy_ns = now_ns();
+    while !stop.load(Ordering::Relaxed) {
+        let now = now_ns();
+        if worker.turn(now) > 0 {
+            busy_ns = now;
+        } else if idle == Idle::Sleep && now.saturating_sub(busy_ns) > limits::IDLE_BEFORE_SLEEP_NS {
+            sleep(worker);
+        }
+    }
+    worker.stop();
+}
+
+/// Sleeps until a port has a packet, or for [`limits::SLEEP_MAX`].
+fn sleep(worker: &mut Worker) {
+    worker.counters.count(Event::Sleeps);
+    worker.reader.go_offline();
+    let ports = worker.exits.ports.iter();
+    let descriptors: ArrayVec<BorrowedFd<'_>, { limits::DEVICES_MAX }> =
+        ports.filter_map(|exit| exit.port.descriptor()).take(limits::DEVICES_MAX).collect();
+    // A failed wait is an early wake-up: the next turn finds out what is wrong, and nothing spins on it.
+    if sleep_on(&descriptors, limits::SLEEP_MAX).is_err() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
