@@ -165,3 +165,25 @@ pub fn emit_reply(out: &mut [u8], request: &Repr, mac: Mac, vlan: Option<u16>) -
         Operation::Reply => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parse_of_emit_is_identity(reply: bool, macs: [[u8; 6]; 2], addresses: [[u8; 4]; 2]) {
+            let [mut sender_mac, target_mac] = macs.map(Mac);
+            sender_mac.0[0] &= 0xfe;
+            let operation = if reply { Operation::Reply } else { Operation::Request };
+            let [sender, target] = addresses;
+            let repr = Repr { operation, sender_mac, sender, target_mac, target };
+            let mut out = [0; 30];
+            prop_assert_eq!(repr.emit(&mut out[..27]), None);
+            prop_assert_eq!(repr.emit(&mut out), Some(repr.len()));
+            prop_assert_eq!(Repr::parse(&out), Ok(repr));
+        }
+    }
+}

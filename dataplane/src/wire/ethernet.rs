@@ -221,3 +221,41 @@ pub fn set_macs(frame: &mut [u8], destination: Mac, source: Mac) -> bool {
     from.copy_from_slice(&source.0);
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parse_of_emit_is_identity(destination: [u8; 6], source: [u8; 6], vlan: Option<u16>, ethertype: u16) {
+            prop_assume!(!is_tag(ethertype));
+            let repr = Repr { destination: Mac(destination), source: Mac(source), vlan, ethertype };
+            let mut out = [0xee; 20];
+            for short in 0..repr.len() {
+                prop_assert_eq!(repr.emit(&mut out[..short]), None);
+                prop_assert_eq!(out, [0xee; 20], "nothing written");
+            }
+            prop_assert_eq!(repr.emit(&mut out), Some(repr.len()));
+            let read = parse_ethernet(&out).unwrap();
+            prop_assert_eq!(usize::from(read.l3_offset), repr.len());
+            prop_assert_eq!((read.destination, read.source), (repr.destination, repr.source));
+            prop_assert_eq!((read.vlan, read.inner_vlan, read.ethertype), (vlan, None, ethertype));
+        }
+    }
+
+    #[test]
+    fn macs_are_set_and_told() {
+        let mut frame = [7u8; 14];
+        assert!(set_macs(&mut frame, Mac([1, 2, 3, 4, 5, 6]), Mac::BROADCAST));
+        assert_eq!(frame, [1, 2, 3, 4, 5, 6, 255, 255, 255, 255, 255, 255, 7, 7]);
+        assert!(!set_macs(&mut frame[..11], Mac::default(), Mac::default()));
+        assert!(Mac::BROADCAST.is_group() && !Mac([2, 0, 0, 0, 0, 1]).is_group());
+        assert_eq!(Mac([2, 0, 0x5e, 0x10, 0, 1]).to_string(), "02:00:5e:10:00:01");
+        let mut address = [0u8; 16];
+        address[12..].copy_from_slice(&[0xff, 1, 2, 3]);
+        assert_eq!(Mac::of_ipv6_multicast(address), Mac([0x33, 0x33, 0xff, 1, 2, 3]));
+    }
+}

@@ -279,3 +279,44 @@ impl From<&Header> for Repr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parse_of_emit_is_identity(
+            source: [u8; 4], destination: [u8; 4], protocol: u8, payload_len in 0u16..100, ttl: u8, tos: u8,
+            identification: u16, dont_fragment: bool,
+        ) {
+            let repr = Repr { source, destination, protocol, payload_len, ttl, tos, identification, dont_fragment };
+            let mut out = [0xee; 120];
+            prop_assert_eq!(repr.emit(&mut out[..19]), None);
+            prop_assert_eq!(out, [0xee; 120], "nothing written");
+            prop_assert_eq!(repr.emit(&mut out), Some(repr.len()));
+            let (header, rest) = parse(&out).unwrap();
+            prop_assert_eq!((Repr::from(header), rest.len()), (repr, 100));
+            prop_assert_eq!(addresses(&out), (source, destination));
+        }
+    }
+
+    #[test]
+    fn the_longest_packet_is_the_longest() {
+        let repr = |payload_len| Repr {
+            source: [1; 4],
+            destination: [2; 4],
+            protocol: 6,
+            payload_len,
+            ttl: 1,
+            tos: 0,
+            identification: 0,
+            dont_fragment: false,
+        };
+        assert_eq!(repr(65515).emit(&mut [0; 20]), Some(20));
+        assert_eq!(repr(65516).emit(&mut [0; 20]), None);
+        assert_eq!(addresses(&[0x45; 19]), ([0; 4], [0; 4]));
+    }
+}

@@ -348,3 +348,38 @@ impl From<&Header> for Repr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parse_of_emit_is_identity(
+            source: [u8; 16], destination: [u8; 16], next_header: u8, payload_len in 0u16..50, hop_limit: u8,
+            traffic_class: u8, flow_label in 0u32..1 << 20,
+        ) {
+            let repr = Repr { source, destination, next_header, payload_len, hop_limit, traffic_class, flow_label };
+            let mut out = [0xee; 90];
+            prop_assert_eq!(repr.emit(&mut out[..39]), None);
+            prop_assert_eq!(out, [0xee; 90], "nothing written");
+            prop_assert_eq!(repr.emit(&mut out), Some(repr.len()));
+            let (header, rest) = parse(&out).unwrap();
+            prop_assert_eq!((Repr::from(header), rest.len()), (repr, 50));
+            prop_assert_eq!(addresses(&out), (source, destination));
+        }
+    }
+
+    #[test]
+    fn solicited_node_addresses_take_the_last_three_bytes() {
+        // RFC 4291 section 2.7.1: the example
+        let address = [0x40, 0x37, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0x08, 0x00, 0x20, 0x0e];
+        let mut expected = [0; 16];
+        (expected[0], expected[1], expected[11], expected[12]) = (0xff, 2, 1, 0xff);
+        expected[13..].copy_from_slice(&address[13..]);
+        assert_eq!(solicited_node(address), expected);
+        assert_eq!(addresses(&[0x60; 39]), ([0; 16], [0; 16]));
+    }
+}

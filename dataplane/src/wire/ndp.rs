@@ -273,3 +273,40 @@ fn emit(
     option.write_to_suffix(body).ok()?;
     Some(out.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::packet::parse_l3;
+
+    proptest! {
+        #[test]
+        fn parse_of_emit_is_identity(
+            addresses: [[u8; 16]; 3], mac: Option<[u8; 6]>, router: bool, solicited: bool, overrides: bool,
+        ) {
+            let [mut source, mut destination, mut target] = addresses;
+            for address in [&mut source, &mut destination, &mut target] {
+                address[0] = 0x20;
+            }
+            let mac = mac.map(Mac);
+            let mut out = [0; 80];
+
+            let question = Solicitation { source, target, source_mac: mac };
+            let len = question.emit(&mut out).unwrap();
+            prop_assert_eq!(len, question.len());
+            let l3 = parse_l3(&out[..len]).unwrap();
+            prop_assert_eq!(parse_solicitation(&out[..len], &l3), Ok(question));
+            prop_assert_eq!(parse_advertisement(&out[..len], &l3), Err(Malformed::NdpMalformed));
+            prop_assert_eq!(question.emit(&mut out[..len - 1]), None);
+
+            let answer = Advertisement { source, destination, target, router, solicited, overrides, target_mac: mac };
+            let len = answer.emit(&mut out).unwrap();
+            prop_assert_eq!(len, answer.len());
+            let l3 = parse_l3(&out[..len]).unwrap();
+            prop_assert_eq!(parse_advertisement(&out[..len], &l3), Ok(answer));
+            prop_assert_eq!(answer.emit(&mut out[..len - 1]), None);
+        }
+    }
+}

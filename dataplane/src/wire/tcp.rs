@@ -266,3 +266,75 @@ impl Repr {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parse_of_emit_is_identity(
+            ports: [u16; 2], sequence: u32, acknowledgment: u32, flags: u8, window: u16, mss: Option<u16>,
+        ) {
+            let [source_port, destination_port] = ports;
+            let repr = Repr { source_port, destination_port, sequence, acknowledgment, flags, window, mss };
+            let mut out = vec![0xee; 24];
+            for short in 0..repr.len() {
+                prop_assert_eq!(repr.emit(&mut out[..short], Sum::ZERO), None);
+            }
+            prop_assert_eq!(repr.emit(&mut out, Sum::ZERO), Some(repr.len()));
+            out.truncate(repr.len());
+            prop_assert_eq!(Repr::of(&out), Some(repr));
+            prop_assert!(parse(&out, true).is_ok() && Sum::ZERO.bytes(&out).verifies());
+        }
+
+        #[test]
+        fn options_of_any_bytes_are_walked_within_the_header(options in proptest::collection::vec(any::<u8>(), 40), words in 0u8..16) {
+            let mut segment = [vec![0; 20], options].concat();
+            segment[12] = words << 4;
+            if let Some((at, _)) = find_mss(&segment) {
+                prop_assert!(at + 2 <= usize::from(words) * 4);
+            }
+            segment[13] = SYN;
+            let before = segment.len();
+            clamp_mss(&mut segment, 100);
+            prop_assert_eq!(segment.len(), before);
+        }
+    }
+
+    #[test]
+    fn every_length_of_the_option_before_is_walked() {
+        for length in 0..=255u8 {
+            let mut segment = [0u8; 60];
+            (segment[12], segment[13]) = (15 << 4, SYN);
+            segment[20..].fill(1);
+            (segment[20], segment[21]) = (8, length);
+            let at = 20 + usize::from(length);
+            if (2..=36).contains(&length) {
+                segment[at..at + 4].copy_from_slice(&[2, 4, 5, 180]);
+                assert_eq!(find_mss(&segment), Some((at + 2, 1460)), "length {length}");
+            } else {
+                assert_eq!(find_mss(&segment), None, "length {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_well_formed_option_counts() {
+        let segment = |option: [u8; 4]| {
+            let mut segment = [0u8; 24];
+            (segment[12], segment[13]) = (6 << 4, SYN);
+            segment[20..].copy_from_slice(&option);
+            segment
+        };
+        assert_eq!(find_mss(&segment([2, 4, 5, 180])), Some((22, 1460)));
+        assert_eq!(find_mss(&segment([2, 3, 5, 180])), None);
+        assert_eq!(find_mss(&segment([1, 2, 4, 5])), None, "cut off");
+        assert_eq!(find_mss(&segment([0, 0, 2, 4])), None, "after the end");
+        let mut plain = segment([2, 4, 5, 180]);
+        plain[13] = ACK;
+        assert!(!clamp_mss(&mut plain, 100), "only with SYN");
+    }
+}

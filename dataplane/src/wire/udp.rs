@@ -133,3 +133,39 @@ impl From<&Header> for Repr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parse_of_emit_is_identity(source_port: u16, destination_port: u16, data in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let payload_len = u16::try_from(data.len()).unwrap();
+            let repr = Repr { source_port, destination_port, payload_len };
+            let mut out = vec![0xee; 8 + data.len()];
+            prop_assert_eq!(repr.emit(&mut out[..7], None), None);
+            out[8..].copy_from_slice(&data);
+            for with_checksum in [false, true] {
+                let rest = with_checksum.then(|| Sum::ZERO.bytes(&data));
+                prop_assert_eq!(repr.emit(&mut out, rest), Some(repr.len()));
+                let (header, rest) = parse(&out, true).unwrap();
+                prop_assert_eq!((Repr::from(header), rest), (repr, &data[..]));
+                prop_assert_eq!(header.checksum() != 0, with_checksum, "N-071: a computed checksum is never zero");
+                prop_assert!(!with_checksum || Sum::ZERO.bytes(&out).verifies());
+            }
+        }
+    }
+
+    #[test]
+    fn a_computed_zero_is_sent_as_ones() {
+        // N-071: ports and length sum to 0xffff
+        let repr = Repr { source_port: 0xfff7, destination_port: 0, payload_len: 0 };
+        let mut out = [0; 8];
+        assert_eq!(repr.emit(&mut out, Some(Sum::ZERO)), Some(8));
+        assert_eq!(out[6..], [0xff, 0xff]);
+        assert_eq!(Repr { payload_len: 65528, ..repr }.emit(&mut out, None), None);
+    }
+}

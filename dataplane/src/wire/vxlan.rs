@@ -134,3 +134,18 @@ pub fn ecn_encap(inner: u8) -> u8 {
         ecn => ecn,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parse_of_emit_is_identity() {
+        for vni in [0, 1, 4096, 0x80_0000, 0xff_ffff] {
+            let mut out = [0xee; 9];
+            assert_eq!(Repr { vni }.emit(&mut out[..7]), None);
+            assert_eq!(Repr { vni }.emit(&mut out), Some(HEADER_LEN));
+            assert_eq!(parse(&out), Ok(Vxlan { vni, inner_offset: 8, unknown_bits: false }));
+        }
+    }
+}
