@@ -27,6 +27,7 @@ pub mod vxlan;
 pub mod encap;
 pub mod quote;
 pub mod edit;
+pub mod fragment;
 pub mod reset;
 
 /// IP version of a packet.

@@ -316,7 +316,7 @@ fn split(spec: &Spec, first: usize) -> Vec<Vec<u8>> {
             Family::V4 => {
                 let total = u16::try_from(20 + data.len()).expect("short");
                 bytes[2..4].copy_from_slice(&total.to_be_bytes());
-                bytes[6..8].copy_from_slice(&(offset / 8 | if more { 0x2000 } else { 0 }).to_be_bytes());
+                bytes[6..8].copy_from_slice(&((offset / 8) | if more { 0x2000 } else { 0 }).to_be_bytes());
                 fix_ip_checksum(&mut bytes);
             }
             Family::V6 => {

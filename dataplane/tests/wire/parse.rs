@@ -133,7 +133,7 @@ fn every_truncation_of_a_packet_is_refused() {
 /// Cuts a packet and makes the IP length say so, to get past it.
 fn cut(bytes: &[u8], len: usize) -> Vec<u8> {
     let mut short = bytes[..len].to_vec();
-    let len = u16::try_from(len).unwrap();
+    let len = u16::try_from(len).expect("short");
     if bytes[0] >> 4 == 4 && short.len() >= 20 {
         short[2..4].copy_from_slice(&len.to_be_bytes());
         fix_ip_checksum(&mut short);
@@ -371,7 +371,7 @@ fn ipv4_options_pass_but_for_source_routes() {
 fn with_extensions(first: u8, extensions: &[u8]) -> Vec<u8> {
     let plain = Spec::new(Family::V6, Kind::Udp { checksum: true }).build();
     let mut bytes = [&plain[..40], extensions, &plain[40..]].concat();
-    let payload_len = u16::try_from(bytes.len() - 40).unwrap();
+    let payload_len = u16::try_from(bytes.len() - 40).expect("short");
     bytes[4..6].copy_from_slice(&payload_len.to_be_bytes());
     bytes[6] = first;
     bytes
@@ -442,7 +442,7 @@ pub fn as_fragment(spec: &Spec, offset: u16, more: bool) -> Vec<u8> {
     let mut bytes = spec.build();
     match spec.family {
         Family::V4 => {
-            let word = offset / 8 | if more { 0x2000 } else { 0 };
+            let word = (offset / 8) | if more { 0x2000 } else { 0 };
             bytes[6..8].copy_from_slice(&word.to_be_bytes());
             fix_ip_checksum(&mut bytes);
             bytes
@@ -455,7 +455,7 @@ pub fn as_fragment(spec: &Spec, offset: u16, more: bool) -> Vec<u8> {
             // The header before names what follows.
             let before = if l4 == 40 { 6 } else { l4 - 16 };
             bytes[before] = 44;
-            let payload_len = u16::try_from(bytes.len() - 40).unwrap();
+            let payload_len = u16::try_from(bytes.len() - 40).expect("short");
             bytes[4..6].copy_from_slice(&payload_len.to_be_bytes());
             bytes
         }
