@@ -136,11 +136,15 @@ impl AfXdpPort {
         let chunk_bytes = 1u64 << self.chunk_shift;
         let headroom = descriptor.addr & (chunk_bytes - 1);
         let fits = headroom + u64::from(descriptor.len) <= chunk_bytes && descriptor.options & PACKET_CONTINUES == 0;
-        let (headroom, len) = if fits { (headroom as u16, descriptor.len as u16) } else { (0, 0) };
+        let place = match (u16::try_from(headroom), u16::try_from(descriptor.len)) {
+            (Ok(headroom), Ok(len)) if fits => Some((headroom, len)),
+            _ => None,
+        };
+        let (headroom, len) = place.unwrap_or((0, 0));
         // SAFETY: `index` is below the number of chunks (take), the chunk was lent to the kernel by this port, so no
         // token for it exists, and with this descriptor the kernel gave it back; the numbers fit the chunk (above).
         let frame = unsafe { self.depot.token(index, headroom, len) };
-        if fits {
+        if place.is_some() {
             return Some(frame);
         }
         self.counters.rx_violations += 1;
@@ -356,8 +360,8 @@ impl Lent {
             return None;
         }
         *word &= !bit;
-        // Below 64 times the number of words, which came from a u32.
-        Some(chunk as u32)
+        // Always so: it is below 64 times the number of words, which came from a u32.
+        u32::try_from(chunk).ok()
     }
 
     fn count(&self) -> u32 {

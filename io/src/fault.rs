@@ -126,11 +126,11 @@ impl<P: Port> FaultPort<P> {
             frame.bytes_mut()[at] ^= 1 << bit;
             self.counters.corrupted += 1;
         }
-        if self.happens(self.faults.duplicate) {
-            if let Some(twin) = self.spare.copy_of(&frame) {
-                lane.ready.push_back(twin);
-                self.counters.duplicated += 1;
-            }
+        if self.happens(self.faults.duplicate)
+            && let Some(twin) = self.spare.copy_of(&frame)
+        {
+            lane.ready.push_back(twin);
+            self.counters.duplicated += 1;
         }
         if lane.held.is_none() && self.happens(self.faults.reorder) {
             self.counters.reordered += 1;

@@ -52,7 +52,10 @@ pub const BATCH_MAX: usize = 64;
 pub type Batch = ArrayVec<Frame, BATCH_MAX>;
 
 /// Bytes before a received or filled packet: the kernel's `XDP_PACKET_HEADROOM` (include/uapi/linux/bpf.h).
-pub const HEADROOM_BYTES: usize = 256;
+pub const HEADROOM_BYTES: usize = HEADROOM as usize;
+
+/// The same, as frames store it.
+pub(crate) const HEADROOM: u16 = 256;
 
 /// Smallest chunk (the kernel's `XDP_UMEM_MIN_CHUNK_SIZE`, net/xdp/xdp_umem.c).
 pub const FRAME_BYTES_MIN: u32 = 2048;
@@ -184,11 +187,10 @@ impl Frame {
     #[inline]
     #[must_use]
     pub fn grow_front(&mut self, n: usize) -> bool {
-        if n > self.headroom as usize {
-            return false;
-        }
-        // At most the headroom, so it fits.
-        let step = n as u16;
+        let step = match u16::try_from(n) {
+            Ok(step) if step <= self.headroom => step,
+            _ => return false,
+        };
         self.headroom -= step;
         self.len += step;
         // SAFETY: the start moves by at most the headroom and stays in the chunk.
@@ -200,10 +202,10 @@ impl Frame {
     #[inline]
     #[must_use]
     pub fn trim_front(&mut self, n: usize) -> bool {
-        if n > self.len as usize {
-            return false;
-        }
-        let step = n as u16;
+        let step = match u16::try_from(n) {
+            Ok(step) if step <= self.len => step,
+            _ => return false,
+        };
         self.headroom += step;
         self.len -= step;
         // SAFETY: the start moves by at most the length and stays in the chunk.
@@ -216,22 +218,25 @@ impl Frame {
     #[inline]
     #[must_use]
     pub fn set_len(&mut self, n: usize) -> bool {
-        if n > (self.chunk_bytes - self.headroom) as usize {
-            return false;
+        match u16::try_from(n) {
+            Ok(len) if len <= self.chunk_bytes - self.headroom => {
+                self.len = len;
+                true
+            }
+            _ => false,
         }
-        self.len = n as u16;
-        true
     }
 
     /// Makes the packet a copy of `bytes`, with the standard headroom before it; false (and nothing changes) if they
     /// do not fit.
     #[must_use]
     pub fn fill(&mut self, bytes: &[u8]) -> bool {
-        if bytes.len() > self.chunk_bytes as usize - HEADROOM_BYTES {
-            return false;
-        }
+        let len = match u16::try_from(bytes.len()) {
+            Ok(len) if len <= self.chunk_bytes - HEADROOM => len,
+            _ => return false,
+        };
         self.reset();
-        self.len = bytes.len() as u16;
+        self.len = len;
         self.bytes_mut().copy_from_slice(bytes);
         true
     }
@@ -242,7 +247,7 @@ impl Frame {
         // SAFETY: the first step leads to the start of the chunk, the second to HEADROOM_BYTES into it, and every
         // chunk is longer than that.
         self.data = unsafe { self.data.sub(self.headroom as usize).add(HEADROOM_BYTES) };
-        self.headroom = HEADROOM_BYTES as u16;
+        self.headroom = HEADROOM;
         self.len = 0;
     }
 

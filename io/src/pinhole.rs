@@ -292,6 +292,12 @@ impl Pinhole {
     }
 }
 
+// The compiler thread has the pinholes, the workers have the ports.
+const _: () = {
+    const fn sendable<T: Send>() {}
+    sendable::<Pinhole>();
+};
+
 /// A socket's place in a socket map; given up when dropped.
 #[derive(Debug)]
 pub(crate) struct Connection {

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::frame::{BATCH_MAX, Batch, FRAME_BYTES_MAX, FRAME_BYTES_MIN, Frame, GroupId, HEADROOM_BYTES};
+use crate::frame::{BATCH_MAX, Batch, FRAME_BYTES_MAX, FRAME_BYTES_MIN, Frame, GroupId, HEADROOM};
 use crate::mem::{HugePages, Mapping, Pages};
 
 /// Frames of one pool, at most: 16 GiB of 4 KiB chunks.
@@ -141,7 +141,7 @@ impl Pool {
         let mut batch = Box::new(Batch::new());
         for index in 0..frames {
             // SAFETY: chunk `index` is inside the memory and no token for it exists yet.
-            batch.push(unsafe { depot.token(index, HEADROOM_BYTES as u16, 0) });
+            batch.push(unsafe { depot.token(index, HEADROOM, 0) });
             if batch.is_full() {
                 let full = std::mem::replace(&mut batch, Box::new(Batch::new()));
                 depot.put_full(full);

@@ -1,5 +1,7 @@
 //! No allocation in a turn after warm-up, counted: in memory, and with the kernel on AF_XDP.
 
+#![allow(clippy::unwrap_used)]
+
 #[cfg(feature = "kernel-tests")]
 mod support;
 

@@ -1,5 +1,6 @@
 //! AF_XDP, the pinhole and the refusals on real veth devices, in namespaces of their own.
 #![cfg(feature = "kernel-tests")]
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -79,7 +80,7 @@ fn packets_of_both_families_cross_two_devices_without_a_copy() {
         let mut sent = BTreeSet::new();
         for number in 0..100u16 {
             for family in [0, 1] {
-                let payload = [&number.to_be_bytes()[..], &[family as u8; 40]].concat();
+                let payload = [&number.to_be_bytes()[..], &[u8::try_from(family).unwrap(); 40]].concat();
                 let packet = udp(CLIENTS[family], VIPS[family], (1024 + number, 80), &payload);
                 client.send(&packet);
                 sent.insert(packet);

@@ -16,7 +16,7 @@ use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, So
 use xsk_rs::{Socket, Umem};
 
 use super::{AfXdpPort, LINK_BYTES_MAX, Parts, SocketOwner, socket};
-use crate::frame::HEADROOM_BYTES;
+use crate::frame::HEADROOM;
 use crate::mem::{HugePages, Pages};
 use crate::netdev::NetDevice;
 use crate::pinhole::{self, Attachment, Found, OnDeath, Pinhole};
@@ -53,7 +53,8 @@ pub enum ModeChoice {
 pub struct InterfaceConfig {
     /// Its name.
     pub name: String,
-    /// Queues to open; all receive queues if not given.
+    /// Queues to open; all receive queues if not given. What is ours and arrives on another queue finds no socket, and
+    /// goes the way of the dead: so steer it to these.
     pub queues: Option<Vec<u32>>,
 }
 
@@ -261,7 +262,7 @@ fn mtu_fix(device: &str, frame_bytes: u32, mtu: u32, mtu_max: u32) -> String {
 
 /// Largest MTU whose packets, with two VLAN tags, fit a frame behind the standard headroom.
 fn mtu_limit(frame_bytes: u32) -> u32 {
-    frame_bytes.saturating_sub(HEADROOM_BYTES as u32 + LINK_BYTES_MAX)
+    frame_bytes.saturating_sub(u32::from(HEADROOM) + LINK_BYTES_MAX)
 }
 
 /// One device on its way to being open.
@@ -367,12 +368,12 @@ fn refuse(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> Result<(), Op
             return Err(OpenError::Twice { device: name(), queue });
         }
     }
-    // A veth takes no tags off, whatever it says: they are missing from what its peer hands over, or they are not.
+    // A veth takes no tags off, whatever it says. They are missing if its peer does not write them into the packet
+    // (`txvlan` there), which cannot be seen from here.
     let strips = [("rx-vlan-hw-parse", "rxvlan"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")];
-    if device.driver != "veth" {
-        if let Some((feature, switch)) = strips.into_iter().find(|(feature, _)| device.has(feature)) {
-            return Err(OpenError::VlanStripping { device: name(), feature, switch });
-        }
+    let stripping = strips.into_iter().find(|(feature, _)| device.has(feature));
+    if let (Some((feature, switch)), true) = (stripping, device.driver != "veth") {
+        return Err(OpenError::VlanStripping { device: name(), feature, switch });
     }
     if let Some((feature, switch)) =
         [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")].into_iter().find(|(feature, _)| device.has(feature))

@@ -9,13 +9,40 @@
 //! - *Batches.* [`Producer::stage`] writes without publishing, [`Producer::publish`] makes all staged elements visible
 //!   with one release store; [`Consumer::pop_into`] takes many with one acquire load and one release store.
 
-use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrayvec::ArrayVec;
 use crossbeam::utils::CachePadded;
+
+use sync::{Arc, AtomicUsize, Ordering, Slot};
+
+/// What the ring is built from: the real thing, or loom's, which tries every order of what two threads do.
+#[cfg(not(loom))]
+mod sync {
+    pub(super) use std::sync::Arc;
+    pub(super) use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A place for an element that one side at a time may touch.
+    pub(super) struct Slot<T>(std::cell::UnsafeCell<T>);
+
+    impl<T> Slot<T> {
+        pub(super) fn new(value: T) -> Slot<T> {
+            Slot(std::cell::UnsafeCell::new(value))
+        }
+
+        #[inline(always)]
+        pub(super) fn with_mut<R>(&self, access: impl FnOnce(*mut T) -> R) -> R {
+            access(self.0.get())
+        }
+    }
+}
+
+#[cfg(loom)]
+mod sync {
+    pub(super) use loom::cell::UnsafeCell as Slot;
+    pub(super) use loom::sync::Arc;
+    pub(super) use loom::sync::atomic::{AtomicUsize, Ordering};
+}
 
 struct Shared<T> {
     /// Elements taken since the beginning; written by the consumer.
@@ -23,7 +50,7 @@ struct Shared<T> {
     /// Elements published since the beginning; written by the producer.
     tail: CachePadded<AtomicUsize>,
     /// A power of two of slots; those in `head..tail` are initialised and belong to the consumer, the others to the producer.
-    slots: Box<[UnsafeCell<MaybeUninit<T>>]>,
+    slots: Box<[Slot<MaybeUninit<T>>]>,
 }
 
 // SAFETY: a slot is touched by the side it belongs to only, and changes sides by a release store of a cursor that the
@@ -34,12 +61,13 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
-        let (head, tail) = (*self.head.get_mut(), *self.tail.get_mut());
+        // Both sides are gone, and dropping the last handle has synchronised with them.
+        let (head, tail) = (self.head.load(Ordering::Relaxed), self.tail.load(Ordering::Relaxed));
         let mask = self.slots.len() - 1;
         let mut at = head;
         while at != tail {
             // SAFETY: slots in head..tail are initialised, and both sides are gone.
-            unsafe { self.slots[at & mask].get_mut().assume_init_drop() };
+            self.slots[at & mask].with_mut(|slot| unsafe { (*slot).assume_init_drop() });
             at = at.wrapping_add(1);
         }
     }
@@ -74,8 +102,9 @@ pub struct Consumer<T> {
 #[must_use]
 pub fn ring<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
     let capacity = capacity.max(1).next_power_of_two();
-    let slots = (0..capacity).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect();
-    let shared = Arc::new(Shared { head: CachePadded::default(), tail: CachePadded::default(), slots });
+    let slots = (0..capacity).map(|_| Slot::new(MaybeUninit::uninit())).collect();
+    let cursor = || CachePadded::new(AtomicUsize::new(0));
+    let shared = Arc::new(Shared { head: cursor(), tail: cursor(), slots });
     let mask = capacity - 1;
     (
         Producer { shared: Arc::clone(&shared), tail: 0, published: 0, head_cached: 0, mask },
@@ -108,7 +137,7 @@ impl<T> Producer<T> {
             return Err(element);
         }
         // SAFETY: the slot is free (the consumer's head is at most a capacity behind), so it belongs to this side.
-        unsafe { (*self.shared.slots[self.tail & self.mask].get()).write(element) };
+        self.shared.slots[self.tail & self.mask].with_mut(|slot| unsafe { (*slot).write(element) });
         self.tail = self.tail.wrapping_add(1);
         Ok(())
     }
@@ -196,7 +225,7 @@ impl<T> Consumer<T> {
         }
         // SAFETY: head..tail is not empty, so the slot is initialised and belongs to this side; moving `head` on gives
         // the (now uninitialised) slot back once it is stored.
-        let element = unsafe { (*self.shared.slots[self.head & self.mask].get()).assume_init_read() };
+        let element = self.shared.slots[self.head & self.mask].with_mut(|slot| unsafe { (*slot).assume_init_read() });
         self.head = self.head.wrapping_add(1);
         Some(element)
     }
@@ -221,7 +250,7 @@ impl<T> std::fmt::Debug for Consumer<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -335,5 +364,44 @@ mod tests {
         }
         sender.join().unwrap();
         assert_eq!(consumer.pop(), None);
+    }
+}
+
+/// Every order of two threads' steps: `RUSTFLAGS="--cfg loom" cargo test -p tidegate-io --release --lib spsc`.
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+
+    #[test]
+    fn elements_arrive_once_and_in_order_whatever_the_interleaving() {
+        loom::model(|| {
+            let (mut producer, mut consumer) = ring::<Box<usize>>(2);
+            let sender = loom::thread::spawn(move || {
+                let mut sent = 0;
+                while sent < 4 {
+                    // Two at a time become visible, where there is room.
+                    for _ in 0..2 {
+                        if sent < 4 && producer.stage(Box::new(sent)).is_ok() {
+                            sent += 1;
+                        }
+                    }
+                    producer.publish();
+                    loom::thread::yield_now();
+                }
+            });
+            let mut expected = 0;
+            while expected < 3 {
+                match consumer.pop() {
+                    Some(value) => {
+                        assert_eq!(*value, expected);
+                        expected += 1;
+                    }
+                    None => loom::thread::yield_now(),
+                }
+            }
+            // The fourth is dropped with the ring, whichever end goes last.
+            drop(consumer);
+            sender.join().unwrap();
+        });
     }
 }

@@ -1,5 +1,6 @@
 //! Network namespaces, packet sockets and packets for the tests that need a kernel.
-#![allow(dead_code)]
+// Each test program uses a part of it; a test may unwrap, in a function of its own too.
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::ffi::CString;
 use std::fs::File;
