@@ -35,3 +35,5 @@ pub mod rig;
 pub mod config;
 /// Kernel facts: links, addresses, routes, neighbours, and wishes about neighbours.
 pub mod kernel;
+/// Accepted objects: what control wants and this dataplane agreed to.
+pub mod objects;
