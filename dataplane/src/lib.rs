@@ -37,3 +37,5 @@ pub mod config;
 pub mod kernel;
 /// Accepted objects: what control wants and this dataplane agreed to.
 pub mod objects;
+/// The compiler thread: resolved objects plus kernel facts become rows.
+pub mod compile;

@@ -91,6 +91,17 @@ impl Objects {
         self.accepted.values()
     }
 
+    /// Every accepted object of one kind, in the order of names.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Arc<Resource>> {
+        let from = key(kind, "");
+        self.accepted.range(from..).take_while(move |(key, _)| key.kind == kind).map(|(_, resource)| resource)
+    }
+
+    /// Every VIP, and how many Services use it.
+    pub fn vips(&self) -> &HashMap<IpAddr, u32> {
+        &self.vips
+    }
+
     /// How many objects there are.
     pub fn len(&self) -> usize {
         self.accepted.len()
