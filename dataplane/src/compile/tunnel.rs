@@ -166,8 +166,8 @@ fn row(family: Family, name: &str, made_of: &Ingredients) -> TunnelRow {
         underlay: underlay(family, source, peer.underlay),
         port: peer.port,
         vni: peer.vni,
-        source_mac: ours.as_ref().map(|vtep| vtep.mac.0).unwrap_or_default().into(),
-        destination_mac: peer.mac.0.into(),
+        source_mac: ours.as_ref().map(|vtep| vtep.mac).unwrap_or_default().into(),
+        destination_mac: peer.mac.into(),
         ttl: TTL,
         dont_fragment: false,
     });
