@@ -31,3 +31,11 @@ pub mod limits;
 /// A gateway in memory, for tests, benches and fuzzing.
 #[cfg(feature = "rig")]
 pub mod rig;
+/// The node file: what the operator tells this dataplane once, at start.
+pub mod config;
+/// Kernel facts: links, addresses, routes, neighbours, and wishes about neighbours.
+pub mod kernel;
+/// Accepted objects: what control wants and this dataplane agreed to.
+pub mod objects;
+/// The compiler thread: resolved objects plus kernel facts become rows.
+pub mod compile;

@@ -1,0 +1,154 @@
+//! Backends: ids that outlive endpoints.
+//!
+//! An endpoint keeps its id for as long as its Service port has it, and gets the same one back when it returns: its key
+//! is the Service port (an id of its own per Service uid, protocol, port and family), address and port. One that left is
+//! `Gone`: its row stays for the flows that end by themselves (S-100). Its id is given to another endpoint after
+//! [`QUARANTINE`], or sooner when more than [`GONE_MAX`] wait; the row's epoch moves then, and flows compare address and
+//! port when it does, so that even then no flow changes its backend unseen.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::Nanos;
+use crate::table::backend::{BackendRow, BackendState, BackendTable};
+use crate::table::{BackendId, Family, ServiceId};
+
+/// How long an id stays with an endpoint that left: longer than an idle established TCP flow lives (N-081: 2 h 4 min).
+pub const QUARANTINE: Nanos = 3 * 3600 * 1_000_000_000;
+/// Ids that may wait at once; 64 B each in the table.
+pub const GONE_MAX: usize = 262_144;
+
+/// What identifies an endpoint: Service port, address in mapped form, port.
+pub type BackendKey = (ServiceId, [u8; 16], u16);
+
+/// Which endpoint has which id.
+#[derive(Debug, Default)]
+pub struct Backends {
+    given: u32,
+    gone: HashMap<BackendKey, Gone>,
+    /// By time of leaving; entries that came back meanwhile are passed over.
+    waiting: VecDeque<(Nanos, BackendKey)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Gone {
+    id: BackendId,
+    since: Nanos,
+}
+
+impl Backends {
+    /// Writes an endpoint that is there and returns its id. `known` is the id it has, if it was there before.
+    pub fn set(
+        &mut self,
+        known: Option<BackendId>,
+        key: BackendKey,
+        family: Family,
+        state: BackendState,
+        table: &mut BackendTable,
+        now: Nanos,
+    ) -> BackendId {
+        let id = known.or_else(|| self.gone.remove(&key).map(|gone| gone.id)).unwrap_or_else(|| self.fresh(now));
+        let (service, address, port) = key;
+        table.set(id, BackendRow { address, family, port, service, state, epoch: 0 });
+        id
+    }
+
+    /// An endpoint left.
+    pub fn leave(&mut self, id: BackendId, key: BackendKey, table: &mut BackendTable, now: Nanos) {
+        table.set_state(id, BackendState::Gone);
+        self.gone.insert(key, Gone { id, since: now });
+        self.waiting.push_back((now, key));
+    }
+
+    /// Ids of endpoints that are gone.
+    pub fn gone_len(&self) -> usize {
+        self.gone.len()
+    }
+
+    /// A Service port is no more: its endpoints that are gone must not be taken for another's.
+    pub fn orphan(&mut self, service: ServiceId, table: &mut BackendTable) {
+        // Service ids are given out again as rarely as backend ids; walking what is gone then costs little.
+        let orphans: Vec<_> = self.gone.keys().filter(|(owner, ..)| *owner == service).copied().collect();
+        for key in orphans {
+            let Some(gone) = self.gone.remove(&key) else { continue };
+            let orphaned = (ServiceId::NONE, key.1, key.2);
+            if let Some(row) = table.row(gone.id).copied() {
+                table.set(gone.id, BackendRow { service: ServiceId::NONE, ..row });
+            }
+            // Two Services may have had the same endpoint: the later one waits, the earlier is simply never reused.
+            self.gone.insert(orphaned, gone);
+            self.waiting.push_back((gone.since, orphaned));
+        }
+    }
+
+    fn fresh(&mut self, now: Nanos) -> BackendId {
+        while let Some((since, key)) = self.waiting.front().copied() {
+            let current = self.gone.get(&key).filter(|gone| gone.since == since);
+            let over = now.saturating_sub(since) >= QUARANTINE || self.gone.len() > GONE_MAX;
+            match current {
+                None => drop(self.waiting.pop_front()),
+                Some(gone) if over => {
+                    let id = gone.id;
+                    self.waiting.pop_front();
+                    self.gone.remove(&key);
+                    return id;
+                }
+                Some(_) => break,
+            }
+        }
+        let id = BackendId(self.given);
+        self.given += 1;
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u8) -> BackendKey {
+        (ServiceId(1), [number; 16], 80)
+    }
+
+    fn set(backends: &mut Backends, table: &mut BackendTable, number: u8, now: Nanos) -> BackendId {
+        backends.set(None, key(number), Family::V6, BackendState::Active, table, now)
+    }
+
+    #[test]
+    fn an_endpoint_that_returns_gets_its_id_back_with_another_epoch() {
+        let (mut backends, mut table) = (Backends::default(), BackendTable::default());
+        let id = set(&mut backends, &mut table, 1, 0);
+        let first = table.epoch(id);
+        backends.leave(id, key(1), &mut table, 5);
+        assert_eq!(table.row(id).unwrap().state, BackendState::Gone);
+        let gone = table.epoch(id);
+        assert_eq!(set(&mut backends, &mut table, 1, 10), id);
+        assert!(first != gone && gone != table.epoch(id) && backends.gone_len() == 0);
+        // Leaving twice must not let the first leave's place in the queue free the second.
+        backends.leave(id, key(1), &mut table, 20);
+        assert_ne!(set(&mut backends, &mut table, 2, 5 + QUARANTINE), id);
+        assert_eq!(set(&mut backends, &mut table, 3, 20 + QUARANTINE), id);
+        assert_eq!(table.row(id).unwrap().address, [3; 16]);
+    }
+
+    #[test]
+    fn an_id_waits_out_its_quarantine() {
+        let (mut backends, mut table) = (Backends::default(), BackendTable::default());
+        let id = set(&mut backends, &mut table, 1, 0);
+        backends.leave(id, key(1), &mut table, 100);
+        assert_ne!(set(&mut backends, &mut table, 2, 99 + QUARANTINE), id);
+        let epoch = table.epoch(id);
+        assert_eq!(set(&mut backends, &mut table, 3, 100 + QUARANTINE), id);
+        assert_ne!(table.epoch(id), epoch);
+    }
+
+    #[test]
+    fn a_gone_endpoint_forgets_a_service_that_is_no_more() {
+        let (mut backends, mut table) = (Backends::default(), BackendTable::default());
+        let id = set(&mut backends, &mut table, 1, 0);
+        backends.leave(id, key(1), &mut table, 1);
+        backends.orphan(ServiceId(1), &mut table);
+        assert_eq!(table.row(id).unwrap().service, ServiceId::NONE);
+        assert_eq!(table.row(id).unwrap().state, BackendState::Gone);
+        assert_eq!(set(&mut backends, &mut table, 9, 1 + QUARANTINE), id, "and still waits its turn");
+    }
+}

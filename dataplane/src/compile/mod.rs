@@ -1,0 +1,486 @@
+//! The compiler thread: resolved objects plus kernel facts become rows.
+//!
+//! Owns the accepted objects, the kernel facts, every id in the tables, the publisher and the pinholes. It is the only
+//! thread that writes any of them, so nothing here is locked. It knows no packet and no Kubernetes, and time is an
+//! argument.
+//!
+//! A turn takes everything that has arrived (updates from control, news from the kernel, neighbours that workers want),
+//! changes what is touched, publishes once, and then acts on the outside world, in this order:
+//!
+//! 1. *Publish.* Workers know a new VIP before the first packet for it can reach them.
+//! 2. *Wait*, briefly, until they have reached the generation, when the pinhole has something to add or to take.
+//! 3. *Pinhole.* An address added now leads to workers that serve it; until now its packets passed to the kernel as they
+//!    always had. An address taken away goes from the workers first and from the pinhole after, so that in between its
+//!    packets are dropped and counted and never met by a kernel that has no flow of theirs.
+//! 4. *Answers.* `Accepted` leaves when all of that is done: a client told so may send packets at once.
+//! 5. *Wishes to the kernel* about neighbours.
+//!
+//! Each file below owns one noun of the tables and says what it does when things change.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tidegate_api::message::{Accepted, Update};
+use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, Versions};
+use tidegate_io::Owned;
+
+use crate::kernel::request::NeighbourRequests;
+use crate::kernel::{Change, KernelFacts, NeighbourKey};
+use crate::objects::{Objects, validate};
+use crate::table::publish::Publisher;
+use crate::table::route::RouteRow;
+use crate::table::{DeviceId, Tables, mapped};
+
+/// Services → rows, frontends, members, rings.
+pub mod service;
+/// Endpoints → rows with ids that outlive them.
+pub mod backend;
+/// Addresses that are ours, and what the pinhole takes for us.
+pub mod local;
+/// Source addresses for `fullnat`.
+pub mod nat;
+/// Kernel routes and pod prefixes → routes.
+pub mod route;
+/// Peers → tunnels.
+pub mod tunnel;
+/// Next hops and wanted addresses → neighbours.
+pub mod neighbour;
+/// Links → devices.
+pub mod device;
+/// Ids that are 16 bits wide.
+pub mod ids;
+/// Sets of prefixes.
+mod net;
+/// The thread, its queue, and the handle others speak to it by.
+pub mod thread;
+#[cfg(test)]
+mod tests;
+
+use device::Devices;
+use local::Locals;
+use neighbour::{Ask, Neighbours};
+use route::{KernelRoutes, PodPrefix};
+use service::Services;
+use tunnel::{Surroundings, Tunnels};
+
+/// Nanoseconds on a clock that never goes back.
+pub type Nanos = u64;
+
+/// The pinholes of all devices: what they take for us is set here.
+pub trait Pinholes: Send {
+    /// Makes what is ours on every device exactly `owned`.
+    ///
+    /// # Errors
+    /// What the kernel says; some devices may have been changed.
+    fn update(&mut self, owned: &Owned) -> io::Result<()>;
+}
+
+/// Everything the compiler decides with, and what it decided last.
+pub struct Compiler {
+    objects: Objects,
+    facts: KernelFacts,
+    devices: Devices,
+    services: Services,
+    tunnels: Tunnels,
+    neighbours: Neighbours,
+    locals: Locals,
+    kernel_routes: KernelRoutes,
+    route_rows: BTreeMap<IpNet, RouteRow>,
+    publisher: Publisher,
+    pinholes: Box<dyn Pinholes>,
+    requests: Box<dyn NeighbourRequests>,
+    /// What the pinholes were told last.
+    owned: Option<Owned>,
+    /// They may have to be told anew.
+    guard_due: bool,
+}
+
+/// What has arrived since the last turn.
+#[derive(Default)]
+pub struct Arrived {
+    /// Updates, in order.
+    pub updates: Vec<Update>,
+    /// News from the kernel, in order.
+    pub changes: Vec<Change>,
+    /// Neighbours that workers want.
+    pub wants: Vec<(DeviceId, [u8; 16])>,
+}
+
+impl Arrived {
+    /// Whether nothing has arrived.
+    pub fn is_empty(&self) -> bool {
+        self.updates.is_empty() && self.changes.is_empty() && self.wants.is_empty()
+    }
+}
+
+/// What one turn did.
+#[derive(Debug, Default)]
+pub struct Turned {
+    /// What became of each update, in order.
+    pub accepted: Vec<Accepted>,
+    /// Whether accepted objects differ from before, so that they should be saved.
+    pub objects_changed: bool,
+    /// Whether a generation was published.
+    pub published: bool,
+}
+
+/// What differs from the turn before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    layout: bool,
+    gateway: bool,
+    peers: bool,
+    vips: bool,
+}
+
+impl Compiler {
+    /// A compiler for devices by these names. Nothing is published yet beyond what `publisher` has.
+    pub fn new<'a>(
+        devices: impl IntoIterator<Item = &'a str>,
+        publisher: Publisher,
+        pinholes: Box<dyn Pinholes>,
+        requests: Box<dyn NeighbourRequests>,
+    ) -> Self {
+        Compiler {
+            objects: Objects::default(),
+            facts: KernelFacts::default(),
+            devices: Devices::new(devices),
+            services: Services::default(),
+            tunnels: Tunnels::default(),
+            neighbours: Neighbours::default(),
+            locals: Locals::default(),
+            kernel_routes: KernelRoutes::default(),
+            route_rows: BTreeMap::new(),
+            publisher,
+            pinholes,
+            requests,
+            owned: None,
+            guard_due: true,
+        }
+    }
+
+    /// Takes objects saved by an earlier run, before the first turn. They are not judged against the machine: an address
+    /// that is not up yet may come, and the rows wait for it.
+    pub fn restore(&mut self, saved: Vec<Resource>, now: Nanos) -> Turned {
+        let update = Update { nonce: 0, full: true, resources: saved, removed: vec![] };
+        let outcome = self.objects.apply(update, None);
+        for refused in &outcome.rejected {
+            tracing::warn!(object = %refused.key, reason = refused.reason, "a saved object is not used");
+        }
+        let mut tables = self.publisher.current().clone();
+        let moved = Moved { layout: true, gateway: true, peers: true, vips: true };
+        for change in &outcome.changes {
+            self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
+        }
+        self.finish(tables, true, moved, now);
+        Turned { objects_changed: false, published: true, accepted: vec![] }
+    }
+
+    /// Takes in what has arrived, publishes at most once, and acts.
+    pub fn turn(&mut self, arrived: Arrived, now: Nanos) -> Turned {
+        let mut turned = Turned::default();
+        let mut tables = self.publisher.current().clone();
+        let mut moved = Moved::default();
+        let mut changed = self.take_changes(arrived.changes, &mut moved, &mut tables);
+        for update in arrived.updates {
+            let nonce = update.nonce;
+            let outcome = self.objects.apply(update, Some(&self.facts.layout));
+            for refused in &outcome.rejected {
+                tracing::warn!(object = %refused.key, version = refused.version, reason = refused.reason, "refused");
+            }
+            turned.objects_changed |= !outcome.changes.is_empty();
+            for change in &outcome.changes {
+                match change.key.kind {
+                    Kind::Gateway => moved.gateway = true,
+                    Kind::Peer => moved.peers = true,
+                    Kind::Service => {
+                        moved.vips |= vips(change.before.as_deref()) != vips(change.after.as_deref());
+                        changed |= self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
+                    }
+                }
+            }
+            turned.accepted.push(Accepted { nonce, generation: 0, rejected: outcome.rejected });
+        }
+        let mut new_rows = false;
+        for (device, address) in arrived.wants {
+            new_rows |= self.neighbours.want(device, address, &self.facts, &self.devices, now);
+        }
+        if new_rows {
+            changed |= self.neighbours.write(&self.facts, &self.devices, Arc::make_mut(&mut tables.neighbours));
+        }
+        turned.published = self.finish(tables, changed, moved, now);
+        let generation = self.publisher.generation();
+        turned.accepted.iter_mut().for_each(|accepted| accepted.generation = generation);
+        turned
+    }
+
+    /// What time brings: neighbours to ask about, retired tables to free, a pinhole to tell again.
+    pub fn tick(&mut self, now: Nanos) {
+        if self.neighbours.tick(&self.facts, &self.devices, now) {
+            let mut tables = self.publisher.current().clone();
+            self.neighbours.write(&self.facts, &self.devices, Arc::make_mut(&mut tables.neighbours));
+            self.finish(tables, true, Moved::default(), now);
+        }
+        self.ask_kernel();
+        self.guard();
+        self.publisher.collect();
+    }
+
+    /// The generation every worker has reached.
+    pub fn reached(&self) -> u64 {
+        self.publisher.reached()
+    }
+
+    /// The generation published last.
+    pub fn generation(&self) -> u64 {
+        self.publisher.generation()
+    }
+
+    /// The tables published last.
+    pub fn tables(&self) -> &Tables {
+        self.publisher.current()
+    }
+
+    /// Versions of all accepted objects.
+    pub fn versions(&self) -> Versions {
+        self.objects.versions()
+    }
+
+    /// All accepted objects.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// What the kernel said.
+    pub fn facts(&self) -> &KernelFacts {
+        &self.facts
+    }
+
+    /// Folds news from the kernel in. Neighbours are written at once; the rest is noted in `moved`.
+    fn take_changes(&mut self, changes: Vec<Change>, moved: &mut Moved, tables: &mut Tables) -> bool {
+        let mut keys: HashSet<NeighbourKey> = HashSet::new();
+        let mut all = false;
+        for change in changes {
+            match &change {
+                Change::All(_) => (all, moved.layout) = (true, true),
+                Change::Layout(_) => moved.layout = true,
+                Change::Neighbours(list) => keys.extend(list.iter().map(|(key, _)| *key)),
+            }
+            self.facts.apply(change);
+        }
+        if moved.layout {
+            self.devices.follow(&self.facts.layout);
+            self.kernel_routes = KernelRoutes::read(&self.facts.layout, &self.devices);
+            self.devices.write(Arc::make_mut(&mut tables.devices));
+        }
+        if !all && keys.is_empty() {
+            return false;
+        }
+        let mut table = (*tables.neighbours).clone();
+        let changed = if all {
+            self.neighbours.write(&self.facts, &self.devices, &mut table)
+        } else {
+            self.neighbours.write_some(keys.iter(), &self.facts, &self.devices, &mut table)
+        };
+        if changed {
+            tables.neighbours = Arc::new(table);
+        }
+        changed
+    }
+
+    fn write_service(&mut self, wanted: Option<&Resource>, name: &str, tables: &mut Tables, now: Nanos) -> bool {
+        match wanted.map(|resource| &resource.body) {
+            Some(Body::Service(service)) => self.services.write(name, Some(service), tables, now),
+            Some(_) => false,
+            None => self.services.write(name, None, tables, now),
+        }
+    }
+
+    /// Writes what depends on several things at once, publishes if anything `changed`, and tells the outside world.
+    fn finish(&mut self, mut tables: Tables, mut changed: bool, moved: Moved, now: Nanos) -> bool {
+        let gateway = gateway(&self.objects).cloned();
+        if moved.layout || moved.gateway || moved.peers {
+            changed |= self.write_ways(gateway.as_ref(), &mut tables);
+        }
+        if moved.layout || moved.gateway || moved.vips {
+            changed |= self.write_locals(gateway.as_ref(), &mut tables);
+        }
+        if moved.gateway {
+            changed |= write_settings(gateway.as_ref(), &mut tables);
+        }
+        // Devices are rows too; telling whether one differs is not worth a comparison of all.
+        changed |= moved.layout;
+        if self.neighbours.take_again() | self.tunnels.take_again() {
+            tables.settings.routes_epoch = tables.settings.routes_epoch.wrapping_add(1);
+            changed = true;
+        }
+        if changed {
+            self.publisher.publish(tables);
+        }
+        self.guard();
+        if self.neighbours.is_fresh() {
+            self.neighbours.tick(&self.facts, &self.devices, now);
+        }
+        self.ask_kernel();
+        changed
+    }
+
+    /// Routes, tunnels and the neighbours they lead to.
+    fn write_ways(&mut self, gateway: Option<&Gateway>, tables: &mut Tables) -> bool {
+        let mut used = HashSet::new();
+        let around = Surroundings { gateway, layout: &self.facts.layout, routes: &self.kernel_routes };
+        let mut table = (*tables.tunnels).clone();
+        let (mut pods, tunnels_changed) =
+            self.tunnels.write(peers(&self.objects), &around, &mut self.neighbours, &mut used, &mut table);
+        if tunnels_changed {
+            tables.tunnels = Arc::new(table);
+        }
+        let own = gateway.map(|gateway| gateway.pod_cidrs.as_slice()).unwrap_or_default();
+        pods.extend(own.iter().map(|prefix| PodPrefix { prefix: prefix.trunc(), tunnel: None, mtu: u16::MAX }));
+        let rows = route::plan(&self.kernel_routes, &pods, &mut self.neighbours, &mut used);
+        let routes_changed = rows != self.route_rows;
+        if routes_changed {
+            route::write(&rows, Arc::make_mut(&mut tables.routes));
+            self.route_rows = rows;
+        }
+        self.neighbours.keep_hops(&used);
+        let mut neighbours = (*tables.neighbours).clone();
+        let neighbours_changed = self.neighbours.write(&self.facts, &self.devices, &mut neighbours);
+        if neighbours_changed {
+            tables.neighbours = Arc::new(neighbours);
+        }
+        if tunnels_changed || routes_changed {
+            tables.settings.routes_epoch = tables.settings.routes_epoch.wrapping_add(1);
+        }
+        tunnels_changed || routes_changed || neighbours_changed
+    }
+
+    fn write_locals(&mut self, gateway: Option<&Gateway>, tables: &mut Tables) -> bool {
+        let layout = &self.facts.layout;
+        let locals = Locals::compile(self.objects.vips(), gateway, layout, &self.devices);
+        let nat = nat::compile(gateway, layout);
+        let changed = locals != self.locals || nat != *tables.nat;
+        if changed {
+            for address in locals.taken().iter().filter(|address| !self.locals.taken().contains(address)) {
+                tracing::warn!(%address, "a VIP is also an address of this machine's own kernel; it is left to the kernel");
+            }
+            locals.write(&self.locals, Arc::make_mut(&mut tables.locals));
+            self.locals = locals;
+            self.guard_due = true;
+            if nat != *tables.nat {
+                tables.nat = Arc::new(nat);
+            }
+        }
+        changed
+    }
+
+    /// Tells the pinholes what is ours, if that differs from what they were told.
+    fn guard(&mut self) {
+        if !std::mem::take(&mut self.guard_due) {
+            return;
+        }
+        let owned = self.locals.owned();
+        if self.owned.as_ref() == Some(&owned) {
+            return;
+        }
+        self.await_workers();
+        match self.pinholes.update(&owned) {
+            Ok(()) => self.owned = Some(owned),
+            Err(error) => {
+                tracing::error!(%error, "the pinhole could not be told what is ours; trying again");
+                (self.owned, self.guard_due) = (None, true);
+            }
+        }
+    }
+
+    /// Waits a moment for workers to reach the newest generation. One that hangs must not hold up everybody's changes:
+    /// the packets it would drop for a moment longer are its own.
+    fn await_workers(&self) {
+        const PATIENCE_MS: u32 = 20;
+        for _ in 0..PATIENCE_MS * 10 {
+            if self.publisher.reached() >= self.publisher.generation() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+    }
+
+    fn ask_kernel(&mut self) {
+        for ask in self.neighbours.take_asks() {
+            let (key, result) = match ask {
+                Ask::Keep(key) => {
+                    let answer = self.requests.keep(key);
+                    if let Ok(managed) = answer {
+                        self.neighbours.kept(key, managed, &self.devices);
+                    }
+                    (key, answer.map(drop))
+                }
+                Ask::Probe(key) => (key, self.requests.probe(key)),
+                Ask::Release(key) => (key, self.requests.release(key)),
+            };
+            if let Err(error) = result {
+                tracing::debug!(address = %key.address, ifindex = key.ifindex, ?ask, %error, "asking the kernel for a neighbour");
+            }
+        }
+    }
+}
+
+impl Drop for Compiler {
+    fn drop(&mut self) {
+        // Every worker that is left holds the tables it works with; the rest is freed here, on this thread.
+        self.publisher.collect();
+    }
+}
+
+fn write_settings(gateway: Option<&Gateway>, tables: &mut Tables) -> bool {
+    let mut settings = tables.settings;
+    let defaults = Gateway::default();
+    let gateway = gateway.unwrap_or(&defaults);
+    settings.hash_key = validate::hash_key(&gateway.hash_key).unwrap_or_default();
+    settings.orphan_tcp = gateway.orphan_tcp;
+    settings.clamp_mss = gateway.clamp_mss;
+    let changed = settings != tables.settings;
+    tables.settings = settings;
+    changed
+}
+
+/// The gateway object in force.
+pub fn gateway(objects: &Objects) -> Option<&Gateway> {
+    objects.of_kind(Kind::Gateway).find_map(|resource| match &resource.body {
+        Body::Gateway(gateway) => Some(gateway),
+        _ => None,
+    })
+}
+
+fn peers(objects: &Objects) -> impl Iterator<Item = (&str, &Peer)> {
+    objects.of_kind(Kind::Peer).filter_map(|resource| match &resource.body {
+        Body::Peer(peer) => Some((resource.name.as_str(), peer)),
+        _ => None,
+    })
+}
+
+fn vips(resource: Option<&Resource>) -> &[IpAddr] {
+    match resource.map(|resource| &resource.body) {
+        Some(Body::Service(service)) => &service.addresses,
+        _ => &[],
+    }
+}
+
+/// An address in the form rows hold: IPv4 mapped.
+pub fn mapped_ip(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => mapped(&v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// An address in mapped form as people write it.
+pub fn address_of(mapped: &[u8; 16]) -> IpAddr {
+    match crate::table::unmapped(mapped) {
+        Some(v4) => IpAddr::V4(Ipv4Addr::from(v4)),
+        None => IpAddr::V6(Ipv6Addr::from(*mapped)),
+    }
+}

@@ -1,0 +1,609 @@
+use std::sync::Mutex;
+
+use proptest::prelude::*;
+use tidegate_api::resource::{Protocol, ResourceKey, Service};
+use tidegate_io::OwnedFlags;
+
+use super::*;
+use crate::kernel::{Hop, Neighbour, Route, RouteKind, Table, nud};
+use crate::objects::key;
+use crate::objects::tests::{backend, full, gateway as gateway_object, incremental, machine, named, peer, service};
+use crate::table::backend::BackendState;
+use crate::table::local::LocalKind;
+use crate::table::neighbour::NeighbourState;
+use crate::table::publish::Publisher;
+use crate::table::route::RouteTarget;
+use crate::table::{Family, NeighbourId, TunnelId};
+
+/// What the outside world was told, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Told {
+    Owned(Owned),
+    Ask(&'static str, NeighbourKey),
+}
+
+/// A pinhole and a kernel that write down what they are told.
+#[derive(Clone, Default)]
+pub(crate) struct Notebook(pub(crate) Arc<Mutex<Vec<Told>>>);
+
+impl Notebook {
+    pub(crate) fn take(&self) -> Vec<Told> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl Pinholes for Notebook {
+    fn update(&mut self, owned: &Owned) -> io::Result<()> {
+        self.0.lock().unwrap().push(Told::Owned(owned.clone()));
+        Ok(())
+    }
+}
+
+impl NeighbourRequests for Notebook {
+    fn keep(&mut self, key: NeighbourKey) -> io::Result<bool> {
+        self.0.lock().unwrap().push(Told::Ask("keep", key));
+        Ok(true)
+    }
+
+    fn probe(&mut self, key: NeighbourKey) -> io::Result<()> {
+        self.0.lock().unwrap().push(Told::Ask("probe", key));
+        Ok(())
+    }
+
+    fn release(&mut self, key: NeighbourKey) -> io::Result<()> {
+        self.0.lock().unwrap().push(Told::Ask("release", key));
+        Ok(())
+    }
+}
+
+pub(crate) fn compiler() -> (Compiler, Notebook) {
+    let notebook = Notebook::default();
+    let (publisher, _) = Publisher::new(Tables::default());
+    let boxed = (Box::new(notebook.clone()), Box::new(notebook.clone()));
+    (Compiler::new(["wan0", "lan0"], publisher, boxed.0, boxed.1), notebook)
+}
+
+/// A compiler on the machine of the tests, with connected and default routes and no object.
+fn on_machine() -> (Compiler, Notebook) {
+    let (mut compiler, notebook) = compiler();
+    layout(&mut compiler, routed());
+    notebook.take();
+    (compiler, notebook)
+}
+
+fn layout(compiler: &mut Compiler, layout: crate::kernel::Layout) {
+    compiler.turn(Arrived { changes: vec![Change::Layout(layout)], ..Arrived::default() }, SECOND);
+}
+
+fn update(compiler: &mut Compiler, update: Update) -> Accepted {
+    update_at(compiler, update, SECOND)
+}
+
+fn update_at(compiler: &mut Compiler, update: Update, now: Nanos) -> Accepted {
+    compiler.turn(Arrived { updates: vec![update], ..Arrived::default() }, now).accepted.remove(0)
+}
+
+fn neighbours(compiler: &mut Compiler, list: &[(u32, &str, Option<Neighbour>)]) {
+    let list = list.iter().map(|(ifindex, address, neighbour)| {
+        (NeighbourKey { ifindex: *ifindex, address: address.parse().unwrap() }, *neighbour)
+    });
+    compiler.turn(Arrived { changes: vec![Change::Neighbours(list.collect())], ..Arrived::default() }, SECOND);
+}
+
+const SECOND: Nanos = 1_000_000_000;
+const WAN: DeviceId = DeviceId(0);
+const LAN: DeviceId = DeviceId(1);
+
+fn route(prefix: &str, hops: &[(Option<&str>, u32, u16)]) -> Route {
+    let hops = hops.iter().map(|(gateway, ifindex, weight)| Hop {
+        gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+        ifindex: *ifindex,
+        weight: *weight,
+        down: false,
+    });
+    Route {
+        prefix: prefix.parse().unwrap(),
+        table: Table::Main,
+        metric: 0,
+        kind: RouteKind::Unicast,
+        hops: hops.collect(),
+        mtu: None,
+    }
+}
+
+fn local(prefix: &str, ifindex: u32) -> Route {
+    Route { table: Table::Local, kind: RouteKind::Local, ..route(prefix, &[(None, ifindex, 1)]) }
+}
+
+/// The machine with what its kernel routes by itself, and a default route per family.
+fn routed() -> crate::kernel::Layout {
+    let mut layout = machine();
+    layout.routes = vec![
+        local("192.0.2.1/32", 2),
+        local("2001:db8:1::1/128", 2),
+        route("192.0.2.0/24", &[(None, 2, 1)]),
+        route("198.51.100.0/24", &[(None, 3, 1)]),
+        route("2001:db8:1::/64", &[(None, 2, 1)]),
+        route("2001:db8:2::/64", &[(None, 3, 1)]),
+        route("0.0.0.0/0", &[(Some("192.0.2.254"), 2, 1)]),
+        route("::/0", &[(Some("fe80::1"), 2, 1)]),
+    ];
+    layout
+}
+
+fn ip16(text: &str) -> [u8; 16] {
+    mapped_ip(text.parse().unwrap())
+}
+
+fn target<'a>(tables: &'a Tables, address: &str) -> Option<&'a RouteTarget> {
+    tables.routes.lookup(&ip16(address)).map(|row| &row.target)
+}
+
+fn hops(tables: &Tables, address: &str) -> Vec<(DeviceId, IpAddr)> {
+    match target(tables, address) {
+        Some(RouteTarget::NextHops(hops)) => hops.iter().map(|id| place(tables, *id)).collect(),
+        other => panic!("{address}: {other:?}"),
+    }
+}
+
+fn place(tables: &Tables, id: NeighbourId) -> (DeviceId, IpAddr) {
+    let row = tables.neighbours.row(id).expect("a next hop has a row");
+    (row.device, address_of(&row.address))
+}
+
+fn both_families(port: u16, backends: &[(&str, u16)]) -> Service {
+    let backends: Vec<_> = backends.iter().map(|(address, weight)| backend(address, 8080, *weight)).collect();
+    service(&["203.0.113.10", "192.0.2.80", "2001:db8:f::10", "2001:db8:1::80"], port, &backends)
+}
+
+fn everything() -> Vec<Resource> {
+    let web = both_families(80, &[("10.244.1.5", 1), ("10.244.2.5", 1), ("fd00:10:244:1::5", 1)]);
+    vec![
+        named("gw", "1", gateway_object()),
+        named("w1", "1", peer(1)),
+        named("w2", "1", peer(2)),
+        named("shop/web", "1", web),
+    ]
+}
+
+#[test]
+fn objects_and_facts_become_tables_of_both_families() {
+    let (mut compiler, notebook) = on_machine();
+    let accepted = update(&mut compiler, full(everything()));
+    assert_eq!((accepted.rejected.len(), accepted.generation), (0, compiler.generation()));
+    let tables = compiler.tables();
+    for (vip, members, announced) in [
+        ("203.0.113.10", 2, false),
+        ("192.0.2.80", 2, true),
+        ("2001:db8:f::10", 1, false),
+        ("2001:db8:1::80", 1, true),
+    ] {
+        let frontend = crate::table::service::Frontend { address: ip16(vip), protocol: 6, port: 80 };
+        let row = tables.services.row(tables.services.lookup(&frontend).expect(vip)).unwrap();
+        assert_eq!((row.members.len(), row.serving, &*row.name), (members, u32::try_from(members).unwrap(), "shop/web"));
+        assert!(row.pick(7).is_some_and(|id| tables.backends.row(id).is_some_and(|row| row.state == BackendState::Active)));
+        let kind = tables.locals.kind(&ip16(vip));
+        assert!(kind.contains(LocalKind::VIP) && kind.contains(LocalKind::ANNOUNCED) == announced, "{vip}: {kind}");
+    }
+    for (pod, underlay, overhead) in [("10.244.2.7", "198.51.100.12", 50), ("fd00:10:244:2::7", "2001:db8:2::12", 70)] {
+        let Some(RouteTarget::Tunnel(id)) = target(tables, pod) else { panic!("{:?}", target(tables, pod)) };
+        let row = tables.tunnels.row(*id).unwrap();
+        assert_eq!((address_of(&row.underlay), &*row.name, row.live), (underlay.parse().unwrap(), "w2", true));
+        assert_eq!(row.inner_mtu, 1500 - overhead, "V-009");
+        assert_eq!(row.template.overhead(), overhead);
+        let ways: Vec<_> = row.next_hops.iter().map(|id| place(tables, *id)).collect();
+        assert_eq!(ways, [(LAN, underlay.parse().unwrap())]);
+    }
+    assert_eq!(tables.tunnels.by_underlay_v4(&[198, 51, 100, 12], 1), tables.tunnels.by_underlay_v4(&[198, 51, 100, 12], 1));
+    assert!(tables.tunnels.by_underlay_v4(&[198, 51, 100, 12], 2).is_none(), "V-002: another network");
+    assert_eq!(*tables.nat.sources_v4, [[10, 244, 9, 2]]);
+    assert_eq!(tables.nat.sources_v6.len(), 1);
+    assert_eq!(tables.settings.hash_key, 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes());
+    for (family, overlay) in [(Family::V4, "10.244.9.0"), (Family::V6, "fd00:10:244:9::")] {
+        assert_eq!(tables.locals.vtep(family).map(|vtep| vtep.overlay), Some(ip16(overlay)));
+        assert!(tables.locals.kind(&ip16(overlay)).contains(LocalKind::VTEP_OVERLAY));
+    }
+    // Own pods are nobody's but the kernel's, and the kernel has no route to them.
+    assert_eq!(target(tables, "10.244.9.77"), Some(&RouteTarget::Blackhole));
+    assert_eq!(hops(tables, "8.8.8.8"), [(WAN, "192.0.2.254".parse().unwrap())]);
+    assert_eq!(hops(tables, "2600::1"), [(WAN, "fe80::1".parse().unwrap())]);
+    assert_eq!(target(tables, "192.0.2.10"), Some(&RouteTarget::Connected(WAN)));
+    assert_eq!(target(tables, "2001:db8:1::1"), Some(&RouteTarget::Local));
+
+    let told = notebook.take();
+    let Told::Owned(owned) = &told[0] else { panic!("the pinhole is told before the kernel is asked: {told:?}") };
+    let flags = |address: &str, bits| {
+        let address: IpAddr = address.parse().unwrap();
+        owned.prefixes.iter().find(|entry| (entry.0, entry.1) == (address, bits)).map(|entry| entry.2)
+    };
+    assert_eq!(flags("203.0.113.10", 32), Some(OwnedFlags::TRAFFIC));
+    assert_eq!(flags("2001:db8:1::80", 128), Some(OwnedFlags::TRAFFIC | OwnedFlags::ANNOUNCED));
+    assert_eq!(flags("10.244.9.2", 32), Some(OwnedFlags::TRAFFIC), "V-025");
+    assert_eq!(flags("198.51.100.1", 32), None, "the underlay address is the kernel's, but for VXLAN");
+    let vteps = [("198.51.100.1".parse().unwrap(), 8472), ("2001:db8:2::1".parse().unwrap(), 8472)];
+    assert_eq!(owned.vteps, vteps);
+    let asked: Vec<_> = told[1..].iter().filter(|told| matches!(told, Told::Ask("keep", _))).collect();
+    assert_eq!(asked.len(), 4, "both peers, both families; the routers were asked about before: {told:?}");
+}
+
+#[test]
+fn an_update_shares_all_it_does_not_touch() {
+    let (mut compiler, notebook) = on_machine();
+    let mut objects = everything();
+    for number in 0..1500u32 {
+        let vip = format!("203.0.{}.{}", 64 + number / 250, 1 + number % 250);
+        objects.push(named(&format!("many/{number}"), "1", service(&[&vip], 80, &[backend("10.244.1.9", 80, 1)])));
+    }
+    update(&mut compiler, full(objects));
+    let before = compiler.tables().clone();
+    notebook.take();
+    let web = both_families(80, &[("10.244.1.5", 1), ("fd00:10:244:1::5", 1)]);
+    update(&mut compiler, incremental(vec![named("shop/web", "2", web)]));
+    let after = compiler.tables();
+    assert_eq!(after.generation, before.generation + 1);
+    let shared = [
+        (Arc::ptr_eq(&before.routes, &after.routes), "routes"),
+        (Arc::ptr_eq(&before.tunnels, &after.tunnels), "tunnels"),
+        (Arc::ptr_eq(&before.neighbours, &after.neighbours), "neighbours"),
+        (Arc::ptr_eq(&before.locals, &after.locals), "locals"),
+        (Arc::ptr_eq(&before.nat, &after.nat), "nat"),
+        (Arc::ptr_eq(&before.devices, &after.devices), "devices"),
+        (before.settings == after.settings, "settings"),
+    ];
+    assert!(shared.iter().all(|(shared, _)| *shared), "{shared:?}");
+    assert!(!Arc::ptr_eq(&before.backends, &after.backends));
+    // Rings of others are the same memory, and no id moved.
+    let ring = |tables: &Tables, vip: &str| {
+        let frontend = crate::table::service::Frontend { address: ip16(vip), protocol: 6, port: 80 };
+        let id = tables.services.lookup(&frontend).unwrap();
+        (id, tables.services.row(id).unwrap().clone())
+    };
+    let (then, now) = (ring(&before, "203.0.64.77"), ring(after, "203.0.64.77"));
+    assert_eq!(then.0, now.0);
+    assert!(Arc::ptr_eq(then.1.ring.as_ref().unwrap(), now.1.ring.as_ref().unwrap()));
+    assert!(Arc::ptr_eq(&then.1.members, &now.1.members));
+    assert!(notebook.take().is_empty(), "neither pinhole nor kernel has to be told");
+    // Nothing new is no generation.
+    let generation = compiler.generation();
+    let web = both_families(80, &[("10.244.1.5", 1), ("fd00:10:244:1::5", 1)]);
+    assert_eq!(update(&mut compiler, incremental(vec![named("shop/web", "3", web)])).generation, generation);
+}
+
+#[test]
+fn endpoints_drain_leave_and_return_under_one_id() {
+    let (mut compiler, _) = on_machine();
+    for (address, vip) in [("10.244.1.5", "203.0.113.10"), ("fd00:10:244:1::5", "2001:db8:f::10")] {
+        let with = |backends: &[(&str, u16)]| named("shop/web", "x", both_families(80, backends));
+        let row = |compiler: &Compiler| {
+            let found = compiler.tables().backends.rows().find(|(_, row)| row.address == ip16(address));
+            found.map(|(id, row)| (id, *row)).unwrap()
+        };
+        let front = |compiler: &Compiler| {
+            let frontend = crate::table::service::Frontend { address: ip16(vip), protocol: 6, port: 80 };
+            let tables = compiler.tables();
+            tables.services.row(tables.services.lookup(&frontend).unwrap()).unwrap().clone()
+        };
+        update(&mut compiler, full(vec![with(&[(address, 1)])]));
+        let (id, first) = row(&compiler);
+        assert_eq!(first.state, BackendState::Active);
+        update(&mut compiler, full(vec![with(&[(address, 0)])]));
+        assert_eq!((row(&compiler).0, row(&compiler).1.state), (id, BackendState::Draining));
+        assert_ne!(row(&compiler).1.epoch, first.epoch);
+        assert_eq!((front(&compiler).serving, front(&compiler).ring.is_none()), (1, true), "S-070, S-102");
+        update(&mut compiler, full(vec![with(&[])]));
+        assert_eq!((row(&compiler).0, row(&compiler).1.state), (id, BackendState::Gone));
+        assert_eq!(front(&compiler).serving, 0, "S-102: none serving");
+        let gone = row(&compiler).1.epoch;
+        update(&mut compiler, full(vec![with(&[(address, 1)])]));
+        assert_eq!((row(&compiler).0, row(&compiler).1.state), (id, BackendState::Active));
+        assert_ne!(row(&compiler).1.epoch, gone);
+        // S-005: the same name with another uid is another Service.
+        let other = Service { uid: "uid-2".into(), ..both_families(80, &[(address, 1)]) };
+        update(&mut compiler, full(vec![named("shop/web", "y", other)]));
+        assert_eq!(compiler.tables().backends.row(id).unwrap().state, BackendState::Gone);
+        assert_ne!(front(&compiler).members[0], id);
+        update(&mut compiler, full(vec![]));
+        assert_eq!(compiler.tables().services.frontends_len(), 0);
+    }
+}
+
+#[test]
+fn a_frontend_moves_between_services_in_one_update() {
+    let (mut compiler, notebook) = on_machine();
+    for vip in ["203.0.113.10", "2001:db8:f::10"] {
+        let of = |name: &str, version: &str, vips: &[&str]| named(name, version, service(vips, 80, &[]));
+        update(&mut compiler, full(vec![of("a", "1", &[vip]), of("b", "1", &[])]));
+        notebook.take();
+        update(&mut compiler, incremental(vec![of("b", "2", &[vip]), of("a", "2", &[])]));
+        let tables = compiler.tables();
+        let frontend = crate::table::service::Frontend { address: ip16(vip), protocol: 6, port: 80 };
+        let id = tables.services.lookup(&frontend).expect("still served");
+        assert_eq!(&*tables.services.row(id).unwrap().name, "b");
+        assert_eq!(notebook.take(), [], "the pinhole has the address all along");
+    }
+}
+
+#[test]
+fn metrics_links_and_foreign_devices_decide_about_routes() {
+    let (mut compiler, _) = compiler();
+    let mut facts = routed();
+    facts.links.insert(9, crate::kernel::Link { name: "eth0".into(), mac: None, mtu: 1500, up: true });
+    for (prefix, best, worse) in [("203.0.113.0/24", "192.0.2.7", "198.51.100.7"), ("2001:db8:a::/48", "2001:db8:1::7", "2001:db8:2::7")] {
+        facts.routes.push(Route { metric: 20, ..route(prefix, &[(Some(worse), 3, 1)]) });
+        facts.routes.push(Route { metric: 10, mtu: Some(1400), ..route(prefix, &[(Some(best), 2, 1)]) });
+    }
+    facts.routes.push(route("100.64.0.0/10", &[(Some("10.0.0.1"), 9, 1)]));
+    facts.routes.push(Route { kind: RouteKind::Discard, ..route("100.65.0.0/16", &[]) });
+    facts.routes.push(route("10.5.0.0/16", &[(Some("192.0.2.8"), 2, 3), (Some("198.51.100.8"), 3, 1)]));
+    facts.routes.push(route("2001:db8:b::/48", &[(Some("2001:db8:1::8"), 2, 1), (Some("2001:db8:2::8"), 3, 1)]));
+    facts.routes.push(route("10.6.0.0/16", &[(Some("fe80::8"), 2, 1)]));
+    layout(&mut compiler, facts.clone());
+    let tables = compiler.tables();
+    assert_eq!(hops(tables, "203.0.113.1"), [(WAN, "192.0.2.7".parse().unwrap())]);
+    assert_eq!(tables.routes.lookup(&ip16("2001:db8:a::1")).unwrap().mtu, 1400);
+    assert_eq!(target(tables, "100.64.0.1"), Some(&RouteTarget::Blackhole), "out over a device that is not served");
+    assert_eq!(target(tables, "100.65.0.1"), Some(&RouteTarget::Blackhole));
+    assert_eq!(hops(tables, "10.5.0.1").len(), 4, "weights by repetition");
+    assert_eq!(hops(tables, "10.5.0.1").iter().filter(|hop| hop.0 == WAN).count(), 3);
+    assert_eq!(hops(tables, "2001:db8:b::1").len(), 2);
+    assert_eq!(hops(tables, "10.6.0.1"), [(WAN, "fe80::8".parse().unwrap())]);
+    let (epoch, id) = (tables.settings.routes_epoch, tables.neighbours.find(LAN, &ip16("198.51.100.8")).unwrap());
+    // wan0 loses its carrier: routes over it step aside.
+    facts.links.get_mut(&2).unwrap().up = false;
+    layout(&mut compiler, facts);
+    let tables = compiler.tables();
+    assert_ne!(tables.settings.routes_epoch, epoch);
+    assert_eq!(hops(tables, "203.0.113.1"), [(LAN, "198.51.100.7".parse().unwrap())]);
+    assert_eq!(hops(tables, "2001:db8:a::1"), [(LAN, "2001:db8:2::7".parse().unwrap())]);
+    assert_eq!(hops(tables, "10.5.0.1"), [(LAN, "198.51.100.8".parse().unwrap())]);
+    assert_eq!(tables.neighbours.find(LAN, &ip16("198.51.100.8")), Some(id), "ids stay");
+    assert_eq!(target(tables, "8.8.8.8"), None);
+}
+
+#[test]
+fn pod_prefixes_beat_the_kernel() {
+    let (mut compiler, _) = on_machine();
+    update(&mut compiler, full(everything()));
+    let mut facts = routed();
+    facts.routes.push(route("10.244.1.0/24", &[(Some("198.51.100.99"), 3, 1)]));
+    facts.routes.push(route("10.244.1.128/25", &[(Some("198.51.100.99"), 3, 1)]));
+    facts.routes.push(route("fd00:10:244:1::/80", &[(Some("2001:db8:2::99"), 3, 1)]));
+    facts.routes.push(route("10.244.9.0/24", &[(None, 3, 1)]));
+    layout(&mut compiler, facts);
+    for pod in ["10.244.1.5", "10.244.1.200", "fd00:10:244:1::5"] {
+        assert!(matches!(target(compiler.tables(), pod), Some(RouteTarget::Tunnel(_))), "{pod}");
+    }
+    assert_eq!(target(compiler.tables(), "10.244.9.5"), Some(&RouteTarget::Connected(LAN)), "the kernel's own pods");
+}
+
+#[test]
+fn a_peer_keeps_its_id_and_a_dead_one_is_not_live() {
+    let (mut compiler, _) = on_machine();
+    update(&mut compiler, full(everything()));
+    let id = |compiler: &Compiler| match target(compiler.tables(), "10.244.2.7") {
+        Some(RouteTarget::Tunnel(id)) => Some(*id),
+        _ => None,
+    };
+    let w2: TunnelId = id(&compiler).unwrap();
+    let epoch = compiler.tables().settings.routes_epoch;
+    // A mere neighbour change moves no epoch.
+    neighbours(&mut compiler, &[(3, "198.51.100.12", Some(Neighbour { mac: Some([2; 6]), state: nud::REACHABLE, managed: true }))]);
+    assert_eq!(compiler.tables().settings.routes_epoch, epoch);
+    let mut removal = incremental(vec![]);
+    removal.removed.push(key(Kind::Peer, "w2"));
+    update(&mut compiler, removal);
+    assert_eq!(hops(compiler.tables(), "10.244.2.7"), [(WAN, "192.0.2.254".parse().unwrap())]);
+    assert!(!compiler.tables().tunnels.row(w2).unwrap().live);
+    assert!(compiler.tables().tunnels.by_underlay_v4(&[198, 51, 100, 12], 1).is_none());
+    assert_ne!(compiler.tables().settings.routes_epoch, epoch);
+    let mut moved = peer(2);
+    moved.v4.as_mut().unwrap().underlay = "198.51.100.22".parse().unwrap();
+    update(&mut compiler, incremental(vec![named("w2", "2", moved)]));
+    assert_eq!(id(&compiler), Some(w2));
+    assert!(compiler.tables().tunnels.row(w2).unwrap().live);
+    assert_eq!(compiler.tables().tunnels.by_underlay_v4(&[198, 51, 100, 22], 1), Some(w2));
+}
+
+#[test]
+fn neighbours_follow_the_kernel_and_wishes() {
+    let (mut compiler, notebook) = on_machine();
+    let known = |state| Some(Neighbour { mac: Some([2, 0, 0, 0, 0, 9]), state, managed: true });
+    for router in ["192.0.2.254", "fe80::1"] {
+        let row = |compiler: &Compiler| {
+            let id = compiler.tables().neighbours.find(WAN, &ip16(router)).expect("a next hop");
+            *compiler.tables().neighbours.row(id).unwrap()
+        };
+        assert_eq!(row(&compiler).state, NeighbourState::Unresolved);
+        for (state, expected) in [
+            (nud::INCOMPLETE, NeighbourState::Unresolved),
+            (nud::REACHABLE, NeighbourState::Resolved),
+            (nud::STALE, NeighbourState::Resolved),
+            (nud::PROBE, NeighbourState::Resolved),
+            (nud::FAILED, NeighbourState::Failed),
+            (nud::PERMANENT, NeighbourState::Resolved),
+        ] {
+            neighbours(&mut compiler, &[(2, router, known(state))]);
+            assert_eq!(row(&compiler).state, expected, "{state:#x}");
+        }
+        assert_eq!(row(&compiler).mac, [2, 0, 0, 0, 0, 9]);
+        neighbours(&mut compiler, &[(2, router, None)]);
+        assert_eq!(row(&compiler).state, NeighbourState::Unresolved);
+        notebook.take();
+        compiler.tick(10 * SECOND);
+        let key = NeighbourKey { ifindex: 2, address: router.parse().unwrap() };
+        assert!(notebook.take().contains(&Told::Ask("keep", key)), "what the kernel has lost is asked for again");
+        // What an administrator has set is left alone.
+        neighbours(&mut compiler, &[(2, router, Some(Neighbour { managed: false, ..known(nud::PERMANENT).unwrap() }))]);
+        compiler.tick(20 * SECOND);
+        assert!(!notebook.take().contains(&Told::Ask("keep", key)));
+    }
+}
+
+#[test]
+fn workers_get_the_neighbours_they_want_within_bounds() {
+    let (mut compiler, notebook) = on_machine();
+    let want = |compiler: &mut Compiler, address: &str, now| {
+        compiler.turn(Arrived { wants: vec![(WAN, ip16(address))], ..Arrived::default() }, now);
+    };
+    for client in ["192.0.2.10", "2001:db8:1::10"] {
+        want(&mut compiler, client, SECOND);
+        let key = NeighbourKey { ifindex: 2, address: client.parse().unwrap() };
+        assert_eq!(notebook.take(), [Told::Ask("keep", key)]);
+        let id = compiler.tables().neighbours.find(WAN, &ip16(client)).unwrap();
+        let generation = compiler.generation();
+        want(&mut compiler, client, SECOND + 1);
+        assert_eq!((compiler.generation(), notebook.take().len()), (generation, 0), "wanted twice at once is once");
+        want(&mut compiler, client, 3 * SECOND);
+        assert_eq!(notebook.take(), [Told::Ask("probe", key)]);
+        neighbours(&mut compiler, &[(2, client, Some(Neighbour { mac: None, state: nud::FAILED, managed: true }))]);
+        compiler.tick(80 * SECOND);
+        assert!(notebook.take().contains(&Told::Ask("release", key)), "nobody asks any more");
+        assert_eq!(compiler.tables().neighbours.find(WAN, &ip16(client)), Some(id), "flows may still name it");
+        want(&mut compiler, client, 81 * SECOND);
+        assert_eq!(notebook.take(), [Told::Ask("keep", key)]);
+        assert_eq!(compiler.tables().neighbours.find(WAN, &ip16(client)), Some(id));
+    }
+    for nonsense in ["0.0.0.0", "255.255.255.255", "224.0.0.1", "::", "ff02::1"] {
+        want(&mut compiler, nonsense, SECOND);
+        assert!(compiler.tables().neighbours.find(WAN, &ip16(nonsense)).is_none());
+    }
+    let epoch = compiler.tables().settings.routes_epoch;
+    let many = (0..20_000u16).map(|number| (WAN, mapped_ip(IpAddr::V4(Ipv4Addr::from(0xc000_0000 | u32::from(number) << 8 | 9)))));
+    compiler.turn(Arrived { wants: many.collect(), ..Arrived::default() }, 90 * SECOND);
+    assert!(compiler.tables().neighbours.rows().count() <= neighbour::WANTED_MAX + 8);
+    assert_eq!(compiler.tables().settings.routes_epoch, epoch, "invented addresses make no flow walk");
+}
+
+#[test]
+fn what_the_kernel_uses_itself_is_not_served() {
+    let (mut compiler, notebook) = on_machine();
+    update(&mut compiler, full(everything()));
+    notebook.take();
+    let mut facts = routed();
+    for (ifindex, address) in [(2, "203.0.113.10"), (2, "2001:db8:f::10"), (3, "10.244.9.2")] {
+        let address: IpAddr = address.parse().unwrap();
+        facts.addresses.insert(crate::kernel::Address { ifindex, address, prefix: address.into() });
+    }
+    facts.addresses.retain(|entry| entry.address != "2001:db8:2::1".parse::<IpAddr>().unwrap());
+    layout(&mut compiler, facts);
+    let tables = compiler.tables();
+    for address in ["203.0.113.10", "2001:db8:f::10", "10.244.9.2"] {
+        assert!(tables.locals.kind(&ip16(address)).is_empty(), "{address}");
+    }
+    assert!(tables.nat.sources_v4.is_empty());
+    assert!(tables.locals.vtep(Family::V6).is_none() && tables.locals.vtep(Family::V4).is_some());
+    let Some(RouteTarget::Tunnel(id)) = target(tables, "fd00:10:244:1::5") else { panic!() };
+    assert!(!tables.tunnels.row(*id).unwrap().live, "no VTEP of our own");
+    let told = notebook.take();
+    let Some(Told::Owned(owned)) = told.first() else { panic!("{told:?}") };
+    assert!(!owned.prefixes.iter().any(|entry| entry.0 == "203.0.113.10".parse::<IpAddr>().unwrap()));
+    assert_eq!(owned.vteps.len(), 1);
+    layout(&mut compiler, routed());
+    assert!(compiler.tables().locals.kind(&ip16("203.0.113.10")).contains(LocalKind::VIP), "and is, once it is free");
+    assert!(compiler.tables().locals.vtep(Family::V6).is_some());
+}
+
+#[test]
+fn saved_objects_work_before_control_and_before_addresses_are_up() {
+    let (mut compiler, _) = compiler();
+    compiler.restore(everything(), SECOND);
+    assert_eq!(compiler.tables().services.frontends_len(), 4);
+    assert!(compiler.tables().locals.vtep(Family::V4).is_none());
+    layout(&mut compiler, routed());
+    assert!(compiler.tables().locals.vtep(Family::V4).is_some());
+    assert!(matches!(target(compiler.tables(), "10.244.1.5"), Some(RouteTarget::Tunnel(_))));
+    assert_eq!(compiler.versions().len(), 4);
+}
+
+#[test]
+fn a_refused_pinhole_is_told_again() {
+    struct Refusing(Notebook, bool);
+    impl Pinholes for Refusing {
+        fn update(&mut self, owned: &Owned) -> io::Result<()> {
+            if std::mem::take(&mut self.1) { Err(io::ErrorKind::OutOfMemory.into()) } else { self.0.update(owned) }
+        }
+    }
+    let notebook = Notebook::default();
+    let (publisher, _) = Publisher::new(Tables::default());
+    let refusing = Box::new(Refusing(notebook.clone(), true));
+    let mut compiler = Compiler::new(["wan0", "lan0"], publisher, refusing, Box::new(Notebook::default()));
+    layout(&mut compiler, routed());
+    assert_eq!(notebook.take(), []);
+    compiler.tick(2 * SECOND);
+    assert!(matches!(notebook.take()[..], [Told::Owned(_)]));
+    compiler.tick(3 * SECOND);
+    assert_eq!(notebook.take(), [], "once is enough");
+}
+
+/// What workers can tell apart, without ids: those follow the order of events.
+fn meaning(compiler: &Compiler) -> (u64, String) {
+    let tables = compiler.tables();
+    let mut lines: Vec<String> = tables
+        .routes
+        .iter()
+        .map(|(prefix, row)| match &row.target {
+            RouteTarget::Tunnel(id) => format!("{prefix} tunnel {} {}", tables.tunnels.row(*id).unwrap().name, row.mtu),
+            RouteTarget::NextHops(hops) => {
+                format!("{prefix} via {:?} {}", hops.iter().map(|id| place(tables, *id)).collect::<Vec<_>>(), row.mtu)
+            }
+            other => format!("{prefix} {other:?} {}", row.mtu),
+        })
+        .collect();
+    lines.extend(tables.locals.iter().map(|(address, kind)| format!("{} {kind}", address_of(&address))));
+    let tunnels = tables.tunnels.rows().filter(|(_, row)| row.live);
+    lines.extend(tunnels.map(|(_, row)| format!("{} {} {:?}", row.name, address_of(&row.underlay), row.inner_mtu)));
+    lines.sort();
+    lines.push(format!("{:?}", tables.nat));
+    (tables.services.digest(), lines.join("\n"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever the order of updates and facts, and however objects changed on the way, the tables mean the same in the
+    /// end as when all is told at once.
+    #[test]
+    fn the_order_of_events_does_not_matter(
+        steps in proptest::collection::vec((0..7usize, 0..4u8), 0..40),
+        order in Just((0..7usize).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
+        let object = |number: usize, variant: u8| -> Resource {
+            let version = format!("{variant}");
+            match number {
+                0 => named("gw", &version, gateway_object()),
+                1 | 2 => {
+                    let number = u8::try_from(number).unwrap();
+                    let mut body = peer(number);
+                    body.v4.as_mut().unwrap().underlay = format!("198.51.100.{number}{variant}").parse().unwrap();
+                    named(&format!("w{number}"), &version, body)
+                }
+                _ => {
+                    let backends: Vec<_> = (0..variant).map(|at| format!("10.244.1.{}", at + 5)).collect();
+                    let mut list: Vec<_> = backends.iter().map(|address| backend(address, 8080, 1)).collect();
+                    list.extend((0..variant).map(|at| backend(&format!("fd00:10:244:1::{}", at + 5), 80, u16::from(at))));
+                    let mut body = service(&[&format!("203.0.113.{number}"), &format!("2001:db8:f::{number}")], 80, &list);
+                    body.ports[0].protocol = if number % 2 == 0 { Protocol::Udp } else { Protocol::Tcp };
+                    named(&format!("s{number}"), &version, body)
+                }
+            }
+        };
+        let (mut walked, _) = compiler();
+        for (number, variant) in steps {
+            if variant == 3 {
+                let mut removal = incremental(vec![]);
+                removal.removed.push(ResourceKey::clone(&object(number, 0).key()));
+                update(&mut walked, removal);
+            } else if variant == 2 && number == 0 {
+                layout(&mut walked, machine());
+            } else {
+                update(&mut walked, incremental(vec![object(number, variant)]));
+            }
+        }
+        layout(&mut walked, routed());
+        for number in order {
+            update(&mut walked, incremental(vec![object(number, 2)]));
+        }
+        let (mut told_at_once, _) = on_machine();
+        update(&mut told_at_once, full((0..7).map(|number| object(number, 2)).collect()));
+        prop_assert_eq!(meaning(&walked), meaning(&told_at_once));
+    }
+}

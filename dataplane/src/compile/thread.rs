@@ -1,0 +1,309 @@
+//! The thread, its queue, and the handle others speak to it by.
+//!
+//! One loop: wait for anything, take everything that has arrived, make one turn, answer, say what workers have reached.
+//! Nobody waits for a reader here: answers go to channels with room for them, and `Reached` is a number that whoever is
+//! interested waits for by themselves.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select_biased};
+use tidegate_api::message::{Accepted, Update};
+use tidegate_api::resource::{Resource, Versions};
+
+use super::{Arrived, Compiler, Nanos};
+use crate::kernel::{Change, Neighbour, NeighbourKey};
+use crate::objects::saved::Saver;
+use crate::table::Tables;
+use crate::worker::Want;
+
+/// Events that may wait. A full queue makes the senders wait: control for its answer, the kernel's news in its socket.
+const QUEUE_MAX: usize = 1024;
+/// Events taken into one turn.
+const TURN_EVENTS_MAX: usize = 1024;
+/// How often time is looked at when nothing happens.
+const TICK: Duration = Duration::from_millis(250);
+/// The same while workers have not reached the newest generation.
+const TICK_BEHIND: Duration = Duration::from_millis(2);
+/// After a change, how long further ones are waited for before objects are saved.
+const SAVE_AFTER: Duration = Duration::from_millis(500);
+/// How long the compiler may take to answer before the asker is told so.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Something for the compiler to do.
+enum Event {
+    Update(Update, Sender<Accepted>),
+    Kernel(Change),
+    Holdings(Sender<Holdings>),
+    View(Sender<View>),
+    Stop,
+}
+
+/// What is held and reached, for a greeting.
+#[derive(Clone, Debug, Default)]
+pub struct Holdings {
+    /// Versions of all accepted objects.
+    pub versions: Versions,
+    /// Generation all workers have reached.
+    pub reached: u64,
+}
+
+/// Everything the read side shows, as of one turn. Costs a reference count per object and a copy of the neighbours.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// The tables.
+    pub tables: Tables,
+    /// Accepted objects in the order of keys.
+    pub objects: Vec<Arc<Resource>>,
+    /// The kernel's neighbours.
+    pub neighbours: HashMap<NeighbourKey, Neighbour>,
+}
+
+/// The compiler did not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// It has not answered in time.
+    #[error("the compiler thread has not answered in {} s", ANSWER_TIMEOUT.as_secs())]
+    Late,
+    /// It is not there any more.
+    #[error("the compiler thread has ended")]
+    Ended,
+}
+
+/// How others speak to the compiler. A clone is another way to the same one.
+#[derive(Clone)]
+pub struct Handle {
+    events: Sender<Event>,
+    reached: Arc<Reached>,
+}
+
+/// The generation all workers have reached, for whoever waits for it.
+#[derive(Debug, Default)]
+struct Reached {
+    generation: Mutex<u64>,
+    moved: Condvar,
+}
+
+impl Handle {
+    /// Applies `update` and waits until that is published.
+    ///
+    /// # Errors
+    /// When the compiler does not answer.
+    pub fn update(&self, update: Update) -> Result<Accepted, NoAnswer> {
+        self.ask(|answer| Event::Update(update, answer))
+    }
+
+    /// What is held and reached.
+    ///
+    /// # Errors
+    /// When the compiler does not answer.
+    pub fn holdings(&self) -> Result<Holdings, NoAnswer> {
+        self.ask(Event::Holdings)
+    }
+
+    /// What there is to show.
+    ///
+    /// # Errors
+    /// When the compiler does not answer.
+    pub fn view(&self) -> Result<View, NoAnswer> {
+        self.ask(Event::View)
+    }
+
+    /// Tells news from the kernel; waits while the queue is full. False when the compiler has ended.
+    pub fn kernel(&self, change: Change) -> bool {
+        self.events.send(Event::Kernel(change)).is_ok()
+    }
+
+    /// The generation all workers have reached.
+    pub fn reached(&self) -> u64 {
+        *lock(&self.reached.generation)
+    }
+
+    /// Waits until more than `after` is reached or `timeout` is over; returns what is reached.
+    pub fn wait_reached(&self, after: u64, timeout: Duration) -> u64 {
+        let generation = lock(&self.reached.generation);
+        let waited = self.reached.moved.wait_timeout_while(generation, timeout, |generation| *generation <= after);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Wakes everybody in [`Handle::wait_reached`] before their time.
+    pub fn wake(&self) {
+        self.reached.moved.notify_all();
+    }
+
+    fn ask<T>(&self, event: impl FnOnce(Sender<T>) -> Event) -> Result<T, NoAnswer> {
+        let (answer, answered) = bounded(1);
+        self.events.send(event(answer)).map_err(|_| NoAnswer::Ended)?;
+        answered.recv_timeout(ANSWER_TIMEOUT).map_err(|error| match error {
+            RecvTimeoutError::Timeout => NoAnswer::Late,
+            RecvTimeoutError::Disconnected => NoAnswer::Ended,
+        })
+    }
+}
+
+/// The running thread; stops when dropped, after what has been accepted is saved.
+pub struct CompilerThread {
+    events: Sender<Event>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CompilerThread {
+    /// Starts the thread. `wants` is what workers ask for; `saver` keeps accepted objects.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(compiler: Compiler, wants: Receiver<Want>, saver: Option<Saver>, clock: Instant) -> io::Result<(Self, Handle)> {
+        let (events, arriving) = bounded(QUEUE_MAX);
+        let reached = Arc::new(Reached { generation: Mutex::new(compiler.reached()), ..Reached::default() });
+        let handle = Handle { events: events.clone(), reached: Arc::clone(&reached) };
+        let run = Run { compiler, arriving, wants, saver, clock, reached, unsaved: None, ticked: Instant::now() };
+        let thread = std::thread::Builder::new().name("compiler".into()).spawn(move || run.run())?;
+        Ok((CompilerThread { events, thread: Some(thread) }, handle))
+    }
+
+    /// Whether the thread runs. One that panicked does not; workers go on with the last tables.
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for CompilerThread {
+    fn drop(&mut self) {
+        let _ = self.events.send(Event::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Run {
+    compiler: Compiler,
+    arriving: Receiver<Event>,
+    wants: Receiver<Want>,
+    saver: Option<Saver>,
+    clock: Instant,
+    reached: Arc<Reached>,
+    /// When the first change was made that has not been saved.
+    unsaved: Option<Instant>,
+    ticked: Instant,
+}
+
+/// Askers of one turn.
+#[derive(Default)]
+struct Askers {
+    updates: Vec<Sender<Accepted>>,
+    holdings: Vec<Sender<Holdings>>,
+    views: Vec<Sender<View>>,
+    stop: bool,
+}
+
+impl Run {
+    fn run(mut self) {
+        loop {
+            let (arrived, askers) = self.collect();
+            let stop = askers.stop;
+            if !arrived.is_empty() {
+                self.turn(arrived, &askers);
+            }
+            self.answer(askers);
+            if self.ticked.elapsed() >= TICK {
+                self.ticked = Instant::now();
+                self.compiler.tick(self.now());
+            }
+            self.tell_reached();
+            self.save(stop);
+            if stop {
+                return;
+            }
+        }
+    }
+
+    fn now(&self) -> Nanos {
+        Nanos::try_from(self.clock.elapsed().as_nanos()).unwrap_or(Nanos::MAX)
+    }
+
+    /// Waits for the first event, then takes what else is there.
+    fn collect(&mut self) -> (Arrived, Askers) {
+        let (mut arrived, mut askers) = (Arrived::default(), Askers::default());
+        let behind = self.compiler.reached() < self.compiler.generation();
+        let wait = if behind { TICK_BEHIND } else { TICK };
+        select_biased! {
+            recv(self.arriving) -> event => sort(event.unwrap_or(Event::Stop), &mut arrived, &mut askers),
+            recv(self.wants) -> want => match want {
+                Ok(want) => arrived.wants.push((want.device, want.address)),
+                // The last worker has gone; a closed channel would be ready for ever.
+                Err(_) => self.wants = never(),
+            },
+            default(wait) => {}
+        }
+        for event in self.arriving.try_iter().take(TURN_EVENTS_MAX) {
+            sort(event, &mut arrived, &mut askers);
+        }
+        arrived.wants.extend(self.wants.try_iter().take(TURN_EVENTS_MAX).map(|want| (want.device, want.address)));
+        (arrived, askers)
+    }
+
+    fn turn(&mut self, arrived: Arrived, askers: &Askers) {
+        let now = self.now();
+        let turned = self.compiler.turn(arrived, now);
+        if turned.objects_changed {
+            self.unsaved.get_or_insert_with(Instant::now);
+        }
+        for (asker, accepted) in askers.updates.iter().zip(turned.accepted) {
+            let _ = asker.try_send(accepted);
+        }
+    }
+
+    fn answer(&mut self, askers: Askers) {
+        for asker in askers.holdings {
+            let (versions, reached) = (self.compiler.versions(), self.compiler.reached());
+            let _ = asker.try_send(Holdings { versions, reached });
+        }
+        for asker in askers.views {
+            let _ = asker.try_send(View {
+                tables: self.compiler.tables().clone(),
+                objects: self.compiler.objects().snapshot(),
+                neighbours: self.compiler.facts().neighbours.clone(),
+            });
+        }
+    }
+
+    fn tell_reached(&mut self) {
+        let now = self.compiler.reached();
+        let mut generation = lock(&self.reached.generation);
+        // A worker that wakes up looks for a moment as if it were where it fell asleep.
+        if now > *generation {
+            *generation = now;
+            self.reached.moved.notify_all();
+        }
+    }
+
+    fn save(&mut self, at_once: bool) {
+        let due = self.unsaved.is_some_and(|since| at_once || since.elapsed() >= SAVE_AFTER);
+        if let Some(saver) = self.saver.as_ref().filter(|_| due) {
+            saver.save(self.compiler.objects().snapshot());
+            self.unsaved = None;
+        }
+    }
+}
+
+fn sort(event: Event, arrived: &mut Arrived, askers: &mut Askers) {
+    match event {
+        Event::Update(update, asker) => {
+            arrived.updates.push(update);
+            askers.updates.push(asker);
+        }
+        Event::Kernel(change) => arrived.changes.push(change),
+        Event::Holdings(asker) => askers.holdings.push(asker),
+        Event::View(asker) => askers.views.push(asker),
+        Event::Stop => askers.stop = true,
+    }
+}
+
+/// What is locked here is one number, written whole.
+fn lock(mutex: &Mutex<u64>) -> MutexGuard<'_, u64> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

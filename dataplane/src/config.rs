@@ -1,0 +1,392 @@
+//! The node file: what the operator tells this dataplane once, at start.
+//!
+//! One YAML file configures both processes of a gateway. This module owns the part the dataplane reads: the top level
+//! and the section `dataplane`. It skips the section `control` unread and refuses any other field it does not know,
+//! because a misspelt limit that silently keeps its default is found weeks later. It opens no device and checks nothing
+//! against the machine: that is the business of whoever acts on a value.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+/// Longest interface name in bytes: `IFNAMSIZ` less the terminator (uapi/linux/if.h).
+const INTERFACE_NAME_BYTES_MAX: usize = 15;
+/// Fewest frames per UMEM: two rings of 2,048 per queue must be filled with something.
+const FRAMES_MIN: u32 = 4096;
+/// Most frames per UMEM: 64 GiB of 4 KiB frames; beyond it is a typing error.
+const FRAMES_MAX: u32 = 1 << 24;
+/// Most flows per family and worker: flow ids are 32 bits wide with some values reserved.
+const FLOWS_MAX: u32 = 1 << 30;
+
+/// A node file that was read and whose dataplane part is valid.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeFile {
+    /// Name of this gateway's own Node object.
+    pub node: String,
+    /// Contract socket the dataplane listens on.
+    #[serde(default = "default_socket")]
+    pub socket: PathBuf,
+    /// File mode of the socket as octal text: it decides who may speak. See [`NodeFile::socket_mode_bits`].
+    #[serde(default = "default_socket_mode")]
+    pub socket_mode: String,
+    /// Where accepted objects are saved.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// What this process does.
+    pub dataplane: Dataplane,
+    /// The other process's section: skipped unread.
+    #[serde(default, rename = "control")]
+    _control: Ignored,
+}
+
+/// The section `dataplane`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Dataplane {
+    /// Devices to serve, in the order that numbers them (`DeviceId` 0 is the first).
+    pub interfaces: Vec<Interface>,
+    /// How AF_XDP sockets are bound.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Core of each worker, one worker per entry; empty: one worker, not pinned.
+    #[serde(default)]
+    pub cores: Vec<usize>,
+    /// Frames per UMEM.
+    #[serde(default = "default_frames")]
+    pub frames: u32,
+    /// Bytes per frame: 2048 or 4096.
+    #[serde(default = "default_frame_bytes")]
+    pub frame_bytes: u32,
+    /// Huge pages for frames and flows.
+    #[serde(default)]
+    pub huge_pages: HugePages,
+    /// Capacity of the flow tables.
+    #[serde(default)]
+    pub flows_max: FlowsMax,
+    /// What an idle worker does.
+    #[serde(default)]
+    pub idle: Idle,
+    /// What becomes of our traffic when no worker lives (design 3).
+    #[serde(default)]
+    pub on_death: OnDeath,
+}
+
+/// One served device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Interface {
+    /// Name in this network namespace.
+    pub name: String,
+    /// Receive queues to serve; absent: all the device has.
+    #[serde(default)]
+    pub queues: Option<Vec<u32>>,
+}
+
+/// How AF_XDP sockets are bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// The best the driver can: zero-copy, else copy, else SKB.
+    #[default]
+    Auto,
+    /// Zero-copy or refuse to start.
+    ZeroCopy,
+    /// Driver mode with copies, or refuse to start.
+    Copy,
+    /// Generic mode.
+    Skb,
+}
+
+/// Whether memory comes in huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HugePages {
+    /// When the machine has them to give.
+    #[default]
+    Auto,
+    /// Or refuse to start.
+    On,
+    /// Never.
+    Off,
+}
+
+/// What an idle worker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Idle {
+    /// Sleeps on its descriptors: idle power first.
+    #[default]
+    Sleep,
+    /// Keeps polling: latency first.
+    Poll,
+}
+
+/// What the pinhole does with our traffic when no worker lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDeath {
+    /// Drops and counts it.
+    #[default]
+    Drop,
+    /// Passes it to the kernel.
+    Pass,
+}
+
+/// Capacity of the flow tables, entries per worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FlowsMax {
+    /// IPv4 flows.
+    pub ipv4: u32,
+    /// IPv6 flows.
+    pub ipv6: u32,
+}
+
+impl Default for FlowsMax {
+    fn default() -> Self {
+        FlowsMax { ipv4: 1 << 20, ipv6: 1 << 18 }
+    }
+}
+
+/// A section that belongs to somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+struct Ignored;
+
+impl<'de> Deserialize<'de> for Ignored {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Ignored)
+    }
+}
+
+/// A node file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the node file {path}: {source}")]
+    Read {
+        /// Path tried.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not YAML, or a field that is unknown, missing or of another type; the text names field, line and column.
+    #[error("node file {path}: {source}")]
+    Parse {
+        /// Path read.
+        path: PathBuf,
+        /// What the parser said.
+        source: serde_norway::Error,
+    },
+    /// A value outside its range.
+    #[error("node file {path}: {field}: {reason}")]
+    Value {
+        /// Path read.
+        path: PathBuf,
+        /// Dotted path of the field.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl NodeFile {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; each names the file and, past reading, the field.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads `text`; `path` is only for error texts.
+    ///
+    /// # Errors
+    /// As [`NodeFile::read`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let file: NodeFile =
+            serde_norway::from_str(text).map_err(|source| ConfigError::Parse { path: path.to_path_buf(), source })?;
+        file.check().map_err(|(field, reason)| ConfigError::Value { path: path.to_path_buf(), field, reason })?;
+        Ok(file)
+    }
+
+    /// The socket's file mode as a number.
+    pub fn socket_mode_bits(&self) -> u32 {
+        u32::from_str_radix(&self.socket_mode, 8).unwrap_or(0o660)
+    }
+
+    fn check(&self) -> Result<(), (String, String)> {
+        ensure(!self.node.is_empty(), "node", || "must not be empty".into())?;
+        ensure(!self.socket.as_os_str().is_empty(), "socket", || "must not be empty".into())?;
+        ensure(u32::from_str_radix(&self.socket_mode, 8).is_ok_and(|mode| mode <= 0o777), "socketMode", || {
+            format!("{:?} is not a file mode in octal, like \"0660\"", self.socket_mode)
+        })?;
+        ensure(!self.state_dir.as_os_str().is_empty(), "stateDir", || "must not be empty".into())?;
+        self.dataplane.check()
+    }
+}
+
+impl Dataplane {
+    fn check(&self) -> Result<(), (String, String)> {
+        ensure(!self.interfaces.is_empty(), "dataplane.interfaces", || "at least one interface is needed".into())?;
+        let mut names = BTreeSet::new();
+        for (number, interface) in self.interfaces.iter().enumerate() {
+            let field = format!("dataplane.interfaces[{number}]");
+            interface.check(&field)?;
+            ensure(names.insert(&interface.name), &format!("{field}.name"), || {
+                format!("{} is listed twice", interface.name)
+            })?;
+        }
+        ensure(self.cores.len() <= 1, "dataplane.cores", || {
+            format!("{} cores given; this version runs exactly one worker", self.cores.len())
+        })?;
+        ensure((FRAMES_MIN..=FRAMES_MAX).contains(&self.frames), "dataplane.frames", || {
+            format!("{} is outside {FRAMES_MIN}..={FRAMES_MAX}", self.frames)
+        })?;
+        ensure(matches!(self.frame_bytes, 2048 | 4096), "dataplane.frameBytes", || {
+            format!("{} is neither 2048 nor 4096", self.frame_bytes)
+        })?;
+        for (family, flows) in [("ipv4", self.flows_max.ipv4), ("ipv6", self.flows_max.ipv6)] {
+            ensure((1..=FLOWS_MAX).contains(&flows), &format!("dataplane.flowsMax.{family}"), || {
+                format!("{flows} is outside 1..={FLOWS_MAX}")
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Interface {
+    fn check(&self, field: &str) -> Result<(), (String, String)> {
+        let name_fits = !self.name.is_empty()
+            && self.name.len() <= INTERFACE_NAME_BYTES_MAX
+            && !self.name.contains(|c: char| c == '/' || c.is_whitespace());
+        ensure(name_fits, &format!("{field}.name"), || {
+            format!("{:?} is not an interface name (1 to {INTERFACE_NAME_BYTES_MAX} bytes)", self.name)
+        })?;
+        if let Some(queues) = &self.queues {
+            let distinct: BTreeSet<_> = queues.iter().collect();
+            ensure(!queues.is_empty(), &format!("{field}.queues"), || {
+                "must not be empty; leave it out to serve all queues".into()
+            })?;
+            ensure(distinct.len() == queues.len(), &format!("{field}.queues"), || "a queue is listed twice".into())?;
+        }
+        Ok(())
+    }
+}
+
+fn ensure(holds: bool, field: &str, reason: impl FnOnce() -> String) -> Result<(), (String, String)> {
+    if holds { Ok(()) } else { Err((field.to_owned(), reason())) }
+}
+
+fn default_socket() -> PathBuf {
+    "/run/tidegate/tidegate.sock".into()
+}
+
+fn default_socket_mode() -> String {
+    "0660".into()
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/tidegate".into()
+}
+
+fn default_frames() -> u32 {
+    16384
+}
+
+fn default_frame_bytes() -> u32 {
+    2048
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = r#"
+node: gw-1
+socket: /run/t.sock
+socketMode: "0600"
+stateDir: /var/lib/t
+dataplane:
+  interfaces:
+    - name: wan0
+      queues: [0]
+    - name: lan0
+  mode: zero-copy
+  cores: [1]
+  frames: 8192
+  frameBytes: 4096
+  hugePages: off
+  flowsMax: { ipv4: 1000, ipv6: 500 }
+  idle: poll
+  onDeath: pass
+control:
+  source: { directory: /etc/tidegate/manifests }
+  anything: [1, 2, { three: 4 }]
+"#;
+
+    fn error(text: &str) -> String {
+        NodeFile::parse(text, Path::new("node.yaml")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_field_is_read_and_controls_section_is_skipped() {
+        let file = NodeFile::parse(WHOLE, Path::new("node.yaml")).unwrap();
+        assert_eq!((file.node.as_str(), file.socket_mode_bits()), ("gw-1", 0o600));
+        let section = &file.dataplane;
+        assert_eq!(section.interfaces[0], Interface { name: "wan0".into(), queues: Some(vec![0]) });
+        assert_eq!(section.interfaces[1], Interface { name: "lan0".into(), queues: None });
+        assert_eq!((section.mode, section.huge_pages), (Mode::ZeroCopy, HugePages::Off));
+        assert_eq!((section.idle, section.on_death), (Idle::Poll, OnDeath::Pass));
+        assert_eq!((section.frames, section.frame_bytes, section.cores.as_slice()), (8192, 4096, &[1][..]));
+        assert_eq!(section.flows_max, FlowsMax { ipv4: 1000, ipv6: 500 });
+    }
+
+    #[test]
+    fn defaults_fill_what_is_left_out() {
+        let file = NodeFile::parse("node: a\ndataplane: { interfaces: [{ name: eth0 }] }", Path::new("f")).unwrap();
+        assert_eq!(file.socket, Path::new("/run/tidegate/tidegate.sock"));
+        assert_eq!(file.socket_mode_bits(), 0o660);
+        assert_eq!(file.dataplane.frames, 16384);
+        assert_eq!(file.dataplane.flows_max, FlowsMax { ipv4: 1_048_576, ipv6: 262_144 });
+        assert_eq!((file.dataplane.mode, file.dataplane.on_death), (Mode::Auto, OnDeath::Drop));
+    }
+
+    #[test]
+    fn errors_name_file_and_field() {
+        let with = |line: &str| format!("node: a\ndataplane:\n  interfaces: [{{ name: eth0 }}]\n{line}\n");
+        let table = [
+            ("dataplane: {}".to_owned(), "missing field"),
+            ("node: a\ndataplane: { interfaces: [] }".into(), "dataplane.interfaces: at least one"),
+            ("node: ''\ndataplane: { interfaces: [{ name: e }] }".into(), "node: must not be empty"),
+            (
+                "node: a\ndataplane: { interfaces: [{ name: e }, { name: e }] }".into(),
+                "interfaces[1].name: e is listed twice",
+            ),
+            ("node: a\ndataplane: { interfaces: [{ name: a-name-of-sixteen }] }".into(), "interfaces[0].name"),
+            ("node: a\ndataplane: { interfaces: [{ name: e, queue: 0 }] }".into(), "unknown field `queue`"),
+            ("node: a\ndataplane: { interfaces: [{ name: e, queues: [] }] }".into(), "interfaces[0].queues"),
+            ("node: a\ndataplane: { interfaces: [{ name: e, queues: [1, 1] }] }".into(), "a queue is listed twice"),
+            (with("  frameBytes: 1024"), "dataplane.frameBytes: 1024 is neither 2048 nor 4096"),
+            (with("  frames: 10"), "dataplane.frames: 10 is outside"),
+            (with("  frames: many"), "dataplane.frames"),
+            (with("  cores: [1, 2]"), "exactly one worker"),
+            (with("  flowsMax: { ipv4: 0 }"), "dataplane.flowsMax.ipv4: 0 is outside"),
+            (with("  mode: fast"), "unknown variant `fast`"),
+            (with("  speed: high"), "unknown field `speed`"),
+            (with("colour: blue"), "unknown field `colour`"),
+            (with("socketMode: '0999'"), "socketMode"),
+        ];
+        for (text, expected) in table {
+            let got = error(&text);
+            assert!(got.starts_with("node file node.yaml: "), "{got}");
+            assert!(got.contains(expected), "{text}\n gave: {got}\n not: {expected}");
+        }
+        let missing = NodeFile::read(Path::new("/nonexistent/node.yaml")).unwrap_err().to_string();
+        assert!(missing.contains("/nonexistent/node.yaml"), "{missing}");
+    }
+}

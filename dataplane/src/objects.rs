@@ -1,0 +1,326 @@
+//! Accepted objects: what control wants and this dataplane agreed to.
+//!
+//! Owns the last good version of every object and decides about new ones, each by itself and with a reason: first what
+//! can be told from the object alone ([`validate`]), then what it claims for itself and another already holds (a
+//! frontend, a pod prefix, an underlay address). It refuses to know rows and ids: [`Outcome::changes`] tells the compiler
+//! what to do. Control settles claims by age (S-067); the check here is the fence behind it, since two rows for one
+//! frontend would make the answer depend on the order of events.
+//!
+//! An update is applied as a whole, so that objects may trade claims in one update. Where that fails, the newcomers that
+//! came too late (younger, then by name) are refused and their last good version, which may want its own claims back,
+//! stays; this is repeated until everything that remains fits. It ends, since each round refuses at least one newcomer
+//! and the state before the update had no conflict.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tidegate_api::message::{Rejection, Update};
+use tidegate_api::resource::{Body, Kind, Protocol, Resource, ResourceKey, Versions};
+
+use crate::kernel::Layout;
+
+/// What can be told from one object alone, and from the machine it is meant for.
+pub mod validate;
+/// Accepted objects on disk.
+pub mod saved;
+
+/// All accepted objects.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    accepted: BTreeMap<ResourceKey, Arc<Resource>>,
+    claims: HashMap<Claim, ResourceKey>,
+    /// How many Services use an address as VIP.
+    vips: HashMap<IpAddr, u32>,
+}
+
+/// What one update did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Objects not taken, with reasons, in the order of their keys.
+    pub rejected: Vec<Rejection>,
+    /// Objects that differ from before, in the order of their keys.
+    pub changes: Vec<Change>,
+}
+
+/// One object that differs from before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Which object.
+    pub key: ResourceKey,
+    /// What was in force; `None`: nothing.
+    pub before: Option<Arc<Resource>>,
+    /// What is in force now; `None`: nothing any more.
+    pub after: Option<Arc<Resource>>,
+}
+
+/// Something only one object can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Claim {
+    /// To be the gateway.
+    Gateway,
+    /// A VIP with protocol and port.
+    Frontend(IpAddr, Protocol, u16),
+    /// A pod prefix: where its pods live.
+    Prefix(IpNet),
+    /// To be who sends from an underlay address on a network (V-015).
+    Underlay(IpAddr, u32),
+    /// An overlay address of the gateway itself.
+    Reserved(IpAddr),
+}
+
+impl Objects {
+    /// Versions of all accepted objects.
+    pub fn versions(&self) -> Versions {
+        self.accepted.iter().map(|(key, resource)| (key.clone(), resource.version.clone())).collect()
+    }
+
+    /// Every accepted object, in the order of keys. Costs a reference count each.
+    pub fn snapshot(&self) -> Vec<Arc<Resource>> {
+        self.accepted.values().cloned().collect()
+    }
+
+    /// One object.
+    pub fn get(&self, key: &ResourceKey) -> Option<&Arc<Resource>> {
+        self.accepted.get(key)
+    }
+
+    /// Every accepted object, in the order of keys.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.accepted.values()
+    }
+
+    /// Every accepted object of one kind, in the order of names.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Arc<Resource>> {
+        let from = key(kind, "");
+        self.accepted.range(from..).take_while(move |(key, _)| key.kind == kind).map(|(_, resource)| resource)
+    }
+
+    /// Every VIP, and how many Services use it.
+    pub fn vips(&self) -> &HashMap<IpAddr, u32> {
+        &self.vips
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.accepted.len()
+    }
+
+    /// Whether there is no object.
+    pub fn is_empty(&self) -> bool {
+        self.accepted.is_empty()
+    }
+
+    /// Applies `update`. With `machine`, objects that do not fit this machine are refused too; without (objects saved by
+    /// an earlier run, whose addresses may not be up yet) only the compiler judges that.
+    pub fn apply(&mut self, update: Update, machine: Option<&Layout>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut wanted = self.wanted(update, machine, &mut outcome.rejected);
+        loop {
+            let refused = self.claim_all(&wanted);
+            if refused.is_empty() {
+                break;
+            }
+            for (key, reason) in refused {
+                if let Some(Some(resource)) = wanted.remove(&key) {
+                    outcome.rejected.push(Rejection { key, version: resource.version.clone(), reason });
+                }
+            }
+        }
+        for (key, after) in wanted {
+            let before = match &after {
+                Some(resource) => self.accepted.insert(key.clone(), Arc::clone(resource)),
+                None => self.accepted.remove(&key),
+            };
+            if before.as_ref().map(|resource| &resource.body) != after.as_ref().map(|resource| &resource.body) {
+                outcome.changes.push(Change { key, before, after });
+            }
+        }
+        outcome.rejected.sort_by(|a, b| a.key.cmp(&b.key));
+        outcome
+    }
+
+    /// What `update` wants, object by object (`None`: that it goes), less what is refused by itself and what is no news.
+    fn wanted(
+        &self,
+        update: Update,
+        machine: Option<&Layout>,
+        rejected: &mut Vec<Rejection>,
+    ) -> BTreeMap<ResourceKey, Option<Arc<Resource>>> {
+        let mut listed: BTreeMap<ResourceKey, Option<Arc<Resource>>> = BTreeMap::new();
+        if !update.full {
+            listed.extend(update.removed.into_iter().map(|key| (key, None)));
+        }
+        let mut seen = std::collections::HashSet::new();
+        let mut keep = std::collections::HashSet::new();
+        for resource in update.resources {
+            let key = resource.key();
+            let verdict = if seen.insert(key.clone()) {
+                validate::resource(&resource).and_then(|()| validate::machine(&resource, machine))
+            } else {
+                Err("stands twice in one update; the first one was used".to_owned())
+            };
+            match verdict {
+                Ok(()) => drop(listed.insert(key, Some(Arc::new(resource)))),
+                Err(reason) => {
+                    keep.insert(key.clone());
+                    rejected.push(Rejection { key, version: resource.version, reason });
+                }
+            }
+        }
+        if update.full {
+            let gone = self.accepted.keys().filter(|key| !keep.contains(*key) && !listed.contains_key(*key));
+            let gone: Vec<_> = gone.map(|key| (key.clone(), None)).collect();
+            listed.extend(gone);
+        }
+        listed.retain(|key, after| self.accepted.get(key) != after.as_ref());
+        listed
+    }
+
+    /// Moves all claims from what is in force to what is `wanted`. If some cannot have theirs, everything is as it was
+    /// and those are named with the reason.
+    fn claim_all(&mut self, wanted: &BTreeMap<ResourceKey, Option<Arc<Resource>>>) -> Vec<(ResourceKey, String)> {
+        let before: Vec<_> = wanted.keys().filter_map(|key| self.accepted.get(key).cloned()).collect();
+        for resource in &before {
+            self.release(resource);
+        }
+        let mut order: Vec<_> = wanted.values().flatten().collect();
+        // The gateway first, since everything else gives way to it; then by age and name (S-067).
+        order.sort_by_cached_key(|resource| (resource.body.kind(), age(resource), resource.name.clone()));
+        let mut taken = Vec::new();
+        let mut refused = Vec::new();
+        for resource in order {
+            match self.claim(resource) {
+                Ok(()) => taken.push(Arc::clone(resource)),
+                Err(reason) => refused.push((resource.key(), reason)),
+            }
+        }
+        if !refused.is_empty() {
+            for resource in &taken {
+                self.release(resource);
+            }
+            for resource in &before {
+                let restored = self.claim(resource);
+                debug_assert!(restored.is_ok(), "what was in force fits together");
+            }
+        }
+        refused
+    }
+
+    /// Takes all claims of `resource`, or none.
+    fn claim(&mut self, resource: &Resource) -> Result<(), String> {
+        let key = resource.key();
+        let claims = claims(resource);
+        for (field, claim) in &claims {
+            if let Some(holder) = self.claims.get(claim).filter(|holder| **holder != key) {
+                return Err(format!("{field}: {claim} already belongs to {holder}"));
+            }
+            match claim {
+                Claim::Reserved(address) if self.vips.contains_key(address) => {
+                    return Err(format!("{field}: {address} is an address of a Service"));
+                }
+                _ => {}
+            }
+        }
+        let vips = vips(resource);
+        for (number, address) in vips.iter().enumerate() {
+            if let Some(holder) = self.claims.get(&Claim::Reserved(*address)) {
+                return Err(format!("addresses[{number}]: {address} is reserved by {holder}"));
+            }
+        }
+        for address in vips {
+            *self.vips.entry(*address).or_default() += 1;
+        }
+        self.claims.extend(claims.into_iter().map(|(_, claim)| (claim, key.clone())));
+        Ok(())
+    }
+
+    fn release(&mut self, resource: &Resource) {
+        for (_, claim) in claims(resource) {
+            self.claims.remove(&claim);
+        }
+        for address in vips(resource) {
+            if let Some(count) = self.vips.get_mut(address) {
+                *count -= 1;
+                if *count == 0 {
+                    self.vips.remove(address);
+                }
+            }
+        }
+    }
+}
+
+fn age(resource: &Resource) -> i64 {
+    match &resource.body {
+        Body::Service(service) => service.created_at_s,
+        _ => 0,
+    }
+}
+
+fn vips(resource: &Resource) -> &[IpAddr] {
+    match &resource.body {
+        Body::Service(service) => &service.addresses,
+        _ => &[],
+    }
+}
+
+/// What `resource` claims, each with the field that does.
+fn claims(resource: &Resource) -> Vec<(String, Claim)> {
+    let mut list = Vec::new();
+    match &resource.body {
+        Body::Gateway(gateway) => {
+            list.push(("kind".to_owned(), Claim::Gateway));
+            for (field, vtep) in [("vtep_v4", &gateway.vtep_v4), ("vtep_v6", &gateway.vtep_v6)] {
+                if let Some(vtep) = vtep {
+                    list.push((format!("{field}.underlay"), Claim::Underlay(vtep.underlay, vtep.vni)));
+                    list.push((format!("{field}.overlay"), Claim::Reserved(vtep.overlay)));
+                }
+            }
+            for (number, address) in gateway.fullnat_sources.iter().enumerate() {
+                list.push((format!("fullnat_sources[{number}]"), Claim::Reserved(*address)));
+            }
+            for (number, prefix) in gateway.pod_cidrs.iter().enumerate() {
+                list.push((format!("pod_cidrs[{number}]"), Claim::Prefix(prefix.trunc())));
+            }
+        }
+        Body::Peer(peer) => {
+            for (field, vtep) in [("v4", &peer.v4), ("v6", &peer.v6)] {
+                let Some(vtep) = vtep else { continue };
+                list.push((format!("{field}.underlay"), Claim::Underlay(vtep.underlay, vtep.vni)));
+                for (number, prefix) in vtep.pod_cidrs.iter().enumerate() {
+                    list.push((format!("{field}.pod_cidrs[{number}]"), Claim::Prefix(prefix.trunc())));
+                }
+            }
+        }
+        Body::Service(service) => {
+            for (number, port) in service.ports.iter().enumerate() {
+                for address in &service.addresses {
+                    list.push((format!("ports[{number}]"), Claim::Frontend(*address, port.protocol, port.port)));
+                }
+            }
+        }
+    }
+    list
+}
+
+impl std::fmt::Display for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Claim::Gateway => f.write_str("the place of the gateway"),
+            Claim::Frontend(IpAddr::V4(address), protocol, port) => write!(f, "{address}:{port}/{protocol}"),
+            Claim::Frontend(IpAddr::V6(address), protocol, port) => write!(f, "[{address}]:{port}/{protocol}"),
+            Claim::Prefix(prefix) => write!(f, "prefix {prefix}"),
+            Claim::Underlay(address, vni) => write!(f, "underlay address {address} of network {vni}"),
+            Claim::Reserved(address) => write!(f, "address {address}"),
+        }
+    }
+}
+
+/// The key of the object of `kind` named `name`.
+pub fn key(kind: Kind, name: &str) -> ResourceKey {
+    ResourceKey { kind, name: name.to_owned() }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

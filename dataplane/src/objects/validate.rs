@@ -1,0 +1,196 @@
+//! What can be told from one object alone, and from the machine it is meant for.
+//!
+//! Each check returns the first thing wrong as `field: value and why`, with the field as the contract names it. What
+//! passes here can be compiled: no address is of the wrong family, no port is zero, no list names anything twice.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tidegate_api::resource::{Body, Gateway, MacAddress, Peer, PeerVtep, Protocol, Resource, Service, Vtep};
+
+use crate::kernel::Layout;
+
+/// Largest VXLAN network identifier: 24 bits (RFC 7348 section 5).
+const VNI_MAX: u32 = (1 << 24) - 1;
+/// Longest object name in bytes: namespace, slash and name of Kubernetes have 63 + 1 + 253.
+const NAME_BYTES_MAX: usize = 317;
+
+type Checked = Result<(), String>;
+
+/// Checks `resource` by itself.
+///
+/// # Errors
+/// The field and what is wrong with it.
+pub fn resource(resource: &Resource) -> Checked {
+    ensure(!resource.name.is_empty(), "name", || "must not be empty".into())?;
+    ensure(resource.name.len() <= NAME_BYTES_MAX, "name", || format!("is over {NAME_BYTES_MAX} bytes long"))?;
+    match &resource.body {
+        Body::Gateway(gateway) => check_gateway(gateway),
+        Body::Peer(peer) => check_peer(peer),
+        Body::Service(service) => check_service(service),
+    }
+}
+
+/// Checks `resource` against the machine, when that is known: an underlay address has to be here, and an address the
+/// kernel itself uses can be neither VIP nor source (design 6), since the kernel would answer for it.
+///
+/// # Errors
+/// The field and what is wrong with it.
+pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
+    let Some(machine) = machine else { return Ok(()) };
+    let free = |field: &str, address: IpAddr| match machine.owner(address) {
+        Some(link) => Err(format!("{field}: {address} is used by this machine's own kernel (interface {link})")),
+        None => Ok(()),
+    };
+    match &resource.body {
+        Body::Gateway(gateway) => {
+            for (field, vtep) in [("vtep_v4", &gateway.vtep_v4), ("vtep_v6", &gateway.vtep_v6)] {
+                let Some(vtep) = vtep else { continue };
+                ensure(machine.owner(vtep.underlay).is_some(), &format!("{field}.underlay"), || {
+                    format!("{} is not an address of this machine", vtep.underlay)
+                })?;
+            }
+            each("fullnat_sources", &gateway.fullnat_sources, |field, address| free(field, *address))
+        }
+        Body::Service(service) => each("addresses", &service.addresses, |field, address| free(field, *address)),
+        Body::Peer(_) => Ok(()),
+    }
+}
+
+fn check_gateway(gateway: &Gateway) -> Checked {
+    if let Some(vtep) = &gateway.vtep_v4 {
+        check_vtep("vtep_v4", vtep, false)?;
+    }
+    if let Some(vtep) = &gateway.vtep_v6 {
+        check_vtep("vtep_v6", vtep, true)?;
+    }
+    distinct("fullnat_sources", &gateway.fullnat_sources)?;
+    distinct("pod_cidrs", &gateway.pod_cidrs)?;
+    each("pod_cidrs", &gateway.pod_cidrs, check_prefix)?;
+    let overlays: Vec<_> =
+        [&gateway.vtep_v4, &gateway.vtep_v6].into_iter().flatten().map(|vtep| vtep.overlay).collect();
+    each("fullnat_sources", &gateway.fullnat_sources, |field, address| {
+        check_address(field, *address)?;
+        ensure(!overlays.contains(address), field, || format!("{address} is the overlay address of a VTEP"))?;
+        let mut own = gateway.pod_cidrs.iter().filter(|prefix| prefix.addr().is_ipv4() == address.is_ipv4()).peekable();
+        // Workers send replies to where their routes say the address lives (V-024).
+        ensure(own.peek().is_none() || own.any(|prefix| prefix.contains(address)), field, || {
+            format!("{address} lies in none of the gateway's pod_cidrs")
+        })
+    })?;
+    ensure(gateway.hash_key.is_empty() || hash_key(&gateway.hash_key).is_some(), "hash_key", || {
+        "is not 16 bytes as 32 hexadecimal digits".into()
+    })
+}
+
+/// The 16 bytes of a hash key in hexadecimal; `None` when `text` is anything else.
+pub fn hash_key(text: &str) -> Option<[u8; 16]> {
+    if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
+}
+
+fn check_vtep(field: &str, vtep: &Vtep, v6: bool) -> Checked {
+    for (name, address) in [("underlay", vtep.underlay), ("overlay", vtep.overlay)] {
+        let field = format!("{field}.{name}");
+        check_family(&field, address, v6)?;
+        check_address(&field, address)?;
+    }
+    check_end_point(field, vtep.mac, vtep.vni, vtep.port)
+}
+
+fn check_peer(peer: &Peer) -> Checked {
+    ensure(peer.v4.is_some() || peer.v6.is_some(), "v4", || "neither v4 nor v6 is given".into())?;
+    for (field, vtep, v6) in [("v4", &peer.v4, false), ("v6", &peer.v6, true)] {
+        if let Some(vtep) = vtep {
+            check_peer_vtep(field, vtep, v6)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_peer_vtep(field: &str, vtep: &PeerVtep, v6: bool) -> Checked {
+    let underlay = format!("{field}.underlay");
+    check_family(&underlay, vtep.underlay, v6)?;
+    check_address(&underlay, vtep.underlay)?;
+    check_end_point(field, vtep.mac, vtep.vni, vtep.port)?;
+    let prefixes = format!("{field}.pod_cidrs");
+    distinct(&prefixes, &vtep.pod_cidrs)?;
+    each(&prefixes, &vtep.pod_cidrs, |field, prefix| {
+        check_family(field, prefix.addr(), v6)?;
+        check_prefix(field, prefix)
+    })
+}
+
+fn check_end_point(field: &str, mac: MacAddress, vni: u32, port: u16) -> Checked {
+    ensure(mac.0 != [0; 6], &format!("{field}.mac"), || "is all zero".into())?;
+    // The group bit: IEEE 802-2014 section 8.2.2.
+    ensure(mac.0[0] & 1 == 0, &format!("{field}.mac"), || format!("{mac} is a multicast address"))?;
+    ensure(vni <= VNI_MAX, &format!("{field}.vni"), || format!("{vni} does not fit 24 bits"))?;
+    ensure(port != 0, &format!("{field}.port"), || "must not be 0".into())
+}
+
+fn check_service(service: &Service) -> Checked {
+    distinct("addresses", &service.addresses)?;
+    each("addresses", &service.addresses, |field, address| check_address(field, *address))?;
+    let mut taken = HashSet::new();
+    each("ports", &service.ports, |field, port| {
+        ensure(port.port != 0, &format!("{field}.port"), || "must not be 0".into())?;
+        ensure(port.protocol != Protocol::Sctp, &format!("{field}.protocol"), || {
+            "SCTP is not served by this version".into()
+        })?;
+        ensure(taken.insert((port.port, port.protocol)), field, || {
+            format!("{}/{} is listed twice", port.port, port.protocol)
+        })?;
+        let mut known = HashSet::new();
+        each(&format!("{field}.backends"), &port.backends, |field, backend| {
+            check_address(&format!("{field}.address"), backend.address)?;
+            ensure(backend.port != 0, &format!("{field}.port"), || "must not be 0".into())?;
+            ensure(known.insert((backend.address, backend.port)), field, || {
+                format!("{} port {} is listed twice", backend.address, backend.port)
+            })
+        })
+    })
+}
+
+fn check_family(field: &str, address: IpAddr, v6: bool) -> Checked {
+    ensure(address.is_ipv6() == v6, field, || format!("{address} is not IPv{}", if v6 { 6 } else { 4 }))
+}
+
+/// An address that one host in a routed network can have.
+fn check_address(field: &str, address: IpAddr) -> Checked {
+    let wrong = match address {
+        _ if address.is_unspecified() => "the unspecified address",
+        _ if address.is_loopback() => "a loopback address",
+        _ if address.is_multicast() => "a multicast address",
+        IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
+        IpAddr::V4(v4) if v4.is_link_local() => "a link-local address",
+        IpAddr::V4(v4) if v4.octets()[0] == 0 => "in 0.0.0.0/8, which is no host's (RFC 1122 section 3.2.1.3)",
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "an IPv4-mapped address; write it as IPv4",
+        IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80 => "a link-local address",
+        _ => return Ok(()),
+    };
+    Err(format!("{field}: {address} is {wrong}"))
+}
+
+fn check_prefix(field: &str, prefix: &IpNet) -> Checked {
+    ensure(prefix.prefix_len() > 0, field, || format!("{prefix} would take all traffic"))?;
+    let address = prefix.network();
+    let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    ensure(!address.is_multicast() && !address.is_loopback() && !mapped, field, || format!("{prefix} cannot hold pods"))
+}
+
+fn distinct<T: Eq + std::hash::Hash + std::fmt::Display>(field: &str, list: &[T]) -> Checked {
+    let mut seen = HashSet::new();
+    each(field, list, |field, entry| ensure(seen.insert(entry), field, || format!("{entry} is listed twice")))
+}
+
+fn each<'a, T>(field: &str, list: &'a [T], mut check: impl FnMut(&str, &'a T) -> Checked) -> Checked {
+    list.iter().enumerate().try_for_each(|(number, entry)| check(&format!("{field}[{number}]"), entry))
+}
+
+fn ensure(holds: bool, field: &str, reason: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(format!("{field}: {}", reason())) }
+}
