@@ -1,0 +1,365 @@
+//! The directory source on real directories, and with the kernel's own notifications.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tidegate_control::source::directory::Directory;
+use tidegate_control::source::scan::{CONFIRM_FILE, Look, Scan, is_manifest};
+use tidegate_control::source::{Batch, Running, Source};
+
+/// Longest wait for something that must happen; never waited for when it does.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn node(name: &str) -> String {
+    format!("apiVersion: v1\nkind: Node\nmetadata: {{ name: {name} }}\n---\n")
+}
+
+fn service(name: &str, port: u16) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{ name: {name} }}\nspec: {{ ports: [{{ port: {port} }}] }}\n---\n")
+}
+
+struct Place {
+    directory: TempDir,
+    scan: Scan,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let scan = Scan::new(directory.path());
+        Place { directory, scan }
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.directory.path().join(file), text).unwrap();
+    }
+
+    fn remove(&self, file: &str) {
+        fs::remove_file(self.directory.path().join(file)).unwrap();
+    }
+
+    fn look(&mut self) -> Batch {
+        self.scan.look(&Look::AtAll { settled: false })
+    }
+}
+
+fn applied(batch: &Batch) -> Vec<String> {
+    let mut keys: Vec<String> = batch.applied.iter().map(|manifest| manifest.key.to_string()).collect();
+    keys.sort();
+    keys
+}
+
+fn deleted(batch: &Batch) -> Vec<String> {
+    batch.deleted.iter().map(ToString::to_string).collect()
+}
+
+fn problems(batch: &Batch) -> Vec<String> {
+    batch.problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn which_files_are_read() {
+    for name in ["web.yaml", "web.yml", "web.json", "a.b.yaml", "10-web.yaml"] {
+        assert!(is_manifest(name), "{name}");
+    }
+    for name in [".web.yaml", ".yaml", "web.yaml~", "#web.yaml#", ".#web.yaml", "web.yaml.swp", ".web.yaml.swp", "4913",
+        "web.txt", "~web.yaml", "web.yaml.tmp", CONFIRM_FILE, "yaml"]
+    {
+        assert!(!is_manifest(name), "{name}");
+    }
+}
+
+#[test]
+fn what_changed_is_told_and_nothing_else() {
+    let mut place = Place::new();
+    place.write("a.yaml", &(node("w1") + &node("w2")));
+    place.write("b.json", "{\"apiVersion\":\"v1\",\"kind\":\"Node\",\"metadata\":{\"name\":\"w3\"}}");
+    place.write("notes.txt", "not for us");
+    let batch = place.look();
+    assert_eq!(applied(&batch), ["Node w1", "Node w2", "Node w3"]);
+    assert!(batch.complete && batch.problems.is_empty());
+    let batch = place.look();
+    assert!(batch.applied.is_empty() && batch.deleted.is_empty());
+    place.write("a.yaml", &node("w2"));
+    let batch = place.look();
+    assert_eq!((applied(&batch), deleted(&batch)), (vec!["Node w2".into()], vec!["Node w1".into()]));
+    place.remove("b.json");
+    assert_eq!(deleted(&place.look()), ["Node w3"]);
+}
+
+#[test]
+fn a_broken_file_keeps_its_objects_and_the_error_names_the_place() {
+    let mut place = Place::new();
+    place.write("a.yaml", &(node("w1") + &node("w2")));
+    place.look();
+    for (text, word) in [("apiVersion: v1\nkind: [", "not YAML"), ("\u{0}", "not YAML"), ("a: b: c", "not YAML")] {
+        place.write("a.yaml", &(node("w1") + text));
+        let batch = place.look();
+        assert!(batch.applied.is_empty() && batch.deleted.is_empty(), "{text:?}");
+        assert!(!batch.unreadable, "its objects are known");
+        let problem = &problems(&batch)[0];
+        assert!(problem.starts_with("a.yaml document 2 (line "), "{problem}");
+        assert!(problem.contains(word) && problem.contains("2 objects stay"), "{problem}");
+    }
+    fs::write(place.directory.path().join("a.yaml"), [0xff, 0xfe, b'a']).unwrap();
+    assert!(problems(&place.look())[0].contains("utf-8"));
+    place.write("a.yaml", &(node("w1") + &node("w2")));
+    let batch = place.look();
+    assert!(batch.problems.is_empty(), "{:?}", batch.problems);
+    assert_eq!(applied(&batch).len(), 2);
+}
+
+#[test]
+fn a_file_broken_from_the_start_says_that_something_is_unknown() {
+    let mut place = Place::new();
+    place.write("a.yaml", "{");
+    place.write("b.yaml", &node("w1"));
+    let batch = place.look();
+    assert!(batch.unreadable && applied(&batch) == ["Node w1"]);
+    assert!(problems(&batch)[0].contains("nothing of this file is applied"));
+    place.write("c.yaml", "{");
+    place.write("a.yaml", &node("w2"));
+    assert!(!place.look().unreadable, "what a new file would add was never there");
+}
+
+#[test]
+fn a_document_that_lost_its_name_takes_nothing_away() {
+    let mut place = Place::new();
+    place.write("a.yaml", &(node("w1") + &node("w2")));
+    place.look();
+    place.write("a.yaml", &(node("w1") + "apiVersion: v1\nkind: Node\nmetadata: { nmae: w2 }\n"));
+    let batch = place.look();
+    assert_eq!((applied(&batch), deleted(&batch)), (vec!["Node w1".into()], vec![]));
+    assert!(problems(&batch)[0].contains("metadata.name"), "{:?}", problems(&batch));
+}
+
+#[test]
+fn an_object_in_two_files_is_taken_from_the_first_by_name() {
+    let mut place = Place::new();
+    place.write("b.yaml", &service("web", 80));
+    place.write("c.yaml", &(node("w1") + &service("web", 81)));
+    let batch = place.look();
+    let port = |batch: &Batch| batch.applied.iter().find_map(|m| m.value.pointer("/spec/ports/0/port")?.as_u64());
+    assert_eq!(port(&batch), Some(80));
+    let problem = &problems(&batch)[0];
+    assert!(problem.contains("b.yaml document 1") && problem.starts_with("c.yaml document 2"), "names both: {problem}");
+    // A third file that comes first wins; when it goes, the second is read again though it did not change.
+    place.write("a.yaml", &service("web", 79));
+    assert_eq!(port(&place.look()), Some(79));
+    place.remove("a.yaml");
+    assert_eq!(port(&place.look()), Some(80));
+    place.remove("b.yaml");
+    let batch = place.look();
+    assert_eq!((port(&batch), batch.problems.len(), deleted(&batch).len()), (Some(81), 0, 0));
+}
+
+#[test]
+fn an_object_twice_in_one_file_is_taken_from_the_first_document() {
+    let mut place = Place::new();
+    place.write("a.yaml", &(service("web", 80) + &service("web", 81)));
+    let batch = place.look();
+    assert_eq!(applied(&batch).len(), 1);
+    assert!(problems(&batch)[0].contains("defined twice in this file"), "{:?}", problems(&batch));
+}
+
+#[test]
+fn deleting_more_than_half_of_a_kind_waits_for_a_person() {
+    let mut place = Place::new();
+    for n in 1..=6 {
+        place.write(&format!("n{n}.yaml"), &node(&format!("w{n}")));
+        place.write(&format!("s{n}.yaml"), &service(&format!("s{n}"), 80));
+    }
+    place.look();
+    for n in 1..=3 {
+        place.remove(&format!("n{n}.yaml"));
+    }
+    assert_eq!(deleted(&place.look()).len(), 3, "half is not more than half");
+    for n in 1..=4 {
+        place.remove(&format!("s{n}.yaml"));
+    }
+    let batch = place.look();
+    assert!(deleted(&batch).is_empty());
+    let problem = &problems(&batch)[0];
+    assert!(problem.contains("4 of 6 objects of kind Service") && problem.contains(CONFIRM_FILE), "{problem}");
+    // One comes back, one more goes: three of six wait, and the guard does not forget them.
+    place.write("s1.yaml", &service("s1", 80));
+    let batch = place.look();
+    assert_eq!(applied(&batch), ["Service default/s1"]);
+    assert!(problems(&batch)[0].contains("3 of 6"), "{:?}", problems(&batch));
+    place.write(CONFIRM_FILE, "");
+    let batch = place.look();
+    assert_eq!(deleted(&batch).len(), 3);
+    assert!(batch.problems.is_empty() && batch.deletes_confirmed);
+    assert!(!place.directory.path().join(CONFIRM_FILE).exists(), "consumed");
+    assert!(!place.look().deletes_confirmed);
+}
+
+#[test]
+fn two_objects_may_go_without_asking() {
+    let mut place = Place::new();
+    place.write("a.yaml", &(node("w1") + &node("w2")));
+    place.look();
+    place.remove("a.yaml");
+    assert_eq!(deleted(&place.look()).len(), 2);
+}
+
+#[test]
+fn unknown_kinds_are_told_once() {
+    let mut place = Place::new();
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: { name: p }\n---\n";
+    place.write("a.yaml", &(pod.repeat(3) + &node("w1")));
+    place.write("b.yaml", pod);
+    let batch = place.look();
+    assert_eq!(applied(&batch), ["Node w1"]);
+    assert_eq!(problems(&batch), ["objects of kind v1 Pod are not read (first seen in a.yaml)"]);
+}
+
+#[test]
+fn a_missing_directory_is_not_an_empty_one() {
+    let mut place = Place::new();
+    place.write("a.yaml", &(node("w1") + &node("w2")));
+    place.look();
+    let away = place.directory.path().with_extension("away");
+    fs::rename(place.directory.path(), &away).unwrap();
+    for look in [Look::AtAll { settled: false }, Look::At(["a.yaml".to_string()].into())] {
+        let batch = place.scan.look(&look);
+        assert!(batch.deleted.is_empty() && batch.complete);
+        assert!(problems(&batch)[0].contains("cannot read the directory"), "{:?}", problems(&batch));
+    }
+    fs::rename(&away, place.directory.path()).unwrap();
+    assert!(place.look().problems.is_empty());
+}
+
+/// A started source and the state that its batches add up to.
+struct Live {
+    _running: Running,
+    batches: Receiver<Batch>,
+    present: std::collections::BTreeMap<String, serde_json::Value>,
+    last: Batch,
+}
+
+impl Live {
+    fn start(path: &Path) -> Self {
+        let (sender, batches) = channel();
+        let running = Box::new(Directory::new(path)).start(Box::new(move |batch| sender.send(batch).is_ok())).unwrap();
+        Live { _running: running, batches, present: Default::default(), last: Batch::default() }
+    }
+
+    fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let begun = Instant::now();
+        while !condition(self) {
+            let left = PATIENCE.checked_sub(begun.elapsed()).unwrap_or_else(|| panic!("{what}: {:?}", self.present));
+            let Ok(batch) = self.batches.recv_timeout(left) else { panic!("{what}: {:?}, {:?}", self.present, self.last) };
+            for manifest in &batch.applied {
+                self.present.insert(manifest.key.to_string(), manifest.value.clone());
+            }
+            for key in &batch.deleted {
+                self.present.remove(&key.to_string());
+            }
+            self.last = batch;
+        }
+    }
+
+    fn until_present(&mut self, keys: &[&str]) {
+        self.until(&format!("{keys:?}"), |live| live.present.keys().eq(keys.iter()));
+    }
+}
+
+#[test]
+fn changes_arrive_by_notification() {
+    let place = Place::new();
+    let at = |file: &str| place.directory.path().join(file);
+    place.write("a.yaml", &node("w1"));
+    let mut live = Live::start(place.directory.path());
+    live.until_present(&["Node w1"]);
+    // A completed write; a rename into place; a rename away; a removal.
+    place.write("b.yaml", &node("w2"));
+    live.until_present(&["Node w1", "Node w2"]);
+    place.write(".c.yaml.tmp", &node("w3"));
+    fs::rename(at(".c.yaml.tmp"), at("c.yaml")).unwrap();
+    live.until_present(&["Node w1", "Node w2", "Node w3"]);
+    fs::rename(at("c.yaml"), at("d.yaml")).unwrap();
+    place.write("e.yaml", &node("w4"));
+    live.until_present(&["Node w1", "Node w2", "Node w3", "Node w4"]);
+    fs::rename(at("d.yaml"), at("d.yaml.off")).unwrap();
+    live.until_present(&["Node w1", "Node w2", "Node w4"]);
+    place.remove("a.yaml");
+    live.until_present(&["Node w2", "Node w4"]);
+    assert!(live.last.problems.is_empty(), "{:?}", live.last.problems);
+}
+
+#[test]
+fn a_file_is_left_alone_until_its_writer_is_done() {
+    let place = Place::new();
+    let mut live = Live::start(place.directory.path());
+    live.until("the first look", |live| live.last.complete);
+    let mut writer = fs::File::create(place.directory.path().join("a.yaml")).unwrap();
+    writer.write_all(node("w1").as_bytes()).unwrap();
+    writer.flush().unwrap();
+    // Something else is seen meanwhile, and the half-written file is not.
+    place.write("b.yaml", &node("w9"));
+    live.until_present(&["Node w9"]);
+    writer.write_all(node("w2").as_bytes()).unwrap();
+    drop(writer);
+    live.until("both at once", |live| live.present.len() > 1);
+    live.until_present(&["Node w1", "Node w2", "Node w9"]);
+}
+
+#[test]
+fn confirmation_works_by_creating_the_file() {
+    let place = Place::new();
+    for n in 1..=4 {
+        place.write(&format!("n{n}.yaml"), &node(&format!("w{n}")));
+    }
+    let mut live = Live::start(place.directory.path());
+    live.until("all", |live| live.present.len() == 4);
+    for n in 1..=4 {
+        fs::rename(place.directory.path().join(format!("n{n}.yaml")), place.directory.path().join(format!("n{n}.off"))).unwrap();
+    }
+    live.until("held", |live| live.last.problems.iter().any(|problem| problem.reason == "DeletesHeld"));
+    place.write(CONFIRM_FILE, "");
+    live.until("gone", |live| live.present.is_empty());
+}
+
+#[test]
+fn a_directory_that_comes_late_goes_and_comes_back_is_followed() {
+    let place = Place::new();
+    let path: PathBuf = place.directory.path().join("manifests");
+    let mut live = Live::start(&path);
+    live.until("missing", |live| live.last.problems.iter().any(|problem| problem.reason == "SourceMissing"));
+    assert!(!live.last.complete);
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("a.yaml"), node("w1")).unwrap();
+    live.until_present(&["Node w1"]);
+    fs::rename(&path, place.directory.path().join("old")).unwrap();
+    live.until("missing again", |live| live.last.problems.iter().any(|problem| problem.reason == "SourceMissing"));
+    assert_eq!(live.present.len(), 1, "nothing is concluded from its absence");
+    fs::create_dir(place.directory.path().join("next")).unwrap();
+    fs::write(place.directory.path().join("next/b.yaml"), node("w2")).unwrap();
+    fs::rename(place.directory.path().join("next"), &path).unwrap();
+    live.until_present(&["Node w2"]);
+}
+
+#[test]
+fn files_behind_a_swapped_link_are_followed() {
+    // As a mounted ConfigMap is updated: the files are links through `..data`, which is replaced by a rename.
+    let place = Place::new();
+    let at = |file: &str| place.directory.path().join(file);
+    let version = |name: &str, text: &str| {
+        fs::create_dir(at(name)).unwrap();
+        fs::write(at(name).join("a.yaml"), text).unwrap();
+    };
+    version("..v1", &node("w1"));
+    std::os::unix::fs::symlink("..v1", at("..data")).unwrap();
+    std::os::unix::fs::symlink("..data/a.yaml", at("a.yaml")).unwrap();
+    let mut live = Live::start(place.directory.path());
+    live.until_present(&["Node w1"]);
+    version("..v2", &node("w2"));
+    std::os::unix::fs::symlink("..v2", at("..data.new")).unwrap();
+    fs::rename(at("..data.new"), at("..data")).unwrap();
+    live.until_present(&["Node w2"]);
+}

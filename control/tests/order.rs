@@ -1,0 +1,121 @@
+//! The order in which objects come does not matter, and neither does whether they come at once or one by one.
+
+mod rig;
+
+use proptest::prelude::*;
+use rig::{Rig, endpoints, node, service_with, slice};
+use tidegate_control::source::{Batch, ObjectKind, manifest};
+
+/// A step: the text of one object, or the deletion of one.
+#[derive(Clone, Debug)]
+enum Step {
+    Apply(String),
+    Delete(ObjectKind, String),
+}
+
+fn service(name: &str, variant: u8) -> String {
+    let metadata = format!("uid: {name}-{}, creationTimestamp: 2024-01-0{}T00:00:00Z", variant % 2, 1 + variant % 3);
+    let spec = format!("loadBalancerIP: \"{}\", ports: [{{ name: http, port: 80 }}]", ["203.0.113.1", "2001:db8:f::1"][usize::from(variant % 2)]);
+    service_with(name, &metadata, &spec)
+}
+
+fn a_slice(name: &str, variant: u8) -> String {
+    let owner = if variant & 1 == 0 { "a" } else { "b" };
+    let hosts = ["1=rs", "2=st", "1=st", "3=s", "2=rs"];
+    let v6 = variant & 2 != 0;
+    let prefix = if v6 { "fd00:10:244:1::" } else { "10.244.1." };
+    let first = usize::from(variant) % 5;
+    let list: Vec<String> = hosts[first..].iter().map(|host| format!("{prefix}{host}")).collect();
+    let list: Vec<&str> = list.iter().map(String::as_str).collect();
+    slice(name, owner, if v6 { "IPv6" } else { "IPv4" }, "{ name: http, port: 8080 }", &endpoints(&list))
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let name = |names: &'static [&'static str]| prop::sample::select(names);
+    prop_oneof![
+        3 => (name(&["a", "b"]), any::<u8>()).prop_map(|(name, variant)| Step::Apply(service(name, variant))),
+        5 => (name(&["s1", "s2", "s3", "s4"]), any::<u8>()).prop_map(|(name, variant)| Step::Apply(a_slice(name, variant))),
+        2 => (name(&["gw-1", "w1"]), 9u8..=9).prop_map(|(name, n)| Step::Apply(node(name, n))),
+        1 => name(&["shop/a", "shop/b"]).prop_map(|name| Step::Delete(ObjectKind::Service, name.into())),
+        1 => name(&["shop/s1", "shop/s2", "shop/s3"]).prop_map(|name| Step::Delete(ObjectKind::EndpointSlice, name.into())),
+        1 => name(&["gw-1", "w1"]).prop_map(|name| Step::Delete(ObjectKind::Node, name.into())),
+    ]
+}
+
+/// What is there after all steps: one text per object.
+fn remains(steps: &[Step]) -> Vec<String> {
+    let mut present = std::collections::BTreeMap::new();
+    for step in steps {
+        match step {
+            Step::Apply(text) => {
+                let key = manifest::parse("x.yaml", text).unwrap().manifests[0].key.clone();
+                present.insert((key.kind, key.name), text.clone());
+            }
+            Step::Delete(kind, name) => drop(present.remove(&(*kind, name.rsplit('/').next().unwrap().to_string()))),
+        }
+    }
+    present.into_values().collect()
+}
+
+proptest! {
+    #[test]
+    fn any_history_gives_what_its_end_alone_gives(
+        steps in prop::collection::vec(step(), 0..40),
+        seed in any::<prop::sample::Index>(),
+    ) {
+        let mut lived = Rig::new();
+        lived.apply("");
+        for step in &steps {
+            match step {
+                Step::Apply(text) => drop(lived.apply(text)),
+                Step::Delete(kind, name) => drop(lived.delete(*kind, name)),
+            }
+        }
+        let mut texts = remains(&steps);
+        if !texts.is_empty() {
+            let by = seed.index(texts.len());
+            texts.rotate_left(by);
+            texts.reverse();
+        }
+        let mut fresh = Rig::new();
+        fresh.apply(&texts.concat());
+        prop_assert_eq!(lived.0.resources(), fresh.0.resources());
+        for name in ["shop/a", "shop/b"] {
+            prop_assert_eq!(lived.notes(name), fresh.notes(name));
+        }
+        prop_assert_eq!(lived.0.problems(), fresh.0.problems());
+    }
+
+    #[test]
+    fn events_of_one_state_may_come_in_any_order(
+        texts in Just((0..12u8).map(|n| match n {
+            0 | 1 => service(["a", "b"][usize::from(n)], n),
+            2 | 3 => node(["gw-1", "w1"][usize::from(n - 2)], 9),
+            n => a_slice(&format!("s{n}"), n.wrapping_mul(37)),
+        }).collect::<Vec<String>>()).prop_shuffle(),
+        whole in any::<bool>(),
+    ) {
+        let mut sorted = texts.clone();
+        sorted.sort();
+        let mut expected = Rig::new();
+        expected.apply(&sorted.concat());
+        let mut rig = Rig::new();
+        if whole {
+            rig.apply(&texts.concat());
+        } else {
+            for text in &texts {
+                rig.apply(text);
+            }
+        }
+        prop_assert_eq!(rig.0.resources(), expected.0.resources());
+    }
+}
+
+#[test]
+fn an_empty_batch_changes_nothing() {
+    let mut rig = Rig::new();
+    rig.apply(&service("a", 0));
+    let before = rig.0.resources().clone();
+    rig.0.take(Batch { complete: true, ..Batch::default() });
+    assert_eq!(rig.0.resources(), &before);
+}

@@ -1,0 +1,493 @@
+//! The conversation with a dataplane: a stand-in that speaks the contract on a real Unix socket.
+
+mod rig;
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rig::{endpoints, node, node_file, service, slice};
+use serde_json::Value;
+use tempfile::TempDir;
+use tidegate_api::frame;
+use tidegate_api::listen::Listener;
+use tidegate_api::message::{Accepted, CONTRACT_VERSION, Rejection, Request, Response, Update};
+use tidegate_api::resource::{Body, ResourceKey, Versions};
+use tidegate_control::reconcile::{Input, Reconciler};
+use tidegate_control::session::keep_connected;
+use tidegate_control::source::directory::Directory;
+use tidegate_control::source::scan::CONFIRM_FILE;
+use tidegate_control::source::{Running, Source};
+use tidegate_control::status::StatusWriter;
+
+/// Longest wait for something that must happen; never waited for when it does.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running control process in this process, on a directory of its own.
+struct Control {
+    home: TempDir,
+    inbox: Sender<Input>,
+    source: Option<Running>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Control {
+    fn home() -> TempDir {
+        let home = TempDir::new().unwrap();
+        fs::create_dir(home.path().join("manifests")).unwrap();
+        home
+    }
+
+    fn start(home: TempDir) -> Self {
+        let file = node_file(home.path(), "");
+        let (inbox, taken) = channel();
+        let source = Box::new(Directory::new(&file.control.source.directory));
+        let status = StatusWriter::start(&file.state_dir).unwrap();
+        let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status);
+        let batches = inbox.clone();
+        let source = source.start(Box::new(move |batch| batches.send(Input::Source(batch)).is_ok())).unwrap();
+        let news = inbox.clone();
+        let socket = file.socket.clone();
+        thread::spawn(move || keep_connected(socket, "test".into(), |heard| news.send(Input::Dataplane(heard)).is_ok()));
+        let thread = thread::spawn(move || reconciler.run(&taken));
+        Control { home, inbox, source: Some(source), thread: Some(thread) }
+    }
+
+    /// Ends it and hands the directory to the next one.
+    fn stop(mut self) -> TempDir {
+        self.source = None;
+        self.inbox.send(Input::Stop).unwrap();
+        self.thread.take().unwrap().join().unwrap();
+        self.home
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        write(self.home.path(), file, text);
+    }
+
+    fn remove(&self, file: &str) {
+        fs::remove_file(self.home.path().join("manifests").join(file)).unwrap();
+    }
+
+    /// A status file once it fits.
+    fn status(&self, file: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let path = self.home.path().join("state/status").join(file);
+        let begun = Instant::now();
+        loop {
+            let value = fs::read(&path).ok().map(|bytes| serde_json::from_slice::<Value>(&bytes).unwrap());
+            match value {
+                Some(value) if fits(&value) => return value,
+                value => assert!(begun.elapsed() < PATIENCE, "{file} stays {value:#?}"),
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn problem(&self, reason: &str) -> String {
+        let has = |problem: &&Value| problem["reason"] == reason;
+        let fits = |list: &Value| list["problems"].as_array().unwrap().iter().any(|problem| has(&problem));
+        let list = self.status("problems.json", fits);
+        list["problems"].as_array().unwrap().iter().find(has).unwrap().to_string()
+    }
+}
+
+fn write(home: &Path, file: &str, text: &str) {
+    fs::write(home.join("manifests").join(file), text).unwrap();
+}
+
+/// The stand-in for a dataplane.
+struct Dataplane {
+    listener: Listener,
+}
+
+/// One conversation: requests arrive at once, answers are given when the test says so.
+struct Talk {
+    stream: UnixStream,
+    requests: Receiver<Request>,
+}
+
+impl Dataplane {
+    fn listen(home: &Path) -> Self {
+        Dataplane { listener: Listener::bind(&home.join("tidegate.sock"), 0o600).unwrap() }
+    }
+
+    /// Accepts control and greets it.
+    fn accept(&self, holds: &Versions, reached: u64) -> Talk {
+        let stream = self.listener.accept().unwrap();
+        let (sender, requests) = channel();
+        let mut reading = stream.try_clone().unwrap();
+        thread::spawn(move || {
+            while let Ok(request) = frame::read::<Request>(&mut reading) {
+                if sender.send(request).is_err() {
+                    return;
+                }
+            }
+        });
+        let talk = Talk { stream, requests };
+        let hello = talk.requests.recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(hello, Request::Hello { contract: CONTRACT_VERSION, .. }), "{hello:?}");
+        talk.say(&Response::Welcome { contract: 1, server: "stand-in".into(), holds: holds.clone(), reached });
+        talk
+    }
+}
+
+impl Talk {
+    fn say(&self, response: &Response) {
+        frame::write(&mut &self.stream, response).unwrap();
+    }
+
+    fn update(&self) -> Update {
+        match self.requests.recv_timeout(PATIENCE).unwrap() {
+            Request::Update(update) => update,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn accept(&self, update: &Update, generation: u64) {
+        self.reject(update, generation, vec![]);
+    }
+
+    fn reject(&self, update: &Update, generation: u64, rejected: Vec<Rejection>) {
+        self.say(&Response::Accepted(Accepted { nonce: update.nonce, generation, rejected }));
+    }
+
+    fn reached(&self, generation: u64) {
+        self.say(&Response::Reached { generation });
+    }
+
+    /// Nothing comes although something was said that could have caused it.
+    fn expect_silence(&self) {
+        let got = self.requests.recv_timeout(Duration::from_millis(100));
+        assert!(matches!(got, Err(RecvTimeoutError::Timeout)), "{got:?}");
+    }
+
+    fn end(self) {
+        self.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+}
+
+fn names(update: &Update) -> Vec<String> {
+    update.resources.iter().map(|resource| resource.key().to_string()).collect()
+}
+
+fn removed(update: &Update) -> Vec<String> {
+    update.removed.iter().map(ToString::to_string).collect()
+}
+
+fn versions(update: &Update) -> Versions {
+    update.resources.iter().map(|resource| (resource.key(), resource.version.clone())).collect()
+}
+
+fn rejection(update: &Update, key: &str) -> Rejection {
+    let resource = update.resources.iter().find(|resource| resource.key().to_string() == key).unwrap();
+    Rejection { key: resource.key(), version: resource.version.clone(), reason: "addresses: taken".into() }
+}
+
+fn web(n: u8) -> String {
+    service(&format!("web{n}"), &format!("loadBalancerIP: 203.0.113.{n}, ports: [{{ name: http, port: 80 }}]"))
+}
+
+fn web_slice(n: u8, hosts: &[&str]) -> String {
+    slice(&format!("web{n}-x"), &format!("web{n}"), "IPv4", "{ name: http, port: 8080 }", &endpoints(hosts))
+}
+
+fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
+    status["conditions"].as_array().unwrap().iter().find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
+}
+
+fn is_programmed(status: &Value) -> bool {
+    condition(status, "Programmed")["status"] == "True"
+}
+
+#[test]
+fn a_full_sync_then_only_what_changed_and_status_after_the_workers() {
+    let home = Control::home();
+    write(home.path(), "nodes.yaml", &(node("gw-1", 9) + &node("w1", 1)));
+    write(home.path(), "web.yaml", &(web(1) + &web_slice(1, &["10.244.1.5"])));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let update = talk.update();
+    assert!(update.full);
+    assert_eq!(names(&update), ["gateway gw-1", "peer w1", "service shop/web1"]);
+    talk.accept(&update, 7);
+
+    // One change at a time is on its way; status waits for the workers (C-001).
+    control.write("web.yaml", &(web(1) + &web_slice(1, &["10.244.1.5", "10.244.1.6"])));
+    let delta = talk.update();
+    assert!(!delta.full);
+    assert_eq!(names(&delta), ["service shop/web1"], "only its Service is sent again");
+    assert!(!control.home.path().join("state/status/shop.web1.json").exists());
+    control.write("more.yaml", &web(2));
+    control.write("most.yaml", &web(3));
+    talk.expect_silence();
+    talk.accept(&delta, 8);
+    let gathered = talk.update();
+    assert_eq!(names(&gathered), ["service shop/web2", "service shop/web3"], "what changed meanwhile goes at once");
+    talk.accept(&gathered, 9);
+    talk.reached(8);
+    let status = control.status("shop.web1.json", is_programmed);
+    assert_eq!(status["loadBalancer"]["ingress"][0]["ip"], "203.0.113.1");
+    assert!(!control.home.path().join("state/status/shop.web2.json").exists(), "generation 9 is not reached");
+    talk.reached(9);
+    control.status("shop.web2.json", is_programmed);
+
+    control.remove("more.yaml");
+    let delta = talk.update();
+    assert_eq!((names(&delta).len(), removed(&delta)), (0, vec!["service shop/web2".to_string()]));
+    talk.accept(&delta, 10);
+    talk.reached(10);
+    let begun = Instant::now();
+    while control.home.path().join("state/status/shop.web2.json").exists() {
+        assert!(begun.elapsed() < PATIENCE);
+        thread::sleep(Duration::from_millis(5));
+    }
+    control.stop();
+}
+
+#[test]
+fn control_waits_for_a_dataplane_and_follows_its_restarts() {
+    let home = Control::home();
+    write(home.path(), "web.yaml", &(web(1) + &web(2)));
+    let control = Control::start(home);
+    assert!(control.problem("DataplaneAbsent").contains("no dataplane answers"));
+    let dataplane = Dataplane::listen(control.home.path());
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    assert!(full.full);
+    talk.accept(&full, 1);
+    talk.reached(1);
+    control.status("shop.web1.json", is_programmed);
+
+    // It restarts with what it has saved: nothing differs, and an empty update asks for the generation.
+    talk.end();
+    let talk = dataplane.accept(&versions(&full), 0);
+    let update = talk.update();
+    assert!(!update.full && names(&update).is_empty() && removed(&update).is_empty(), "{update:?}");
+    talk.accept(&update, 1);
+    talk.reached(1);
+
+    // It restarts with an older state, and one object we no longer have.
+    talk.end();
+    let mut holds = versions(&full);
+    let old = ResourceKey { kind: tidegate_api::resource::Kind::Service, name: "shop/web2".into() };
+    holds.insert(old.clone(), "older".into());
+    holds.insert(ResourceKey { name: "shop/gone".into(), ..old }, "1".into());
+    let talk = dataplane.accept(&holds, 0);
+    let update = talk.update();
+    assert!(!update.full);
+    assert_eq!((names(&update), removed(&update)), (vec!["service shop/web2".into()], vec!["service shop/gone".to_string()]));
+    talk.accept(&update, 2);
+
+    // It restarts with nothing.
+    talk.end();
+    let talk = dataplane.accept(&Versions::new(), 0);
+    assert!(talk.update().full);
+    control.stop();
+}
+
+#[test]
+fn a_restart_of_control_sends_nothing_when_nothing_changed() {
+    let home = Control::home();
+    write(home.path(), "all.yaml", &(node("gw-1", 9) + &web(1) + &web_slice(1, &["10.244.1.5"])));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    talk.accept(&full, 1);
+    talk.reached(1);
+    let before = control.status("shop.web1.json", is_programmed);
+    write(control.home.path(), "../state/status/shop.stale.json", "{}");
+    let control = Control::start(control.stop());
+    let talk = dataplane.accept(&versions(&full), 1);
+    let update = talk.update();
+    assert!(names(&update).is_empty() && removed(&update).is_empty(), "{update:?}");
+    talk.accept(&update, 1);
+    // Already reached: no further news is needed. Nothing flaps, and times of conditions stay (C-006).
+    let stale = control.home.path().join("state/status/shop.stale.json");
+    let begun = Instant::now();
+    while stale.exists() {
+        assert!(begun.elapsed() < PATIENCE);
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(control.status("shop.web1.json", is_programmed), before);
+    control.stop();
+}
+
+#[test]
+fn a_refused_object_is_told_and_not_sent_again_until_it_changes() {
+    let home = Control::home();
+    write(home.path(), "web.yaml", &(web(1) + &web(2)));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    talk.reject(&full, 1, vec![rejection(&full, "service shop/web2")]);
+    talk.reached(1);
+    control.status("shop.web1.json", is_programmed);
+    let refused = control.status("shop.web2.json", |status| condition(status, "Programmed")["reason"] == "Refused");
+    assert!(condition(&refused, "Programmed")["message"].as_str().unwrap().contains("addresses: taken"));
+    assert_eq!(refused["loadBalancer"]["ingress"], Value::Array(vec![]));
+    assert!(control.problem("Refused").contains("service shop/web2"));
+    control.write("other.yaml", &web(3));
+    let update = talk.update();
+    assert_eq!(names(&update), ["service shop/web3"], "the refused version is not sent again");
+    talk.accept(&update, 2);
+    control.write("web.yaml", &(web(1) + &web(2).replace("203.0.113.2", "203.0.113.20")));
+    let update = talk.update();
+    assert_eq!(names(&update), ["service shop/web2"]);
+    talk.accept(&update, 3);
+    talk.reached(3);
+    control.status("shop.web2.json", is_programmed);
+    control.status("problems.json", |list| list["problems"].as_array().unwrap().iter().all(|p| p["reason"] != "Refused"));
+
+    // Refused while an earlier version is held: that one stays in force.
+    control.write("web.yaml", &(web(1) + &web(2).replace("203.0.113.2", "203.0.113.21")));
+    let update = talk.update();
+    talk.reject(&update, 3, vec![rejection(&update, "service shop/web2")]);
+    let status = control.status("shop.web2.json", |status| !is_programmed(status));
+    assert!(condition(&status, "Programmed")["message"].as_str().unwrap().contains("the version before it stays"));
+    // Back to what is held: nothing needs to be sent, and it is programmed again.
+    control.write("web.yaml", &(web(1) + &web(2).replace("203.0.113.2", "203.0.113.20")));
+    control.status("shop.web2.json", is_programmed);
+    control.stop();
+}
+
+#[test]
+fn two_claims_of_one_frontend_are_told_to_the_loser() {
+    // S-067: the older one, then the first by name.
+    let home = Control::home();
+    let claim = |name: &str, created: &str| {
+        rig::service_with(name, &format!("creationTimestamp: {created}"), "loadBalancerIP: 203.0.113.1, ports: [{ port: 80 }]")
+    };
+    write(home.path(), "a.yaml", &claim("a", "2024-01-02T00:00:00Z"));
+    write(home.path(), "b.yaml", &claim("b", "2024-01-01T00:00:00Z"));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    let created: Vec<i64> = full
+        .resources
+        .iter()
+        .filter_map(|resource| match &resource.body {
+            Body::Service(service) => Some(service.created_at_s),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(created, [1_704_153_600, 1_704_067_200], "the dataplane can apply the same rule");
+    talk.accept(&full, 1);
+    talk.reached(1);
+    let lost = |status: &Value| condition(status, "FrontendsOwned")["status"] == "False";
+    let status = control.status("shop.a.json", lost);
+    let message = condition(&status, "FrontendsOwned")["message"].as_str().unwrap().to_string();
+    assert!(message.contains("203.0.113.1 80/TCP belongs to shop/b"), "{message}");
+    assert!(!lost(&control.status("shop.b.json", is_programmed)));
+    // When the owner goes, the other one is told though it did not change itself.
+    control.remove("b.yaml");
+    let update = talk.update();
+    talk.accept(&update, 2);
+    control.status("shop.a.json", |status| !lost(status));
+    control.stop();
+}
+
+#[test]
+fn an_invalid_object_says_so_in_its_status_and_stays_served() {
+    let home = Control::home();
+    write(home.path(), "web.yaml", &web(1));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    talk.accept(&full, 1);
+    talk.reached(1);
+    control.status("shop.web1.json", is_programmed);
+    control.write("web.yaml", &web(1).replace("port: 80", "port: 0"));
+    let status = control.status("shop.web1.json", |status| condition(status, "Valid")["status"] == "False");
+    assert!(is_programmed(&status));
+    let message = condition(&status, "Valid")["message"].as_str().unwrap();
+    assert!(message.contains("web.yaml document 1") && message.contains("spec.ports[0].port"), "{message}");
+    assert!(control.problem("Invalid").contains("spec.ports[0].port"));
+    talk.expect_silence();
+    control.write("web.yaml", &web(1));
+    control.status("shop.web1.json", |status| condition(status, "Valid").is_null());
+    control.stop();
+}
+
+#[test]
+fn after_a_restart_nothing_is_taken_away_on_a_mere_suspicion() {
+    let all = |n: u8| web(n) + &web_slice(n, &["10.244.1.5"]);
+    let home = Control::home();
+    for n in 1..=4 {
+        write(home.path(), &format!("web{n}.yaml"), &all(n));
+    }
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    talk.accept(&full, 1);
+    let home = control.stop();
+
+    // While control was down: one file broke, one Service and one slice became invalid.
+    write(home.path(), "web1.yaml", "{");
+    write(home.path(), "web2.yaml", &(web(2).replace("port: 80", "port: 0") + &web_slice(2, &["10.244.1.5"])));
+    write(home.path(), "web3.yaml", &(web(3) + &web_slice(3, &["ten"])));
+    let control = Control::start(home);
+    let talk = dataplane.accept(&versions(&full), 1);
+    let update = talk.update();
+    assert!(names(&update).is_empty() && removed(&update).is_empty(), "{update:?}");
+    talk.accept(&update, 1);
+    // What is certain again is sent: web3 has no endpoint now, web1 has gone for good.
+    control.write("web3.yaml", &web(3));
+    let update = talk.update();
+    assert_eq!(names(&update), ["service shop/web3"]);
+    talk.accept(&update, 2);
+    control.write("web1.yaml", "");
+    let update = talk.update();
+    assert_eq!(removed(&update), ["service shop/web1"]);
+    talk.accept(&update, 3);
+    control.stop();
+}
+
+#[test]
+fn after_a_restart_an_emptied_directory_waits_for_confirmation() {
+    let home = Control::home();
+    write(home.path(), "web.yaml", &[web(1), web(2), web(3), web(4)].concat());
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    talk.accept(&full, 1);
+    let home = control.stop();
+    write(home.path(), "web.yaml", &web(1));
+    let control = Control::start(home);
+    let talk = dataplane.accept(&versions(&full), 1);
+    let update = talk.update();
+    assert!(names(&update).is_empty() && removed(&update).is_empty(), "{update:?}");
+    talk.accept(&update, 1);
+    assert!(control.problem("DeletesHeld").contains("holds 3 objects"));
+    control.write(CONFIRM_FILE, "");
+    let update = talk.update();
+    assert_eq!(removed(&update).len(), 3);
+    talk.accept(&update, 2);
+    control.status("problems.json", |list| list["problems"].as_array().unwrap().iter().all(|p| p["reason"] != "DeletesHeld"));
+    control.stop();
+}
+
+#[test]
+fn a_dataplane_that_does_not_understand_is_called_again() {
+    let home = Control::home();
+    write(home.path(), "web.yaml", &web(1));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    talk.update();
+    // A message of a newer contract is skipped; an error ends the conversation, and a new one begins.
+    frame::write(&mut &talk.stream, &serde_json::json!({ "type": "weather", "rain": true })).unwrap();
+    talk.say(&Response::Error { message: "what?".into() });
+    let talk = dataplane.accept(&Versions::new(), 0);
+    assert!(talk.update().full);
+    control.stop();
+}
