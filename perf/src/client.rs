@@ -3,27 +3,25 @@
 //! Owns the asking side of every check; refuses to know what the answers should be. The lab runs these in namespace
 //! `client` as processes of their own: real sockets of the kernel, nothing of Tidegate in them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::content::{self, Checksum};
-use crate::pod::{Upload, Who};
+use crate::pod::Who;
 
-/// Longest head of an answer in bytes.
-const HEAD_BYTES_MAX: u64 = 16 * 1024;
-/// Connections that [`spread`] has under way at the same time.
-const PARALLEL: usize = 16;
-/// Errors that [`Spread`] quotes.
-const ERRORS_MAX: usize = 5;
+/// HTTP: one request per connection.
+mod http;
+/// Many connections from many sources.
+mod spread;
+
+pub use http::{download, upload, who};
+pub use spread::{Spread, SpreadOptions, spread};
 
 /// Where a client speaks from and to, and how long it waits.
 #[derive(Debug, Clone, Args)]
@@ -89,26 +87,6 @@ pub enum Task {
     },
 }
 
-/// Options of [`spread`].
-#[derive(Debug, Clone, Args)]
-pub struct SpreadOptions {
-    /// Address and port to speak to.
-    #[arg(long)]
-    pub target: SocketAddr,
-    /// Number of connections.
-    #[arg(long, default_value_t = 3000)]
-    pub count: u32,
-    /// Own addresses, taken in turn.
-    #[arg(long, value_delimiter = ',')]
-    pub from: Vec<IpAddr>,
-    /// First source port; it goes up by one when all addresses have used it.
-    #[arg(long, default_value_t = 20_000)]
-    pub first_port: u16,
-    /// Longest wait for one step in milliseconds.
-    #[arg(long, default_value_t = 5000)]
-    pub timeout_ms: u64,
-}
-
 /// Outcome of one exchange.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -125,23 +103,6 @@ pub struct Outcome {
     /// Bytes moved.
     pub bytes: u64,
     /// Milliseconds from the first step to the last.
-    pub took_ms: u64,
-}
-
-/// Outcome of many connections.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Spread {
-    /// Connections that were answered.
-    pub ok: u32,
-    /// Connections that were not.
-    pub failed: u32,
-    /// Answers by pod.
-    pub by_pod: BTreeMap<String, u32>,
-    /// Source addresses the pods saw.
-    pub sources: BTreeSet<IpAddr>,
-    /// The first few failures.
-    pub errors: Vec<String>,
-    /// Milliseconds for all.
     pub took_ms: u64,
 }
 
@@ -217,123 +178,6 @@ fn open(way: &Way, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn connect(way: &Way) -> io::Result<TcpStream> {
-    let timeout = Duration::from_millis(way.timeout_ms);
-    let socket = open(way, Type::STREAM, Protocol::TCP)?;
-    socket.connect_timeout(&way.target.into(), timeout)?;
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(timeout))?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// Head of an answer.
-#[derive(Debug, Default)]
-struct Head {
-    pod: String,
-    content_length: u64,
-}
-
-fn read_head(reader: &mut impl BufRead) -> io::Result<Head> {
-    let mut head = Head::default();
-    let mut lines = reader.take(HEAD_BYTES_MAX).lines();
-    let status = lines.next().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))??;
-    if !status.starts_with("HTTP/1.1 200") {
-        return Err(wrong(format!("status {status:?}")));
-    }
-    for line in lines {
-        let line = line?;
-        if line.is_empty() {
-            return Ok(head);
-        }
-        match line.split_once(": ") {
-            Some(("X-Pod", value)) => head.pod = value.into(),
-            Some(("Content-Length", value)) => {
-                head.content_length = value.parse().map_err(|_| wrong("Content-Length"))?;
-            }
-            _ => {}
-        }
-    }
-    Err(wrong("answer ends in its head"))
-}
-
-fn request(way: &Way, stream: &mut TcpStream, first_line: &str, headers: &str) -> io::Result<()> {
-    stream.write_all(format!("{first_line} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", way.target).as_bytes())
-}
-
-fn read_body(reader: &mut impl Read, length: u64) -> io::Result<Vec<u8>> {
-    let mut body = Vec::new();
-    reader.take(length.min(1 << 16)).read_to_end(&mut body)?;
-    Ok(body)
-}
-
-/// Asks a pod who it is and whom it sees.
-///
-/// # Errors
-/// As the socket says; `InvalidData` for an answer that is none.
-pub fn who(way: &Way) -> io::Result<Outcome> {
-    let mut stream = connect(way)?;
-    request(way, &mut stream, "GET /who", "")?;
-    let mut reader = BufReader::new(stream);
-    let head = read_head(&mut reader)?;
-    let who: Who = serde_json::from_slice(&read_body(&mut reader, head.content_length)?)?;
-    Ok(Outcome { ok: true, pod: who.pod.clone(), who: Some(who), ..Outcome::default() })
-}
-
-/// Downloads and compares every byte's sum.
-///
-/// # Errors
-/// As [`who`].
-pub fn download(way: &Way, bytes: u64, rate_bytes_per_s: Option<u64>) -> io::Result<Outcome> {
-    let mut stream = connect(way)?;
-    let query = rate_bytes_per_s.map(|rate| format!("?rate={rate}")).unwrap_or_default();
-    request(way, &mut stream, &format!("GET /bytes/{bytes}{query}"), "")?;
-    let mut reader = BufReader::with_capacity(1 << 16, stream);
-    let head = read_head(&mut reader)?;
-    println!("{}", serde_json::to_string(&Outcome { pod: head.pod.clone(), ..Outcome::default() })?);
-    let mut sum = Checksum::default();
-    let mut received = 0u64;
-    loop {
-        let part = reader.fill_buf()?;
-        if part.is_empty() {
-            break;
-        }
-        let count = part.len();
-        sum.add(part);
-        received += count as u64;
-        reader.consume(count);
-    }
-    if received != bytes || sum.text() != content::expected(bytes) {
-        return Err(wrong(format!("{received} of {bytes} bytes, checksum {}", sum.text())));
-    }
-    Ok(Outcome { ok: true, pod: head.pod, bytes: received, ..Outcome::default() })
-}
-
-/// Uploads and compares the pod's sum.
-///
-/// # Errors
-/// As [`who`].
-pub fn upload(way: &Way, bytes: u64) -> io::Result<Outcome> {
-    let mut stream = connect(way)?;
-    request(way, &mut stream, "POST /upload", &format!("Content-Length: {bytes}\r\n"))?;
-    let mut buffer = [0u8; 1 << 16];
-    let mut at = 0;
-    while at < bytes {
-        let count = usize::try_from(bytes - at).unwrap_or(buffer.len()).min(buffer.len());
-        content::fill(at, &mut buffer[..count]);
-        stream.write_all(&buffer[..count])?;
-        at += count as u64;
-    }
-    let mut reader = BufReader::new(stream);
-    let head = read_head(&mut reader)?;
-    let upload: Upload = serde_json::from_slice(&read_body(&mut reader, head.content_length)?)?;
-    if upload.bytes != bytes || upload.checksum != content::expected(bytes) {
-        return Err(wrong(format!("the pod counted {} bytes of {bytes}, checksum {}", upload.bytes, upload.checksum)));
-    }
-    Ok(Outcome { ok: true, pod: upload.pod, bytes, ..Outcome::default() })
-}
-
 /// Sends one datagram and waits for the answer.
 ///
 /// # Errors
@@ -375,66 +219,6 @@ pub fn ping(way: &Way, count: u16) -> io::Result<Outcome> {
         }
     }
     Ok(Outcome { ok: true, bytes: u64::from(count), ..Outcome::default() })
-}
-
-/// Makes many connections from distinct sources and counts who answered.
-///
-/// # Errors
-/// When the sources do not fit into the port range.
-pub fn spread(options: &SpreadOptions) -> Result<Spread> {
-    let addresses = u32::try_from(options.from.len())?;
-    if addresses == 0 {
-        bail!("spread needs at least one source address");
-    }
-    if u32::from(options.first_port) + options.count.div_ceil(addresses) > 65_535 {
-        bail!("{} connections from {addresses} addresses do not fit above port {}", options.count, options.first_port);
-    }
-    let began = Instant::now();
-    let next = AtomicU32::new(0);
-    let total = Mutex::new(Spread::default());
-    std::thread::scope(|scope| {
-        for _ in 0..PARALLEL {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= options.count {
-                        return;
-                    }
-                    let outcome = judged(|| who(&way_of(options, number, addresses)));
-                    if let Ok(mut total) = total.lock() {
-                        total.count(outcome);
-                    }
-                }
-            });
-        }
-    });
-    let mut total = total.into_inner().unwrap_or_default();
-    total.took_ms = millis(began.elapsed());
-    Ok(total)
-}
-
-fn way_of(options: &SpreadOptions, number: u32, addresses: u32) -> Way {
-    let address = options.from[usize::try_from(number % addresses).unwrap_or(0)];
-    let port = options.first_port + u16::try_from(number / addresses).unwrap_or(0);
-    Way { target: options.target, from: Some(SocketAddr::new(address, port)), timeout_ms: options.timeout_ms }
-}
-
-impl Spread {
-    fn count(&mut self, outcome: Outcome) {
-        match outcome.who {
-            Some(who) => {
-                self.ok += 1;
-                *self.by_pod.entry(who.pod).or_default() += 1;
-                self.sources.insert(who.remote.ip());
-            }
-            None => {
-                self.failed += 1;
-                if self.errors.len() < ERRORS_MAX {
-                    self.errors.push(outcome.error);
-                }
-            }
-        }
-    }
 }
 
 /// Hands out source ports, so that no two checks of one lab meet in a connection that is not quite over.

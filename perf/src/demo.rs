@@ -48,6 +48,9 @@ pub fn run(title: &'static str, checks: &[&Check], options: &DemoOptions, stop: 
     }
     let pods_run = rig.lab.pods_run();
     rows.push(Row::new("lab: pods", if pods_run { "all run" } else { "some ended" }, "all run", pods_run));
+    let panics = rig.gateway.panics();
+    let told = panics.first().cloned().unwrap_or_else(|| "none".into());
+    rows.push(Row::new("logs: panics of the gateway", told, "none", panics.is_empty()));
     let pass = rows.iter().all(|row| row.pass);
     println!("{}", check::table(&rows));
     if !pass {

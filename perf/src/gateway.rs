@@ -168,13 +168,22 @@ impl Gateway {
         self.slot(program).as_ref().map(Daemon::pid)
     }
 
+    /// Lines of both logs in which Rust reports a panic.
+    pub fn panics(&self) -> Vec<String> {
+        let logs = [Program::Dataplane, Program::Control].map(|program| self.full_log(program));
+        logs.iter().flat_map(|log| log.lines()).filter(|line| line.contains("panicked at")).map(String::from).collect()
+    }
+
+    fn full_log(&self, program: Program) -> String {
+        let log = std::fs::read(self.state_dir.join(format!("{}.log", program.name())));
+        log.map_or_else(|error| format!("no log: {error}"), |log| String::from_utf8_lossy(&log).into_owned())
+    }
+
     /// The last lines of both logs.
     pub fn log_tails(&self, lines_max: usize) -> String {
         let mut text = String::new();
         for program in [Program::Dataplane, Program::Control] {
-            let log = std::fs::read_to_string(self.state_dir.join(format!("{}.log", program.name())));
-            let log = log.unwrap_or_else(|error| format!("no log: {error}"));
-            text += &format!("--- {}\n{}\n", program.name(), process::tail(&log, lines_max));
+            text += &format!("--- {}\n{}\n", program.name(), process::tail(&self.full_log(program), lines_max));
         }
         text
     }

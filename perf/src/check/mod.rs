@@ -76,6 +76,7 @@ pub const CHECKS: &[Check] = &[
     check("control-killed", "SIGKILL of control", outage::control_killed),
     check("dataplane-stopped", "SIGSTOP of the dataplane", outage::dataplane_stopped),
     check("dataplane-killed", "SIGKILL of the dataplane", outage::dataplane_killed),
+    check("books", "every packet is accounted for after all that", accounting::balance),
 ];
 
 /// The check with this name.
