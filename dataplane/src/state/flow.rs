@@ -279,9 +279,7 @@ impl<A: Address> FlowTable<A> {
 
     /// Removes flows whose timer ran out among the next `entries_max` rows, after showing each to `on_expired`.
     /// Returns how many.
-    pub fn expire(
-        &mut self, now: Ticks, entries_max: u32, mut on_expired: impl FnMut(FlowId, &Entry<A>),
-    ) -> u32 {
+    pub fn expire(&mut self, now: Ticks, entries_max: u32, mut on_expired: impl FnMut(FlowId, &Entry<A>)) -> u32 {
         self.sweep(now, entries_max, |flow, swept| {
             if let Swept::Expired(entry) = swept {
                 on_expired(flow, entry);
@@ -290,9 +288,7 @@ impl<A: Address> FlowTable<A> {
     }
 
     /// As [`expire`](Self::expire), and shows the flows that stay as well, so that their counters can be folded.
-    pub fn sweep(
-        &mut self, now: Ticks, entries_max: u32, mut on_entry: impl FnMut(FlowId, Swept<'_, A>),
-    ) -> u32 {
+    pub fn sweep(&mut self, now: Ticks, entries_max: u32, mut on_entry: impl FnMut(FlowId, Swept<'_, A>)) -> u32 {
         let mut expired = 0;
         for _ in 0..entries_max.min(self.fresh) {
             let row = if self.sweep < self.fresh { self.sweep } else { 0 };

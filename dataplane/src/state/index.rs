@@ -35,6 +35,11 @@ pub const SLOTS_PER_FLOW: u32 = 2;
 /// Buckets that a search for room looks into; bounds what one insertion can cost.
 pub const DISPLACE_BUCKETS_MAX: usize = 512;
 
+/// Tables with fewer buckets get [`SPARE_BUCKETS`] beyond the arithmetic. With very few, too many keys have the same two
+/// (or the same one twice); these keep the promise for tables of any size and cost 512 B.
+const SMALL_BUCKETS: u64 = 1024;
+const SPARE_BUCKETS: u64 = 8;
+
 /// Upper half of a slot, from the top: occupied, 23 bits of tag, direction, "in its second bucket", and in the
 /// first slot of a bucket the number of keys that spilled from it.
 const OCCUPIED: u32 = 1 << 31;
@@ -145,7 +150,9 @@ impl Index {
     /// What mmap(2) reports.
     pub fn new(flows_max: u32, huge: HugePages) -> io::Result<Index> {
         let slots = u64::from(flows_max) * u64::from(SLOTS_PER_FLOW);
-        let count = u32::try_from(slots.div_ceil(SLOTS as u64)).map_err(io::Error::other)?.max(1);
+        let count = slots.div_ceil(SLOTS as u64);
+        let count = count + if count < SMALL_BUCKETS { SPARE_BUCKETS } else { 0 };
+        let count = u32::try_from(count).map_err(io::Error::other)?;
         Ok(Index { buckets: Slab::new(count, huge)?, count })
     }
 
@@ -363,4 +370,169 @@ fn ones(mut bits: u32) -> impl Iterator<Item = usize> {
 #[inline(always)]
 fn find_in(bucket: &Bucket, wanted: u32, is_it: &mut impl FnMut(Slot) -> bool) -> Option<Slot> {
     ones(bucket.matching(wanted)).map(|place| bucket.slot(place)).find(|slot| is_it(*slot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::oracle::random;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn index(flows_max: u32) -> Index {
+        Index::new(flows_max, HugePages::Off).unwrap()
+    }
+
+    fn slot(entry: u32) -> Slot {
+        Slot { entry, direction: if entry.is_multiple_of(2) { Direction::Original } else { Direction::Reply } }
+    }
+
+    /// Every bucket knows how many keys spilled from it (or has forgotten for ever).
+    fn check(index: &Index) {
+        let mut spilled = HashMap::<u32, u32>::new();
+        for at in 0..index.count {
+            for tag in index.buckets.at(at).tags {
+                if tag & OCCUPIED != 0 && tag & SECOND != 0 {
+                    *spilled.entry(index.other(at, tag)).or_default() += 1;
+                }
+            }
+        }
+        for at in 0..index.count {
+            let counted = index.buckets.at(at).spilled();
+            assert!(counted == SPILLED || counted == spilled.get(&at).copied().unwrap_or(0), "bucket {at}");
+        }
+    }
+
+    proptest! {
+        /// Keys with few tags and few buckets: collisions of every kind, tables that are full.
+        #[test]
+        fn an_index_is_a_map(
+            flows_max in 1u32..40, tag_bits in 0u32..6, seed: u64,
+            ops in prop::collection::vec((0u32..100, prop::bool::weighted(0.6)), 0..300)
+        ) {
+            let mut index = index(flows_max);
+            let mut random = random(seed);
+            let hashes: Vec<u64> = (0..100).map(|_| {
+                let bits = random();
+                bits & !0xffff_ffff | u64::from((bits & 0xffff) as u32 & ((1 << tag_bits) - 1)) << 20
+            }).collect();
+            let mut known = HashMap::new();
+            for (key, is_insert) in ops {
+                let (hash, slot) = (hashes[key as usize], slot(key));
+                if is_insert && !known.contains_key(&key) {
+                    match index.insert(hash, slot) {
+                        Ok(()) => { known.insert(key, slot); }
+                        // With few tags a key has few places to go.
+                        Err(IndexFull) => prop_assert!(known.len() >= SLOTS),
+                    }
+                } else {
+                    prop_assert_eq!(index.remove(hash, slot), known.remove(&key).is_some());
+                }
+                check(&index);
+                prop_assert_eq!(index.occupied().0, known.len() as u64);
+                for key in 0..100 {
+                    let hash = hashes[key as usize];
+                    let found = index.find(hash, |slot| slot.entry == key);
+                    prop_assert_eq!(found, known.get(&key).copied());
+                    match index.probe(hash) {
+                        Probe::Absent => prop_assert_eq!(found, None),
+                        Probe::Likely(slot) => prop_assert!(known.contains_key(&slot.entry)),
+                        Probe::Spilled => {}
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn random_keys_fill_more_than_99_percent() {
+        for (seed, flows_max) in [(1, 1 << 16), (2, 1 << 16), (3, 70_001), (4, 99_999), (5, 65_537)] {
+            let mut index = index(flows_max);
+            let mut random = random(seed);
+            let mut entry = 0;
+            while index.insert(random(), slot(entry)).is_ok() {
+                entry += 1;
+            }
+            let load = f64::from(entry) / index.slots() as f64;
+            assert!(load > 0.99, "seed {seed}: {load}");
+            assert_eq!(index.occupied().0, u64::from(entry));
+            check(&index);
+        }
+    }
+
+    #[test]
+    fn most_keys_sit_in_their_first_bucket() {
+        // What one line answers: the share of spilled keys at loads of 50 %, 80 % and 95 %.
+        for (percent, spilled_max) in [(50, 0.03), (80, 0.15), (95, 0.40)] {
+            let mut index = index(1 << 14);
+            let mut random = random(7);
+            let keys = u32::try_from(index.slots() * percent / 100).unwrap();
+            for entry in 0..keys {
+                index.insert(random(), slot(entry)).unwrap();
+            }
+            let (occupied, second) = index.occupied();
+            let share = second as f64 / occupied as f64;
+            assert!(share < spilled_max, "{percent} %: {share}");
+        }
+    }
+
+    #[test]
+    fn a_count_that_overflows_stays_and_nothing_is_lost() {
+        let mut index = index(4_000);
+        // One first bucket, many tags.
+        let hash = |key: u32| 0x8000_0000_0000_0000 | u64::from(key) << 9;
+        for key in 0..150 {
+            index.insert(hash(key), slot(key)).unwrap();
+        }
+        let first = index.first(hash(0));
+        assert_eq!(index.buckets.at(first).spilled(), SPILLED);
+        for key in 0..150 {
+            assert_eq!(index.find(hash(key), |found| found.entry == key), Some(slot(key)));
+        }
+        for key in 0..150 {
+            assert!(index.remove(hash(key), slot(key)));
+        }
+        assert_eq!(index.occupied(), (0, 0));
+        assert_eq!(index.buckets.at(first).spilled(), SPILLED);
+        assert_eq!(index.find(hash(0), |_| true), None);
+    }
+
+    #[test]
+    fn the_other_bucket_of_the_other_bucket_is_the_first() {
+        for flows_max in [1, 2, 5, 64, 100, 12_345, 1 << 20] {
+            let index = index(flows_max);
+            let mut random = random(flows_max.into());
+            for _ in 0..1_000 {
+                let hash = random();
+                let first = index.first(hash);
+                let second = index.other(first, wanted(hash));
+                assert!(first < index.count && second < index.count);
+                assert_eq!(index.other(second, wanted(hash)), first);
+            }
+        }
+    }
+
+    #[test]
+    fn equal_keys_are_all_found() {
+        // Sixteen equal keys fill both buckets; there is no room for one more, and no endless search.
+        let mut index = index(1_000);
+        let hash = 0x1234_5678_9abc_def0;
+        for entry in 0..16 {
+            index.insert(hash, slot(entry)).unwrap();
+        }
+        assert_eq!(index.insert(hash, slot(16)), Err(IndexFull));
+        for entry in 0..16 {
+            assert_eq!(index.find(hash, |found| found.entry == entry), Some(slot(entry)));
+        }
+        let mut seen = 0;
+        assert_eq!(
+            index.find(hash, |_| {
+                seen += 1;
+                false
+            }),
+            None
+        );
+        assert_eq!(seen, 16);
+        check(&index);
+    }
 }

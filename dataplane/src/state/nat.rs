@@ -10,12 +10,8 @@
 //! taken ones clump together.
 
 use super::{Address, DOMAIN_OVERLAY, FlowTable, Tuple};
+use crate::table::nat::{PORT_MIN, PORTS_PER_SOURCE};
 
-/// The lowest port given out; the ones below are privileged (N-004).
-pub const PORT_MIN: u16 = 1024;
-/// Ports per source address: 1024 to 65535.
-pub const PORTS_PER_SOURCE: u32 = 64_512;
-const _: () = assert!(PORT_MIN as u32 + PORTS_PER_SOURCE == 1 << 16);
 /// Sources beyond this number are not used. One backend has no use for so many.
 pub const SOURCES_MAX: usize = 4096;
 /// How many candidates are looked up at once after the first ones were taken.
@@ -36,7 +32,12 @@ pub struct PortsExhausted;
 ///
 /// [`PortsExhausted`], and only if it is so.
 pub fn choose<A: Address>(
-    flows: &FlowTable<A>, sources: &[A], backend: (A, u16), protocol: u8, entropy: u64, live_on_backend: u32,
+    flows: &FlowTable<A>,
+    sources: &[A],
+    backend: (A, u16),
+    protocol: u8,
+    entropy: u64,
+    live_on_backend: u32,
 ) -> Result<(A, u16), PortsExhausted> {
     let sources = &sources[..sources.len().min(SOURCES_MAX)];
     let pairs = u32::try_from(sources.len()).unwrap_or(u32::MAX) * PORTS_PER_SOURCE;
@@ -64,7 +65,9 @@ pub fn choose<A: Address>(
 /// The rest of the walk, in strides of [`PROBES_AT_ONCE`] whose index lines are loaded together.
 #[inline(never)]
 fn search<A: Address>(
-    flows: &FlowTable<A>, mut walk: Walk<'_, A>, reply: impl Fn((A, u16)) -> Tuple<A>,
+    flows: &FlowTable<A>,
+    mut walk: Walk<'_, A>,
+    reply: impl Fn((A, u16)) -> Tuple<A>,
 ) -> Result<(A, u16), PortsExhausted> {
     let mut left = walk.pairs - 1;
     while left > 0 {
@@ -140,4 +143,180 @@ const fn common_factor(mut a: u32, mut b: u32) -> u32 {
 /// `random`, below 2^32, scaled to 0..`range`.
 const fn scale(random: u64, range: u32) -> u32 {
     ((random * range as u64) >> 32 & 0xffff_ffff) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::oracle::{Numbered, new_flow, random};
+    use crate::state::{FlowId, NewFlow, Swept};
+    use std::collections::HashSet;
+    use tidegate_io::mem::HugePages;
+
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+
+    /// Opens flows from `sources` to one backend, like the first packets of many clients.
+    struct Rig<A: Address> {
+        flows: FlowTable<A>,
+        sources: Vec<A>,
+        random: Box<dyn FnMut() -> u64>,
+        clients: u32,
+        live: u32,
+    }
+
+    impl<A: Numbered> Rig<A> {
+        fn new(flows_max: u32, sources: u32, seed: u64) -> Self {
+            let sources = (0..sources).map(|n| A::numbered(0x0af4_0902 + n)).collect();
+            let flows = FlowTable::new(flows_max, [seed, seed], HugePages::Off).unwrap();
+            Rig { flows, sources, random: Box::new(random(seed)), clients: 0, live: 0 }
+        }
+
+        fn backend() -> (A, u16) {
+            (A::numbered(0x0af4_0105), 8080)
+        }
+
+        fn choose(&mut self, protocol: u8, live: u32) -> Result<(A, u16), PortsExhausted> {
+            choose(&self.flows, &self.sources, Self::backend(), protocol, (self.random)(), live)
+        }
+
+        fn open(&mut self, protocol: u8) -> Result<((A, u16), FlowId), PortsExhausted> {
+            let (source, port) = self.choose(protocol, self.live)?;
+            self.clients += 1;
+            let client = self.clients;
+            let mut new: NewFlow<A> = new_flow(client, (client & 0xffff) as u16, port, protocol);
+            new.translated.source = source;
+            let id = self.flows.insert(&new, 0).unwrap();
+            self.live += 1;
+            Ok(((source, port), id))
+        }
+    }
+
+    fn every_port_once<A: Numbered>(sources: u32, seed: u64) {
+        let pairs = sources * PORTS_PER_SOURCE;
+        let mut rig = Rig::<A>::new(pairs + pairs / 8, sources, seed);
+        let mut seen = HashSet::new();
+        let mut last = None;
+        for _ in 0..pairs {
+            let (pair, id) = rig.open(TCP).unwrap();
+            assert!(pair.1 >= PORT_MIN && rig.sources.contains(&pair.0));
+            assert!(seen.insert(pair), "given out twice: {pair:?}");
+            last = Some((pair, id));
+        }
+        assert_eq!(seen.len(), pairs as usize);
+        // The next fails, by the count as well as by the search.
+        assert_eq!(rig.choose(TCP, pairs), Err(PortsExhausted));
+        assert_eq!(rig.choose(TCP, 0), Err(PortsExhausted));
+        // The other protocol and another backend have ports of their own.
+        assert!(rig.choose(UDP, 0).is_ok());
+        let (address, port) = Rig::<A>::backend();
+        assert!(choose(&rig.flows, &rig.sources, (address, port + 1), TCP, 1, 0).is_ok());
+        assert!(choose(&rig.flows, &rig.sources, (A::numbered(1), port), TCP, 1, 0).is_ok());
+        // What comes free is found.
+        let (pair, id) = last.unwrap();
+        rig.flows.remove(id);
+        assert_eq!(rig.choose(TCP, pairs - 1), Ok(pair));
+    }
+
+    #[test]
+    fn one_source_serves_64512_flows_to_one_backend() {
+        every_port_once::<[u8; 4]>(1, 1);
+        every_port_once::<[u8; 16]>(1, 2);
+    }
+
+    #[test]
+    fn two_sources_serve_129024() {
+        every_port_once::<[u8; 4]>(2, 3);
+    }
+
+    #[test]
+    fn ports_of_flows_that_expired_are_given_out_again() {
+        let mut rig = Rig::<[u8; 4]>::new(70_000, 1, 4);
+        while rig.open(UDP).is_ok() {}
+        assert_eq!(rig.live, PORTS_PER_SOURCE);
+        let mut expired = 0;
+        while rig.flows.sweep(1 << 20, 5_000, |_, swept| expired += u32::from(matches!(swept, Swept::Expired(_)))) > 0 {
+        }
+        assert_eq!((expired, rig.flows.live()), (PORTS_PER_SOURCE, 0));
+        rig.live = 0;
+        assert!(rig.open(UDP).is_ok());
+    }
+
+    #[test]
+    fn without_a_source_there_is_no_port() {
+        let mut rig = Rig::<[u8; 16]>::new(8, 0, 5);
+        assert_eq!(rig.choose(TCP, 0), Err(PortsExhausted));
+    }
+
+    #[test]
+    fn a_walk_meets_every_pair_once_whatever_its_stride() {
+        for (sources, seed) in [(1usize, 1), (2, 2), (3, 3)] {
+            let mut random = random(seed);
+            let addresses = vec![[0u8; 4]; sources];
+            let pairs = u32::try_from(sources).unwrap() * PORTS_PER_SOURCE;
+            for _ in 0..3 {
+                let bits = random();
+                let mut walk =
+                    Walk { sources: &addresses, at: scale(bits >> 32, pairs), stride: stride(bits, pairs), pairs };
+                let mut seen = vec![false; pairs as usize];
+                for _ in 0..pairs {
+                    walk.step();
+                    assert!(!std::mem::replace(&mut seen[walk.at as usize], true));
+                }
+            }
+        }
+        for bits in [0, 1, 0xffff_ffff, 0xffff_fffe, u64::MAX] {
+            assert_eq!(common_factor(stride(bits, PORTS_PER_SOURCE), PORTS_PER_SOURCE), 1);
+        }
+    }
+
+    #[test]
+    fn first_choices_are_spread_over_all_sources_and_ports() {
+        // RFC 6056: neighbours in time are strangers in number. Entropy that merely counts is enough.
+        let rig = Rig::<[u8; 4]>::new(8, 4, 6);
+        let pick = |entropy| choose(&rig.flows, &rig.sources, Rig::<[u8; 4]>::backend(), TCP, entropy, 0).unwrap();
+        let mut by_source = [0u32; 4];
+        let mut by_port = [0u32; 64];
+        let mut near = 0;
+        for entropy in 0..16_384 {
+            let (source, port) = pick(entropy);
+            by_source[rig.sources.iter().position(|known| *known == source).unwrap()] += 1;
+            by_port[usize::from(port - PORT_MIN) * 64 / PORTS_PER_SOURCE as usize] += 1;
+            near += u32::from(pick(entropy + 1).1.abs_diff(port) < 64);
+        }
+        assert!(by_source.iter().all(|count| (3_700..4_500).contains(count)), "{by_source:?}");
+        assert!(by_port.iter().all(|count| (160..360).contains(count)), "{by_port:?}");
+        assert!(near < 100, "{near} of 16384 within 64 ports of the one before");
+        // Another table, another order.
+        let other = Rig::<[u8; 4]>::new(8, 4, 7);
+        let again = |entropy| choose(&other.flows, &other.sources, Rig::<[u8; 4]>::backend(), TCP, entropy, 0).unwrap();
+        assert!((0..64).filter(|entropy| pick(*entropy) == again(*entropy)).count() <= 2);
+    }
+
+    #[test]
+    fn the_search_is_as_long_as_random_draws_would_be() {
+        // Three quarters taken, by choices as they come: four draws on average find a free one.
+        let mut rig = Rig::<[u8; 4]>::new(70_000, 1, 8);
+        let mut taken = HashSet::new();
+        while taken.len() < PORTS_PER_SOURCE as usize * 3 / 4 {
+            taken.insert(rig.open(TCP).unwrap().0.1);
+        }
+        let mut steps = 0;
+        for n in 0..4_096 {
+            let bits = rig.flows.scramble(n);
+            let mut walk = Walk {
+                sources: &rig.sources,
+                at: scale(bits >> 32, PORTS_PER_SOURCE),
+                stride: stride(bits, PORTS_PER_SOURCE),
+                pairs: PORTS_PER_SOURCE,
+            };
+            steps += 1;
+            while taken.contains(&walk.pair().1) {
+                walk.step();
+                steps += 1;
+            }
+        }
+        let mean = f64::from(steps) / 4_096.0;
+        assert!((3.6..4.6).contains(&mean), "{mean}");
+    }
 }

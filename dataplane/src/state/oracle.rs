@@ -1,1 +1,347 @@
-//! Naive models that the flow table and its index are compared with.
+//! The flow table against a naive model: a list of flows, searched from end to end.
+
+#![expect(clippy::cast_possible_truncation, reason = "numbers drawn at random are cut to size")]
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use tidegate_io::mem::HugePages;
+
+use super::*;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// Addresses for tests: the number, in some bytes of either family.
+pub trait Numbered: Address {
+    fn numbered(number: u32) -> Self;
+}
+
+impl Numbered for [u8; 4] {
+    fn numbered(number: u32) -> Self {
+        number.to_be_bytes()
+    }
+}
+
+impl Numbered for [u8; 16] {
+    fn numbered(number: u32) -> Self {
+        let [a, b, c, d] = number.to_be_bytes();
+        [0x20, 1, 0xd, 0xb8, 0, 0, a, b, 0, 0, 0, 0, 0, 0, c, d]
+    }
+}
+
+/// A client's flow through a VIP: `client` and `port` make it unique, `source_port` makes its answers unique.
+pub fn new_flow<A: Numbered>(client: u32, port: u16, source_port: u16, protocol: u8) -> NewFlow<A> {
+    let tuple = |source, destination, source_port, destination_port, domain| Tuple {
+        source: A::numbered(source),
+        destination: A::numbered(destination),
+        source_port,
+        destination_port,
+        protocol,
+        domain,
+    };
+    NewFlow {
+        original: tuple(client, 0xcb00_7101, port, 80, DOMAIN_WIRE),
+        translated: tuple(0x0af4_0902, 0x0af4_0105, source_port, 8080, DOMAIN_OVERLAY),
+        state: if protocol == TCP { FlowState::SYN_SENT } else { FlowState::UDP_UNREPLIED },
+        mark: 0,
+        backend: 1,
+        backend_epoch: 0,
+        routes_epoch: 0,
+        tunnel: 0,
+        next_hop: 0,
+        last_ack: [0; 2],
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Insert { client: u8, port: u8, source_port: u8, is_tcp: bool },
+    Remove(usize),
+    Touch(usize, u8),
+    LookUp { client: u8, port: u8, is_tcp: bool },
+    Wait { seconds: u16 },
+    Sweep { rows: u8 },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let narrow = || (0u8..6, 0u8..6, any::<bool>());
+    prop_oneof![
+        8 => (narrow(), 0u8..40).prop_map(|((client, port, is_tcp), source_port)| Op::Insert { client, port, source_port, is_tcp }),
+        2 => any::<usize>().prop_map(Op::Remove),
+        3 => (any::<usize>(), 1u8..19).prop_map(|(at, state)| Op::Touch(at, state)),
+        2 => narrow().prop_map(|(client, port, is_tcp)| Op::LookUp { client, port, is_tcp }),
+        3 => prop_oneof![0u16..400, 0u16..60_000].prop_map(|seconds| Op::Wait { seconds }),
+        3 => any::<u8>().prop_map(|rows| Op::Sweep { rows }),
+    ]
+}
+
+/// One flow of the model.
+#[derive(Debug, Clone)]
+struct Known<A> {
+    id: FlowId,
+    new: NewFlow<A>,
+    state: FlowState,
+    seen_ns: u64,
+}
+
+fn timeout_ns(state: FlowState) -> u64 {
+    u64::from(tcp::Timeouts::default().of(state)) << TICK_NS_LOG2
+}
+
+/// The table under test, the model, and the time.
+struct Pair<A: Address> {
+    table: FlowTable<A>,
+    known: Vec<Known<A>>,
+    now_ns: u64,
+}
+
+impl<A: Numbered> Pair<A> {
+    fn new(capacity: u32, start_ns: u64) -> Self {
+        Pair { table: FlowTable::new(capacity, [1, 2], HugePages::Off).unwrap(), known: Vec::new(), now_ns: start_ns }
+    }
+
+    fn model_lookup(&self, tuple: &Tuple<A>) -> Option<Hit> {
+        self.known.iter().find_map(|known| {
+            let direction = if known.new.original == *tuple {
+                Direction::Original
+            } else if known.new.reply() == *tuple {
+                Direction::Reply
+            } else {
+                return None;
+            };
+            Some(Hit { flow: known.id, direction })
+        })
+    }
+
+    fn insert(&mut self, new: NewFlow<A>) {
+        let got = self.table.insert(&new, ticks(self.now_ns));
+        let original = self.model_lookup(&new.original).is_some();
+        let reply = self.model_lookup(&new.reply()).is_some();
+        match got {
+            Ok(id) => {
+                assert!(!original && !reply && self.known.len() < self.table.capacity() as usize);
+                assert!(self.known.iter().all(|known| known.id != id), "rows are not shared");
+                self.known.push(Known { id, state: new.state, new, seen_ns: self.now_ns });
+            }
+            // The promise of the index is 95 %.
+            Err(InsertError::Full) => assert!(self.known.len() * 100 >= self.table.capacity() as usize * 95),
+            Err(InsertError::OriginalTaken) => assert!(original),
+            Err(InsertError::ReplyTaken) => assert!(!original && reply),
+        }
+    }
+
+    fn sweep(&mut self, rows: u32) {
+        let mut expired = Vec::new();
+        let count = self.table.expire(ticks(self.now_ns), rows, |id, entry| {
+            expired.push((id, entry.original_tuple(), entry.state));
+        });
+        assert_eq!(count as usize, expired.len());
+        for (id, original, state) in expired {
+            let at = self.known.iter().position(|known| known.id == id).unwrap();
+            let known = self.known.swap_remove(at);
+            assert_eq!((known.new.original, known.state), (original, state));
+            // N-102: never early.
+            assert!(self.now_ns - known.seen_ns > timeout_ns(known.state), "{known:?} at {}", self.now_ns);
+        }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Insert { client, port, source_port, is_tcp } => {
+                let protocol = if is_tcp { TCP } else { UDP };
+                self.insert(new_flow(client.into(), port.into(), source_port.into(), protocol));
+            }
+            Op::Remove(at) if !self.known.is_empty() => {
+                let known = self.known.swap_remove(at % self.known.len());
+                assert!(self.table.remove(known.id));
+                assert!(!self.table.remove(known.id), "only once");
+            }
+            Op::Touch(at, state) if !self.known.is_empty() => {
+                let at = at % self.known.len();
+                let known = &mut self.known[at];
+                (known.state, known.seen_ns) = (FlowState(state), self.now_ns);
+                let entry = self.table.entry_mut(known.id);
+                (entry.state, entry.last_seen_ticks) = (FlowState(state), ticks(self.now_ns));
+            }
+            Op::LookUp { client, port, is_tcp } => {
+                let protocol = if is_tcp { TCP } else { UDP };
+                let tuple = new_flow::<A>(client.into(), port.into(), 0, protocol).original;
+                assert_eq!(self.table.lookup(&tuple), self.model_lookup(&tuple));
+            }
+            Op::Wait { seconds } => self.now_ns += u64::from(seconds) * 1_000_000_000,
+            Op::Sweep { rows } => self.sweep(rows.into()),
+            Op::Remove(_) | Op::Touch(..) => {}
+        }
+    }
+
+    /// Everything there is to see is the same.
+    fn compare(&self) {
+        assert_eq!(self.table.live() as usize, self.known.len());
+        for known in &self.known {
+            for (tuple, direction) in [(known.new.original, Direction::Original), (known.new.reply(), Direction::Reply)]
+            {
+                assert_eq!(self.table.lookup(&tuple), Some(Hit { flow: known.id, direction }));
+            }
+            assert_eq!(self.table.entry(known.id).original_tuple(), known.new.original);
+            assert_eq!(self.table.entry(known.id).reply_tuple(), known.new.reply());
+        }
+        let mut seen = HashMap::new();
+        let mut from = Some(0);
+        while let Some(row) = from {
+            from = self.table.visit(row, 3, |id, entry| assert!(seen.insert(id, entry.state).is_none()));
+        }
+        assert_eq!(seen, self.known.iter().map(|known| (known.id, known.state)).collect());
+        assert_eq!(self.table.index_occupied().0, self.known.len() as u64 * 2);
+    }
+}
+
+/// Runs `ops` on a table of one family; at the end all that is due goes within one lap, and then everything else.
+fn run<A: Numbered>(capacity: u32, start_ns: u64, ops: &[Op]) {
+    let mut pair = Pair::<A>::new(capacity, start_ns);
+    for op in ops {
+        pair.apply(op);
+        pair.compare();
+    }
+    pair.sweep(capacity);
+    let slack_ns = 2 << TICK_NS_LOG2;
+    for known in &pair.known {
+        assert!(pair.now_ns - known.seen_ns <= timeout_ns(known.state) + slack_ns, "one lap sees all: {known:?}");
+    }
+    pair.now_ns += 8_000_000_000_000;
+    pair.sweep(capacity);
+    pair.compare();
+    assert_eq!(pair.table.live(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn a_flow_table_is_a_list_of_flows(
+        capacity in 1u32..40,
+        // Around the wrap of the clock of flows as well as at its start.
+        start_ns in prop_oneof![Just(0u64), (1u64 << 52) - 8_000_000_000_000..(1u64 << 52)],
+        ops in prop::collection::vec(op(), 0..120)
+    ) {
+        run::<[u8; 4]>(capacity, start_ns, &ops);
+        run::<[u8; 16]>(capacity, start_ns, &ops);
+    }
+}
+
+/// A sequence of numbers that looks random, the same for the same seed.
+pub fn random(seed: u64) -> impl FnMut() -> u64 {
+    let keys = tuple::HashKeys::new([seed, !seed]);
+    let mut count = 0;
+    move || {
+        count += 1;
+        keys.scramble(count)
+    }
+}
+
+fn fills_to_95_percent<A: Numbered>(flows: u32, seed: u64) {
+    let mut random = random(seed);
+    let mut table = FlowTable::<A>::new(flows, [random(), random()], HugePages::Off).unwrap();
+    let target = u32::try_from(u64::from(flows) * 95 / 100).unwrap();
+    let mut ids = Vec::new();
+    let mut news = Vec::new();
+    while table.live() < target {
+        let bits = random();
+        let new = new_flow::<A>((bits >> 32) as u32, (bits & 0xffff) as u16, (bits >> 16 & 0xffff) as u16, TCP);
+        let mut new =
+            NewFlow { translated: Tuple { destination: A::numbered(random() as u32), ..new.translated }, ..new };
+        new.original.destination_port = (random() & 0xffff) as u16;
+        ids.push(table.insert(&new, 0).unwrap());
+        news.push(new);
+    }
+    // Churn at that load: every removal makes room for one insertion.
+    for round in 0..news.len() / 2 {
+        let at = (random() % ids.len() as u64) as usize;
+        assert!(table.remove(ids[at]), "round {round}");
+        news[at].original.source = A::numbered(random() as u32);
+        news[at].translated.destination = A::numbered(random() as u32);
+        ids[at] = table.insert(&news[at], 0).unwrap();
+    }
+    for (id, new) in ids.iter().zip(&news) {
+        assert_eq!(table.lookup(&new.original), Some(Hit { flow: *id, direction: Direction::Original }));
+        assert_eq!(table.lookup(&new.reply()), Some(Hit { flow: *id, direction: Direction::Reply }));
+    }
+    assert_eq!(table.live(), target);
+}
+
+#[test]
+fn inserting_works_to_95_percent_of_the_capacity_and_stays_so_under_churn() {
+    for seed in 0..3 {
+        fills_to_95_percent::<[u8; 4]>(1 << 16, seed);
+        fills_to_95_percent::<[u8; 16]>((1 << 16) + 12_345, seed);
+    }
+}
+
+#[test]
+fn phases_agree_with_the_lookup_and_survive_changes_between_them() {
+    let mut table = FlowTable::<[u8; 4]>::new(64, [3, 4], HugePages::Off).unwrap();
+    let new = new_flow::<[u8; 4]>(7, 7, 7, TCP);
+    let hash = table.hash(&new.original);
+    table.prefetch_index(hash);
+    assert_eq!(table.candidate(hash), None);
+    let flow = table.insert(&new, 0).unwrap();
+    let candidate = table.candidate(hash).unwrap();
+    assert_eq!(table.confirm(candidate, &new.original, hash), Some(Hit { flow, direction: Direction::Original }));
+    // Another tuple with the same hash is not this flow.
+    let stranger = Tuple { source_port: 8, ..new.original };
+    assert_eq!(table.confirm(candidate, &stranger, hash), None);
+    table.remove(flow);
+    assert_eq!(table.confirm(candidate, &new.original, hash), None);
+    // The row is another flow by now.
+    let other = new_flow::<[u8; 4]>(8, 8, 8, TCP);
+    assert_eq!(table.insert(&other, 0), Ok(flow));
+    assert_eq!(table.confirm(candidate, &new.original, hash), None);
+}
+
+#[test]
+fn a_flow_is_not_its_own_answer() {
+    let mut table = FlowTable::<[u8; 4]>::new(8, [3, 4], HugePages::Off).unwrap();
+    let mut new = new_flow::<[u8; 4]>(7, 7, 7, TCP);
+    new.translated = new.original.reversed(new.original.domain);
+    assert_eq!(table.insert(&new, 0), Err(InsertError::ReplyTaken));
+    assert_eq!((table.live(), table.lookup(&new.original)), (0, None));
+}
+
+#[test]
+fn no_table_and_a_table_for_nothing() {
+    assert!(FlowTable::<[u8; 4]>::new(u32::MAX, [0, 0], HugePages::Off).is_err());
+    let mut table = FlowTable::<[u8; 16]>::new(0, [0, 0], HugePages::Off).unwrap();
+    assert_eq!(table.insert(&new_flow(1, 1, 1, UDP), 0), Err(InsertError::Full));
+    assert_eq!(table.expire(0, u32::MAX, |_, _| ()), 0);
+    assert_eq!(table.visit(0, 10, |_, _| ()), None);
+    assert_eq!(table.sweep_share(1), 1);
+}
+
+#[test]
+fn the_sweep_is_bounded_and_shows_what_stays() {
+    let mut table = FlowTable::<[u8; 4]>::new(100, [0, 0], HugePages::Off).unwrap();
+    for client in 0..50 {
+        table.insert(&new_flow(client, 1, client as u16, UDP), 0).unwrap();
+    }
+    let mut shown = Vec::new();
+    for _ in 0..10 {
+        let before = shown.len();
+        table.sweep(1, 10, |id, swept| {
+            assert!(matches!(swept, Swept::Live(_)));
+            shown.push(id.row());
+        });
+        assert_eq!(shown.len() - before, 10);
+    }
+    let lap: Vec<u32> = (0..50).collect();
+    assert_eq!(shown, [&lap[..], &lap[..]].concat(), "two laps, in order");
+    let share = table.sweep_share(ticks_of_seconds(1));
+    assert!((50 / 4..=50).contains(&share), "{share}");
+    assert_eq!(table.sweep_share(u32::MAX), 50);
+    // UDP that nobody answers lives for 120 s, and its row is used again.
+    let end = ticks_of_seconds(120);
+    assert_eq!(table.expire(end, 100, |_, _| ()), 0);
+    assert_eq!(table.expire(end + 1, 7, |_, _| ()), 7);
+    assert_eq!(table.expire(end + 1, 100, |_, _| ()), 43);
+    assert_eq!(table.live(), 0);
+    assert!(table.insert(&new_flow(1, 1, 1, UDP), end).unwrap().row() < 50);
+}

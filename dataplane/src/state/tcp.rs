@@ -11,6 +11,7 @@
 //! - A reset that is inexact but might be in the window leaves the flow established and puts it in doubt: it lasts as
 //!   long as a closing one, until the next packet says that it lives. (Linux gives it its 10 s.) So a server that resets
 //!   behind data still in flight does not leave an entry for two hours.
+//! - A handshake ends by a reset only if its number fits too.
 //! - Nothing is dropped for being out of state; only flag combinations that no TCP sends are.
 //!
 //! While a flow opens, `last_ack` holds what is expected instead: `last_ack[Reply]` the number that acknowledges the
@@ -197,7 +198,12 @@ pub fn open(flags: u8, sequence: u32) -> Option<(FlowState, [u32; 2])> {
 /// What a TCP packet of `direction` does to a flow. `sequence` and `acknowledgement` in host order.
 #[inline(always)]
 pub fn advance(
-    state: FlowState, direction: Direction, flags: u8, sequence: u32, acknowledgement: u32, last_ack: &mut [u32; 2],
+    state: FlowState,
+    direction: Direction,
+    flags: u8,
+    sequence: u32,
+    acknowledgement: u32,
+    last_ack: &mut [u32; 2],
 ) -> Next {
     // All but a few packets of a connection: data and acknowledgements, N-104 among them.
     if state == FlowState::ESTABLISHED && flags & (SYN | RST | FIN | ACK) == ACK {
@@ -209,7 +215,12 @@ pub fn advance(
 
 #[inline(never)]
 fn advance_rarely(
-    state: FlowState, direction: Direction, flags: u8, sequence: u32, acknowledgement: u32, last_ack: &mut [u32; 2],
+    state: FlowState,
+    direction: Direction,
+    flags: u8,
+    sequence: u32,
+    acknowledgement: u32,
+    last_ack: &mut [u32; 2],
 ) -> Next {
     const SYN_ACK: u8 = SYN | ACK;
     const RST_ACK: u8 = RST | ACK;
@@ -241,16 +252,18 @@ fn on_syn(state: FlowState, direction: Direction, sequence: u32, last_ack: &mut 
         // N-089.
         (FlowState::SYN_SENT2, _) | (FlowState::SYN_RECV, Direction::Original) => Next::to(state),
         // N-087.
-        (FlowState::TIME_WAIT | FlowState::CLOSE, Direction::Original) => {
-            Next { reopen: true, ..Next::ignore(state) }
-        }
+        (FlowState::TIME_WAIT | FlowState::CLOSE, Direction::Original) => Next { reopen: true, ..Next::ignore(state) },
         // N-103: the server knows whether this is a new connection. Its answer moves the state, not the question.
         _ => Next::ignore(state),
     }
 }
 
 fn on_syn_ack(
-    state: FlowState, direction: Direction, sequence: u32, acknowledgement: u32, last_ack: &mut [u32; 2],
+    state: FlowState,
+    direction: Direction,
+    sequence: u32,
+    acknowledgement: u32,
+    last_ack: &mut [u32; 2],
 ) -> Next {
     let acknowledges_syn = in_span(acknowledgement, last_ack[direction.index()], HANDSHAKE_ACK_SPAN);
     match (state, direction) {
@@ -274,36 +287,30 @@ fn on_syn_ack(
     }
 }
 
-/// N-086.
+/// N-086. What the receiver of a reset expects next is the last acknowledgement number that it sent.
 fn on_rst(state: FlowState, direction: Direction, sequence: u32, last_ack: &[u32; 2]) -> Next {
-    if state == FlowState::CLOSE {
-        return Next::ignore(state);
-    }
-    if !state.is_established() {
-        return Next::to(FlowState::CLOSE);
-    }
-    // The next number that the receiver of this reset expects.
     let expected = last_ack[direction.reversed().index()];
-    if sequence == expected {
-        return Next::to(FlowState::CLOSE);
+    match state {
+        FlowState::CLOSE => Next::ignore(state),
+        FlowState::ESTABLISHED | FlowState::ESTABLISHED_IN_DOUBT if sequence == expected => Next::to(FlowState::CLOSE),
+        // The receiver may accept it, or challenge it and live on (RFC 5961 section 3.2); which of the two we shall see.
+        FlowState::ESTABLISHED if in_span(sequence, expected, WINDOW_MAX) => Next::to(FlowState::ESTABLISHED_IN_DOUBT),
+        FlowState::ESTABLISHED | FlowState::ESTABLISHED_IN_DOUBT => Next::ignore(state),
+        // A server resets a spoofed ACK with the spoofed number: that is not the end of the client's handshake.
+        FlowState::SYN_RECV if !in_span(sequence, expected, HANDSHAKE_ACK_SPAN) => Next::ignore(state),
+        _ => Next::to(FlowState::CLOSE),
     }
-    // Not before it and within the largest window: the receiver may accept it, or challenge it and live on
-    // (RFC 5961 section 3.2), and which of the two we shall see.
-    if in_span(sequence, expected, WINDOW_MAX) && state == FlowState::ESTABLISHED {
-        return Next::to(FlowState::ESTABLISHED_IN_DOUBT);
-    }
-    Next::ignore(state)
 }
 
 /// ACK, with or without FIN.
-fn on_ack(
-    state: FlowState, direction: Direction, fin: bool, acknowledgement: u32, last_ack: &mut [u32; 2],
-) -> Next {
+fn on_ack(state: FlowState, direction: Direction, fin: bool, acknowledgement: u32, last_ack: &mut [u32; 2]) -> Next {
     let expected = last_ack[direction.index()];
     let next = match state {
         // N-103: a challenge to our SYN passes. A FIN cannot be meant.
         FlowState::SYN_SENT | FlowState::SYN_SENT2 => return Next::ignore(state),
-        FlowState::SYN_RECV if !in_span(acknowledgement, expected, HANDSHAKE_ACK_SPAN) => return Next::ignore(state),
+        // Not refused the timer: the client may hold to an earlier SYN-ACK than the last one we saw, and a server that
+        // answers with cookies sends different ones (RFC 4987 section 3.6).
+        FlowState::SYN_RECV if !in_span(acknowledgement, expected, HANDSHAKE_ACK_SPAN) => return Next::to(state),
         // N-084.
         FlowState::SYN_RECV | FlowState::ESTABLISHED | FlowState::ESTABLISHED_IN_DOUBT if fin => match direction {
             Direction::Original => FlowState::FIN_WAIT,
@@ -345,5 +352,408 @@ pub const fn advance_udp(state: FlowState, direction: Direction) -> FlowState {
         (FlowState::UDP_UNREPLIED, Direction::Reply) => FlowState::UDP_REPLIED,
         (FlowState::UDP_REPLIED, Direction::Original) => FlowState::UDP_STREAM,
         _ => state,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Direction::{Original, Reply};
+    use super::*;
+
+    const CLIENT: u32 = 0xffff_fff0;
+    const SERVER: u32 = 5_000;
+    const PSH: u8 = 0x08;
+    const ECE_CWR: u8 = 0xc0;
+
+    /// A flow and the packets it sees. Numbers are relative to the first SYN of either end; the client's wrap soon.
+    struct Flow {
+        state: FlowState,
+        last_ack: [u32; 2],
+    }
+
+    impl Flow {
+        fn opened() -> Flow {
+            let (state, last_ack) = open(SYN, CLIENT).unwrap();
+            Flow { state, last_ack }
+        }
+
+        fn next(&mut self, direction: Direction, flags: u8, sequence: u32, acknowledgement: u32) -> Next {
+            let (mine, other) = if direction == Original { (CLIENT, SERVER) } else { (SERVER, CLIENT) };
+            let (sequence, acknowledgement) = (mine.wrapping_add(sequence), other.wrapping_add(acknowledgement));
+            let next = advance(self.state, direction, flags, sequence, acknowledgement, &mut self.last_ack);
+            assert!(next.forward, "{flags:#x} is a packet some TCP sends");
+            self.state = next.state;
+            next
+        }
+
+        /// A packet that restarts the timer; the new state.
+        #[track_caller]
+        fn sees(&mut self, direction: Direction, flags: u8, sequence: u32, acknowledgement: u32) -> FlowState {
+            let next = self.next(direction, flags, sequence, acknowledgement);
+            assert!(next.refresh && !next.reopen, "{next:?}");
+            next.state
+        }
+
+        /// A packet that passes and changes nothing.
+        #[track_caller]
+        fn ignores(&mut self, direction: Direction, flags: u8, sequence: u32, acknowledgement: u32) {
+            let before = (self.state, self.last_ack);
+            let next = self.next(direction, flags, sequence, acknowledgement);
+            assert!(!next.refresh && !next.reopen, "{next:?}");
+            assert_eq!((self.state, self.last_ack), before);
+        }
+
+        fn established() -> Flow {
+            let mut flow = Flow::opened();
+            assert_eq!(flow.sees(Reply, SYN | ACK, 0, 1), FlowState::SYN_RECV);
+            assert_eq!(flow.sees(Original, ACK, 1, 1), FlowState::ESTABLISHED);
+            assert_eq!(flow.sees(Original, ACK | PSH, 1, 1), FlowState::ESTABLISHED);
+            assert_eq!(flow.sees(Reply, ACK, 1, 101), FlowState::ESTABLISHED);
+            assert_eq!(flow.last_ack, [SERVER + 1, CLIENT.wrapping_add(101)]);
+            flow
+        }
+    }
+
+    #[test]
+    fn only_a_syn_opens_a_flow() {
+        // N-080
+        assert_eq!(open(SYN, 7), Some((FlowState::SYN_SENT, [0, 8])));
+        assert_eq!(open(SYN | ECE_CWR, u32::MAX), Some((FlowState::SYN_SENT, [0, 0])));
+        // N-088
+        for flags in [0, ACK, ACK | PSH, SYN | ACK, RST, RST | ACK, FIN | ACK, FIN, SYN | FIN, SYN | RST] {
+            assert_eq!(open(flags, 7), None, "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn the_handshake() {
+        // N-082, N-083
+        Flow::established();
+    }
+
+    #[test]
+    fn both_ends_open_at_once() {
+        // N-081
+        let mut flow = Flow::opened();
+        assert_eq!(flow.sees(Reply, SYN, 0, 0), FlowState::SYN_SENT2);
+        assert_eq!(flow.sees(Original, SYN, 0, 0), FlowState::SYN_SENT2);
+        assert_eq!(flow.sees(Reply, SYN, 0, 0), FlowState::SYN_SENT2);
+        flow.ignores(Reply, ACK, 1, 1);
+        assert_eq!(flow.sees(Original, SYN | ACK, 0, 1), FlowState::SYN_RECV);
+        assert_eq!(flow.sees(Reply, SYN | ACK, 0, 1), FlowState::SYN_RECV);
+        assert_eq!(flow.sees(Reply, ACK, 1, 1), FlowState::SYN_RECV);
+        assert_eq!(flow.sees(Original, ACK, 1, 1), FlowState::ESTABLISHED);
+        // The other end's SYN-ACK first.
+        let mut flow = Flow::opened();
+        assert_eq!(flow.sees(Reply, SYN, 0, 0), FlowState::SYN_SENT2);
+        flow.ignores(Reply, SYN | ACK, 0, 77_777_777);
+        assert_eq!(flow.sees(Reply, SYN | ACK, 0, 1), FlowState::SYN_RECV);
+        assert_eq!(flow.sees(Original, SYN | ACK, 0, 1), FlowState::SYN_RECV);
+        assert_eq!(flow.sees(Original, ACK, 1, 1), FlowState::ESTABLISHED);
+    }
+
+    #[test]
+    fn either_end_closes_first() {
+        // N-084, N-085
+        let states = [
+            (Original, FlowState::FIN_WAIT, FlowState::CLOSE_WAIT, FlowState::LAST_ACK),
+            (Reply, FlowState::FIN_WAIT_REPLY, FlowState::CLOSE_WAIT_REPLY, FlowState::LAST_ACK_REPLY),
+        ];
+        for (closer, fin_wait, close_wait, last_ack) in states {
+            let other = closer.reversed();
+            let mut flow = Flow::established();
+            assert_eq!(flow.sees(closer, FIN | ACK, 101, 1), fin_wait);
+            assert_eq!(flow.sees(closer, FIN | ACK, 101, 1), fin_wait, "a retransmitted FIN is not the other end's");
+            assert_eq!(flow.sees(closer, ACK, 102, 1), fin_wait);
+            assert_eq!(flow.sees(other, ACK, 1, 102), close_wait);
+            assert_eq!(flow.sees(other, ACK | PSH, 1, 102), close_wait, "half closed, data flows on");
+            assert_eq!(flow.sees(closer, ACK, 102, 900), close_wait);
+            assert_eq!(flow.sees(closer, FIN | ACK, 101, 900), close_wait);
+            assert_eq!(flow.sees(other, FIN | ACK, 900, 102), last_ack);
+            assert_eq!(flow.sees(other, FIN | ACK, 900, 102), last_ack);
+            assert_eq!(flow.sees(other, ACK, 901, 102), last_ack);
+            assert_eq!(flow.sees(closer, ACK, 102, 901), FlowState::TIME_WAIT);
+            assert_eq!(flow.sees(other, FIN | ACK, 900, 102), FlowState::TIME_WAIT);
+            assert_eq!(flow.sees(closer, ACK, 102, 901), FlowState::TIME_WAIT);
+            // FIN answered by FIN at once.
+            let mut flow = Flow::established();
+            assert_eq!(flow.sees(closer, FIN | ACK, 101, 1), fin_wait);
+            assert_eq!(flow.sees(other, FIN | ACK | PSH, 1, 102), last_ack);
+            assert_eq!(flow.sees(closer, ACK, 102, 2), FlowState::TIME_WAIT);
+            // FIN in place of the last packet of the handshake.
+            let mut flow = Flow::opened();
+            assert_eq!(flow.sees(Reply, SYN | ACK, 0, 1), FlowState::SYN_RECV);
+            assert_eq!(flow.sees(closer, FIN | ACK, 1, 1), fin_wait);
+        }
+    }
+
+    #[test]
+    fn an_exact_reset_closes_an_established_flow_and_no_other_does() {
+        // N-086, N-091
+        for (from, exact) in [(Original, 101), (Reply, 1)] {
+            for flags in [RST, RST | ACK] {
+                let mut flow = Flow::established();
+                assert_eq!(flow.sees(from, flags, exact, 0), FlowState::CLOSE);
+                flow.ignores(from, flags, exact, 0);
+
+                // Out of any window: before what is expected, and far beyond it.
+                let mut flow = Flow::established();
+                for out in [exact.wrapping_sub(1), exact.wrapping_sub(100_000), exact.wrapping_add(1 << 30)] {
+                    flow.ignores(from, flags, out, 0);
+                }
+                assert_eq!(flow.state, FlowState::ESTABLISHED);
+
+                // In a window, but not exact: established all the same, until somebody says more.
+                assert_eq!(flow.sees(from, flags, exact + 1, 0), FlowState::ESTABLISHED_IN_DOUBT);
+                assert!(flow.state.is_established());
+                flow.ignores(from, flags, exact + 1, 0);
+                flow.ignores(from, flags, exact.wrapping_sub(1), 0);
+                // The challenge ACK of RFC 5961.
+                let (sequence, acknowledgement) = if from == Original { (1, 101) } else { (101, 1) };
+                assert_eq!(flow.sees(from.reversed(), ACK, sequence, acknowledgement), FlowState::ESTABLISHED);
+                assert_eq!(flow.sees(from, flags, exact + 9, 0), FlowState::ESTABLISHED_IN_DOUBT);
+                assert_eq!(flow.sees(from, flags, exact, 0), FlowState::CLOSE);
+            }
+        }
+    }
+
+    #[test]
+    fn flows_in_doubt_close_like_established_ones() {
+        for (end, state) in [(Original, FlowState::FIN_WAIT), (Reply, FlowState::FIN_WAIT_REPLY)] {
+            let mut flow = Flow::established();
+            assert_eq!(flow.sees(Reply, RST, 2, 0), FlowState::ESTABLISHED_IN_DOUBT);
+            assert_eq!(flow.sees(end, FIN | ACK, 101, 1), state);
+            let mut flow = Flow::established();
+            assert_eq!(flow.sees(Reply, RST, 2, 0), FlowState::ESTABLISHED_IN_DOUBT);
+            flow.ignores(end, SYN, 90_000, 0);
+            assert_eq!(flow.sees(Reply, SYN | ACK, 0, 1), FlowState::ESTABLISHED);
+        }
+    }
+
+    #[test]
+    fn any_reset_ends_a_flow_that_is_closing_or_only_asked_for() {
+        // N-086
+        for from in [Original, Reply] {
+            for closer in [Original, Reply] {
+                let mut flow = Flow::established();
+                flow.sees(closer, FIN | ACK, 101, 1);
+                assert_eq!(flow.sees(from, RST, 777_777, 0), FlowState::CLOSE);
+                let mut flow = Flow::established();
+                flow.sees(closer, FIN | ACK, 101, 1);
+                flow.sees(closer.reversed(), ACK, 1, 102);
+                assert_eq!(flow.sees(from, RST, 777_777, 0), FlowState::CLOSE);
+                flow = Flow::established();
+                flow.sees(closer, FIN | ACK, 101, 1);
+                flow.sees(closer.reversed(), FIN | ACK, 1, 102);
+                assert_eq!(flow.sees(from, RST, 777_777, 0), FlowState::CLOSE);
+            }
+            let mut flow = Flow::opened();
+            assert_eq!(flow.sees(from, RST | ACK, 0u32.wrapping_sub(SERVER), 1), FlowState::CLOSE);
+        }
+    }
+
+    #[test]
+    fn a_handshake_is_reset_by_a_number_that_fits() {
+        for from in [Original, Reply] {
+            let mut flow = Flow::opened();
+            flow.sees(Reply, SYN | ACK, 0, 1);
+            flow.ignores(from, RST, 1 << 20, 0);
+            flow.ignores(from, RST, 0, 0);
+            assert_eq!(flow.sees(from, RST, 1, 0), FlowState::CLOSE);
+        }
+    }
+
+    #[test]
+    fn a_syn_opens_a_finished_flow_anew() {
+        // N-087
+        for state in [FlowState::TIME_WAIT, FlowState::CLOSE] {
+            let mut flow = Flow { state, ..Flow::established() };
+            let next = flow.next(Original, SYN, 90_000, 0);
+            assert_eq!(next, Next { state, forward: true, refresh: false, reopen: true });
+            // A server opens nothing towards a client.
+            flow.ignores(Reply, SYN, 90_000, 0);
+            flow.ignores(Reply, SYN | ACK, 90_000, 90_001);
+            // Late packets of the old connection pass, and change nothing but the timer.
+            assert_eq!(flow.sees(Original, ACK, 102, 2), state);
+            assert_eq!(flow.sees(Reply, FIN | ACK, 1, 102), state);
+        }
+    }
+
+    #[test]
+    fn retransmissions_in_the_handshake_restart_the_timer() {
+        // N-089
+        let mut flow = Flow::opened();
+        assert_eq!(flow.sees(Original, SYN, 0, 0), FlowState::SYN_SENT);
+        assert_eq!(flow.sees(Reply, SYN | ACK, 0, 1), FlowState::SYN_RECV);
+        assert_eq!(flow.sees(Original, SYN, 0, 0), FlowState::SYN_RECV);
+        assert_eq!(flow.sees(Reply, SYN | ACK, 0, 1), FlowState::SYN_RECV);
+        assert_eq!(flow.sees(Original, ACK, 1, 1), FlowState::ESTABLISHED);
+        assert_eq!(flow.sees(Reply, SYN | ACK, 0, 1), FlowState::ESTABLISHED);
+        assert_eq!(flow.sees(Original, ACK, 1, 1), FlowState::ESTABLISHED);
+    }
+
+    #[test]
+    fn a_client_that_starts_over_unanswered_is_answered_by_its_new_number() {
+        let mut flow = Flow::opened();
+        assert_eq!(flow.sees(Original, SYN, 500_000, 0), FlowState::SYN_SENT);
+        flow.ignores(Reply, SYN | ACK, 0, 1);
+        assert_eq!(flow.sees(Reply, SYN | ACK, 0, 500_001), FlowState::SYN_RECV);
+    }
+
+    #[test]
+    fn an_old_syn_ack_moves_nothing_and_the_clients_reset_makes_room() {
+        // N-103, as conntrack_synack_old
+        let mut flow = Flow::opened();
+        flow.ignores(Reply, SYN | ACK, 70_000, 0u32.wrapping_sub(5));
+        flow.ignores(Reply, SYN | ACK, 70_000, 0x4000_0000);
+        flow.ignores(Reply, ACK, 70_000, 0x4000_0000);
+        assert_eq!(flow.sees(Original, RST, 0x4000_0000, 0), FlowState::CLOSE);
+        assert!(flow.next(Original, SYN, 0, 0).reopen);
+    }
+
+    #[test]
+    fn a_syn_on_an_established_flow_is_for_the_server_to_judge() {
+        // N-103: challenged, so the client resets with the number it was challenged with and tries again.
+        let mut flow = Flow::established();
+        flow.ignores(Original, SYN, 90_000, 0);
+        assert_eq!(flow.sees(Reply, ACK, 1, 101), FlowState::ESTABLISHED);
+        assert_eq!(flow.sees(Original, RST, 101, 0), FlowState::CLOSE);
+        assert!(flow.next(Original, SYN, 90_000, 0).reopen);
+        let (state, last_ack) = open(SYN, CLIENT.wrapping_add(90_000)).unwrap();
+        let mut flow = Flow { state, last_ack };
+        assert_eq!(flow.sees(Reply, SYN | ACK, 70_000, 90_001), FlowState::SYN_RECV);
+        // Or the server has forgotten the old connection: the new one lives in the old entry.
+        let mut flow = Flow::established();
+        flow.ignores(Original, SYN, 90_000, 0);
+        assert_eq!(flow.sees(Reply, SYN | ACK, 40_000, 90_001), FlowState::ESTABLISHED);
+        assert_eq!(flow.sees(Original, ACK, 90_001, 40_001), FlowState::ESTABLISHED);
+        assert_eq!(flow.sees(Reply, RST, 40_001, 0), FlowState::CLOSE);
+        // In a closing flow it is challenged, too.
+        for closer in [Original, Reply] {
+            let mut flow = Flow::established();
+            flow.sees(closer, FIN | ACK, 101, 1);
+            flow.ignores(Original, SYN, 90_000, 0);
+            flow.ignores(Reply, SYN, 90_000, 0);
+        }
+    }
+
+    #[test]
+    fn retransmitted_data_passes() {
+        // N-104, as conntrack_ack_loss_stall
+        let mut flow = Flow::established();
+        for _ in 0..3 {
+            assert_eq!(flow.sees(Original, ACK | PSH, 1, 1), FlowState::ESTABLISHED);
+            assert_eq!(flow.sees(Reply, ACK, 1, 101), FlowState::ESTABLISHED);
+        }
+        assert_eq!(flow.sees(Original, ACK, 0u32.wrapping_sub(1), 1), FlowState::ESTABLISHED, "a keep-alive probe");
+    }
+
+    #[test]
+    fn guessed_acknowledgements_do_not_establish() {
+        let mut flow = Flow::opened();
+        flow.ignores(Original, ACK, 1, 1);
+        flow.ignores(Original, FIN | ACK, 1, 1);
+        flow.sees(Reply, SYN | ACK, 0, 1);
+        for guess in [0, 1 << 17 | 1, 1 << 31, 0u32.wrapping_sub(70_000)] {
+            assert_eq!(flow.sees(Original, ACK, 1, guess), FlowState::SYN_RECV, "{guess}");
+            assert_eq!(flow.sees(Original, FIN | ACK, 1, guess), FlowState::SYN_RECV, "{guess}");
+        }
+        // Data that rode on the SYN-ACK's heels may be acknowledged first (RFC 7413).
+        assert_eq!(flow.sees(Original, ACK, 1, 14_601), FlowState::ESTABLISHED);
+    }
+
+    const ALL: [FlowState; 13] = [
+        FlowState::SYN_SENT,
+        FlowState::SYN_SENT2,
+        FlowState::SYN_RECV,
+        FlowState::ESTABLISHED,
+        FlowState::ESTABLISHED_IN_DOUBT,
+        FlowState::FIN_WAIT,
+        FlowState::FIN_WAIT_REPLY,
+        FlowState::CLOSE_WAIT,
+        FlowState::CLOSE_WAIT_REPLY,
+        FlowState::LAST_ACK,
+        FlowState::LAST_ACK_REPLY,
+        FlowState::TIME_WAIT,
+        FlowState::CLOSE,
+    ];
+
+    /// Whether a TCP can send these flags (RFC 9293): the naive list.
+    fn is_sane(flags: u8) -> bool {
+        let bare = flags & 0x17;
+        [SYN, SYN | ACK, RST, RST | ACK, FIN | ACK, ACK].contains(&bare)
+    }
+
+    #[test]
+    fn every_packet_in_every_state() {
+        for state in ALL {
+            for direction in [Original, Reply] {
+                for flags in 0..=255u8 {
+                    for (sequence, acknowledgement) in [(0, 0), (100, 200), (101, 201), (u32::MAX, u32::MAX)] {
+                        let (mut fast, mut slow) = ([200, 100], [200, 100]);
+                        let next = advance(state, direction, flags, sequence, acknowledgement, &mut fast);
+                        let rarely = advance_rarely(state, direction, flags, sequence, acknowledgement, &mut slow);
+                        assert_eq!((next, fast), (rarely, slow), "the short way is the long way");
+                        assert_eq!(next.forward, is_sane(flags), "{state:?} {flags:#x}");
+                        assert!(ALL.contains(&next.state));
+                        if !next.refresh {
+                            assert_eq!((next.state, fast), (state, [200, 100]), "no trace: {state:?} {flags:#x}");
+                        }
+                        if next.reopen {
+                            assert!(matches!(state, FlowState::TIME_WAIT | FlowState::CLOSE) && direction == Original);
+                            assert_eq!(flags & 0x17, SYN);
+                        }
+                        if state == FlowState::CLOSE || state == FlowState::TIME_WAIT {
+                            assert!(next.state == state || next.state == FlowState::CLOSE, "nothing revives by itself");
+                        }
+                        if next.state.is_established() && !state.is_established() {
+                            assert_eq!((state, direction, flags & 0x17), (FlowState::SYN_RECV, Original, ACK));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn timers_of_services() {
+        let timeouts = Timeouts::default();
+        let seconds = |state| u64::from(timeouts.of(state)) * (1 << 20) / 1_000_000_000;
+        // Column LBNAT of spec 4.7
+        assert_eq!(ALL.map(seconds), [240, 240, 240, 7440, 240, 240, 240, 240, 240, 30, 30, 240, 10]);
+        //
+        let udp = [FlowState::UDP_UNREPLIED, FlowState::UDP_REPLIED, FlowState::UDP_STREAM];
+        assert_eq!(udp.map(seconds), [120, 120, 300]);
+        assert_eq!(timeouts.of(FlowState::VACANT), 0);
+        let mut changed = timeouts;
+        changed.set(FlowState::ESTABLISHED, 86_400);
+        assert!(changed.of(FlowState::ESTABLISHED) > 82_000_000 && changed.of(FlowState::CLOSE) < 10_000);
+    }
+
+    #[test]
+    fn udp_becomes_a_conversation_by_a_packet_after_an_answer() {
+        let script = [
+            (Original, FlowState::UDP_UNREPLIED),
+            (Original, FlowState::UDP_UNREPLIED),
+            (Reply, FlowState::UDP_REPLIED),
+            (Reply, FlowState::UDP_REPLIED),
+            (Original, FlowState::UDP_STREAM),
+            (Reply, FlowState::UDP_STREAM),
+            (Original, FlowState::UDP_STREAM),
+        ];
+        let mut state = FlowState::UDP_UNREPLIED;
+        for (direction, expected) in script {
+            state = advance_udp(state, direction);
+            assert_eq!(state, expected);
+        }
+    }
+
+    #[test]
+    fn states_have_the_names_people_know() {
+        let names = ALL.map(FlowState::name);
+        assert_eq!(names[3..5], ["established"; 2]);
+        assert!(names.iter().all(|name| *name != "unknown" && *name != "vacant"));
+        assert_eq!(format!("{:?}", FlowState::LAST_ACK_REPLY), "last-ack#11");
+        assert_eq!(FlowState(99).name(), "unknown");
     }
 }

@@ -12,6 +12,8 @@ use std::hash::Hash;
 
 use zerocopy::{FromZeros, Immutable};
 
+use crate::table::Family;
+
 /// `Tuple::domain` of packets that arrive or leave bare.
 pub const DOMAIN_WIRE: u8 = 0;
 /// `Tuple::domain` of packets that arrive or leave inside the overlay.
@@ -25,15 +27,15 @@ mod sealed {
 
 /// An IP address in network byte order: `[u8; 4]` or `[u8; 16]`.
 pub trait Address: sealed::Sealed + Copy + Eq + Hash + Debug + Send + Sync + FromZeros + Immutable + 'static {
-    /// 4 or 6.
-    const FAMILY: u8;
+    /// IP version.
+    const FAMILY: Family;
 
     /// The hash of a pair of addresses and one word of everything else.
     fn mix(source: Self, destination: Self, rest: u64, keys: &HashKeys) -> u64;
 }
 
 impl Address for [u8; 4] {
-    const FAMILY: u8 = 4;
+    const FAMILY: Family = Family::V4;
 
     #[inline(always)]
     fn mix(source: Self, destination: Self, rest: u64, keys: &HashKeys) -> u64 {
@@ -44,7 +46,7 @@ impl Address for [u8; 4] {
 }
 
 impl Address for [u8; 16] {
-    const FAMILY: u8 = 6;
+    const FAMILY: Family = Family::V6;
 
     #[inline(always)]
     fn mix(source: Self, destination: Self, rest: u64, keys: &HashKeys) -> u64 {
@@ -63,8 +65,9 @@ fn halves(address: [u8; 16]) -> (u64, u64) {
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
 const fn low(whole: u128) -> u64 {
-    (whole & u64::MAX as u128) as u64
+    whole as u64
 }
 
 /// Both halves of the 128-bit product, exclusive-or.
@@ -149,5 +152,127 @@ impl<A: Address> Tuple<A> {
         let ports = u64::from(self.source_port) | u64::from(self.destination_port) << 16;
         let rest = ports | u64::from(self.protocol) << 32 | u64::from(self.domain) << 40;
         A::mix(self.source, self.destination, rest, keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::oracle::Numbered;
+
+    fn tuple<A: Numbered>() -> Tuple<A> {
+        Tuple {
+            source: A::numbered(0xc000_020a),
+            destination: A::numbered(0xcb00_7101),
+            source_port: 40_000,
+            destination_port: 443,
+            protocol: 6,
+            domain: DOMAIN_WIRE,
+        }
+    }
+
+    /// Every tuple that differs from `base` in one bit.
+    fn one_bit_away<const N: usize>(base: Tuple<[u8; N]>) -> Vec<Tuple<[u8; N]>> {
+        let mut near = Vec::new();
+        for bit in 0..N * 8 {
+            let mut flipped = base;
+            flipped.source[bit / 8] ^= 1 << (bit % 8);
+            near.push(flipped);
+            let mut flipped = base;
+            flipped.destination[bit / 8] ^= 1 << (bit % 8);
+            near.push(flipped);
+        }
+        for bit in 0..16 {
+            near.push(Tuple { source_port: base.source_port ^ 1 << bit, ..base });
+            near.push(Tuple { destination_port: base.destination_port ^ 1 << bit, ..base });
+        }
+        for bit in 0..8 {
+            near.push(Tuple { protocol: base.protocol ^ 1 << bit, ..base });
+        }
+        near.push(Tuple { domain: DOMAIN_OVERLAY, ..base });
+        near
+    }
+
+    fn avalanche<const N: usize>()
+    where
+        [u8; N]: Numbered,
+    {
+        const SEEDS: u32 = 512;
+        let base = tuple::<[u8; N]>();
+        for near in one_bit_away(base) {
+            let mut flips = [0u32; 64];
+            for seed in 0..u64::from(SEEDS) {
+                let keys = HashKeys::new([seed, 77]);
+                let difference = base.hash(&keys) ^ near.hash(&keys);
+                assert_ne!(difference, 0, "{near:?}");
+                for (bit, count) in flips.iter_mut().enumerate() {
+                    *count += u32::from(difference >> bit & 1 == 1);
+                }
+            }
+            // A fair coin 512 times: 256 with a deviation of 11; seven of them are never seen by chance.
+            for (bit, count) in flips.into_iter().enumerate() {
+                assert!((177..=335).contains(&count), "output bit {bit} flips {count} of {SEEDS} times for {near:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_bit_of_every_field_flips_every_bit_of_the_hash_half_the_time() {
+        avalanche::<4>();
+        avalanche::<16>();
+    }
+
+    /// Chi-square over `buckets` for the hashes' bits that `pick` selects.
+    fn spread(hashes: &[u64], buckets: usize, pick: impl Fn(u64) -> usize) -> f64 {
+        let mut counts = vec![0f64; buckets];
+        for hash in hashes {
+            counts[pick(*hash)] += 1.0;
+        }
+        let expected = hashes.len() as f64 / buckets as f64;
+        counts.iter().map(|count| (count - expected).powi(2) / expected).sum()
+    }
+
+    fn distribution<A: Numbered>() {
+        for seed in 0..4 {
+            let keys = HashKeys::new([seed, 0]);
+            // Clients that follow each other, ports that follow each other, pods that follow each other.
+            let mut hashes = Vec::new();
+            for n in 0..65_536u32 {
+                let (low, high) = (n & 0xff, n >> 8);
+                hashes.push(Tuple { source: A::numbered(0x0a00_0000 | n), ..tuple::<A>() });
+                hashes.push(Tuple { source_port: (n & 0xffff) as u16, ..tuple::<A>() });
+                let destination = A::numbered(0x0af4_0000 | low);
+                hashes.push(Tuple { destination, destination_port: ((8_000 + high) & 0xffff) as u16, ..tuple::<A>() });
+            }
+            let hashes: Vec<u64> = hashes.iter().map(|tuple| tuple.hash(&keys)).collect();
+            let mut distinct = hashes.clone();
+            distinct.sort_unstable();
+            distinct.dedup();
+            assert!(distinct.len() + 2 >= hashes.len(), "the base tuple itself may come twice");
+            // 1023 degrees of freedom: deviation 45; six of them each way.
+            for shift in [54, 32, 22, 8] {
+                let chi = spread(&hashes, 1024, |hash| (hash >> shift & 1023) as usize);
+                assert!((750.0..1300.0).contains(&chi), "seed {seed}, bits from {shift}: {chi}");
+            }
+        }
+    }
+
+    #[test]
+    fn tuples_that_follow_each_other_spread_evenly() {
+        distribution::<[u8; 4]>();
+        distribution::<[u8; 16]>();
+    }
+
+    #[test]
+    fn seeds_change_everything_and_ends_are_not_interchangeable() {
+        let forward = tuple::<[u8; 4]>();
+        let backward = forward.reversed(forward.domain);
+        assert_eq!(backward.reversed(forward.domain), forward);
+        let keys = [[0, 0], [0, 1], [1, 0], [u64::MAX, u64::MAX]].map(HashKeys::new);
+        let mut seen: Vec<u64> = keys.iter().flat_map(|keys| [forward.hash(keys), backward.hash(keys)]).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), 8);
+        assert_eq!(format!("{:?}", keys[0]), "HashKeys(secret)");
     }
 }
