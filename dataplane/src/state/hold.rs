@@ -123,49 +123,47 @@ impl<F> Hold<F> {
 mod tests {
     use super::*;
 
+    const DEVICE: DeviceId = DeviceId(1);
+
     #[test]
     fn both_limits_refuse_the_newest_and_hand_it_back() {
         let mut hold = Hold::new();
         for frame in 0..3 {
-            assert_eq!(hold.push(DeviceId(1), [7; 16], frame, 0), Ok(()));
+            assert_eq!(hold.push(DEVICE, [7; 16], frame, 0), Ok(()));
         }
-        assert_eq!(hold.push(DeviceId(1), [7; 16], 3, 0), Err(3));
-        let mut pushed = 3;
-        for neighbour in 100u8.. {
-            for _ in 0..3 {
-                match hold.push(DeviceId(1), [neighbour; 16], pushed, 0) {
-                    Ok(()) => pushed += 1,
-                    Err(frame) => {
-                        assert_eq!((frame, hold.len()), (256, FRAMES_MAX));
-                        return;
-                    }
-                }
-            }
+        assert_eq!(hold.push(DEVICE, [7; 16], 3, 0), Err(3));
+        // The same address on another device is another neighbour.
+        assert_eq!(hold.push(DeviceId(2), [7; 16], 3, 0), Ok(()));
+        for frame in 4..256 {
+            let address = [u8::try_from(frame / 3).unwrap() + 100; 16];
+            assert_eq!(hold.push(DEVICE, address, frame, 0), Ok(()));
         }
+        assert_eq!(hold.push(DEVICE, [99; 16], 256, 0), Err(256));
+        assert_eq!(hold.len(), FRAMES_MAX);
+        assert!(hold.drain().map(|held| held.frame).eq(0..256), "in order of arrival");
+        assert_eq!(hold.push(DEVICE, [7; 16], 0, 0), Ok(()));
     }
 
     #[test]
     fn frames_leave_in_order_when_their_neighbour_is_known_or_given_up() {
         let mut hold = Hold::new();
         for (neighbour, frame) in [(1, 'a'), (2, 'b'), (1, 'c'), (3, 'd'), (2, 'e')] {
-            hold.push(DeviceId(neighbour + 10), [2; 16], frame, 0).unwrap();
+            hold.push(DeviceId(neighbour), [9; 16], frame, 0).unwrap();
         }
         let mut taken = Vec::new();
-        let outlook = |device: DeviceId, _: &[u8; 16]| match device.0 {
-            11 => Outlook::Resolved,
-            12 => Outlook::Failed,
+        let outlook = |device: DeviceId, address: &[u8; 16]| match (device.0, address) {
+            (1, [9, ..]) => Outlook::Resolved,
+            (2, [9, ..]) => Outlook::Failed,
             _ => Outlook::Waiting,
         };
         hold.take_ready(outlook, |held, outlook| taken.push((held.frame, held.device.0, outlook)));
-        assert_eq!(
-            taken,
-            [
-                ('a', 11, Outlook::Resolved),
-                ('b', 12, Outlook::Failed),
-                ('c', 11, Outlook::Resolved),
-                ('e', 12, Outlook::Failed)
-            ]
-        );
+        let expected = [
+            ('a', 1, Outlook::Resolved),
+            ('b', 2, Outlook::Failed),
+            ('c', 1, Outlook::Resolved),
+            ('e', 2, Outlook::Failed),
+        ];
+        assert_eq!(taken, expected);
         assert_eq!(hold.drain().map(|held| held.frame).collect::<String>(), "d");
         assert!(hold.is_empty());
     }
@@ -174,8 +172,8 @@ mod tests {
     fn frames_wait_for_three_seconds_and_never_allocate() {
         let mut hold = Hold::new();
         let room = hold.held.capacity();
-        hold.push(DeviceId(1), [1; 16], 'a', 1_000).unwrap();
-        hold.push(DeviceId(1), [1; 16], 'b', 2_000).unwrap();
+        hold.push(DEVICE, [1; 16], 'a', 1_000).unwrap();
+        hold.push(DEVICE, [1; 16], 'b', 2_000).unwrap();
         let mut expired = String::new();
         hold.expire(1_000 + WAIT_NS - 1, |held| expired.push(held.frame));
         assert_eq!(expired, "");
