@@ -21,8 +21,13 @@ fn lab(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs one check in a lab of its own; its table is the message of a failure.
+/// Runs checks in a lab of their own; its table is the message of a failure.
+///
+/// One lab with a gateway at a time, whatever runs the tests and in how many processes: several at once would measure
+/// each other.
 fn check(names: &[&str]) {
+    let turn = std::fs::File::create(concat!(env!("CARGO_TARGET_TMPDIR"), "/lab.lock")).unwrap();
+    turn.lock().unwrap();
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", &LIMIT.as_secs().to_string()]).arg(env!("CARGO_BIN_EXE_tidegate-lab")).arg("check");
     let output = command.args(names).stdin(Stdio::null()).output().unwrap();
