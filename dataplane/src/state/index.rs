@@ -210,6 +210,15 @@ impl Index {
         Probe::Spilled
     }
 
+    /// Reads the second bucket of a key that [`probe`](Self::probe) called spilled; nothing if it is not in the index.
+    #[inline(always)]
+    #[must_use]
+    pub fn probe_second(&self, hash: u64) -> Option<Slot> {
+        let tag = tag(hash);
+        let bucket = self.buckets.at(self.other(self.first(hash), tag));
+        bucket.places(tag).next().map(|place| bucket.slot(place))
+    }
+
     /// The first slot with the tag of `hash` that `is_it` accepts, in both buckets.
     #[inline]
     pub fn find(&self, hash: u64, mut is_it: impl FnMut(Slot) -> bool) -> Option<Slot> {
@@ -452,10 +461,14 @@ mod tests {
                     let hash = hashes[key as usize];
                     let found = index.find(hash, |slot| slot.entry == key);
                     prop_assert_eq!(found, known.get(&key).copied());
-                    match index.probe(hash) {
-                        Probe::Absent => prop_assert_eq!(found, None),
-                        Probe::Likely(slot) => prop_assert!(known.contains_key(&slot.entry)),
-                        Probe::Spilled => {}
+                    let likely = match index.probe(hash) {
+                        Probe::Absent => None,
+                        Probe::Likely(slot) => Some(slot),
+                        Probe::Spilled => index.probe_second(hash),
+                    };
+                    match likely {
+                        None => prop_assert_eq!(found, None),
+                        Some(slot) => prop_assert!(known.contains_key(&slot.entry)),
                     }
                 }
             }
