@@ -187,10 +187,12 @@ impl Reconciler {
                     .about(&key)
                     .in_field(error.field);
                 problem.place = place;
-                if !held && !self.complete {
-                    if let Some(resource) = self.resource_of(&key, &value) {
-                        self.desired.doubtful.insert(key.clone(), resource);
-                    }
+                let at_start = !self.complete;
+                if at_start
+                    && !held
+                    && let Some(resource) = self.resource_of(&key, &value)
+                {
+                    self.desired.doubtful.insert(key.clone(), resource);
                 }
                 if key.kind == ObjectKind::Service {
                     restated.insert(key.name());

@@ -1,4 +1,5 @@
 //! The program itself: flags, the node file, signals.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod rig;
 
@@ -111,10 +112,17 @@ fn wrong_flags_and_wrong_node_files_are_told() {
 fn check_tells_what_is_wrong_and_what_would_be_sent() {
     let home = home();
     let manifests = home.path().join("manifests");
-    fs::write(manifests.join("a.yaml"), node("gw-1", 9) + &service("web", "loadBalancerIP: 203.0.113.1, ports: [{ port: 80 }]")).unwrap();
+    fs::write(
+        manifests.join("a.yaml"),
+        node("gw-1", 9) + &service("web", "loadBalancerIP: 203.0.113.1, ports: [{ port: 80 }]"),
+    )
+    .unwrap();
     let output = run(home.path(), &["--check"]);
     assert!(output.status.success(), "{output:?}");
-    assert!(text(&output.stdout).contains("service shop/web") && text(&output.stdout).contains("2 objects for the dataplane, 0 errors"));
+    assert!(
+        text(&output.stdout).contains("service shop/web")
+            && text(&output.stdout).contains("2 objects for the dataplane, 0 errors")
+    );
     assert!(!home.path().join("state").exists(), "a check writes nothing");
     fs::write(manifests.join("b.yaml"), service("api", "loadBalancerIP: x, ports: [{ port: 80 }]")).unwrap();
     let output = run(home.path(), &["--check"]);
@@ -135,7 +143,8 @@ fn it_says_ready_after_the_first_full_sync_and_ends_on_sigterm() {
     frame::write(&mut stream, &welcome).unwrap();
     let Request::Update(update) = frame::read(&mut stream).unwrap() else { panic!() };
     assert!(update.full);
-    frame::write(&mut stream, &Response::Accepted(Accepted { nonce: update.nonce, generation: 1, rejected: vec![] })).unwrap();
+    frame::write(&mut stream, &Response::Accepted(Accepted { nonce: update.nonce, generation: 1, rejected: vec![] }))
+        .unwrap();
     running.until_logged(&["tidegate-control ready"]);
     running.terminate();
 }

@@ -1,4 +1,5 @@
 //! The directory source on real directories, and with the kernel's own notifications.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
 use std::io::Write;
@@ -19,7 +20,9 @@ fn node(name: &str) -> String {
 }
 
 fn service(name: &str, port: u16) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata: {{ name: {name} }}\nspec: {{ ports: [{{ port: {port} }}] }}\n---\n")
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name} }}\nspec: {{ ports: [{{ port: {port} }}] }}\n---\n"
+    )
 }
 
 struct Place {
@@ -66,9 +69,21 @@ fn which_files_are_read() {
     for name in ["web.yaml", "web.yml", "web.json", "a.b.yaml", "10-web.yaml"] {
         assert!(is_manifest(name), "{name}");
     }
-    for name in [".web.yaml", ".yaml", "web.yaml~", "#web.yaml#", ".#web.yaml", "web.yaml.swp", ".web.yaml.swp", "4913",
-        "web.txt", "~web.yaml", "web.yaml.tmp", CONFIRM_FILE, "yaml"]
-    {
+    for name in [
+        ".web.yaml",
+        ".yaml",
+        "web.yaml~",
+        "#web.yaml#",
+        ".#web.yaml",
+        "web.yaml.swp",
+        ".web.yaml.swp",
+        "4913",
+        "web.txt",
+        "~web.yaml",
+        "web.yaml.tmp",
+        CONFIRM_FILE,
+        "yaml",
+    ] {
         assert!(!is_manifest(name), "{name}");
     }
 }
@@ -253,7 +268,9 @@ impl Live {
         let begun = Instant::now();
         while !condition(self) {
             let left = PATIENCE.checked_sub(begun.elapsed()).unwrap_or_else(|| panic!("{what}: {:?}", self.present));
-            let Ok(batch) = self.batches.recv_timeout(left) else { panic!("{what}: {:?}, {:?}", self.present, self.last) };
+            let Ok(batch) = self.batches.recv_timeout(left) else {
+                panic!("{what}: {:?}, {:?}", self.present, self.last)
+            };
             for manifest in &batch.applied {
                 self.present.insert(manifest.key.to_string(), manifest.value.clone());
             }
@@ -318,7 +335,8 @@ fn confirmation_works_by_creating_the_file() {
     let mut live = Live::start(place.directory.path());
     live.until("all", |live| live.present.len() == 4);
     for n in 1..=4 {
-        fs::rename(place.directory.path().join(format!("n{n}.yaml")), place.directory.path().join(format!("n{n}.off"))).unwrap();
+        fs::rename(place.directory.path().join(format!("n{n}.yaml")), place.directory.path().join(format!("n{n}.off")))
+            .unwrap();
     }
     live.until("held", |live| live.last.problems.iter().any(|problem| problem.reason == "DeletesHeld"));
     place.write(CONFIRM_FILE, "");

@@ -1,4 +1,5 @@
 //! Nodes with flannel's annotations → this gateway and its peers.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod rig;
 
@@ -57,9 +58,7 @@ fn fullnat_sources_must_lie_in_the_own_pod_cidrs_and_be_nobody_else_s() {
         ("[\"fd00:10:244:9::\"]", "control.fullnatSources[0]", "the VTEP itself"),
         ("[10.244.9.255]", "control.fullnatSources[0]", "broadcast"),
     ] {
-        let file = format!(
-            "node: gw-1\ncontrol:\n  source: {{ directory: /nowhere }}\n  fullnatSources: {sources}\n"
-        );
+        let file = format!("node: gw-1\ncontrol:\n  source: {{ directory: /nowhere }}\n  fullnatSources: {sources}\n");
         let file = tidegate_control::config::NodeFile::parse(&file).unwrap();
         let status = tidegate_control::status::StatusWriter::silent();
         let dialect = tidegate_control::watch::Dialect::Files;
@@ -98,6 +97,9 @@ fn other_nodes_become_peers() {
     assert!(rig.peer("w1").is_none());
 }
 
+/// flannel's annotations without their prefix.
+type Annotations<'a> = &'a [(&'a str, &'a str)];
+
 const DATA: &str = "{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:04:01\"}";
 const MANAGED: (&str, &str) = ("kube-subnet-manager", "true");
 const VXLAN: (&str, &str) = ("backend-type", "vxlan");
@@ -106,14 +108,62 @@ const V4: &str = "podCIDR: 10.244.1.0/24";
 #[test]
 fn flannel_s_annotations_by_the_letter() {
     // (what, podCIDRs, annotations, underlay and VNI of the IPv4 tunnel)
-    let rows: &[(&str, &str, &[(&str, &str)], &str)] = &[
+    let rows: &[(&str, &str, Annotations<'_>, &str)] = &[
         ("V-021", V4, &[MANAGED, VXLAN, ("backend-data", DATA), ("public-ip", "198.51.100.1")], "198.51.100.1 1"),
-        ("overwrite", V4, &[MANAGED, VXLAN, ("backend-data", DATA), ("public-ip", "198.51.100.1"), ("public-ip-overwrite", "198.51.100.77")], "198.51.100.77 1"),
-        ("empty overwrite", V4, &[MANAGED, VXLAN, ("backend-data", DATA), ("public-ip", "198.51.100.1"), ("public-ip-overwrite", "")], "198.51.100.1 1"),
-        ("no VNI", V4, &[MANAGED, VXLAN, ("backend-data", "{\"VtepMAC\":\"02:00:00:00:04:01\"}"), ("public-ip", "198.51.100.1")], "198.51.100.1 1"),
-        ("VNI", V4, &[MANAGED, VXLAN, ("backend-data", "{\"VNI\":16777215,\"VtepMAC\":\"02:00:00:00:04:01\"}"), ("public-ip", "198.51.100.1")], "198.51.100.1 16777215"),
-        ("IPv6 said to be null", V4, &[MANAGED, VXLAN, ("backend-data", DATA), ("public-ip", "198.51.100.1"), ("backend-v6-data", "null")], "198.51.100.1 1"),
-        ("IPv6 without prefix", V4, &[MANAGED, VXLAN, ("backend-data", DATA), ("public-ip", "198.51.100.1"), ("backend-v6-data", DATA), ("public-ipv6", "2001:db8::1")], "198.51.100.1 1"),
+        (
+            "overwrite",
+            V4,
+            &[
+                MANAGED,
+                VXLAN,
+                ("backend-data", DATA),
+                ("public-ip", "198.51.100.1"),
+                ("public-ip-overwrite", "198.51.100.77"),
+            ],
+            "198.51.100.77 1",
+        ),
+        (
+            "empty overwrite",
+            V4,
+            &[MANAGED, VXLAN, ("backend-data", DATA), ("public-ip", "198.51.100.1"), ("public-ip-overwrite", "")],
+            "198.51.100.1 1",
+        ),
+        (
+            "no VNI",
+            V4,
+            &[MANAGED, VXLAN, ("backend-data", "{\"VtepMAC\":\"02:00:00:00:04:01\"}"), ("public-ip", "198.51.100.1")],
+            "198.51.100.1 1",
+        ),
+        (
+            "VNI",
+            V4,
+            &[
+                MANAGED,
+                VXLAN,
+                ("backend-data", "{\"VNI\":16777215,\"VtepMAC\":\"02:00:00:00:04:01\"}"),
+                ("public-ip", "198.51.100.1"),
+            ],
+            "198.51.100.1 16777215",
+        ),
+        (
+            "IPv6 said to be null",
+            V4,
+            &[MANAGED, VXLAN, ("backend-data", DATA), ("public-ip", "198.51.100.1"), ("backend-v6-data", "null")],
+            "198.51.100.1 1",
+        ),
+        (
+            "IPv6 without prefix",
+            V4,
+            &[
+                MANAGED,
+                VXLAN,
+                ("backend-data", DATA),
+                ("public-ip", "198.51.100.1"),
+                ("backend-v6-data", DATA),
+                ("public-ipv6", "2001:db8::1"),
+            ],
+            "198.51.100.1 1",
+        ),
     ];
     for (what, spec, annotations, expected) in rows {
         let mut rig = Rig::new();
@@ -127,7 +177,7 @@ fn flannel_s_annotations_by_the_letter() {
 
 #[test]
 fn nodes_outside_the_overlay_are_ignored_and_the_reason_is_told() {
-    let rows: &[(&[(&str, &str)], &str, &str)] = &[
+    let rows: &[(Annotations<'_>, &str, &str)] = &[
         (&[VXLAN, ("backend-data", DATA), ("public-ip", "198.51.100.1")], V4, "kube-subnet-manager"),
         (&[("kube-subnet-manager", "false"), VXLAN], V4, "kube-subnet-manager"),
         (&[MANAGED, ("backend-type", "host-gw")], V4, "host-gw"),
@@ -148,15 +198,30 @@ fn nodes_outside_the_overlay_are_ignored_and_the_reason_is_told() {
 fn an_invalid_node_keeps_its_last_good_version_and_says_which_field() {
     let data = "metadata.annotations[flannel.alpha.coreos.com/backend-data]";
     let address = "metadata.annotations[flannel.alpha.coreos.com/public-ip]";
-    let rows: &[(&[(&str, &str)], &str, &str, &str)] = &[
+    let rows: &[(Annotations<'_>, &str, &str, &str)] = &[
         (&[("backend-data", "{VNI:1}"), ("public-ip", "198.51.100.1")], V4, data, "JSON"),
         (&[("backend-data", "{\"VNI\":1}"), ("public-ip", "198.51.100.1")], V4, data, "VtepMAC is missing"),
-        (&[("backend-data", "{\"VNI\":16777216,\"VtepMAC\":\"02:00:00:00:04:01\"}"), ("public-ip", "198.51.100.1")], V4, data, "24 bits"),
+        (
+            &[("backend-data", "{\"VNI\":16777216,\"VtepMAC\":\"02:00:00:00:04:01\"}"), ("public-ip", "198.51.100.1")],
+            V4,
+            data,
+            "24 bits",
+        ),
         (&[("backend-data", "{\"VtepMAC\":\"02:00\"}"), ("public-ip", "198.51.100.1")], V4, data, "02:00"),
-        (&[("backend-data", "{\"VtepMAC\":\"ff:ff:ff:ff:ff:ff\"}"), ("public-ip", "198.51.100.1")], V4, data, "station"),
+        (
+            &[("backend-data", "{\"VtepMAC\":\"ff:ff:ff:ff:ff:ff\"}"), ("public-ip", "198.51.100.1")],
+            V4,
+            data,
+            "station",
+        ),
         (&[("backend-data", DATA), ("public-ip", "gw.example")], V4, address, "gw.example"),
         (&[("backend-data", DATA), ("public-ip", "2001:db8::1")], V4, address, "IPv4"),
-        (&[("backend-data", DATA), ("public-ip", "198.51.100.1")], "podCIDRs: [10.244.1.0/24, fd00]", "spec.podCIDRs[1]", "fd00"),
+        (
+            &[("backend-data", DATA), ("public-ip", "198.51.100.1")],
+            "podCIDRs: [10.244.1.0/24, fd00]",
+            "spec.podCIDRs[1]",
+            "fd00",
+        ),
     ];
     for (annotations, spec, field, word) in rows {
         let mut rig = Rig::new();

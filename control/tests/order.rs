@@ -1,4 +1,5 @@
 //! The order in which objects come does not matter, and neither does whether they come at once or one by one.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod rig;
 
@@ -15,7 +16,10 @@ enum Step {
 
 fn service(name: &str, variant: u8) -> String {
     let metadata = format!("uid: {name}-{}, creationTimestamp: 2024-01-0{}T00:00:00Z", variant % 2, 1 + variant % 3);
-    let spec = format!("loadBalancerIP: \"{}\", ports: [{{ name: http, port: 80 }}]", ["203.0.113.1", "2001:db8:f::1"][usize::from(variant % 2)]);
+    let spec = format!(
+        "loadBalancerIP: \"{}\", ports: [{{ name: http, port: 80 }}]",
+        ["203.0.113.1", "2001:db8:f::1"][usize::from(variant % 2)]
+    );
     service_with(name, &metadata, &spec)
 }
 

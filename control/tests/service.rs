@@ -1,4 +1,5 @@
 //! Services and EndpointSlices → resources, row by row.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod rig;
 
@@ -33,10 +34,7 @@ fn both_families_of_a_service_reach_their_own_endpoints() {
     let web = rig.service("shop/web");
     assert_eq!(web.addresses, ["203.0.113.10".parse::<std::net::IpAddr>().unwrap(), "2001:db8:f::10".parse().unwrap()]);
     assert_eq!((web.ports.len(), web.ports[0].mode), (1, DeliveryMode::Fullnat));
-    assert_eq!(
-        rig.backends("shop/web", 80),
-        ["10.244.1.5:8080*1", "10.244.2.5:8080*1", "[fd00:10:244:1::5]:8080*1"]
-    );
+    assert_eq!(rig.backends("shop/web", 80), ["10.244.1.5:8080*1", "10.244.2.5:8080*1", "[fd00:10:244:1::5]:8080*1"]);
     assert!(rig.notes("shop/web").is_empty(), "{:?}", rig.notes("shop/web"));
 }
 
@@ -47,7 +45,12 @@ fn which_services_are_served() {
         ("S-001 no class", "", "clusterIP: 10.96.0.1", true),
         ("S-001 another class", "", "clusterIP: 10.96.0.1, loadBalancerClass: other/lb", false),
         ("S-003 proxy name", "labels: { service.kubernetes.io/service-proxy-name: x }", "clusterIP: 10.96.0.1", false),
-        ("S-003 proxy name, empty", "labels: { service.kubernetes.io/service-proxy-name: \"\" }", "clusterIP: 10.96.0.1", false),
+        (
+            "S-003 proxy name, empty",
+            "labels: { service.kubernetes.io/service-proxy-name: \"\" }",
+            "clusterIP: 10.96.0.1",
+            false,
+        ),
         ("S-003 headless", "labels: { service.kubernetes.io/headless: \"\" }", "clusterIP: 10.96.0.1", false),
         ("S-004 None", "", "clusterIP: None", false),
         ("S-004 empty", "", "clusterIP: \"\"", false),
@@ -57,7 +60,10 @@ fn which_services_are_served() {
         let mut rig = Rig::new();
         rig.apply(&service_with("a", metadata, &format!("{spec}, {ip}, ports: [{HTTP}]")));
         assert_eq!(rig.find_service("shop/a").is_some(), served, "{id}");
-        assert!(served || rig.problems().iter().all(|problem| !problem.contains("shop/a")), "{id}: none of our business");
+        assert!(
+            served || rig.problems().iter().all(|problem| !problem.contains("shop/a")),
+            "{id}: none of our business"
+        );
     }
     for kind in ["ClusterIP", "NodePort", "ExternalName"] {
         // S-001, S-004; a port that would be invalid is none of our business there.
@@ -99,13 +105,31 @@ fn where_addresses_come_from() {
     let rows: &[(&str, &str, &str, &str, &[&str])] = &[
         // (what, metadata, spec, status, addresses)
         ("S-020", "", "loadBalancerIP: 203.0.113.1,", "", &["203.0.113.1"]),
-        ("ours", "annotations: { tidegate.io/addresses: \"203.0.113.1, 2001:db8:f::1 ,203.0.113.2\" }", "", "", &["203.0.113.1", "2001:db8:f::1", "203.0.113.2"]),
-        ("M-004", "annotations: { metallb.io/loadBalancerIPs: \"2001:db8:f::1,203.0.113.1\" }", "", "", &["2001:db8:f::1", "203.0.113.1"]),
+        (
+            "ours",
+            "annotations: { tidegate.io/addresses: \"203.0.113.1, 2001:db8:f::1 ,203.0.113.2\" }",
+            "",
+            "",
+            &["203.0.113.1", "2001:db8:f::1", "203.0.113.2"],
+        ),
+        (
+            "M-004",
+            "annotations: { metallb.io/loadBalancerIPs: \"2001:db8:f::1,203.0.113.1\" }",
+            "",
+            "",
+            &["2001:db8:f::1", "203.0.113.1"],
+        ),
         ("M-004 older", "annotations: { metallb.universe.tf/loadBalancerIPs: 203.0.113.1 }", "", "", &["203.0.113.1"]),
         ("status wins", "", "loadBalancerIP: 203.0.113.1,", "[{ ip: 203.0.113.9 }]", &["203.0.113.9"]),
         ("T-018", "", "", "[{ ip: 203.0.113.8, ipMode: Proxy }, { ip: 203.0.113.9, ipMode: VIP }]", &["203.0.113.9"]),
         ("hostname", "", "", "[{ hostname: lb.example }, { ip: \"2001:db8:f::9\" }]", &["2001:db8:f::9"]),
-        ("S-120", "", "ipFamilies: [IPv6, IPv4],", "[{ ip: 203.0.113.9 }, { ip: \"2001:db8:f::9\" }]", &["2001:db8:f::9", "203.0.113.9"]),
+        (
+            "S-120",
+            "",
+            "ipFamilies: [IPv6, IPv4],",
+            "[{ ip: 203.0.113.9 }, { ip: \"2001:db8:f::9\" }]",
+            &["2001:db8:f::9", "203.0.113.9"],
+        ),
         ("S-123", "", "ipFamilies: [IPv4],", "[{ ip: 203.0.113.9 }, { ip: \"2001:db8:f::9\" }]", &["203.0.113.9"]),
     ];
     for (what, metadata, spec, status, expected) in rows {
@@ -131,7 +155,7 @@ fn an_api_server_s_objects_are_taken_by_the_letter() {
     assert!(rig.0.resources().is_empty());
     assert_eq!(rig.notes("shop/no-status"), ["AddressAssigned/NoAddress"]);
     // S-042: a slice port without a name.
-    let web = service("web", &format!("clusterIP: 10.96.0.1, ports: [{{ port: 80 }}]"))
+    let web = service("web", "clusterIP: 10.96.0.1, ports: [{ port: 80 }]")
         .replace("---\n", "status: { loadBalancer: { ingress: [{ ip: 203.0.113.9 }] } }\n---\n");
     rig.apply(&(web + &slice("s", "web", "IPv4", "{ port: 8080 }", &endpoints(&["10.244.1.5"]))));
     assert!(rig.backends("shop/web", 80).is_empty());
@@ -195,10 +219,23 @@ fn each_family_falls_back_for_itself() {
 fn ports_are_joined_by_name_and_protocol_with_numbers_per_slice() {
     // S-010, S-011, T-015
     let mut rig = Rig::new();
-    let ports = "{ name: dns, port: 53, protocol: UDP }, { name: dns-tcp, port: 53, protocol: TCP }, { name: web, port: 80 }";
+    let ports =
+        "{ name: dns, port: 53, protocol: UDP }, { name: dns-tcp, port: 53, protocol: TCP }, { name: web, port: 80 }";
     rig.apply(&service("a", &format!("loadBalancerIP: 203.0.113.1, ports: [{ports}]")));
-    rig.apply(&slice("s1", "a", "IPv4", "{ name: dns, port: 5353, protocol: UDP }, { name: web, port: 8080 }", &endpoints(&["10.244.1.5"])));
-    rig.apply(&slice("s2", "a", "IPv4", "{ name: web, port: 9090 }, { name: dns-tcp, port: 53, protocol: UDP }", &endpoints(&["10.244.2.5"])));
+    rig.apply(&slice(
+        "s1",
+        "a",
+        "IPv4",
+        "{ name: dns, port: 5353, protocol: UDP }, { name: web, port: 8080 }",
+        &endpoints(&["10.244.1.5"]),
+    ));
+    rig.apply(&slice(
+        "s2",
+        "a",
+        "IPv4",
+        "{ name: web, port: 9090 }, { name: dns-tcp, port: 53, protocol: UDP }",
+        &endpoints(&["10.244.2.5"]),
+    ));
     let shown: Vec<(u16, Protocol, Vec<String>)> = rig
         .service("shop/a")
         .ports
@@ -248,7 +285,8 @@ fn what_a_slice_may_hold_that_is_ignored() {
             .replace("service-name: web", "service-name: web, service.kubernetes.io/service-proxy-name: x"),
     );
     rig.apply(
-        &slice("away", "web", "IPv4", HTTP_8080, &endpoints(&["10.244.1.8"])).replace("namespace: shop", "namespace: away"),
+        &slice("away", "web", "IPv4", HTTP_8080, &endpoints(&["10.244.1.8"]))
+            .replace("namespace: shop", "namespace: away"),
     );
     rig.apply(&slice("second", "web", "IPv4", HTTP_8080, "{ addresses: [10.244.1.9, 10.244.1.10] }"));
     assert_eq!(rig.backends("shop/web", 80), ["10.244.1.9:8080*1"], "addresses[0] only");
@@ -270,18 +308,42 @@ fn an_invalid_object_keeps_its_last_good_version_and_says_which_field() {
         (bad(&format!("{ip}, ports: []")), "spec.ports", "at least one"),
         (bad(&format!("{ip}, ports: [{{ port: 1, protocol: ICMP }}]")), "spec.ports[0].protocol", "ICMP"),
         (bad(&format!("{ip}, ports: [{{ port: 1, name: a }}, {{ port: 2 }}]")), "spec.ports[1].name", "required"),
-        (bad(&format!("{ip}, ports: [{{ port: 1, name: a }}, {{ port: 2, name: a }}]")), "spec.ports[1].name", "two ports"),
+        (
+            bad(&format!("{ip}, ports: [{{ port: 1, name: a }}, {{ port: 2, name: a }}]")),
+            "spec.ports[1].name",
+            "two ports",
+        ),
         (bad(&format!("{ip}, ports: [{{ port: 1, name: a }}, {{ port: 1, name: b }}]")), "spec.ports[1].port", "twice"),
         (bad(&format!("{ip}, ipFamilies: [IPv5], ports: [{HTTP}]")), "spec.ipFamilies[0]", "IPv5"),
         (bad(&format!("{ip}, externalTrafficPolicy: Near, ports: [{HTTP}]")), "spec.externalTrafficPolicy", "Near"),
-        (bad(&format!("{ip}, loadBalancerSourceRanges: [10.0.0.0/33], ports: [{HTTP}]")), "spec.loadBalancerSourceRanges[0]", "10.0.0.0/33"),
+        (
+            bad(&format!("{ip}, loadBalancerSourceRanges: [10.0.0.0/33], ports: [{HTTP}]")),
+            "spec.loadBalancerSourceRanges[0]",
+            "10.0.0.0/33",
+        ),
         (bad(&format!("loadBalancerIP: 203.0.113.256, ports: [{HTTP}]")), "spec.loadBalancerIP", "203.0.113.256"),
         (bad(&format!("loadBalancerIP: 127.0.0.1, ports: [{HTTP}]")), "spec.loadBalancerIP", "loopback"),
         (bad(&format!("loadBalancerIP: \"ff02::1\", ports: [{HTTP}]")), "spec.loadBalancerIP", "multicast"),
-        (annotation("tidegate.io/addresses", "203.0.113.1,"), "metadata.annotations[tidegate.io/addresses]", "not an IP address"),
-        (annotation("tidegate.io/addresses", "203.0.113.1,203.0.113.1"), "metadata.annotations[tidegate.io/addresses]", "twice"),
-        (annotation("metallb.io/loadBalancerIPs", "203.0.113.1,203.0.113.2"), "metadata.annotations[metallb.io/loadBalancerIPs]", "family"),
-        (service_with("a", "annotations: { tidegate.io/addresses: 203.0.113.1 }", &format!("{ip}, ports: [{HTTP}]")), "metadata.annotations[tidegate.io/addresses]", "keep one"),
+        (
+            annotation("tidegate.io/addresses", "203.0.113.1,"),
+            "metadata.annotations[tidegate.io/addresses]",
+            "not an IP address",
+        ),
+        (
+            annotation("tidegate.io/addresses", "203.0.113.1,203.0.113.1"),
+            "metadata.annotations[tidegate.io/addresses]",
+            "twice",
+        ),
+        (
+            annotation("metallb.io/loadBalancerIPs", "203.0.113.1,203.0.113.2"),
+            "metadata.annotations[metallb.io/loadBalancerIPs]",
+            "family",
+        ),
+        (
+            service_with("a", "annotations: { tidegate.io/addresses: 203.0.113.1 }", &format!("{ip}, ports: [{HTTP}]")),
+            "metadata.annotations[tidegate.io/addresses]",
+            "keep one",
+        ),
     ] {
         let mut rig = Rig::new();
         rig.apply(&good("a"));
@@ -308,7 +370,13 @@ fn an_invalid_slice_keeps_its_last_good_version_and_says_which_field() {
         ("IPv7", HTTP_8080, "{ addresses: [10.244.1.5] }", "addressType", "IPv7"),
         ("IPv4", "{ name: http, port: -1 }", "{ addresses: [10.244.1.5] }", "ports[0].port", "-1"),
         ("IPv4", "{ name: http, port: 80, protocol: tcp }", "{ addresses: [10.244.1.5] }", "ports[0].protocol", "tcp"),
-        ("IPv4", HTTP_8080, "{ addresses: [10.244.1.5], conditions: { ready: maybe } }", "endpoints[0].conditions.ready", "maybe"),
+        (
+            "IPv4",
+            HTTP_8080,
+            "{ addresses: [10.244.1.5], conditions: { ready: maybe } }",
+            "endpoints[0].conditions.ready",
+            "maybe",
+        ),
     ] {
         let mut rig = Rig::new();
         rig.apply(&(web() + &slice("s", "web", "IPv4", HTTP_8080, &endpoints(&["10.244.1.1"]))));

@@ -91,7 +91,7 @@ impl Watching {
             let end = match self.watch() {
                 // The watch stands before the first look, so that no change falls between them.
                 Ok(watcher) => self.follow(watcher),
-                Err(problem) => self.wait(problem),
+                Err(problem) => self.wait(*problem),
             };
             if matches!(end, End::Stop) {
                 return;
@@ -99,12 +99,12 @@ impl Watching {
         }
     }
 
-    fn watch(&self) -> Result<RecommendedWatcher, Problem> {
+    fn watch(&self) -> Result<RecommendedWatcher, Box<Problem>> {
         let path = self.directory.path.clone();
         let wake = self.wake.clone();
         let failed = |error: notify::Error| {
             let message = format!("cannot watch the directory {}: {error}; waiting for it", path.display());
-            Problem::new(Severity::Error, "SourceMissing", message)
+            Box::new(Problem::new(Severity::Error, "SourceMissing", message))
         };
         let root = path.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {

@@ -56,6 +56,7 @@ pub enum Response {
         /// Name and version of the program, for logs.
         server: String,
         /// Objects the dataplane holds (from its saved state, or from an earlier control), with their versions.
+        #[serde(with = "versions")]
         holds: Versions,
         /// Generation all workers have reached.
         reached: u64,
@@ -98,4 +99,43 @@ pub struct Rejection {
     pub version: String,
     /// Why, naming the field.
     pub reason: String,
+}
+
+/// [`Versions`] as a list of `{kind, name, version}`: JSON has only strings as keys.
+mod versions {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::resource::{ResourceKey, Versions};
+
+    #[derive(Serialize, Deserialize)]
+    struct Entry<K, V> {
+        #[serde(flatten)]
+        key: K,
+        version: V,
+    }
+
+    pub fn serialize<S: Serializer>(versions: &Versions, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(versions.iter().map(|(key, version)| Entry { key, version }))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Versions, D::Error> {
+        let entries = Vec::<Entry<ResourceKey, String>>::deserialize(deserializer)?;
+        Ok(entries.into_iter().map(|entry| (entry.key, entry.version)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::Kind;
+
+    #[test]
+    fn a_welcome_tells_what_is_held() {
+        let key = ResourceKey { kind: Kind::Service, name: "shop/web".into() };
+        let holds = Versions::from([(key, "7".into())]);
+        let welcome = Response::Welcome { contract: 1, server: "x".into(), holds, reached: 3 };
+        let json = serde_json::to_string(&welcome).unwrap();
+        assert!(json.contains(r#""holds":[{"kind":"service","name":"shop/web","version":"7"}]"#), "{json}");
+        assert_eq!(serde_json::from_str::<Response>(&json).unwrap(), welcome);
+    }
 }

@@ -7,9 +7,12 @@
 //! established packet needs no table. The sums for the checksums are not stored: they are six subtractions of words
 //! that lie in the same line.
 //!
+//! Both directions are stored as their packets arrive, in an array, so that comparing and rewriting choose by an index
+//! where a branch would be a coin toss: what leaves in one direction is what arrives in the other, ends exchanged.
+//!
 //! ```text
-//!  0        12           24       28         32         36      40      44        48        56       60      64
-//!  | original | translated | p s f m | last_seen | backend | epochs | egress | last_ack[2] | packets[2] | bytes[2] |   IPv4
+//!  0          12      24        28          32        36        40       44            48         56           64
+//!  | original | reply | p s f m | last_seen | backend | epochs  | egress | last_ack[2] | packets  | bytes[2]   |  IPv4
 //! ```
 
 use zerocopy::{FromZeros, Immutable};
@@ -17,11 +20,32 @@ use zerocopy::{FromZeros, Immutable};
 use super::{Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Direction, Ticks, Tuple};
 
 /// The entry is in use.
-const LIVE: u8 = 1;
-/// Packets of the original direction arrive inside the overlay.
-const ORIGINAL_OVERLAY: u8 = 2;
-/// Packets of the reply direction arrive inside the overlay.
-const REPLY_OVERLAY: u8 = 4;
+const LIVE: u8 = 0x80;
+/// One bit per direction, by its index: the domain its packets arrive from.
+const DOMAIN: u8 = 1;
+const _: () = assert!(DOMAIN_WIRE == 0 && DOMAIN_OVERLAY == DOMAIN);
+
+/// A tuple but for what both directions share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromZeros, Immutable)]
+#[repr(C)]
+struct Ends<A> {
+    source: A,
+    destination: A,
+    source_port: u16,
+    destination_port: u16,
+}
+
+impl<A: Address> Ends<A> {
+    #[inline(always)]
+    fn of(tuple: &Tuple<A>) -> Ends<A> {
+        Ends {
+            source: tuple.source,
+            destination: tuple.destination,
+            source_port: tuple.source_port,
+            destination_port: tuple.destination_port,
+        }
+    }
+}
 
 /// What a flow has lived through: a TCP state, or how much of a UDP conversation was seen.
 ///
@@ -35,14 +59,8 @@ pub struct FlowState(pub(super) u8);
 #[derive(Debug, Clone, Copy, FromZeros, Immutable)]
 #[repr(C, align(64))]
 pub struct Entry<A> {
-    source: A,
-    destination: A,
-    source_port: u16,
-    destination_port: u16,
-    translated_source: A,
-    translated_destination: A,
-    translated_source_port: u16,
-    translated_destination_port: u16,
+    /// Of packets as they arrive, per direction.
+    ends: [Ends<A>; 2],
     protocol: u8,
     /// Where the flow stands.
     pub state: FlowState,
@@ -118,29 +136,16 @@ pub struct Fold {
     pub bytes: u64,
 }
 
-#[inline(always)]
-const fn domain(flags: u8, overlay: u8) -> u8 {
-    if flags & overlay == 0 { DOMAIN_WIRE } else { DOMAIN_OVERLAY }
-}
-
 impl<A: Address> Entry<A> {
     /// A live entry.
     #[inline]
     pub(super) fn new(new: &NewFlow<A>, now: Ticks) -> Entry<A> {
-        let original = if new.original.domain == DOMAIN_OVERLAY { ORIGINAL_OVERLAY } else { 0 };
-        let reply = if new.translated.domain == DOMAIN_OVERLAY { REPLY_OVERLAY } else { 0 };
+        let reply = new.reply();
         Entry {
-            source: new.original.source,
-            destination: new.original.destination,
-            source_port: new.original.source_port,
-            destination_port: new.original.destination_port,
-            translated_source: new.translated.source,
-            translated_destination: new.translated.destination,
-            translated_source_port: new.translated.source_port,
-            translated_destination_port: new.translated.destination_port,
+            ends: [Ends::of(&new.original), Ends::of(&reply)],
             protocol: new.original.protocol,
             state: new.state,
-            flags: LIVE | original | reply,
+            flags: LIVE | (new.original.domain & DOMAIN) | (reply.domain & DOMAIN) << 1,
             mark: new.mark,
             last_seen_ticks: now,
             backend: new.backend,
@@ -175,83 +180,61 @@ impl<A: Address> Entry<A> {
         self.protocol
     }
 
+    /// The tuple that packets of `direction` arrive with.
+    #[inline(always)]
+    #[must_use]
+    pub fn arriving(&self, direction: Direction) -> Tuple<A> {
+        let Ends { source, destination, source_port, destination_port } = self.ends[direction.index()];
+        let (protocol, domain) = (self.protocol, self.domain(direction));
+        Tuple { source, destination, source_port, destination_port, protocol, domain }
+    }
+
+    /// The tuple that packets of `direction` leave with: what to write into them.
+    #[inline(always)]
+    #[must_use]
+    pub fn leaving(&self, direction: Direction) -> Tuple<A> {
+        let back = direction.reversed();
+        self.arriving(back).reversed(self.domain(back))
+    }
+
     /// The tuple that packets of the original direction arrive with.
     #[inline]
     #[must_use]
     pub fn original_tuple(&self) -> Tuple<A> {
-        Tuple {
-            source: self.source,
-            destination: self.destination,
-            source_port: self.source_port,
-            destination_port: self.destination_port,
-            protocol: self.protocol,
-            domain: domain(self.flags, ORIGINAL_OVERLAY),
-        }
+        self.arriving(Direction::Original)
     }
 
     /// The tuple that packets of the original direction leave with.
     #[inline]
     #[must_use]
     pub fn translated_tuple(&self) -> Tuple<A> {
-        Tuple {
-            source: self.translated_source,
-            destination: self.translated_destination,
-            source_port: self.translated_source_port,
-            destination_port: self.translated_destination_port,
-            protocol: self.protocol,
-            domain: domain(self.flags, REPLY_OVERLAY),
-        }
+        self.leaving(Direction::Original)
     }
 
     /// The tuple that packets of the reply direction arrive with.
     #[inline]
     #[must_use]
     pub fn reply_tuple(&self) -> Tuple<A> {
-        self.translated_tuple().reversed(domain(self.flags, REPLY_OVERLAY))
+        self.arriving(Direction::Reply)
     }
 
-    /// The tuple that packets of `direction` arrive with.
-    #[inline]
-    #[must_use]
-    pub fn arriving(&self, direction: Direction) -> Tuple<A> {
-        match direction {
-            Direction::Original => self.original_tuple(),
-            Direction::Reply => self.reply_tuple(),
-        }
+    #[inline(always)]
+    fn domain(&self, direction: Direction) -> u8 {
+        self.flags >> direction.index() & DOMAIN
     }
 
-    /// The tuple that packets of `direction` leave with: what to write into them.
-    #[inline]
-    #[must_use]
-    pub fn leaving(&self, direction: Direction) -> Tuple<A> {
-        match direction {
-            Direction::Original => self.translated_tuple(),
-            Direction::Reply => self.original_tuple().reversed(domain(self.flags, ORIGINAL_OVERLAY)),
-        }
-    }
-
-    /// Whether packets with `tuple` are this live flow's `direction`.
+    /// Whether packets with `tuple` are this live flow's `direction`. Has no branch.
     #[inline(always)]
     #[must_use]
     pub fn matches(&self, direction: Direction, tuple: &Tuple<A>) -> bool {
-        let (ends, overlay) = match direction {
-            Direction::Original => (
-                (self.source == tuple.source)
-                    & (self.destination == tuple.destination)
-                    & (self.source_port == tuple.source_port)
-                    & (self.destination_port == tuple.destination_port),
-                ORIGINAL_OVERLAY,
-            ),
-            Direction::Reply => (
-                (self.translated_destination == tuple.source)
-                    & (self.translated_source == tuple.destination)
-                    & (self.translated_destination_port == tuple.source_port)
-                    & (self.translated_source_port == tuple.destination_port),
-                REPLY_OVERLAY,
-            ),
-        };
-        let expected = LIVE | if tuple.domain == DOMAIN_OVERLAY { overlay } else { 0 };
-        ends & (self.protocol == tuple.protocol) & (self.flags & (LIVE | overlay) == expected)
+        let ends = &self.ends[direction.index()];
+        (ends.source == tuple.source)
+            & (ends.destination == tuple.destination)
+            & (ends.source_port == tuple.source_port)
+            & (ends.destination_port == tuple.destination_port)
+            & (self.protocol == tuple.protocol)
+            & (self.domain(direction) == tuple.domain)
+            & self.is_live()
     }
 
     /// Counts a packet. When the entry's small counters would overflow, what they held is handed out.

@@ -7,12 +7,14 @@
 //! ```text
 //! for every packet:  hash(tuple), prefetch_index(hash)           -> the index line is on its way
 //! for every packet:  candidate(hash)                             -> reads that line, the entry is on its way
+//! for every packet:  follow(candidate, hash)                     -> the same for keys in their second bucket
 //! for every packet:  confirm(candidate, tuple, hash)             -> compares the entry
 //! ```
 //!
-//! `candidate` believes a tag of 23 bits; `confirm` compares everything and, when the tag lied or the key sits in its
-//! second bucket, searches both. A flow that is installed between the phases of another packet of the same batch is not
-//! seen by it: whoever is about to insert after a miss must be ready for [`InsertError::OriginalTaken`].
+//! `candidate` believes a tag of 16 bits; `confirm` compares everything and searches both buckets when the tag lied.
+//! `follow` is worth its pass over the batch in tables that are nearly full, and may be left out. A flow that is
+//! installed between the phases of another packet of the same batch is not seen by it: whoever is about to insert after
+//! a miss must be ready for [`InsertError::OriginalTaken`].
 //!
 //! Entries that were in use are linked through their own lines and used again first, so the table touches no more pages
 //! than it ever needed at once.
@@ -168,16 +170,30 @@ impl<A: Address> FlowTable<A> {
     pub fn candidate(&self, hash: u64) -> Option<Candidate> {
         match self.index.probe(hash) {
             Probe::Absent => None,
-            Probe::Likely(slot) => {
-                let entry = self.entries.at(slot.entry);
-                prefetch_read(entry);
-                if size_of::<Entry<A>>() > 64 {
-                    prefetch_read(entry.last_line());
-                }
-                Some(Candidate(Some(slot)))
-            }
+            Probe::Likely(slot) => Some(self.expect(slot)),
             Probe::Spilled => Some(Candidate(None)),
         }
+    }
+
+    /// Between phases 2 and 3: what `candidate` could not say of a key that may be in its second bucket, it is said
+    /// now. `None` is as certain as there, if nothing was inserted since.
+    #[inline(always)]
+    #[must_use]
+    pub fn follow(&self, candidate: Candidate, hash: u64) -> Option<Candidate> {
+        if candidate.0.is_some() {
+            return Some(candidate);
+        }
+        self.index.probe_second(hash).map(|slot| self.expect(slot))
+    }
+
+    #[inline(always)]
+    fn expect(&self, slot: Slot) -> Candidate {
+        let entry = self.entries.at(slot.entry);
+        prefetch_read(entry);
+        if size_of::<Entry<A>>() > 64 {
+            prefetch_read(entry.last_line());
+        }
+        Candidate(Some(slot))
     }
 
     /// Phase 3: compares the entry with the whole tuple.
@@ -202,8 +218,7 @@ impl<A: Address> FlowTable<A> {
     #[inline]
     #[must_use]
     pub fn lookup(&self, tuple: &Tuple<A>) -> Option<Hit> {
-        let hash = self.hash(tuple);
-        self.candidate(hash).and_then(|candidate| self.confirm(candidate, tuple, hash))
+        self.find(tuple, self.hash(tuple))
     }
 
     /// The entry of a flow. (Of a flow that was removed: an entry that is not live, or is another flow by now.)
@@ -255,8 +270,9 @@ impl<A: Address> FlowTable<A> {
         Ok(FlowId(row))
     }
 
+    #[inline]
     fn find(&self, tuple: &Tuple<A>, hash: u64) -> Option<Hit> {
-        self.candidate(hash).and_then(|candidate| self.confirm(candidate, tuple, hash))
+        self.confirm(self.candidate(hash)?, tuple, hash)
     }
 
     /// Removes a flow; whether it was live. Its counters are lost unless they were folded before.

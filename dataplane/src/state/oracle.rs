@@ -181,7 +181,11 @@ impl<A: Numbered> Pair<A> {
         for known in &self.known {
             for (tuple, direction) in [(known.new.original, Direction::Original), (known.new.reply(), Direction::Reply)]
             {
-                assert_eq!(self.table.lookup(&tuple), Some(Hit { flow: known.id, direction }));
+                let hash = self.table.hash(&tuple);
+                let hit = Some(Hit { flow: known.id, direction });
+                assert_eq!(self.table.lookup(&tuple), hit);
+                let candidate = self.table.candidate(hash).and_then(|candidate| self.table.follow(candidate, hash));
+                assert_eq!(self.table.confirm(candidate.unwrap(), &tuple, hash), hit);
             }
             assert_eq!(self.table.entry(known.id).original_tuple(), known.new.original);
             assert_eq!(self.table.entry(known.id).reply_tuple(), known.new.reply());
@@ -263,8 +267,17 @@ fn fills_to_95_percent<A: Numbered>(flows: u32, seed: u64) {
         ids[at] = table.insert(&news[at], 0).unwrap();
     }
     for (id, new) in ids.iter().zip(&news) {
-        assert_eq!(table.lookup(&new.original), Some(Hit { flow: *id, direction: Direction::Original }));
-        assert_eq!(table.lookup(&new.reply()), Some(Hit { flow: *id, direction: Direction::Reply }));
+        for (tuple, direction) in [(new.original, Direction::Original), (new.reply(), Direction::Reply)] {
+            let (hash, hit) = (table.hash(&tuple), Some(Hit { flow: *id, direction }));
+            assert_eq!(table.lookup(&tuple), hit);
+            let candidate = table.candidate(hash).and_then(|candidate| table.follow(candidate, hash));
+            assert_eq!(table.confirm(candidate.unwrap(), &tuple, hash), hit);
+            // A stranger is known to be one, whatever the phases say on the way.
+            let stranger = Tuple { protocol: 99, ..tuple };
+            let hash = table.hash(&stranger);
+            let candidate = table.candidate(hash).and_then(|candidate| table.follow(candidate, hash));
+            assert_eq!(candidate.and_then(|candidate| table.confirm(candidate, &stranger, hash)), None);
+        }
     }
     assert_eq!(table.live(), target);
 }
