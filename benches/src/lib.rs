@@ -1,1 +1,12 @@
-//! Time and allocations per packet, per stage and per turn.
+//! Time and allocations per packet: the field on which workers are measured.
+//!
+//! A [`Field`] is the real worker over a port whose frames lie ready in memory, more of them than the second-level cache
+//! holds. A pass receives each frame once; what a pass did to them is undone between passes, outside the measured time.
+//! Figures are application time: no device and no kernel takes part.
+
+#![forbid(unsafe_code)]
+
+/// Frames that lie ready: a port without a device, and the worker over it.
+pub mod field;
+/// Figures, budgets and the summary that compares them.
+pub mod summary;

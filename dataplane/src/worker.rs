@@ -180,6 +180,12 @@ impl Worker {
         &self.state
     }
 
+    /// What it remembers, to prepare it for a measurement.
+    #[cfg(feature = "rig")]
+    pub fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
     /// Gives back every frame that is held; for an orderly end.
     pub fn stop(&mut self) {
         for held in self.state.hold.drain() {

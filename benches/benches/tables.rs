@@ -1,0 +1,57 @@
+//! What the compiler thread does: rings, and a publish that costs what changed.
+
+#![allow(missing_docs)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use tidegate_dataplane::table::backend::{BackendRow, BackendState};
+use tidegate_dataplane::table::maglev::{self, Ring};
+use tidegate_dataplane::table::publish::Publisher;
+use tidegate_dataplane::table::{BackendId, Family, ServiceId, Tables};
+
+fn ring(criterion: &mut Criterion) {
+    let members: Vec<_> = (0..1000u16)
+        .map(|n| {
+            let [high, low] = n.to_be_bytes();
+            let address = tidegate_dataplane::table::mapped(&[10, 244, high, low]);
+            (maglev::member_key(&address, 8080), 1)
+        })
+        .collect();
+    criterion.bench_function("maglev/65537_of_1000", |bencher| bencher.iter(|| Ring::build(&members, 65_537)));
+}
+
+fn publish(criterion: &mut Criterion) {
+    let mut tables = Tables::default();
+    let backends = Arc::make_mut(&mut tables.backends);
+    for n in 0..500_000u32 {
+        let [_, a, b, c] = n.to_be_bytes();
+        let address = tidegate_dataplane::table::mapped(&[10, a, b, c]);
+        let (service, state) = (ServiceId(n / 10), BackendState::Active);
+        backends.set(BackendId(n), BackendRow { address, family: Family::V4, port: 80, service, state, epoch: 0 });
+    }
+    let (mut publisher, readers) = Publisher::new(tables);
+    let mut reader = readers();
+    let mut at = 0u32;
+    criterion.bench_function("publish/one_endpoint_of_500000", |bencher| {
+        bencher.iter(|| {
+            at = (at + 104_729) % 500_000;
+            let mut tables = publisher.current().clone();
+            let state = if at % 2 == 0 { BackendState::Draining } else { BackendState::Active };
+            Arc::make_mut(&mut tables.backends).set_state(BackendId(at), state);
+            publisher.publish(tables);
+            let generation = reader.refresh().generation;
+            publisher.collect();
+            generation
+        });
+    });
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1)).without_plots();
+    targets = ring, publish
+}
+criterion_main!(benches);

@@ -1,0 +1,299 @@
+//! Frames that lie ready: a port without a device, and the worker over it.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tidegate_dataplane::counters::Event;
+use tidegate_dataplane::rig::{self, LAN, LAN_MAC, Net, WAN, WAN_MAC};
+use tidegate_dataplane::stage::parse::Ingress;
+use tidegate_dataplane::stage::verdict::Exits;
+use tidegate_dataplane::state::{Capacity, Entropy, Entry, State};
+use tidegate_dataplane::table::publish::Publisher;
+use tidegate_dataplane::worker::Worker;
+use tidegate_io::{
+    Batch, Frame, HugePages, Magazine, Mode, Pool, Port, PortCounters, PortFacts, SocketStatistics,
+};
+
+/// Frames of one pass: 32 MiB of frame memory, sixteen times a second-level cache of 2 MiB.
+pub const PASS_FRAMES: usize = 16_384;
+/// Bytes of a frame.
+const FRAME_BYTES: u32 = 2048;
+/// Backends behind the Service.
+const BACKENDS: u8 = 100;
+
+/// Frames that are ready to be received, and frames that were sent.
+#[derive(Default)]
+struct Stock {
+    ready: Vec<Frame>,
+    sent: Vec<Frame>,
+}
+
+/// A port that receives from the stock and sends into it. One lock per batch.
+struct StockPort {
+    stock: Arc<Mutex<Stock>>,
+    facts: PortFacts,
+    counters: PortCounters,
+    receives: bool,
+}
+
+impl Port for StockPort {
+    fn rx(&mut self, batch: &mut Batch) -> usize {
+        if !self.receives {
+            return 0;
+        }
+        let mut stock = self.stock.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = stock.ready.len().saturating_sub(batch.remaining_capacity());
+        let before = batch.len();
+        batch.extend(stock.ready.drain(from..));
+        batch.len() - before
+    }
+
+    fn tx(&mut self, batch: &mut Batch) -> usize {
+        let mut stock = self.stock.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = batch.len();
+        self.counters.tx_packets += sent as u64;
+        self.counters.tx_completed += sent as u64;
+        stock.sent.extend(batch.drain(..));
+        sent
+    }
+
+    fn recycle(&mut self, _magazine: &mut Magazine) {}
+
+    fn kick(&mut self) {}
+
+    fn counters(&self) -> PortCounters {
+        self.counters
+    }
+
+    fn facts(&self) -> &PortFacts {
+        &self.facts
+    }
+
+    fn socket_statistics(&self) -> std::io::Result<Option<SocketStatistics>> {
+        Ok(None)
+    }
+
+    fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// Which way the measured packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Client to Service: LB, rewrite, VXLAN on.
+    ToBackend,
+    /// Pod to client: VXLAN off, reverse translation.
+    ToClient,
+    /// Pod to Service through the overlay: VXLAN off, LB, rewrite, VXLAN on.
+    Overlay,
+}
+
+/// A worker, a number of established flows, and frames for them.
+pub struct Field {
+    worker: Worker,
+    _publisher: Publisher,
+    stock: Arc<Mutex<Stock>>,
+    idle: Vec<Frame>,
+    net: Net,
+    way: Way,
+    flows: u32,
+    now_ns: u64,
+    random: Entropy,
+    replies: Vec<(IpAddr, u16, u16)>,
+}
+
+impl Field {
+    /// A worker with room for `flows_max` flows of each family, and no flow yet.
+    ///
+    /// # Errors
+    /// When the system has no memory.
+    pub fn empty(net: Net, way: Way, flows_max: u32) -> anyhow::Result<Field> {
+        let mut tables = rig::tables();
+        let pods: Vec<_> = (1..=BACKENDS).map(|n| (net.pod(n % rig::PEERS, 100 + n % 100), 8080 + u16::from(n), 1)).collect();
+        rig::add_service(&mut tables, 1, net.vip(1), 80, 17, &pods);
+        let frames = u32::try_from(PASS_FRAMES)? + 64;
+        let pool = Pool::new(frames, FRAME_BYTES, HugePages::Auto)?;
+        let stock = Arc::new(Mutex::new(Stock::default()));
+        let from_wire = way == Way::ToBackend;
+        let port = |name: &str, ifindex, mac, receives| -> Box<dyn Port> {
+            let group = pool.group();
+            let facts = PortFacts { device: name.into(), ifindex, queue: 0, mac, mtu: 1500, mode: Mode::Memory, group };
+            Box::new(StockPort { stock: Arc::clone(&stock), facts, counters: PortCounters::default(), receives })
+        };
+        let ports = vec![(port("wan0", 10, WAN_MAC, from_wire), WAN), (port("lan0", 11, LAN_MAC, !from_wire), LAN)];
+        let mut magazine = pool.magazine();
+        let idle: Vec<Frame> = std::iter::from_fn(|| magazine.take()).take(PASS_FRAMES).collect();
+        let exits = Exits::new(ports, vec![magazine]).map_err(anyhow::Error::msg)?;
+        let ingress = vec![Ingress { device: WAN, mac: WAN_MAC }, Ingress { device: LAN, mac: LAN_MAC }];
+        let capacity = Capacity { flows_v4: flows_max, flows_v6: flows_max, backends: 1 << 20, huge: HugePages::Auto };
+        let now_ns = 1 << 40;
+        let state = State::new(capacity, [3, 5], now_ns)?;
+        let (publisher, readers) = Publisher::new(tables);
+        let (wants, _) = crossbeam::channel::bounded(1);
+        let (_, mailbox) = crossbeam::channel::bounded(1);
+        let worker = Worker::new(0, readers(), exits, ingress, state, Entropy::new(7), wants, mailbox);
+        let random = Entropy::new(11);
+        Ok(Field { worker, _publisher: publisher, stock, idle, net, way, flows: 0, now_ns, random, replies: Vec::new() })
+    }
+
+    /// A worker with `flows` established flows.
+    ///
+    /// # Errors
+    /// When the system has no memory, or a flow was not installed.
+    pub fn with_flows(net: Net, way: Way, flows: u32) -> anyhow::Result<Field> {
+        let mut field = Field::empty(net, way, flows.max(1024) + flows / 8)?;
+        if way == Way::ToClient {
+            // The flows begin at the client's end; then the field is turned round.
+            let mut opening = Field::empty(net, Way::ToBackend, flows.max(1024) + flows / 8)?;
+            opening.install(flows)?;
+            field.replies = opening.reply_tuples();
+            std::mem::swap(field.worker.state_mut(), opening.worker.state_mut());
+            field.flows = flows;
+        } else {
+            field.install(flows)?;
+        }
+        Ok(field)
+    }
+
+    /// Begins flows up to the number `flows`.
+    fn install(&mut self, flows: u32) -> anyhow::Result<()> {
+        while self.flows < flows {
+            let first = self.flows;
+            let count = (flows - first).min(u32::try_from(PASS_FRAMES)?);
+            self.load(count as usize, |at| first + at);
+            self.turns();
+            self.flows += count;
+        }
+        let installed = self.worker.counters().events(Event::FlowInstalled);
+        anyhow::ensure!(installed == u64::from(flows), "{installed} of {flows} flows: {:?}", self.worker.counters().nonzero());
+        Ok(())
+    }
+
+    /// What packets of the reply direction of every flow look like: pod, its port, translated port.
+    fn reply_tuples(&self) -> Vec<(IpAddr, u16, u16)> {
+        let mut replies = Vec::with_capacity(self.flows as usize);
+        let state = self.worker.state();
+        let v4 = |_, entry: &Entry<[u8; 4]>| {
+            let reply = entry.reply_tuple();
+            (IpAddr::from(reply.source), reply.source_port, reply.destination_port)
+        };
+        let v6 = |_, entry: &Entry<[u8; 16]>| {
+            let reply = entry.reply_tuple();
+            (IpAddr::from(reply.source), reply.source_port, reply.destination_port)
+        };
+        let _ = state.v4.visit(0, u32::MAX, |id, entry| replies.push(v4(id, entry)));
+        let _ = state.v6.visit(0, u32::MAX, |id, entry| replies.push(v6(id, entry)));
+        replies
+    }
+
+    /// Makes `count` frames ready, the packet of flow `choose(n)` in the `n`th.
+    fn load(&mut self, count: usize, mut choose: impl FnMut(u32) -> u32) {
+        let mut stock = std::mem::take(&mut *self.stock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.idle.append(&mut stock.sent);
+        self.idle.append(&mut stock.ready);
+        for n in (0..).take(count) {
+            let Some(mut frame) = self.idle.pop() else { break };
+            let whole = frame.fill(&self.packet(choose(n)));
+            debug_assert!(whole, "a frame holds every packet of a field");
+            stock.ready.push(frame);
+        }
+        *self.stock.lock().unwrap_or_else(PoisonError::into_inner) = stock;
+    }
+
+    /// The packet of flow `n`, as it arrives.
+    fn packet(&self, n: u32) -> Vec<u8> {
+        let net = self.net;
+        let low = u16::try_from(n & 0xffff).unwrap_or_default();
+        let high = u16::try_from(n >> 16).unwrap_or_default();
+        // 22 bytes of payload make a frame of 64 bytes over IPv4.
+        let payload = [0u8; 22];
+        match self.way {
+            Way::ToBackend => rig::udp((net.client(low), 40_000 + high), (net.vip(1), 80), &payload),
+            Way::ToClient => {
+                let (pod, port, source) = self.replies.get(n as usize).copied().unwrap_or((net.pod(0, 1), 1, 1));
+                let peer = (0..rig::PEERS).find(|peer| (0..=255).any(|p| net.pod(*peer, p) == pod)).unwrap_or(0);
+                let bare = rig::udp((pod, port), (net.source(), source), &payload);
+                rig::from_peer(net, peer, &bare[14..])
+            }
+            Way::Overlay => {
+                let (peer, pod) = (low % u16::from(rig::PEERS), low / 2 % 90);
+                let port = 1024 + u16::try_from(n / 180).unwrap_or_default();
+                let (peer, pod) = (peer.to_le_bytes()[0], pod.to_le_bytes()[0] + 1);
+                let bare = rig::udp((net.pod(peer, pod), port), (net.vip(1), 80), &payload);
+                rig::from_peer(net, peer, &bare[14..])
+            }
+        }
+    }
+
+    /// Turns until nothing is ready; returns how long that took and how many packets it were.
+    fn turns(&mut self) -> (Duration, usize) {
+        let (mut packets, begun) = (0, Instant::now());
+        loop {
+            self.now_ns += 10_000;
+            match self.worker.turn(self.now_ns) {
+                0 => return (begun.elapsed(), packets),
+                received => packets += received,
+            }
+        }
+    }
+
+    /// Time for `packets` packets of established flows, uniformly chosen. Whole passes are made and scaled.
+    pub fn measure_hits(&mut self, packets: u64) -> Duration {
+        let flows = u64::from(self.flows.max(1));
+        let mut random = self.random.clone();
+        let spent = self.measure(packets, |field| {
+            field.load(PASS_FRAMES, |_| u32::try_from(random.draw() % flows).unwrap_or_default());
+        });
+        self.random = random;
+        spent
+    }
+
+    /// Time for `packets` packets that each begin a flow. The flows end again between passes.
+    pub fn measure_new(&mut self, packets: u64) -> Duration {
+        let mut next = 0u32;
+        self.measure(packets, |field| {
+            // Half an hour later every datagram flow is over; empty turns sweep the table.
+            field.now_ns += 1_800_000_000_000;
+            while field.worker.state().live() > 0 {
+                field.worker.turn(field.now_ns);
+            }
+            let first = next;
+            next = next.wrapping_add(u32::try_from(PASS_FRAMES).unwrap_or(1)) % 1_000_000;
+            field.load(PASS_FRAMES, |n| first + n);
+        })
+    }
+
+    fn measure(&mut self, packets: u64, mut prepare: impl FnMut(&mut Field)) -> Duration {
+        let (mut spent, mut done) = (Duration::ZERO, 0u64);
+        while done < packets {
+            prepare(self);
+            let (time, count) = self.turns();
+            spent += time;
+            done += count as u64;
+        }
+        Duration::from_secs_f64(spent.as_secs_f64() * packets as f64 / done.max(1) as f64)
+    }
+
+    /// The worker, to look at.
+    pub fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    /// One pass with `begin` called just before its turns and `end` just after; what `end` says, and packets handled.
+    pub fn counted_pass<T, R>(&mut self, begin: impl FnOnce() -> T, end: impl FnOnce(T) -> R) -> (R, usize) {
+        let flows = u64::from(self.flows.max(1));
+        let mut random = self.random.clone();
+        self.load(PASS_FRAMES, |_| u32::try_from(random.draw() % flows).unwrap_or_default());
+        self.random = random;
+        let begun = begin();
+        let (_, packets) = self.turns();
+        (end(begun), packets)
+    }
+
+    /// One pass over frames of established flows; packets handled.
+    pub fn pass(&mut self) -> usize {
+        self.counted_pass(|| (), |()| ()).1
+    }
+}
