@@ -18,6 +18,7 @@
 //! 16,384 frames, so it stays in the first-level cache). A descriptor for a chunk that was not lent, or whose packet
 //! leaves its chunk, is counted and makes no frame: two tokens for one chunk can not come into being.
 
+mod refuse;
 mod open;
 mod ring;
 mod socket;
@@ -30,7 +31,8 @@ use crate::pinhole::Connection;
 use crate::pool::{Depot, Magazine};
 use crate::port::{Port, PortCounters, PortFacts, SocketStatistics};
 
-pub use open::{InterfaceConfig, ModeChoice, OpenConfig, OpenError, Opened, open};
+pub use open::{InterfaceConfig, ModeChoice, OpenConfig, Opened, open};
+pub use refuse::OpenError;
 
 /// A packet continues in the next descriptor (`XDP_PKT_CONTD`, include/uapi/linux/if_xdp.h). Not asked for, so never set.
 const PACKET_CONTINUES: u32 = 1;

@@ -11,16 +11,20 @@
 //!
 //! A `Pinhole` is separate from the ports of its device and can be used from another thread than they are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::BitOr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, libbpf_sys};
+
+mod table;
+
+use table::{Table, endpoint_key, masked, trie};
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, clippy::unwrap_used)]
 mod skeleton {
@@ -312,86 +316,6 @@ impl Drop for Connection {
     }
 }
 
-/// A kernel map and what is known to be in it.
-#[derive(Debug)]
-struct Table {
-    map: MapHandle,
-    known: BTreeMap<Vec<u8>, u32>,
-}
-
-impl Table {
-    /// Reads what an earlier process left in the map.
-    fn read(map: MapHandle) -> io::Result<Table> {
-        let mut known = BTreeMap::new();
-        for key in map.keys() {
-            let value = map.lookup(&key, MapFlags::ANY).map_err(error)?;
-            // A value that cannot be read differs from all wanted ones, so it will be written again.
-            known.insert(key, value.and_then(|bytes| bytes.try_into().ok()).map_or(u32::MAX, u32::from_ne_bytes));
-        }
-        Ok(Table { map, known })
-    }
-
-    fn add(&mut self, wanted: &BTreeMap<Vec<u8>, u32>) -> io::Result<()> {
-        for (key, value) in wanted {
-            if self.known.get(key) != Some(value) {
-                self.map.update(key, &value.to_ne_bytes(), MapFlags::ANY).map_err(|cause| self.full(&cause))?;
-                self.known.insert(key.clone(), *value);
-            }
-        }
-        Ok(())
-    }
-
-    fn remove_all_but(&mut self, wanted: &BTreeMap<Vec<u8>, u32>) -> io::Result<()> {
-        let gone: Vec<Vec<u8>> = self.known.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        for key in gone {
-            match self.map.delete(&key) {
-                Err(cause) if cause.kind() != libbpf_rs::ErrorKind::NotFound => return Err(error(cause)),
-                _ => self.known.remove(&key),
-            };
-        }
-        Ok(())
-    }
-
-    fn full(&self, cause: &libbpf_rs::Error) -> io::Error {
-        let (name, most) = (self.map.name().to_string_lossy(), self.map.max_entries());
-        io::Error::other(format!("map {name} of the pinhole (at most {most} entries): {cause}"))
-    }
-}
-
-/// Keys and values of a trie whose lookup yields the flags of every prefix that contains an address.
-///
-/// The kernel's longest match finds one entry, so each entry carries the flags of the shorter ones around it.
-fn trie(prefixes: &BTreeMap<(u8, Vec<u8>), u32>) -> BTreeMap<Vec<u8>, u32> {
-    let lengths: BTreeSet<u8> = prefixes.keys().map(|(length, _)| *length).collect();
-    let mut entries = BTreeMap::new();
-    for (length, bytes) in prefixes.keys() {
-        let around =
-            lengths.range(..=length).filter_map(|shorter| prefixes.get(&(*shorter, masked(bytes.clone(), *shorter))));
-        let flags = around.fold(0, |flags, more| flags | more);
-        let key = [&u32::from(*length).to_ne_bytes()[..], bytes].concat();
-        entries.insert(key, flags);
-    }
-    entries
-}
-
-/// `bytes` with everything after the first `length` bits cleared.
-fn masked(mut bytes: Vec<u8>, length: u8) -> Vec<u8> {
-    let whole = usize::from(length / 8);
-    for (index, byte) in bytes.iter_mut().enumerate().skip(whole) {
-        *byte &= if index == whole { !(0xff_u8 >> (length % 8)) } else { 0 };
-    }
-    bytes
-}
-
-/// `struct endpoint`: the address as IPv6, the port in network order, padding.
-fn endpoint_key(address: IpAddr, port: u16) -> Vec<u8> {
-    let address: Ipv6Addr = match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped(),
-        IpAddr::V6(address) => address,
-    };
-    [&address.octets()[..], &port.to_be_bytes(), &[0, 0]].concat()
-}
-
 /// Gives a map that is about to be loaded the contents of the one of the same name in `found`.
 fn adopt(map: &mut libbpf_rs::OpenMapMut<'_>, found: &Found) -> io::Result<()> {
     let name = map.name().to_string_lossy().into_owned();
@@ -509,44 +433,4 @@ pub(crate) fn take_log() -> String {
     let mut log = std::mem::take(&mut *LOG.lock().unwrap_or_else(PoisonError::into_inner));
     log.truncate(log.trim_end_matches("; ").len());
     log
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn host_bits_are_cleared() {
-        assert_eq!(masked(vec![255, 255, 255, 255], 0), [0, 0, 0, 0]);
-        assert_eq!(masked(vec![255, 255, 255, 255], 12), [255, 0xf0, 0, 0]);
-        assert_eq!(masked(vec![255, 255, 255, 255], 24), [255, 255, 255, 0]);
-        assert_eq!(masked(vec![255, 255, 255, 255], 32), [255, 255, 255, 255]);
-    }
-
-    #[test]
-    fn endpoints_are_keyed_as_the_program_builds_them() {
-        let key = endpoint_key("192.0.2.1".parse().unwrap(), 8472);
-        assert_eq!(key, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1, 0x21, 0x18, 0, 0]);
-    }
-
-    proptest! {
-        /// The oracle adds up the flags of all prefixes that contain the address; the trie gets one longest match.
-        #[test]
-        fn one_longest_match_yields_the_flags_of_all_prefixes(
-            prefixes in prop::collection::btree_map((0u8..=32, 0u8..4), 1u32..4, 0..12),
-            address in prop::array::uniform4(0u8..4),
-        ) {
-            let prefixes: BTreeMap<(u8, Vec<u8>), u32> =
-                prefixes.into_iter().map(|((length, byte), flags)| ((length, masked(vec![byte; 4], length)), flags)).collect();
-            let contains = |length: u8, bytes: &[u8]| masked(address.to_vec(), length) == bytes;
-            let expected = prefixes.iter().filter(|((length, bytes), _)| contains(*length, bytes)).fold(0, |sum, (_, flags)| sum | flags);
-            let entries = trie(&prefixes);
-            let longest = (0u8..=32).rev().find_map(|length| {
-                let key = [&u32::from(length).to_ne_bytes()[..], &masked(address.to_vec(), length)].concat();
-                entries.get(&key).copied()
-            });
-            prop_assert_eq!(longest.unwrap_or(0), expected);
-        }
-    }
 }

@@ -665,7 +665,6 @@ fn what_cannot_work_is_refused_with_the_fix() {
 fn a_program_or_a_socket_of_somebody_else_is_left_alone() {
     isolated("a_program_or_a_socket_of_somebody_else_is_left_alone", || {
         veth("wan0", "wan1", 1);
-        let folder = std::env::temp_dir().join(format!("tidegate-foreign-{}", std::process::id()));
         run("mount -t tmpfs none /mnt");
         std::fs::write(
             "/mnt/other.c",
@@ -683,7 +682,6 @@ fn a_program_or_a_socket_of_somebody_else_is_left_alone() {
         run("ip link set wan0 xdp off; cd /mnt && ip link set dev wan0 xdpgeneric obj other.o sec xdp");
         assert!(matches!(refusal(&config(&["wan0"])).0, OpenError::ForeignProgram { .. }));
         run("ip link set wan0 xdpgeneric off");
-        drop(folder);
 
         // A second instance fails, and the first does not notice.
         let client = Wire::open("wan1");

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::{Socket, Umem};
 
-use super::{AfXdpPort, LINK_BYTES_MAX, Parts, SocketOwner, socket};
-use crate::frame::HEADROOM;
+use super::refuse::{OpenError, attach_error, permission, refuse};
+use super::{AfXdpPort, Parts, SocketOwner, socket};
 use crate::mem::{HugePages, Pages};
 use crate::netdev::NetDevice;
 use crate::pinhole::{self, Attachment, Found, OnDeath, Pinhole};
@@ -100,169 +100,6 @@ pub struct Opened {
     pub pools: Vec<Pool>,
     /// One pinhole per device, in the order of the configuration.
     pub pinholes: Vec<Pinhole>,
-}
-
-/// Why a device was not opened, and what to do about it.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// Nothing to open.
-    #[error("no interface is configured; name at least one under dataplane.interfaces")]
-    NoInterfaces,
-    /// The same queue twice.
-    #[error("queue {queue} of {device} is configured twice; name each interface and queue once")]
-    Twice {
-        /// Device.
-        device: String,
-        /// Queue.
-        queue: u32,
-    },
-    /// No such device.
-    #[error("there is no interface {device}; check the name with `ip link` (a network namespace has its own)")]
-    Missing {
-        /// Device.
-        device: String,
-    },
-    /// The queue does not exist.
-    #[error("{device} has {rx_queues} receive queues (0 to {}), not a queue {queue}; choose among those or add some with `ethtool -L {device}`", rx_queues - 1)]
-    Queue {
-        /// Device.
-        device: String,
-        /// Queue asked for.
-        queue: u32,
-        /// Queues there are.
-        rx_queues: u32,
-    },
-    /// The device takes VLAN tags off received packets before the program sees them.
-    #[error(
-        "{device} strips VLAN tags from received packets ({feature} is on), so tenants could not be told apart; run `ethtool -K {device} {switch} off`"
-    )]
-    VlanStripping {
-        /// Device.
-        device: String,
-        /// Offload that is on.
-        feature: &'static str,
-        /// Its name for `ethtool -K`.
-        switch: &'static str,
-    },
-    /// The device joins received packets.
-    #[error("{device} joins received packets ({feature} is on); run `ethtool -K {device} {switch} off`")]
-    LargeReceive {
-        /// Device.
-        device: String,
-        /// Offload that is on.
-        feature: &'static str,
-        /// Its name for `ethtool -K`.
-        switch: &'static str,
-    },
-    /// Packets can be longer than a frame.
-    #[error("{device} has an MTU of {mtu} bytes, but a frame of {frame_bytes} holds packets for at most {mtu_max}; {}", mtu_fix(device, *frame_bytes, *mtu, *mtu_max))]
-    Mtu {
-        /// Device.
-        device: String,
-        /// Its MTU.
-        mtu: u32,
-        /// Frame size configured.
-        frame_bytes: u32,
-        /// Largest MTU that such frames can hold.
-        mtu_max: u32,
-    },
-    /// A program that is not ours is attached.
-    #[error(
-        "{device} has an XDP program that is not ours ({program:?}, id {id}); stop its owner, or take it off with `ip link set dev {device} xdp off`"
-    )]
-    ForeignProgram {
-        /// Device.
-        device: String,
-        /// Its name.
-        program: String,
-        /// The kernel's number for it.
-        id: u32,
-    },
-    /// Another socket has the queue.
-    #[error(
-        "queue {queue} of {device} is in use by another AF_XDP socket; stop the process that has it (another tidegate-dataplane?)"
-    )]
-    Busy {
-        /// Device.
-        device: String,
-        /// Queue.
-        queue: u32,
-    },
-    /// Zero-copy was asked for, and the driver cannot do it.
-    #[error("{device} (driver {driver}) has no zero-copy AF_XDP here; use mode: auto or mode: copy")]
-    NoZeroCopy {
-        /// Device.
-        device: String,
-        /// Its driver.
-        driver: String,
-    },
-    /// The driver has no native XDP, and generic was not allowed.
-    #[error("{device} (driver {driver}) has no native XDP; use mode: skb (slow) or another device")]
-    NoNative {
-        /// Device.
-        device: String,
-        /// Its driver.
-        driver: String,
-    },
-    /// The driver found too few queues for a native program.
-    #[error(
-        "{device} has too few queues for XDP ({detail}): a veth needs as many receive queues as its peer has transmit queues (`ip link add … numrxqueues N … peer … numtxqueues N`), a NIC room for transmit queues of its own (`ethtool -L {device}`)"
-    )]
-    TooFewQueues {
-        /// Device.
-        device: String,
-        /// What the kernel said.
-        detail: String,
-    },
-    /// The driver cannot run XDP at this MTU.
-    #[error(
-        "{device} cannot run XDP at this MTU ({detail}); lower the MTU of {device}, and for a veth that of its peer"
-    )]
-    DriverMtu {
-        /// Device.
-        device: String,
-        /// What the kernel said.
-        detail: String,
-    },
-    /// Not allowed.
-    #[error(
-        "{what} is not permitted ({source}); run as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK"
-    )]
-    NotPermitted {
-        /// What was tried.
-        what: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Packet memory could not be had.
-    #[error("packet memory of {frames} frames of {frame_bytes} bytes: {source}")]
-    Memory {
-        /// Frames asked for.
-        frames: u32,
-        /// Bytes of each.
-        frame_bytes: u32,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Anything else.
-    #[error("{what}: {source}")]
-    Other {
-        /// What was tried.
-        what: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-fn mtu_fix(device: &str, frame_bytes: u32, mtu: u32, mtu_max: u32) -> String {
-    let lower = format!("run `ip link set dev {device} mtu {mtu_max}`");
-    if frame_bytes < 4096 && mtu <= mtu_limit(4096) { format!("set frameBytes: 4096 or {lower}") } else { lower }
-}
-
-/// Largest MTU whose packets, with two VLAN tags, fit a frame behind the standard headroom.
-fn mtu_limit(frame_bytes: u32) -> u32 {
-    frame_bytes.saturating_sub(u32::from(HEADROOM) + LINK_BYTES_MAX)
 }
 
 /// One device on its way to being open.
@@ -355,36 +192,6 @@ fn candidates(config: &OpenConfig) -> Result<Vec<Candidate>, OpenError> {
         candidate.zero_copy = can_zero_copy(config, candidate)?;
     }
     Ok(candidates)
-}
-
-/// What can be told from the facts alone.
-fn refuse(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> Result<(), OpenError> {
-    let name = || device.name.clone();
-    for (at, &queue) in queues.iter().enumerate() {
-        if queue >= device.rx_queues {
-            return Err(OpenError::Queue { device: name(), queue, rx_queues: device.rx_queues });
-        }
-        if queues[..at].contains(&queue) {
-            return Err(OpenError::Twice { device: name(), queue });
-        }
-    }
-    // A veth takes no tags off, whatever it says. They are missing if its peer does not write them into the packet
-    // (`txvlan` there), which cannot be seen from here.
-    let strips = [("rx-vlan-hw-parse", "rxvlan"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")];
-    let stripping = strips.into_iter().find(|(feature, _)| device.has(feature));
-    if let (Some((feature, switch)), true) = (stripping, device.driver != "veth") {
-        return Err(OpenError::VlanStripping { device: name(), feature, switch });
-    }
-    if let Some((feature, switch)) =
-        [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")].into_iter().find(|(feature, _)| device.has(feature))
-    {
-        return Err(OpenError::LargeReceive { device: name(), feature, switch });
-    }
-    let mtu_max = mtu_limit(frame_bytes);
-    if device.mtu > mtu_max {
-        return Err(OpenError::Mtu { device: name(), mtu: device.mtu, frame_bytes, mtu_max });
-    }
-    Ok(())
 }
 
 /// Asks a device for its mode by binding a socket of its own to it, alone.
@@ -557,19 +364,6 @@ fn attach(mode: ModeChoice, candidate: &Candidate, pinhole: &mut Pinhole) -> Res
     result.map(|()| attachment).map_err(|source| attach_error(&candidate.device, source, &pinhole::take_log()))
 }
 
-fn attach_error(device: &NetDevice, source: io::Error, log: &str) -> OpenError {
-    let (name, driver) = (device.name.clone(), device.driver.clone());
-    let detail = if log.is_empty() { source.to_string() } else { log.to_owned() };
-    match source.raw_os_error() {
-        Some(libc::ENOSPC) => OpenError::TooFewQueues { device: name, detail },
-        Some(libc::ERANGE) => OpenError::DriverMtu { device: name, detail },
-        Some(libc::EOPNOTSUPP) => OpenError::NoNative { device: name, driver },
-        // Somebody was faster: between the look and the attachment.
-        Some(libc::EBUSY | libc::EEXIST) => OpenError::ForeignProgram { device: name, program: detail, id: 0 },
-        _ => permission(format!("attaching the XDP program to {} ({detail})", device.name), source),
-    }
-}
-
 fn port(
     config: &OpenConfig,
     candidate: &Candidate,
@@ -625,64 +419,9 @@ fn os_error(cause: &(dyn std::error::Error + 'static)) -> io::Error {
     io::Error::other(cause.to_string())
 }
 
-fn permission(what: String, source: io::Error) -> OpenError {
-    match source.kind() {
-        io::ErrorKind::PermissionDenied => OpenError::NotPermitted { what, source },
-        _ => OpenError::Other { what, source },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn device() -> NetDevice {
-        NetDevice {
-            name: "wan0".to_owned(),
-            ifindex: 2,
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-            rx_queues: 2,
-            driver: "ixgbe".to_owned(),
-            features: vec!["rx-checksum".to_owned()],
-        }
-    }
-
-    fn refusal(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> String {
-        refuse(device, queues, frame_bytes).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_plain_device_is_not_refused() {
-        refuse(&device(), &[0, 1], 2048).unwrap();
-        refuse(&NetDevice { mtu: 1770, ..device() }, &[], 2048).unwrap();
-    }
-
-    #[test]
-    fn every_refusal_names_the_device_and_the_fix() {
-        let with = |feature: &str| NetDevice { features: vec![feature.to_owned()], ..device() };
-        for (text, parts) in [
-            (refusal(&device(), &[2], 2048), ["wan0 has 2 receive queues (0 to 1)", "ethtool -L wan0"]),
-            (refusal(&device(), &[1, 1], 2048), ["queue 1 of wan0", "once"]),
-            (refusal(&with("rx-vlan-hw-parse"), &[0], 2048), ["wan0 strips VLAN tags", "ethtool -K wan0 rxvlan off"]),
-            (refusal(&with("rx-vlan-stag-hw-parse"), &[0], 2048), ["strips", "-K wan0 rx-vlan-stag-hw-parse off"]),
-            (refusal(&with("rx-lro"), &[0], 2048), ["wan0 joins", "ethtool -K wan0 lro off"]),
-            (refusal(&with("rx-gro-hw"), &[0], 2048), ["wan0 joins", "ethtool -K wan0 rx-gro-hw off"]),
-            (refusal(&NetDevice { mtu: 1771, ..device() }, &[0], 2048), ["at most 1770", "frameBytes: 4096"]),
-            (
-                refusal(&NetDevice { mtu: 9000, ..device() }, &[0], 4096),
-                ["at most 3818", "ip link set dev wan0 mtu 3818"],
-            ),
-        ] {
-            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_veth_is_not_refused_for_an_offload_it_does_not_have() {
-        let veth = NetDevice { driver: "veth".to_owned(), features: vec!["rx-vlan-hw-parse".to_owned()], ..device() };
-        refuse(&veth, &[0], 2048).unwrap();
-    }
 
     #[test]
     fn rings_leave_half_of_the_frames() {
