@@ -57,7 +57,7 @@ mod net;
 /// The thread, its queue, and the handle others speak to it by.
 pub mod thread;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use device::Devices;
 use local::Locals;

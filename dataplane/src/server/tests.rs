@@ -94,7 +94,7 @@ impl Bench {
     }
 
     fn client(&self) -> Client {
-        let client = Client::connect(&self.path(), "test").unwrap();
+        let mut client = Client::connect(&self.path(), "test").unwrap();
         client.set_timeout(Some(Duration::from_secs(20))).unwrap();
         client
     }
