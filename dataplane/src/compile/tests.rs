@@ -172,16 +172,18 @@ fn objects_and_facts_become_tables_of_both_families() {
     let accepted = update(&mut compiler, full(everything()));
     assert_eq!((accepted.rejected.len(), accepted.generation), (0, compiler.generation()));
     let tables = compiler.tables();
-    for (vip, members, announced) in [
-        ("203.0.113.10", 2, false),
-        ("192.0.2.80", 2, true),
-        ("2001:db8:f::10", 1, false),
-        ("2001:db8:1::80", 1, true),
-    ] {
+    for (vip, members, announced) in
+        [("203.0.113.10", 2, false), ("192.0.2.80", 2, true), ("2001:db8:f::10", 1, false), ("2001:db8:1::80", 1, true)]
+    {
         let frontend = crate::table::service::Frontend { address: ip16(vip), protocol: 6, port: 80 };
         let row = tables.services.row(tables.services.lookup(&frontend).expect(vip)).unwrap();
-        assert_eq!((row.members.len(), row.serving, &*row.name), (members, u32::try_from(members).unwrap(), "shop/web"));
-        assert!(row.pick(7).is_some_and(|id| tables.backends.row(id).is_some_and(|row| row.state == BackendState::Active)));
+        assert_eq!(
+            (row.members.len(), row.serving, &*row.name),
+            (members, u32::try_from(members).unwrap(), "shop/web")
+        );
+        assert!(
+            row.pick(7).is_some_and(|id| tables.backends.row(id).is_some_and(|row| row.state == BackendState::Active))
+        );
         let kind = tables.locals.kind(&ip16(vip));
         assert!(kind.contains(LocalKind::VIP) && kind.contains(LocalKind::ANNOUNCED) == announced, "{vip}: {kind}");
     }
@@ -194,7 +196,10 @@ fn objects_and_facts_become_tables_of_both_families() {
         let ways: Vec<_> = row.next_hops.iter().map(|id| place(tables, *id)).collect();
         assert_eq!(ways, [(LAN, underlay.parse().unwrap())]);
     }
-    assert_eq!(tables.tunnels.by_underlay_v4(&[198, 51, 100, 12], 1), tables.tunnels.by_underlay_v4(&[198, 51, 100, 12], 1));
+    assert_eq!(
+        tables.tunnels.by_underlay_v4(&[198, 51, 100, 12], 1),
+        tables.tunnels.by_underlay_v4(&[198, 51, 100, 12], 1)
+    );
     assert!(tables.tunnels.by_underlay_v4(&[198, 51, 100, 12], 2).is_none(), "V-002: another network");
     assert_eq!(*tables.nat.sources_v4, [[10, 244, 9, 2]]);
     assert_eq!(tables.nat.sources_v6.len(), 1);
@@ -328,7 +333,9 @@ fn metrics_links_and_foreign_devices_decide_about_routes() {
     let (mut compiler, _) = compiler();
     let mut facts = routed();
     facts.links.insert(9, crate::kernel::Link { name: "eth0".into(), mac: None, mtu: 1500, up: true });
-    for (prefix, best, worse) in [("203.0.113.0/24", "192.0.2.7", "198.51.100.7"), ("2001:db8:a::/48", "2001:db8:1::7", "2001:db8:2::7")] {
+    for (prefix, best, worse) in
+        [("203.0.113.0/24", "192.0.2.7", "198.51.100.7"), ("2001:db8:a::/48", "2001:db8:1::7", "2001:db8:2::7")]
+    {
         facts.routes.push(Route { metric: 20, ..route(prefix, &[(Some(worse), 3, 1)]) });
         facts.routes.push(Route { metric: 10, mtu: Some(1400), ..route(prefix, &[(Some(best), 2, 1)]) });
     }
@@ -387,7 +394,10 @@ fn a_peer_keeps_its_id_and_a_dead_one_is_not_live() {
     let w2: TunnelId = id(&compiler).unwrap();
     let epoch = compiler.tables().settings.routes_epoch;
     // A mere neighbour change moves no epoch.
-    neighbours(&mut compiler, &[(3, "198.51.100.12", Some(Neighbour { mac: Some([2; 6]), state: nud::REACHABLE, managed: true }))]);
+    neighbours(
+        &mut compiler,
+        &[(3, "198.51.100.12", Some(Neighbour { mac: Some([2; 6]), state: nud::REACHABLE, managed: true }))],
+    );
     assert_eq!(compiler.tables().settings.routes_epoch, epoch);
     let mut removal = incremental(vec![]);
     removal.removed.push(key(Kind::Peer, "w2"));
@@ -476,7 +486,8 @@ fn workers_get_the_neighbours_they_want_within_bounds() {
         assert!(compiler.tables().neighbours.find(WAN, &ip16(nonsense)).is_none());
     }
     let epoch = compiler.tables().settings.routes_epoch;
-    let many = (0..20_000u16).map(|number| (WAN, mapped_ip(IpAddr::V4(Ipv4Addr::from(0xc000_0000 | u32::from(number) << 8 | 9)))));
+    let many = (0..20_000u16)
+        .map(|number| (WAN, mapped_ip(IpAddr::V4(Ipv4Addr::from(0xc000_0000 | u32::from(number) << 8 | 9)))));
     compiler.turn(Arrived { wants: many.collect(), ..Arrived::default() }, 900 * SECOND);
     assert!(compiler.tables().neighbours.rows().count() <= neighbour::WANTED_MAX + 8);
     assert_eq!(compiler.tables().settings.routes_epoch, epoch, "invented addresses make no flow walk");

@@ -98,7 +98,8 @@ impl WorkerQuery for Mailboxes {
     }
 
     fn workers(&self) -> Result<Vec<WorkerRow>, QueryError> {
-        let rows = self.statuses()?.into_iter().zip(&self.workers).map(|(status, mailbox)| worker_row(&status, mailbox.core));
+        let rows =
+            self.statuses()?.into_iter().zip(&self.workers).map(|(status, mailbox)| worker_row(&status, mailbox.core));
         Ok(rows.collect())
     }
 

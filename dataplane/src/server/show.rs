@@ -37,7 +37,8 @@ pub fn answer(question: &Show, compiler: &Handle, workers: &dyn WorkerQuery) -> 
             let usage = workers.backend_usage(&ids).map_err(told)?;
             for (id, row) in &mut rows {
                 let used = usage.get(id).copied().unwrap_or_default();
-                (row.flows, row.new_flows, row.packets, row.bytes) = (used.flows, used.new_flows, used.packets, used.bytes);
+                (row.flows, row.new_flows, row.packets, row.bytes) =
+                    (used.flows, used.new_flows, used.packets, used.bytes);
             }
             Shown::Backends(rows.into_iter().map(|(_, row)| row).collect())
         }
@@ -68,9 +69,12 @@ fn services(view: &View, usage: &HashMap<BackendId, BackendUsage>) -> Vec<Servic
     }
     let mut rows = Vec::new();
     for (name, service) in each_service(view) {
-        for (address, port) in service.addresses.iter().flat_map(|address| service.ports.iter().map(move |port| (address, port))) {
+        for (address, port) in
+            service.addresses.iter().flat_map(|address| service.ports.iter().map(move |port| (address, port)))
+        {
             let frontend = Frontend { address: mapped_ip(*address), protocol: port.protocol.number(), port: port.port };
-            let Some((id, row)) = tables.services.lookup(&frontend).and_then(|id| Some((id, tables.services.row(id)?))) else {
+            let Some((id, row)) = tables.services.lookup(&frontend).and_then(|id| Some((id, tables.services.row(id)?)))
+            else {
                 continue;
             };
             let active = |id: &&BackendId| {
@@ -116,24 +120,29 @@ fn backends(view: &View, only: Option<&str>) -> Vec<(BackendId, BackendRow)> {
         let protocol = protocol(service.protocol);
         let address = address_of(&row.address);
         let told = told.get(&(&*service.name, protocol, service.port, address, row.port));
-        rows.push((id, BackendRow {
-            service: service.name.to_string(),
-            port: service.port,
-            protocol,
-            address,
-            backend_port: row.port,
-            weight: told.map_or(0, |backend| backend.weight),
-            state: backend_state(row.state).to_owned(),
-            node: told.map(|backend| backend.node.clone()).unwrap_or_default(),
-            pod: told.map(|backend| backend.pod.clone()).unwrap_or_default(),
-            flows: 0,
-            packets: 0,
-            bytes: 0,
-            new_flows: 0,
-        }));
+        rows.push((
+            id,
+            BackendRow {
+                service: service.name.to_string(),
+                port: service.port,
+                protocol,
+                address,
+                backend_port: row.port,
+                weight: told.map_or(0, |backend| backend.weight),
+                state: backend_state(row.state).to_owned(),
+                node: told.map(|backend| backend.node.clone()).unwrap_or_default(),
+                pod: told.map(|backend| backend.pod.clone()).unwrap_or_default(),
+                flows: 0,
+                packets: 0,
+                bytes: 0,
+                new_flows: 0,
+            },
+        ));
     }
     rows.sort_by(|(_, a), (_, b)| {
-        let order = |row: &BackendRow| (row.service.clone(), row.protocol, row.port, row.state == "gone", row.address, row.backend_port);
+        let order = |row: &BackendRow| {
+            (row.service.clone(), row.protocol, row.port, row.state == "gone", row.address, row.backend_port)
+        };
         order(a).cmp(&order(b))
     });
     rows

@@ -14,9 +14,9 @@ use crate::compile::tests::Notebook;
 use crate::compile::thread::CompilerThread;
 use crate::compile::{Compiler, Pinholes};
 use crate::kernel::{Change, KernelFacts, Neighbour, NeighbourKey, nud};
+use crate::objects::key;
 use crate::objects::saved::{self, Saver};
 use crate::objects::tests::{backend, full, gateway, incremental, machine, named, peer, service};
-use crate::objects::key;
 use crate::table::publish::{Publisher, Reader};
 use crate::table::{BackendId, DeviceId, Tables};
 use crate::worker::Want;
@@ -142,7 +142,9 @@ fn control_is_told_what_was_accepted_and_what_was_reached() {
     // What is no news is reached already, and said after it was accepted.
     objects.pop();
     control.send(&Request::Update(Update { nonce: 78, ..incremental(objects) })).unwrap();
-    assert!(matches!(control.receive().unwrap(), Response::Accepted(accepted) if accepted.nonce == 78 && accepted.generation == told.generation));
+    assert!(
+        matches!(control.receive().unwrap(), Response::Accepted(accepted) if accepted.nonce == 78 && accepted.generation == told.generation)
+    );
     assert_eq!(reached(&mut control), told.generation);
     let again = bench.client();
     assert_eq!(again.holds[&key(Kind::Service, "shop/web")], "1");
@@ -167,7 +169,8 @@ fn the_read_side_answers_every_question() {
     }
     let mut reader = bench.client();
     let Shown::Services(rows) = reader.show(Show::Services).unwrap() else { panic!() };
-    let of = |address: &str| rows.iter().find(|row| row.address == address.parse::<std::net::IpAddr>().unwrap()).unwrap();
+    let of =
+        |address: &str| rows.iter().find(|row| row.address == address.parse::<std::net::IpAddr>().unwrap()).unwrap();
     assert_eq!((of("203.0.113.10").backends, of("203.0.113.10").maglev_slots, of("203.0.113.10").packets), (1, 251, 2));
     assert_eq!((of("2001:db8:f::10").backends, of("2001:db8:f::10").maglev_slots), (0, 0), "draining only");
     let Shown::Backends(rows) = reader.show(Show::Backends { service: None }).unwrap() else { panic!() };
@@ -179,14 +182,18 @@ fn the_read_side_answers_every_question() {
     assert_eq!(rows.len(), 2, "one per family");
     assert!(rows.iter().all(|row| row.peer == "w1" && row.state == "no route"), "{rows:?}");
     let Shown::Routes(rows) = reader.show(Show::Routes).unwrap() else { panic!() };
-    let overlay: Vec<_> = rows.iter().filter(|row| row.origin == "overlay").map(|row| row.next_hops.join(",")).collect();
+    let overlay: Vec<_> =
+        rows.iter().filter(|row| row.origin == "overlay").map(|row| row.next_hops.join(",")).collect();
     assert_eq!(overlay, ["tunnel w1", "tunnel w1"]);
     // Wants come by another way than questions: ask until both are there.
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let Shown::Neighbours(rows) = reader.show(Show::Neighbours).unwrap() else { panic!() };
         if rows.len() == 2 {
-            assert!(rows.iter().all(|row| row.state == "STALE" && row.device == "wan0" && row.mac.is_some()), "{rows:?}");
+            assert!(
+                rows.iter().all(|row| row.state == "STALE" && row.device == "wan0" && row.mac.is_some()),
+                "{rows:?}"
+            );
             break;
         }
         assert!(Instant::now() < deadline, "{rows:?}");
@@ -199,7 +206,9 @@ fn the_read_side_answers_every_question() {
     ] {
         assert_eq!(reader.show(question).unwrap(), answer);
     }
-    assert!(matches!(reader.show(Show::Counters).unwrap(), Shown::Counters(counters) if counters.totals["received"] == 1));
+    assert!(
+        matches!(reader.show(Show::Counters).unwrap(), Shown::Counters(counters) if counters.totals["received"] == 1)
+    );
 }
 
 #[test]
@@ -221,7 +230,12 @@ fn nonsense_is_answered_and_disturbs_nobody() {
     let mut stream = UnixStream::connect(bench.path()).unwrap();
     frame::write(&mut stream, &Request::Hello { contract: CONTRACT_VERSION, client: "x".into() }).unwrap();
     assert!(matches!(frame::read(&mut stream), Ok(Response::Welcome { .. })));
-    for nonsense in ["{\"type\":\"dance\"}", "[", "{\"type\":\"update\",\"nonce\":\"many\"}", "{\"type\":\"show\",\"what\":\"nothing\"}"] {
+    for nonsense in [
+        "{\"type\":\"dance\"}",
+        "[",
+        "{\"type\":\"update\",\"nonce\":\"many\"}",
+        "{\"type\":\"show\",\"what\":\"nothing\"}",
+    ] {
         stream.write_all(&u32::try_from(nonsense.len()).unwrap().to_be_bytes()).unwrap();
         stream.write_all(nonsense.as_bytes()).unwrap();
         let Ok(Response::Error { message }) = frame::read(&mut stream) else { panic!("{nonsense}") };
