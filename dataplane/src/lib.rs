@@ -39,3 +39,5 @@ pub mod kernel;
 pub mod objects;
 /// The compiler thread: resolved objects plus kernel facts become rows.
 pub mod compile;
+/// The contract socket: who may speak, and what is answered.
+pub mod server;

@@ -109,7 +109,11 @@ mod tests {
         devices.write(&mut table);
         let lan = table.row(DeviceId(0)).unwrap();
         assert_eq!((lan.ifindex, lan.address_v4), (3, [198, 51, 100, 1]));
-        assert_eq!(lan.address_v6, "2001:db8:2::1".parse::<std::net::Ipv6Addr>().unwrap().octets(), "not the link-local one");
+        assert_eq!(
+            lan.address_v6,
+            "2001:db8:2::1".parse::<std::net::Ipv6Addr>().unwrap().octets(),
+            "not the link-local one"
+        );
         assert!(table.row(DeviceId(1)).is_none());
         assert_eq!(devices.by_ifindex(2), Some(DeviceId(2)));
         let mut gone = machine();

@@ -57,7 +57,7 @@ mod net;
 /// The thread, its queue, and the handle others speak to it by.
 pub mod thread;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use device::Devices;
 use local::Locals;
@@ -96,6 +96,8 @@ pub struct Compiler {
     owned: Option<Owned>,
     /// They may have to be told anew.
     guard_due: bool,
+    /// They are left as they were found.
+    guard_held: bool,
 }
 
 /// What has arrived since the last turn.
@@ -159,24 +161,32 @@ impl Compiler {
             requests,
             owned: None,
             guard_due: true,
+            guard_held: false,
         }
     }
 
-    /// Takes objects saved by an earlier run, before the first turn. They are not judged against the machine: an address
-    /// that is not up yet may come, and the rows wait for it.
-    pub fn restore(&mut self, saved: Vec<Resource>, now: Nanos) -> Turned {
+    /// The first turn: the machine as it is, and the objects saved by an earlier run. Those are not judged against the
+    /// machine: an address that is not up yet may come, and the rows wait for it.
+    ///
+    /// Both at once, because a pinhole that an earlier process left behind still guards what was ours; telling it less
+    /// for a moment would hand our packets to the kernel. Without any saved object it is left as it was found, until
+    /// control has spoken.
+    pub fn restore(&mut self, facts: KernelFacts, saved: Vec<Resource>, now: Nanos) {
+        let mut tables = self.publisher.current().clone();
+        let mut moved = Moved { gateway: true, peers: true, vips: true, layout: true };
+        self.take_changes(vec![Change::All(facts)], &mut moved, &mut tables);
         let update = Update { nonce: 0, full: true, resources: saved, removed: vec![] };
         let outcome = self.objects.apply(update, None);
         for refused in &outcome.rejected {
             tracing::warn!(object = %refused.key, reason = refused.reason, "a saved object is not used");
         }
-        let mut tables = self.publisher.current().clone();
-        let moved = Moved { layout: true, gateway: true, peers: true, vips: true };
         for change in &outcome.changes {
-            self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
+            if change.key.kind == Kind::Service {
+                self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
+            }
         }
+        self.guard_held = self.objects.is_empty();
         self.finish(tables, true, moved, now);
-        Turned { objects_changed: false, published: true, accepted: vec![] }
     }
 
     /// Takes in what has arrived, publishes at most once, and acts.
@@ -186,6 +196,7 @@ impl Compiler {
         let mut moved = Moved::default();
         let mut changed = self.take_changes(arrived.changes, &mut moved, &mut tables);
         for update in arrived.updates {
+            self.guard_held = false;
             let nonce = update.nonce;
             let outcome = self.objects.apply(update, Some(&self.facts.layout));
             for refused in &outcome.rejected {
@@ -379,7 +390,7 @@ impl Compiler {
 
     /// Tells the pinholes what is ours, if that differs from what they were told.
     fn guard(&mut self) {
-        if !std::mem::take(&mut self.guard_due) {
+        if self.guard_held || !std::mem::take(&mut self.guard_due) {
             return;
         }
         let owned = self.locals.owned();

@@ -95,7 +95,14 @@ impl Neighbours {
     }
 
     /// A worker has a packet for this address. True when there is a new row to write.
-    pub fn want(&mut self, device: DeviceId, address: [u8; 16], facts: &KernelFacts, devices: &Devices, now: Nanos) -> bool {
+    pub fn want(
+        &mut self,
+        device: DeviceId,
+        address: [u8; 16],
+        facts: &KernelFacts,
+        devices: &Devices,
+        now: Nanos,
+    ) -> bool {
         let place = (device, address);
         if devices.row(device).is_none() || !is_host(address) {
             return false;
@@ -120,7 +127,10 @@ impl Neighbours {
         self.wanted += usize::from(entry.wanted_at.is_none());
         entry.wanted_at = Some(now);
         let due = entry.asked.is_some_and(|(_, at)| now.saturating_sub(at) >= ASK_AGAIN);
-        if due && let Some(key) = key_of(place, devices) && usable(facts, &key).is_none() {
+        if due
+            && let Some(key) = key_of(place, devices)
+            && usable(facts, &key).is_none()
+        {
             entry.asked = Some((key, now));
             self.asks.push(Ask::Probe(key));
         }
@@ -245,7 +255,8 @@ impl Neighbours {
         if self.entries.len() < ENTRIES_MAX {
             return;
         }
-        let idle: Vec<_> = self.entries.iter().filter(|(_, entry)| entry.is_idle()).map(|(id, entry)| (*id, entry.place)).collect();
+        let idle: Vec<_> =
+            self.entries.iter().filter(|(_, entry)| entry.is_idle()).map(|(id, entry)| (*id, entry.place)).collect();
         for (id, place) in idle {
             self.entries.remove(&id);
             self.by_place.remove(&place);

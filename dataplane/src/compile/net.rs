@@ -23,7 +23,8 @@ impl FromIterator<IpNet> for Set {
 impl Set {
     /// Whether a prefix of the set is equal to `prefix` or contains it.
     pub fn covers(&self, prefix: &IpNet) -> bool {
-        let mut shorter = self.lengths.range((prefix.addr().is_ipv4(), 0)..=(prefix.addr().is_ipv4(), prefix.prefix_len()));
+        let mut shorter =
+            self.lengths.range((prefix.addr().is_ipv4(), 0)..=(prefix.addr().is_ipv4(), prefix.prefix_len()));
         shorter.any(|(_, length)| {
             IpNet::new(prefix.addr(), *length).is_ok_and(|parent| self.prefixes.contains(&parent.trunc()))
         })

@@ -101,10 +101,8 @@ fn way(route: &Route, devices: &Devices, layout: &Layout) -> Option<Way> {
     let device_mtu = served.iter().filter_map(|(_, device)| devices.row(*device)).map(|row| row.mtu).min();
     let Some(device_mtu) = device_mtu else { return fixed(Target::Blackhole) };
     let route_mtu = route.mtu.map_or(u16::MAX, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
-    let routers: Vec<_> = served
-        .iter()
-        .filter_map(|(hop, device)| Some((*device, mapped_ip(hop.gateway?), hop.weight)))
-        .collect();
+    let routers: Vec<_> =
+        served.iter().filter_map(|(hop, device)| Some((*device, mapped_ip(hop.gateway?), hop.weight))).collect();
     let target = match served.first() {
         Some((_, device)) if routers.is_empty() => Target::Connected(*device),
         _ => Target::Routers(routers),

@@ -48,7 +48,8 @@ impl Services {
     /// Makes the rows of the Service `name` say `wanted` (`None`: there is no such Service). True when any row differs.
     pub fn write(&mut self, name: &str, wanted: Option<&Service>, tables: &mut Tables, now: Nanos) -> bool {
         let mut changed = false;
-        let same = self.by_name.get(name).is_some_and(|compiled| wanted.is_some_and(|service| service.uid == compiled.uid));
+        let same =
+            self.by_name.get(name).is_some_and(|compiled| wanted.is_some_and(|service| service.uid == compiled.uid));
         let mut ports = match self.by_name.remove(name) {
             Some(compiled) if same => compiled.ports,
             Some(compiled) => {
@@ -136,7 +137,11 @@ impl Services {
         let wanted: BTreeMap<([u8; 16], u16), u16> =
             of_family.map(|backend| ((mapped_ip(backend.address), backend.port), backend.weight)).collect();
         if compiled.backends.len() == wanted.len()
-            && compiled.backends.iter().zip(&wanted).all(|((key, (_, weight)), (other, wanted))| key == other && weight == wanted)
+            && compiled
+                .backends
+                .iter()
+                .zip(&wanted)
+                .all(|((key, (_, weight)), (other, wanted))| key == other && weight == wanted)
         {
             return false;
         }
@@ -157,11 +162,20 @@ impl Services {
         true
     }
 
-    fn row(&mut self, name: &Arc<str>, (protocol, port, family): PortKey, mode: DeliveryMode, compiled: &CompiledPort) -> ServiceRow {
+    fn row(
+        &mut self,
+        name: &Arc<str>,
+        (protocol, port, family): PortKey,
+        mode: DeliveryMode,
+        compiled: &CompiledPort,
+    ) -> ServiceRow {
         let DeliveryMode::Fullnat = mode;
         // Draining members stay in the ring's order with weight 0: their slots go to others, nobody else's move (L-008).
-        let members: Vec<_> =
-            compiled.backends.iter().map(|((address, port), (_, weight))| (member_key(address, *port), *weight)).collect();
+        let members: Vec<_> = compiled
+            .backends
+            .iter()
+            .map(|((address, port), (_, weight))| (member_key(address, *port), *weight))
+            .collect();
         ServiceRow {
             mode: Mode::Fullnat,
             family,

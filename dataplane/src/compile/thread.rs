@@ -155,7 +155,12 @@ impl CompilerThread {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(compiler: Compiler, wants: Receiver<Want>, saver: Option<Saver>, clock: Instant) -> io::Result<(Self, Handle)> {
+    pub fn start(
+        compiler: Compiler,
+        wants: Receiver<Want>,
+        saver: Option<Saver>,
+        clock: Instant,
+    ) -> io::Result<(Self, Handle)> {
         let (events, arriving) = bounded(QUEUE_MAX);
         let reached = Arc::new(Reached { generation: Mutex::new(compiler.reached()), ..Reached::default() });
         let handle = Handle { events: events.clone(), reached: Arc::clone(&reached) };

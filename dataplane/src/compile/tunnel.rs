@@ -11,7 +11,7 @@ use tidegate_api::resource::{Gateway, Peer, PeerVtep, Vtep};
 use super::ids::Ids;
 use super::neighbour::Neighbours;
 use super::route::{self, KernelRoutes, PodPrefix, Target};
-use super::{mapped_ip, address_of};
+use super::{address_of, mapped_ip};
 use crate::kernel::Layout;
 use crate::table::route::NextHops;
 use crate::table::tunnel::{TunnelRow, TunnelTable};
@@ -75,7 +75,11 @@ impl Tunnels {
                 live.insert(id);
                 let ingredients = ingredients(family, vtep, around, neighbours, used);
                 let mtu = ingredients.inner_mtu;
-                pods.extend(vtep.pod_cidrs.iter().map(|cidr| PodPrefix { prefix: cidr.trunc(), tunnel: Some(id), mtu }));
+                pods.extend(vtep.pod_cidrs.iter().map(|cidr| PodPrefix {
+                    prefix: cidr.trunc(),
+                    tunnel: Some(id),
+                    mtu,
+                }));
                 if self.made_of.get(&id) != Some(&ingredients) {
                     table.set(id, row(family, name, &ingredients));
                     self.made_of.insert(id, ingredients);
@@ -119,8 +123,12 @@ impl Tunnels {
         if self.by_peer.len() < usize::from(super::ids::FRESH_MAX) {
             return;
         }
-        let dead: Vec<_> =
-            self.by_peer.iter().filter(|(_, id)| !self.made_of.contains_key(*id)).map(|(key, id)| (key.clone(), *id)).collect();
+        let dead: Vec<_> = self
+            .by_peer
+            .iter()
+            .filter(|(_, id)| !self.made_of.contains_key(*id))
+            .map(|(key, id)| (key.clone(), *id))
+            .collect();
         for (key, id) in dead {
             self.by_peer.remove(&key);
             self.ids.take_back(id.0);

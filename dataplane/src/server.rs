@@ -1,0 +1,257 @@
+//! The contract socket: who may speak, and what is answered.
+//!
+//! One thread per connection, each with its own stream, so that whatever one client does (nonsense, silence, not reading)
+//! is its own affair. Updates and questions go to the compiler's queue and come back as answers; rows are made on the
+//! connection's thread. A client that has sent an update plays the part of control and is told, by a second thread,
+//! which generation workers have reached. The server never speaks first to anybody else.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tidegate_api::frame::{self, ReadError};
+use tidegate_api::listen::Listener;
+use tidegate_api::message::{CONTRACT_VERSION, Request, Response, Update};
+
+use crate::compile::thread::Handle;
+
+/// Questions that only workers can answer.
+pub mod query;
+/// The same, asked through mailboxes.
+pub mod mailboxes;
+/// Answers of the read side.
+pub mod show;
+#[cfg(test)]
+mod tests;
+
+use query::WorkerQuery;
+
+/// Connections at once. Control needs one and an operator a few; more is somebody's loop.
+const CONNECTIONS_MAX: usize = 64;
+/// A client that does not read for this long is cut off.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client has to greet within this time.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a waiting announcer looks whether its connection is still there.
+const ANNOUNCE_CHECK: Duration = Duration::from_secs(1);
+
+/// What every connection shares.
+#[derive(Clone)]
+struct Served {
+    compiler: Handle,
+    workers: Arc<dyn WorkerQuery>,
+    connections: Arc<AtomicUsize>,
+}
+
+/// The listening thread; the socket file goes when it is dropped.
+pub struct Server {
+    stop: Arc<AtomicBool>,
+    path: PathBuf,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens at `path` with file mode `mode`.
+    ///
+    /// # Errors
+    /// When another dataplane answers there, or the system refuses.
+    pub fn start(path: &Path, mode: u32, compiler: Handle, workers: Arc<dyn WorkerQuery>) -> io::Result<Self> {
+        let listener = Listener::bind(path, mode)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        let served = Served { compiler, workers, connections: Arc::default() };
+        let run = move || listen(&listener, &seen, &served);
+        let thread = std::thread::Builder::new().name("contract".into()).spawn(run)?;
+        Ok(Server { stop, path: path.to_path_buf(), thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Accepting has no timeout: one more visitor ends it.
+        let woken = UnixStream::connect(&self.path).is_ok();
+        if let Some(thread) = self.thread.take().filter(|_| woken) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn listen(listener: &Listener, stop: &AtomicBool, served: &Served) {
+    loop {
+        let accepted = listener.accept();
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accepting a client");
+                std::thread::sleep(Duration::from_millis(100)); // out of descriptors, most likely
+                continue;
+            }
+        };
+        let served = served.clone();
+        if served.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+            refuse(stream, &format!("{CONNECTIONS_MAX} clients are connected already"));
+            served.connections.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let connections = Arc::clone(&served.connections);
+        let spawned = std::thread::Builder::new().name("client".into()).spawn(move || {
+            let _leave = Leave(connections);
+            converse(stream, &served);
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread for a client");
+        }
+    }
+}
+
+/// Takes one off the count of connections, however the thread ends.
+struct Leave(Arc<AtomicUsize>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn refuse(mut stream: UnixStream, reason: &str) {
+    let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
+    let _ = frame::write(&mut stream, &Response::Error { message: reason.to_owned() });
+}
+
+/// The writing half of a connection and what has been announced on it. Two threads write.
+struct Voice {
+    stream: Mutex<(UnixStream, u64)>,
+    closed: AtomicBool,
+}
+
+impl Voice {
+    fn lock(&self) -> MutexGuard<'_, (UnixStream, u64)> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self, response: &Response) -> io::Result<()> {
+        frame::write(&mut self.lock().0, response)
+    }
+
+    /// Says `Accepted`. The generation is announced after it, even if workers were faster.
+    fn accept(&self, response: &Response, generation: u64) -> io::Result<()> {
+        let mut voice = self.lock();
+        voice.1 = voice.1.min(generation.saturating_sub(1));
+        frame::write(&mut voice.0, response)
+    }
+
+    /// Says `Reached`, if that is news here.
+    fn announce(&self, generation: u64) -> io::Result<()> {
+        let mut voice = self.lock();
+        if generation <= voice.1 {
+            return Ok(());
+        }
+        voice.1 = generation;
+        frame::write(&mut voice.0, &Response::Reached { generation })
+    }
+
+    fn announced(&self) -> u64 {
+        self.lock().1
+    }
+}
+
+/// One conversation, to its end.
+fn converse(mut stream: UnixStream, served: &Served) {
+    if let Err(reason) = greet(&mut stream, served) {
+        tracing::debug!(reason, "a client was turned away");
+        return refuse(stream, &reason);
+    }
+    let Ok(writing) = stream.try_clone() else { return };
+    let voice = Arc::new(Voice { stream: Mutex::new((writing, 0)), closed: AtomicBool::new(false) });
+    let mut announcer = None;
+    loop {
+        let said = match frame::read(&mut stream) {
+            Ok(Request::Hello { .. }) => voice.say(&Response::Error { message: "greeted already".into() }),
+            Ok(Request::Update(update)) => {
+                announcer = announcer.or_else(|| announce(&voice, served));
+                apply(update, &voice, served)
+            }
+            Ok(Request::Show(question)) => {
+                let answer = show::answer(&question, &served.compiler, served.workers.as_ref());
+                voice.say(&answer.map_or_else(|message| Response::Error { message }, Response::Shown))
+            }
+            Err(error @ ReadError::NotUnderstood(_)) => voice.say(&Response::Error { message: error.to_string() }),
+            Err(error @ ReadError::TooLong(_)) => {
+                let _ = voice.say(&Response::Error { message: error.to_string() });
+                break;
+            }
+            Err(ReadError::Closed | ReadError::Io(_)) => break,
+        };
+        if said.is_err() {
+            break;
+        }
+    }
+    voice.closed.store(true, Ordering::Relaxed);
+    let _ = stream.shutdown(Shutdown::Both);
+    served.compiler.wake();
+    if let Some(announcer) = announcer {
+        let _ = JoinHandle::join(announcer);
+    }
+}
+
+/// The first exchange of a conversation.
+fn greet(stream: &mut UnixStream, served: &Served) -> Result<(), String> {
+    let told = |error: io::Error| error.to_string();
+    stream.set_write_timeout(Some(WRITE_TIMEOUT)).map_err(told)?;
+    stream.set_read_timeout(Some(HELLO_TIMEOUT)).map_err(told)?;
+    let client = match frame::read(stream) {
+        Ok(Request::Hello { contract: CONTRACT_VERSION, client }) => client,
+        Ok(Request::Hello { contract, .. }) => {
+            return Err(format!("contract version {contract} is not spoken here, {CONTRACT_VERSION} is"));
+        }
+        Ok(_) => return Err("a conversation begins with hello".into()),
+        Err(error) => return Err(error.to_string()),
+    };
+    stream.set_read_timeout(None).map_err(told)?;
+    let holdings = served.compiler.holdings().map_err(|error| error.to_string())?;
+    tracing::debug!(client, "connected");
+    let welcome = Response::Welcome {
+        contract: CONTRACT_VERSION,
+        server: concat!("tidegate-dataplane ", env!("CARGO_PKG_VERSION")).into(),
+        holds: holdings.versions,
+        reached: holdings.reached,
+    };
+    frame::write(stream, &welcome).map_err(told)
+}
+
+fn apply(update: Update, voice: &Voice, served: &Served) -> io::Result<()> {
+    match served.compiler.update(update) {
+        Ok(accepted) => {
+            let generation = accepted.generation;
+            voice.accept(&Response::Accepted(accepted), generation)?;
+            // An update without news is in force already; nothing will wake the announcer for it.
+            voice.announce(served.compiler.reached())
+        }
+        Err(error) => voice.say(&Response::Error { message: error.to_string() }),
+    }
+}
+
+/// Starts the thread that tells this client what workers have reached.
+fn announce(voice: &Arc<Voice>, served: &Served) -> Option<JoinHandle<()>> {
+    let (voice, compiler) = (Arc::clone(voice), served.compiler.clone());
+    let run = move || {
+        while !voice.closed.load(Ordering::Relaxed) {
+            let reached = compiler.wait_reached(voice.announced(), ANNOUNCE_CHECK);
+            if voice.announce(reached).is_err() {
+                // The reading thread must not wait for a client that cannot be spoken to.
+                let _ = voice.lock().0.shutdown(Shutdown::Both);
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("announcer".into()).spawn(run).ok()
+}

@@ -1,0 +1,285 @@
+//! Questions to workers, put into their mailboxes.
+//!
+//! A worker answers between two turns. One that does not answer in time is reported as such; the question stays in its
+//! mailbox and its answer, if it ever comes, goes nowhere.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::{RecvTimeoutError, SendTimeoutError, Sender, bounded};
+use tidegate_api::resource::MacAddress;
+use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
+use tidegate_io::PinholeCounters;
+
+use super::query::{BackendUsage, QueryError, WorkerQuery};
+use crate::counters::Event;
+use crate::drops::DropReason;
+use crate::mailbox::{PortStatus, Request, Status};
+use crate::table::BackendId;
+
+/// How long a worker may take.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Backends asked for at once: what a worker copies between two turns.
+const BACKENDS_PER_QUESTION: usize = 4096;
+
+/// One worker's mailbox.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    /// Where questions go.
+    pub questions: Sender<Request>,
+    /// The core the worker is pinned to.
+    pub core: Option<usize>,
+}
+
+/// Reads the pinhole's counters of a device by name.
+pub type PinholeReader = Arc<dyn Fn(&str) -> Option<PinholeCounters> + Send + Sync>;
+
+/// All workers' mailboxes, by number.
+#[derive(Clone)]
+pub struct Mailboxes {
+    workers: Vec<Mailbox>,
+    pinholes: PinholeReader,
+}
+
+impl Mailboxes {
+    /// Questions go to `workers`; what happened before a packet reached one is told by `pinholes`.
+    pub fn new(workers: Vec<Mailbox>, pinholes: PinholeReader) -> Self {
+        Mailboxes { workers, pinholes }
+    }
+
+    fn ask<T>(&self, question: impl Fn(Sender<T>) -> Request) -> Result<Vec<T>, QueryError> {
+        let ask = |(worker, mailbox): (usize, &Mailbox)| {
+            let (reply, answer) = bounded(1);
+            mailbox.questions.send_timeout(question(reply), TIMEOUT).map_err(|error| match error {
+                SendTimeoutError::Timeout(_) => QueryError::Late { worker, waited: TIMEOUT },
+                SendTimeoutError::Disconnected(_) => QueryError::Ended { worker },
+            })?;
+            Ok((worker, answer))
+        };
+        // All are asked before any is waited for.
+        let asked: Vec<_> = self.workers.iter().enumerate().map(ask).collect::<Result<_, _>>()?;
+        let wait = |(worker, answer): (usize, crossbeam::channel::Receiver<T>)| {
+            answer.recv_timeout(TIMEOUT).map_err(|error| match error {
+                RecvTimeoutError::Timeout => QueryError::Late { worker, waited: TIMEOUT },
+                RecvTimeoutError::Disconnected => QueryError::Ended { worker },
+            })
+        };
+        asked.into_iter().map(wait).collect()
+    }
+
+    fn statuses(&self) -> Result<Vec<Status>, QueryError> {
+        self.ask(|reply| Request::Status { reply })
+    }
+}
+
+impl WorkerQuery for Mailboxes {
+    fn flows(&self, limit: u32) -> Result<Vec<FlowRow>, QueryError> {
+        let mut rows: Vec<_> = self.ask(|reply| Request::Flows { limit, reply })?.into_iter().flatten().collect();
+        rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok(rows)
+    }
+
+    fn backend_usage(&self, backends: &[BackendId]) -> Result<HashMap<BackendId, BackendUsage>, QueryError> {
+        let mut usage: HashMap<BackendId, BackendUsage> = HashMap::new();
+        for some in backends.chunks(BACKENDS_PER_QUESTION) {
+            for rows in self.ask(|reply| Request::Usage { backends: some.to_vec(), reply })? {
+                for (backend, row) in some.iter().zip(rows) {
+                    usage.entry(*backend).or_default().add(BackendUsage {
+                        flows: u64::from(row.live),
+                        new_flows: row.opened,
+                        packets: row.packets.iter().sum(),
+                        bytes: row.bytes.iter().sum(),
+                    });
+                }
+            }
+        }
+        Ok(usage)
+    }
+
+    fn workers(&self) -> Result<Vec<WorkerRow>, QueryError> {
+        let rows =
+            self.statuses()?.into_iter().zip(&self.workers).map(|(status, mailbox)| worker_row(&status, mailbox.core));
+        Ok(rows.collect())
+    }
+
+    fn ports(&self) -> Result<Vec<PortRow>, QueryError> {
+        let ports = self.statuses()?.into_iter().flat_map(|status| status.ports);
+        Ok(ports.map(|port| port_row(&port, (self.pinholes)(&port.facts.device))).collect())
+    }
+
+    fn counters(&self) -> Result<Counters, QueryError> {
+        Ok(books(&self.statuses()?))
+    }
+
+    fn drops(&self) -> Result<Vec<DropRow>, QueryError> {
+        let statuses = self.statuses()?;
+        let packets = |index: usize| statuses.iter().filter_map(|status| status.drops.get(index)).sum();
+        let rows = DropReason::ALL.iter().enumerate().map(|(index, reason)| DropRow {
+            reason: reason.name().to_owned(),
+            stage: reason.stage().to_owned(),
+            severity: reason.severity().name().to_owned(),
+            help: reason.help().to_owned(),
+            packets: packets(index),
+        });
+        Ok(rows.collect())
+    }
+}
+
+fn event(status: &Status, event: Event) -> u64 {
+    status.events.iter().find(|(name, _)| *name == event.name()).map_or(0, |(_, count)| *count)
+}
+
+fn worker_row(status: &Status, core: Option<usize>) -> WorkerRow {
+    WorkerRow {
+        worker: status.worker,
+        core: core.and_then(|core| u32::try_from(core).ok()),
+        generation: status.generation,
+        turns: event(status, Event::Turns),
+        idle_turns: event(status, Event::IdleTurns),
+        sleeps: event(status, Event::Sleeps),
+        flows: status.flows,
+        flows_max: status.flows_max,
+        held: status.held,
+        ports: status.ports.iter().map(|port| format!("{}/{}", port.facts.device, port.facts.queue)).collect(),
+    }
+}
+
+fn port_row(port: &PortStatus, pinhole: Option<PinholeCounters>) -> PortRow {
+    let own = &port.counters;
+    let mut counters = vec![
+        ("rx_packets", own.rx_packets),
+        ("rx_bytes", own.rx_bytes),
+        ("rx_violations", own.rx_violations),
+        ("tx_packets", own.tx_packets),
+        ("tx_bytes", own.tx_bytes),
+        ("tx_completed", own.tx_completed),
+        ("tx_violations", own.tx_violations),
+        ("tx_rejected", own.tx_rejected),
+        ("tx_copied", own.tx_copied),
+        ("fill_starved", own.fill_starved),
+        ("kicks", own.kicks),
+        ("kick_errors", own.kick_errors),
+    ];
+    if let Some(socket) = &port.socket {
+        counters.extend([
+            ("rx_dropped", socket.rx_dropped),
+            ("rx_invalid_descs", socket.rx_invalid_descs),
+            ("tx_invalid_descs", socket.tx_invalid_descs),
+            ("rx_ring_full", socket.rx_ring_full),
+            ("rx_fill_ring_empty_descs", socket.rx_fill_ring_empty_descs),
+            ("tx_ring_empty_descs", socket.tx_ring_empty_descs),
+        ]);
+    }
+    // The program's counters are the device's: every queue of it shows the same.
+    if let Some(pinhole) = pinhole {
+        counters.extend([
+            ("pinhole_passed", pinhole.passed),
+            ("pinhole_redirected", pinhole.redirected),
+            ("pinhole_dropped_dead", pinhole.dropped_dead),
+            ("pinhole_passed_dead", pinhole.passed_dead),
+            ("pinhole_malformed", pinhole.malformed),
+        ]);
+    }
+    PortRow {
+        device: port.facts.device.clone(),
+        queue: port.facts.queue,
+        mode: port.facts.mode.name().to_owned(),
+        mac: MacAddress(port.facts.mac),
+        mtu: port.facts.mtu,
+        counters: counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+    }
+}
+
+/// Totals by name, and what the books of design section 9 are out by:
+/// `rx + generated = tx completed + tx rejected + dropped + consumed + to kernel + held`.
+fn books(statuses: &[Status]) -> Counters {
+    let mut counters = Counters::default();
+    let mut add = |name: &str, count: u64| *counters.totals.entry(name.to_owned()).or_default() += count;
+    for status in statuses {
+        status.events.iter().for_each(|(name, count)| add(name, *count));
+        add("dropped", status.drops.iter().sum());
+        add("held", status.held);
+        add("tx_completed", status.ports.iter().map(|port| port.counters.tx_completed).sum());
+        add("tx_rejected", status.ports.iter().map(|port| port.counters.tx_rejected).sum());
+    }
+    let total = |name: &str| i128::from(counters.totals.get(name).copied().unwrap_or_default());
+    let came = total(Event::Received.name()) + total(Event::Generated.name());
+    let went = total("tx_completed")
+        + total("tx_rejected")
+        + total("dropped")
+        + total(Event::Consumed.name())
+        + total(Event::ToKernel.name())
+        + total("held");
+    counters.imbalance = i64::try_from(came - went).unwrap_or(if came > went { i64::MAX } else { i64::MIN });
+    counters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(received: u64, dropped: u64, held: u64) -> Status {
+        Status {
+            worker: 0,
+            generation: 3,
+            flows: 1,
+            flows_max: 2,
+            held,
+            ports: vec![],
+            events: vec![("received", received), ("consumed", 1)],
+            drops: vec![dropped],
+        }
+    }
+
+    fn pair() -> (Mailboxes, crossbeam::channel::Receiver<Request>) {
+        let (questions, mailbox) = bounded(1);
+        (Mailboxes::new(vec![Mailbox { questions, core: Some(1) }], Arc::new(|_| None)), mailbox)
+    }
+
+    #[test]
+    fn the_books_are_kept_over_all_workers() {
+        assert_eq!(books(&[status(10, 7, 2), status(5, 4, 0)]).imbalance, 0);
+        assert_eq!(books(&[status(10, 7, 0)]).imbalance, 2);
+        assert_eq!(books(&[status(0, 7, 0)]).imbalance, -8);
+        assert_eq!(books(&[status(10, 7, 2), status(5, 4, 0)]).totals["dropped"], 11);
+    }
+
+    #[test]
+    fn a_stuck_worker_yields_a_text_and_not_a_hang() {
+        let (mailboxes, mailbox) = pair();
+        for _ in 0..2 {
+            let error = mailboxes.workers().unwrap_err().to_string();
+            assert_eq!(error, "worker 0 has not answered in 1000 ms; is it stuck?");
+        }
+        drop(mailbox);
+        assert_eq!(mailboxes.flows(1), Err(QueryError::Ended { worker: 0 }));
+    }
+
+    #[test]
+    fn answers_of_a_living_worker_are_rows() {
+        let (mailboxes, mailbox) = pair();
+        let worker = std::thread::spawn(move || {
+            while let Ok(request) = mailbox.recv() {
+                match request {
+                    Request::Status { reply } => drop(reply.send(status(9, 8, 0))),
+                    Request::Usage { backends, reply } => {
+                        let row = crate::state::usage::Row { opened: 2, packets: [3, 4], bytes: [5, 6], live: 1 };
+                        drop(reply.send(vec![row; backends.len()]));
+                    }
+                    Request::Flows { reply, .. } => drop(reply.send(vec![])),
+                }
+            }
+        });
+        assert_eq!(mailboxes.workers().unwrap()[0].core, Some(1));
+        assert_eq!(mailboxes.counters().unwrap().imbalance, 0);
+        assert_eq!(mailboxes.drops().unwrap().iter().map(|row| row.packets).sum::<u64>(), 8);
+        assert_eq!(mailboxes.drops().unwrap().len(), DropReason::COUNT);
+        let many: Vec<_> = (0..5000).map(BackendId).collect();
+        let usage = mailboxes.backend_usage(&many).unwrap();
+        assert_eq!(usage.len(), 5000);
+        assert_eq!(usage[&BackendId(4999)], BackendUsage { flows: 1, new_flows: 2, packets: 7, bytes: 11 });
+        drop(mailboxes);
+        worker.join().unwrap();
+    }
+}

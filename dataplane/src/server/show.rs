@@ -1,0 +1,244 @@
+//! Answers of the read side: tables, objects and workers as rows of plain values.
+//!
+//! Runs on the asking client's thread, over a copy of what the compiler had at one moment.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use tidegate_api::resource::{Body, MacAddress, Protocol, Service};
+use tidegate_api::show::{BackendRow, NeighbourRow, RouteRow, ServiceRow, Show, Shown, TunnelRow};
+
+use super::query::{BackendUsage, WorkerQuery};
+use crate::compile::thread::{Handle, View};
+use crate::compile::{address_of, mapped_ip, tunnel};
+use crate::kernel::NeighbourKey;
+use crate::table::backend::BackendState;
+use crate::table::neighbour::NeighbourState;
+use crate::table::route::{NextHops, RouteTarget};
+use crate::table::service::Frontend;
+use crate::table::{BackendId, NeighbourId, ServiceId, Tables};
+
+/// The answer to `question`.
+///
+/// # Errors
+/// Who has not answered, for people.
+pub fn answer(question: &Show, compiler: &Handle, workers: &dyn WorkerQuery) -> Result<Shown, String> {
+    let view = || compiler.view().map_err(|error| error.to_string());
+    let told = |error: super::query::QueryError| error.to_string();
+    Ok(match question {
+        Show::Services => {
+            let view = view()?;
+            let ids: Vec<_> = view.tables.backends.rows().map(|(id, _)| id).collect();
+            Shown::Services(services(&view, &workers.backend_usage(&ids).map_err(told)?))
+        }
+        Show::Backends { service } => {
+            let mut rows = backends(&view()?, service.as_deref());
+            let ids: Vec<_> = rows.iter().map(|(id, _)| *id).collect();
+            let usage = workers.backend_usage(&ids).map_err(told)?;
+            for (id, row) in &mut rows {
+                let used = usage.get(id).copied().unwrap_or_default();
+                (row.flows, row.new_flows, row.packets, row.bytes) =
+                    (used.flows, used.new_flows, used.packets, used.bytes);
+            }
+            Shown::Backends(rows.into_iter().map(|(_, row)| row).collect())
+        }
+        Show::Flows { limit } => Shown::Flows(workers.flows(*limit).map_err(told)?),
+        Show::Tunnels => Shown::Tunnels(tunnels(&view()?)),
+        Show::Routes => Shown::Routes(routes(&view()?.tables)),
+        Show::Neighbours => Shown::Neighbours(neighbours(&view()?)),
+        Show::Workers => Shown::Workers(workers.workers().map_err(told)?),
+        Show::Ports => Shown::Ports(workers.ports().map_err(told)?),
+        Show::Counters => Shown::Counters(workers.counters().map_err(told)?),
+        Show::Drops => Shown::Drops(workers.drops().map_err(told)?),
+    })
+}
+
+fn each_service(view: &View) -> impl Iterator<Item = (&str, &Service)> {
+    view.objects.iter().filter_map(|resource| match &resource.body {
+        Body::Service(service) => Some((resource.name.as_str(), service)),
+        _ => None,
+    })
+}
+
+/// One row per frontend. Counters are those of the Service port and family: frontends that share it show the same.
+fn services(view: &View, usage: &HashMap<BackendId, BackendUsage>) -> Vec<ServiceRow> {
+    let tables = &view.tables;
+    let mut used: HashMap<ServiceId, BackendUsage> = HashMap::new();
+    for (id, row) in tables.backends.rows() {
+        used.entry(row.service).or_default().add(usage.get(&id).copied().unwrap_or_default());
+    }
+    let mut rows = Vec::new();
+    for (name, service) in each_service(view) {
+        for (address, port) in
+            service.addresses.iter().flat_map(|address| service.ports.iter().map(move |port| (address, port)))
+        {
+            let frontend = Frontend { address: mapped_ip(*address), protocol: port.protocol.number(), port: port.port };
+            let Some((id, row)) = tables.services.lookup(&frontend).and_then(|id| Some((id, tables.services.row(id)?)))
+            else {
+                continue;
+            };
+            let active = |id: &&BackendId| {
+                tables.backends.row(**id).is_some_and(|backend| backend.state == BackendState::Active)
+            };
+            let used = used.get(&id).copied().unwrap_or_default();
+            rows.push(ServiceRow {
+                service: name.to_owned(),
+                address: *address,
+                protocol: port.protocol,
+                port: port.port,
+                mode: row.mode.name().to_owned(),
+                backends: u32::try_from(row.members.iter().filter(active).count()).unwrap_or(u32::MAX),
+                maglev_slots: row.ring.as_ref().map_or(0, |ring| u32::try_from(ring.size()).unwrap_or(u32::MAX)),
+                packets: used.packets,
+                bytes: used.bytes,
+                new_flows: used.new_flows,
+            });
+        }
+    }
+    rows
+}
+
+/// Backends with their ids and no usage yet; of one Service, or of all. Those that are gone stand at the end of their
+/// Service port, as long as their id is not another's.
+fn backends(view: &View, only: Option<&str>) -> Vec<(BackendId, BackendRow)> {
+    let told: HashMap<(&str, Protocol, u16, IpAddr, u16), &tidegate_api::resource::Backend> = each_service(view)
+        .filter(|(name, _)| only.is_none_or(|only| only == *name))
+        .flat_map(|(name, service)| service.ports.iter().map(move |port| (name, port)))
+        .flat_map(|(name, port)| {
+            let key = move |backend: &tidegate_api::resource::Backend| {
+                (name, port.protocol, port.port, backend.address, backend.port)
+            };
+            port.backends.iter().map(move |backend| (key(backend), backend))
+        })
+        .collect();
+    let mut rows = Vec::new();
+    for (id, row) in view.tables.backends.rows() {
+        let Some(service) = view.tables.services.row(row.service) else { continue };
+        if only.is_some_and(|only| only != &*service.name) {
+            continue;
+        }
+        let protocol = protocol(service.protocol);
+        let address = address_of(&row.address);
+        let told = told.get(&(&*service.name, protocol, service.port, address, row.port));
+        rows.push((
+            id,
+            BackendRow {
+                service: service.name.to_string(),
+                port: service.port,
+                protocol,
+                address,
+                backend_port: row.port,
+                weight: told.map_or(0, |backend| backend.weight),
+                state: backend_state(row.state).to_owned(),
+                node: told.map(|backend| backend.node.clone()).unwrap_or_default(),
+                pod: told.map(|backend| backend.pod.clone()).unwrap_or_default(),
+                flows: 0,
+                packets: 0,
+                bytes: 0,
+                new_flows: 0,
+            },
+        ));
+    }
+    rows.sort_by(|(_, a), (_, b)| {
+        let order = |row: &BackendRow| {
+            (row.service.clone(), row.protocol, row.port, row.state == "gone", row.address, row.backend_port)
+        };
+        order(a).cmp(&order(b))
+    });
+    rows
+}
+
+fn protocol(number: u8) -> Protocol {
+    match number {
+        17 => Protocol::Udp,
+        132 => Protocol::Sctp,
+        _ => Protocol::Tcp,
+    }
+}
+
+fn backend_state(state: BackendState) -> &'static str {
+    match state {
+        BackendState::Active => "active",
+        BackendState::Draining => "draining",
+        BackendState::Gone => "gone",
+        BackendState::Vacant => "vacant",
+    }
+}
+
+fn tunnels(view: &View) -> Vec<TunnelRow> {
+    let mut rows = Vec::new();
+    for resource in &view.objects {
+        let Body::Peer(peer) = &resource.body else { continue };
+        for vtep in [&peer.v4, &peer.v6].into_iter().flatten() {
+            let underlay = mapped_ip(vtep.underlay);
+            let row = view.tables.tunnels.rows().map(|(_, row)| row);
+            let row = row.filter(|row| *row.name == *resource.name).find(|row| row.underlay == underlay);
+            rows.push(TunnelRow {
+                peer: resource.name.clone(),
+                underlay: vtep.underlay,
+                mac: vtep.mac,
+                vni: vtep.vni,
+                port: vtep.port,
+                prefixes: vtep.pod_cidrs.iter().map(ToString::to_string).collect(),
+                inner_mtu: row.map_or(0, |row| u32::from(row.inner_mtu)),
+                state: row.map_or("no row", |row| tunnel::state_name(row, &view.tables.neighbours)).to_owned(),
+            });
+        }
+    }
+    rows
+}
+
+fn routes(tables: &Tables) -> Vec<RouteRow> {
+    let device = |id| tables.devices.row(id).map_or("?", |row| &*row.name);
+    let rows = tables.routes.iter().map(|(prefix, row)| {
+        let (next_hops, origin) = match &row.target {
+            RouteTarget::Tunnel(id) => {
+                let name = tables.tunnels.row(*id).map_or("?", |row| &*row.name);
+                (vec![format!("tunnel {name}")], "overlay")
+            }
+            RouteTarget::NextHops(hops) => (ways(tables, hops), "kernel"),
+            RouteTarget::Connected(id) => (vec![format!("dev {}", device(*id))], "kernel"),
+            RouteTarget::Blackhole => (vec!["blackhole".to_owned()], "kernel"),
+            RouteTarget::Local => (vec!["local".to_owned()], "kernel"),
+        };
+        RouteRow { prefix: prefix.to_string(), next_hops, origin: origin.to_owned(), mtu: u32::from(row.mtu) }
+    });
+    rows.collect()
+}
+
+/// Each next hop once, with its share where shares differ from one each.
+fn ways(tables: &Tables, hops: &NextHops) -> Vec<String> {
+    let mut counted: Vec<(NeighbourId, usize)> = Vec::new();
+    for hop in hops {
+        match counted.iter_mut().find(|(id, _)| id == hop) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((*hop, 1)),
+        }
+    }
+    let weighted = counted.iter().any(|(_, count)| *count > 1);
+    let text = |(id, count): (NeighbourId, usize)| {
+        let Some(row) = tables.neighbours.row(id) else { return "?".to_owned() };
+        let device = tables.devices.row(row.device).map_or("?", |row| &*row.name);
+        let weight = if weighted { format!(" weight {count}") } else { String::new() };
+        format!("via {} dev {device}{weight}", address_of(&row.address))
+    };
+    counted.into_iter().map(text).collect()
+}
+
+fn neighbours(view: &View) -> Vec<NeighbourRow> {
+    let rows = view.tables.neighbours.rows().map(|(_, row)| {
+        let address = address_of(&row.address);
+        let device = view.tables.devices.row(row.device);
+        let key = device.map(|device| NeighbourKey { ifindex: device.ifindex, address });
+        let known = key.and_then(|key| view.neighbours.get(&key));
+        NeighbourRow {
+            address,
+            device: device.map_or("?", |device| &*device.name).to_owned(),
+            mac: (row.state == NeighbourState::Resolved).then_some(MacAddress(row.mac)),
+            state: known.map_or("unresolved", |known| known.state_name()).to_owned(),
+        }
+    });
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort_by(|a, b| (&a.device, a.address).cmp(&(&b.device, b.address)));
+    rows
+}

@@ -1,0 +1,307 @@
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::time::Instant;
+
+use crossbeam::channel::{Sender, bounded};
+use tidegate_api::client::{Client, ClientError};
+use tidegate_api::message::Accepted;
+use tidegate_api::resource::Kind;
+use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, Show, Shown, WorkerRow};
+
+use super::query::{BackendUsage, QueryError};
+use super::*;
+use crate::compile::tests::Notebook;
+use crate::compile::thread::CompilerThread;
+use crate::compile::{Compiler, Pinholes};
+use crate::kernel::{Change, KernelFacts, Neighbour, NeighbourKey, nud};
+use crate::objects::key;
+use crate::objects::saved::{self, Saver};
+use crate::objects::tests::{backend, full, gateway, incremental, machine, named, peer, service};
+use crate::table::publish::{Publisher, Reader};
+use crate::table::{BackendId, DeviceId, Tables};
+use crate::worker::Want;
+
+/// Workers that have used every backend once, or hang.
+struct Fixed {
+    late: bool,
+}
+
+impl Fixed {
+    fn unless_late<T>(&self, answer: T) -> Result<T, QueryError> {
+        if self.late { Err(QueryError::Late { worker: 0, waited: Duration::from_secs(1) }) } else { Ok(answer) }
+    }
+}
+
+impl WorkerQuery for Fixed {
+    fn flows(&self, _: u32) -> Result<Vec<FlowRow>, QueryError> {
+        self.unless_late(vec![])
+    }
+
+    fn backend_usage(&self, backends: &[BackendId]) -> Result<HashMap<BackendId, BackendUsage>, QueryError> {
+        let once = BackendUsage { flows: 1, new_flows: 1, packets: 2, bytes: 3 };
+        self.unless_late(backends.iter().map(|id| (*id, once)).collect())
+    }
+
+    fn workers(&self) -> Result<Vec<WorkerRow>, QueryError> {
+        self.unless_late(vec![])
+    }
+
+    fn ports(&self) -> Result<Vec<PortRow>, QueryError> {
+        self.unless_late(vec![])
+    }
+
+    fn counters(&self) -> Result<Counters, QueryError> {
+        self.unless_late(Counters { totals: BTreeMap::from([("received".into(), 1)]), imbalance: 0 })
+    }
+
+    fn drops(&self) -> Result<Vec<DropRow>, QueryError> {
+        self.unless_late(vec![])
+    }
+}
+
+/// A dataplane without workers but for one reader, over a real socket.
+struct Bench {
+    directory: tempfile::TempDir,
+    reader: Reader,
+    wants: Sender<Want>,
+    handle: Handle,
+    _server: Server,
+    _compiler: CompilerThread,
+}
+
+fn bench() -> Bench {
+    bench_of(Box::new(Notebook::default()), false)
+}
+
+fn bench_of(pinholes: Box<dyn Pinholes>, late: bool) -> Bench {
+    let directory = tempfile::tempdir().unwrap();
+    let (publisher, readers) = Publisher::new(Tables::default());
+    let mut compiler = Compiler::new(["wan0", "lan0"], publisher, pinholes, Box::new(Notebook::default()));
+    let facts = KernelFacts { layout: machine(), ..KernelFacts::default() };
+    compiler.restore(facts, saved::load(directory.path()), 0);
+    let reader = readers();
+    let (wants, wanted) = bounded(16);
+    let saver = Saver::start(directory.path().to_path_buf()).unwrap();
+    let (thread, handle) = CompilerThread::start(compiler, wanted, Some(saver), Instant::now()).unwrap();
+    let path = directory.path().join("t.sock");
+    let server = Server::start(&path, 0o600, handle.clone(), Arc::new(Fixed { late })).unwrap();
+    Bench { directory, reader, wants, handle, _server: server, _compiler: thread }
+}
+
+impl Bench {
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("t.sock")
+    }
+
+    fn client(&self) -> Client {
+        let mut client = Client::connect(&self.path(), "test").unwrap();
+        client.set_timeout(Some(Duration::from_secs(20))).unwrap();
+        client
+    }
+}
+
+fn everything() -> Vec<tidegate_api::resource::Resource> {
+    let backends = [backend("10.244.1.5", 8080, 2), backend("fd00:10:244:1::5", 8080, 0)];
+    let web = service(&["203.0.113.10", "2001:db8:f::10"], 80, &backends);
+    vec![named("gw", "1", gateway()), named("w1", "1", peer(1)), named("shop/web", "1", web)]
+}
+
+fn accepted(client: &mut Client) -> Accepted {
+    loop {
+        match client.receive().unwrap() {
+            Response::Accepted(accepted) => return accepted,
+            Response::Reached { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn reached(client: &mut Client) -> u64 {
+    match client.receive().unwrap() {
+        Response::Reached { generation } => generation,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn control_is_told_what_was_accepted_and_what_was_reached() {
+    let mut bench = bench();
+    let mut control = bench.client();
+    assert!(control.holds.is_empty());
+    let mut objects = everything();
+    objects.push(named("shop/bad", "9", service(&["127.0.0.1"], 80, &[])));
+    control.send(&Request::Update(Update { nonce: 77, ..full(objects.clone()) })).unwrap();
+    let told = accepted(&mut control);
+    assert_eq!(told.nonce, 77);
+    assert_eq!((told.rejected.len(), told.rejected[0].key.name.as_str()), (1, "shop/bad"));
+    assert!(told.rejected[0].reason.starts_with("addresses[0]: "), "{}", told.rejected[0].reason);
+    // Not reached before the worker has looked; told without being asked once it has.
+    assert!(bench.handle.reached() < told.generation);
+    assert_eq!(bench.reader.refresh().generation, told.generation);
+    while reached(&mut control) < told.generation {}
+    // What is no news is reached already, and said after it was accepted.
+    objects.pop();
+    control.send(&Request::Update(Update { nonce: 78, ..incremental(objects) })).unwrap();
+    assert!(
+        matches!(control.receive().unwrap(), Response::Accepted(accepted) if accepted.nonce == 78 && accepted.generation == told.generation)
+    );
+    assert_eq!(reached(&mut control), told.generation);
+    let again = bench.client();
+    assert_eq!(again.holds[&key(Kind::Service, "shop/web")], "1");
+    assert_eq!((again.holds.len(), again.reached), (3, told.generation));
+}
+
+#[test]
+fn the_read_side_answers_every_question() {
+    let mut bench = bench();
+    let mut client = bench.client();
+    client.send(&Request::Update(full(everything()))).unwrap();
+    accepted(&mut client);
+    bench.reader.go_offline();
+    let known = |address: &str| {
+        let key = NeighbourKey { ifindex: 2, address: address.parse().unwrap() };
+        (key, Some(Neighbour { mac: Some([2, 0, 0, 0, 0, 7]), state: nud::STALE, managed: true }))
+    };
+    for address in ["192.0.2.10", "2001:db8:1::10"] {
+        bench.handle.kernel(Change::Neighbours(vec![known(address)]));
+        let address = crate::compile::mapped_ip(address.parse().unwrap());
+        bench.wants.send(Want { device: DeviceId(0), address }).unwrap();
+    }
+    let mut reader = bench.client();
+    let Shown::Services(rows) = reader.show(Show::Services).unwrap() else { panic!() };
+    let of =
+        |address: &str| rows.iter().find(|row| row.address == address.parse::<std::net::IpAddr>().unwrap()).unwrap();
+    assert_eq!((of("203.0.113.10").backends, of("203.0.113.10").maglev_slots, of("203.0.113.10").packets), (1, 251, 2));
+    assert_eq!((of("2001:db8:f::10").backends, of("2001:db8:f::10").maglev_slots), (0, 0), "draining only");
+    let Shown::Backends(rows) = reader.show(Show::Backends { service: None }).unwrap() else { panic!() };
+    let told: Vec<_> = rows.iter().map(|row| (row.state.as_str(), row.weight, row.pod.as_str(), row.flows)).collect();
+    assert_eq!(told, [("active", 2, "p1", 1), ("draining", 0, "p1", 1)]);
+    let one = reader.show(Show::Backends { service: Some("shop/none".into()) }).unwrap();
+    assert_eq!(one, Shown::Backends(vec![]));
+    let Shown::Tunnels(rows) = reader.show(Show::Tunnels).unwrap() else { panic!() };
+    assert_eq!(rows.len(), 2, "one per family");
+    assert!(rows.iter().all(|row| row.peer == "w1" && row.state == "no route"), "{rows:?}");
+    let Shown::Routes(rows) = reader.show(Show::Routes).unwrap() else { panic!() };
+    let overlay: Vec<_> =
+        rows.iter().filter(|row| row.origin == "overlay").map(|row| row.next_hops.join(",")).collect();
+    assert_eq!(overlay, ["tunnel w1", "tunnel w1"]);
+    // Wants come by another way than questions: ask until both are there.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let Shown::Neighbours(rows) = reader.show(Show::Neighbours).unwrap() else { panic!() };
+        if rows.len() == 2 {
+            assert!(
+                rows.iter().all(|row| row.state == "STALE" && row.device == "wan0" && row.mac.is_some()),
+                "{rows:?}"
+            );
+            break;
+        }
+        assert!(Instant::now() < deadline, "{rows:?}");
+    }
+    for (question, answer) in [
+        (Show::Flows { limit: 9 }, Shown::Flows(vec![])),
+        (Show::Workers, Shown::Workers(vec![])),
+        (Show::Ports, Shown::Ports(vec![])),
+        (Show::Drops, Shown::Drops(vec![])),
+    ] {
+        assert_eq!(reader.show(question).unwrap(), answer);
+    }
+    assert!(
+        matches!(reader.show(Show::Counters).unwrap(), Shown::Counters(counters) if counters.totals["received"] == 1)
+    );
+}
+
+#[test]
+fn nonsense_is_answered_and_disturbs_nobody() {
+    let bench = bench();
+    let mut quiet = bench.client();
+    // Not even a greeting.
+    for noise in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 2, b'{', b'}'], &[0xff; 64]] {
+        let mut stream = UnixStream::connect(bench.path()).unwrap();
+        stream.write_all(noise).unwrap();
+        assert!(matches!(frame::read(&mut stream), Ok(Response::Error { .. })), "{noise:?}");
+        assert!(frame::read::<Response>(&mut stream).is_err(), "and cut off");
+    }
+    let mut stream = UnixStream::connect(bench.path()).unwrap();
+    frame::write(&mut stream, &Request::Hello { contract: 999, client: "x".into() }).unwrap();
+    let Ok(Response::Error { message }) = frame::read(&mut stream) else { panic!() };
+    assert!(message.contains("contract version 999"), "{message}");
+    // A greeting, then nonsense: the conversation goes on.
+    let mut stream = UnixStream::connect(bench.path()).unwrap();
+    frame::write(&mut stream, &Request::Hello { contract: CONTRACT_VERSION, client: "x".into() }).unwrap();
+    assert!(matches!(frame::read(&mut stream), Ok(Response::Welcome { .. })));
+    for nonsense in [
+        "{\"type\":\"dance\"}",
+        "[",
+        "{\"type\":\"update\",\"nonce\":\"many\"}",
+        "{\"type\":\"show\",\"what\":\"nothing\"}",
+    ] {
+        stream.write_all(&u32::try_from(nonsense.len()).unwrap().to_be_bytes()).unwrap();
+        stream.write_all(nonsense.as_bytes()).unwrap();
+        let Ok(Response::Error { message }) = frame::read(&mut stream) else { panic!("{nonsense}") };
+        assert!(message.contains("not understood"), "{message}");
+    }
+    frame::write(&mut stream, &Request::Show(Show::Routes)).unwrap();
+    assert!(matches!(frame::read(&mut stream), Ok(Response::Shown(_))));
+    assert!(quiet.show(Show::Routes).is_ok());
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_up_nobody() {
+    let bench = bench();
+    let mut deaf = UnixStream::connect(bench.path()).unwrap();
+    frame::write(&mut deaf, &Request::Hello { contract: CONTRACT_VERSION, client: "deaf".into() }).unwrap();
+    // Questions without end and no answer read, until the server's side of the socket is full.
+    deaf.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    while frame::write(&mut deaf, &Request::Show(Show::Routes)).is_ok() {}
+    let mut control = bench.client();
+    for nonce in 0..20 {
+        control.send(&Request::Update(Update { nonce, ..full(everything()) })).unwrap();
+        assert_eq!(accepted(&mut control).nonce, nonce);
+    }
+}
+
+#[test]
+fn stuck_workers_are_an_error_text() {
+    let bench = bench_of(Box::new(Notebook::default()), true);
+    let mut client = bench.client();
+    for question in [Show::Services, Show::Flows { limit: 1 }, Show::Workers, Show::Counters] {
+        let Err(ClientError::Refused(text)) = client.show(question) else { panic!() };
+        assert!(text.contains("worker 0 has not answered"), "{text}");
+    }
+    assert!(client.show(Show::Routes).is_ok(), "what needs no worker is still shown");
+}
+
+#[test]
+fn too_many_clients_are_turned_away_with_a_reason() {
+    let bench = bench();
+    let clients: Vec<_> = (0..CONNECTIONS_MAX).map(|_| bench.client()).collect();
+    let Err(ClientError::Refused(text)) = Client::connect(&bench.path(), "one more") else { panic!() };
+    assert!(text.contains("connected already"), "{text}");
+    drop(clients);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Client::connect(&bench.path(), "later").is_err() {
+        assert!(Instant::now() < deadline, "places are given back");
+    }
+}
+
+#[test]
+fn what_was_accepted_survives_a_restart_without_control() {
+    let bench = bench();
+    let mut control = bench.client();
+    control.send(&Request::Update(full(everything()))).unwrap();
+    accepted(&mut control);
+    let Bench { directory, reader, wants, handle, _server, _compiler } = bench;
+    drop((_server, _compiler, reader, wants, handle));
+    assert!(!directory.path().join("t.sock").exists(), "the socket file goes with the server");
+    let saved = saved::load(directory.path());
+    assert_eq!(saved.len(), 3);
+}
+
+#[test]
+fn a_second_server_on_the_same_socket_is_refused() {
+    let bench = bench();
+    let second = Server::start(&bench.path(), 0o600, bench.handle.clone(), Arc::new(Fixed { late: false }));
+    assert_eq!(second.err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
+    assert!(bench.client().show(Show::Routes).is_ok(), "the first goes on");
+}
