@@ -17,7 +17,7 @@ use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::session::link;
 use tidegate_control::source::Source;
 use tidegate_control::source::directory::Directory;
-use tidegate_control::source::scan::{Look, Scan};
+use tidegate_control::source::scan::Scan;
 use tidegate_control::status::StatusWriter;
 use tracing_subscriber::EnvFilter;
 
@@ -90,7 +90,10 @@ fn check(file: NodeFile) -> anyhow::Result<ExitCode> {
     let mut scan = Scan::new(directory);
     let dialect = Directory::new(directory).dialect();
     let mut reconciler = Reconciler::new(file, dialect, StatusWriter::silent());
-    reconciler.take(scan.look(&Look::AtAll { settled: false }));
+    scan.look_first(&mut |batch| {
+        reconciler.take(batch);
+        true
+    });
     let problems = reconciler.problems();
     for problem in &problems {
         println!("{:?}: {problem}", problem.severity);

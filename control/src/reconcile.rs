@@ -59,7 +59,10 @@ pub struct Reconciler {
     node_problems: BTreeMap<String, Vec<Problem>>,
     dataplane_problem: Option<Problem>,
     told: BTreeSet<Problem>,
+    /// The source has been read once.
     complete: bool,
+    /// What the portions before that have touched.
+    unresolved: Dirty,
     ready: bool,
 }
 
@@ -81,6 +84,7 @@ impl Reconciler {
             dataplane_problem: None,
             told: BTreeSet::new(),
             complete: false,
+            unresolved: Dirty::default(),
             ready: false,
         }
     }
@@ -102,7 +106,7 @@ impl Reconciler {
 
     /// Takes a batch of changes into the model and resolves what it touched.
     pub fn take(&mut self, batch: Batch) {
-        let mut dirty = Dirty::default();
+        let mut dirty = std::mem::take(&mut self.unresolved);
         let mut restated = BTreeSet::new();
         for key in &batch.deleted {
             self.settle(key, &mut restated);
@@ -111,7 +115,12 @@ impl Reconciler {
         for manifest in batch.applied {
             self.apply(manifest, &mut dirty, &mut restated);
         }
-        if batch.complete && !self.complete {
+        if !batch.complete && !self.complete {
+            self.source_problems = batch.problems;
+            self.unresolved = dirty; // the first portions: resolved once all are there
+            return;
+        }
+        if !self.complete {
             self.complete = true;
             dirty.nodes.insert(self.file.node.clone()); // so that its absence is told
         }
