@@ -14,10 +14,10 @@ use signal_hook::iterator::Signals;
 use tidegate_control::config::NodeFile;
 use tidegate_control::problem::Severity;
 use tidegate_control::reconcile::{Input, Reconciler};
-use tidegate_control::session;
+use tidegate_control::session::link;
 use tidegate_control::source::Source;
 use tidegate_control::source::directory::Directory;
-use tidegate_control::source::scan::{Look, Scan};
+use tidegate_control::source::scan::Scan;
 use tidegate_control::status::StatusWriter;
 use tracing_subscriber::EnvFilter;
 
@@ -64,7 +64,7 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     let socket = file.socket.clone();
     thread::Builder::new()
         .name("session".into())
-        .spawn(move || session::keep_connected(socket, name, |news| inbox.send(Input::Dataplane(news)).is_ok()))
+        .spawn(move || link::keep_connected(socket, name, |news| inbox.send(Input::Dataplane(news)).is_ok()))
         .context("cannot start a thread")?;
     tracing::info!(node = %file.node, directory = %file.control.source.directory.display(), "tidegate-control started");
     reconciler.run(&taken);
@@ -90,7 +90,10 @@ fn check(file: NodeFile) -> anyhow::Result<ExitCode> {
     let mut scan = Scan::new(directory);
     let dialect = Directory::new(directory).dialect();
     let mut reconciler = Reconciler::new(file, dialect, StatusWriter::silent());
-    reconciler.take(scan.look(&Look::AtAll { settled: false }));
+    scan.look_first(&mut |batch| {
+        reconciler.take(batch);
+        true
+    });
     let problems = reconciler.problems();
     for problem in &problems {
         println!("{:?}: {problem}", problem.severity);

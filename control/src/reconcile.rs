@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use hashbrown::{HashMap, HashSet};
+use desired::Desired;
+use hashbrown::HashMap;
 use tidegate_api::message::Response;
 use tidegate_api::resource::{Body, Kind, Resource, ResourceKey};
 
@@ -18,11 +19,15 @@ use crate::problem::{Problem, Severity};
 use crate::resolve::claim::Claims;
 use crate::resolve::service::{Note, Outcome};
 use crate::resolve::{self, gateway, peer};
-use crate::session::{News, Session, Standing, Wanted};
+use crate::session::link::News;
+use crate::session::{Session, Standing};
 use crate::source::{Batch, Manifest, ObjectKey, ObjectKind};
 use crate::status::StatusWriter;
 use crate::status::service::{Progress, ServiceStatus};
 use crate::watch::{self, Dialect};
+
+/// What there should be, and how sure that is.
+mod desired;
 
 /// How often a dataplane that owes an answer is looked after.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(10);
@@ -35,21 +40,6 @@ pub enum Input {
     Dataplane(News),
     /// End.
     Stop,
-}
-
-/// What there should be, and how sure that is.
-#[derive(Debug, Default)]
-struct Desired {
-    resources: BTreeMap<ResourceKey, Resource>,
-    /// Removed by this run after it had them.
-    removed: HashSet<ResourceKey>,
-    /// Services that have had an endpoint in this run.
-    had_backends: HashSet<ResourceKey>,
-    /// Files of the source could never be read since start.
-    unreadable: bool,
-    /// Objects that were invalid at start, with the resource each one belongs to: its earlier version, which only the
-    /// dataplane knows, stays.
-    doubtful: BTreeMap<ObjectKey, ResourceKey>,
 }
 
 /// All state of this process.
@@ -69,7 +59,10 @@ pub struct Reconciler {
     node_problems: BTreeMap<String, Vec<Problem>>,
     dataplane_problem: Option<Problem>,
     told: BTreeSet<Problem>,
+    /// The source has been read once.
     complete: bool,
+    /// What the portions before that have touched.
+    unresolved: Dirty,
     ready: bool,
 }
 
@@ -91,6 +84,7 @@ impl Reconciler {
             dataplane_problem: None,
             told: BTreeSet::new(),
             complete: false,
+            unresolved: Dirty::default(),
             ready: false,
         }
     }
@@ -112,7 +106,7 @@ impl Reconciler {
 
     /// Takes a batch of changes into the model and resolves what it touched.
     pub fn take(&mut self, batch: Batch) {
-        let mut dirty = Dirty::default();
+        let mut dirty = std::mem::take(&mut self.unresolved);
         let mut restated = BTreeSet::new();
         for key in &batch.deleted {
             self.settle(key, &mut restated);
@@ -121,7 +115,12 @@ impl Reconciler {
         for manifest in batch.applied {
             self.apply(manifest, &mut dirty, &mut restated);
         }
-        if batch.complete && !self.complete {
+        if !batch.complete && !self.complete {
+            self.source_problems = batch.problems;
+            self.unresolved = dirty; // the first portions: resolved once all are there
+            return;
+        }
+        if !self.complete {
             self.complete = true;
             dirty.nodes.insert(self.file.node.clone()); // so that its absence is told
         }
@@ -323,26 +322,9 @@ impl Reconciler {
 
     /// Replaces what there should be under `key`.
     fn want(&mut self, key: ResourceKey, resource: Option<Resource>) {
-        match resource {
-            Some(resource) => {
-                if self.desired.resources.get(&key).is_some_and(|present| present.version == resource.version) {
-                    return;
-                }
-                if has_backends(&resource) {
-                    self.desired.had_backends.insert(key.clone());
-                }
-                self.desired.removed.remove(&key);
-                self.desired.resources.insert(key.clone(), resource);
-            }
-            None => {
-                if self.desired.resources.remove(&key).is_none() {
-                    return;
-                }
-                self.desired.had_backends.remove(&key);
-                self.desired.removed.insert(key.clone());
-            }
+        if self.desired.replace(&key, resource) {
+            self.session.touch([key]);
         }
-        self.session.touch([key]);
     }
 
     /// Takes in what the dataplane tells.
@@ -483,35 +465,6 @@ impl Reconciler {
         }
         self.status.problems(problems.iter().cloned().collect());
         self.told = problems;
-    }
-}
-
-impl Wanted for Desired {
-    fn all(&self) -> &BTreeMap<ResourceKey, Resource> {
-        &self.resources
-    }
-
-    fn uncertain(&self, key: &ResourceKey) -> bool {
-        if self.removed.contains(key) {
-            return false;
-        }
-        let never_seen = match self.resources.get(key) {
-            None => true,
-            // Its slices may be in the part of the source that cannot be read.
-            Some(resource) => key.kind == Kind::Service && !has_backends(resource) && !self.had_backends.contains(key),
-        };
-        (self.unreadable && never_seen) || self.doubtful.values().any(|doubtful| doubtful == key)
-    }
-
-    fn removed_knowingly(&self, key: &ResourceKey) -> bool {
-        self.removed.contains(key)
-    }
-}
-
-fn has_backends(resource: &Resource) -> bool {
-    match &resource.body {
-        Body::Service(service) => service.ports.iter().any(|port| !port.backends.is_empty()),
-        _ => false,
     }
 }
 

@@ -63,7 +63,7 @@ pub struct Batch {
     pub deleted: Vec<ObjectKey>,
     /// Everything that is wrong with the source now (not only since the batch before).
     pub problems: Vec<Problem>,
-    /// False as long as the source has not been read once; nothing may be concluded from what is absent.
+    /// False as long as the source has not been read once; it may come in portions until then, and nothing may be concluded from what is absent.
     pub complete: bool,
     /// Some part of the source could never be read: what is absent may only be unreadable.
     pub unreadable: bool,

@@ -214,6 +214,29 @@ fn deleting_more_than_half_of_a_kind_waits_for_a_person() {
 }
 
 #[test]
+fn a_large_directory_comes_in_portions_and_only_the_last_is_complete() {
+    let mut place = Place::new();
+    let filler = format!("# {}\n", "x".repeat(78)).repeat(40_000);
+    for n in 1..=4 {
+        place.write(&format!("n{n}.yaml"), &(filler.clone() + &node(&format!("w{n}"))));
+    }
+    place.write("n5.yaml", "{");
+    let mut batches = Vec::new();
+    assert!(place.scan.look_first(&mut |batch| {
+        batches.push(batch);
+        true
+    }));
+    assert!(batches.len() > 1);
+    let (last, first) = batches.split_last().unwrap();
+    assert!(first.iter().all(|batch| !batch.complete) && last.complete);
+    assert!(last.unreadable && last.problems.len() == 1);
+    let all: Vec<String> = batches.iter().flat_map(applied).collect();
+    assert_eq!(all, ["Node w1", "Node w2", "Node w3", "Node w4"]);
+    let batch = place.look();
+    assert!(batch.applied.is_empty(), "nothing twice");
+}
+
+#[test]
 fn two_objects_may_go_without_asking() {
     let mut place = Place::new();
     place.write("a.yaml", &(node("w1") + &node("w2")));

@@ -18,7 +18,7 @@ use tidegate_api::listen::Listener;
 use tidegate_api::message::{Accepted, CONTRACT_VERSION, Rejection, Request, Response, Update};
 use tidegate_api::resource::{Body, ResourceKey, Versions};
 use tidegate_control::reconcile::{Input, Reconciler};
-use tidegate_control::session::keep_connected;
+use tidegate_control::session::link::keep_connected;
 use tidegate_control::source::directory::Directory;
 use tidegate_control::source::scan::CONFIRM_FILE;
 use tidegate_control::source::{Running, Source};

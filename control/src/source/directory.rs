@@ -135,7 +135,11 @@ impl Watching {
         let identity = identity(&self.directory.path);
         let mut look = Look::AtAll { settled: false };
         loop {
-            if !(self.deliver)(self.scan.look(&look)) {
+            let wanted = match self.scan.is_complete() {
+                true => (self.deliver)(self.scan.look(&look)),
+                false => self.scan.look_first(&mut self.deliver),
+            };
+            if !wanted {
                 return End::Stop;
             }
             if identity.is_none() || identity != self::identity(&self.directory.path) {

@@ -24,6 +24,8 @@ pub const CONFIRM_FILE: &str = "confirm-deletes";
 pub const DELETES_HELD_MIN: usize = 3;
 /// Largest file read, in bytes.
 const FILE_BYTES_MAX: u64 = 512 << 20;
+/// Portions of the first look end after the file that passes this, in bytes.
+const PORTION_BYTES: u64 = 4 << 20;
 /// A periodic look leaves a file alone that changed less than this ago: its writer may not be done, and will tell.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
@@ -102,6 +104,11 @@ impl Scan {
         }
     }
 
+    /// Whether everything has been looked at once.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     /// Looks, and tells what changed. Costs what is read; `AtAll` also one stat per file.
     pub fn look(&mut self, look: &Look) -> Batch {
         let mut batch = Batch::default();
@@ -125,6 +132,35 @@ impl Scan {
         batch.unreadable = self.files.values().any(|known| known.broken_at_start && !known.ever_good);
         batch.problems = self.problems();
         batch
+    }
+
+    /// Looks for the first time, in portions that bound how much text is taken apart at once; only the last one is
+    /// complete. False when `deliver` wants no more.
+    pub fn look_first(&mut self, deliver: &mut dyn FnMut(Batch) -> bool) -> bool {
+        let mut names = match self.names(&Look::AtAll { settled: false }) {
+            Ok(names) => names,
+            Err(_) => return deliver(self.look(&Look::AtAll { settled: false })),
+        };
+        loop {
+            let mut portion = BTreeSet::new();
+            let mut bytes = 0;
+            while let Some(name) = names.pop_first() {
+                bytes += fs::metadata(self.directory.join(&name)).map_or(0, |metadata| metadata.len());
+                portion.insert(name);
+                if bytes > PORTION_BYTES {
+                    break;
+                }
+            }
+            if names.is_empty() {
+                // The rest, and whatever has come since.
+                return deliver(self.look(&Look::AtAll { settled: false }));
+            }
+            let mut batch = Batch::default();
+            self.take_in(portion, &mut batch);
+            if !deliver(batch) {
+                return false;
+            }
+        }
     }
 
     fn names(&self, look: &Look) -> io::Result<BTreeSet<String>> {

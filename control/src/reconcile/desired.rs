@@ -1,0 +1,83 @@
+//! What there should be, and how sure that is.
+//!
+//! Owns the resources as last resolved and the doubt about what this run of control cannot know: an object that was
+//! unreadable or invalid when the process began may have had a good version before, which only the dataplane still
+//! holds. Such a resource is neither replaced nor removed until the doubt ends.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashSet;
+use tidegate_api::resource::{Body, Kind, Resource, ResourceKey};
+
+use crate::session::Wanted;
+use crate::source::ObjectKey;
+
+/// What there should be, and how sure that is.
+#[derive(Debug, Default)]
+pub(super) struct Desired {
+    pub(super) resources: BTreeMap<ResourceKey, Resource>,
+    /// Removed by this run after it had them.
+    removed: HashSet<ResourceKey>,
+    /// Services that have had an endpoint in this run.
+    had_backends: HashSet<ResourceKey>,
+    /// Files of the source could never be read since start.
+    pub(super) unreadable: bool,
+    /// Objects that were invalid at start, with the resource each one belongs to: its earlier version, which only the
+    /// dataplane knows, stays.
+    pub(super) doubtful: BTreeMap<ObjectKey, ResourceKey>,
+}
+
+impl Desired {
+    /// Replaces what there should be under `key`; whether that changes anything.
+    pub(super) fn replace(&mut self, key: &ResourceKey, resource: Option<Resource>) -> bool {
+        match resource {
+            Some(resource) => {
+                if self.resources.get(key).is_some_and(|present| present.version == resource.version) {
+                    return false;
+                }
+                if has_backends(&resource) {
+                    self.had_backends.insert(key.clone());
+                }
+                self.removed.remove(key);
+                self.resources.insert(key.clone(), resource);
+            }
+            None => {
+                if self.resources.remove(key).is_none() {
+                    return false;
+                }
+                self.had_backends.remove(key);
+                self.removed.insert(key.clone());
+            }
+        }
+        true
+    }
+}
+
+impl Wanted for Desired {
+    fn all(&self) -> &BTreeMap<ResourceKey, Resource> {
+        &self.resources
+    }
+
+    fn uncertain(&self, key: &ResourceKey) -> bool {
+        if self.removed.contains(key) {
+            return false;
+        }
+        let never_seen = match self.resources.get(key) {
+            None => true,
+            // Its slices may be in the part of the source that cannot be read.
+            Some(resource) => key.kind == Kind::Service && !has_backends(resource) && !self.had_backends.contains(key),
+        };
+        (self.unreadable && never_seen) || self.doubtful.values().any(|doubtful| doubtful == key)
+    }
+
+    fn removed_knowingly(&self, key: &ResourceKey) -> bool {
+        self.removed.contains(key)
+    }
+}
+
+fn has_backends(resource: &Resource) -> bool {
+    match &resource.body {
+        Body::Service(service) => service.ports.iter().any(|port| !port.backends.is_empty()),
+        _ => false,
+    }
+}
