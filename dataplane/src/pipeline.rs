@@ -309,7 +309,7 @@ pub fn apply<A: Family>(
         }
         Decision::Translate { flow, direction, hop } => {
             let entry = *A::flows(state).entry(flow);
-            match error::translate::<A>(packet, frame, &entry, direction) {
+            match error::translate::<A>(tables, packet, frame, &entry, direction) {
                 Ok(()) => {
                     counters.count(Event::ErrorTranslated);
                     depart(tables, counters, packet, frame, hop, hash)

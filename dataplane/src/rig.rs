@@ -4,6 +4,7 @@
 //! them. The tables are made through the same build side that the compiler thread uses, the worker is the real one, and
 //! packets are built by etherparse, which knows nothing of this crate's formats.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -30,6 +31,11 @@ use crate::table::{self, BackendId, DeviceId, Family, NeighbourId, ServiceId, Ta
 use crate::wire::encap::{EncapTemplate, Tunnel, Underlay};
 use crate::wire::ethernet::Mac;
 use crate::worker::{Want, Worker};
+
+/// Packets described in a line, written by etherparse.
+pub mod sketch;
+/// What left, byte for byte, and exactly what was counted.
+pub mod expect;
 
 /// Device towards clients.
 pub const WAN: DeviceId = DeviceId(0);
@@ -342,6 +348,10 @@ pub struct Rig {
     pub pool: Pool,
     /// The time it is given, nanoseconds.
     pub now_ns: u64,
+    /// Turns it was given.
+    pub(crate) turns: u64,
+    /// Its counters when a test last looked.
+    pub(crate) seen: BTreeMap<&'static str, u64>,
 }
 
 impl Rig {
@@ -374,7 +384,8 @@ impl Rig {
         let (want, wants) = bounded(64);
         let (mailbox, questions) = bounded(8);
         let worker = Worker::new(0, readers(), exits, ingress, state, Entropy::new(seed), want, questions);
-        Ok(Rig { worker, publisher, peers: [wan_peer, lan_peer], wants, mailbox, pool, now_ns })
+        let peers = [wan_peer, lan_peer];
+        Ok(Rig { worker, publisher, peers, wants, mailbox, pool, now_ns, turns: 0, seen: BTreeMap::new() })
     }
 
     /// Gives the worker a frame on `device`; false when there was no room.
@@ -385,6 +396,7 @@ impl Rig {
     /// One turn, 10 µs after the last.
     pub fn turn(&mut self) -> usize {
         self.now_ns += 10_000;
+        self.turns += 1;
         self.worker.turn(self.now_ns)
     }
 

@@ -18,7 +18,7 @@ use crate::stage::parse::Ingress;
 use crate::stage::verdict::{self, Exits};
 use crate::stage::{encap, flow, local, parse};
 use crate::state::hold::Outlook;
-use crate::state::{Candidate, Entropy, State, Tuple, ticks};
+use crate::state::{Candidate, Entropy, State, Ticks, Tuple, ticks, ticks_since};
 use crate::table::neighbour::{NeighbourRow, NeighbourState};
 use crate::table::publish::Reader;
 use crate::table::{DeviceId, Tables};
@@ -48,6 +48,8 @@ pub struct Worker {
     mailbox: Receiver<Request>,
     turns: u64,
     generation: u64,
+    /// When expiry last looked.
+    swept: Ticks,
 }
 
 /// What a batch sweep knows about one frame.
@@ -87,11 +89,13 @@ impl Worker {
             mailbox,
             turns: 0,
             generation: 0,
+            swept: 0,
         }
     }
 
     /// One turn of the wheel: everything a worker does, in order. Returns how many frames it received.
     pub fn turn(&mut self, now_ns: u64) -> usize {
+        self.adopt(now_ns);
         let mut received = 0;
         for port in 0..self.exits.ports.len() {
             received += self.receive(port, now_ns);
@@ -112,6 +116,21 @@ impl Worker {
         received
     }
 
+    /// Takes over what was published since the last turn, if anything was: the rate of answers, and neighbours that
+    /// frames wait for, which leave before any frame that arrives now.
+    fn adopt(&mut self, now_ns: u64) {
+        let tables = self.reader.refresh();
+        if tables.generation == self.generation {
+            return;
+        }
+        self.generation = tables.generation;
+        let rate_per_s = tables.settings.reject_rate_per_s;
+        self.state.answers.set(rate_per_s, rate_per_s, now_ns);
+        if !self.state.hold.is_empty() {
+            release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
+        }
+    }
+
     /// Receives one batch from one port and carries it through.
     fn receive(&mut self, port: usize, now_ns: u64) -> usize {
         let (Some(exit), Some(ingress)) = (self.exits.ports.get_mut(port), self.ingress.get(port).copied()) else {
@@ -122,7 +141,7 @@ impl Worker {
             return 0;
         }
         self.counters.add(Event::Received, received as u64);
-        let tables = self.reader.refresh();
+        let tables = self.reader.tables();
         // Sweep 0: fetch headers.
         for frame in &self.received {
             frame.prefetch();
@@ -154,17 +173,22 @@ impl Worker {
 
     /// Ends flows whose time is over: a bounded look, never a sweep of the world.
     fn expire(&mut self, now_ns: u64) {
-        let expired = self.state.expire(ticks(now_ns), limits::EXPIRE_PER_TURN);
+        let now = ticks(now_ns);
+        let elapsed = ticks_since(self.swept, now);
+        self.swept = now;
+        if elapsed == 0 {
+            return;
+        }
+        let expired = self.state.expire(now, elapsed);
         self.counters.add(Event::FlowExpired, u64::from(expired));
     }
 
     /// What need not happen every turn: held frames, questions.
     fn chores(&mut self, now_ns: u64) {
-        let tables = self.reader.refresh();
+        let tables = self.reader.tables();
         if !self.state.hold.is_empty() {
             release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
         }
-        self.generation = tables.generation;
         while let Ok(request) = self.mailbox.try_recv() {
             crate::mailbox::answer(self, request, now_ns);
         }

@@ -1,7 +1,7 @@
 //! # Encap: put the outside on
 //!
 //! reads   `table::tunnel`, `table::device`, `table::local`     writes  Ethernet; or Ethernet, IP, UDP, VXLAN, Ethernet
-//! drops   `NoHeadroom`, `NoTunnel`, `NoEgressPort`, `TooBig`
+//! drops   `NoHeadroom`, `NoTunnel`, `NoEgressPort`, `TooBig`, `EthernetTruncated`
 //! cost    one template copied (64 B over IPv4, 84 B over IPv6) and five fields written
 //! spec    V-003 … V-009, V-014, V-017, RFC 7348 section 5      tests   `dataplane/tests/golden/encap.rs`
 //!
@@ -18,7 +18,7 @@ use crate::wire::checksum::Sum;
 use crate::wire::encap::{self as outer, Inner};
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::packet::L3;
-use crate::wire::{Family as Version, vxlan};
+use crate::wire::{Family as Version, ipv6, vxlan};
 
 /// MAC of a neighbour that is not known yet; overwritten before the frame leaves.
 const UNKNOWN: [u8; 6] = [0; 6];
@@ -95,13 +95,20 @@ pub fn ethernet(tables: &Tables, packet: &Packet, frame: &mut Frame, departure: 
     header.emit(frame.bytes_mut()).map(|_| ()).ok_or(DropReason::NoHeadroom)
 }
 
-/// Sends the frame back where it came from on the wire, tags kept: source becomes destination.
+/// Sends the frame back where it came from on the wire, tags kept: source becomes destination, unless the answer goes to a
+/// group (RFC 2464 section 7).
 pub fn back(tables: &Tables, packet: &Packet, frame: &mut Frame) -> Verdict {
     let Some(device) = tables.devices.row(packet.device) else { return Verdict::Drop(DropReason::NoEgressPort) };
     let Ok(link) = ethernet::parse_ethernet(frame.bytes()) else {
         return Verdict::Drop(DropReason::EthernetTruncated);
     };
-    if ethernet::set_macs(frame.bytes_mut(), link.source, Mac(device.mac)) {
+    let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
+    let destination = match (packet.kind, packet.l3.family) {
+        (Kind::Ip, Version::V6) => Some(ipv6::addresses(l3).1).filter(|address| address[0] == 0xff),
+        _ => None,
+    };
+    let destination = destination.map_or(link.source, Mac::of_ipv6_multicast);
+    if ethernet::set_macs(frame.bytes_mut(), destination, Mac(device.mac)) {
         Verdict::Send(packet.device)
     } else {
         Verdict::Drop(DropReason::EthernetTruncated)

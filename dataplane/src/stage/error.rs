@@ -1,9 +1,9 @@
 //! # Error: ICMP errors and resets
 //!
 //! reads   the flow that an error quotes; `table::device`, `table::local`     writes  whole packets, in place
-//! drops   `ErrorUnmatched`, `QuoteMalformed`, `SpoofedSource`, `TtlExpired`
+//! drops   `ErrorUnmatched`, `IcmpBadChecksum`, `QuoteMalformed`, `SpoofedSource`, `TtlExpired`, `TooBig`, `NoBackend`
 //! cost    cold; one flow lookup, one copy of at most 1,280 bytes
-//! spec    L-050, S-070, S-075, S-079, N-074, V-010, V-052, L-058, RFC 792, 1812, 4443, 5508, 9293
+//! spec    L-050, S-070, S-075, S-079, N-031, N-074, P-047, V-010, V-052, L-058, RFC 792, 1812, 4443, 5508, 9293
 //! tests   `dataplane/tests/golden/error.rs`
 //!
 //! Translating: an error that reaches a Service address quotes a packet *we* sent to the client, so its reverse is the
@@ -19,6 +19,7 @@ use crate::pipeline::Decision;
 use crate::stage::{encap, route};
 use crate::state::{Direction, Entry, Hit, State};
 use crate::table::Tables;
+use crate::wire::packet::l4_checksum_verifies;
 use crate::wire::{Family as Version, edit, icmp, icmpv6, ipv4, ipv6, reset};
 
 /// Most of a packet that is quoted: "as much of invoking packet as possible without the ICMPv6 packet exceeding the
@@ -32,10 +33,9 @@ pub fn decide<A: Family>(tables: &Tables, state: &State, packet: &Packet, hit: O
         return Decision::Drop(DropReason::TtlExpired); // never an error about an error
     }
     let entry = A::flows(state).entry(hit.flow);
-    let (to, hop) = match hit.direction {
-        Direction::Original => (entry.translated_tuple().destination, route::kept(entry, Direction::Original)),
-        Direction::Reply => (entry.original_tuple().source, route::kept(entry, Direction::Reply)),
-    };
+    let to = entry.leaving(hit.direction).destination;
+    let fresh = entry.routes_epoch == tables.settings.routes_epoch;
+    let hop = route::kept(entry, hit.direction).filter(|hop| fresh && route::carries(tables, *hop).is_some());
     match hop.map_or_else(|| route::toward(tables, to, hash), Ok) {
         Ok(hop) => Decision::Translate { flow: hit.flow, direction: hit.direction, hop },
         Err(reason) => Decision::Drop(reason),
@@ -45,8 +45,9 @@ pub fn decide<A: Family>(tables: &Tables, state: &State, packet: &Packet, hit: O
 /// Translates an error that travels in `direction` of the flow `entry`, quote included.
 ///
 /// # Errors
-/// `QuoteMalformed`.
+/// `IcmpBadChecksum` and `SpoofedSource` when the error is not to be believed, `QuoteMalformed`.
 pub fn translate<A: Family>(
+    tables: &Tables,
     packet: &Packet,
     frame: &mut Frame,
     entry: &Entry<A>,
@@ -55,6 +56,13 @@ pub fn translate<A: Family>(
     let at = usize::from(packet.l3_offset);
     encap::resize(frame, at + usize::from(packet.l3.total_len))?;
     let l3 = frame.bytes_mut().get_mut(at..).ok_or(DropReason::QuoteMalformed)?;
+    // N-031 REQ-3: an edit of a checksum that was wrong would only move the mistake to somebody else.
+    if !l4_checksum_verifies(l3, &packet.l3) {
+        return Err(DropReason::IcmpBadChecksum);
+    }
+    if packet.domain == Domain::Overlay && !route::source_allowed(tables, packet.tunnel, A::addresses(l3).0) {
+        return Err(DropReason::SpoofedSource);
+    }
     // The quoted packet travelled against the error: its new tuple is that of the other direction before translation,
     // reversed, which is what `translated` of this direction is when read backwards.
     let outer = entry.leaving(direction);

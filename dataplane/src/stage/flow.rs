@@ -1,7 +1,7 @@
 //! # Flow: is it known and still current?
 //!
 //! reads   the flow entry, two epochs     writes  nothing; returns a hop, or what to do instead
-//! drops   `SpoofedSource`, `NotOurs`, `NoFlow`, `OrphanSegment`, `FragmentUntracked`
+//! drops   `SpoofedSource`, `NotOurs`, `NoFlow`, `NoBackend`, `NoRoute`, `OrphanSegment`
 //! cost    known and current: the entry's line and two table reads by index; no loop, no hash
 //! spec    S-070, S-074, S-077, S-078, S-100 … S-103, N-087, V-010, L-020, L-058, P-047
 //! tests   `dataplane/tests/golden/flow.rs`, `dataplane/tests/differential.rs`
@@ -30,7 +30,8 @@ pub fn current<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Directio
     let came_right =
         packet.domain == Domain::Wire || route::kept(entry, direction.reversed()) == Some(Hop::Tunnel(packet.tunnel));
     let plain = packet.l3.tcp_flags & tcp::SYN == 0 && packet.l3.ttl > 1;
-    (fresh && came_right && plain && packet.l3.total_len <= route::mtu(tables, hop)).then_some(hop)
+    let mtu = route::carries(tables, hop)?;
+    (fresh && came_right && plain && packet.l3.total_len <= mtu).then_some(hop)
 }
 
 /// What to do with a packet whose flow is known, looking at everything.
@@ -56,7 +57,7 @@ pub fn known<A: Family, T: Trace>(
     let mut refresh = None;
     if entry.routes_epoch != tables.settings.routes_epoch
         || entry.backend_epoch != tables.backends.epoch(BackendId(entry.backend))
-        || route::kept(entry, hit.direction).is_none()
+        || route::kept(entry, hit.direction).and_then(|hop| route::carries(tables, hop)).is_none()
     {
         trace.note(Step::Revalidate);
         match revalidate(tables, entry, hit.direction, hash) {

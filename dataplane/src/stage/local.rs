@@ -1,7 +1,8 @@
 //! # Local: answer what is asked of us
 //!
 //! reads   `table::local`, `table::device`     writes  ARP replies, neighbour advertisements, echo replies, in place
-//! drops   `NotOurs`, `FragmentUntracked`, `IcmpUnhandled`, `ProtocolUnsupported`, `AnswerSuppressed`
+//! drops   `NotOurs`, `FragmentUntracked`, `IcmpUnhandled`, `IcmpBadChecksum`, `QuoteMalformed`, `ProtocolUnsupported`,
+//!         `SpoofedSource`, `ArpMalformed`, `NdpMalformed`, `NoHeadroom`
 //! cost    one hash lookup; never on the way of an established flow
 //! spec    RFC 826, RFC 4861 section 7.2.4, S-074, N-094, V-016     tests   `dataplane/tests/golden/local.rs`
 //!
@@ -14,11 +15,11 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::packet::{Domain, Kind, Packet};
 use crate::pipeline::Answer;
-use crate::stage::encap;
+use crate::stage::{encap, route};
 use crate::table::Tables;
 use crate::table::local::LocalKind;
 use crate::wire::ethernet::Mac;
-use crate::wire::packet::Fragment;
+use crate::wire::packet::{Fragment, l4_checksum_verifies};
 use crate::wire::{Family as Version, arp, edit, icmp, icmpv6, ipv4, ipv6, ndp};
 
 /// What to do with a packet that can belong to no flow.
@@ -33,16 +34,16 @@ pub fn decide(tables: &Tables, packet: &Packet, l3: &[u8]) -> Result<Answer, Dro
         return if asked { Ok(Answer::Arp) } else { Err(DropReason::NotOurs) };
     }
     match packet.l3.family {
-        Version::V4 => decide_ip(tables, packet, ipv4::addresses(l3).1),
+        Version::V4 => decide_ip(tables, packet, ipv4::addresses(l3)),
         Version::V6 if packet.l3.is_icmp() && packet.l3.icmp_type == ndp::SOLICITATION => {
             let asked = ndp::parse_solicitation(l3, &packet.l3)?;
             if answers(tables, packet, asked.target) { Ok(Answer::Advertise) } else { Err(DropReason::NotOurs) }
         }
-        Version::V6 => decide_ip(tables, packet, ipv6::addresses(l3).1),
+        Version::V6 => decide_ip(tables, packet, ipv6::addresses(l3)),
     }
 }
 
-fn decide_ip<A: Family>(tables: &Tables, packet: &Packet, destination: A) -> Result<Answer, DropReason> {
+fn decide_ip<A: Family>(tables: &Tables, packet: &Packet, (source, destination): (A, A)) -> Result<Answer, DropReason> {
     let kind = destination.kind(tables);
     let ours = LocalKind::VIP | LocalKind::FULLNAT_SOURCE | LocalKind::VTEP_OVERLAY;
     if !kind.intersects(ours) {
@@ -53,6 +54,12 @@ fn decide_ip<A: Family>(tables: &Tables, packet: &Packet, destination: A) -> Res
     }
     if !packet.l3.is_icmp() {
         return Err(DropReason::ProtocolUnsupported);
+    }
+    if packet.domain == Domain::Overlay && !route::source_allowed(tables, packet.tunnel, source) {
+        return Err(DropReason::SpoofedSource); // P-047
+    }
+    if packet.l3.is_icmp_error() {
+        return Err(DropReason::QuoteMalformed); // those that can be read have a key and never come here
     }
     let request = match packet.l3.family {
         Version::V4 => icmp::ECHO_REQUEST,
@@ -113,10 +120,13 @@ pub fn advertise(tables: &Tables, packet: &Packet, frame: &mut Frame) -> Result<
 /// Turns an echo request into its reply.
 ///
 /// # Errors
-/// `IcmpUnhandled` when it is no whole echo request.
+/// `IcmpUnhandled` when it is no whole echo request, `IcmpBadChecksum`.
 pub fn echo(packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
     let at = usize::from(packet.l3_offset);
     encap::resize(frame, at + usize::from(packet.l3.total_len))?;
     let l3 = frame.bytes_mut().get_mut(at..).ok_or(DropReason::IcmpUnhandled)?;
+    if !l4_checksum_verifies(l3, &packet.l3) {
+        return Err(DropReason::IcmpBadChecksum); // N-031
+    }
     if edit::answer_echo(l3, &packet.l3) { Ok(()) } else { Err(DropReason::IcmpUnhandled) }
 }

@@ -1,7 +1,9 @@
 //! # Parse: frame to packet
 //!
 //! reads   the frame's headers, `table::local`, `table::tunnel`     writes  a [`Packet`]; changes no byte
-//! drops   every reason of `wire::Malformed`; `EthertypeUnknown`, `OtherHost`, `MartianSource`, `Vxlan…`, `EcnMismatch`
+//! drops   every reason of `wire::Malformed`, `EthertypeUnknown`, `OtherHost`, `NotOurs`, `MartianSource`, `EcnMismatch`,
+//!         `VxlanUnknownVni`, `VxlanUnknownPeer`, `VxlanOuterFragment`, `VxlanOtherHost`, `VxlanInnerVlan`,
+//!         `VxlanWrongFamily`
 //! cost    each header once; VXLAN adds one comparison and one small hash lookup (the peer)
 //! spec    RFC 7348, V-001 … V-016, V-020, L-056, N-072    tests   `dataplane/tests/golden/parse.rs`, `wire`
 //!
@@ -143,6 +145,9 @@ fn overlay(
     let before = outer_offset + outer.l4_offset + UDP_HEADER_LEN + VXLAN_HEADER_LEN;
     let l3_offset = before + link.l3_offset;
     if link.ethertype == ethernet::ARP {
+        if outer.family != Version::V4 {
+            return Err(DropReason::VxlanWrongFamily);
+        }
         return Ok(Packet::arp(ingress.device, Domain::Overlay, tunnel, l3_offset));
     }
     if !matches!(link.ethertype, ethernet::IPV4 | ethernet::IPV6) {

@@ -1,7 +1,7 @@
 //! # Rewrite: edit the headers of a packet that goes on
 //!
 //! reads   the prepared edit of the flow     writes  addresses, ports, TTL, ECN, MSS and every checksum they touch
-//! drops   `EditRefused`, which parse makes impossible
+//! drops   none here; what it refuses the pipeline drops as EditRefused, and parse makes that impossible
 //! cost    two tuples of stores and one folded checksum delta
 //! spec    RFC 1624 equation 3 (N-070 … N-073), V-007, V-013, L-058     tests   `dataplane/tests/differential.rs`
 //!

@@ -1,7 +1,7 @@
 //! # Route: where does it leave, each way?
 //!
 //! reads   `table::route`, `neighbour`, `tunnel`    writes  a [`Hop`] for the flow, a [`Departure`] for the packet
-//! drops   `NoRoute`, `NoTunnel`, `NoEgressPort`, `SpoofedSource`
+//! drops   `NoRoute`, `NoTunnel`
 //! cost    one longest-prefix match per new flow; per packet two rows read by index
 //! spec    V-015, V-022, P-047, RFC 2992 (equal-cost choice by flow hash)    tests   `dataplane/tests/golden/route.rs`
 //!
@@ -82,16 +82,23 @@ pub fn departure(tables: &Tables, hop: Hop, hash: u64) -> Result<Departure, Drop
     Ok(Departure { device: row.device, mac, address: row.address })
 }
 
-/// Largest packet in bytes, IP header included, that `hop` carries. Without a row: 1280, which every link carries.
+/// Largest packet in bytes, IP header included, that `hop` carries; `None` when its row is gone and another hop must be
+/// found.
+#[inline]
+pub fn carries(tables: &Tables, hop: Hop) -> Option<u16> {
+    let device = match hop {
+        Hop::Tunnel(tunnel) => return tables.tunnels.row(tunnel).map(|row| row.inner_mtu),
+        Hop::Neighbour(neighbour) => tables.neighbours.row(neighbour)?.device,
+        Hop::Ask { device, .. } => device,
+    };
+    tables.devices.row(device).map(|row| row.mtu)
+}
+
+/// As [`carries`]; without a row 1280, which every link carries.
 #[inline]
 pub fn mtu(tables: &Tables, hop: Hop) -> u16 {
     const MTU_MIN: u16 = 1280;
-    let device = match hop {
-        Hop::Tunnel(tunnel) => return tables.tunnels.row(tunnel).map_or(MTU_MIN, |row| row.inner_mtu),
-        Hop::Neighbour(neighbour) => tables.neighbours.row(neighbour).map(|row| row.device),
-        Hop::Ask { device, .. } => Some(device),
-    };
-    device.and_then(|device| tables.devices.row(device)).map_or(MTU_MIN, |row| row.mtu)
+    carries(tables, hop).unwrap_or(MTU_MIN)
 }
 
 /// May a packet with inner source `source` come from this peer? (P-047)

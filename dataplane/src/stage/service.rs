@@ -1,7 +1,7 @@
 //! # Service: choose a backend for a new flow
 //!
 //! reads   `table::service`, `backend`, `maglev`     writes  nothing; returns the backend
-//! drops   `NoFrontend`, `NoBackend`, `ProtocolUnsupported`
+//! drops   `NoFrontend`, `ProtocolUnsupported`
 //! cost    two hash lookups, one ring slot, one backend row; no loop over backends
 //! spec    S-051, S-068, S-070, S-074, L-009, L-020; Maglev, NSDI 2016, section 3.4
 //! tests   `dataplane/tests/golden/service.rs`

@@ -81,10 +81,11 @@ impl State {
         live
     }
 
-    /// Ends flows whose time is over among the next `rows_max` rows of each family; returns how many.
-    pub fn expire(&mut self, now: Ticks, rows_max: u32) -> u32 {
+    /// Ends flows whose time is over among the rows that are due `elapsed` ticks after the last look, at most
+    /// [`limits::EXPIRE_PER_TURN`] of each family; returns how many (N-102).
+    pub fn expire(&mut self, now: Ticks, elapsed: Ticks) -> u32 {
         let usage = &mut self.usage;
-        expire(&mut self.v4, usage, now, rows_max) + expire(&mut self.v6, usage, now, rows_max)
+        expire(&mut self.v4, usage, now, elapsed) + expire(&mut self.v6, usage, now, elapsed)
     }
 
     /// Live flows of both families.
@@ -94,10 +95,11 @@ impl State {
 }
 
 #[inline]
-fn expire<A: Family>(flows: &mut FlowTable<A>, usage: &mut Usage, now: Ticks, rows_max: u32) -> u32 {
+fn expire<A: Family>(flows: &mut FlowTable<A>, usage: &mut Usage, now: Ticks, elapsed: Ticks) -> u32 {
     if flows.live() == 0 {
         return 0;
     }
+    let rows_max = flows.sweep_share(elapsed).min(limits::EXPIRE_PER_TURN);
     flows.expire(now, rows_max, |_, entry| {
         for direction in [Direction::Original, Direction::Reply] {
             usage.fold(entry.backend, direction, entry.counted(direction));
