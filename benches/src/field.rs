@@ -143,10 +143,10 @@ impl Field {
     /// # Errors
     /// When the system has no memory, or a flow was not installed.
     pub fn with_flows(net: Net, way: Way, flows: u32) -> anyhow::Result<Field> {
-        let mut field = Field::empty(net, way, flows.max(1024) + flows / 8)?;
+        let mut field = Field::empty(net, way, 2 * flows.max(1024))?;
         if way == Way::ToClient {
             // The flows begin at the client's end; then the field is turned round.
-            let mut opening = Field::empty(net, Way::ToBackend, flows.max(1024) + flows / 8)?;
+            let mut opening = Field::empty(net, Way::ToBackend, 2 * flows.max(1024))?;
             opening.install(flows)?;
             field.replies = opening.reply_tuples();
             std::mem::swap(field.worker.state_mut(), opening.worker.state_mut());
