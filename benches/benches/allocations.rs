@@ -9,8 +9,8 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tidegate_benches::field::{Field, PASS_FRAMES, Way};
 use tidegate_benches::summary;
 use tidegate_dataplane::rig::Net;
-use tidegate_dataplane::state::index::SLOTS_PER_FLOW;
 use tidegate_dataplane::state::Entry;
+use tidegate_dataplane::state::index::SLOTS_PER_FLOW;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -22,10 +22,13 @@ fn in_memory() -> f64 {
         for way in [Way::ToBackend, Way::ToClient, Way::Overlay] {
             let mut field = Field::with_flows(net, way, 10_000).expect("memory");
             field.pass();
-            let (counted, handled) = field.counted_pass(|| Region::new(ALLOCATOR), |region| {
-                let change = region.change();
-                change.allocations + change.reallocations
-            });
+            let (counted, handled) = field.counted_pass(
+                || Region::new(ALLOCATOR),
+                |region| {
+                    let change = region.change();
+                    change.allocations + change.reallocations
+                },
+            );
             allocations += counted;
             packets += handled;
         }

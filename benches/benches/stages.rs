@@ -1,6 +1,6 @@
 //! Single stages, and the floor that no design of this kind can go below.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::cast_possible_truncation)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -38,7 +38,7 @@ fn publish(criterion: &mut Criterion) {
         bencher.iter(|| {
             at = (at + 104_729) % 500_000;
             let mut tables = publisher.current().clone();
-            let state = if at % 2 == 0 { BackendState::Draining } else { BackendState::Active };
+            let state = if at.is_multiple_of(2) { BackendState::Draining } else { BackendState::Active };
             Arc::make_mut(&mut tables.backends).set_state(BackendId(at), state);
             publisher.publish(tables);
             let generation = reader.refresh().generation;

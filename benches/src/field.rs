@@ -11,9 +11,7 @@ use tidegate_dataplane::stage::verdict::Exits;
 use tidegate_dataplane::state::{Capacity, Entropy, Entry, State};
 use tidegate_dataplane::table::publish::Publisher;
 use tidegate_dataplane::worker::Worker;
-use tidegate_io::{
-    Batch, Frame, HugePages, Magazine, Mode, Pool, Port, PortCounters, PortFacts, SocketStatistics,
-};
+use tidegate_io::{Batch, Frame, HugePages, Magazine, Mode, Pool, Port, PortCounters, PortFacts, SocketStatistics};
 
 /// Frames of one pass: 32 MiB of frame memory, sixteen times a second-level cache of 2 MiB.
 pub const PASS_FRAMES: usize = 16_384;
@@ -111,7 +109,8 @@ impl Field {
     /// When the system has no memory.
     pub fn empty(net: Net, way: Way, flows_max: u32) -> anyhow::Result<Field> {
         let mut tables = rig::tables();
-        let pods: Vec<_> = (1..=BACKENDS).map(|n| (net.pod(n % rig::PEERS, 100 + n % 100), 8080 + u16::from(n), 1)).collect();
+        let pods: Vec<_> =
+            (1..=BACKENDS).map(|n| (net.pod(n % rig::PEERS, 100 + n % 100), 8080 + u16::from(n), 1)).collect();
         rig::add_service(&mut tables, 1, net.vip(1), 80, 17, &pods);
         let frames = u32::try_from(PASS_FRAMES)? + 64;
         let pool = Pool::new(frames, FRAME_BYTES, HugePages::Auto)?;
@@ -135,7 +134,18 @@ impl Field {
         let (_, mailbox) = crossbeam::channel::bounded(1);
         let worker = Worker::new(0, readers(), exits, ingress, state, Entropy::new(7), wants, mailbox);
         let random = Entropy::new(11);
-        Ok(Field { worker, _publisher: publisher, stock, idle, net, way, flows: 0, now_ns, random, replies: Vec::new() })
+        Ok(Field {
+            worker,
+            _publisher: publisher,
+            stock,
+            idle,
+            net,
+            way,
+            flows: 0,
+            now_ns,
+            random,
+            replies: Vec::new(),
+        })
     }
 
     /// A worker with `flows` established flows.
@@ -167,7 +177,11 @@ impl Field {
             self.flows += count;
         }
         let installed = self.worker.counters().events(Event::FlowInstalled);
-        anyhow::ensure!(installed == u64::from(flows), "{installed} of {flows} flows: {:?}", self.worker.counters().nonzero());
+        anyhow::ensure!(
+            installed == u64::from(flows),
+            "{installed} of {flows} flows: {:?}",
+            self.worker.counters().nonzero()
+        );
         Ok(())
     }
 

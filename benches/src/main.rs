@@ -16,7 +16,13 @@ fn main() -> anyhow::Result<()> {
     for figure in &figures {
         let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.1}"));
         let met = figure.met.map_or("", |met| if met { "yes" } else { "NO" });
-        println!("{:<36} {:>12} {:>10}  {:<20} {met}", figure.name, number(figure.figure), number(figure.budget), figure.unit);
+        println!(
+            "{:<36} {:>12} {:>10}  {:<20} {met}",
+            figure.name,
+            number(figure.figure),
+            number(figure.budget),
+            figure.unit
+        );
     }
     let missing = figures.iter().filter(|figure| figure.figure.is_none()).count();
     if missing > 0 {

@@ -23,8 +23,8 @@ mod oracle;
 
 pub use entry::{Entry, FlowState, Fold, NewFlow};
 pub use flow::{Candidate, FlowId, FlowTable, Hit, InsertError, Swept};
-pub use worker::{Capacity, Entropy, State};
 pub use tuple::{Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Tuple};
+pub use worker::{Capacity, Entropy, State};
 
 /// Moments as flows store them: the number of the 2^20 ns interval, modulo 2^32 (it wraps after 52 days).
 pub type Ticks = u32;
