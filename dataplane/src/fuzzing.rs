@@ -377,6 +377,14 @@ impl Scene {
         }
     }
 
+    /// What must hold of a frame that was sent.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn check_frame(&self, device: DeviceId, frame: &[u8]) {
+        check_sent(device, frame);
+    }
+
     /// Live flows per backend are what the flow tables hold (slow: visits every flow).
     ///
     /// # Panics
