@@ -242,13 +242,13 @@ impl Scene {
     pub fn specimens(&self) -> Vec<Specimen> {
         let mut all = Vec::new();
         for (family, net) in [(0, Net::BOTH[0]), (1, Net::BOTH[1])] {
-            self.from_wire(net, family, &mut all);
-            self.from_overlay(net, family, &mut all);
+            self.on_the_wire(net, family, &mut all);
+            self.in_the_overlay(net, family, &mut all);
         }
         all
     }
 
-    fn from_wire(&self, net: Net, family: usize, all: &mut Vec<Specimen>) {
+    fn on_the_wire(&self, net: Net, family: usize, all: &mut Vec<Specimen>) {
         let (web, names, client) = ((net.vip(1), 80), (net.vip(1), 53), client(net));
         let tcp = || sketch::tcp(client, web);
         let mut add = |name: &str, packet: &Sketch| {
@@ -294,7 +294,7 @@ impl Scene {
         }
     }
 
-    fn from_overlay(&self, net: Net, family: usize, all: &mut Vec<Specimen>) {
+    fn in_the_overlay(&self, net: Net, family: usize, all: &mut Vec<Specimen>) {
         let [tcp_port, udp_port] = self.ports.get(family).copied().unwrap_or_default();
         let ((tcp_peer, tcp_pod), (udp_peer, udp_pod)) = (self.pod(net, 6), self.pod(net, 17));
         let name = |what: &str| format!("{what} out of the overlay v{}", 4 + 2 * family);

@@ -63,6 +63,7 @@ struct Slot {
 
 impl Worker {
     /// A worker over `exits`, whose ports are those of `ingress` in the same order.
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         id: u32,
         reader: Reader,

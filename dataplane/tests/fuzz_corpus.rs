@@ -1,5 +1,7 @@
 //! The fuzz targets' bodies over their committed corpus, and over random changes of it, as ordinary tests.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::path::Path;
 

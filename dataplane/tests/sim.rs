@@ -4,6 +4,8 @@
 //! Whatever happens, the books balance, no frame is lost, nothing leaves untranslated, usage equals flows; and when
 //! everybody has gone, every flow ends. A failure prints its seed; `TIDEGATE_SEED=n` runs that one.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
+
 use std::net::IpAddr;
 
 use tidegate_dataplane::fuzzing::{self, Scene};
@@ -245,8 +247,11 @@ impl World {
     }
 }
 
+/// Flags, sequence and acknowledgement number of a segment.
+type Numbers = (&'static str, u32, u32);
+
 /// Ends of a packet, and its flags and numbers if it is TCP, as etherparse reads them.
-fn read(frame: &[u8]) -> Option<(Sketch, Option<(&'static str, u32, u32)>)> {
+fn read(frame: &[u8]) -> Option<(Sketch, Option<Numbers>)> {
     let sliced = etherparse::SlicedPacket::from_ethernet(frame).ok()?;
     let (from, to): (IpAddr, IpAddr) = match &sliced.net? {
         etherparse::NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),

@@ -72,8 +72,8 @@ pub fn vxlan(
 /// segment is its number; a datagram has only its length, and is never fragmented by us.
 #[inline]
 fn identification(hash: u64, l3: &L3) -> u16 {
-    let seed = hash as u32 ^ l3.tcp_seq.wrapping_mul(0x9e37_79b1) ^ u32::from(l3.total_len);
-    (seed ^ seed >> 16) as u16
+    let seed = (hash & 0xffff_ffff) as u32 ^ l3.tcp_seq.wrapping_mul(0x9e37_79b1) ^ u32::from(l3.total_len);
+    ((seed ^ seed >> 16) & 0xffff) as u16
 }
 
 /// Puts an Ethernet header on the packet.

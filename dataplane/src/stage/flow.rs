@@ -35,6 +35,7 @@ pub fn current<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Directio
 }
 
 /// What to do with a packet whose flow is known, looking at everything.
+#[allow(clippy::too_many_arguments)]
 pub fn known<A: Family, T: Trace>(
     tables: &Tables,
     state: &State,

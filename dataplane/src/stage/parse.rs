@@ -120,7 +120,8 @@ fn overlay(
     counters: &mut Counters,
 ) -> Result<Packet, DropReason> {
     const UDP_HEADER_LEN: u16 = 8;
-    const VXLAN_HEADER_LEN: u16 = vxlan::HEADER_LEN as u16;
+    const VXLAN_HEADER_LEN: u16 = 8;
+    const _: () = assert!(VXLAN_HEADER_LEN as usize == vxlan::HEADER_LEN);
     let datagram = l3
         .get(usize::from(outer.l4_offset)..usize::from(outer.total_len))
         .and_then(|udp| udp.get(usize::from(UDP_HEADER_LEN)..))

@@ -86,7 +86,7 @@ fn a_syn_on_a_closed_connection_opens_a_new_one() {
         rig.rx_wan(&to_web(net).segment("FA", 101, 501));
         rig.rx_overlay(net, 0, &pod("FA", 501, 102));
         rig.rx_wan(&to_web(net).segment("A", 102, 502));
-        (rig.sent(WAN), rig.sent(LAN));
+        drop((rig.sent(WAN), rig.sent(LAN)));
         rig.moved();
         rig.rx_wan(&to_web(net).syn(9000));
         let syn = tcp((net.source(), 0), web_pod(net)).syn(9000).mss(crate::mss(net)).ttl(63);
