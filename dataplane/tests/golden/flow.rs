@@ -24,6 +24,11 @@ fn a_segment_without_a_flow_is_dropped_or_reset_as_configured() {
         rig.rx_wan(&to_web(net).segment("R", 7, 9));
         rig.expect_silence();
         rig.expect_counted(&walked("OrphanSegment"));
+        // Beyond the rate they are orphans still, and not the fault of a Service without endpoints.
+        rig.publish(|tables| tables.settings.reject_rate_per_s = 0);
+        rig.rx_wan(&to_web(net).segment("A", 7, 9));
+        rig.expect_silence();
+        rig.expect_counted(&walked("OrphanSegment"));
         assert_eq!(rig.worker.state().live(), 0);
     }
 }
