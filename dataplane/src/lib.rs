@@ -31,6 +31,9 @@ pub mod limits;
 /// A gateway in memory, for tests, benches and fuzzing.
 #[cfg(feature = "rig")]
 pub mod rig;
+/// What must hold whatever bytes come: the bodies of the fuzz targets.
+#[cfg(feature = "rig")]
+pub mod fuzzing;
 /// The node file: what the operator tells this dataplane once, at start.
 pub mod config;
 /// Kernel facts: links, addresses, routes, neighbours, and wishes about neighbours.

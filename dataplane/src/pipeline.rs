@@ -130,7 +130,10 @@ pub enum Answer {
     /// Echo reply from the address that was asked.
     Echo,
     /// TCP RST (RFC 9293 section 3.10.7.1).
-    Reset,
+    Reset {
+        /// Why the segment was not wanted: counted where the answer may not be sent.
+        otherwise: DropReason,
+    },
     /// ICMP or ICMPv6 port unreachable from the address that was asked.
     Unreachable,
     /// ICMP or ICMPv6 time exceeded from the gateway.
@@ -429,7 +432,8 @@ pub fn answer(
         return Verdict::Drop(match answer {
             Answer::TimeExceeded => DropReason::TtlExpired,
             Answer::TooBig { .. } => DropReason::TooBig,
-            Answer::Reset | Answer::Unreachable => DropReason::NoBackend,
+            Answer::Reset { otherwise } => otherwise,
+            Answer::Unreachable => DropReason::NoBackend,
             Answer::Echo | Answer::Arp | Answer::Advertise => DropReason::AnswerSuppressed,
         });
     }
@@ -437,7 +441,7 @@ pub fn answer(
         Answer::Arp => (Event::AnsweredArp, local::arp(tables, packet, frame)),
         Answer::Advertise => (Event::AnsweredNd, local::advertise(tables, packet, frame)),
         Answer::Echo => (Event::AnsweredEcho, local::echo(packet, frame)),
-        Answer::Reset => (Event::AnsweredReset, error::reset(packet, frame)),
+        Answer::Reset { otherwise } => (Event::AnsweredReset, error::reset(packet, frame, otherwise)),
         Answer::Unreachable => (Event::AnsweredUnreachable, error::unreachable(packet, frame)),
         Answer::TimeExceeded => (Event::AnsweredTtl, error::time_exceeded(tables, packet, frame)),
         Answer::TooBig { mtu } => (Event::AnsweredTooBig, error::too_big(packet, frame, mtu)),

@@ -221,6 +221,13 @@ impl Worker {
     }
 }
 
+/// However a worker ends, the frames it holds go home.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 /// Sweep 1 for one frame.
 #[inline]
 fn learn(tables: &Tables, ingress: Ingress, frame: &Frame, state: &State, counters: &mut Counters) -> Slot {

@@ -117,7 +117,7 @@ impl Sketch {
     pub fn long(mut self, len: usize) -> Sketch {
         self.payload.clear();
         let more = len.saturating_sub(self.packet().len());
-        self.payload = (0..251u8).cycle().take(more).collect();
+        self.payload = (0..=250).cycle().take(more).collect();
         self
     }
 

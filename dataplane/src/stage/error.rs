@@ -77,9 +77,9 @@ pub fn translate<A: Family>(
 /// Turns a TCP segment into the RST that answers it.
 ///
 /// # Errors
-/// When the segment must not be answered.
-pub fn reset(packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
-    replace(packet, frame, DropReason::NoBackend, |out, original| reset::emit(out, original, &packet.l3))
+/// `otherwise` when the segment must not be answered.
+pub fn reset(packet: &Packet, frame: &mut Frame, otherwise: DropReason) -> Result<(), DropReason> {
+    replace(packet, frame, otherwise, |out, original| reset::emit(out, original, &packet.l3))
 }
 
 /// Turns a datagram into the port unreachable that answers it, from the address it asked.

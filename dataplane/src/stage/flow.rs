@@ -168,7 +168,7 @@ fn opens(tcp_flags: u8) -> bool {
 fn refuse(packet: &Packet) -> Result<Answer, DropReason> {
     match packet.l3.protocol {
         protocol::TCP if packet.l3.tcp_flags & tcp::RST != 0 => Err(DropReason::NoBackend),
-        protocol::TCP => Ok(Answer::Reset),
+        protocol::TCP => Ok(Answer::Reset { otherwise: DropReason::NoBackend }),
         _ => Ok(Answer::Unreachable),
     }
 }
@@ -176,7 +176,9 @@ fn refuse(packet: &Packet) -> Result<Answer, DropReason> {
 /// S-077, L-012: a segment of a flow that this gateway does not know.
 fn orphan(tables: &Tables, packet: &Packet) -> Result<Answer, DropReason> {
     match tables.settings.orphan_tcp {
-        OrphanTcp::Reset if packet.l3.tcp_flags & tcp::RST == 0 => Ok(Answer::Reset),
+        OrphanTcp::Reset if packet.l3.tcp_flags & tcp::RST == 0 => {
+            Ok(Answer::Reset { otherwise: DropReason::OrphanSegment })
+        }
         _ => Err(DropReason::OrphanSegment),
     }
 }

@@ -64,9 +64,14 @@ pub fn run(tables: &Tables, ingress: Ingress, bytes: &[u8], counters: &mut Count
 /// A checked IP header of the version that the EtherType promises, from a possible source.
 #[inline]
 fn network(ethertype: u16, l3: &[u8]) -> Result<L3, DropReason> {
+    // The EtherType says which header is meant, so that one of the wrong version is counted under the right name.
+    match (ethertype == ethernet::IPV6, l3.first().map(|first| first >> 4)) {
+        (true, Some(6)) | (false, _) => {}
+        (true, Some(_)) => return Err(DropReason::Ipv6BadVersion),
+        (true, None) => return Err(DropReason::Ipv6Truncated),
+    }
     let at = parse_l3(l3)?;
     let martian = match at.family {
-        Version::V4 if ethertype != ethernet::IPV4 => return Err(DropReason::Ipv6BadVersion),
         Version::V6 if ethertype != ethernet::IPV6 => return Err(DropReason::Ipv4BadVersion),
         Version::V4 => {
             let (source, destination) = ipv4::addresses(l3);
@@ -116,7 +121,7 @@ fn overlay(
 ) -> Result<Packet, DropReason> {
     const UDP_HEADER_LEN: u16 = 8;
     const VXLAN_HEADER_LEN: u16 = 8;
-    const { assert!(VXLAN_HEADER_LEN as usize == vxlan::HEADER_LEN) };
+    const _: () = assert!(VXLAN_HEADER_LEN as usize == vxlan::HEADER_LEN);
     let datagram = l3
         .get(usize::from(outer.l4_offset)..usize::from(outer.total_len))
         .and_then(|udp| udp.get(usize::from(UDP_HEADER_LEN)..))

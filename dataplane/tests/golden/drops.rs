@@ -3,8 +3,17 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use tidegate_dataplane::drops::{self, DropReason};
+use tidegate_dataplane::fuzzing::{self, Scene, headers, repair};
+use tidegate_dataplane::rig::expect::{Outer, from_peer_with, vxlan};
+use tidegate_dataplane::rig::sketch::{ethernet, ping, raw, tcp, udp};
+use tidegate_dataplane::rig::{FROM_ROUTER, LAN, LAN_MAC, Net, Rig, VNI, VTEP_MAC, WAN, peer_mac, peer_vtep_mac};
+use tidegate_dataplane::table::neighbour::{NeighbourRow, NeighbourState};
+use tidegate_dataplane::table::{DeviceId, Tables};
+
+use crate::{to_names, to_web, web, web_pod};
 
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -93,4 +102,117 @@ fn the_document_is_fresh() {
     }
     let text = fs::read_to_string(&path).unwrap_or_default();
     assert_eq!(text, drops::document(), "regenerate docs/drops.md");
+}
+
+/// Reasons that no frame can have: parse makes the first impossible, the headroom of every port the second.
+const OUT_OF_REACH: &[DropReason] = &[DropReason::EditRefused, DropReason::NoHeadroom];
+
+/// Everything that any frame of these was dropped for.
+fn reasons(rig: &Rig, seen: &mut BTreeSet<&'static str>) {
+    seen.extend(rig.worker.counters().nonzero().into_keys());
+}
+
+/// A rig with tables that are short of something.
+fn short(change: impl FnOnce(&mut Tables)) -> Rig {
+    let mut tables = crate::tables();
+    change(&mut tables);
+    Rig::new(tables).unwrap()
+}
+
+#[test]
+fn every_reason_is_reached_by_a_frame() {
+    let mut seen = BTreeSet::new();
+    for net in Net::BOTH {
+        // Frames of every kind, broken one byte and one length at a time.
+        let mut scene = Scene::new(fuzzing::tables(), 64);
+        for (_, device, frame) in scene.specimens() {
+            for at in 0..frame.len().min(140) {
+                for value in [0, 0x60, 0xff, frame[at] ^ 1, frame[at] ^ 0x80] {
+                    let mut broken = frame.clone();
+                    broken[at] = value;
+                    headers(&broken).into_iter().rev().for_each(|at| repair(&mut broken, at));
+                    scene.play(device, &broken);
+                }
+                scene.play(device, &frame[..at]);
+            }
+        }
+        // What takes more than one wrong byte.
+        let stray = to_web(net).ack(1, 1).between((net.client(50), 9), web(net));
+        scene.rig.rx_wan(&stray);
+        for protocol in [1, 6, 17, 58, 132] {
+            scene.rig.rx_wan(&raw(net.client(7), net.vip(1), protocol).data([0; 3]));
+        }
+        scene.rig.rx_wan(&to_names(net).options(&[131, 7, 4, 10, 0, 0, 1, 0]));
+        scene.rig.rx_wan(&to_names(net).options(&[7, 1, 0, 0]));
+        scene.rig.rx_wan(&to_names(net).data([1; 63]).fragment(64, true));
+        scene.rig.rx(LAN, &from_peer_with(net, 0, 3, &tcp(web_pod(net), (net.source(), 2000)).ack(1, 1)));
+        scene.rig.rx_wan(&to_web(net).segment("", 101, 501).between((net.client(7), 40_000), web(net)));
+        let underlay = udp((net.peer(0), 50_000), (net.underlay(), 8472));
+        scene.rig.rx(LAN, &underlay.data([8, 0, 0]).frame((peer_mac(0), LAN_MAC)));
+        let other = if net == Net::BOTH[0] { Net::BOTH[1] } else { Net::BOTH[0] };
+        let inner = to_names(other).frame((peer_vtep_mac(0), VTEP_MAC));
+        let outer = Outer { source_port: 50_000, id: 1, tos: 0 };
+        scene.rig.rx(LAN, &vxlan((peer_mac(0), LAN_MAC), (net.peer(0), net.underlay()), outer, VNI, &inner));
+        let mut unsound = to_names(net).frame(FROM_ROUTER);
+        unsound[24] ^= 1;
+        scene.rig.rx(WAN, &unsound);
+        if net == Net::BOTH[1] {
+            scene.rig.rx_wan(&to_names(net).unsummed());
+            let (mut chain, mut twice, mut routed) =
+                (to_names(net).packet(), to_names(net).packet(), to_names(net).packet());
+            routed.splice(40..40, [17, 0, 0, 1, 0, 0, 0, 0]);
+            chain.splice(40..40, (0..12).flat_map(|n| [if n == 11 { 17 } else { 60 }, 0, 1, 4, 0, 0, 0, 0]));
+            twice.splice(40..40, [0, 0, 1, 4, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0]);
+            for (packet, first) in [(&mut chain, 60), (&mut twice, 60), (&mut routed, 43)] {
+                let length = u16::try_from(packet.len() - 40).unwrap().to_be_bytes();
+                (packet[4], packet[5], packet[6]) = (length[0], length[1], first);
+                scene.rig.rx(WAN, &ethernet(FROM_ROUTER, 0x86dd, packet));
+            }
+        }
+        reasons(&scene.rig, &mut seen);
+        let mut rig = short(|tables| tables.settings.reject_rate_per_s = 0);
+        for packet in [
+            to_web(net).syn(1).ttl(1),
+            to_names(net).long(1500),
+            ping(net.client(7), net.vip(1)),
+            tcp(crate::client(net), (net.vip(1), 81)).syn(1),
+        ] {
+            rig.rx_wan(&packet);
+        }
+        reasons(&rig, &mut seen);
+        let mut rig = short(|tables| tables.nat = Default::default());
+        rig.rx_wan(&to_names(net));
+        reasons(&rig, &mut seen);
+        let mut rig = short(|tables| tables.routes = Default::default());
+        rig.rx_wan(&to_names(net));
+        reasons(&rig, &mut seen);
+        let mut rig = short(|tables| Arc::make_mut(&mut tables.tunnels).clear(net.tunnel(0)));
+        rig.rx_wan(&to_names(net));
+        reasons(&rig, &mut seen);
+        let mut rig = short(|tables| {
+            let neighbours = Arc::make_mut(&mut tables.neighbours);
+            let row = neighbours.row(net.peer_neighbour(0)).copied().unwrap();
+            neighbours.set(net.peer_neighbour(0), NeighbourRow { device: DeviceId(9), ..row });
+            let device = tables.devices.row(LAN).cloned().unwrap();
+            Arc::make_mut(&mut tables.devices).set(DeviceId(9), device);
+        });
+        rig.rx_wan(&to_names(net));
+        reasons(&rig, &mut seen);
+        let mut rig = short(|tables| {
+            let neighbours = Arc::make_mut(&mut tables.neighbours);
+            let row = neighbours.row(net.peer_neighbour(0)).copied().unwrap();
+            neighbours.set(net.peer_neighbour(0), NeighbourRow { state: NeighbourState::Unresolved, ..row });
+        });
+        (0..5).for_each(|_| rig.rx_wan(&to_names(net)));
+        rig.worker.stop();
+        reasons(&rig, &mut seen);
+        let mut rig = Rig::with(crate::tables(), 4, 4096, 1).unwrap();
+        (0..9).for_each(|n| rig.rx_wan(&udp((net.client(n), 1), crate::names(net)).data(*b"x")));
+        (0..600).for_each(|_| rig.rx_wan(&udp((net.client(0), 1), crate::names(net)).data(*b"x")));
+        reasons(&rig, &mut seen);
+    }
+    // Reached by `nat::every_port_of_a_backend_can_be_used_and_the_next_flow_is_a_counted_drop`, which takes 64,512 flows.
+    seen.insert(DropReason::PortsExhausted.name());
+    let missing: Vec<_> = DropReason::ALL.iter().filter(|reason| !seen.contains(reason.name())).collect();
+    assert_eq!(missing, OUT_OF_REACH.iter().collect::<Vec<_>>());
 }

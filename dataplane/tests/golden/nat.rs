@@ -101,3 +101,23 @@ fn a_pod_on_a_port_of_its_own_shares_source_ports_with_others() {
         assert!(pairs.insert((to, port)));
     }
 }
+
+#[test]
+fn a_port_is_free_again_when_its_flow_has_ended() {
+    for net in Net::BOTH {
+        let mut rig = Rig::with(crate::tables(), 16, 256, 1).unwrap();
+        for round in 0..40u16 {
+            rig.rx_wan(&udp((net.client(round), 1), crate::names(net)).data(*b"x"));
+            assert_eq!(rig.sent(LAN).len(), 1, "round {round}");
+            // Two minutes without an answer (N-104), and a lap of the sweep.
+            rig.now_ns += 121_000_000_000;
+            (0..5).for_each(|_| {
+                rig.now_ns += 1_000_000_000;
+                rig.turn();
+            });
+            assert_eq!(rig.worker.state().live(), 0);
+        }
+        let moved = rig.moved();
+        assert_eq!((moved["flow_installed"], moved["flow_expired"]), (40, 40));
+    }
+}

@@ -1,0 +1,601 @@
+//! Bodies of the fuzz targets: what must hold whatever bytes come.
+//!
+//! Owns one function per target of `fuzz/`, a scene (a rig with live flows of both families), and frames of every kind
+//! to begin from. Tests run the same bodies over the committed corpus and over random changes of it. Each panics when
+//! something does not hold and returns nothing else. Refuses to know where bytes come from.
+
+use std::net::IpAddr;
+
+use crate::counters::Event;
+use crate::drops::DropReason;
+use crate::family::Family;
+use crate::packet::Key;
+use crate::pipeline::{self, Moment, Silent};
+use crate::rig::expect::{Outer, from_peer, vxlan};
+use crate::rig::sketch::{self, Sketch, Trouble};
+use crate::rig::{self, FROM_ROUTER, LAN, LAN_MAC, Net, ROUTER_MAC, Rig, VNI, VTEP_MAC, WAN};
+use crate::stage::parse::{self, Ingress};
+use crate::state::{State, Tuple};
+use crate::table::{DeviceId, Tables};
+use crate::wire::checksum::Delta;
+use crate::wire::ethernet::Mac;
+use crate::wire::packet::{L3, l4_checksum_verifies, parse_l3, parse_l3_accepting_zero_udp6};
+use crate::wire::{self, arp, edit, ethernet, ipv4, ipv6, ndp, quote, tcp, udp, vxlan as vxlan_header};
+
+/// Every parser of the wire on any bytes: no panic, offsets inside the packet, and no disagreement with etherparse.
+pub fn parse(bytes: &[u8]) {
+    let _ = arp::Repr::parse(bytes);
+    let _ = vxlan_header::parse(bytes);
+    let _ = tcp::parse(bytes, true).map(|(header, _)| header.header_len());
+    let _ = udp::parse(bytes, true);
+    if let Ok(link) = ethernet::parse_ethernet(bytes) {
+        assert!(usize::from(link.l3_offset) <= bytes.len());
+    }
+    let _ = parse_l3_accepting_zero_udp6(bytes);
+    let Ok(at) = parse_l3(bytes) else { return };
+    assert!(at.l4_offset <= at.total_len && usize::from(at.total_len) <= bytes.len(), "{at:?}");
+    let _ = l4_checksum_verifies(bytes, &at);
+    let _ = ndp::parse_solicitation(bytes, &at).map(|asked| asked.answer(Mac([2; 6]), true, true));
+    let _ = ndp::parse_advertisement(bytes, &at);
+    if at.is_icmp_error() {
+        let message = bytes.get(usize::from(at.l4_offset)..usize::from(at.total_len)).unwrap_or_default();
+        let _ = quote::parse(at.family, message);
+    }
+    agrees(bytes, &at);
+    edited(bytes, &at);
+}
+
+/// Where etherparse sees a whole packet of the same protocol, it sees the same ports.
+fn agrees(bytes: &[u8], at: &L3) {
+    let Ok(sliced) = etherparse::SlicedPacket::from_ip(bytes) else { return };
+    let ports = match sliced.transport {
+        Some(etherparse::TransportSlice::Udp(udp)) if at.protocol == 17 => (udp.source_port(), udp.destination_port()),
+        Some(etherparse::TransportSlice::Tcp(tcp)) if at.protocol == 6 => (tcp.source_port(), tcp.destination_port()),
+        _ => return,
+    };
+    assert_eq!((at.source_port, at.destination_port), ports);
+}
+
+/// An edit there and back again leaves addresses, ports and lengths as they were; checksums that were right stay right.
+fn edited(bytes: &[u8], at: &L3) {
+    let mut packet = bytes.to_vec();
+    let right = l4_checksum_verifies(bytes, at);
+    let done = match at.family {
+        wire::Family::V4 => edit::translate_v4(&mut packet, at, &far_v4()),
+        wire::Family::V6 => edit::translate_v6(&mut packet, at, &far_v6()),
+    };
+    if done {
+        let again = parse_l3(&packet).map(|again| L3 { source_port: 0, destination_port: 0, ..again });
+        assert_eq!(again, Ok(L3 { source_port: 0, destination_port: 0, ..*at }), "an edit changes nothing else");
+        assert!(!right || l4_checksum_verifies(&packet, at), "a right checksum stays right");
+    }
+}
+
+fn far_v4() -> edit::Tuple<[u8; 4]> {
+    edit::Tuple { source: [10, 1, 2, 3], destination: [10, 4, 5, 6], source_port: 1025, destination_port: 8080 }
+}
+
+fn far_v6() -> edit::Tuple<[u8; 16]> {
+    edit::Tuple { source: [0xfd; 16], destination: [0xfc; 16], source_port: 1025, destination_port: 8080 }
+}
+
+/// A quote in an ICMP error (first bit of the first byte: family), read and rewritten: the new tuple is read back, and
+/// an ICMP checksum that was right stays right.
+pub fn quoted(bytes: &[u8]) {
+    let Some((first, message)) = bytes.split_first() else { return };
+    if first & 1 == 0 { quoted_v4(message) } else { quoted_v6(message) }
+}
+
+fn quoted_v4(message: &[u8]) {
+    let Ok(quote) = quote::parse(wire::Family::V4, message) else { return };
+    let sum = |bytes: &[u8]| wire::checksum::Sum::ZERO.bytes(bytes).verifies();
+    let (right, to) = (sum(message), far_v4());
+    let mut rewritten = message.to_vec();
+    if !quote::rewrite_v4(&mut rewritten, &quote, &to) {
+        return;
+    }
+    let again = quote::parse(wire::Family::V4, &rewritten).map(|quote| quote.tuple_v4());
+    let Ok(Some(again)) = again else { panic!("a rewritten quote cannot be read: {again:?}") };
+    assert_eq!((again.source, again.destination), (to.source, to.destination));
+    assert!(!right || sum(&rewritten), "the outer checksum follows");
+    assert_eq!(rewritten.len(), message.len());
+}
+
+fn quoted_v6(message: &[u8]) {
+    let Ok(quote) = quote::parse(wire::Family::V6, message) else { return };
+    let to = far_v6();
+    let mut rewritten = message.to_vec();
+    let sum = |bytes: &[u8]| wire::checksum::Sum::ZERO.bytes(bytes).verifies();
+    let right = sum(message);
+    if !quote::rewrite_v6(&mut rewritten, &quote, &to, Delta::NONE) {
+        return;
+    }
+    let again = quote::parse(wire::Family::V6, &rewritten).map(|quote| quote.tuple_v6());
+    let Ok(Some(again)) = again else { panic!("a rewritten quote cannot be read: {again:?}") };
+    assert_eq!((again.source, again.destination), (to.source, to.destination));
+    // Without pseudo header here: what changed is what the delta says, whatever the rest sums to.
+    assert!(!right || sum(&rewritten), "the outer checksum follows");
+}
+
+/// The contract: any bytes are a message or an error, and what was understood is said again and understood the same.
+pub fn contract(bytes: &[u8]) {
+    said_again::<tidegate_api::message::Request>(bytes);
+    said_again::<tidegate_api::message::Response>(bytes);
+}
+
+fn said_again<M: serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug>(bytes: &[u8]) {
+    let mut reader = bytes;
+    while let Ok(message) = tidegate_api::frame::read::<M>(&mut reader) {
+        let mut said = Vec::new();
+        if tidegate_api::frame::write(&mut said, &message).is_ok() {
+            let again = tidegate_api::frame::read::<M>(&mut said.as_slice());
+            let Ok(again) = again else { panic!("what was said is not understood: {message:?}") };
+            assert_eq!(format!("{again:?}"), format!("{message:?}"));
+        }
+    }
+}
+
+/// A frame to begin from: what it is, where it arrives, its bytes.
+pub type Specimen = (String, DeviceId, Vec<u8>);
+
+/// A rig with one live TCP and one live UDP flow of each family, and what must hold of it at any moment.
+pub struct Scene {
+    /// The rig.
+    pub rig: Rig,
+    /// Source ports of the flows: per family, TCP and UDP.
+    pub ports: [[u16; 2]; 2],
+    balanced: (u64, u64),
+}
+
+/// Tables with TCP 80 and UDP 53 of `vip(1)` on two pods, TCP 81 and UDP 54 without any, and an announced `vip(200)`.
+pub fn tables() -> Tables {
+    let mut tables = rig::tables();
+    for (base, net) in [(0, Net::BOTH[0]), (10, Net::BOTH[1])] {
+        let pods = |port| [(net.pod(0, 5), port, 1), (net.pod(1, 6), port, 1)];
+        rig::add_service(&mut tables, base + 1, net.vip(1), 80, 6, &pods(8080));
+        rig::add_service(&mut tables, base + 2, net.vip(1), 53, 17, &pods(5353));
+        rig::add_service(&mut tables, base + 3, net.vip(1), 81, 6, &[]);
+        rig::add_service(&mut tables, base + 4, net.vip(1), 54, 17, &[]);
+        rig::add_service(&mut tables, base + 5, net.vip(200), 80, 6, &pods(8080));
+    }
+    tables.settings.reject_rate_per_s = 1_000_000;
+    tables
+}
+
+fn client(net: Net) -> sketch::End {
+    (net.client(7), 40_000)
+}
+
+impl Scene {
+    /// The scene, with room for `flows` of each family.
+    ///
+    /// # Panics
+    /// When the system has no memory, or when the flows cannot be begun.
+    pub fn new(tables: Tables, flows: u32) -> Scene {
+        Scene::with(tables, flows, 1)
+    }
+
+    /// The same with another seed.
+    ///
+    /// # Panics
+    /// As [`Scene::new`].
+    pub fn with(tables: Tables, flows: u32, seed: u64) -> Scene {
+        let Ok(rig) = Rig::with(tables, flows, 4096, seed) else { panic!("no memory for a rig") };
+        let mut scene = Scene { rig, ports: [[0; 2]; 2], balanced: (0, 0) };
+        for net in Net::BOTH {
+            let opening = [
+                sketch::tcp(client(net), (net.vip(1), 80)).syn(100),
+                sketch::tcp(client(net), (net.vip(1), 80)).ack(101, 501),
+                sketch::udp(client(net), (net.vip(1), 53)).data(*b"who?"),
+            ];
+            for packet in &opening {
+                scene.rig.rx_wan(packet);
+                scene.rig.sent(LAN);
+            }
+        }
+        scene.learn_ports();
+        scene.check();
+        scene
+    }
+
+    fn learn_ports(&mut self) {
+        let mut ports = [[0; 2]; 2];
+        let state = self.rig.worker.state();
+        state.v4.visit(0, u32::MAX, |_, entry| {
+            if entry.original_tuple().source_port == 40_000 {
+                ports[0][usize::from(entry.protocol() == 17)] = entry.translated_tuple().source_port;
+            }
+        });
+        state.v6.visit(0, u32::MAX, |_, entry| {
+            if entry.original_tuple().source_port == 40_000 {
+                ports[1][usize::from(entry.protocol() == 17)] = entry.translated_tuple().source_port;
+            }
+        });
+        self.ports = ports;
+    }
+
+    /// Where the live flow of this family and protocol went: peer and pod.
+    fn pod(&self, net: Net, protocol: u8) -> (u8, IpAddr) {
+        let mut found = (0, net.pod(0, 5));
+        let other = rig::mapped(net.pod(1, 6));
+        let state = self.rig.worker.state();
+        let is = |source_port: u16, of: u8| source_port == 40_000 && of == protocol;
+        let mut at_other = false;
+        if net == Net::BOTH[0] {
+            state.v4.visit(0, u32::MAX, |_, entry| {
+                let (from, to) = (entry.original_tuple(), entry.translated_tuple());
+                at_other |= is(from.source_port, from.protocol) && Family::mapped(to.destination) == other;
+            });
+        } else {
+            state.v6.visit(0, u32::MAX, |_, entry| {
+                let (from, to) = (entry.original_tuple(), entry.translated_tuple());
+                at_other |= is(from.source_port, from.protocol) && to.destination == other;
+            });
+        }
+        if at_other {
+            found = (1, net.pod(1, 6));
+        }
+        found
+    }
+
+    /// Valid frames of every kind, of both families.
+    pub fn specimens(&self) -> Vec<Specimen> {
+        let mut all = Vec::new();
+        for (family, net) in [(0, Net::BOTH[0]), (1, Net::BOTH[1])] {
+            self.on_the_wire(net, family, &mut all);
+            self.in_the_overlay(net, family, &mut all);
+        }
+        all
+    }
+
+    fn on_the_wire(&self, net: Net, family: usize, all: &mut Vec<Specimen>) {
+        let (web, names, client) = ((net.vip(1), 80), (net.vip(1), 53), client(net));
+        let tcp = || sketch::tcp(client, web);
+        let mut add = |name: &str, packet: &Sketch| {
+            all.push((format!("{name} v{}", 4 + 2 * family), WAN, packet.frame(FROM_ROUTER)));
+        };
+        add("syn", &sketch::tcp((net.client(8), 41_000), web).syn(7));
+        add("data", &tcp().segment("PA", 101, 501).data(*b"GET / HTTP/1.1"));
+        add("fin", &tcp().segment("FA", 101, 501));
+        add("rst", &tcp().segment("R", 101, 0));
+        add("last hop", &tcp().ack(101, 501).ttl(1));
+        add("too big", &tcp().ack(101, 501).long(1500));
+        add("datagram", &sketch::udp(client, names).data(*b"who?"));
+        add("new datagram", &sketch::udp((net.client(9), 1), names).data(*b"who?"));
+        add("refused segment", &sketch::tcp(client, (net.vip(1), 81)).syn(1));
+        add("refused datagram", &sketch::udp(client, (net.vip(1), 54)).data(*b"x"));
+        add("unknown port", &sketch::udp(client, (net.vip(1), 55)).data(*b"x"));
+        add("ping", &sketch::ping(net.client(7), net.vip(1)));
+        add("first fragment", &sketch::udp(client, names).data([1; 64]).fragment(0, true));
+        add("later fragment", &sketch::udp(client, names).data([1; 64]).fragment(64, false));
+        add("sctp", &sketch::raw(net.client(7), net.vip(1), 132).data([1; 16]));
+        add("gre", &sketch::raw(net.client(7), net.vip(1), 47).data([1; 16]));
+        let seen = sketch::tcp(web, client).segment("PA", 501, 101).data([7; 40]).packet();
+        add("error about a segment", &sketch::trouble(net.client(99), net.vip(1), Trouble::Host, &seen));
+        let seen = sketch::udp(names, client).data([7; 40]).packet();
+        add("error about a datagram", &sketch::trouble(net.client(99), net.vip(1), Trouble::TooBig(1400), &seen));
+        let short = seen.get(..48.min(seen.len())).unwrap_or_default();
+        add("error with a short quote", &sketch::trouble(net.client(99), net.vip(1), Trouble::Time, short));
+        let frame = tcp().ack(101, 501).frame(FROM_ROUTER);
+        let name = |what: &str| format!("{what} v{}", 4 + 2 * family);
+        all.push((name("tagged"), WAN, sketch::tagged(&frame, 5)));
+        all.push((name("tagged twice"), WAN, sketch::tagged(&sketch::tagged(&frame, 5), 6)));
+        match net.0 {
+            wire::Family::V4 => {
+                let stamped = sketch::udp(client, names).data(*b"x").options(&[68, 8, 5, 0, 1, 2, 3, 4]);
+                all.push((name("options"), WAN, stamped.frame(FROM_ROUTER)));
+                all.push((name("arp"), WAN, arp_request(ROUTER_MAC, net.neighbour(254), net.vip(200))));
+            }
+            wire::Family::V6 => {
+                let datagram = sketch::udp(client, names).data(*b"x").packet();
+                all.push((name("extensions"), WAN, sketch::ethernet(FROM_ROUTER, 0x86dd, &extended(&datagram))));
+                all.push((name("solicitation"), WAN, solicitation(ROUTER_MAC, net.neighbour(254), net.vip(200))));
+            }
+        }
+    }
+
+    fn in_the_overlay(&self, net: Net, family: usize, all: &mut Vec<Specimen>) {
+        let [tcp_port, udp_port] = self.ports.get(family).copied().unwrap_or_default();
+        let ((tcp_peer, tcp_pod), (udp_peer, udp_pod)) = (self.pod(net, 6), self.pod(net, 17));
+        let name = |what: &str| format!("{what} out of the overlay v{}", 4 + 2 * family);
+        let mut add = |what: &str, peer, packet: &Sketch| all.push((name(what), LAN, from_peer(net, peer, packet)));
+        let back = sketch::tcp((tcp_pod, 8080), (net.source(), tcp_port));
+        add("syn-ack", tcp_peer, &back.clone().syn_ack(500, 101));
+        add("data", tcp_peer, &back.clone().segment("PA", 501, 101).data(*b"200 OK"));
+        add("rst", tcp_peer, &back.segment("R", 501, 0));
+        add("datagram", udp_peer, &sketch::udp((udp_pod, 5353), (net.source(), udp_port)).data(*b"me"));
+        let seen = sketch::udp((net.source(), udp_port), (udp_pod, 5353)).data(*b"who?").packet();
+        add("error", udp_peer, &sketch::trouble(udp_pod, net.source(), Trouble::Port, &seen));
+        add("hairpin", 1, &sketch::tcp((net.pod(1, 9), 33_000), (net.vip(1), 80)).syn(5));
+        add("ping", 0, &sketch::ping(net.pod(0, 5), net.vtep()));
+        add("fragment", 0, &sketch::udp((udp_pod, 5353), (net.source(), udp_port)).data([1; 64]).fragment(64, true));
+        let outer = Outer { source_port: 50_000, id: 9, tos: 0 };
+        let (macs, ends) = ((rig::peer_mac(0), LAN_MAC), (net.peer(0), net.underlay()));
+        let question = match net.0 {
+            wire::Family::V4 => arp_request(rig::peer_vtep_mac(0), net.pod(0, 0), net.vtep()),
+            wire::Family::V6 => solicitation(rig::peer_vtep_mac(0), net.pod(0, 0), net.vtep()),
+        };
+        all.push((name("question"), LAN, vxlan(macs, ends, outer, VNI, &question)));
+        let tagged = sketch::tagged(&question, 5);
+        all.push((name("tagged question"), LAN, vxlan(macs, ends, outer, VNI, &tagged)));
+        let lldp = sketch::ethernet((rig::peer_vtep_mac(0), VTEP_MAC), 0x88cc, &[0; 20]);
+        all.push((name("something"), LAN, vxlan(macs, ends, outer, VNI, &lldp)));
+    }
+
+    /// Lets the worker have one frame and checks everything; the reason, if it was dropped.
+    ///
+    /// # Panics
+    /// When anything does not hold.
+    pub fn play(&mut self, device: DeviceId, frame: &[u8]) -> Option<DropReason> {
+        let counters = self.rig.worker.counters();
+        let before: Vec<u64> = DropReason::ALL.iter().map(|reason| counters.drops(*reason)).collect();
+        let (received, dropped) = (counters.events(Event::Received), counters.dropped());
+        let (sent, held) = (counters.events(Event::Sent), counters.events(Event::NeighbourHeld));
+        self.pure(device, frame);
+        if !self.rig.inject(device, frame) {
+            self.rig.turn();
+            return None;
+        }
+        self.rig.turn();
+        let counters = self.rig.worker.counters();
+        assert_eq!(counters.events(Event::Received), received + 1);
+        let ends = (counters.dropped() - dropped)
+            + (counters.events(Event::Sent) - sent)
+            + (counters.events(Event::NeighbourHeld) - held);
+        assert_eq!(ends, 1, "a frame has exactly one verdict\n{}", self.rig.told());
+        let reason = DropReason::ALL.iter().zip(before).find(|(reason, n)| counters.drops(**reason) != *n);
+        let reason = reason.map(|(reason, _)| *reason);
+        self.check();
+        reason
+    }
+
+    /// Deciding changes nothing, and decides the same when asked again, heard or not.
+    fn pure(&self, device: DeviceId, bytes: &[u8]) {
+        let mac = if device == WAN { rig::WAN_MAC } else { LAN_MAC };
+        let tables = self.rig.publisher.current();
+        let mut counters = crate::counters::Counters::default();
+        let Ok(packet) = parse::run(tables, Ingress { device, mac }, bytes, &mut counters) else { return };
+        let l3 = bytes.get(usize::from(packet.l3_offset)..).unwrap_or_default();
+        match pipeline::classify(&packet, l3) {
+            Key::None => {}
+            Key::V4(tuple) => decides_alike(tables, self.rig.worker.state(), &packet, &tuple),
+            Key::V6(tuple) => decides_alike(tables, self.rig.worker.state(), &packet, &tuple),
+        }
+    }
+
+    /// What must hold at any moment.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn check(&mut self) {
+        self.balanced = self.rig.books();
+        assert_eq!(self.balanced.0, self.balanced.1, "the books balance\n{}", self.rig.told());
+        for device in [WAN, LAN] {
+            for frame in self.rig.sent(device) {
+                check_sent(device, &frame);
+            }
+        }
+    }
+
+    /// What must hold of a frame that was sent.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn check_frame(&self, device: DeviceId, frame: &[u8]) {
+        check_sent(device, frame);
+    }
+
+    /// Live flows per backend are what the flow tables hold (slow: visits every flow).
+    ///
+    /// # Panics
+    /// When they differ.
+    pub fn check_usage(&self) {
+        let mut live = std::collections::BTreeMap::new();
+        let state = self.rig.worker.state();
+        state.v4.visit(0, u32::MAX, |_, entry| *live.entry(entry.backend).or_insert(0u32) += 1);
+        state.v6.visit(0, u32::MAX, |_, entry| *live.entry(entry.backend).or_insert(0u32) += 1);
+        for backend in (0..20_000).step_by(1000).flat_map(|base| base..base + 8) {
+            assert_eq!(state.usage.live(backend), live.get(&backend).copied().unwrap_or(0), "backend {backend}");
+        }
+    }
+}
+
+fn decides_alike<A: Family + std::fmt::Debug + PartialEq>(
+    tables: &Tables,
+    state: &State,
+    packet: &crate::packet::Packet,
+    tuple: &Tuple<A>,
+) {
+    let hash = A::flows(state).hash(tuple);
+    let (moment, live) = (Moment { now_ns: 1 << 40, entropy: 5 }, state.live());
+    let mut steps = Vec::new();
+    let first = pipeline::decide(tables, state, packet, tuple, hash, moment, &mut Silent);
+    let second = pipeline::decide(tables, state, packet, tuple, hash, moment, &mut steps);
+    assert_eq!(first, second);
+    assert_eq!(live, state.live());
+}
+
+/// S-078: nothing leaves untranslated. To the wire only Service addresses and the gateway itself speak, to the overlay
+/// only our VTEP; and what leaves can be read.
+fn check_sent(device: DeviceId, frame: &[u8]) {
+    let Ok(link) = ethernet::parse_ethernet(frame) else { panic!("sent {frame:02x?}") };
+    if link.ethertype == ethernet::ARP {
+        return;
+    }
+    let l3 = frame.get(usize::from(link.l3_offset)..).unwrap_or_default();
+    let at = match parse_l3(l3) {
+        Ok(at) => at,
+        Err(malformed) => panic!("sent a packet that cannot be read, {malformed:?}: {frame:02x?}"),
+    };
+    let source = match at.family {
+        wire::Family::V4 => ipv4::addresses(l3).0.mapped(),
+        wire::Family::V6 => ipv6::addresses(l3).0,
+    };
+    let is = |addresses: &[fn(Net) -> IpAddr]| {
+        Net::BOTH.iter().any(|net| addresses.iter().any(|address| rig::mapped(address(*net)) == source))
+    };
+    if rig::into_peer(frame).is_some() {
+        assert!(device == LAN && is(&[Net::underlay]), "VXLAN leaves from our VTEP: {frame:02x?}");
+        check_inside(frame);
+    } else {
+        let ours: &[fn(Net) -> IpAddr] =
+            &[|net| net.vip(1), |net| net.vip(2), |net| net.vip(200), Net::gateway, Net::underlay];
+        assert!(is(ours), "on device {device:?} a foreign source speaks: {frame:02x?}");
+    }
+}
+
+fn check_inside(frame: &[u8]) {
+    let Some((_, _, inner)) = rig::into_peer(frame) else { return };
+    let Ok(link) = ethernet::parse_ethernet(inner) else { panic!("inside: {inner:02x?}") };
+    assert_eq!((link.source.0, link.vlan), (VTEP_MAC, None));
+    if link.ethertype == ethernet::ARP {
+        return;
+    }
+    let l3 = inner.get(usize::from(link.l3_offset)..).unwrap_or_default();
+    let Ok(at) = parse_l3(l3) else { panic!("inside: {inner:02x?}") };
+    assert_eq!(usize::from(at.total_len), l3.len(), "no padding travels");
+    let source = match at.family {
+        wire::Family::V4 => ipv4::addresses(l3).0.mapped(),
+        wire::Family::V6 => ipv6::addresses(l3).0,
+    };
+    let ours: [fn(Net) -> IpAddr; 5] = [Net::source, Net::vtep, |net| net.vip(1), |net| net.vip(2), |net| net.vip(200)];
+    let speaks = Net::BOTH.iter().any(|net| ours.iter().any(|address| rig::mapped(address(*net)) == source));
+    assert!(speaks, "into the overlay a foreign source speaks: {frame:02x?}");
+}
+
+fn arp_request(mac: [u8; 6], from: IpAddr, target: IpAddr) -> Vec<u8> {
+    let (IpAddr::V4(from), IpAddr::V4(target)) = (from, target) else { return Vec::new() };
+    let request = arp::Repr {
+        operation: arp::Operation::Request,
+        sender_mac: Mac(mac),
+        sender: from.octets(),
+        target_mac: Mac([0; 6]),
+        target: target.octets(),
+    };
+    let mut frame = vec![0; arp::FRAME_LEN];
+    let _ = request.emit_frame(&mut frame, Mac::BROADCAST, None);
+    frame
+}
+
+fn solicitation(mac: [u8; 6], from: IpAddr, target: IpAddr) -> Vec<u8> {
+    let target = rig::mapped(target);
+    let asked = ndp::Solicitation { source: rig::mapped(from), target, source_mac: Some(Mac(mac)) };
+    let mut packet = vec![0; asked.len()];
+    let _ = asked.emit(&mut packet);
+    let group = Mac::of_ipv6_multicast(ipv6::solicited_node(target));
+    sketch::ethernet((mac, group.0), 0x86dd, &packet)
+}
+
+/// A UDP packet over IPv6 with hop-by-hop and destination options before the datagram.
+fn extended(packet: &[u8]) -> Vec<u8> {
+    let mut bytes = packet.to_vec();
+    bytes.splice(40..40, [60, 0, 1, 4, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0]);
+    let length = u16::try_from(bytes.len() - 40).unwrap_or(0).to_be_bytes();
+    (bytes[4], bytes[5], bytes[6]) = (length[0], length[1], 0);
+    bytes
+}
+
+/// Makes the IPv4 header checksum at `at` right again after a change, if there is such a header.
+pub fn repair(frame: &mut [u8], at: usize) {
+    let Some(words) = frame.get(at).filter(|byte| **byte >> 4 == 4).map(|byte| usize::from(byte & 15)) else { return };
+    let Some(header) = frame.get_mut(at..at + words * 4).filter(|header| header.len() >= 20) else { return };
+    (header[10], header[11]) = (0, 0);
+    let sum = wire::checksum::Sum::ZERO.bytes(header).checksum().to_be_bytes();
+    (header[10], header[11]) = (sum[0], sum[1]);
+}
+
+/// Where the IP headers of a specimen are: the outer one, and the inner one of VXLAN.
+pub fn headers(frame: &[u8]) -> Vec<usize> {
+    let Ok(link) = ethernet::parse_ethernet(frame) else { return Vec::new() };
+    let outer = usize::from(link.l3_offset);
+    let inner = match frame.get(outer).map(|byte| byte >> 4) {
+        Some(4) => outer + 20 + 8 + 8 + 14,
+        _ => outer + 40 + 8 + 8 + 14,
+    };
+    if rig::into_peer(frame).is_some() { vec![outer, inner] } else { vec![outer] }
+}
+
+/// A little program: each operation takes a specimen, changes some bytes of it and plays it; others move time and
+/// change the tables. Whatever it is, [`Scene::check`] holds after every step.
+///
+/// One operation: kind, number of changes (low four bits; bit 7: repair IPv4 checksums, bit 6: cut the frame), then
+/// pairs of offset and value, then the length to cut to. Kind 255: raw bytes, as many as the next byte says.
+pub fn decide(bytes: &[u8]) {
+    let mut scene = Scene::new(tables(), 64);
+    decide_in(&mut scene, bytes);
+    drop(scene);
+}
+
+/// As [`decide`], in a scene that is there.
+pub fn decide_in(scene: &mut Scene, bytes: &[u8]) {
+    let specimens = scene.specimens();
+    let mut left = bytes.iter().copied();
+    for _ in 0..64 {
+        let (Some(kind), Some(how)) = (left.next(), left.next()) else { break };
+        match kind {
+            255 => {
+                let raw: Vec<u8> = left.by_ref().take(usize::from(how)).collect();
+                let device = if how & 1 == 0 { WAN } else { LAN };
+                scene.play(device, &raw);
+            }
+            240..=254 => change(scene, kind, how),
+            _ => {
+                let (_, device, frame) = &specimens[usize::from(kind) % specimens.len()];
+                let mut frame = frame.clone();
+                for _ in 0..how & 15 {
+                    let (Some(at), Some(value)) = (left.next(), left.next()) else { break };
+                    if let Some(byte) = frame.get_mut(usize::from(at)) {
+                        *byte ^= value;
+                    }
+                }
+                if how & 0x40 != 0 {
+                    frame.truncate(usize::from(left.next().unwrap_or(0)));
+                }
+                if how & 0x80 != 0 {
+                    headers(&frame).into_iter().rev().for_each(|at| repair(&mut frame, at));
+                }
+                scene.play(*device, &frame);
+            }
+        }
+    }
+    scene.check_usage();
+}
+
+/// Moves time, or publishes other tables.
+fn change(scene: &mut Scene, kind: u8, how: u8) {
+    let net = Net::BOTH[usize::from(how & 1)];
+    let base = if how & 1 == 0 { 0 } else { 10 };
+    let pods = |port| [(net.pod(0, 5), port, 1), (net.pod(1, 6), port, 1)];
+    let n = u32::from(how >> 1 & 1);
+    match kind {
+        240 => scene.rig.now_ns += u64::from(how) << 30,
+        241 => scene.rig.publish(|tables| {
+            rig::remove_endpoint(tables, base + 1, net.vip(1), 80, 6, &pods(8080), n);
+        }),
+        242 => scene.rig.publish(|tables| {
+            rig::remove_endpoint(tables, base + 2, net.vip(1), 53, 17, &pods(5353), n);
+        }),
+        243 => scene.rig.publish(|tables| {
+            rig::add_service(tables, base + 1, net.vip(1), 80, 6, &pods(8080));
+            rig::add_service(tables, base + 2, net.vip(1), 53, 17, &pods(5353));
+        }),
+        244 => scene.rig.publish(|tables| tables.settings.routes_epoch = tables.settings.routes_epoch.wrapping_add(1)),
+        245 => scene.rig.publish(|tables| {
+            let neighbours = std::sync::Arc::make_mut(&mut tables.neighbours);
+            let id = if how & 2 == 0 { net.router() } else { net.peer_neighbour(how >> 2 & 1) };
+            if let Some(row) = neighbours.row(id).copied() {
+                use crate::table::neighbour::NeighbourState::{Resolved, Unresolved};
+                let state = if row.state == Resolved { Unresolved } else { Resolved };
+                neighbours.set(id, crate::table::neighbour::NeighbourRow { state, ..row });
+            }
+        }),
+        246 => scene.rig.publish(|tables| {
+            tables.settings.clamp_mss = how & 2 == 0;
+            tables.settings.orphan_tcp =
+                if how & 4 == 0 { crate::table::OrphanTcp::Drop } else { crate::table::OrphanTcp::Reset };
+        }),
+        _ => {}
+    }
+    scene.rig.turn();
+    scene.check();
+}

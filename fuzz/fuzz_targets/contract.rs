@@ -1,0 +1,5 @@
+//! The contract socket's messages; see `tidegate_dataplane::fuzzing`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tidegate_dataplane::fuzzing::contract(bytes));

@@ -1,0 +1,5 @@
+//! The parsers of the wire; see `tidegate_dataplane::fuzzing`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tidegate_dataplane::fuzzing::parse(bytes));
