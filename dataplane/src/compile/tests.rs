@@ -612,7 +612,7 @@ proptest! {
                     let mut list: Vec<_> = backends.iter().map(|address| backend(address, 8080, 1)).collect();
                     list.extend((0..variant).map(|at| backend(&format!("fd00:10:244:1::{}", at + 5), 80, u16::from(at))));
                     let mut body = service(&[&format!("203.0.113.{number}"), &format!("2001:db8:f::{number}")], 80, &list);
-                    body.ports[0].protocol = if number % 2 == 0 { Protocol::Udp } else { Protocol::Tcp };
+                    body.ports[0].protocol = if number.is_multiple_of(2) { Protocol::Udp } else { Protocol::Tcp };
                     named(&format!("s{number}"), &version, body)
                 }
             }
