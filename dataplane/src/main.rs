@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::hash::{BuildHasher, RandomState};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tidegate_io::afxdp::{self, InterfaceConfig, ModeChoice, OpenConfig, Opened};
 use tidegate_io::mem::now_ns;
-use tidegate_io::{HugePages, OnDeath, Owned, Pinhole, Port};
+use tidegate_io::{HugePages, OnDeath, Owned, Pinhole, Pool, Port};
 
 use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::compile::{Compiler, Pinholes};
@@ -68,17 +68,35 @@ fn main() -> ExitCode {
     match run(&flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", whole(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error with what caused it, each text once: some errors quote their cause themselves.
+fn whole(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match text.is_empty() {
+            true => cause,
+            false if text.contains(&cause) => text,
+            false => format!("{text}: {cause}"),
+        }
+    })
 }
 
 /// Logs go to stderr; `RUST_LOG` chooses, `info` otherwise.
 fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colours)
+        .with_target(false)
+        .init();
 }
 
 fn run(flags: &Flags) -> anyhow::Result<()> {
@@ -90,33 +108,61 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("handling signals")?;
     }
-    let clock = Instant::now();
     let opened = afxdp::open(&open_config(&file.dataplane))?;
     tell_ports(&opened);
     let pinholes = SharedPinholes(Arc::new(Mutex::new(opened.pinholes)));
+    let ports = opened.ports.into_iter().map(|port| Box::new(port) as Box<dyn Port>).collect();
+    match start(&file, ports, &opened.pools, &pinholes, &stop) {
+        Ok(running) => running.until(&stop),
+        Err(error) => {
+            stop.store(true, Ordering::Relaxed);
+            pinholes.close_fresh();
+            Err(error)
+        }
+    }
+}
+
+/// Every thread of the process.
+struct Running {
+    server: Server,
+    worker: JoinHandle<()>,
+    compiler: CompilerThread,
+    monitor: Monitor,
+    forwarder: JoinHandle<()>,
+}
+
+/// Starts everything, from the inside out.
+fn start(
+    file: &NodeFile,
+    ports: Vec<Box<dyn Port>>,
+    pools: &[Pool],
+    pinholes: &SharedPinholes,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<Running> {
+    let clock = Instant::now();
     let (publisher, readers) = Publisher::new(Tables::default());
-    let names = file.dataplane.interfaces.iter().map(|interface| interface.name.as_str());
-    let requests = Box::new(Kernel::open().context("opening a netlink socket")?);
-    let mut compiler = Compiler::new(names, publisher, Box::new(pinholes.clone()), requests);
-
-    // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
-    let (early, news) = bounded(64);
-    let (facts, monitor) = Monitor::start(move |change| early.send(change).is_ok()).context("reading kernel facts")?;
-    compiler.restore(facts, saved::load(&file.state_dir), 0);
-
     let (wants, wanted) = bounded(WANTS_MAX);
     let (questions, mailbox) = bounded(QUESTIONS_MAX);
     let core = file.dataplane.cores.first().copied();
-    let ports = opened.ports.into_iter().map(|port| Box::new(port) as Box<dyn Port>).collect();
-    let magazines = opened.pools.iter().map(tidegate_io::Pool::magazine).collect();
+    let magazines = pools.iter().map(Pool::magazine).collect();
     let worker = worker(&file.dataplane, ports, magazines, readers(), wants, mailbox)?;
-    let worker = start_worker(worker, idle(&file.dataplane), core, Arc::clone(&stop))?;
+
+    let names = file.dataplane.interfaces.iter().map(|interface| interface.name.as_str());
+    let requests = Box::new(Kernel::open().context("opening a netlink socket")?);
+    let mut compiler = Compiler::new(names, publisher, Box::new(pinholes.clone()), requests);
+    // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
+    let (early, news) = bounded(64);
+    let (facts, monitor) = Monitor::start(move |change| early.send(change).is_ok()).context("reading kernel facts")?;
+    let worker = start_worker(worker, idle(&file.dataplane), core, Arc::clone(stop))?;
+    compiler.restore(facts, saved::load(&file.state_dir), 0);
 
     let saver = Saver::start(file.state_dir.clone()).context("starting the saver")?;
     let (compiler, handle) =
         CompilerThread::start(compiler, wanted, Some(saver), clock).context("starting the compiler")?;
     let kernel = handle.clone();
-    let forward = move || news.iter().try_for_each(|change| if kernel.kernel(change) { Ok(()) } else { Err(()) });
+    let forward = move || {
+        let _ = news.iter().try_for_each(|change| if kernel.kernel(change) { Ok(()) } else { Err(()) });
+    };
     let forwarder = std::thread::Builder::new().name("kernel-news".into()).spawn(forward)?;
 
     let read = pinholes.clone();
@@ -124,19 +170,25 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     let server = Server::start(&file.socket, file.socket_mode_bits(), handle, Arc::new(mailboxes))
         .with_context(|| format!("listening at {}", file.socket.display()))?;
     tracing::info!(node = file.node, socket = %file.socket.display(), "tidegate-dataplane ready");
+    Ok(Running { server, worker, compiler, monitor, forwarder })
+}
 
-    let failed = watch(&stop, &worker, &compiler);
-    stop.store(true, Ordering::Relaxed);
-    tracing::info!("stopping");
-    drop(server);
-    let worker_panicked = worker.join().is_err();
-    drop(compiler);
-    drop(monitor);
-    let _ = forwarder.join();
-    match failed {
-        Some(what) => Err(anyhow::anyhow!("{what} ended unexpectedly")),
-        None if worker_panicked => Err(anyhow::anyhow!("the worker ended unexpectedly")),
-        None => Ok(()),
+impl Running {
+    /// Runs until `stop` is set or a thread ends that should not, then ends everything from the outside in.
+    fn until(self, stop: &AtomicBool) -> anyhow::Result<()> {
+        let failed = watch(stop, &self.worker, &self.compiler);
+        stop.store(true, Ordering::Relaxed);
+        tracing::info!("stopping");
+        drop(self.server);
+        let worker_panicked = self.worker.join().is_err();
+        drop(self.compiler);
+        drop(self.monitor);
+        let _ = self.forwarder.join();
+        match failed {
+            Some(what) => Err(anyhow::anyhow!("{what} ended unexpectedly")),
+            None if worker_panicked => Err(anyhow::anyhow!("the worker ended unexpectedly")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -265,6 +317,18 @@ fn start_worker(
 struct SharedPinholes(Arc<Mutex<Vec<Pinhole>>>);
 
 impl SharedPinholes {
+    /// Takes the pinholes of this process off their devices, after a start that failed: a guard without anybody to come
+    /// back to it would drop traffic for ever. Those of an earlier process go on guarding.
+    fn close_fresh(&self) {
+        let pinholes = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for pinhole in pinholes.into_iter().filter(|pinhole| !pinhole.is_adopted()) {
+            let device = pinhole.device().to_owned();
+            if let Err(error) = pinhole.close() {
+                tracing::warn!(device, %error, "the XDP program stays on the device");
+            }
+        }
+    }
+
     fn counters(&self, device: &str) -> Option<tidegate_io::PinholeCounters> {
         let pinholes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pinholes.iter().find(|pinhole| pinhole.device() == device)?.counters().ok()

@@ -86,6 +86,8 @@ fn way(route: &Route, devices: &Devices, layout: &Layout) -> Option<Way> {
     match route.kind {
         RouteKind::Discard => return fixed(Target::Blackhole),
         RouteKind::Local => return fixed(Target::Local),
+        // Every link has this prefix, and nothing to it is forwarded (RFC 4291 section 2.5.6).
+        RouteKind::Unicast if is_link_local(&route.prefix) => return fixed(Target::Blackhole),
         RouteKind::Unicast => {}
     }
     let alive: Vec<(&Hop, Option<DeviceId>)> = route
@@ -108,6 +110,10 @@ fn way(route: &Route, devices: &Devices, layout: &Layout) -> Option<Way> {
         _ => Target::Routers(routers),
     };
     Some(Way { target, mtu: device_mtu.min(route_mtu) })
+}
+
+fn is_link_local(prefix: &IpNet) -> bool {
+    prefix.prefix_len() >= 10 && matches!(prefix.addr(), IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80)
 }
 
 /// Shares of at most [`NEXT_HOPS_MAX`] in proportion to `weights`, at least one each, and as few as say it exactly.

@@ -125,6 +125,7 @@ fn routed() -> crate::kernel::Layout {
         route("198.51.100.0/24", &[(None, 3, 1)]),
         route("2001:db8:1::/64", &[(None, 2, 1)]),
         route("2001:db8:2::/64", &[(None, 3, 1)]),
+        route("fe80::/64", &[(None, 2, 1)]),
         route("0.0.0.0/0", &[(Some("192.0.2.254"), 2, 1)]),
         route("::/0", &[(Some("fe80::1"), 2, 1)]),
     ];
@@ -214,6 +215,7 @@ fn objects_and_facts_become_tables_of_both_families() {
     assert_eq!(hops(tables, "2600::1"), [(WAN, "fe80::1".parse().unwrap())]);
     assert_eq!(target(tables, "192.0.2.10"), Some(&RouteTarget::Connected(WAN)));
     assert_eq!(target(tables, "2001:db8:1::1"), Some(&RouteTarget::Local));
+    assert_eq!(target(tables, "fe80::77"), Some(&RouteTarget::Blackhole), "a link's own affair");
 
     let told = notebook.take();
     let Told::Owned(owned) = &told[0] else { panic!("the pinhole is told before the kernel is asked: {told:?}") };
@@ -610,7 +612,7 @@ proptest! {
                     let mut list: Vec<_> = backends.iter().map(|address| backend(address, 8080, 1)).collect();
                     list.extend((0..variant).map(|at| backend(&format!("fd00:10:244:1::{}", at + 5), 80, u16::from(at))));
                     let mut body = service(&[&format!("203.0.113.{number}"), &format!("2001:db8:f::{number}")], 80, &list);
-                    body.ports[0].protocol = if number % 2 == 0 { Protocol::Udp } else { Protocol::Tcp };
+                    body.ports[0].protocol = if number.is_multiple_of(2) { Protocol::Udp } else { Protocol::Tcp };
                     named(&format!("s{number}"), &version, body)
                 }
             }

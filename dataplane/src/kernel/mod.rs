@@ -21,7 +21,8 @@ mod parse;
 pub mod monitor;
 /// Wishes about neighbours: resolve, keep resolved, forget.
 pub mod request;
-#[cfg(all(test, feature = "kernel-tests"))]
+#[cfg(test)]
+#[cfg(feature = "kernel-tests")]
 mod tests;
 
 /// Everything the kernel told, as of one moment.
