@@ -5,6 +5,7 @@
 //! something does not hold and returns nothing else. Refuses to know where bytes come from.
 
 use std::net::IpAddr;
+use std::sync::OnceLock;
 
 use crate::counters::Event;
 use crate::drops::DropReason;
@@ -180,7 +181,11 @@ impl Scene {
     /// # Panics
     /// As [`Scene::new`].
     pub fn with(tables: Tables, flows: u32, seed: u64) -> Scene {
-        let Ok(rig) = Rig::with(tables, flows, 4096, seed) else { panic!("no memory for a rig") };
+        Scene::sized(tables, flows, 4096, seed)
+    }
+
+    fn sized(tables: Tables, flows: u32, frames: u32, seed: u64) -> Scene {
+        let Ok(rig) = Rig::with(tables, flows, frames, seed) else { panic!("no memory for a rig") };
         let mut scene = Scene { rig, ports: [[0; 2]; 2], balanced: (0, 0) };
         for net in Net::BOTH {
             let opening = [
@@ -521,14 +526,15 @@ pub fn headers(frame: &[u8]) -> Vec<usize> {
 /// One operation: kind, number of changes (low four bits; bit 7: repair IPv4 checksums, bit 6: cut the frame), then
 /// pairs of offset and value, then the length to cut to. Kind 255: raw bytes, as many as the next byte says.
 pub fn decide(bytes: &[u8]) {
-    let mut scene = Scene::new(tables(), 64);
-    decide_in(&mut scene, bytes);
-    drop(scene);
+    // Made once: fresh scenes are all alike, ports included, since their seed is.
+    static FRESH: OnceLock<(Tables, Vec<Specimen>)> = OnceLock::new();
+    let scene = |tables| Scene::sized(tables, 64, 256, 1);
+    let (tables, specimens) = FRESH.get_or_init(|| (tables(), scene(tables()).specimens()));
+    decide_in(&mut scene(tables.clone()), specimens, bytes);
 }
 
-/// As [`decide`], in a scene that is there.
-pub fn decide_in(scene: &mut Scene, bytes: &[u8]) {
-    let specimens = scene.specimens();
+/// As [`decide`], in a scene that is there, beginning from these frames.
+pub fn decide_in(scene: &mut Scene, specimens: &[Specimen], bytes: &[u8]) {
     let mut left = bytes.iter().copied();
     for _ in 0..64 {
         let (Some(kind), Some(how)) = (left.next(), left.next()) else { break };

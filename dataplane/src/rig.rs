@@ -371,7 +371,9 @@ impl Rig {
         let now_ns = 1 << 40;
         let pool = Pool::new(frames, 2048, HugePages::Off)?;
         let port = |name: &str, ifindex, mac| {
-            let config = memory::Config { device: name.into(), ifindex, mac, ..memory::Config::default() };
+            // Small pools get small rings, or one port's fill ring would take every frame.
+            let ring_entries = if frames < 1024 { (frames as usize / 8).max(8) } else { 512 };
+            let config = memory::Config { device: name.into(), ifindex, mac, ring_entries, ..memory::Config::default() };
             memory::pair(&pool, config)
         };
         let (wan, wan_peer) = port("wan0", 10, WAN_MAC);

@@ -86,7 +86,8 @@ fn decide_in_one_scene_that_grows_old() {
     for _ in 0..3_000 {
         let seed = random.below(corpus.len());
         let bytes = random.change(&corpus[seed]);
-        fuzzing::decide_in(&mut scene, &bytes);
+        let specimens = scene.specimens();
+        fuzzing::decide_in(&mut scene, &specimens, &bytes);
     }
     scene.rig.expect_all_frames_home();
 }
