@@ -1,8 +1,8 @@
 //! The dataplane process: reads the node file, opens the devices, starts the threads, and ends them in order.
 //!
 //! Threads: one per worker (frames and state), the compiler (tables), one that follows the kernel, one that saves, one
-//! that listens and one per client. They are started from the inside out (nothing listens before it can be served) and
-//! end the other way round. The pinholes stay on the devices: while nobody is here they drop what is ours, which a
+//! that listens and one per client. They are started from the inside out (nobody is answered before they can be served)
+//! and end the other way round. The pinholes stay on the devices: while nobody is here they drop what is ours, which a
 //! kernel without our flows would answer with resets, and the next process takes them over.
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ use anyhow::Context;
 use clap::Parser;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use tidegate_api::listen::Listener;
 use tidegate_io::afxdp::{self, InterfaceConfig, ModeChoice, OpenConfig, Opened};
 use tidegate_io::mem::now_ns;
 use tidegate_io::{HugePages, OnDeath, Owned, Pinhole, Port};
@@ -68,10 +69,21 @@ fn main() -> ExitCode {
     match run(&flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", told(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, less those that its text has told already.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+        }
+    }
+    text
 }
 
 /// Logs go to stderr; `RUST_LOG` chooses, `info` otherwise.
@@ -90,44 +102,23 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("handling signals")?;
     }
-    let clock = Instant::now();
-    let opened = afxdp::open(&open_config(&file.dataplane))?;
-    tell_ports(&opened);
-    let pinholes = SharedPinholes(Arc::new(Mutex::new(opened.pinholes)));
-    let (publisher, readers) = Publisher::new(Tables::default());
-    let names = file.dataplane.interfaces.iter().map(|interface| interface.name.as_str());
-    let requests = Box::new(Kernel::open().context("opening a netlink socket")?);
-    let mut compiler = Compiler::new(names, publisher, Box::new(pinholes.clone()), requests);
-
-    // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
-    let (early, news) = bounded(64);
-    let (facts, monitor) = Monitor::start(move |change| early.send(change).is_ok()).context("reading kernel facts")?;
-    compiler.restore(facts, saved::load(&file.state_dir), 0);
-
-    let (wants, wanted) = bounded(WANTS_MAX);
-    let (questions, mailbox) = bounded(QUESTIONS_MAX);
-    let core = file.dataplane.cores.first().copied();
-    let ports = opened.ports.into_iter().map(|port| Box::new(port) as Box<dyn Port>).collect();
-    let magazines = opened.pools.iter().map(tidegate_io::Pool::magazine).collect();
-    let worker = worker(&file.dataplane, ports, magazines, readers(), wants, mailbox)?;
-    let worker = start_worker(worker, idle(&file.dataplane), core, Arc::clone(&stop))?;
-
-    let saver = Saver::start(file.state_dir.clone()).context("starting the saver")?;
-    let (compiler, handle) =
-        CompilerThread::start(compiler, wanted, Some(saver), clock).context("starting the compiler")?;
-    let kernel = handle.clone();
-    let forward = move || news.iter().try_for_each(|change| if kernel.kernel(change) { Ok(()) } else { Err(()) });
-    let forwarder = std::thread::Builder::new().name("kernel-news".into()).spawn(forward)?;
-
-    let read = pinholes.clone();
-    let mailboxes = Mailboxes::new(vec![Mailbox { questions, core }], Arc::new(move |device| read.counters(device)));
-    let server = Server::start(&file.socket, file.socket_mode_bits(), handle, Arc::new(mailboxes))
+    // First of all, so that a second dataplane is refused before it has touched a device. Who comes now waits.
+    let listener = Listener::bind(&file.socket, file.socket_mode_bits())
         .with_context(|| format!("listening at {}", file.socket.display()))?;
+    if let Err(error) = saved::try_out(&file.state_dir) {
+        let directory = file.state_dir.display();
+        tracing::warn!(%directory, %error, "nothing can be saved here: after a restart there is no service before control has spoken");
+    }
+    let mut opened = afxdp::open(&open_config(&file.dataplane))?;
+    tell_ports(&opened);
+    let pinholes = SharedPinholes(Arc::new(Mutex::new(std::mem::take(&mut opened.pinholes))));
+    let running = start(&file, listener, opened, &pinholes, &stop).inspect_err(|_| pinholes.give_back())?;
     tracing::info!(node = file.node, socket = %file.socket.display(), "tidegate-dataplane ready");
 
-    let failed = watch(&stop, &worker, &compiler);
+    let failed = watch(&stop, &running.worker, &running.compiler);
     stop.store(true, Ordering::Relaxed);
     tracing::info!("stopping");
+    let Running { server, worker, compiler, monitor, forwarder } = running;
     drop(server);
     let worker_panicked = worker.join().is_err();
     drop(compiler);
@@ -138,6 +129,57 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         None if worker_panicked => Err(anyhow::anyhow!("the worker ended unexpectedly")),
         None => Ok(()),
     }
+}
+
+/// The threads, in the order in which they end.
+struct Running {
+    server: Server,
+    worker: JoinHandle<()>,
+    compiler: CompilerThread,
+    monitor: Monitor,
+    forwarder: JoinHandle<()>,
+}
+
+/// Starts all threads.
+fn start(
+    file: &NodeFile,
+    listener: Listener,
+    opened: Opened,
+    pinholes: &SharedPinholes,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<Running> {
+    let clock = Instant::now();
+    let (publisher, readers) = Publisher::new(Tables::default());
+    let names = file.dataplane.interfaces.iter().map(|interface| interface.name.as_str());
+    let requests = Box::new(Kernel::open().context("opening a netlink socket")?);
+    let mut compiler = Compiler::new(names, publisher, Box::new(pinholes.clone()), requests);
+
+    let (wants, wanted) = bounded(WANTS_MAX);
+    let (questions, mailbox) = bounded(QUESTIONS_MAX);
+    let core = file.dataplane.cores.first().copied();
+    let ports = opened.ports.into_iter().map(|port| Box::new(port) as Box<dyn Port>).collect();
+    let magazines = opened.pools.iter().map(tidegate_io::Pool::magazine).collect();
+    let worker = worker(&file.dataplane, ports, magazines, readers(), wants, mailbox)?;
+
+    // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
+    let (early, news) = bounded(64);
+    let (facts, monitor) = Monitor::start(move |change| early.send(change).is_ok()).context("reading kernel facts")?;
+    compiler.restore(facts, saved::load(&file.state_dir), 0);
+    let worker = start_worker(worker, idle(&file.dataplane), core, Arc::clone(stop))?;
+
+    let saver = Saver::start(file.state_dir.clone()).context("starting the saver")?;
+    let (compiler, handle) =
+        CompilerThread::start(compiler, wanted, Some(saver), clock).context("starting the compiler")?;
+    let kernel = handle.clone();
+    let forward = move || {
+        let _ = news.iter().try_for_each(|change| if kernel.kernel(change) { Ok(()) } else { Err(()) });
+    };
+    let forwarder = std::thread::Builder::new().name("kernel-news".into()).spawn(forward).context("a thread")?;
+
+    let read = pinholes.clone();
+    let mailboxes = Mailboxes::new(vec![Mailbox { questions, core }], Arc::new(move |device| read.counters(device)));
+    let server = Server::start(listener, handle, Arc::new(mailboxes)).context("starting to answer")?;
+    Ok(Running { server, worker, compiler, monitor, forwarder })
 }
 
 /// Waits until the process should end; the name of a thread that ended by itself, if that is why.
@@ -265,6 +307,18 @@ fn start_worker(
 struct SharedPinholes(Arc<Mutex<Vec<Pinhole>>>);
 
 impl SharedPinholes {
+    /// Takes off what this process attached: a start that was refused must not leave traffic to be dropped. A pinhole
+    /// that was found stays, since it guards flows that a next process serves.
+    fn give_back(&self) {
+        let mut pinholes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for pinhole in pinholes.drain(..).filter(|pinhole| !pinhole.is_adopted()) {
+            let device = pinhole.device().to_owned();
+            if let Err(error) = pinhole.close() {
+                tracing::warn!(device, %error, "cannot take the XDP program off; `ip link set dev {device} xdp off` does");
+            }
+        }
+    }
+
     fn counters(&self, device: &str) -> Option<tidegate_io::PinholeCounters> {
         let pinholes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pinholes.iter().find(|pinhole| pinhole.device() == device)?.counters().ok()
