@@ -129,6 +129,26 @@ fn a_broken_file_keeps_its_objects_and_the_error_names_the_place() {
 }
 
 #[test]
+fn a_file_cut_to_nothing_keeps_its_objects_and_a_removed_one_does_not() {
+    let mut place = Place::new();
+    place.write("a.yaml", &node("w1"));
+    place.look();
+    for text in ["", "\n \n"] {
+        place.write("a.yaml", text);
+        let batch = place.look();
+        assert!(batch.applied.is_empty() && batch.deleted.is_empty(), "{text:?}");
+        assert!(problems(&batch)[0].contains("is empty; to delete what it held"), "{:?}", batch.problems);
+    }
+    place.write("a.yaml", &node("w1"));
+    assert!(place.look().problems.is_empty());
+    place.remove("a.yaml");
+    assert_eq!(deleted(&place.look()), ["Node w1"]);
+    // One that never held anything may be empty.
+    place.write("b.yaml", "");
+    assert!(place.look().problems.is_empty());
+}
+
+#[test]
 fn a_file_broken_from_the_start_says_that_something_is_unknown() {
     let mut place = Place::new();
     place.write("a.yaml", "{");

@@ -13,6 +13,9 @@ use serde::de::IgnoredAny;
 
 /// Longest interface name in bytes: `IFNAMSIZ` less the terminator (uapi/linux/if.h).
 const INTERFACE_NAME_BYTES_MAX: usize = 15;
+/// Longest socket path in bytes: `sun_path` (uapi/linux/un.h) has 108 with the terminator, and the socket is made under
+/// a name of up to 12 more.
+const SOCKET_BYTES_MAX: usize = 95;
 /// Fewest frames per UMEM: two rings of 2,048 per queue must be filled with something.
 const FRAMES_MIN: u32 = 4096;
 /// Most frames per UMEM: 64 GiB of 4 KiB frames; beyond it is a typing error.
@@ -222,6 +225,10 @@ impl NodeFile {
     fn check(&self) -> Result<(), (String, String)> {
         ensure(!self.node.is_empty(), "node", || "must not be empty".into())?;
         ensure(!self.socket.as_os_str().is_empty(), "socket", || "must not be empty".into())?;
+        let bytes = self.socket.as_os_str().len();
+        ensure(bytes <= SOCKET_BYTES_MAX, "socket", || {
+            format!("a path of {bytes} bytes; the system allows a socket {SOCKET_BYTES_MAX}")
+        })?;
         ensure(u32::from_str_radix(&self.socket_mode, 8).is_ok_and(|mode| mode <= 0o777), "socketMode", || {
             format!("{:?} is not a file mode in octal, like \"0660\"", self.socket_mode)
         })?;
@@ -380,6 +387,7 @@ control:
             (with("  speed: high"), "unknown field `speed`"),
             (with("colour: blue"), "unknown field `colour`"),
             (with("socketMode: '0999'"), "socketMode"),
+            (with(&format!("socket: /run/{}", "x".repeat(100))), "socket: a path of 105 bytes"),
         ];
         for (text, expected) in table {
             let got = error(&text);

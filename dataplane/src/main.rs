@@ -1,13 +1,13 @@
 //! The dataplane process: reads the node file, opens the devices, starts the threads, and ends them in order.
 //!
 //! Threads: one per worker (frames and state), the compiler (tables), one that follows the kernel, one that saves, one
-//! that listens and one per client. They are started from the inside out (nothing listens before it can be served) and
-//! end the other way round. The pinholes stay on the devices: while nobody is here they drop what is ours, which a
+//! that listens and one per client. They are started from the inside out (nobody is answered before they can be served)
+//! and end the other way round. The pinholes stay on the devices: while nobody is here they drop what is ours, which a
 //! kernel without our flows would answer with resets, and the next process takes them over.
 #![forbid(unsafe_code)]
 
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,9 +19,10 @@ use anyhow::Context;
 use clap::Parser;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use tidegate_api::listen::Listener;
 use tidegate_io::afxdp::{self, InterfaceConfig, ModeChoice, OpenConfig, Opened};
 use tidegate_io::mem::now_ns;
-use tidegate_io::{HugePages, OnDeath, Owned, Pinhole, Pool, Port};
+use tidegate_io::{HugePages, OnDeath, Owned, Pinhole, Port};
 
 use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::compile::{Compiler, Pinholes};
@@ -68,35 +69,28 @@ fn main() -> ExitCode {
     match run(&flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{}", whole(&error));
+            tracing::error!("{}", told(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// The error with what caused it, each text once: some errors quote their cause themselves.
-fn whole(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |text, cause| {
-        let cause = cause.to_string();
-        match text.is_empty() {
-            true => cause,
-            false if text.contains(&cause) => text,
-            false => format!("{text}: {cause}"),
+/// An error with its causes, less those that its text has told already.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
         }
-    })
+    }
+    text
 }
 
 /// Logs go to stderr; `RUST_LOG` chooses, `info` otherwise.
 fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(colours)
-        .with_target(false)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 }
 
 fn run(flags: &Flags) -> anyhow::Result<()> {
@@ -108,21 +102,36 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("handling signals")?;
     }
-    let opened = afxdp::open(&open_config(&file.dataplane))?;
+    // First of all, so that a second dataplane is refused before it has touched a device. Who comes now waits.
+    let listener = Listener::bind(&file.socket, file.socket_mode_bits())
+        .with_context(|| format!("listening at {}", file.socket.display()))?;
+    if let Err(error) = saved::try_out(&file.state_dir) {
+        let directory = file.state_dir.display();
+        tracing::warn!(%directory, %error, "nothing can be saved here: after a restart there is no service before control has spoken");
+    }
+    let mut opened = afxdp::open(&open_config(&file.dataplane))?;
     tell_ports(&opened);
-    let pinholes = SharedPinholes(Arc::new(Mutex::new(opened.pinholes)));
-    let ports = opened.ports.into_iter().map(|port| Box::new(port) as Box<dyn Port>).collect();
-    match start(&file, ports, &opened.pools, &pinholes, &stop) {
-        Ok(running) => running.until(&stop),
-        Err(error) => {
-            stop.store(true, Ordering::Relaxed);
-            pinholes.close_fresh();
-            Err(error)
-        }
+    let pinholes = SharedPinholes(Arc::new(Mutex::new(std::mem::take(&mut opened.pinholes))));
+    let running = start(&file, listener, opened, &pinholes, &stop).inspect_err(|_| pinholes.give_back())?;
+    tracing::info!(node = file.node, socket = %file.socket.display(), "tidegate-dataplane ready");
+
+    let failed = watch(&stop, &running.worker, &running.compiler);
+    stop.store(true, Ordering::Relaxed);
+    tracing::info!("stopping");
+    let Running { server, worker, compiler, monitor, forwarder } = running;
+    drop(server);
+    let worker_panicked = worker.join().is_err();
+    drop(compiler);
+    drop(monitor);
+    let _ = forwarder.join();
+    match failed {
+        Some(what) => Err(anyhow::anyhow!("{what} ended unexpectedly")),
+        None if worker_panicked => Err(anyhow::anyhow!("the worker ended unexpectedly")),
+        None => Ok(()),
     }
 }
 
-/// Every thread of the process.
+/// The threads, in the order in which they end.
 struct Running {
     server: Server,
     worker: JoinHandle<()>,
@@ -131,28 +140,31 @@ struct Running {
     forwarder: JoinHandle<()>,
 }
 
-/// Starts everything, from the inside out.
+/// Starts all threads.
 fn start(
     file: &NodeFile,
-    ports: Vec<Box<dyn Port>>,
-    pools: &[Pool],
+    listener: Listener,
+    opened: Opened,
     pinholes: &SharedPinholes,
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<Running> {
     let clock = Instant::now();
     let (publisher, readers) = Publisher::new(Tables::default());
-    let (wants, wanted) = bounded(WANTS_MAX);
-    let (questions, mailbox) = bounded(QUESTIONS_MAX);
-    let core = file.dataplane.cores.first().copied();
-    let magazines = pools.iter().map(Pool::magazine).collect();
-    let worker = worker(&file.dataplane, ports, magazines, readers(), wants, mailbox)?;
-
     let names = file.dataplane.interfaces.iter().map(|interface| interface.name.as_str());
     let requests = Box::new(Kernel::open().context("opening a netlink socket")?);
     let mut compiler = Compiler::new(names, publisher, Box::new(pinholes.clone()), requests);
+
+    let (wants, wanted) = bounded(WANTS_MAX);
+    let (questions, mailbox) = bounded(QUESTIONS_MAX);
+    let core = file.dataplane.cores.first().copied();
+    let ports = opened.ports.into_iter().map(|port| Box::new(port) as Box<dyn Port>).collect();
+    let magazines = opened.pools.iter().map(tidegate_io::Pool::magazine).collect();
+    let worker = worker(&file.dataplane, ports, magazines, readers(), wants, mailbox)?;
+
     // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
     let (early, news) = bounded(64);
     let (facts, monitor) = Monitor::start(move |change| early.send(change).is_ok()).context("reading kernel facts")?;
+    // It turns before the pinhole hands anything over.
     let worker = start_worker(worker, idle(&file.dataplane), core, Arc::clone(stop))?;
     compiler.restore(facts, saved::load(&file.state_dir), 0);
 
@@ -163,33 +175,12 @@ fn start(
     let forward = move || {
         let _ = news.iter().try_for_each(|change| if kernel.kernel(change) { Ok(()) } else { Err(()) });
     };
-    let forwarder = std::thread::Builder::new().name("kernel-news".into()).spawn(forward)?;
+    let forwarder = std::thread::Builder::new().name("kernel-news".into()).spawn(forward).context("a thread")?;
 
     let read = pinholes.clone();
     let mailboxes = Mailboxes::new(vec![Mailbox { questions, core }], Arc::new(move |device| read.counters(device)));
-    let server = Server::start(&file.socket, file.socket_mode_bits(), handle, Arc::new(mailboxes))
-        .with_context(|| format!("listening at {}", file.socket.display()))?;
-    tracing::info!(node = file.node, socket = %file.socket.display(), "tidegate-dataplane ready");
+    let server = Server::start(listener, handle, Arc::new(mailboxes)).context("starting to answer")?;
     Ok(Running { server, worker, compiler, monitor, forwarder })
-}
-
-impl Running {
-    /// Runs until `stop` is set or a thread ends that should not, then ends everything from the outside in.
-    fn until(self, stop: &AtomicBool) -> anyhow::Result<()> {
-        let failed = watch(stop, &self.worker, &self.compiler);
-        stop.store(true, Ordering::Relaxed);
-        tracing::info!("stopping");
-        drop(self.server);
-        let worker_panicked = self.worker.join().is_err();
-        drop(self.compiler);
-        drop(self.monitor);
-        let _ = self.forwarder.join();
-        match failed {
-            Some(what) => Err(anyhow::anyhow!("{what} ended unexpectedly")),
-            None if worker_panicked => Err(anyhow::anyhow!("the worker ended unexpectedly")),
-            None => Ok(()),
-        }
-    }
 }
 
 /// Waits until the process should end; the name of a thread that ended by itself, if that is why.
@@ -317,14 +308,14 @@ fn start_worker(
 struct SharedPinholes(Arc<Mutex<Vec<Pinhole>>>);
 
 impl SharedPinholes {
-    /// Takes the pinholes of this process off their devices, after a start that failed: a guard without anybody to come
-    /// back to it would drop traffic for ever. Those of an earlier process go on guarding.
-    fn close_fresh(&self) {
-        let pinholes = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        for pinhole in pinholes.into_iter().filter(|pinhole| !pinhole.is_adopted()) {
+    /// Takes off what this process attached: a start that was refused must not leave traffic to be dropped. A pinhole
+    /// that was found stays, since it guards flows that a next process serves.
+    fn give_back(&self) {
+        let mut pinholes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for pinhole in pinholes.drain(..).filter(|pinhole| !pinhole.is_adopted()) {
             let device = pinhole.device().to_owned();
             if let Err(error) = pinhole.close() {
-                tracing::warn!(device, %error, "the XDP program stays on the device");
+                tracing::warn!(device, %error, "cannot take the XDP program off; `ip link set dev {device} xdp off` does");
             }
         }
     }

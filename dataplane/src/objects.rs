@@ -117,6 +117,7 @@ impl Objects {
     pub fn apply(&mut self, update: Update, machine: Option<&Layout>) -> Outcome {
         let mut outcome = Outcome::default();
         let mut wanted = self.wanted(update, machine, &mut outcome.rejected);
+        self.refuse_hijackers(&mut wanted, &mut outcome.rejected);
         loop {
             let refused = self.claim_all(&wanted);
             if refused.is_empty() {
@@ -176,6 +177,49 @@ impl Objects {
         }
         listed.retain(|key, after| self.accepted.get(key) != after.as_ref());
         listed
+    }
+
+    /// Refuses Services that want to answer for a peer or one of its pods: that would take the node's tunnel, or a pod's
+    /// traffic, from everybody behind this gateway. A peer is never refused for a Service, or whoever may name VIPs could
+    /// keep nodes out.
+    fn refuse_hijackers(
+        &self,
+        wanted: &mut BTreeMap<ResourceKey, Option<Arc<Resource>>>,
+        rejected: &mut Vec<Rejection>,
+    ) {
+        if !wanted.values().flatten().any(|resource| !vips(resource).is_empty()) {
+            return;
+        }
+        let mut underlays = HashMap::new();
+        let mut prefixes = HashMap::new();
+        let staying = self.of_kind(Kind::Peer).filter(|resource| !wanted.contains_key(&resource.key()));
+        for resource in staying.chain(wanted.values().flatten()) {
+            let Body::Peer(peer) = &resource.body else { continue };
+            for vtep in [&peer.v4, &peer.v6].into_iter().flatten() {
+                underlays.insert(vtep.underlay, resource.name.clone());
+                prefixes.extend(vtep.pod_cidrs.iter().map(|prefix| (prefix.trunc(), resource.name.clone())));
+            }
+        }
+        let lengths: std::collections::BTreeSet<u8> = prefixes.keys().map(IpNet::prefix_len).collect();
+        let hijacked = |address: &IpAddr| {
+            if let Some(peer) = underlays.get(address) {
+                return Some(format!("{address} is the underlay address of peer {peer}"));
+            }
+            lengths.iter().find_map(|length| {
+                let prefix = IpNet::new(*address, *length).ok()?.trunc();
+                prefixes.get(&prefix).map(|peer| format!("{address} lies in pod prefix {prefix} of peer {peer}"))
+            })
+        };
+        wanted.retain(|key, resource| {
+            let Some(resource) = resource else { return true };
+            let mut numbered = vips(resource).iter().enumerate();
+            let Some((number, what)) = numbered.find_map(|(number, address)| Some((number, hijacked(address)?))) else {
+                return true;
+            };
+            let (reason, version) = (format!("addresses[{number}]: {what}"), resource.version.clone());
+            rejected.push(Rejection { key: key.clone(), version, reason });
+            false
+        });
     }
 
     /// Moves all claims from what is in force to what is `wanted`. If some cannot have theirs, everything is as it was

@@ -8,7 +8,7 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -56,18 +56,18 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens at `path` with file mode `mode`.
+    /// Answers whoever comes, or has come, to `listener`.
     ///
     /// # Errors
-    /// When another dataplane answers there, or the system refuses.
-    pub fn start(path: &Path, mode: u32, compiler: Handle, workers: Arc<dyn WorkerQuery>) -> io::Result<Self> {
-        let listener = Listener::bind(path, mode)?;
+    /// When the system gives no thread.
+    pub fn start(listener: Listener, compiler: Handle, workers: Arc<dyn WorkerQuery>) -> io::Result<Self> {
+        let path = listener.path().to_path_buf();
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let served = Served { compiler, workers, connections: Arc::default() };
         let run = move || listen(&listener, &seen, &served);
         let thread = std::thread::Builder::new().name("contract".into()).spawn(run)?;
-        Ok(Server { stop, path: path.to_path_buf(), thread: Some(thread) })
+        Ok(Server { stop, path, thread: Some(thread) })
     }
 }
 
@@ -102,9 +102,9 @@ fn listen(listener: &Listener, stop: &AtomicBool, served: &Served) {
             served.connections.fetch_sub(1, Ordering::Relaxed);
             continue;
         }
-        let connections = Arc::clone(&served.connections);
+        let leave = Leave(Arc::clone(&served.connections));
         let spawned = std::thread::Builder::new().name("client".into()).spawn(move || {
-            let _leave = Leave(connections);
+            let _leave = leave;
             converse(stream, &served);
         });
         if let Err(error) = spawned {

@@ -13,6 +13,10 @@ use serde_json::Value;
 use super::{Manifest, ObjectKey, ObjectKind};
 use crate::problem::{Place, Problem, Severity};
 
+/// Brackets of YAML's flow style that may stand open at once. The parser looks at each of them for every token, so that
+/// a text of nothing else takes time squared and would keep all other manifests waiting.
+const OPEN_BRACKETS_MAX: usize = 500;
+
 /// What a text held.
 #[derive(Debug, Default)]
 pub struct Content {
@@ -45,6 +49,9 @@ fn yaml(file: &str, text: &str) -> Result<Vec<(Place, Value)>, Box<Problem>> {
     let mut values = Vec::new();
     for (line, part) in split(text) {
         let mut place = Place { file: file.into(), document: values.len() + 1, line };
+        if brackets_open_max(part) > OPEN_BRACKETS_MAX {
+            return Err(broken(&place, format!("more than {OPEN_BRACKETS_MAX} brackets are open at once")));
+        }
         let value: Value = serde_norway::from_str(part).map_err(|error| {
             place.line = line + error.location().map_or(0, |location| location.line().saturating_sub(1));
             // The parser counts lines from the start of the document; the place says it in lines of the file.
@@ -78,6 +85,21 @@ fn split(text: &str) -> Vec<(usize, &str)> {
     }
     parts.push((start_line, &text[start..]));
     parts
+}
+
+/// The most brackets open at once anywhere in `text`, quoted ones and those in comments included: there they come in
+/// pairs or are few.
+fn brackets_open_max(text: &str) -> usize {
+    let (mut open, mut most) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => continue,
+        }
+        most = most.max(open);
+    }
+    most
 }
 
 fn json(file: &str, text: &str) -> Result<Vec<(Place, Value)>, Box<Problem>> {
@@ -215,6 +237,18 @@ mod tests {
         assert_eq!((place.file.as_str(), place.document), ("web.yaml", 2));
         assert!((8..=9).contains(&place.line), "{problem}");
         assert!(problem.to_string().starts_with("web.yaml document 2 (line "), "{problem}");
+    }
+
+    #[test]
+    fn brackets_without_end_are_refused_before_they_cost_time() {
+        for bracket in ["[", "{a: "] {
+            let text = format!("{SERVICE}spec: {}", bracket.repeat(1_000_000));
+            let problem = parse("a.yaml", &text).unwrap_err();
+            assert!(problem.to_string().contains("more than 500 brackets"), "{problem}");
+        }
+        // Many in a row are nobody's trouble.
+        let text = format!("{SERVICE}spec: {{ports: [{}]}}", "{port: 1}, ".repeat(1000));
+        assert_eq!(keys(&parse("a.yaml", &text).unwrap()), ["Service shop/web"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is in a directory, and what became of it since the last look.
 //!
-//! Owns the rules that make files a trustworthy source: a broken file keeps the objects it had; an object in two files
+//! Owns the rules that make files a trustworthy source: a broken or empty file keeps the objects it had; an object in two files
 //! is taken from the first file by name; deleting more than half of the objects of a kind waits for a person. Refuses
 //! to know when to look: [`super::directory`] does. Contents are not kept, only which file holds which object; when the
 //! first of two files goes, the second is read again.
@@ -251,6 +251,11 @@ impl Scan {
                 known.stamp = Some(stamp);
                 match manifest::parse(name, &text) {
                     Err(problem) => known.broken = Some(*problem),
+                    // What a writer leaves between opening and writing, or on a full disk.
+                    Ok(_) if text.trim().is_empty() && !known.objects.is_empty() => {
+                        let message = "is empty; to delete what it held, delete the file";
+                        known.broken = Some(whole_file(name, message));
+                    }
                     Ok(content) => touched = self.accept(name, content, &mut known, fresh),
                 }
             }

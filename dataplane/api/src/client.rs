@@ -56,8 +56,14 @@ impl Client {
         let mut stream =
             UnixStream::connect(path).map_err(|source| ClientError::NotRunning { path: path.to_path_buf(), source })?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        frame::write(&mut stream, &Request::Hello { contract: CONTRACT_VERSION, client: name.into() })?;
-        match frame::read(&mut stream)? {
+        let written = frame::write(&mut stream, &Request::Hello { contract: CONTRACT_VERSION, client: name.into() });
+        // A server that turns visitors away may have gone before this was written; what it said can still be read.
+        let answer = match (frame::read(&mut stream), written) {
+            (Ok(answer), _) => answer,
+            (Err(_), Err(error)) => return Err(error.into()),
+            (Err(error), Ok(())) => return Err(error.into()),
+        };
+        match answer {
             Response::Welcome { holds, reached, server, .. } => Ok(Client { stream, holds, reached, server }),
             Response::Error { message } => Err(ClientError::Refused(message)),
             other => Err(ClientError::Unexpected(format!("{other:?}"))),

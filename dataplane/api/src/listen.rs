@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -14,15 +14,21 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds `path` with file mode `mode` (0o660, say). A leftover socket nobody answers on is replaced.
+    /// Binds `path` with file mode `mode` (0o660, say). A leftover socket nobody answers on is replaced; anything else
+    /// that stands there is somebody's and stays.
     ///
     /// # Errors
-    /// `AddrInUse` when a living process answers at `path`; otherwise what the system says.
+    /// `AddrInUse` when a living process answers at `path`, `AlreadyExists` when what is there is no socket; otherwise
+    /// what the system says.
     pub fn bind(path: &Path, mode: u32) -> io::Result<Self> {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent)?;
         }
-        if path.exists() {
+        if let Ok(found) = fs::symlink_metadata(path) {
+            if !found.file_type().is_socket() {
+                let text = format!("{} is there and is no socket; it is left alone", path.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+            }
             if UnixStream::connect(path).is_ok() {
                 return Err(io::Error::new(
                     io::ErrorKind::AddrInUse,
@@ -40,6 +46,11 @@ impl Listener {
         Ok(Listener { listener, path: path.to_path_buf() })
     }
 
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Waits for the next client.
     ///
     /// # Errors
@@ -52,5 +63,26 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leftover_is_replaced_and_what_is_no_socket_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("t.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = Listener::bind(&path, 0o600).unwrap();
+        assert_eq!(Listener::bind(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        assert!(!path.exists());
+
+        fs::write(&path, "precious").unwrap();
+        let error = Listener::bind(&path, 0o600).unwrap_err();
+        assert!(error.to_string().contains("is no socket"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 }

@@ -46,6 +46,17 @@ pub fn save(directory: &Path, resources: &[Arc<Resource>]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Whether objects can be saved in `directory`, found out by writing there.
+///
+/// # Errors
+/// What the system says.
+pub fn try_out(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let hidden = directory.join(format!("{FILE_NAME}.new"));
+    File::create(&hidden)?;
+    fs::remove_file(&hidden)
+}
+
 /// The objects saved in `directory`; none when there is no file or it cannot be used.
 pub fn load(directory: &Path) -> Vec<Resource> {
     let path = directory.join(FILE_NAME);

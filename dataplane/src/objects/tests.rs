@@ -198,7 +198,15 @@ fn bad_gateways_are_refused_by_field() {
 #[test]
 fn bad_peers_are_refused_by_field() {
     type Spoil = fn(&mut Peer);
-    let table: [(Spoil, &str); 8] = [
+    let table: [(Spoil, &str); 10] = [
+        (
+            |p| p.v4.as_mut().unwrap().pod_cidrs.push("198.51.100.0/24".parse().unwrap()),
+            "v4.pod_cidrs[1]: 198.51.100.0/24 holds 198.51.100.1, this machine's own",
+        ),
+        (
+            |p| p.v6.as_mut().unwrap().pod_cidrs.push("2001:db8::/32".parse().unwrap()),
+            "v6.pod_cidrs[1]: 2001:db8::/32 holds 2001:db8:",
+        ),
         (|p| (p.v4, p.v6) = (None, None), "v4: neither v4 nor v6"),
         (|p| p.v4.as_mut().unwrap().port = 0, "v4.port: must not be 0"),
         (|p| p.v6.as_mut().unwrap().vni = u32::MAX, "v6.vni: 4294967295 does not fit 24 bits"),
@@ -312,6 +320,32 @@ fn objects_may_trade_claims_in_one_update_and_keep_theirs_when_that_fails() {
     assert_eq!(outcome.rejected.len(), 2, "{:?}", outcome.rejected);
     assert_eq!(objects.versions()[&key(Kind::Service, "a")], "2");
     assert_eq!(objects.versions()[&key(Kind::Service, "b")], "2");
+}
+
+#[test]
+fn a_service_cannot_answer_for_a_peer_or_its_pods() {
+    let mut objects = Objects::default();
+    objects.apply(full(vec![named("gw", "1", gateway()), named("w1", "1", peer(1))]), None);
+    for (vip, expected) in [
+        ("198.51.100.11", "addresses[0]: 198.51.100.11 is the underlay address of peer w1"),
+        ("2001:db8:2::11", "addresses[0]: 2001:db8:2::11 is the underlay address of peer w1"),
+        ("10.244.1.5", "addresses[0]: 10.244.1.5 lies in pod prefix 10.244.1.0/24 of peer w1"),
+        ("fd00:10:244:1::5", "addresses[0]: fd00:10:244:1::5 lies in pod prefix fd00:10:244:1::/64 of peer w1"),
+    ] {
+        let bad = || named("shop/bad", "1", service(&[vip], 80, &[]));
+        let outcome = objects.apply(incremental(vec![bad()]), None);
+        assert_eq!(outcome.rejected.iter().map(|refused| refused.reason.as_str()).collect::<Vec<_>>(), [expected]);
+        // Together with the peer, in one update, it is the same.
+        let outcome = objects.apply(full(vec![bad(), named("w1", "2", peer(1))]), None);
+        assert_eq!((outcome.rejected.len(), objects.len()), (1, 1), "{:?}", outcome.rejected);
+        // A peer that comes later is not kept out by a Service.
+        let mut objects = Objects::default();
+        assert!(objects.apply(full(vec![bad()]), None).rejected.is_empty());
+        assert!(objects.apply(incremental(vec![named("w1", "1", peer(1))]), None).rejected.is_empty());
+        assert!(
+            objects.apply(incremental(vec![named("shop/bad", "2", service(&[], 80, &[]))]), None).rejected.is_empty()
+        );
+    }
 }
 
 #[test]

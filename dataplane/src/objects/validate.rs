@@ -54,7 +54,14 @@ pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
             each("fullnat_sources", &gateway.fullnat_sources, |field, address| free(field, *address))
         }
         Body::Service(service) => each("addresses", &service.addresses, |field, address| free(field, *address)),
-        Body::Peer(_) => Ok(()),
+        Body::Peer(peer) => [("v4", &peer.v4), ("v6", &peer.v6)].into_iter().try_for_each(|(field, vtep)| {
+            let prefixes = vtep.as_ref().map_or(&[][..], |vtep| &vtep.pod_cidrs);
+            each(&format!("{field}.pod_cidrs"), prefixes, |field, prefix| {
+                // Such a prefix would send what a connected network's hosts should get into that peer's tunnel.
+                let own = machine.addresses.iter().find(|own| prefix.contains(&own.address));
+                own.map_or(Ok(()), |own| Err(format!("{field}: {prefix} holds {}, this machine's own", own.address)))
+            })
+        }),
     }
 }
 

@@ -84,7 +84,8 @@ fn bench_of(pinholes: Box<dyn Pinholes>, late: bool) -> Bench {
     let saver = Saver::start(directory.path().to_path_buf()).unwrap();
     let (thread, handle) = CompilerThread::start(compiler, wanted, Some(saver), Instant::now()).unwrap();
     let path = directory.path().join("t.sock");
-    let server = Server::start(&path, 0o600, handle.clone(), Arc::new(Fixed { late })).unwrap();
+    let listener = Listener::bind(&path, 0o600).unwrap();
+    let server = Server::start(listener, handle.clone(), Arc::new(Fixed { late })).unwrap();
     Bench { directory, reader, wants, handle, _server: server, _compiler: thread }
 }
 
@@ -301,7 +302,7 @@ fn what_was_accepted_survives_a_restart_without_control() {
 #[test]
 fn a_second_server_on_the_same_socket_is_refused() {
     let bench = bench();
-    let second = Server::start(&bench.path(), 0o600, bench.handle.clone(), Arc::new(Fixed { late: false }));
+    let second = Listener::bind(&bench.path(), 0o600);
     assert_eq!(second.err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
     assert!(bench.client().show(Show::Routes).is_ok(), "the first goes on");
 }
