@@ -373,7 +373,8 @@ impl Rig {
         let port = |name: &str, ifindex, mac| {
             // Small pools get small rings, or one port's fill ring would take every frame.
             let ring_entries = if frames < 1024 { (frames as usize / 8).max(8) } else { 512 };
-            let config = memory::Config { device: name.into(), ifindex, mac, ring_entries, ..memory::Config::default() };
+            let config =
+                memory::Config { device: name.into(), ifindex, mac, ring_entries, ..memory::Config::default() };
             memory::pair(&pool, config)
         };
         let (wan, wan_peer) = port("wan0", 10, WAN_MAC);
