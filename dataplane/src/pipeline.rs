@@ -208,7 +208,7 @@ pub struct Moment {
 }
 
 /// The lookup key of a packet whose IP header starts at `l3[0]`.
-#[inline]
+#[inline(always)]
 pub fn classify(packet: &Packet, l3: &[u8]) -> Key {
     if packet.kind != Kind::Ip {
         return Key::None;
@@ -219,7 +219,7 @@ pub fn classify(packet: &Packet, l3: &[u8]) -> Key {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn classify_in<A: Family>(packet: &Packet, l3: &[u8]) -> Key {
     let at = &packet.l3;
     if at.fragment != Fragment::None {
@@ -326,7 +326,7 @@ pub fn apply<A: Family>(
 }
 
 /// Edits and sends a packet of a known flow: the way of nearly every packet.
-#[inline]
+#[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub fn forward<A: Family>(
     tables: &Tables,
@@ -379,7 +379,7 @@ fn mtu_both_ways<A: Family>(tables: &Tables, entry: &Entry<A>) -> Option<u16> {
 }
 
 /// Puts the outside on a packet whose IP header is at `packet.l3_offset`, and says where it goes.
-#[inline]
+#[inline(always)]
 fn depart(
     tables: &Tables,
     counters: &mut Counters,
@@ -405,7 +405,7 @@ fn depart(
     }
 }
 
-#[inline]
+#[inline(always)]
 fn verdict(departure: Departure) -> Verdict {
     match departure.mac {
         Some(_) => Verdict::Send(departure.device),

@@ -3,7 +3,6 @@
 //! Owns everything a packet can change. Shares with other threads only the published tables (read), its committed
 //! counters (written), a queue of neighbours it wants and a mailbox of questions. Knows no clock: time is an argument.
 
-use arrayvec::ArrayVec;
 use crossbeam::channel::{Receiver, Sender};
 use tidegate_io::{Batch, Frame};
 
@@ -12,7 +11,7 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::limits;
 use crate::mailbox::Request;
-use crate::packet::{Key, Packet};
+use crate::packet::{Domain, Key, Packet};
 use crate::pipeline::{self, Moment, Silent, Verdict};
 use crate::stage::parse::Ingress;
 use crate::stage::verdict::{self, Exits};
@@ -42,7 +41,7 @@ pub struct Worker {
     pub(crate) counters: Counters,
     ingress: Vec<Ingress>,
     received: Batch,
-    slots: ArrayVec<Slot, { limits::BATCH_PACKETS }>,
+    slots: Box<[Slot; limits::BATCH_PACKETS]>,
     entropy: Entropy,
     wants: Sender<Want>,
     mailbox: Receiver<Request>,
@@ -61,6 +60,11 @@ struct Slot {
     candidate: Option<Candidate>,
 }
 
+impl Slot {
+    const EMPTY: Slot =
+        Slot { packet: Err(DropReason::EthernetTruncated), key: Key::None, hash: 0, candidate: None };
+}
+
 impl Worker {
     /// A worker over `exits`, whose ports are those of `ingress` in the same order.
     #[allow(clippy::too_many_arguments)]
@@ -75,7 +79,7 @@ impl Worker {
         mailbox: Receiver<Request>,
     ) -> Worker {
         let counters = Counters::default();
-        let (received, slots) = (Batch::new(), ArrayVec::new());
+        let (received, slots) = (Batch::new(), Box::new([Slot::EMPTY; limits::BATCH_PACKETS]));
         Worker {
             id,
             reader,
@@ -148,20 +152,28 @@ impl Worker {
             frame.prefetch();
         }
         // Sweep 1: parse, make keys, fetch index lines.
-        self.slots.clear();
-        for frame in &self.received {
-            self.slots.push(learn(tables, ingress, frame, &self.state, &mut self.counters));
+        for (frame, slot) in self.received.iter().zip(self.slots.iter_mut()) {
+            *slot = learn(tables, ingress, frame, &self.state, &mut self.counters);
         }
         // Sweep 2: read index lines, fetch entry lines.
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut().take(received) {
             slot.candidate = match slot.key {
                 Key::None => None,
                 Key::V4(_) => self.state.v4.candidate(slot.hash),
                 Key::V6(_) => self.state.v6.candidate(slot.hash),
             };
         }
-        // Sweep 3: decide, apply, dispatch.
-        for (mut frame, slot) in self.received.drain(..).zip(&self.slots) {
+        // Sweep 3: the same for keys that had to go to their second line.
+        for slot in self.slots.iter_mut().take(received) {
+            let Some(candidate) = slot.candidate else { continue };
+            slot.candidate = match slot.key {
+                Key::None => None,
+                Key::V4(_) => self.state.v4.follow(candidate, slot.hash),
+                Key::V6(_) => self.state.v6.follow(candidate, slot.hash),
+            };
+        }
+        // Sweep 4: decide, apply, dispatch.
+        for (mut frame, slot) in self.received.drain(..).zip(self.slots.iter()) {
             let verdict = run(tables, &mut self.state, &mut self.counters, &mut self.entropy, slot, &mut frame, now_ns);
             let wants = &self.wants;
             let want = |device, address| {
@@ -229,7 +241,7 @@ impl Drop for Worker {
 }
 
 /// Sweep 1 for one frame.
-#[inline]
+#[inline(always)]
 fn learn(tables: &Tables, ingress: Ingress, frame: &Frame, state: &State, counters: &mut Counters) -> Slot {
     let bytes = frame.bytes();
     let packet = parse::run(tables, ingress, bytes, counters);
@@ -240,11 +252,13 @@ fn learn(tables: &Tables, ingress: Ingress, frame: &Frame, state: &State, counte
     let hash = match &key {
         Key::None => 0,
         Key::V4(tuple) => {
+            prefetch_outside(frame, &packet);
             let hash = state.v4.hash(tuple);
             state.v4.prefetch_index(hash);
             hash
         }
         Key::V6(tuple) => {
+            prefetch_outside(frame, &packet);
             let hash = state.v6.hash(tuple);
             state.v6.prefetch_index(hash);
             hash
@@ -253,8 +267,17 @@ fn learn(tables: &Tables, ingress: Ingress, frame: &Frame, state: &State, counte
     Slot { packet, key, hash, candidate: None }
 }
 
-/// Sweep 3 for one frame.
-#[inline]
+/// A packet that came bare most likely leaves in VXLAN: outer headers are written before its first byte. One that came in
+/// VXLAN has room where its old outside is.
+#[inline(always)]
+fn prefetch_outside(frame: &Frame, packet: &Result<Packet, DropReason>) {
+    if packet.as_ref().is_ok_and(|packet| packet.domain == Domain::Wire) {
+        frame.prefetch_headroom();
+    }
+}
+
+/// Sweep 4 for one frame.
+#[inline(always)]
 fn run(
     tables: &Tables,
     state: &mut State,
@@ -275,7 +298,7 @@ fn run(
     }
 }
 
-#[inline]
+#[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn run_flow<A: Family>(
     tables: &Tables,

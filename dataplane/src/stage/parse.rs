@@ -31,7 +31,7 @@ pub struct Ingress {
 ///
 /// # Errors
 /// The reason why the frame ends here.
-#[inline]
+#[inline(always)]
 pub fn run(tables: &Tables, ingress: Ingress, bytes: &[u8], counters: &mut Counters) -> Result<Packet, DropReason> {
     let link = ethernet::parse_ethernet(bytes)?;
     if link.destination.0 != ingress.mac && !link.destination.is_group() {
@@ -62,7 +62,7 @@ pub fn run(tables: &Tables, ingress: Ingress, bytes: &[u8], counters: &mut Count
 }
 
 /// A checked IP header of the version that the EtherType promises, from a possible source.
-#[inline]
+#[inline(always)]
 fn network(ethertype: u16, l3: &[u8]) -> Result<L3, DropReason> {
     // The EtherType says which header is meant, so that one of the wrong version is counted under the right name.
     match (ethertype == ethernet::IPV6, l3.first().map(|first| first >> 4)) {
@@ -88,7 +88,7 @@ fn network(ethertype: u16, l3: &[u8]) -> Result<L3, DropReason> {
 }
 
 /// `None`: not VXLAN to us. Otherwise the peer's outer source, or why it is refused.
-#[inline]
+#[inline(always)]
 fn tunnelled(tables: &Tables, outer: &L3, l3: &[u8]) -> Option<Result<[u8; 16], DropReason>> {
     let vtep = tables.locals.vtep(outer.family)?;
     let (source, destination) = match outer.family {
@@ -110,6 +110,7 @@ fn tunnelled(tables: &Tables, outer: &L3, l3: &[u8]) -> Option<Result<[u8; 16], 
 }
 
 /// The inner packet of a VXLAN datagram from `peer` (outer source, IPv4 mapped).
+#[inline(always)]
 fn overlay(
     tables: &Tables,
     ingress: Ingress,

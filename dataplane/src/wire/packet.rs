@@ -154,7 +154,7 @@ struct SctpHeader {
 /// # Errors
 /// Any reason of the IPv4, IPv6, UDP, TCP, SCTP and ICMP headers. No bytes at all are [`Malformed::Ipv4Truncated`], an
 /// unknown version is [`Malformed::Ipv4BadVersion`].
-#[inline]
+#[inline(always)]
 pub fn parse_l3(bytes: &[u8]) -> Result<L3, Malformed> {
     parse::<false>(bytes)
 }
@@ -168,7 +168,7 @@ pub fn parse_l3_accepting_zero_udp6(bytes: &[u8]) -> Result<L3, Malformed> {
     parse::<true>(bytes)
 }
 
-#[inline]
+#[inline(always)]
 fn parse<const ZERO_UDP6: bool>(bytes: &[u8]) -> Result<L3, Malformed> {
     match bytes.first().map(|first| first >> 4) {
         Some(6) => parse_v6::<ZERO_UDP6>(bytes),
@@ -176,7 +176,7 @@ fn parse<const ZERO_UDP6: bool>(bytes: &[u8]) -> Result<L3, Malformed> {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn parse_v4(bytes: &[u8]) -> Result<L3, Malformed> {
     let (header, _) = ipv4::parse(bytes)?;
     let flags_offset = header.flags_offset();
@@ -204,10 +204,23 @@ fn parse_v4(bytes: &[u8]) -> Result<L3, Malformed> {
     Ok(l3)
 }
 
-#[inline]
+#[inline(always)]
 fn parse_v6<const ZERO_UDP6: bool>(bytes: &[u8]) -> Result<L3, Malformed> {
     let (header, _) = ipv6::parse(bytes)?;
-    let mut l3 = L3 {
+    let mut l3 = fixed_v6(header);
+    let packet = bytes.get(..usize::from(l3.total_len)).ok_or(Malformed::Ipv6BadPayloadLength)?;
+    if ipv6::is_extension(l3.protocol) {
+        return parse_v6_extended::<ZERO_UDP6>(header, packet);
+    }
+    let payload = packet.get(ipv6::HEADER_LEN..).ok_or(Malformed::Ipv6Truncated)?;
+    parse_l4::<ZERO_UDP6>(&mut l3, payload)?;
+    Ok(l3)
+}
+
+/// What the fixed header says.
+#[inline(always)]
+fn fixed_v6(header: &ipv6::Header) -> L3 {
+    L3 {
         protocol: header.next_header,
         l4_offset: 40,
         total_len: header.payload_length() + 40,
@@ -215,18 +228,15 @@ fn parse_v6<const ZERO_UDP6: bool>(bytes: &[u8]) -> Result<L3, Malformed> {
         tos: header.traffic_class(),
         dont_fragment: true,
         ..L3::empty(Family::V6)
-    };
-    let packet = bytes.get(..usize::from(l3.total_len)).ok_or(Malformed::Ipv6BadPayloadLength)?;
-    if ipv6::is_extension(l3.protocol) {
-        apply_walk(&mut l3, ipv6::walk(packet, header.next_header)?);
     }
-    let payload = packet.get(usize::from(l3.l4_offset)..).ok_or(Malformed::Ipv6ExtensionTruncated)?;
-    parse_l4::<ZERO_UDP6>(&mut l3, payload)?;
-    Ok(l3)
 }
 
+/// A packet with extension headers, from the start: the straight way keeps its numbers in registers.
 #[cold]
-fn apply_walk(l3: &mut L3, walked: ipv6::Walked) {
+#[inline(never)]
+fn parse_v6_extended<const ZERO_UDP6: bool>(header: &ipv6::Header, packet: &[u8]) -> Result<L3, Malformed> {
+    let mut l3 = fixed_v6(header);
+    let walked = ipv6::walk(packet, header.next_header)?;
     l3.protocol = walked.protocol;
     l3.l4_offset = walked.offset;
     l3.has_options = true;
@@ -235,10 +245,13 @@ fn apply_walk(l3: &mut L3, walked: ipv6::Walked) {
         Some(ipv6::WalkedFragment { id, offset: 0, .. }) => Fragment::First { id },
         Some(ipv6::WalkedFragment { id, offset, more }) => Fragment::Later { id, offset, more },
     };
+    let payload = packet.get(usize::from(l3.l4_offset)..).ok_or(Malformed::Ipv6ExtensionTruncated)?;
+    parse_l4::<ZERO_UDP6>(&mut l3, payload)?;
+    Ok(l3)
 }
 
 /// Reads ports, flags and types; `payload` is what the IP headers announce, without padding.
-#[inline]
+#[inline(always)]
 fn parse_l4<const ZERO_UDP: bool>(l3: &mut L3, payload: &[u8]) -> Result<(), Malformed> {
     let whole = match l3.fragment {
         Fragment::None => true,
@@ -283,7 +296,7 @@ fn parse_l4<const ZERO_UDP: bool>(l3: &mut L3, payload: &[u8]) -> Result<(), Mal
 }
 
 impl L3 {
-    #[inline]
+    #[inline(always)]
     fn empty(family: Family) -> L3 {
         L3 {
             family,
