@@ -221,18 +221,23 @@ pub fn classify(packet: &Packet, l3: &[u8]) -> Key {
 
 #[inline(always)]
 fn classify_in<A: Family>(packet: &Packet, l3: &[u8]) -> Key {
+    match tuple_of::<A>(packet, l3) {
+        Some(tuple) => A::key(tuple),
+        None if packet.l3.fragment == Fragment::None && packet.l3.is_icmp_error() => classify_quote::<A>(packet, l3),
+        None => Key::None,
+    }
+}
+
+/// The tuple of a whole TCP segment or datagram of family `A`: the keys that [`classify`] gives nearly every packet.
+#[inline(always)]
+pub fn tuple_of<A: Family>(packet: &Packet, l3: &[u8]) -> Option<Tuple<A>> {
     let at = &packet.l3;
-    if at.fragment != Fragment::None {
-        return Key::None;
-    }
-    if at.protocol == A::ICMP {
-        return if at.is_icmp_error() { classify_quote::<A>(packet, l3) } else { Key::None };
-    }
-    if !matches!(at.protocol, protocol::TCP | protocol::UDP) {
-        return Key::None;
+    let carried = packet.kind == Kind::Ip && at.fragment == Fragment::None;
+    if !carried || !matches!(at.protocol, protocol::TCP | protocol::UDP) {
+        return None;
     }
     let (source, destination) = A::addresses(l3);
-    A::key(Tuple {
+    Some(Tuple {
         source,
         destination,
         source_port: at.source_port,

@@ -194,7 +194,7 @@ impl Delta {
     }
 
     /// As [`Delta::apply`] with the rules of UDP: zero stays zero, a computed zero becomes `0xffff` (N-071).
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn apply_udp(self, checksum: u16) -> u16 {
         if checksum == 0 { 0 } else { never_zero(self.apply(checksum)) }
