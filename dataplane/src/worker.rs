@@ -20,8 +20,8 @@ use crate::state::hold::Outlook;
 use crate::state::{Candidate, Entropy, State, Ticks, Tuple, ticks, ticks_since};
 use crate::table::neighbour::{NeighbourRow, NeighbourState};
 use crate::table::publish::Reader;
-use crate::wire::Family as Version;
 use crate::table::{DeviceId, Tables};
+use crate::wire::Family as Version;
 
 /// A neighbour that a packet waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,8 +64,7 @@ struct Slot {
 }
 
 impl Slot {
-    const EMPTY: Slot =
-        Slot { packet: Packet::NOTHING, refused: None, key: Key::None, hash: 0, candidate: None };
+    const EMPTY: Slot = Slot { packet: Packet::NOTHING, refused: None, key: Key::None, hash: 0, candidate: None };
 }
 
 impl Worker {

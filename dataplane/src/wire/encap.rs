@@ -243,7 +243,10 @@ impl EncapTemplate {
 /// Copies headers to the start of `out` and returns them there, so that no field is written twice into memory that is read
 /// again at once.
 #[inline(always)]
-fn lay<'out, T: FromBytes + IntoBytes + KnownLayout + Immutable + Copy>(headers: &T, out: &'out mut [u8]) -> Option<&'out mut T> {
+fn lay<'out, T: FromBytes + IntoBytes + KnownLayout + Immutable + Copy>(
+    headers: &T,
+    out: &'out mut [u8],
+) -> Option<&'out mut T> {
     let (place, _) = T::mut_from_prefix(out).ok()?;
     *place = *headers;
     Some(place)
