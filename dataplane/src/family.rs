@@ -50,7 +50,7 @@ pub trait Family: Address {
 }
 
 /// The part of a tuple that is written into headers.
-#[inline]
+#[inline(always)]
 fn ends<A: Copy>(of: &Tuple<A>) -> edit::Tuple<A> {
     edit::Tuple {
         source: of.source,
@@ -73,57 +73,57 @@ fn from_ends<A>(ends: edit::Tuple<A>, protocol: u8, domain: u8) -> Tuple<A> {
 impl Family for [u8; 4] {
     const ICMP: u8 = protocol::ICMP;
 
-    #[inline]
+    #[inline(always)]
     fn addresses(l3: &[u8]) -> (Self, Self) {
         ipv4::addresses(l3)
     }
 
-    #[inline]
+    #[inline(always)]
     fn mapped(self) -> [u8; 16] {
         table::mapped(&self)
     }
 
-    #[inline]
+    #[inline(always)]
     fn unmapped(mapped: &[u8; 16]) -> Option<Self> {
         table::unmapped(mapped)
     }
 
-    #[inline]
+    #[inline(always)]
     fn key(tuple: Tuple<Self>) -> Key {
         Key::V4(tuple)
     }
 
-    #[inline]
+    #[inline(always)]
     fn kind(&self, tables: &Tables) -> LocalKind {
         tables.locals.kind_v4(self)
     }
 
-    #[inline]
+    #[inline(always)]
     fn service(&self, tables: &Tables, protocol: u8, port: u16) -> Option<ServiceId> {
         tables.services.lookup_v4(self, protocol, port)
     }
 
-    #[inline]
+    #[inline(always)]
     fn route<'t>(&self, tables: &'t Tables) -> Option<&'t RouteRow> {
         tables.routes.lookup_v4(self)
     }
 
-    #[inline]
+    #[inline(always)]
     fn sources(tables: &Tables) -> &[Self] {
         &tables.nat.sources_v4
     }
 
-    #[inline]
+    #[inline(always)]
     fn flows(state: &State) -> &FlowTable<Self> {
         &state.v4
     }
 
-    #[inline]
+    #[inline(always)]
     fn flows_mut(state: &mut State) -> &mut FlowTable<Self> {
         &mut state.v4
     }
 
-    #[inline]
+    #[inline(always)]
     fn hash_flow(key: &[u8; 16], of: &Tuple<Self>) -> u64 {
         maglev::flow_hash(key, &of.source, of.source_port, &of.destination, of.destination_port, of.protocol)
     }
@@ -134,7 +134,7 @@ impl Family for [u8; 4] {
         Ok(from_ends(ends, quote.protocol, domain))
     }
 
-    #[inline]
+    #[inline(always)]
     fn translate(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool {
         edit::translate_v4(l3, at, &ends(to))
     }
@@ -149,57 +149,57 @@ impl Family for [u8; 4] {
 impl Family for [u8; 16] {
     const ICMP: u8 = protocol::ICMPV6;
 
-    #[inline]
+    #[inline(always)]
     fn addresses(l3: &[u8]) -> (Self, Self) {
         ipv6::addresses(l3)
     }
 
-    #[inline]
+    #[inline(always)]
     fn mapped(self) -> [u8; 16] {
         self
     }
 
-    #[inline]
+    #[inline(always)]
     fn unmapped(mapped: &[u8; 16]) -> Option<Self> {
         table::unmapped(mapped).is_none().then_some(*mapped)
     }
 
-    #[inline]
+    #[inline(always)]
     fn key(tuple: Tuple<Self>) -> Key {
         Key::V6(tuple)
     }
 
-    #[inline]
+    #[inline(always)]
     fn kind(&self, tables: &Tables) -> LocalKind {
         tables.locals.kind_v6(self)
     }
 
-    #[inline]
+    #[inline(always)]
     fn service(&self, tables: &Tables, protocol: u8, port: u16) -> Option<ServiceId> {
         tables.services.lookup_v6(self, protocol, port)
     }
 
-    #[inline]
+    #[inline(always)]
     fn route<'t>(&self, tables: &'t Tables) -> Option<&'t RouteRow> {
         tables.routes.lookup_v6(self)
     }
 
-    #[inline]
+    #[inline(always)]
     fn sources(tables: &Tables) -> &[Self] {
         &tables.nat.sources_v6
     }
 
-    #[inline]
+    #[inline(always)]
     fn flows(state: &State) -> &FlowTable<Self> {
         &state.v6
     }
 
-    #[inline]
+    #[inline(always)]
     fn flows_mut(state: &mut State) -> &mut FlowTable<Self> {
         &mut state.v6
     }
 
-    #[inline]
+    #[inline(always)]
     fn hash_flow(key: &[u8; 16], of: &Tuple<Self>) -> u64 {
         maglev::flow_hash(key, &of.source, of.source_port, &of.destination, of.destination_port, of.protocol)
     }
@@ -210,7 +210,7 @@ impl Family for [u8; 16] {
         Ok(from_ends(ends, quote.protocol, domain))
     }
 
-    #[inline]
+    #[inline(always)]
     fn translate(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool {
         edit::translate_v6(l3, at, &ends(to))
     }

@@ -58,8 +58,11 @@ pub enum Key {
 }
 
 impl Packet {
+    /// What a place for a packet holds before there was one.
+    pub const NOTHING: Packet = Packet::arp(DeviceId::NONE, Domain::Wire, TunnelId::NONE, 0);
+
     /// An ARP packet whose first byte is at `l3_offset`.
-    pub fn arp(device: DeviceId, domain: Domain, tunnel: TunnelId, l3_offset: u16) -> Packet {
+    pub const fn arp(device: DeviceId, domain: Domain, tunnel: TunnelId, l3_offset: u16) -> Packet {
         let l3 = L3 {
             family: Family::V4,
             protocol: 0,

@@ -208,7 +208,7 @@ pub struct Moment {
 }
 
 /// The lookup key of a packet whose IP header starts at `l3[0]`.
-#[inline]
+#[inline(always)]
 pub fn classify(packet: &Packet, l3: &[u8]) -> Key {
     if packet.kind != Kind::Ip {
         return Key::None;
@@ -219,20 +219,25 @@ pub fn classify(packet: &Packet, l3: &[u8]) -> Key {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn classify_in<A: Family>(packet: &Packet, l3: &[u8]) -> Key {
+    match tuple_of::<A>(packet, l3) {
+        Some(tuple) => A::key(tuple),
+        None if packet.l3.fragment == Fragment::None && packet.l3.is_icmp_error() => classify_quote::<A>(packet, l3),
+        None => Key::None,
+    }
+}
+
+/// The tuple of a whole TCP segment or datagram of family `A`: the keys that [`classify`] gives nearly every packet.
+#[inline(always)]
+pub fn tuple_of<A: Family>(packet: &Packet, l3: &[u8]) -> Option<Tuple<A>> {
     let at = &packet.l3;
-    if at.fragment != Fragment::None {
-        return Key::None;
-    }
-    if at.protocol == A::ICMP {
-        return if at.is_icmp_error() { classify_quote::<A>(packet, l3) } else { Key::None };
-    }
-    if !matches!(at.protocol, protocol::TCP | protocol::UDP) {
-        return Key::None;
+    let carried = packet.kind == Kind::Ip && at.fragment == Fragment::None;
+    if !carried || !matches!(at.protocol, protocol::TCP | protocol::UDP) {
+        return None;
     }
     let (source, destination) = A::addresses(l3);
-    A::key(Tuple {
+    Some(Tuple {
         source,
         destination,
         source_port: at.source_port,
@@ -326,7 +331,7 @@ pub fn apply<A: Family>(
 }
 
 /// Edits and sends a packet of a known flow: the way of nearly every packet.
-#[inline]
+#[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub fn forward<A: Family>(
     tables: &Tables,
@@ -379,7 +384,7 @@ fn mtu_both_ways<A: Family>(tables: &Tables, entry: &Entry<A>) -> Option<u16> {
 }
 
 /// Puts the outside on a packet whose IP header is at `packet.l3_offset`, and says where it goes.
-#[inline]
+#[inline(always)]
 fn depart(
     tables: &Tables,
     counters: &mut Counters,
@@ -405,7 +410,7 @@ fn depart(
     }
 }
 
-#[inline]
+#[inline(always)]
 fn verdict(departure: Departure) -> Verdict {
     match departure.mac {
         Some(_) => Verdict::Send(departure.device),

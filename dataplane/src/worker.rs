@@ -3,7 +3,6 @@
 //! Owns everything a packet can change. Shares with other threads only the published tables (read), its committed
 //! counters (written), a queue of neighbours it wants and a mailbox of questions. Knows no clock: time is an argument.
 
-use arrayvec::ArrayVec;
 use crossbeam::channel::{Receiver, Sender};
 use tidegate_io::{Batch, Frame};
 
@@ -12,7 +11,7 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::limits;
 use crate::mailbox::Request;
-use crate::packet::{Key, Packet};
+use crate::packet::{Domain, Key, Packet};
 use crate::pipeline::{self, Moment, Silent, Verdict};
 use crate::stage::parse::Ingress;
 use crate::stage::verdict::{self, Exits};
@@ -22,6 +21,7 @@ use crate::state::{Candidate, Entropy, State, Ticks, Tuple, ticks, ticks_since};
 use crate::table::neighbour::{NeighbourRow, NeighbourState};
 use crate::table::publish::Reader;
 use crate::table::{DeviceId, Tables};
+use crate::wire::Family as Version;
 
 /// A neighbour that a packet waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,7 +42,7 @@ pub struct Worker {
     pub(crate) counters: Counters,
     ingress: Vec<Ingress>,
     received: Batch,
-    slots: ArrayVec<Slot, { limits::BATCH_PACKETS }>,
+    slots: Box<[Slot; limits::BATCH_PACKETS]>,
     entropy: Entropy,
     wants: Sender<Want>,
     mailbox: Receiver<Request>,
@@ -55,10 +55,16 @@ pub struct Worker {
 /// What a batch sweep knows about one frame.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    packet: Result<Packet, DropReason>,
+    packet: Packet,
+    /// Why there is none.
+    refused: Option<DropReason>,
     key: Key,
     hash: u64,
     candidate: Option<Candidate>,
+}
+
+impl Slot {
+    const EMPTY: Slot = Slot { packet: Packet::NOTHING, refused: None, key: Key::None, hash: 0, candidate: None };
 }
 
 impl Worker {
@@ -75,7 +81,7 @@ impl Worker {
         mailbox: Receiver<Request>,
     ) -> Worker {
         let counters = Counters::default();
-        let (received, slots) = (Batch::new(), ArrayVec::new());
+        let (received, slots) = (Batch::new(), Box::new([Slot::EMPTY; limits::BATCH_PACKETS]));
         Worker {
             id,
             reader,
@@ -148,26 +154,41 @@ impl Worker {
             frame.prefetch();
         }
         // Sweep 1: parse, make keys, fetch index lines.
-        self.slots.clear();
-        for frame in &self.received {
-            self.slots.push(learn(tables, ingress, frame, &self.state, &mut self.counters));
+        for (frame, slot) in self.received.iter().zip(self.slots.iter_mut()) {
+            learn(tables, ingress, frame, &self.state, &mut self.counters, slot);
         }
         // Sweep 2: read index lines, fetch entry lines.
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut().take(received) {
             slot.candidate = match slot.key {
                 Key::None => None,
                 Key::V4(_) => self.state.v4.candidate(slot.hash),
                 Key::V6(_) => self.state.v6.candidate(slot.hash),
             };
         }
-        // Sweep 3: decide, apply, dispatch.
-        for (mut frame, slot) in self.received.drain(..).zip(&self.slots) {
-            let verdict = run(tables, &mut self.state, &mut self.counters, &mut self.entropy, slot, &mut frame, now_ns);
+        // Sweep 3: the same for keys that had to go to their second line.
+        for slot in self.slots.iter_mut().take(received) {
+            let Some(candidate) = slot.candidate else { continue };
+            slot.candidate = match slot.key {
+                Key::None => None,
+                Key::V4(_) => self.state.v4.follow(candidate, slot.hash),
+                Key::V6(_) => self.state.v6.follow(candidate, slot.hash),
+            };
+        }
+        // Sweep 4: decide, apply, dispatch.
+        for (mut frame, slot) in self.received.drain(..).zip(self.slots.iter()) {
             let wants = &self.wants;
             let want = |device, address| {
                 let _full = wants.try_send(Want { device, address });
             };
-            verdict::carry_out(verdict, frame, now_ns, &mut self.state, &mut self.exits, &mut self.counters, want);
+            let (state, exits, counters) = (&mut self.state, &mut self.exits, &mut self.counters);
+            // Twice the same end, so that the verdict of the fast way stays in registers.
+            match run(tables, state, counters, slot, &mut frame, now_ns) {
+                Some(verdict) => verdict::carry_out(verdict, frame, now_ns, state, exits, counters, want),
+                None => {
+                    let verdict = run_other(tables, state, counters, &mut self.entropy, slot, &mut frame, now_ns);
+                    verdict::carry_out(verdict, frame, now_ns, state, exits, counters, want);
+                }
+            }
         }
         received
     }
@@ -229,74 +250,109 @@ impl Drop for Worker {
 }
 
 /// Sweep 1 for one frame.
-#[inline]
-fn learn(tables: &Tables, ingress: Ingress, frame: &Frame, state: &State, counters: &mut Counters) -> Slot {
+#[inline(always)]
+fn learn(tables: &Tables, ingress: Ingress, frame: &Frame, state: &State, counters: &mut Counters, slot: &mut Slot) {
+    slot.key = Key::None;
     let bytes = frame.bytes();
-    let packet = parse::run(tables, ingress, bytes, counters);
-    let key = match &packet {
-        Ok(packet) => pipeline::classify(packet, bytes.get(usize::from(packet.l3_offset)..).unwrap_or_default()),
-        Err(_) => Key::None,
-    };
-    let hash = match &key {
-        Key::None => 0,
-        Key::V4(tuple) => {
-            let hash = state.v4.hash(tuple);
-            state.v4.prefetch_index(hash);
-            hash
-        }
-        Key::V6(tuple) => {
-            let hash = state.v6.hash(tuple);
-            state.v6.prefetch_index(hash);
-            hash
-        }
-    };
-    Slot { packet, key, hash, candidate: None }
+    slot.refused = parse::read(tables, ingress, bytes, counters, &mut slot.packet).err();
+    if slot.refused.is_some() {
+        return;
+    }
+    if slot.packet.domain == Domain::Wire {
+        // It most likely leaves in VXLAN. One that came in VXLAN has room where its old outside is.
+        frame.prefetch_headroom();
+    }
+    let l3 = bytes.get(usize::from(slot.packet.l3_offset)..).unwrap_or_default();
+    match slot.packet.l3.family {
+        Version::V4 => look_up::<[u8; 4]>(l3, state, slot),
+        Version::V6 => look_up::<[u8; 16]>(l3, state, slot),
+    }
 }
 
-/// Sweep 3 for one frame.
-#[inline]
+#[inline(always)]
+fn look_up<A: Family>(l3: &[u8], state: &State, slot: &mut Slot) {
+    match pipeline::tuple_of::<A>(&slot.packet, l3) {
+        Some(tuple) => {
+            slot.hash = A::flows(state).hash(&tuple);
+            A::flows(state).prefetch_index(slot.hash);
+            slot.key = A::key(tuple);
+        }
+        None => look_up_quoted(l3, state, slot),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn look_up_quoted(l3: &[u8], state: &State, slot: &mut Slot) {
+    slot.key = pipeline::classify(&slot.packet, l3);
+    slot.hash = match &slot.key {
+        Key::None => 0,
+        Key::V4(tuple) => state.v4.hash(tuple),
+        Key::V6(tuple) => state.v6.hash(tuple),
+    };
+}
+
+/// Sweep 4 for one frame whose flow is known and current; `None`: it takes the slow way.
+#[inline(always)]
 fn run(
     tables: &Tables,
     state: &mut State,
     counters: &mut Counters,
-    entropy: &mut Entropy,
     slot: &Slot,
     frame: &mut Frame,
     now_ns: u64,
-) -> Verdict {
-    let packet = match &slot.packet {
-        Ok(packet) => packet,
-        Err(reason) => return Verdict::Drop(*reason),
-    };
+) -> Option<Verdict> {
+    if slot.refused.is_some() {
+        return None;
+    }
     match &slot.key {
-        Key::V4(tuple) => run_flow(tables, state, counters, entropy, slot, packet, tuple, frame, now_ns),
-        Key::V6(tuple) => run_flow(tables, state, counters, entropy, slot, packet, tuple, frame, now_ns),
-        Key::None => run_local(tables, state, counters, packet, frame, now_ns),
+        Key::V4(tuple) => run_flow(tables, state, counters, slot, tuple, frame, now_ns),
+        Key::V6(tuple) => run_flow(tables, state, counters, slot, tuple, frame, now_ns),
+        Key::None => None,
     }
 }
 
-#[inline]
-#[allow(clippy::too_many_arguments)]
+#[inline(always)]
 fn run_flow<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    slot: &Slot,
+    tuple: &Tuple<A>,
+    frame: &mut Frame,
+    now_ns: u64,
+) -> Option<Verdict> {
+    let packet = &slot.packet;
+    let hit = A::flows(state).confirm(slot.candidate?, tuple, slot.hash)?;
+    if packet.l3.protocol == A::ICMP {
+        return None;
+    }
+    let hop = flow::current(tables, A::flows(state).entry(hit.flow), hit.direction, packet)?;
+    counters.count(Event::FlowHit);
+    Some(pipeline::forward::<A>(tables, state, counters, packet, frame, hit, hop, slot.hash, now_ns))
+}
+
+/// Sweep 4 for every other frame.
+#[cold]
+#[inline(never)]
+fn run_other(
     tables: &Tables,
     state: &mut State,
     counters: &mut Counters,
     entropy: &mut Entropy,
     slot: &Slot,
-    packet: &Packet,
-    tuple: &Tuple<A>,
     frame: &mut Frame,
     now_ns: u64,
 ) -> Verdict {
-    if let Some(candidate) = slot.candidate
-        && let Some(hit) = A::flows(state).confirm(candidate, tuple, slot.hash)
-        && packet.l3.protocol != A::ICMP
-        && let Some(hop) = flow::current(tables, A::flows(state).entry(hit.flow), hit.direction, packet)
-    {
-        counters.count(Event::FlowHit);
-        return pipeline::forward::<A>(tables, state, counters, packet, frame, hit, hop, slot.hash, now_ns);
+    if let Some(reason) = slot.refused {
+        return Verdict::Drop(reason);
     }
-    run_slowly(tables, state, counters, entropy.draw(), slot.hash, packet, tuple, frame, now_ns)
+    let packet = &slot.packet;
+    match &slot.key {
+        Key::V4(tuple) => run_slowly(tables, state, counters, entropy.draw(), slot.hash, packet, tuple, frame, now_ns),
+        Key::V6(tuple) => run_slowly(tables, state, counters, entropy.draw(), slot.hash, packet, tuple, frame, now_ns),
+        Key::None => run_local(tables, state, counters, packet, frame, now_ns),
+    }
 }
 
 #[cold]

@@ -42,7 +42,7 @@ use std::ptr::NonNull;
 
 use arrayvec::ArrayVec;
 
-use crate::mem::prefetch_line;
+use crate::mem::{CACHE_LINE_BYTES, prefetch_line, prefetch_line_write};
 use crate::pool;
 
 /// Frames that a port takes or gives in one call, at most.
@@ -255,7 +255,15 @@ impl Frame {
     #[inline(always)]
     pub fn prefetch(&self) {
         prefetch_line(self.data.as_ptr());
-        prefetch_line(self.data.as_ptr().wrapping_add(crate::mem::CACHE_LINE_BYTES));
+        if self.len() > CACHE_LINE_BYTES {
+            prefetch_line(self.data.as_ptr().wrapping_add(CACHE_LINE_BYTES));
+        }
+    }
+
+    /// Starts to load the cache line before the packet for writing: where headers go that are put on.
+    #[inline(always)]
+    pub fn prefetch_headroom(&self) {
+        prefetch_line_write(self.data.as_ptr().wrapping_sub(CACHE_LINE_BYTES));
     }
 
     /// Memory that the chunk belongs to.

@@ -14,7 +14,7 @@ pub use slab::Slab;
 pub use wait::{now_ns, sleep_on};
 
 pub(crate) use map::Mapping;
-pub(crate) use prefetch::prefetch_line;
+pub(crate) use prefetch::{prefetch_line, prefetch_line_write};
 
 /// Bytes of a cache line on every machine Tidegate runs on; what structures are aligned to.
 pub const CACHE_LINE_BYTES: usize = 64;

@@ -27,7 +27,7 @@ const UNKNOWN: [u8; 6] = [0; 6];
 ///
 /// # Errors
 /// See the card.
-#[inline]
+#[inline(always)]
 pub fn vxlan(
     tables: &Tables,
     packet: &Packet,
@@ -70,7 +70,7 @@ pub fn vxlan(
 
 /// V-006, RFC 6864: with DF unset the outer identification varies from packet to packet of a flow. What varies in a
 /// segment is its number; a datagram has only its length, and is never fragmented by us.
-#[inline]
+#[inline(always)]
 fn identification(hash: u64, l3: &L3) -> u16 {
     let seed = (hash & 0xffff_ffff) as u32 ^ l3.tcp_seq.wrapping_mul(0x9e37_79b1) ^ u32::from(l3.total_len);
     ((seed ^ seed >> 16) & 0xffff) as u16
@@ -80,7 +80,7 @@ fn identification(hash: u64, l3: &L3) -> u16 {
 ///
 /// # Errors
 /// See the card.
-#[inline]
+#[inline(always)]
 pub fn ethernet(tables: &Tables, packet: &Packet, frame: &mut Frame, departure: &Departure) -> Result<(), DropReason> {
     let device = tables.devices.row(departure.device).ok_or(DropReason::NoEgressPort)?;
     if !frame.trim_front(usize::from(packet.l3_offset)) || !frame.grow_front(ethernet::HEADER_LEN) {

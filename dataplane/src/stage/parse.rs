@@ -15,7 +15,7 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::packet::{Domain, Kind, Packet};
 use crate::table::{DeviceId, Tables, TunnelId};
-use crate::wire::packet::{Fragment, L3, parse_l3};
+use crate::wire::packet::{Fragment, L3, parse_l3_into};
 use crate::wire::{Family as Version, ethernet, ipv4, ipv6, ndp, protocol, vxlan};
 
 /// Where a frame came in.
@@ -33,44 +33,58 @@ pub struct Ingress {
 /// The reason why the frame ends here.
 #[inline]
 pub fn run(tables: &Tables, ingress: Ingress, bytes: &[u8], counters: &mut Counters) -> Result<Packet, DropReason> {
+    let mut packet = Packet::NOTHING;
+    read(tables, ingress, bytes, counters, &mut packet)?;
+    Ok(packet)
+}
+
+/// As [`run`], into `packet`, which holds nothing of use after an error: a batch keeps its packets where they are written.
+///
+/// # Errors
+/// As [`run`].
+#[inline(always)]
+pub fn read(
+    tables: &Tables,
+    ingress: Ingress,
+    bytes: &[u8],
+    counters: &mut Counters,
+    packet: &mut Packet,
+) -> Result<(), DropReason> {
     let link = ethernet::parse_ethernet(bytes)?;
     if link.destination.0 != ingress.mac && !link.destination.is_group() {
         return Err(DropReason::OtherHost);
     }
+    packet.kind = Kind::Ip;
+    packet.domain = Domain::Wire;
+    packet.device = ingress.device;
+    packet.tunnel = TunnelId::NONE;
+    packet.l3_offset = link.l3_offset;
+    packet.ecn = None;
     if link.ethertype == ethernet::ARP {
-        return Ok(Packet::arp(ingress.device, Domain::Wire, TunnelId::NONE, link.l3_offset));
+        *packet = Packet::arp(ingress.device, Domain::Wire, TunnelId::NONE, link.l3_offset);
+        return Ok(());
     }
     if !matches!(link.ethertype, ethernet::IPV4 | ethernet::IPV6) {
         return Err(DropReason::EthertypeUnknown);
     }
     let l3 = bytes.get(usize::from(link.l3_offset)..).ok_or(DropReason::EthernetTruncated)?;
-    let outer = network(link.ethertype, l3)?;
-    if outer.protocol == protocol::UDP
-        && let Some(tunnelled) = tunnelled(tables, &outer, l3)
-    {
-        return overlay(tables, ingress, link.l3_offset, &outer, l3, tunnelled?, counters);
+    network(link.ethertype, l3, &mut packet.l3)?;
+    if packet.l3.protocol == protocol::UDP && tunnelled(tables, &packet.l3, l3)? {
+        return overlay(tables, l3, counters, packet);
     }
-    Ok(Packet {
-        kind: Kind::Ip,
-        domain: Domain::Wire,
-        device: ingress.device,
-        tunnel: TunnelId::NONE,
-        l3_offset: link.l3_offset,
-        ecn: None,
-        l3: outer,
-    })
+    Ok(())
 }
 
 /// A checked IP header of the version that the EtherType promises, from a possible source.
-#[inline]
-fn network(ethertype: u16, l3: &[u8]) -> Result<L3, DropReason> {
+#[inline(always)]
+fn network(ethertype: u16, l3: &[u8], at: &mut L3) -> Result<(), DropReason> {
     // The EtherType says which header is meant, so that one of the wrong version is counted under the right name.
     match (ethertype == ethernet::IPV6, l3.first().map(|first| first >> 4)) {
         (true, Some(6)) | (false, _) => {}
         (true, Some(_)) => return Err(DropReason::Ipv6BadVersion),
         (true, None) => return Err(DropReason::Ipv6Truncated),
     }
-    let at = parse_l3(l3)?;
+    parse_l3_into(l3, at)?;
     let martian = match at.family {
         Version::V6 if ethertype != ethernet::IPV6 => return Err(DropReason::Ipv4BadVersion),
         Version::V4 => {
@@ -84,59 +98,50 @@ fn network(ethertype: u16, l3: &[u8]) -> Result<L3, DropReason> {
             ipv6::is_martian_source(source, destination) && !(probe && source == [0; 16])
         }
     };
-    if martian { Err(DropReason::MartianSource) } else { Ok(at) }
+    if martian { Err(DropReason::MartianSource) } else { Ok(()) }
 }
 
-/// `None`: not VXLAN to us. Otherwise the peer's outer source, or why it is refused.
-#[inline]
-fn tunnelled(tables: &Tables, outer: &L3, l3: &[u8]) -> Option<Result<[u8; 16], DropReason>> {
-    let vtep = tables.locals.vtep(outer.family)?;
-    let (source, destination) = match outer.family {
-        Version::V4 => {
-            let (source, destination) = ipv4::addresses(l3);
-            (source.mapped(), destination.mapped())
-        }
-        Version::V6 => ipv6::addresses(l3),
+/// Whether this datagram is VXLAN to us.
+///
+/// # Errors
+/// Why it is and cannot be read.
+#[inline(always)]
+fn tunnelled(tables: &Tables, outer: &L3, l3: &[u8]) -> Result<bool, DropReason> {
+    let Some(vtep) = tables.locals.vtep(outer.family) else { return Ok(false) };
+    let ours = match outer.family {
+        Version::V4 => <[u8; 4]>::unmapped(&vtep.underlay) == Some(ipv4::addresses(l3).1),
+        Version::V6 => ipv6::addresses(l3).1 == vtep.underlay,
     };
-    if destination != vtep.underlay {
-        return None;
-    }
     match outer.fragment {
+        _ if !ours => Ok(false),
         // V-012: a VTEP may discard fragmented VXLAN; its ports are not all known.
-        Fragment::First { .. } | Fragment::Later { .. } => Some(Err(DropReason::VxlanOuterFragment)),
-        Fragment::None if outer.destination_port == vtep.port => Some(Ok(source)),
-        Fragment::None => None,
+        Fragment::First { .. } | Fragment::Later { .. } => Err(DropReason::VxlanOuterFragment),
+        Fragment::None => Ok(outer.destination_port == vtep.port),
     }
 }
 
-/// The inner packet of a VXLAN datagram from `peer` (outer source, IPv4 mapped).
-fn overlay(
-    tables: &Tables,
-    ingress: Ingress,
-    outer_offset: u16,
-    outer: &L3,
-    l3: &[u8],
-    peer: [u8; 16],
-    counters: &mut Counters,
-) -> Result<Packet, DropReason> {
+/// The inner packet of a VXLAN datagram. `packet` says of the outer one what it is to say of the inner one.
+#[inline(always)]
+fn overlay(tables: &Tables, l3: &[u8], counters: &mut Counters, packet: &mut Packet) -> Result<(), DropReason> {
     const UDP_HEADER_LEN: u16 = 8;
     const VXLAN_HEADER_LEN: u16 = 8;
     const _: () = assert!(VXLAN_HEADER_LEN as usize == vxlan::HEADER_LEN);
+    let (family, tos, l4_offset) = (packet.l3.family, packet.l3.tos, packet.l3.l4_offset);
     let datagram = l3
-        .get(usize::from(outer.l4_offset)..usize::from(outer.total_len))
+        .get(usize::from(l4_offset)..usize::from(packet.l3.total_len))
         .and_then(|udp| udp.get(usize::from(UDP_HEADER_LEN)..))
         .ok_or(DropReason::UdpTruncated)?;
     let header = vxlan::parse(datagram)?;
     if header.unknown_bits {
         counters.count(Event::VxlanUnknownFlags);
     }
-    let vtep = tables.locals.vtep(outer.family).ok_or(DropReason::NotOurs)?;
+    let vtep = tables.locals.vtep(family).ok_or(DropReason::NotOurs)?;
     if header.vni != vtep.vni {
         return Err(DropReason::VxlanUnknownVni);
     }
-    let tunnel = match outer.family {
-        Version::V4 => <[u8; 4]>::unmapped(&peer).and_then(|peer| tables.tunnels.by_underlay_v4(&peer, header.vni)),
-        Version::V6 => tables.tunnels.by_underlay_v6(&peer, header.vni),
+    let tunnel = match family {
+        Version::V4 => tables.tunnels.by_underlay_v4(&ipv4::addresses(l3).0, header.vni),
+        Version::V6 => tables.tunnels.by_underlay_v6(&ipv6::addresses(l3).0, header.vni),
     }
     .ok_or(DropReason::VxlanUnknownPeer)?;
     let inner = datagram.get(vxlan::HEADER_LEN..).ok_or(DropReason::VxlanTruncated)?;
@@ -148,31 +153,25 @@ fn overlay(
         return Err(DropReason::VxlanOtherHost);
     }
     counters.count(Event::Decapsulated);
-    let before = outer_offset + outer.l4_offset + UDP_HEADER_LEN + VXLAN_HEADER_LEN;
-    let l3_offset = before + link.l3_offset;
+    packet.domain = Domain::Overlay;
+    packet.tunnel = tunnel;
+    packet.l3_offset += l4_offset + UDP_HEADER_LEN + VXLAN_HEADER_LEN + link.l3_offset;
     if link.ethertype == ethernet::ARP {
-        if outer.family != Version::V4 {
+        if family != Version::V4 {
             return Err(DropReason::VxlanWrongFamily);
         }
-        return Ok(Packet::arp(ingress.device, Domain::Overlay, tunnel, l3_offset));
+        *packet = Packet::arp(packet.device, Domain::Overlay, tunnel, packet.l3_offset);
+        return Ok(());
     }
     if !matches!(link.ethertype, ethernet::IPV4 | ethernet::IPV6) {
         return Err(DropReason::EthertypeUnknown);
     }
     let l3 = inner.get(usize::from(link.l3_offset)..).ok_or(DropReason::EthernetTruncated)?;
-    let at = network(link.ethertype, l3)?;
-    if at.family != outer.family {
+    network(link.ethertype, l3, &mut packet.l3)?;
+    if packet.l3.family != family {
         return Err(DropReason::VxlanWrongFamily);
     }
-    let ecn = vxlan::ecn_decap(at.tos, outer.tos).ok_or(DropReason::EcnMismatch)?;
-    let changed = (ecn != at.tos & 0b11).then_some(ecn);
-    Ok(Packet {
-        kind: Kind::Ip,
-        domain: Domain::Overlay,
-        device: ingress.device,
-        tunnel,
-        l3_offset,
-        ecn: changed,
-        l3: at,
-    })
+    let ecn = vxlan::ecn_decap(packet.l3.tos, tos).ok_or(DropReason::EcnMismatch)?;
+    packet.ecn = (ecn != packet.l3.tos & 0b11).then_some(ecn);
+    Ok(())
 }

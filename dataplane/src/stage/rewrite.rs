@@ -26,7 +26,7 @@ pub enum Edited {
 }
 
 /// Gives the packet the addresses and ports of `to`. With `mtu`, a SYN's MSS is lowered to what fits it (V-013).
-#[inline]
+#[inline(always)]
 pub fn run<A: Family>(packet: &Packet, frame: &mut Frame, to: &Tuple<A>, mtu: Option<u16>) -> Edited {
     let at = usize::from(packet.l3_offset);
     let end = at + usize::from(packet.l3.total_len);

@@ -105,17 +105,17 @@ ids! {
 }
 
 /// An IPv4 address as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2), the form in which rows hold addresses of both families.
+#[inline]
 pub const fn mapped(address: &[u8; 4]) -> [u8; 16] {
     let [a, b, c, d] = *address;
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
 }
 
 /// The IPv4 address inside a mapped one; `None` for every other IPv6 address.
+#[inline]
 pub fn unmapped(address: &[u8; 16]) -> Option<[u8; 4]> {
-    match *address {
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
-        _ => None,
-    }
+    let [.., a, b, c, d] = *address;
+    (u128::from_be_bytes(*address) >> 32 == 0xffff).then_some([a, b, c, d])
 }
 
 /// Family of an address in mapped form.

@@ -26,18 +26,26 @@ impl Sum {
     /// Adds bytes; an odd last byte is padded with zero (RFC 1071 section 1).
     #[inline]
     pub fn bytes(self, bytes: &[u8]) -> Sum {
-        let mut sum = 0u64;
         let (words, rest) = bytes.as_chunks::<8>();
-        for word in words {
-            let word = u64::from_ne_bytes(*word);
-            sum += (word >> 32) + (word & 0xffff_ffff);
+        let mut sum = words.iter().map(|word| halves(*word)).sum();
+        // The tail by halves and not by bytes: a loop here becomes a call of memcpy, slower than all the rest.
+        let (long, rest) = head::<4>(rest);
+        let (word, rest) = head::<2>(rest);
+        sum += u64::from(u32::from_ne_bytes(long)) + u64::from(u16::from_ne_bytes(word));
+        if let [last] = rest {
+            sum += u64::from(u16::from_ne_bytes([*last, 0]));
         }
-        let mut tail = [0u8; 8];
-        for (to, from) in tail.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        let tail = u64::from_ne_bytes(tail);
-        self.add(fold_32(sum) + (tail >> 32) + (tail & 0xffff_ffff))
+        self.add(fold_32(sum))
+    }
+
+    /// As [`Sum::bytes`] for a length the compiler knows, a multiple of four up to 64: straight code.
+    #[inline(always)]
+    pub fn block<const N: usize>(self, bytes: &[u8; N]) -> Sum {
+        const { assert!(N.is_multiple_of(4) && N <= 64, "a few whole words") };
+        let (words, rest) = bytes.as_chunks::<8>();
+        let sum: u64 = words.iter().map(|word| halves(*word)).sum();
+        let rest = rest.first_chunk::<4>().map_or(0, |long| u32::from_ne_bytes(*long));
+        self.add(sum + u64::from(rest))
     }
 
     /// Adds a 16-bit word given in host order.
@@ -69,7 +77,7 @@ impl Sum {
     /// Adds the IPv6 pseudo header of RFC 8200 section 8.1: addresses, L4 length in bytes, zero, next header.
     #[inline]
     pub fn pseudo_v6(self, source: [u8; 16], destination: [u8; 16], protocol: u8, length: u32) -> Sum {
-        self.bytes(&source).bytes(&destination).long(length).word(u16::from(protocol))
+        self.block(&source).block(&destination).long(length).word(u16::from(protocol))
     }
 
     /// The sum in 16 bits, host order, not complemented; `0xffff` for data whose stored checksum is right.
@@ -100,10 +108,26 @@ impl Sum {
         self.fold() == 0xffff
     }
 
-    #[inline]
+    #[inline(always)]
     fn add(self, value: u64) -> Sum {
         // Both sides are below 2^34 or already folded, so this cannot overflow.
         Sum(fold_32(self.0) + value)
+    }
+}
+
+/// Both 32-bit halves of eight bytes, added.
+#[inline(always)]
+fn halves(word: [u8; 8]) -> u64 {
+    let word = u64::from_ne_bytes(word);
+    (word >> 32) + (word & 0xffff_ffff)
+}
+
+/// The first `N` bytes, or zeros where there are fewer, and what follows them.
+#[inline(always)]
+fn head<const N: usize>(bytes: &[u8]) -> ([u8; N], &[u8]) {
+    match bytes.split_first_chunk::<N>() {
+        Some((head, rest)) => (*head, rest),
+        None => ([0; N], bytes),
     }
 }
 
@@ -128,8 +152,13 @@ impl Delta {
     #[inline]
     pub fn bytes<const N: usize>(old: &[u8; N], new: &[u8; N]) -> Delta {
         const { assert!(N.is_multiple_of(2), "a change starts and ends on 16-bit words") };
-        let old = Sum::ZERO.bytes(old).fold();
-        Delta::word(old, Sum::ZERO.bytes(new).fold())
+        Delta::sum(Sum::ZERO.bytes(old), Sum::ZERO.bytes(new))
+    }
+
+    /// The change of everything that two sums were taken over.
+    #[inline(always)]
+    pub fn sum(old: Sum, new: Sum) -> Delta {
+        Delta::word(old.fold(), new.fold())
     }
 
     /// This change and that of one word, host order both.
@@ -165,7 +194,7 @@ impl Delta {
     }
 
     /// As [`Delta::apply`] with the rules of UDP: zero stays zero, a computed zero becomes `0xffff` (N-071).
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn apply_udp(self, checksum: u16) -> u16 {
         if checksum == 0 { 0 } else { never_zero(self.apply(checksum)) }

@@ -14,7 +14,7 @@
 use zerocopy::FromBytes;
 use zerocopy::byteorder::network_endian::U16;
 
-use super::checksum::Delta;
+use super::checksum::{Delta, Sum};
 use super::packet::{Fragment, L3};
 use super::{Family, icmp, icmpv6, ipv4, ipv6, protocol, tcp, udp};
 
@@ -35,7 +35,7 @@ pub struct Tuple<A> {
 
 impl Tuple<[u8; 4]> {
     /// The end points of an IPv4 packet.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn of_v4(packet: &[u8], l3: &L3) -> Self {
         let (source, destination) = ipv4::addresses(packet);
@@ -45,7 +45,7 @@ impl Tuple<[u8; 4]> {
 
 impl Tuple<[u8; 16]> {
     /// The end points of an IPv6 packet.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn of_v6(packet: &[u8], l3: &L3) -> Self {
         let (source, destination) = ipv6::addresses(packet);
@@ -80,7 +80,7 @@ pub struct Prepared<A> {
 
 impl Prepared<[u8; 4]> {
     /// Prepares the translation of a flow of `protocol`.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn new_v4(from: &Tuple<[u8; 4]>, to: &Tuple<[u8; 4]>, protocol: u8) -> Self {
         let ip = addresses_delta(from, to);
@@ -95,7 +95,7 @@ impl Prepared<[u8; 4]> {
 
 impl Prepared<[u8; 16]> {
     /// Prepares the translation of a flow of `protocol`.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn new_v6(from: &Tuple<[u8; 16]>, to: &Tuple<[u8; 16]>, protocol: u8) -> Self {
         let addresses = addresses_delta(from, to);
@@ -109,13 +109,14 @@ impl Prepared<[u8; 16]> {
 }
 
 /// What new addresses add to a sum over them: a pseudo header or an IPv4 header.
-#[inline]
+#[inline(always)]
 pub fn addresses_delta<const N: usize>(from: &Tuple<[u8; N]>, to: &Tuple<[u8; N]>) -> Delta {
-    Delta::bytes(&from.source, &to.source).and(Delta::bytes(&from.destination, &to.destination))
+    let over = |ends: &Tuple<[u8; N]>| Sum::ZERO.block(&ends.source).block(&ends.destination);
+    Delta::sum(over(from), over(to))
 }
 
 /// What new ports add to a sum over them.
-#[inline]
+#[inline(always)]
 pub fn ports_delta<A>(from: &Tuple<A>, to: &Tuple<A>) -> Delta {
     Delta::word(from.source_port, to.source_port).and_word(from.destination_port, to.destination_port)
 }
@@ -123,7 +124,7 @@ pub fn ports_delta<A>(from: &Tuple<A>, to: &Tuple<A>) -> Delta {
 /// Writes a prepared translation into an IPv4 packet. `packet` starts at the IP header, `l3` is what parse said of it.
 ///
 /// False if the packet is not what `l3` says, or is SCTP and its ports would change; nothing is written then.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn apply_v4(packet: &mut [u8], l3: &L3, edit: &Prepared<[u8; 4]>) -> bool {
     if l3.family != Family::V4 || packet.len() < usize::from(l3.total_len) {
@@ -140,7 +141,7 @@ pub fn apply_v4(packet: &mut [u8], l3: &L3, edit: &Prepared<[u8; 4]>) -> bool {
 }
 
 /// Writes a prepared translation into an IPv6 packet; as [`apply_v4`].
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn apply_v6(packet: &mut [u8], l3: &L3, edit: &Prepared<[u8; 16]>) -> bool {
     if l3.family != Family::V6 || packet.len() < usize::from(l3.total_len) {
@@ -159,7 +160,7 @@ pub fn apply_v6(packet: &mut [u8], l3: &L3, edit: &Prepared<[u8; 16]>) -> bool {
 ///
 /// `packet` starts at the IP header, `l3` is what parse said of it. For ICMP echo, `to.source_port` is the new identifier.
 /// False (nothing written) as [`apply_v4`].
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn translate_v4(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 4]>) -> bool {
     let from = Tuple::of_v4(packet, l3);
@@ -170,7 +171,7 @@ pub fn translate_v4(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 4]>) -> bool {
 ///
 /// ICMPv6 other than echo (errors, above all) has its checksum updated for the addresses; quotes are the business of
 /// [`quote`](super::quote).
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn translate_v6(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 16]>) -> bool {
     let mut from = Tuple::of_v6(packet, l3);
@@ -180,7 +181,7 @@ pub fn translate_v6(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 16]>) -> bool {
     apply_v6(packet, l3, &Prepared::new_v6(&from, to, l3.protocol))
 }
 
-#[inline]
+#[inline(always)]
 fn apply_l4(packet: &mut [u8], l3: &L3, delta: Delta, source_port: u16, destination_port: u16) -> bool {
     if matches!(l3.fragment, Fragment::Later { .. }) {
         return true;
@@ -226,7 +227,7 @@ fn apply_icmp(message: &mut [u8], l3: &L3, delta: Delta, identifier: u16) -> boo
 
 /// Takes one hop off an IPv4 packet, header checksum included (RFC 1812 section 5.3.1). False (nothing changed) if no hop is
 /// left: the packet must not be forwarded.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn decrement_ttl_v4(packet: &mut [u8]) -> bool {
     // The word of TTL and protocol falls by 0x0100 whatever it was: ~m + m' = 0xffff - 0x0100.
@@ -241,7 +242,7 @@ pub fn decrement_ttl_v4(packet: &mut [u8]) -> bool {
 }
 
 /// Takes one hop off an IPv6 packet (RFC 8200 section 3). False (nothing changed) if no hop is left.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn decrement_ttl_v6(packet: &mut [u8]) -> bool {
     let Ok((header, _)) = ipv6::Header::mut_from_prefix(packet) else { return false };
@@ -253,7 +254,7 @@ pub fn decrement_ttl_v6(packet: &mut [u8]) -> bool {
 }
 
 /// As [`decrement_ttl_v4`] or [`decrement_ttl_v6`].
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn decrement_ttl(packet: &mut [u8], family: Family) -> bool {
     match family {

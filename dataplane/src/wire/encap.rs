@@ -202,7 +202,7 @@ impl EncapTemplate {
     /// Writes the headers for one inner packet at the start of `out`, which the inner packet follows, and returns their
     /// length; `None` (nothing written) if `out` is too small or the outer packet would be too long. Outer MAC addresses are
     /// zero until [`set_outer_macs`].
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, out: &mut [u8], inner: &Inner) -> Option<usize> {
         let udp_len = inner.len.checked_add(OVERHEAD_V4 - 20)?;
         let ethertype = match inner.family {
@@ -213,7 +213,7 @@ impl EncapTemplate {
             Outer::V4 { headers, ip_sum } => {
                 let total_len = udp_len.checked_add(20)?;
                 let sum = Sum::ZERO.word(*ip_sum).word(u16::from(inner.tos)).word(total_len).word(inner.id);
-                let mut headers = *headers;
+                let headers = lay(headers, out)?;
                 headers.ip.tos = inner.tos;
                 headers.ip.total_length = total_len.into();
                 headers.ip.identification = inner.id.into();
@@ -222,24 +222,34 @@ impl EncapTemplate {
                 headers.udp.source_port = inner.source_port.into();
                 headers.udp.length = udp_len.into();
                 headers.inner.ethertype = ethertype.into();
-                headers.write_to_prefix(out).ok()?;
                 Some(OUTER_LEN_V4)
             }
             Outer::V6 { headers, udp_sum } => {
-                let mut headers = *headers;
                 // Length counts twice, in the pseudo header and in UDP's own.
                 let sum = inner.sum.word(*udp_sum).word(udp_len).word(udp_len).word(inner.source_port).word(ethertype);
+                let headers = lay(headers, out)?;
                 headers.ip.version_class_label = (6 << 28 | u32::from(inner.tos) << 20).into();
                 headers.ip.payload_length = udp_len.into();
                 headers.udp.source_port = inner.source_port.into();
                 headers.udp.length = udp_len.into();
                 headers.udp.checksum = sum.udp_checksum().into();
                 headers.inner.ethertype = ethertype.into();
-                headers.write_to_prefix(out).ok()?;
                 Some(OUTER_LEN_V6)
             }
         }
     }
+}
+
+/// Copies headers to the start of `out` and returns them there, so that no field is written twice into memory that is read
+/// again at once.
+#[inline(always)]
+fn lay<'out, T: FromBytes + IntoBytes + KnownLayout + Immutable + Copy>(
+    headers: &T,
+    out: &'out mut [u8],
+) -> Option<&'out mut T> {
+    let (place, _) = T::mut_from_prefix(out).ok()?;
+    *place = *headers;
+    Some(place)
 }
 
 /// Writes the outer MAC addresses of a frame that [`EncapTemplate::write`] began; false if it is shorter than twelve bytes.

@@ -136,18 +136,22 @@ pub struct Ethernet {
 ///
 /// # Errors
 /// [`Malformed::EthernetTruncated`], [`Malformed::VlanTruncated`], [`Malformed::VlanTooMany`].
-#[inline]
+#[inline(always)]
 pub fn parse_ethernet(bytes: &[u8]) -> Result<Ethernet, Malformed> {
     let Ok((header, rest)) = Header::ref_from_prefix(bytes) else { return Err(Malformed::EthernetTruncated) };
-    let ethernet = Ethernet {
+    if is_tag(header.ethertype()) { parse_tags(header, rest) } else { Ok(untagged(header)) }
+}
+
+#[inline(always)]
+fn untagged(header: &Header) -> Ethernet {
+    Ethernet {
         destination: header.destination,
         source: header.source,
         ethertype: header.ethertype(),
         vlan: None,
         inner_vlan: None,
         l3_offset: 14,
-    };
-    if is_tag(ethernet.ethertype) { parse_tags(ethernet, rest) } else { Ok(ethernet) }
+    }
 }
 
 #[inline]
@@ -155,7 +159,9 @@ fn is_tag(ethertype: u16) -> bool {
     ethertype == VLAN || ethertype == SERVICE_VLAN
 }
 
-fn parse_tags(mut ethernet: Ethernet, rest: &[u8]) -> Result<Ethernet, Malformed> {
+#[inline(never)]
+fn parse_tags(header: &Header, rest: &[u8]) -> Result<Ethernet, Malformed> {
+    let mut ethernet = untagged(header);
     let Ok((tag, rest)) = Tag::ref_from_prefix(rest) else { return Err(Malformed::VlanTruncated) };
     ethernet.vlan = Some(tag.tci.get());
     ethernet.ethertype = tag.ethertype.get();

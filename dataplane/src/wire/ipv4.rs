@@ -121,6 +121,12 @@ impl Header {
     pub fn checksum(&self) -> u16 {
         self.checksum.get()
     }
+
+    /// The sum over the 20 fixed bytes.
+    #[inline(always)]
+    fn sum(&self) -> Sum {
+        Sum::ZERO.block::<HEADER_LEN>(zerocopy::transmute_ref!(self))
+    }
 }
 
 /// Reads and checks an IPv4 header; returns it and everything after its 20 fixed bytes.
@@ -128,7 +134,7 @@ impl Header {
 /// # Errors
 /// The `Ipv4…` reasons. "The IP header checksum is computed and verified at each point that the internet header is
 /// processed" (RFC 791 section 3.1).
-#[inline]
+#[inline(always)]
 pub fn parse(bytes: &[u8]) -> Result<(&Header, &[u8]), Malformed> {
     let Ok((header, rest)) = Header::ref_from_prefix(bytes) else { return Err(Malformed::Ipv4Truncated) };
     if header.version() != 4 {
@@ -138,18 +144,16 @@ pub fn parse(bytes: &[u8]) -> Result<(&Header, &[u8]), Malformed> {
     if header_len < HEADER_LEN {
         return Err(Malformed::Ipv4BadHeaderLength);
     }
-    let Some(whole) = bytes.get(..header_len) else { return Err(Malformed::Ipv4Truncated) };
+    let Some(options) = bytes.get(HEADER_LEN..header_len) else { return Err(Malformed::Ipv4Truncated) };
     let total_len = usize::from(header.total_length());
     if total_len < header_len || total_len > bytes.len() {
         return Err(Malformed::Ipv4BadTotalLength);
     }
-    if !Sum::ZERO.bytes(whole).verifies() {
+    let fixed = header.sum();
+    if !options.is_empty() {
+        check_options(fixed, options)?;
+    } else if !fixed.verifies() {
         return Err(Malformed::Ipv4BadChecksum);
-    }
-    if let Some(options) = whole.get(HEADER_LEN..)
-        && !options.is_empty()
-    {
-        check_options(options)?;
     }
     let fragment = header.flags_offset();
     if fragment & (OFFSET_MASK | MORE_FRAGMENTS) != 0 {
@@ -158,13 +162,17 @@ pub fn parse(bytes: &[u8]) -> Result<(&Header, &[u8]), Malformed> {
     Ok((header, rest))
 }
 
-/// Walks the options; everything but a source route is allowed to pass unread (L-056).
+/// Verifies a header whose fixed bytes sum to `fixed`, and walks the options; everything but a source route is allowed to
+/// pass unread (L-056).
 #[cold]
-fn check_options(mut options: &[u8]) -> Result<(), Malformed> {
+fn check_options(fixed: Sum, mut options: &[u8]) -> Result<(), Malformed> {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
     const LOOSE_SOURCE_ROUTE: u8 = 131;
     const STRICT_SOURCE_ROUTE: u8 = 137;
+    if !fixed.bytes(options).verifies() {
+        return Err(Malformed::Ipv4BadChecksum);
+    }
     loop {
         options = match *options {
             [] | [END, ..] => return Ok(()),
@@ -178,7 +186,7 @@ fn check_options(mut options: &[u8]) -> Result<(), Malformed> {
 
 /// A fragment must not end beyond the largest packet, and all but the last carry multiples of eight bytes (RFC 791
 /// section 3.2).
-#[inline]
+#[cold]
 fn check_fragment(flags_offset: u16, payload_len: usize) -> Result<(), Malformed> {
     let start = usize::from(flags_offset & OFFSET_MASK) * 8;
     let middle = flags_offset & MORE_FRAGMENTS != 0;
@@ -189,7 +197,7 @@ fn check_fragment(flags_offset: u16, payload_len: usize) -> Result<(), Malformed
 }
 
 /// Source and destination of an IPv4 packet, network order; zeros if `bytes` is shorter than a header.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn addresses(bytes: &[u8]) -> ([u8; 4], [u8; 4]) {
     match Header::ref_from_prefix(bytes) {
@@ -200,7 +208,7 @@ pub fn addresses(bytes: &[u8]) -> ([u8; 4], [u8; 4]) {
 
 /// Whether no honest packet that a gateway forwards has this source: "this network", loopback, multicast, class E and
 /// limited broadcast (RFC 1812 section 5.3.7), or the destination itself (the LAND attack).
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn is_martian_source(source: [u8; 4], destination: [u8; 4]) -> bool {
     matches!(source[0], 0 | 127 | 224..) || source == destination

@@ -158,7 +158,7 @@ pub struct WalkedFragment {
 ///
 /// # Errors
 /// [`Malformed::Ipv6Truncated`], [`Malformed::Ipv6BadVersion`], [`Malformed::Ipv6BadPayloadLength`].
-#[inline]
+#[inline(always)]
 pub fn parse(bytes: &[u8]) -> Result<(&Header, &[u8]), Malformed> {
     let Ok((header, rest)) = Header::ref_from_prefix(bytes) else { return Err(Malformed::Ipv6Truncated) };
     if header.version() != 6 {
@@ -256,7 +256,7 @@ fn read_fragment(rest: &[u8], whole: bool) -> Result<Option<WalkedFragment>, Mal
 }
 
 /// Source and destination of an IPv6 packet, network order; zeros if `bytes` is shorter than a header.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn addresses(bytes: &[u8]) -> ([u8; 16], [u8; 16]) {
     match Header::ref_from_prefix(bytes) {
@@ -269,7 +269,7 @@ pub fn addresses(bytes: &[u8]) -> ([u8; 16], [u8; 16]) {
 /// 2.5.2, 2.5.3 and 2.7), IPv4-mapped (RFC 4942 section 2.2), or the destination itself (the LAND attack).
 ///
 /// Duplicate address detection sends from the unspecified address: ask this only about packets to be forwarded.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn is_martian_source(source: [u8; 16], destination: [u8; 16]) -> bool {
     let number = u128::from_be_bytes(source);

@@ -154,9 +154,21 @@ struct SctpHeader {
 /// # Errors
 /// Any reason of the IPv4, IPv6, UDP, TCP, SCTP and ICMP headers. No bytes at all are [`Malformed::Ipv4Truncated`], an
 /// unknown version is [`Malformed::Ipv4BadVersion`].
-#[inline]
+#[inline(always)]
 pub fn parse_l3(bytes: &[u8]) -> Result<L3, Malformed> {
-    parse::<false>(bytes)
+    let mut l3 = L3::empty(Family::V4);
+    parse::<false>(bytes, &mut l3)?;
+    Ok(l3)
+}
+
+/// As [`parse_l3`], into `l3`, which holds nothing of use after an error. Written once where it stays: a value of this size
+/// that is returned through several hands is copied by each, and read again before it is written.
+///
+/// # Errors
+/// As [`parse_l3`].
+#[inline(always)]
+pub fn parse_l3_into(bytes: &[u8], l3: &mut L3) -> Result<(), Malformed> {
+    parse::<false>(bytes, l3)
 }
 
 /// As [`parse_l3`], for tunnel endpoints that are told to accept UDP over IPv6 with checksum zero (V-005, RFC 6935).
@@ -165,26 +177,28 @@ pub fn parse_l3(bytes: &[u8]) -> Result<L3, Malformed> {
 /// As [`parse_l3`], without [`Malformed::Udp6ZeroChecksum`].
 #[inline]
 pub fn parse_l3_accepting_zero_udp6(bytes: &[u8]) -> Result<L3, Malformed> {
-    parse::<true>(bytes)
+    let mut l3 = L3::empty(Family::V4);
+    parse::<true>(bytes, &mut l3)?;
+    Ok(l3)
 }
 
-#[inline]
-fn parse<const ZERO_UDP6: bool>(bytes: &[u8]) -> Result<L3, Malformed> {
+#[inline(always)]
+fn parse<const ZERO_UDP6: bool>(bytes: &[u8], l3: &mut L3) -> Result<(), Malformed> {
     match bytes.first().map(|first| first >> 4) {
-        Some(6) => parse_v6::<ZERO_UDP6>(bytes),
-        _ => parse_v4(bytes),
+        Some(6) => parse_v6::<ZERO_UDP6>(bytes, l3),
+        _ => parse_v4(bytes, l3),
     }
 }
 
-#[inline]
-fn parse_v4(bytes: &[u8]) -> Result<L3, Malformed> {
+#[inline(always)]
+fn parse_v4(bytes: &[u8], l3: &mut L3) -> Result<(), Malformed> {
     let (header, _) = ipv4::parse(bytes)?;
     let flags_offset = header.flags_offset();
     let id = u32::from(header.identification());
     let offset = (flags_offset & ipv4::OFFSET_MASK) * 8;
     let more = flags_offset & ipv4::MORE_FRAGMENTS != 0;
     let header_len = header.header_len();
-    let mut l3 = L3 {
+    *l3 = L3 {
         protocol: header.protocol,
         l4_offset: u16::from(header.header_len_byte()),
         total_len: header.total_length(),
@@ -200,14 +214,13 @@ fn parse_v4(bytes: &[u8]) -> Result<L3, Malformed> {
         ..L3::empty(Family::V4)
     };
     let payload = bytes.get(header_len..usize::from(l3.total_len)).ok_or(Malformed::Ipv4BadTotalLength)?;
-    parse_l4::<true>(&mut l3, payload)?;
-    Ok(l3)
+    parse_l4::<true>(l3, payload)
 }
 
-#[inline]
-fn parse_v6<const ZERO_UDP6: bool>(bytes: &[u8]) -> Result<L3, Malformed> {
+#[inline(always)]
+fn parse_v6<const ZERO_UDP6: bool>(bytes: &[u8], l3: &mut L3) -> Result<(), Malformed> {
     let (header, _) = ipv6::parse(bytes)?;
-    let mut l3 = L3 {
+    *l3 = L3 {
         protocol: header.next_header,
         l4_offset: 40,
         total_len: header.payload_length() + 40,
@@ -218,15 +231,17 @@ fn parse_v6<const ZERO_UDP6: bool>(bytes: &[u8]) -> Result<L3, Malformed> {
     };
     let packet = bytes.get(..usize::from(l3.total_len)).ok_or(Malformed::Ipv6BadPayloadLength)?;
     if ipv6::is_extension(l3.protocol) {
-        apply_walk(&mut l3, ipv6::walk(packet, header.next_header)?);
+        return parse_v6_extended::<ZERO_UDP6>(packet, l3);
     }
-    let payload = packet.get(usize::from(l3.l4_offset)..).ok_or(Malformed::Ipv6ExtensionTruncated)?;
-    parse_l4::<ZERO_UDP6>(&mut l3, payload)?;
-    Ok(l3)
+    let payload = packet.get(ipv6::HEADER_LEN..).ok_or(Malformed::Ipv6Truncated)?;
+    parse_l4::<ZERO_UDP6>(l3, payload)
 }
 
+/// What follows extension headers; `l3` holds what the fixed header says.
 #[cold]
-fn apply_walk(l3: &mut L3, walked: ipv6::Walked) {
+#[inline(never)]
+fn parse_v6_extended<const ZERO_UDP6: bool>(packet: &[u8], l3: &mut L3) -> Result<(), Malformed> {
+    let walked = ipv6::walk(packet, l3.protocol)?;
     l3.protocol = walked.protocol;
     l3.l4_offset = walked.offset;
     l3.has_options = true;
@@ -235,10 +250,12 @@ fn apply_walk(l3: &mut L3, walked: ipv6::Walked) {
         Some(ipv6::WalkedFragment { id, offset: 0, .. }) => Fragment::First { id },
         Some(ipv6::WalkedFragment { id, offset, more }) => Fragment::Later { id, offset, more },
     };
+    let payload = packet.get(usize::from(l3.l4_offset)..).ok_or(Malformed::Ipv6ExtensionTruncated)?;
+    parse_l4::<ZERO_UDP6>(l3, payload)
 }
 
 /// Reads ports, flags and types; `payload` is what the IP headers announce, without padding.
-#[inline]
+#[inline(always)]
 fn parse_l4<const ZERO_UDP: bool>(l3: &mut L3, payload: &[u8]) -> Result<(), Malformed> {
     let whole = match l3.fragment {
         Fragment::None => true,
@@ -283,7 +300,7 @@ fn parse_l4<const ZERO_UDP: bool>(l3: &mut L3, payload: &[u8]) -> Result<(), Mal
 }
 
 impl L3 {
-    #[inline]
+    #[inline(always)]
     fn empty(family: Family) -> L3 {
         L3 {
             family,

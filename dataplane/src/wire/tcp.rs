@@ -121,7 +121,7 @@ impl Header {
 ///
 /// # Errors
 /// [`Malformed::TcpTruncated`], [`Malformed::TcpBadOffset`].
-#[inline]
+#[inline(always)]
 pub fn parse(payload: &[u8], whole: bool) -> Result<(&Header, &[u8]), Malformed> {
     let Ok((header, rest)) = Header::ref_from_prefix(payload) else { return Err(Malformed::TcpTruncated) };
     if header.header_len() < HEADER_LEN {

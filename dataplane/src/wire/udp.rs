@@ -69,7 +69,7 @@ impl Header {
 ///
 /// # Errors
 /// [`Malformed::UdpTruncated`], [`Malformed::UdpBadLength`].
-#[inline]
+#[inline(always)]
 pub fn parse(payload: &[u8], whole: bool) -> Result<(&Header, &[u8]), Malformed> {
     let Ok((header, rest)) = Header::ref_from_prefix(payload) else { return Err(Malformed::UdpTruncated) };
     let length = usize::from(header.length());

@@ -12,7 +12,12 @@ pub fn prefetch_read<T: ?Sized>(value: &T) {
 /// Starts to load the first cache line of `value` in the state that a write needs.
 #[inline(always)]
 pub fn prefetch_write<T: ?Sized>(value: &T) {
-    let address = std::ptr::from_ref(value).cast::<u8>();
+    prefetch_line_write(std::ptr::from_ref(value).cast());
+}
+
+/// As [`prefetch_write`] for the line at `address`, which need not be valid.
+#[inline(always)]
+pub(crate) fn prefetch_line_write(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: PREFETCHW (or PREFETCHT0 on processors without it, where it is a no-op) is a hint that never faults.
     unsafe {
