@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use desired::Desired;
 use hashbrown::HashMap;
@@ -30,7 +30,7 @@ use crate::watch::{self, Dialect};
 mod desired;
 
 /// How often a dataplane that owes an answer is looked after.
-const LOOK_AFTER_EVERY: Duration = Duration::from_secs(10);
+const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
 
 /// What the loop waits for.
 pub enum Input {
@@ -436,6 +436,7 @@ impl Reconciler {
                 format!("connected, but has not answered an update for {} s; waiting", silent.as_secs() / 10 * 10);
             Problem::new(Severity::Error, "DataplaneSilent", message)
         });
+        self.session.ask_again(Instant::now());
     }
 
     fn push(&mut self) {

@@ -20,6 +20,9 @@ pub mod link;
 
 /// An answer that takes longer than this is a problem.
 const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(20);
+/// How long after a refusal the same version is sent again: what it lacked (an address that came up late, a claim that
+/// another gave up) may be there now.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Fewer removals of a kind than this are never held back.
 const REMOVALS_HELD_MIN: usize = 3;
 
@@ -81,6 +84,10 @@ pub struct Session {
     reached: u64,
     theirs: BTreeMap<ResourceKey, Held>,
     refused: BTreeMap<ResourceKey, Refused>,
+    /// When something was refused last.
+    refused_at: Option<Instant>,
+    /// Refused versions go with the next update.
+    ask_again: bool,
     in_flight: Option<InFlight>,
     /// Keys to compare before the next update.
     changed: BTreeSet<ResourceKey>,
@@ -167,6 +174,15 @@ impl Session {
         &self.refused
     }
 
+    /// Has refused versions sent again, a while after they were refused.
+    pub fn ask_again(&mut self, now: Instant) {
+        let due = self.refused_at.is_some_and(|at| now.saturating_duration_since(at) >= ASK_AGAIN_AFTER);
+        if due && self.in_flight.is_none() && !self.refused.is_empty() {
+            self.ask_again = true;
+            self.changed.extend(self.refused.keys().cloned());
+        }
+    }
+
     /// Where a resource stands with the dataplane.
     pub fn standing(&self, key: &ResourceKey) -> Standing {
         match self.theirs.get(key) {
@@ -207,6 +223,7 @@ impl Session {
         } else {
             std::mem::take(&mut self.changed)
         };
+        let refused_too = std::mem::take(&mut self.ask_again);
         let mut update = Update::default();
         for key in &candidates {
             let held = self.theirs.get(key);
@@ -216,7 +233,7 @@ impl Session {
             match ours.get(key) {
                 Some(resource) if held.is_none_or(|held| held.version != resource.version) => {
                     let again = self.refused.get(key).is_some_and(|refused| refused.version == resource.version);
-                    if !again {
+                    if refused_too || !again {
                         update.resources.push(resource.clone());
                     }
                 }
@@ -287,6 +304,7 @@ impl Session {
             touched.insert(key.clone());
             if let Some((version, reason)) = reasons.remove(&key) {
                 self.refused.insert(key, Refused { version, reason });
+                self.refused_at = Some(Instant::now());
                 continue;
             }
             self.refused.remove(&key);
@@ -317,5 +335,58 @@ impl Session {
         if let Some(stream) = &self.stream {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_api::message::Rejection;
+    use tidegate_api::resource::{Body, Service};
+
+    use super::*;
+
+    struct Fixed(BTreeMap<ResourceKey, Resource>);
+
+    impl Wanted for Fixed {
+        fn all(&self) -> &BTreeMap<ResourceKey, Resource> {
+            &self.0
+        }
+
+        fn uncertain(&self, _: &ResourceKey) -> bool {
+            false
+        }
+
+        fn removed_knowingly(&self, _: &ResourceKey) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_refused_version_is_sent_again_after_a_while_and_only_then() {
+        let resource = Resource { name: "a".into(), version: "1".into(), body: Body::Service(Service::default()) };
+        let key = resource.key();
+        let wanted = Fixed(BTreeMap::from([(key.clone(), resource)]));
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let mut session = Session::default();
+        session.connected(1, stream, Versions::new(), 0);
+        let refuse = |session: &mut Session| {
+            let nonce = session.nonce;
+            let reason = "vtep_v4.underlay: is not here yet".to_owned();
+            let rejected = vec![Rejection { key: key.clone(), version: "1".into(), reason }];
+            session.accepted(Accepted { nonce, generation: 1, rejected });
+        };
+        assert!(session.push(&wanted).unwrap());
+        refuse(&mut session);
+        session.touch([key.clone()]);
+        session.ask_again(Instant::now());
+        assert!(!session.push(&wanted).unwrap(), "too early");
+        session.ask_again(Instant::now() + ASK_AGAIN_AFTER);
+        assert!(session.push(&wanted).unwrap());
+        session.ask_again(Instant::now() + ASK_AGAIN_AFTER);
+        assert!(!session.push(&wanted).unwrap(), "an answer is awaited");
+        let nonce = session.nonce;
+        session.accepted(Accepted { nonce, generation: 2, rejected: vec![] });
+        session.ask_again(Instant::now() + ASK_AGAIN_AFTER);
+        assert!(session.refused().is_empty() && !session.push(&wanted).unwrap(), "it is held now");
     }
 }

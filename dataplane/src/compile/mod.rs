@@ -17,19 +17,19 @@
 //!
 //! Each file below owns one noun of the tables and says what it does when things change.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tidegate_api::message::{Accepted, Update};
-use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, Versions};
+use tidegate_api::message::{Accepted, Rejection, Update};
+use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, ResourceKey, Versions};
 use tidegate_io::Owned;
 
 use crate::kernel::request::NeighbourRequests;
 use crate::kernel::{Change, KernelFacts, NeighbourKey};
-use crate::objects::{Objects, validate};
+use crate::objects::{Objects, Outcome, validate};
 use crate::table::publish::Publisher;
 use crate::table::route::RouteRow;
 use crate::table::{DeviceId, Tables, mapped};
@@ -98,6 +98,8 @@ pub struct Compiler {
     guard_due: bool,
     /// They are left as they were found.
     guard_held: bool,
+    /// What was refused last, so that control asking again and again is told once.
+    refused: HashMap<ResourceKey, (String, String)>,
 }
 
 /// What has arrived since the last turn.
@@ -162,6 +164,7 @@ impl Compiler {
             owned: None,
             guard_due: true,
             guard_held: false,
+            refused: HashMap::new(),
         }
     }
 
@@ -199,9 +202,7 @@ impl Compiler {
             self.guard_held = false;
             let nonce = update.nonce;
             let outcome = self.objects.apply(update, Some(&self.facts.layout));
-            for refused in &outcome.rejected {
-                tracing::warn!(object = %refused.key, version = refused.version, reason = refused.reason, "refused");
-            }
+            self.tell_refused(&outcome);
             turned.objects_changed |= !outcome.changes.is_empty();
             for change in &outcome.changes {
                 match change.key.kind {
@@ -226,6 +227,23 @@ impl Compiler {
         let generation = self.publisher.generation();
         turned.accepted.iter_mut().for_each(|accepted| accepted.generation = generation);
         turned
+    }
+
+    fn tell_refused(&mut self, outcome: &Outcome) {
+        const TOLD_MAX: usize = 10_000;
+        for change in &outcome.changes {
+            self.refused.remove(&change.key);
+        }
+        if self.refused.len() > TOLD_MAX {
+            self.refused.clear();
+        }
+        for Rejection { key, version, reason } in &outcome.rejected {
+            let told = (version.clone(), reason.clone());
+            if self.refused.get(key) != Some(&told) {
+                tracing::warn!(object = %key, version, reason, "refused");
+                self.refused.insert(key.clone(), told);
+            }
+        }
     }
 
     /// What time brings: neighbours to ask about, retired tables to free, a pinhole to tell again.
