@@ -27,9 +27,8 @@ fn hits(criterion: &mut Criterion) {
                 // Made when it is first measured: a filter of the benches saves its memory.
                 let mut made = None;
                 group.bench_function(BenchmarkId::from_parameter(flows), |bencher| {
-                    let field = made.get_or_insert_with(|| {
-                        Field::with_flows(net, way, *flows).expect("memory for the field")
-                    });
+                    let field =
+                        made.get_or_insert_with(|| Field::with_flows(net, way, *flows).expect("memory for the field"));
                     bencher.iter_custom(|packets| field.measure_hits(packets));
                 });
             }

@@ -228,7 +228,9 @@ fn the_arrow_holds(repository: &Repository) -> Vec<String> {
             continue;
         };
         for (section, name, line) in dependencies(text) {
-            if name.starts_with("tidegate-") && !allowed.contains(&name.as_str()) {
+            // A crate's own tests may ask it for a feature: an arrow to itself goes nowhere.
+            let itself = section == "dev-dependencies" && text.contains(&format!("\nname = \"{name}\"\n"));
+            if name.starts_with("tidegate-") && !itself && !allowed.contains(&name.as_str()) {
                 complaints.push(format!("{path}: [{section}] must not name {name}"));
             } else if !line.contains("workspace = true") {
                 complaints.push(format!("{path}: {name} is not taken from the workspace's one list"));
