@@ -323,6 +323,17 @@ fn objects_may_trade_claims_in_one_update_and_keep_theirs_when_that_fails() {
 }
 
 #[test]
+fn a_state_directory_is_tried_out_and_left_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let inner = directory.path().join("state");
+    saved::try_out(&inner).unwrap();
+    assert_eq!(fs::read_dir(&inner).unwrap().count(), 0);
+    // Below a file there is no directory, whoever asks.
+    fs::write(directory.path().join("file"), "").unwrap();
+    assert!(saved::try_out(&directory.path().join("file/state")).is_err());
+}
+
+#[test]
 fn a_service_cannot_answer_for_a_peer_or_its_pods() {
     let mut objects = Objects::default();
     objects.apply(full(vec![named("gw", "1", gateway()), named("w1", "1", peer(1))]), None);
