@@ -297,9 +297,9 @@ impl Reconciler {
                 Outcome::Ours { service, notes } => (service, Some(notes)),
                 Outcome::NotOurs => (None, None),
             };
-            restated.extend(self.claims.replace(&name, service.as_ref()));
+            restated.extend(self.claims.replace(&name, service.as_deref()));
             self.note(&name, notes);
-            let resource = service.map(|service| resolve::resource(name.to_string(), Body::Service(service)));
+            let resource = service.map(|service| resolve::resource(name.to_string(), Body::Service(*service)));
             self.want(service_key(&name), resource);
             restated.insert(name);
         }

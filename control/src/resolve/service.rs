@@ -31,7 +31,7 @@ pub enum Outcome {
     /// Ours; `service` is absent when there is nothing the dataplane could do.
     Ours {
         /// What to send.
-        service: Option<Resolved>,
+        service: Option<Box<Resolved>>,
         /// What people must know.
         notes: Vec<Note>,
     },
@@ -57,6 +57,7 @@ pub fn resolve<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointS
             port: port.port,
             mode: DeliveryMode::Fullnat,
             backends: backends(port, &slices),
+            ..ResolvedPort::default()
         })
         .collect();
     notes.sort();
@@ -65,8 +66,9 @@ pub fn resolve<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointS
         created_at_s: service.created_at_s,
         addresses: service.addresses.clone(),
         ports,
+        ..Resolved::default()
     };
-    Outcome::Ours { service: Some(service), notes }
+    Outcome::Ours { service: Some(Box::new(service)), notes }
 }
 
 fn is_ours(service: &Service, class: Option<&str>) -> bool {
@@ -123,6 +125,7 @@ fn backends(port: &ServicePort, slices: &[&EndpointSlice]) -> Vec<Backend> {
                     address: *address,
                     port: *number,
                     weight: u16::from(chosen),
+                    local_weight: 0,
                     node: candidate.node.into(),
                     pod: candidate.pod.into(),
                 });

@@ -132,6 +132,9 @@ pub struct PeerVtep {
 }
 
 /// A Service as the dataplane sees it. Its name is `namespace/name`.
+///
+/// It is reached at four kinds of frontend, which differ in the rules that apply (S-065, S-066, S-080): its VIPs
+/// (`addresses` and `prefixes`), its external addresses, its cluster addresses, and its node ports.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Service {
     /// Object identity: a Service deleted and made again under the same name is another one (S-005).
@@ -141,32 +144,126 @@ pub struct Service {
     pub created_at_s: i64,
     /// Addresses served (VIPs), any number of either family.
     pub addresses: Vec<IpAddr>,
+    /// Prefixes all of whose addresses are VIPs; an exact frontend of any Service goes before them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefixes: Vec<IpNet>,
+    /// `externalIPs`: as VIPs, but `source_ranges` does not apply (S-066, S-080).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external_addresses: Vec<IpAddr>,
+    /// `clusterIPs`, where the gateway serves them (S-060): `internal_policy` applies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cluster_addresses: Vec<IpAddr>,
+    /// The gateway's node addresses, where it serves node ports (S-065); each port with its `node_port`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_addresses: Vec<IpAddr>,
+    /// Clients that may reach the VIPs, both families in one list. A family without a range is not restricted (S-081).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_ranges: Vec<IpNet>,
     /// One entry per (port, protocol).
     pub ports: Vec<ServicePort>,
 }
 
 /// One (port, protocol) of a Service and who answers it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Name in the Service, possibly empty.
     #[serde(default)]
     pub name: String,
     /// L4 protocol.
     pub protocol: Protocol,
-    /// Port at the VIP, host order; never 0.
+    /// Port at the VIP, host order. 0: every port that no other frontend of the address has; a backend whose port is 0
+    /// then gets the port that the client asked for.
     pub port: u16,
+    /// Port at `Service::node_addresses`, host order; absent: not reached there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<u16>,
     /// How packets reach a backend.
     #[serde(default)]
     pub mode: DeliveryMode,
+    /// What `externalTrafficPolicy` says: which weight of a [`Backend`] counts for clients outside the cluster.
+    #[serde(default)]
+    pub external_policy: TrafficPolicy,
+    /// What `internalTrafficPolicy` says, for `cluster_addresses`; `Local` at a gateway drops (S-060).
+    #[serde(default)]
+    pub internal_policy: TrafficPolicy,
+    /// Seconds for which a client stays with its endpoint after its last new connection (S-090); absent: no affinity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity_timeout_s: Option<u32>,
+    /// How an endpoint is chosen for a new flow.
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// Which fields of a packet the schedulers that hash look at (L-009).
+    #[serde(default)]
+    pub hash: HashFields,
+    /// Seconds over which the weight of a new endpoint grows to its full value (L-048); 0: at once.
+    #[serde(default)]
+    pub slow_start_s: u16,
+    /// Every datagram is scheduled alone and leaves no flow behind; UDP in modes that keep the client's address only.
+    #[serde(default)]
+    pub one_packet: bool,
     /// All serving endpoints of both families; an endpoint that left the serving set is absent (S-102).
     pub backends: Vec<Backend>,
 }
 
+/// Value of `externalTrafficPolicy` and `internalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrafficPolicy {
+    /// Any endpoint.
+    #[default]
+    Cluster,
+    /// Endpoints that are local to a node which is chosen first (S-048).
+    Local,
+}
+
+/// How an endpoint is chosen for a new flow, by the names of the kernel's `ipvs` (L-030 … L-042).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scheduler {
+    /// Maglev: the same choice on every gateway (L-001 … L-010).
+    #[default]
+    Mh,
+    /// Round robin (L-030).
+    Rr,
+    /// Weighted round robin (L-031).
+    Wrr,
+    /// Least connections (L-032).
+    Lc,
+    /// Weighted least connections (L-033).
+    Wlc,
+    /// Shortest expected delay (L-034).
+    Sed,
+    /// Never queue (L-035).
+    Nq,
+    /// Hash of the source address (L-036).
+    Sh,
+    /// Hash of the destination address (L-037).
+    Dh,
+    /// Weighted failover (L-041).
+    Fo,
+    /// Weighted overflow (L-042).
+    Ovf,
+}
+
+/// Which fields of a packet the schedulers that hash look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HashFields {
+    /// Both addresses, both ports, protocol.
+    #[default]
+    Flow,
+    /// The same without the client's port: all connections of a client go to one endpoint.
+    WithoutSourcePort,
+    /// The destination port alone.
+    DestinationPort,
+}
+
 /// L4 protocol of a frontend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
     /// Protocol number 6.
+    #[default]
     Tcp,
     /// Protocol number 17.
     Udp,
@@ -181,6 +278,10 @@ pub enum DeliveryMode {
     /// Destination and source translated; replies come back through this gateway.
     #[default]
     Fullnat,
+    /// The VIP is kept: the packet goes inside VXLAN to a node with a ready endpoint, nodes weighted by the
+    /// `local_weight` of their endpoints, and that node's own kube-proxy picks the pod. To a node whose way has not been
+    /// proven nothing is sent; while none is proven, delivery is `fullnat`.
+    NodeDsr,
 }
 
 /// One endpoint of a [`ServicePort`].
@@ -188,12 +289,15 @@ pub enum DeliveryMode {
 pub struct Backend {
     /// Pod address.
     pub address: IpAddr,
-    /// Pod port, host order; never 0.
+    /// Pod port, host order. 0 only under a [`ServicePort`] of every port: the port that the client asked for.
     pub port: u16,
-    /// Share of new flows; 0: existing flows go on, no new ones (draining, or not in the chosen set of S-043).
+    /// Share of new flows; 0: existing flows go on, no new ones (draining, or not in the Cluster set of S-043).
     #[serde(default = "one")]
     pub weight: u16,
-    /// Node the pod runs on, for telling people.
+    /// The same in the Local set of all nodes (S-048); 0 without a node (S-049).
+    #[serde(default)]
+    pub local_weight: u16,
+    /// Name of the node the pod runs on, which is that of its [`Peer`]; empty when not known.
     #[serde(default)]
     pub node: String,
     /// Pod name, for telling people.

@@ -169,7 +169,8 @@ impl Services {
         mode: DeliveryMode,
         compiled: &CompiledPort,
     ) -> ServiceRow {
-        let DeliveryMode::Fullnat = mode;
+        // No way to a node is proven yet, and while none is, delivery is `fullnat`.
+        let (DeliveryMode::Fullnat | DeliveryMode::NodeDsr) = mode;
         // Draining members stay in the ring's order with weight 0: their slots go to others, nobody else's move (L-008).
         let members: Vec<_> = compiled
             .backends

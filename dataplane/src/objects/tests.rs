@@ -44,7 +44,14 @@ pub(crate) fn peer(number: u8) -> Peer {
 }
 
 pub(crate) fn backend(address: &str, port: u16, weight: u16) -> Backend {
-    Backend { address: address.parse().unwrap(), port, weight, node: "w1".into(), pod: "p1".into() }
+    Backend {
+        address: address.parse().unwrap(),
+        port,
+        weight,
+        local_weight: weight,
+        node: "w1".into(),
+        pod: "p1".into(),
+    }
 }
 
 /// A Service of one TCP port.
@@ -59,7 +66,9 @@ pub(crate) fn service(addresses: &[&str], port: u16, backends: &[Backend]) -> Se
             port,
             mode: DeliveryMode::Fullnat,
             backends: backends.to_vec(),
+            ..ServicePort::default()
         }],
+        ..Service::default()
     }
 }
 
