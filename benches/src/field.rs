@@ -19,6 +19,8 @@ pub const PASS_FRAMES: usize = 16_384;
 const FRAME_BYTES: u32 = 2048;
 /// Backends behind the Service.
 const BACKENDS: u8 = 100;
+/// Pods of each peer that are clients through the overlay.
+const PODS: u32 = 90;
 
 /// Frames that are ready to be received, and frames that were sent.
 #[derive(Default)]
@@ -232,9 +234,11 @@ impl Field {
                 rig::from_peer(net, peer, &bare[14..])
             }
             Way::Overlay => {
-                let (peer, pod) = (low % u16::from(rig::PEERS), low / 2 % 90);
-                let port = 1024 + u16::try_from(n / 180).unwrap_or_default();
-                let (peer, pod) = (peer.to_le_bytes()[0], pod.to_le_bytes()[0] + 1);
+                // One pod after the other, then the next port: no two flows have the same tuple.
+                let pods = u32::from(rig::PEERS) * PODS;
+                let (place, port) = (n % pods, 1024 + u16::try_from(n / pods).unwrap_or_default());
+                let [peer, ..] = (place / PODS).to_le_bytes();
+                let [pod, ..] = (place % PODS + 1).to_le_bytes();
                 let bare = rig::udp((net.pod(peer, pod), port), (net.vip(1), 80), &payload);
                 rig::from_peer(net, peer, &bare[14..])
             }
