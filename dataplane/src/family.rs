@@ -4,7 +4,8 @@ use crate::packet::Key;
 use crate::state::{Address, FlowTable, State, Tuple};
 use crate::table::local::LocalKind;
 use crate::table::route::RouteRow;
-use crate::table::{self, ServiceId, Tables, maglev};
+use crate::table::service::Served;
+use crate::table::{self, Tables, maglev};
 use crate::wire::checksum::Delta;
 use crate::wire::packet::L3;
 use crate::wire::{self, Malformed, edit, ipv4, ipv6, protocol, quote};
@@ -24,8 +25,8 @@ pub trait Family: Address {
     fn key(tuple: Tuple<Self>) -> Key;
     /// What this address means to the gateway.
     fn kind(&self, tables: &Tables) -> LocalKind;
-    /// The Service at exactly this address, protocol and port.
-    fn service(&self, tables: &Tables, protocol: u8, port: u16) -> Option<ServiceId>;
+    /// Who answers at this address, protocol and port.
+    fn service(&self, tables: &Tables, protocol: u8, port: u16) -> Option<Served>;
     /// The most specific route.
     fn route<'t>(&self, tables: &'t Tables) -> Option<&'t RouteRow>;
     /// The addresses reserved for `fullnat`.
@@ -99,7 +100,7 @@ impl Family for [u8; 4] {
     }
 
     #[inline(always)]
-    fn service(&self, tables: &Tables, protocol: u8, port: u16) -> Option<ServiceId> {
+    fn service(&self, tables: &Tables, protocol: u8, port: u16) -> Option<Served> {
         tables.services.lookup_v4(self, protocol, port)
     }
 
@@ -175,7 +176,7 @@ impl Family for [u8; 16] {
     }
 
     #[inline(always)]
-    fn service(&self, tables: &Tables, protocol: u8, port: u16) -> Option<ServiceId> {
+    fn service(&self, tables: &Tables, protocol: u8, port: u16) -> Option<Served> {
         tables.services.lookup_v6(self, protocol, port)
     }
 

@@ -25,7 +25,7 @@ use crate::table::nat::NatTable;
 use crate::table::neighbour::{NeighbourRow, NeighbourState};
 use crate::table::publish::Publisher;
 use crate::table::route::{NextHops, RouteRow, RouteTarget};
-use crate::table::service::{Frontend, Mode, ServiceRow};
+use crate::table::service::{EndpointSet, Frontend, FrontendKind, Mode, ServiceRow};
 use crate::table::tunnel::TunnelRow;
 use crate::table::{self, BackendId, DeviceId, Family, NeighbourId, ServiceId, Tables, TunnelId};
 use crate::wire::encap::{EncapTemplate, Tunnel, Underlay};
@@ -287,12 +287,12 @@ pub fn add_service(tables: &mut Tables, id: u32, vip: IpAddr, port: u16, protoco
             protocol,
             port,
             serving: u32::try_from(endpoints.len()).unwrap_or(u32::MAX),
-            members: eligible.iter().map(|(_, _, backend)| *backend).collect(),
-            ring,
+            cluster: EndpointSet { members: eligible.iter().map(|(_, _, backend)| *backend).collect(), ring },
+            terms: None,
             name: format!("test/service-{id}").into(),
         },
     );
-    services.set_frontend(Frontend { address: mapped(vip), protocol, port }, service);
+    services.set_frontend(Frontend { address: mapped(vip), protocol, port }, FrontendKind::Vip, service);
     let announced = Net::BOTH.iter().any(|family| (200..=255).any(|n| family.vip(n) == vip));
     let kind = if announced { LocalKind::VIP | LocalKind::ANNOUNCED } else { LocalKind::VIP };
     Arc::make_mut(&mut tables.locals).add(&mapped(vip), kind);
@@ -322,12 +322,14 @@ pub fn remove_endpoint(
     eligible.sort_unstable();
     let members: Vec<_> = eligible.iter().map(|(key, weight, _)| (*key, *weight)).collect();
     if let Some(mut row) = row {
-        row.ring = Ring::build(&members, maglev::ring_size(members.len())).map(Arc::new);
-        row.members = eligible.iter().map(|(_, _, backend)| *backend).collect();
+        row.cluster = EndpointSet {
+            members: eligible.iter().map(|(_, _, backend)| *backend).collect(),
+            ring: Ring::build(&members, maglev::ring_size(members.len())).map(Arc::new),
+        };
         row.serving = u32::try_from(left.len()).unwrap_or(u32::MAX);
         let services = Arc::make_mut(&mut tables.services);
         services.set_row(service, row);
-        services.set_frontend(Frontend { address: mapped(vip), protocol, port }, service);
+        services.set_frontend(Frontend { address: mapped(vip), protocol, port }, FrontendKind::Vip, service);
     }
     Arc::make_mut(&mut tables.backends).set_state(gone, BackendState::Gone);
 }

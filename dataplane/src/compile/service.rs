@@ -13,7 +13,7 @@ use super::backend::{Backends, QUARANTINE};
 use super::{Nanos, mapped_ip};
 use crate::table::backend::BackendState;
 use crate::table::maglev::{RingCache, member_key};
-use crate::table::service::{Frontend, Mode, ServiceRow};
+use crate::table::service::{EndpointSet, Frontend, FrontendKind, Mode, ServiceRow};
 use crate::table::{BackendId, Family, ServiceId, Tables};
 
 /// All Services that have rows.
@@ -116,7 +116,7 @@ impl Services {
                 }
             }
             for vip in vips.difference(&compiled.vips) {
-                services.set_frontend(frontend(*vip, key), compiled.id);
+                services.set_frontend(frontend(*vip, key), FrontendKind::Vip, compiled.id);
             }
             compiled.vips = vips;
         }
@@ -183,8 +183,11 @@ impl Services {
             protocol: protocol.number(),
             port,
             serving: u32::try_from(members.len()).unwrap_or(u32::MAX),
-            ring: self.rings.get(&members, 0),
-            members: compiled.backends.values().map(|(id, _)| *id).collect(),
+            cluster: EndpointSet {
+                members: compiled.backends.values().map(|(id, _)| *id).collect(),
+                ring: self.rings.get(&members, 0),
+            },
+            terms: None,
             name: Arc::clone(name),
         }
     }

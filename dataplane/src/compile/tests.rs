@@ -179,11 +179,11 @@ fn objects_and_facts_become_tables_of_both_families() {
         let frontend = crate::table::service::Frontend { address: ip16(vip), protocol: 6, port: 80 };
         let row = tables.services.row(tables.services.lookup(&frontend).expect(vip)).unwrap();
         assert_eq!(
-            (row.members.len(), row.serving, &*row.name),
+            (row.cluster.members.len(), row.serving, &*row.name),
             (members, u32::try_from(members).unwrap(), "shop/web")
         );
         assert!(
-            row.pick(7).is_some_and(|id| tables.backends.row(id).is_some_and(|row| row.state == BackendState::Active))
+            row.cluster.pick(7).is_some_and(|id| tables.backends.row(id).is_some_and(|row| row.state == BackendState::Active))
         );
         let kind = tables.locals.kind(&ip16(vip));
         assert!(kind.contains(LocalKind::VIP) && kind.contains(LocalKind::ANNOUNCED) == announced, "{vip}: {kind}");
@@ -267,8 +267,8 @@ fn an_update_shares_all_it_does_not_touch() {
     };
     let (then, now) = (ring(&before, "203.0.64.77"), ring(after, "203.0.64.77"));
     assert_eq!(then.0, now.0);
-    assert!(Arc::ptr_eq(then.1.ring.as_ref().unwrap(), now.1.ring.as_ref().unwrap()));
-    assert!(Arc::ptr_eq(&then.1.members, &now.1.members));
+    assert!(Arc::ptr_eq(then.1.cluster.ring.as_ref().unwrap(), now.1.cluster.ring.as_ref().unwrap()));
+    assert!(Arc::ptr_eq(&then.1.cluster.members, &now.1.cluster.members));
     assert!(notebook.take().is_empty(), "neither pinhole nor kernel has to be told");
     // Nothing new is no generation.
     let generation = compiler.generation();
@@ -296,7 +296,7 @@ fn endpoints_drain_leave_and_return_under_one_id() {
         update(&mut compiler, full(vec![with(&[(address, 0)])]));
         assert_eq!((row(&compiler).0, row(&compiler).1.state), (id, BackendState::Draining));
         assert_ne!(row(&compiler).1.epoch, first.epoch);
-        assert_eq!((front(&compiler).serving, front(&compiler).ring.is_none()), (1, true), "S-070, S-102");
+        assert_eq!((front(&compiler).serving, front(&compiler).cluster.is_empty()), (1, true), "S-070, S-102");
         update(&mut compiler, full(vec![with(&[])]));
         assert_eq!((row(&compiler).0, row(&compiler).1.state), (id, BackendState::Gone));
         assert_eq!(front(&compiler).serving, 0, "S-102: none serving");
@@ -308,7 +308,7 @@ fn endpoints_drain_leave_and_return_under_one_id() {
         let other = Service { uid: "uid-2".into(), ..both_families(80, &[(address, 1)]) };
         update(&mut compiler, full(vec![named("shop/web", "y", other)]));
         assert_eq!(compiler.tables().backends.row(id).unwrap().state, BackendState::Gone);
-        assert_ne!(front(&compiler).members[0], id);
+        assert_ne!(front(&compiler).cluster.members[0], id);
         update(&mut compiler, full(vec![]));
         assert_eq!(compiler.tables().services.frontends_len(), 0);
     }

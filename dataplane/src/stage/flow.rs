@@ -218,7 +218,7 @@ fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direction
         let others = original
             .destination
             .service(tables, original.protocol, original.destination_port)
-            .and_then(|id| tables.services.row(id))
+            .and_then(|served| tables.services.row(served.service))
             .is_some_and(|service| service.serving > 0);
         // S-102: a datagram of a flow whose endpoint left the serving set chooses anew, unless nothing serves at all.
         if others {

@@ -32,8 +32,8 @@ pub fn choose<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> Result<Choice, Dr
     let row = tuple
         .destination
         .service(tables, tuple.protocol, tuple.destination_port)
-        .and_then(|id| tables.services.row(id))
+        .and_then(|served| tables.services.row(served.service))
         .ok_or(DropReason::NoFrontend)?;
     let hash = A::hash_flow(&tables.settings.hash_key, tuple);
-    Ok(row.pick(hash).map_or(Choice::Reject, Choice::Backend))
+    Ok(row.cluster.pick(hash).map_or(Choice::Reject, Choice::Backend))
 }

@@ -29,8 +29,14 @@ pub mod rows;
 pub mod exact;
 /// One publish for all tables, and the readers that follow it.
 pub mod publish;
-/// Frontends and the Service behind each.
+/// Where Services are reached.
+pub mod frontend;
+/// Who answers at each frontend, and with which endpoints.
 pub mod service;
+/// What a Service asks for beyond an even spread.
+pub mod terms;
+/// Client addresses that may reach a Service.
+pub mod ranges;
 /// Consistent choice of a backend for a flow.
 pub mod maglev;
 /// Endpoints of Services, with the epochs that flows remember.

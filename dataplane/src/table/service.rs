@@ -1,29 +1,23 @@
-//! Frontends and the Service behind each.
+//! Services: who answers at each frontend, and with which endpoints.
 //!
-//! Owns two exact maps, one per family, from (address, protocol, port) to a [`ServiceId`], and the rows those ids mean. One
-//! row stands for one Service port of one family; all VIPs of that family point to it. It refuses to know how eligible
-//! endpoints were chosen and what becomes of a packet.
+//! Owns the frontends ([`super::frontend`]) and the rows their ids mean. One row stands for one Service port of one family;
+//! all frontends of that port and family point to it, whatever their kind. It refuses to know how eligible endpoints were
+//! chosen and what becomes of a packet.
+//!
+//! What a Service asks for beyond an even spread over its endpoints is in its [`Terms`], behind one pointer: most Services
+//! have none, and a row is one cache line.
 
 use std::hash::Hasher;
 use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
-use super::exact::{ExactMap, Tagged};
+use super::frontend::Frontends;
+pub use super::frontend::{Frontend, FrontendKind, PrefixFrontend, Served};
 use super::maglev::Ring;
 use super::rows::Rows;
-use super::{BackendId, Family, ServiceId, mapped, unmapped};
-
-/// One address, protocol and port that is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Frontend {
-    /// VIP in network order; IPv4 in mapped form.
-    pub address: [u8; 16],
-    /// IANA protocol number.
-    pub protocol: u8,
-    /// Port at the VIP, host order.
-    pub port: u16,
-}
+use super::terms::Terms;
+use super::{BackendId, Family, ServiceId};
 
 /// How packets reach a backend (design 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,62 +35,75 @@ impl Mode {
     }
 }
 
+/// Endpoints to choose from. Kind: table.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndpointSet {
+    /// Endpoints of `ring`, in the order its picks count: sorted by [`super::maglev::member_key`].
+    pub members: Arc<[BackendId]>,
+    /// Choice among `members`; `None` when there is no eligible one (S-070).
+    pub ring: Option<Arc<Ring>>,
+}
+
+impl EndpointSet {
+    /// The member for a hash ([`super::maglev::flow_hash`]); `None` without eligible endpoints (S-070). Read side.
+    #[inline]
+    pub fn pick(&self, hash: u64) -> Option<BackendId> {
+        self.members.get(self.ring.as_ref()?.pick(hash)).copied()
+    }
+
+    /// Whether no member takes new flows.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.ring.is_none()
+    }
+}
+
 /// One Service port of one family. Kind: table.
 #[derive(Clone, Debug)]
 pub struct ServiceRow {
     /// How packets reach a backend.
     pub mode: Mode,
-    /// Family of VIPs and members.
+    /// Family of frontends and members.
     pub family: Family,
     /// IANA protocol number.
     pub protocol: u8,
-    /// Port at the VIPs, host order.
+    /// Port at the VIPs, host order; 0: every port.
     pub port: u16,
     /// Endpoints still serving, draining ones included; at 0 a UDP flow keeps its backend (S-102).
     pub serving: u32,
-    /// Endpoints of `ring`, in the order its picks count: sorted by [`super::maglev::member_key`].
-    pub members: Arc<[BackendId]>,
-    /// Choice among `members`; `None` when there is no eligible one (S-070).
-    pub ring: Option<Arc<Ring>>,
+    /// The Cluster set (S-043): all endpoints, by [`tidegate_api::resource::Backend::weight`].
+    pub cluster: EndpointSet,
+    /// What the Service asks for beyond an even spread over `cluster`; `None`: nothing.
+    pub terms: Option<Arc<Terms>>,
     /// `namespace/name` of the Service.
     pub name: Arc<str>,
-}
-
-impl ServiceRow {
-    /// The member for a flow hash ([`super::maglev::flow_hash`]); `None` without eligible endpoints (S-070). Read side.
-    #[inline]
-    pub fn pick(&self, hash: u64) -> Option<BackendId> {
-        self.members.get(self.ring.as_ref()?.pick(hash)).copied()
-    }
 }
 
 /// All frontends and Services. Kind: table.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceTable {
-    frontends_v4: ExactMap<Tagged<[u8; 4]>, ServiceId>,
-    frontends_v6: ExactMap<Tagged<[u8; 16]>, ServiceId>,
+    frontends: Frontends,
     rows: Rows<Option<ServiceRow>>,
+    /// Rows with affinity.
+    sticky: u32,
 }
 
 impl ServiceTable {
-    /// The Service at an IPv4 frontend. Read side.
+    /// Who answers at an IPv4 address. Read side.
     #[inline]
-    pub fn lookup_v4(&self, address: &[u8; 4], protocol: u8, port: u16) -> Option<ServiceId> {
-        self.frontends_v4.get(&Tagged { address: *address, tag: tag(protocol, port) })
+    pub fn lookup_v4(&self, address: &[u8; 4], protocol: u8, port: u16) -> Option<Served> {
+        self.frontends.lookup_v4(address, protocol, port)
     }
 
-    /// The Service at an IPv6 frontend. Read side.
+    /// Who answers at an IPv6 address. Read side.
     #[inline]
-    pub fn lookup_v6(&self, address: &[u8; 16], protocol: u8, port: u16) -> Option<ServiceId> {
-        self.frontends_v6.get(&Tagged { address: *address, tag: tag(protocol, port) })
+    pub fn lookup_v6(&self, address: &[u8; 16], protocol: u8, port: u16) -> Option<Served> {
+        self.frontends.lookup_v6(address, protocol, port)
     }
 
-    /// The Service at a frontend of either family.
+    /// The Service entered for exactly this frontend, of either family.
     pub fn lookup(&self, frontend: &Frontend) -> Option<ServiceId> {
-        match unmapped(&frontend.address) {
-            Some(address) => self.lookup_v4(&address, frontend.protocol, frontend.port),
-            None => self.lookup_v6(&frontend.address, frontend.protocol, frontend.port),
-        }
+        self.frontends.get(frontend).map(|served| served.service)
     }
 
     /// The row of an id; `None` when vacant. Read side.
@@ -105,11 +112,32 @@ impl ServiceTable {
         self.rows.get(id.0)?.as_ref()
     }
 
-    /// Every frontend with its Service, IPv4 first, in no order that means anything.
-    pub fn frontends(&self) -> impl Iterator<Item = (Frontend, ServiceId)> {
-        let v4 = self.frontends_v4.iter().map(|(key, id)| (frontend(mapped(&key.address), key.tag), id));
-        let v6 = self.frontends_v6.iter().map(|(key, id)| (frontend(key.address, key.tag), id));
-        v4.chain(v6)
+    /// Whether any Service has affinity: without one nobody need ask [`ServiceTable::is_sticky_v4`]. Read side.
+    #[inline]
+    pub fn any_sticky(&self) -> bool {
+        self.sticky > 0
+    }
+
+    /// Whether all connections of a client to this IPv4 address, protocol and port must meet one worker: the Service there
+    /// has affinity. Read side.
+    #[inline]
+    pub fn is_sticky_v4(&self, address: &[u8; 4], protocol: u8, port: u16) -> bool {
+        self.any_sticky() && self.is_sticky(self.lookup_v4(address, protocol, port))
+    }
+
+    /// As [`ServiceTable::is_sticky_v4`] for IPv6.
+    #[inline]
+    pub fn is_sticky_v6(&self, address: &[u8; 16], protocol: u8, port: u16) -> bool {
+        self.any_sticky() && self.is_sticky(self.lookup_v6(address, protocol, port))
+    }
+
+    fn is_sticky(&self, served: Option<Served>) -> bool {
+        served.and_then(|served| self.row(served.service)).is_some_and(is_sticky)
+    }
+
+    /// All frontends.
+    pub fn frontends(&self) -> &Frontends {
+        &self.frontends
     }
 
     /// Every Service row with its id.
@@ -117,32 +145,36 @@ impl ServiceTable {
         self.rows.iter().filter_map(|(id, row)| Some((ServiceId(id), row.as_ref()?)))
     }
 
-    /// Frontends of both families.
+    /// Frontends of both families that are one address.
     pub fn frontends_len(&self) -> usize {
-        self.frontends_v4.len() + self.frontends_v6.len()
+        self.frontends.len()
     }
 
     /// Points a frontend at a Service and returns the one it had. Build side: one or two chunks.
-    pub fn set_frontend(&mut self, frontend: Frontend, id: ServiceId) -> Option<ServiceId> {
-        let tag = tag(frontend.protocol, frontend.port);
-        match unmapped(&frontend.address) {
-            Some(address) => self.frontends_v4.insert(Tagged { address, tag }, id),
-            None => self.frontends_v6.insert(Tagged { address: frontend.address, tag }, id),
-        }
+    pub fn set_frontend(&mut self, frontend: Frontend, kind: FrontendKind, id: ServiceId) -> Option<ServiceId> {
+        self.frontends.set(frontend, Some(Served { service: id, kind })).map(|before| before.service)
     }
 
     /// Removes a frontend and returns the Service it had. Build side: one chunk, rarely more.
     pub fn clear_frontend(&mut self, frontend: &Frontend) -> Option<ServiceId> {
-        self.set_frontend(*frontend, ServiceId::NONE)
+        self.frontends.set(*frontend, None).map(|before| before.service)
+    }
+
+    /// Points a prefix at a Service (`None`: at nobody) and returns the one it had. Prefixes are VIPs. Build side.
+    pub fn set_prefix(&mut self, frontend: PrefixFrontend, id: Option<ServiceId>) -> Option<ServiceId> {
+        let served = id.map(|service| Served { service, kind: FrontendKind::Vip });
+        self.frontends.set_prefix(frontend, served).map(|before| before.service)
     }
 
     /// Writes a Service row. Build side: one chunk.
     pub fn set_row(&mut self, id: ServiceId, row: ServiceRow) {
+        self.sticky = self.sticky + u32::from(is_sticky(&row)) - u32::from(self.row(id).is_some_and(is_sticky));
         self.rows.set(id.0, Some(row));
     }
 
     /// Makes an id vacant. Its frontends must have gone before, or they lead nowhere. Build side: one chunk.
     pub fn clear_row(&mut self, id: ServiceId) {
+        self.sticky -= u32::from(self.row(id).is_some_and(is_sticky));
         self.rows.clear(id.0);
     }
 
@@ -152,16 +184,28 @@ impl ServiceTable {
     pub fn digest(&self) -> u64 {
         // Addition forgets the order in which ids were given out; every term is keyed by its own whole content.
         let rows = self.rows().map(|(_, row)| row_digest(row));
-        let frontends = self.frontends().filter_map(|(frontend, id)| {
+        let exact = self.frontends.iter().filter_map(|(frontend, served)| {
             let mut hasher = SipHasher13::new_with_key(b"tidegate vip+svc");
             hasher.write(&frontend.address);
-            hasher.write(&[frontend.protocol]);
+            hasher.write(&[frontend.protocol, served.kind as u8]);
             hasher.write(&frontend.port.to_be_bytes());
-            hasher.write(&row_digest(self.row(id)?).to_be_bytes());
+            hasher.write(&row_digest(self.row(served.service)?).to_be_bytes());
             Some(hasher.finish())
         });
-        rows.chain(frontends).fold(0, u64::wrapping_add)
+        let prefixes = self.frontends.prefixes().filter_map(|(frontend, served)| {
+            let mut hasher = SipHasher13::new_with_key(b"tidegate net+svc");
+            hasher.write(frontend.prefix.to_string().as_bytes());
+            hasher.write(&[0xff, frontend.protocol]);
+            hasher.write(&frontend.port.to_be_bytes());
+            hasher.write(&row_digest(self.row(served.service)?).to_be_bytes());
+            Some(hasher.finish())
+        });
+        rows.chain(exact).chain(prefixes).fold(0, u64::wrapping_add)
     }
+}
+
+fn is_sticky(row: &ServiceRow) -> bool {
+    row.terms.as_ref().is_some_and(|terms| terms.is_sticky())
 }
 
 fn row_digest(row: &ServiceRow) -> u64 {
@@ -172,73 +216,18 @@ fn row_digest(row: &ServiceRow) -> u64 {
     hasher.write(row.mode.name().as_bytes());
     hasher.write(&row.port.to_be_bytes());
     hasher.write(&row.serving.to_be_bytes());
-    hasher.write(&row.ring.as_ref().map_or(0, |ring| ring.digest()).to_be_bytes());
+    hasher.write(&row.cluster.ring.as_ref().map_or(0, |ring| ring.digest()).to_be_bytes());
+    hasher.write(&row.terms.as_ref().map_or(0, |terms| terms.digest()).to_be_bytes());
     hasher.finish()
-}
-
-#[inline]
-fn tag(protocol: u8, port: u16) -> u32 {
-    u32::from(protocol) << 16 | u32::from(port)
-}
-
-fn frontend(address: [u8; 16], tag: u32) -> Frontend {
-    let [_, protocol, high, low] = tag.to_be_bytes();
-    Frontend { address, protocol, port: u16::from_be_bytes([high, low]) }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
     use crate::table::maglev::{member_key, ring_size};
-
-    fn any_frontend() -> impl Strategy<Value = Frontend> {
-        // Few values, so that frontends differ in one field only, and IPv6 ones that end as IPv4 ones do.
-        let address = (0..2u8, 0..3u8).prop_map(|(family, host)| match family {
-            0 => mapped(&[203, 0, 113, host]),
-            _ => [0x20, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 203, 0, 113, host],
-        });
-        let protocol = prop::sample::select(vec![6u8, 17]);
-        (address, protocol, 80..83u16).prop_map(|(address, protocol, port)| Frontend { address, protocol, port })
-    }
-
-    proptest! {
-        #[test]
-        fn frontends_match_exactly(ops in prop::collection::vec((any_frontend(), prop::option::weighted(0.7, 0..9u32)), 0..80)) {
-            let mut table = ServiceTable::default();
-            let mut oracle = BTreeMap::new();
-            for (frontend, id) in ops {
-                let id = id.map(ServiceId);
-                let before = match id {
-                    Some(id) => table.set_frontend(frontend, id),
-                    None => table.clear_frontend(&frontend),
-                };
-                let expected = match id {
-                    Some(id) => oracle.insert(frontend, id),
-                    None => oracle.remove(&frontend),
-                };
-                prop_assert_eq!(before, expected);
-            }
-            prop_assert_eq!(table.frontends().collect::<BTreeMap<_, _>>(), oracle.clone());
-            prop_assert_eq!(table.frontends_len(), oracle.len());
-            for host in 0..3 {
-                for protocol in [6, 17, 132] {
-                    for port in 79..84 {
-                        let (v4, mut v6) = ([203, 0, 113, host], [0x20, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 203, 0, 113, 0]);
-                        v6[15] = host;
-                        let expected = |address| oracle.get(&Frontend { address, protocol, port }).copied();
-                        prop_assert_eq!(table.lookup_v4(&v4, protocol, port), expected(mapped(&v4)));
-                        prop_assert_eq!(table.lookup_v6(&v6, protocol, port), expected(v6));
-                        prop_assert_eq!(table.lookup_v6(&mapped(&v4), protocol, port), None, "families stay apart");
-                        prop_assert_eq!(table.lookup(&Frontend { address: v6, protocol, port }), expected(v6));
-                    }
-                }
-            }
-        }
-    }
+    use crate::table::mapped;
 
     /// A Service as objects tell it, before ids.
     #[derive(Clone, Debug)]
@@ -278,13 +267,17 @@ mod tests {
                 protocol: service.protocol,
                 port: service.port,
                 serving: service.serving,
-                members: members.iter().map(|_| BackendId(backends.next().unwrap())).collect(),
-                ring: Ring::build(&members, ring_size(members.len())).map(Arc::new),
+                cluster: EndpointSet {
+                    members: members.iter().map(|_| BackendId(backends.next().unwrap())).collect(),
+                    ring: Ring::build(&members, ring_size(members.len())).map(Arc::new),
+                },
+                terms: None,
                 name: service.name.as_str().into(),
             };
             table.set_row(id, row);
             for vip in &service.vips {
-                table.set_frontend(Frontend { address: *vip, protocol: service.protocol, port: service.port }, id);
+                let frontend = Frontend { address: *vip, protocol: service.protocol, port: service.port };
+                table.set_frontend(frontend, FrontendKind::Vip, id);
             }
         }
         table
@@ -304,7 +297,7 @@ mod tests {
             // A Service that came and went leaves nothing.
             let passing = Frontend { address: [9; 16], protocol: 17, port: 53 };
             table.set_row(ServiceId(900), table.row(ServiceId(7)).unwrap().clone());
-            table.set_frontend(passing, ServiceId(900));
+            table.set_frontend(passing, FrontendKind::Vip, ServiceId(900));
             prop_assert_ne!(table.digest(), expected);
             table.clear_frontend(&passing);
             table.clear_row(ServiceId(900));
@@ -342,10 +335,10 @@ mod tests {
     fn a_row_picks_a_member_or_none() {
         let table = table_of(&[told(4), told(5)]);
         let row = table.row(ServiceId(7)).unwrap();
-        let picked: std::collections::BTreeSet<_> = (0..100u64).filter_map(|n| row.pick(n << 57)).collect();
-        assert_eq!(picked.into_iter().collect::<Vec<_>>(), row.members.to_vec());
+        let picked: std::collections::BTreeSet<_> = (0..100u64).filter_map(|n| row.cluster.pick(n << 57)).collect();
+        assert_eq!(picked.into_iter().collect::<Vec<_>>(), row.cluster.members.to_vec());
         // S-070: no endpoint, no pick.
-        assert_eq!(table.row(ServiceId(8)).unwrap().pick(1), None);
+        assert_eq!(table.row(ServiceId(8)).unwrap().cluster.pick(1), None);
         assert!(table.row(ServiceId(9)).is_none() && table.row(ServiceId::NONE).is_none());
         assert_eq!(table.rows().map(|(id, _)| id.0).collect::<Vec<_>>(), [7, 8]);
     }
