@@ -193,6 +193,7 @@ fn service(name: &str, address: &str, protocol: Protocol, port: u16, backends: u
         protocol,
         port,
         mode: "fullnat".into(),
+        nodes: Vec::new(),
         backends,
         maglev_slots: slots,
         packets: 120 * u64::from(backends),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use tidegate_api::message::WayState;
 use tidegate_api::show::{BackendRow, ServiceRow};
 
 use crate::columns::{Columns, number, text};
@@ -24,12 +25,12 @@ pub fn services(rows: &[ServiceRow]) -> String {
     ]);
     let mut rows: Vec<&ServiceRow> = rows.iter().collect();
     rows.sort_by_key(|row| (&row.service, row.address, row.port, row.protocol));
-    for row in rows {
+    for row in &rows {
         columns.row([
             row.service.clone(),
             SocketAddr::new(row.address, row.port).to_string(),
             row.protocol.to_string(),
-            row.mode.clone(),
+            mode(row),
             row.backends.to_string(),
             row.maglev_slots.to_string(),
             row.new_flows.to_string(),
@@ -37,7 +38,24 @@ pub fn services(rows: &[ServiceRow]) -> String {
             row.bytes.to_string(),
         ]);
     }
-    columns.render()
+    let mut told = columns.render();
+    for row in &rows {
+        for way in row.nodes.iter().filter(|way| way.state != WayState::Proven) {
+            let (service, at) = (&row.service, SocketAddr::new(row.address, row.port));
+            let state = if way.state == WayState::Failed { "failed" } else { "not proven" };
+            told += &format!("{service} {at}/{}: node {} {state}: {}\n", row.protocol, way.node, way.reason);
+        }
+    }
+    told
+}
+
+/// The mode in force, and to how many of its nodes the way is proven where nodes were asked for.
+fn mode(row: &ServiceRow) -> String {
+    if row.nodes.is_empty() {
+        return row.mode.clone();
+    }
+    let proven = row.nodes.iter().filter(|way| way.state == WayState::Proven).count();
+    format!("{} ({proven} of {} nodes)", row.mode, row.nodes.len())
 }
 
 /// One line per backend and frontend port. `service`: the only Service asked for.
@@ -65,7 +83,7 @@ pub fn backends(rows: &[BackendRow], service: Option<&str>) -> String {
     ]);
     let mut rows: Vec<&BackendRow> = rows.iter().collect();
     rows.sort_by_key(|row| (&row.service, row.port, row.protocol, row.address, row.backend_port));
-    for row in rows {
+    for row in &rows {
         columns.row([
             row.service.clone(),
             format!("{}/{}", row.port, row.protocol),
@@ -81,4 +99,38 @@ pub fn backends(rows: &[BackendRow], service: Option<&str>) -> String {
         ]);
     }
     columns.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_api::message::NodeDelivery;
+    use tidegate_api::resource::Protocol;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_not_proven_is_told_with_its_reason() {
+        let way = |node: &str, state, reason: &str| NodeDelivery {
+            node: node.into(),
+            weight: 1,
+            state,
+            reason: reason.into(),
+        };
+        let row = ServiceRow {
+            service: "shop/web".into(),
+            address: "2001:db8::1".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            mode: "node-dsr".into(),
+            nodes: vec![way("w1", WayState::Proven, ""), way("w2", WayState::Failed, "no answer")],
+            backends: 2,
+            maglev_slots: 211,
+            packets: 0,
+            bytes: 0,
+            new_flows: 0,
+        };
+        let told = services(&[row]);
+        assert!(told.contains("node-dsr (1 of 2 nodes)"), "{told}");
+        assert!(told.ends_with("\nshop/web [2001:db8::1]:80/TCP: node w2 failed: no answer\n"), "{told}");
+    }
 }

@@ -1,12 +1,13 @@
 //! Messages of the conversation.
 //!
 //! A client opens with [`Request::Hello`]. Control then sends [`Request::Update`]s and receives one
-//! [`Response::Accepted`] per update, and a [`Response::Reached`] whenever the workers have reached a newer
-//! generation. A reader sends [`Request::Show`]. The server never speaks first, except `Reached` to control.
+//! [`Response::Accepted`] per update, a [`Response::Reached`] whenever the workers have reached a newer generation, and a
+//! [`Response::Delivery`] whenever a Service that asked for `node-dsr` is delivered in another way than last told. A
+//! reader sends [`Request::Show`]. The server never speaks first, except `Reached` and `Delivery` to control.
 
 use serde::{Deserialize, Serialize};
 
-use crate::resource::{Resource, ResourceKey, Versions};
+use crate::resource::{DeliveryMode, Protocol, Resource, ResourceKey, Versions};
 use crate::show::{Show, Shown};
 
 /// Version of this contract; both sides tolerate unknown fields, so it moves only when meaning changes.
@@ -68,6 +69,12 @@ pub enum Response {
         /// Generation number, monotonic within one run of the dataplane.
         generation: u64,
     },
+    /// How Services that asked for `node-dsr` are delivered. The first one on a connection tells of all such Services,
+    /// later ones of those where something changed.
+    Delivery {
+        /// In the order of names.
+        services: Vec<ServiceDelivery>,
+    },
     /// Answer to `Show`.
     Shown(Shown),
     /// The request could not be understood or served; the connection stays usable.
@@ -75,6 +82,69 @@ pub enum Response {
         /// What is wrong, for people.
         message: String,
     },
+}
+
+/// How one Service is delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceDelivery {
+    /// `namespace/name`.
+    pub service: String,
+    /// One entry per port and family that asked for `node-dsr`. Empty: none asks any more, or the Service is gone.
+    #[serde(default)]
+    pub ports: Vec<PortDelivery>,
+}
+
+/// How one port of one family of a Service is delivered that asked for `node-dsr`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortDelivery {
+    /// L4 protocol.
+    pub protocol: Protocol,
+    /// Port at the VIP.
+    pub port: u16,
+    /// Family of the VIPs.
+    pub family: IpFamily,
+    /// What new flows get: `node-dsr` once the way to a node is proven, `fullnat` until then.
+    pub mode: DeliveryMode,
+    /// Every node that has an endpoint, in the order of names.
+    #[serde(default)]
+    pub nodes: Vec<NodeDelivery>,
+}
+
+/// The way to one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDelivery {
+    /// Name of the node.
+    pub node: String,
+    /// Share of new flows once it is proven: the sum of its endpoints' local weights.
+    pub weight: u32,
+    /// What is known of the way there.
+    pub state: WayState,
+    /// Why it is not proven and what to look at; empty when it is.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// What is known of the way to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WayState {
+    /// It answered: new flows go there.
+    Proven,
+    /// It has not answered yet.
+    #[default]
+    Unproven,
+    /// It answered before and does not any more: it has left the set.
+    Failed,
+}
+
+/// IP version of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IpFamily {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
 }
 
 /// What became of one update.
@@ -128,6 +198,35 @@ mod versions {
 mod tests {
     use super::*;
     use crate::resource::Kind;
+
+    #[test]
+    fn a_delivery_tells_each_node_and_its_reason() {
+        let node = |node: &str, state, reason: &str| NodeDelivery {
+            node: node.into(),
+            weight: 2,
+            state,
+            reason: reason.into(),
+        };
+        let port = PortDelivery {
+            protocol: Protocol::Tcp,
+            port: 80,
+            family: IpFamily::Ipv6,
+            mode: DeliveryMode::NodeDsr,
+            nodes: vec![node("w1", WayState::Proven, ""), node("w2", WayState::Failed, "no answer")],
+        };
+        let told = Response::Delivery {
+            services: vec![
+                ServiceDelivery { service: "shop/web".into(), ports: vec![port] },
+                ServiceDelivery { service: "shop/gone".into(), ports: vec![] },
+            ],
+        };
+        let json = serde_json::to_string(&told).unwrap();
+        assert!(
+            json.contains(r#""family":"ipv6","mode":"node-dsr""#) && json.contains(r#""state":"failed""#),
+            "{json}"
+        );
+        assert_eq!(serde_json::from_str::<Response>(&json).unwrap(), told);
+    }
 
     #[test]
     fn a_welcome_tells_what_is_held() {

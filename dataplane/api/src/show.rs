@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::message::NodeDelivery;
 use crate::resource::{MacAddress, Protocol};
 
 /// A question.
@@ -78,8 +79,11 @@ pub struct ServiceRow {
     pub protocol: Protocol,
     /// Port at the VIP.
     pub port: u16,
-    /// Delivery mode, as in the contract.
+    /// Delivery mode in force, as in the contract.
     pub mode: String,
+    /// Where `node-dsr` was asked for: every node with an endpoint and what is known of the way there.
+    #[serde(default)]
+    pub nodes: Vec<NodeDelivery>,
     /// Backends of this family with weight above 0.
     pub backends: u32,
     /// Slots of the Maglev table; 0 without backends.
@@ -101,9 +105,9 @@ pub struct BackendRow {
     pub port: u16,
     /// L4 protocol.
     pub protocol: Protocol,
-    /// Pod address.
+    /// Pod address; of a node that takes packets in `node-dsr`, its underlay address.
     pub address: IpAddr,
-    /// Pod port.
+    /// Pod port; 0 of such a node.
     pub backend_port: u16,
     /// Weight; 0 while draining.
     pub weight: u16,
