@@ -183,7 +183,9 @@ fn objects_and_facts_become_tables_of_both_families() {
             (members, u32::try_from(members).unwrap(), "shop/web")
         );
         assert!(
-            row.cluster.pick(7).is_some_and(|id| tables.backends.row(id).is_some_and(|row| row.state == BackendState::Active))
+            row.cluster
+                .pick(7)
+                .is_some_and(|id| tables.backends.row(id).is_some_and(|row| row.state == BackendState::Active))
         );
         let kind = tables.locals.kind(&ip16(vip));
         assert!(kind.contains(LocalKind::VIP) && kind.contains(LocalKind::ANNOUNCED) == announced, "{vip}: {kind}");

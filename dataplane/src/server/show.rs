@@ -89,7 +89,11 @@ fn services(view: &View, usage: &HashMap<BackendId, BackendUsage>) -> Vec<Servic
                 mode: row.mode.name().to_owned(),
                 nodes: Vec::new(),
                 backends: u32::try_from(row.cluster.members.iter().filter(active).count()).unwrap_or(u32::MAX),
-                maglev_slots: row.cluster.ring.as_ref().map_or(0, |ring| u32::try_from(ring.size()).unwrap_or(u32::MAX)),
+                maglev_slots: row
+                    .cluster
+                    .ring
+                    .as_ref()
+                    .map_or(0, |ring| u32::try_from(ring.size()).unwrap_or(u32::MAX)),
                 packets: used.packets,
                 bytes: used.bytes,
                 new_flows: used.new_flows,
