@@ -6,9 +6,12 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use ipnet::IpNet;
 use serde::de::IgnoredAny;
-use tidegate_api::resource::OrphanTcp;
+use serde::{Deserialize, Deserializer};
+use tidegate_api::resource::{DeliveryMode, OrphanTcp};
+
+use crate::watch::Exposed;
 
 /// The whole node file.
 #[derive(Clone, Debug, Deserialize)]
@@ -56,6 +59,26 @@ pub struct Control {
     /// UDP port of the overlay, which flannel does not write into its annotations; 8472 unless its `Port` is set.
     #[serde(default = "vxlan_port_default")]
     pub vxlan_port: u16,
+    /// How packets reach endpoints unless a Service's annotation says otherwise (S-062). Absent: by its
+    /// `externalTrafficPolicy`, `node-dsr` for Local and `fullnat` for Cluster.
+    #[serde(default)]
+    pub delivery_mode: Option<DeliveryMode>,
+    /// Follow the hints of EndpointSlices (S-045). Off at gateways unless asked for: two gateways in different zones would
+    /// choose different endpoints, and all that enters in one zone would stay there (S-046).
+    #[serde(default)]
+    pub topology_hints: bool,
+    /// Which `externalIPs` may be served; none unless listed (S-023).
+    #[serde(default, rename = "externalIPs", deserialize_with = "prefixes")]
+    pub external_ips: Vec<IpNet>,
+    /// Serve `clusterIPs` to clients whose network routes them here (S-060).
+    #[serde(default, rename = "exposeClusterIPs")]
+    pub expose_cluster_ips: bool,
+    /// Serve node ports at this gateway's own addresses (S-014, S-065).
+    #[serde(default)]
+    pub expose_node_ports: bool,
+    /// Which of its addresses; empty: all that its Node lists.
+    #[serde(default, deserialize_with = "prefixes")]
+    pub node_port_addresses: Vec<IpNet>,
 }
 
 /// Where objects come from.
@@ -131,8 +154,40 @@ impl NodeFile {
         if control.load_balancer_class.as_deref() == Some("") {
             return Err("control.loadBalancerClass: empty; use null to serve Services without a class".into());
         }
+        if !control.node_port_addresses.is_empty() && !control.expose_node_ports {
+            return Err("control.nodePortAddresses: without effect unless exposeNodePorts is true".into());
+        }
         Ok(())
     }
+}
+
+impl Control {
+    /// Which frontends beyond VIPs are served.
+    pub fn exposed(&self) -> Exposed {
+        Exposed {
+            external_ips: !self.external_ips.is_empty(),
+            cluster_ips: self.expose_cluster_ips,
+            node_ports: self.expose_node_ports,
+        }
+    }
+}
+
+/// CIDRs, and plain addresses as the CIDRs of one address; host bits cleared.
+fn prefixes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(try_from = "String")]
+    struct Prefix(IpNet);
+
+    impl TryFrom<String> for Prefix {
+        type Error = String;
+
+        fn try_from(text: String) -> Result<Self, String> {
+            let address = || text.parse::<IpAddr>().map(IpNet::from);
+            let prefix = text.parse::<IpNet>().or_else(|_| address());
+            prefix.map(|prefix| Prefix(prefix.trunc())).map_err(|_| format!("{text:?} is not a CIDR"))
+        }
+    }
+    Ok(Vec::<Prefix>::deserialize(deserializer)?.into_iter().map(|prefix| prefix.0).collect())
 }
 
 fn socket_default() -> PathBuf {
@@ -165,6 +220,24 @@ mod tests {
         assert_eq!((file.control.vxlan_port, file.control.clamp_mss), (8472, true));
         assert_eq!(file.control.orphan_tcp, OrphanTcp::Drop);
         assert_eq!(file.control.load_balancer_class, None);
+        // S-023, S-060, S-065: nothing but VIPs is served unless asked for. S-046: hints are off.
+        assert_eq!(file.control.exposed(), Exposed::default());
+        assert!(!file.control.topology_hints);
+        assert_eq!(file.control.delivery_mode, None);
+    }
+
+    #[test]
+    fn what_is_served_beyond_vips_is_said_in_so_many_words() {
+        let lines = "  deliveryMode: node-dsr\n  topologyHints: true\n  externalIPs: [192.0.2.0/24, \"2001:db8::7\"]\n  \
+                     exposeClusterIPs: true\n  exposeNodePorts: true\n  nodePortAddresses: [198.51.100.9]\n";
+        let control = NodeFile::parse(&format!("{SMALLEST}{lines}")).unwrap().control;
+        assert_eq!(control.exposed(), Exposed { external_ips: true, cluster_ips: true, node_ports: true });
+        assert_eq!(
+            control.external_ips,
+            ["192.0.2.0/24".parse().unwrap(), "2001:db8::7/128".parse::<IpNet>().unwrap()]
+        );
+        assert_eq!(control.node_port_addresses, ["198.51.100.9/32".parse::<IpNet>().unwrap()]);
+        assert_eq!((control.delivery_mode, control.topology_hints), (Some(DeliveryMode::NodeDsr), true));
     }
 
     #[test]
@@ -190,6 +263,12 @@ mod tests {
             (control("orphanTcp: ignore"), "orphanTcp"),
             (control("vxlanPort: 0"), "control.vxlanPort"),
             (control("vxlanPort: 70000"), "vxlanPort"),
+            (control("deliveryMode: dsr"), "deliveryMode"),
+            (control("externalIPs: [192.0.2.0/33]"), "externalIPs"),
+            (control("externalIps: [192.0.2.0/24]"), "externalIps"),
+            (control("exposeClusterIPs: maybe"), "exposeClusterIPs"),
+            (control("exposeNodePorts: true\n  nodePortAddresses: [here]"), "nodePortAddresses"),
+            (control("nodePortAddresses: [198.51.100.9]"), "exposeNodePorts"),
             (SMALLEST.replace("gw-1", "\"\""), "node"),
         ] {
             let message = NodeFile::parse(&text).unwrap_err();

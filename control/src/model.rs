@@ -123,6 +123,11 @@ impl Model {
         self.services.get(name)
     }
 
+    /// Names of all Services, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Name> {
+        self.services.keys()
+    }
+
     /// The slices of a Service, in name order (S-040).
     pub fn slices_of(&self, service: &Name) -> impl Iterator<Item = &EndpointSlice> {
         self.slices_of

@@ -17,7 +17,9 @@ use crate::config::NodeFile;
 use crate::model::{Dirty, Model, Name};
 use crate::problem::{Problem, Severity};
 use crate::resolve::claim::Claims;
-use crate::resolve::service::{Note, Outcome};
+use crate::resolve::note::Note;
+use crate::resolve::service::Outcome;
+use crate::resolve::site::Site;
 use crate::resolve::{self, gateway, peer};
 use crate::session::link::News;
 use crate::session::{Session, Standing};
@@ -49,6 +51,8 @@ pub struct Reconciler {
     model: Model,
     desired: Desired,
     claims: Claims,
+    /// What the Services were resolved with.
+    site: Site,
     /// Notes of the Services that are ours.
     notes: HashMap<Name, Vec<Note>>,
     session: Session,
@@ -69,10 +73,12 @@ pub struct Reconciler {
 impl Reconciler {
     /// A process that knows nothing yet.
     pub fn new(file: NodeFile, dialect: Dialect, status: StatusWriter) -> Self {
+        let model = Model::default();
         Reconciler {
+            site: Site::new(&file, &model),
             file,
             dialect,
-            model: Model::default(),
+            model,
             desired: Desired::default(),
             claims: Claims::default(),
             notes: HashMap::new(),
@@ -134,6 +140,7 @@ impl Reconciler {
             self.session.confirm();
         }
         self.resolve_nodes(&dirty.nodes);
+        self.resolve_site(&mut dirty);
         self.resolve_services(dirty.services);
         for name in restated {
             self.refresh(&name);
@@ -174,7 +181,7 @@ impl Reconciler {
 
     fn apply(&mut self, manifest: Manifest, dirty: &mut Dirty, restated: &mut BTreeSet<Name>) {
         let Manifest { key, place, value } = manifest;
-        match watch::read(&key, &value, self.dialect) {
+        match watch::read(&key, &value, self.dialect, self.file.control.exposed()) {
             Ok(object) => {
                 self.settle(&key, restated);
                 self.model.apply(object, dirty);
@@ -283,14 +290,23 @@ impl Reconciler {
         Vec::new()
     }
 
+    /// A Node may matter to all Services: where they are served at, or whom they may be sent to.
+    fn resolve_site(&mut self, dirty: &mut Dirty) {
+        if dirty.nodes.is_empty() {
+            return;
+        }
+        let site = Site::new(&self.file, &self.model);
+        if site != self.site {
+            self.site = site;
+            dirty.services.extend(self.model.services().cloned());
+        }
+    }
+
     fn resolve_services(&mut self, names: BTreeSet<Name>) {
         let mut restated = BTreeSet::new();
         for name in names {
             let outcome = match self.model.service(&name) {
-                Some(service) => {
-                    let class = self.file.control.load_balancer_class.as_deref();
-                    resolve::service::resolve(service, self.model.slices_of(&name), class)
-                }
+                Some(service) => resolve::service::resolve(service, self.model.slices_of(&name), &self.site),
                 None => Outcome::NotOurs,
             };
             let (service, notes) = match outcome {

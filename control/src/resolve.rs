@@ -9,8 +9,16 @@ use std::hash::Hasher;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use tidegate_api::resource::{Body, Resource};
 
-/// A Service and its slices → addresses, ports, backends.
+/// A Service and its slices → frontends, ports, backends.
 pub mod service;
+/// Where a Service is reached at this gateway.
+pub mod frontend;
+/// Which endpoints of its slices are used, with which weight.
+pub mod endpointslice;
+/// What people must know of a Service.
+pub mod note;
+/// What Services have to know of the place they are served from.
+pub mod site;
 /// Another Node → how to reach its pods.
 pub mod peer;
 /// The own Node and the node file → this gateway.

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tidegate_api::resource::Protocol;
@@ -14,6 +15,8 @@ use crate::source::{ObjectKey, ObjectKind};
 
 /// `v1` Service.
 pub mod service;
+/// Annotations of a Service that are Tidegate's own.
+pub mod annotation;
 /// `discovery.k8s.io/v1` EndpointSlice.
 pub mod endpointslice;
 /// `v1` Node with flannel's annotations.
@@ -27,6 +30,18 @@ pub enum Dialect {
     /// Files written by people: an absent field takes the API server's default, and since nobody allocates cluster
     /// IPs and load balancer addresses, a missing `clusterIP` is no obstacle and requested addresses are the addresses.
     Files,
+}
+
+/// Which frontends beyond VIPs a gateway serves. A Service that has none of them is none of our business, and neither are
+/// its mistakes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Exposed {
+    /// `externalIPs` (S-023).
+    pub external_ips: bool,
+    /// `clusterIPs` (S-060).
+    pub cluster_ips: bool,
+    /// `nodePort`s (S-065).
+    pub node_ports: bool,
 }
 
 /// Why an object is not taken.
@@ -49,9 +64,9 @@ impl Invalid {
 ///
 /// # Errors
 /// When a field has the wrong type or a value that cannot be worked with.
-pub fn read(key: &ObjectKey, value: &Value, dialect: Dialect) -> Result<Object, Invalid> {
+pub fn read(key: &ObjectKey, value: &Value, dialect: Dialect, exposed: Exposed) -> Result<Object, Invalid> {
     match key.kind {
-        ObjectKind::Service => service::read(key.name(), &typed(value)?, dialect).map(Object::Service),
+        ObjectKind::Service => service::read(key.name(), &typed(value)?, dialect, exposed).map(Object::Service),
         ObjectKind::EndpointSlice => {
             endpointslice::read(key.name(), &typed(value)?, dialect).map(Object::EndpointSlice)
         }
@@ -95,6 +110,15 @@ pub(crate) fn unicast(address: IpAddr) -> Result<(), &'static str> {
         _ if address.is_multicast() => Err("is a multicast address"),
         _ if link_local => Err("is a link-local address"),
         _ => Ok(()),
+    }
+}
+
+/// Whether all of a prefix can be destinations; else why not. Its ends tell: what is nobody's lies at the ends of the
+/// powers of two.
+fn unicast_prefix(prefix: IpNet) -> Result<(), &'static str> {
+    match prefix.prefix_len() {
+        0 => Err("would take all traffic"),
+        _ => unicast(prefix.network()).and_then(|()| unicast(prefix.broadcast())).map_err(|_| "is not all unicast"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! An EndpointSlice: addresses of one family, their conditions, and port numbers that are already resolved (S-011).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use tidegate_api::resource::Protocol;
@@ -45,6 +46,10 @@ pub struct Endpoint {
     pub node: String,
     /// Pod it is, possibly empty.
     pub pod: String,
+    /// `hints.forNodes`: nodes whose traffic it is meant for (S-045).
+    pub hinted_nodes: BTreeSet<String>,
+    /// `hints.forZones`: zones whose traffic it is meant for (S-045).
+    pub hinted_zones: BTreeSet<String>,
 }
 
 #[cfg(test)]
@@ -66,6 +71,8 @@ pub(crate) mod tests {
                     terminating: false,
                     node: "w1".into(),
                     pod: format!("pod-{address}"),
+                    hinted_nodes: BTreeSet::new(),
+                    hinted_zones: BTreeSet::new(),
                 })
                 .collect(),
         }

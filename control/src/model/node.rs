@@ -14,6 +14,12 @@ pub struct Node {
     pub uid: String,
     /// Pod prefixes of both families, host bits cleared.
     pub pod_cidrs: Vec<IpNet>,
+    /// Label `topology.kubernetes.io/zone` (S-045); empty when not given.
+    pub zone: String,
+    /// Label `node.kubernetes.io/exclude-from-external-load-balancers`: not a target of modes that choose nodes (S-006).
+    pub excluded: bool,
+    /// Internal and external addresses of `status.addresses`, as listed (S-065).
+    pub addresses: Vec<IpAddr>,
     /// What flannel says, or why this Node is not part of the VXLAN overlay.
     pub overlay: Result<Overlay, String>,
 }

@@ -1,19 +1,31 @@
 //! Frontends claimed by more than one Service (S-067).
 //!
-//! Owns the index from (address, protocol, port) to the Services that claim it, and the rule who wins: the older one,
-//! then the one whose namespace/name sorts first. The dataplane applies the same rule to what it serves; this index
-//! exists so that the losing Service is told, also when the change came from the other one.
+//! Owns the index from (address or prefix, protocol, port) to the Services that claim it, over all kinds of frontends,
+//! and the rule who wins: the older one, then the one whose namespace/name sorts first. An address does not meet a prefix
+//! that contains it, nor a port the frontend of every port: the exact one goes before by rule (S-068). The dataplane
+//! applies the same rules to what it serves; this index exists so that the losing Service is told, also when the change
+//! came from the other one.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 
 use hashbrown::HashMap;
+use ipnet::IpNet;
 use tidegate_api::resource::{Protocol, Service};
 
 use crate::model::Name;
 
-/// One address, protocol and port.
-pub type Frontend = (IpAddr, Protocol, u16);
+/// One address or prefix, protocol and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Frontend {
+    /// The address as a prefix of full length, or the prefix.
+    pub at: IpNet,
+    /// L4 protocol.
+    pub protocol: Protocol,
+    /// Port, host order; 0: every port.
+    pub port: u16,
+}
 
 /// Who claims what.
 #[derive(Debug, Default)]
@@ -39,15 +51,11 @@ impl Claims {
             }
         }
         let Some(service) = service else { return others };
-        let mut frontends = Vec::new();
-        for address in &service.addresses {
-            for port in &service.ports {
-                let frontend = (*address, port.protocol, port.port);
-                let claimants = self.claimants.entry(frontend).or_default();
-                others.extend(claimants.iter().map(|(_, name)| name.clone()));
-                claimants.insert((service.created_at_s, name.clone()));
-                frontends.push(frontend);
-            }
+        let frontends = frontends(service);
+        for frontend in &frontends {
+            let claimants = self.claimants.entry(*frontend).or_default();
+            others.extend(claimants.iter().map(|(_, name)| name.clone()));
+            claimants.insert((service.created_at_s, name.clone()));
         }
         self.claimed.insert(name.clone(), (service.created_at_s, frontends));
         others
@@ -62,5 +70,34 @@ impl Claims {
             .filter_map(|frontend| Some((*frontend, owner(frontend)?)))
             .filter(|(_, owner)| owner != name)
             .collect()
+    }
+}
+
+/// All frontends of a Service.
+fn frontends(service: &Service) -> Vec<Frontend> {
+    let addresses = [&service.addresses, &service.external_addresses, &service.cluster_addresses];
+    let exact = addresses.into_iter().flatten().copied().map(IpNet::from);
+    let at: Vec<IpNet> = exact.chain(service.prefixes.iter().copied()).collect();
+    let mut frontends = Vec::new();
+    for port in &service.ports {
+        let frontend = |at: IpNet, number: u16| Frontend { at, protocol: port.protocol, port: number };
+        frontends.extend(at.iter().map(|at| frontend(*at, port.port)));
+        let node = service.node_addresses.iter().map(|address: &IpAddr| IpNet::from(*address));
+        frontends
+            .extend(port.node_port.into_iter().flat_map(|number| node.clone().map(move |at| frontend(at, number))));
+    }
+    frontends
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at.prefix_len() == self.at.max_prefix_len() {
+            true => write!(f, "{}", self.at.addr())?,
+            false => write!(f, "{}", self.at)?,
+        }
+        match self.port {
+            0 => write!(f, " every port/{}", self.protocol),
+            port => write!(f, " {port}/{}", self.protocol),
+        }
     }
 }

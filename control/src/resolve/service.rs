@@ -1,27 +1,20 @@
-//! A Service and its EndpointSlices → addresses, ports and backends.
+//! A Service and its EndpointSlices → frontends, ports and backends.
 //!
-//! Owns which Services are served (S-001 … S-004), the join of ports (S-010, S-011), and which endpoints are chosen
-//! (S-040 … S-044). Each family is chosen for itself, as kube-proxy does (S-121). What is asked for and not done yet is
-//! told as a [`Note`], never left out silently (S-012, S-084).
+//! Owns which Services are served (S-001 … S-004), how they are delivered (S-062, S-063), and what each of their ports
+//! becomes. What is asked for and not done, or done otherwise, is told as a [`Note`], never left out silently (S-012,
+//! S-084).
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use tidegate_api::resource::{DeliveryMode, Protocol, Service as Resolved, ServicePort as ResolvedPort, TrafficPolicy};
 
-use tidegate_api::resource::{Backend, DeliveryMode, Protocol, Service as Resolved, ServicePort as ResolvedPort};
-
+use super::endpointslice::{Choice, Join};
+use super::frontend::Frontends;
+use super::note::{Note, notes};
+use super::site::Site;
 use crate::model::endpointslice::EndpointSlice;
-use crate::model::service::{Service, ServicePort};
+use crate::model::service::{Service, ServicePort, ServiceType};
 
-/// A condition of a Service other than "it is programmed". `status` is "the good case holds".
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Note {
-    /// Type of the condition.
-    pub kind: &'static str,
-    /// Reason, in CamelCase.
-    pub reason: &'static str,
-    /// For people.
-    pub message: String,
-}
+/// Name of the port that stands for every port; a Service cannot give it to one of its own.
+pub const EVERY_PORT: &str = "*";
 
 /// What becomes of a Service.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,159 +30,124 @@ pub enum Outcome {
     },
 }
 
-/// Resolves one Service. `class` is the configured load balancer class; `slices` are those that name this Service.
-pub fn resolve<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointSlice>, class: Option<&str>) -> Outcome {
-    if !is_ours(service, class) {
-        return Outcome::NotOurs;
-    }
-    let mut notes = notes(service);
-    let ports: Vec<&ServicePort> = service.ports.iter().filter(|port| port.protocol != Protocol::Sctp).collect();
-    if service.addresses.is_empty() || ports.is_empty() {
-        notes.sort();
-        return Outcome::Ours { service: None, notes };
-    }
-    let slices: Vec<&EndpointSlice> = slices.collect();
-    let ports = ports
-        .into_iter()
-        .map(|port| ResolvedPort {
-            name: port.name.clone(),
-            protocol: port.protocol,
-            port: port.port,
-            mode: DeliveryMode::Fullnat,
-            backends: backends(port, &slices),
-            ..ResolvedPort::default()
-        })
-        .collect();
-    notes.sort();
-    let service = Resolved {
-        uid: service.uid.clone(),
-        created_at_s: service.created_at_s,
-        addresses: service.addresses.clone(),
-        ports,
-        ..Resolved::default()
-    };
-    Outcome::Ours { service: Some(Box::new(service)), notes }
+/// How a Service is delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The mode of all its ports.
+    pub mode: DeliveryMode,
+    /// `node-dsr` was meant, but the nodes could not answer.
+    pub impossible: bool,
+    /// There are frontends whose clients' addresses could be kept.
+    pub matters: bool,
 }
 
-fn is_ours(service: &Service, class: Option<&str>) -> bool {
-    service.load_balancer
-        && service.class.as_deref() == class // S-001
+/// Resolves one Service at `site`; `slices` are those that name this Service.
+pub fn resolve<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointSlice>, site: &Site) -> Outcome {
+    if !may_be_ours(service, site) {
+        return Outcome::NotOurs;
+    }
+    let frontends = Frontends::new(service, site);
+    let refused_here = !site.external_ips.is_empty() && !frontends.external_refused.is_empty();
+    if service.service_type != ServiceType::LoadBalancer && frontends.is_empty() && !refused_here {
+        return Outcome::NotOurs;
+    }
+    let delivery = delivery(service, &frontends, site);
+    let notes = notes(service, &frontends, &delivery, site);
+    let slices: Vec<&EndpointSlice> = slices.collect();
+    let ports = ports(service, &delivery, site, &slices);
+    if frontends.is_empty() || ports.is_empty() {
+        return Outcome::Ours { service: None, notes };
+    }
+    let resolved = Resolved {
+        uid: service.uid.clone(),
+        created_at_s: service.created_at_s,
+        addresses: frontends.addresses,
+        prefixes: frontends.prefixes,
+        external_addresses: frontends.external_addresses,
+        cluster_addresses: frontends.cluster_addresses,
+        node_addresses: frontends.node_addresses,
+        source_ranges: service.source_ranges.clone(),
+        ports,
+    };
+    Outcome::Ours { service: Some(Box::new(resolved)), notes }
+}
+
+fn may_be_ours(service: &Service, site: &Site) -> bool {
+    let of_our_class = match service.service_type {
+        ServiceType::LoadBalancer => service.class == site.class, // S-001
+        ServiceType::NodePort | ServiceType::ClusterIp => true,
+        ServiceType::Other => false,
+    };
+    of_our_class
         && service.left_to.is_none() // S-003
         && !service.without_cluster_ip // S-004
 }
 
-/// What is known of one ip:port over all slices.
-struct Candidate<'a> {
-    ready: bool,
-    serving: bool,
-    terminating: bool,
-    node: &'a str,
-    pod: &'a str,
+/// S-062: what the Service asks for, else what the node file says, else by policy: to keep the client's address is what
+/// `Local` is for.
+fn delivery(service: &Service, frontends: &Frontends, site: &Site) -> Delivery {
+    let by_policy = match service.external_policy {
+        TrafficPolicy::Local => DeliveryMode::NodeDsr,
+        TrafficPolicy::Cluster => DeliveryMode::Fullnat,
+    };
+    let matters = frontends.any_for_outside();
+    let meant = service.wishes.mode.or(site.delivery_mode).unwrap_or(by_policy);
+    // S-063: a node's kube-proxy answers for the VIPs in status and for external addresses, on the ports of the Service.
+    // Addresses are read from there only, or from files, whose author vouches for the status.
+    let unknown_to_nodes = !frontends.prefixes.is_empty() || service.wishes.all_ports;
+    let possible = matters && !unknown_to_nodes;
+    let mode = if meant == DeliveryMode::NodeDsr && possible { meant } else { DeliveryMode::Fullnat };
+    Delivery { mode, impossible: meant == DeliveryMode::NodeDsr && matters && unknown_to_nodes, matters }
 }
 
-/// All endpoints of one port that are chosen or still serve: chosen ones with weight 1, the others with 0, so that
-/// their flows go on (S-100, S-102). In order of address and port.
-fn backends(port: &ServicePort, slices: &[&EndpointSlice]) -> Vec<Backend> {
-    let mut candidates: BTreeMap<(IpAddr, u16), Candidate<'_>> = BTreeMap::new();
-    for slice in slices {
-        // S-010: joined by name and protocol, never by number; S-011: the number is the slice's.
-        let offered = slice.ports.iter().filter(|offer| offer.name == port.name && offer.protocol == port.protocol);
-        for offer in offered {
-            for endpoint in &slice.endpoints {
-                let candidate = Candidate {
-                    ready: endpoint.ready,
-                    serving: endpoint.serving,
-                    terminating: endpoint.terminating,
-                    node: &endpoint.node,
-                    pod: &endpoint.pod,
-                };
-                candidates
-                    .entry((endpoint.address, offer.port))
-                    .and_modify(|known| known.merge(&candidate))
-                    .or_insert(candidate);
-            }
+/// The ports, in order of number and protocol; every port of a protocol comes before the single ones.
+fn ports(service: &Service, delivery: &Delivery, site: &Site, slices: &[&EndpointSlice]) -> Vec<ResolvedPort> {
+    let choice = Choice {
+        wishes: &service.wishes,
+        here: site.here.as_ref(),
+        excluded: (delivery.mode == DeliveryMode::NodeDsr).then_some(&site.excluded), // S-006
+    };
+    let served: Vec<&ServicePort> = service.ports.iter().filter(|port| port.protocol != Protocol::Sctp).collect();
+    let mut ports = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let ours = served.iter().filter(|port| port.protocol == protocol);
+        let names: Vec<&str> = ours.map(|port| port.name.as_str()).collect();
+        if service.wishes.all_ports && !names.is_empty() {
+            let join = Join { protocol, names, any_port: true };
+            ports.push(ResolvedPort {
+                name: EVERY_PORT.into(),
+                port: 0,
+                backends: choice.backends(&join, slices),
+                ..template(service, delivery, protocol)
+            });
         }
     }
-    let mut backends = Vec::new();
-    for v4 in [true, false] {
-        let family = || candidates.iter().filter(move |((address, _), _)| address.is_ipv4() == v4);
-        // S-043: the ready ones; without any, those that still serve while they terminate.
-        let any_ready = family().any(|(_, candidate)| candidate.ready);
-        for ((address, number), candidate) in family() {
-            let chosen = match any_ready {
-                true => candidate.ready,
-                false => candidate.serving && candidate.terminating,
-            };
-            if chosen || candidate.serving {
-                backends.push(Backend {
-                    address: *address,
-                    port: *number,
-                    weight: u16::from(chosen),
-                    local_weight: 0,
-                    node: candidate.node.into(),
-                    pod: candidate.pod.into(),
-                });
-            }
+    ports.extend(served.into_iter().map(|port| {
+        let join = Join { protocol: port.protocol, names: vec![&port.name], any_port: false };
+        ResolvedPort {
+            name: port.name.clone(),
+            port: port.port,
+            node_port: port.node_port.filter(|_| site.node_ports),
+            backends: choice.backends(&join, slices),
+            ..template(service, delivery, port.protocol)
         }
-    }
-    backends
+    }));
+    ports
 }
 
-impl<'a> Candidate<'a> {
-    /// The same ip:port in a second slice, while it moves from one to the other (S-040, T-021): the livelier word
-    /// counts, so that neither order of slices nor the stale one decides.
-    fn merge(&mut self, other: &Candidate<'a>) {
-        self.ready |= other.ready;
-        self.serving |= other.serving;
-        self.terminating &= other.terminating;
-        self.node = self.node.max(other.node);
-        self.pod = self.pod.max(other.pod);
+/// What all ports of a protocol have in common.
+fn template(service: &Service, delivery: &Delivery, protocol: Protocol) -> ResolvedPort {
+    let wishes = &service.wishes;
+    ResolvedPort {
+        protocol,
+        mode: delivery.mode,
+        external_policy: service.external_policy,
+        internal_policy: service.internal_policy,
+        affinity_timeout_s: service.affinity_timeout_s,
+        scheduler: wishes.scheduler,
+        hash: wishes.hash,
+        slow_start_s: wishes.slow_start_s,
+        one_packet: wishes.one_packet && protocol == Protocol::Udp && delivery.mode == DeliveryMode::NodeDsr,
+        ..ResolvedPort::default()
     }
-}
-
-fn notes(service: &Service) -> Vec<Note> {
-    let mut notes = Vec::new();
-    let mut note = |kind, reason, message: String| notes.push(Note { kind, reason, message });
-    if service.addresses.is_empty() {
-        let message = "no address to serve: neither status.loadBalancer.ingress nor a request for addresses has one";
-        note("AddressAssigned", "NoAddress", message.into());
-    }
-    if !service.addresses_of_other_families.is_empty() {
-        let list = join(&service.addresses_of_other_families);
-        note(
-            "AddressAssigned",
-            "FamilyNotInIPFamilies",
-            format!("not served, their family is not in spec.ipFamilies: {list}"),
-        );
-    }
-    let sctp: Vec<u16> =
-        service.ports.iter().filter(|port| port.protocol == Protocol::Sctp).map(|port| port.port).collect();
-    if !sctp.is_empty() {
-        note("PortsSupported", "SctpUnsupported", format!("not served: SCTP port {}", join(&sctp))); // S-012
-    }
-    if service.local {
-        let message = "externalTrafficPolicy is Local, but this version delivers through source translation: pods see the \
-                       gateway's address, not the client's";
-        note("ClientAddressKept", "DeliveredByFullnat", message.into()); // S-056
-    }
-    if !service.source_ranges.is_empty() {
-        let ranges = join(&service.source_ranges);
-        let message = format!(
-            "loadBalancerSourceRanges is NOT enforced by this version: every client gets in, not only {ranges}"
-        );
-        note("SourceRangesEnforced", "NotEnforced", message); // S-084
-    }
-    if service.affinity {
-        let message = "sessionAffinity ClientIP is not kept by this version: connections of a client are spread over all endpoints";
-        note("SessionAffinityKept", "NotKept", message.into());
-    }
-    if !service.external_ips.is_empty() {
-        let list = service.external_ips.join(", ");
-        note("ExternalIPsServed", "NotServed", format!("externalIPs are not served: {list}")); // S-023
-    }
-    notes
-}
-
-fn join<T: ToString>(items: &[T]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

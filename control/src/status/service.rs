@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::Name;
 use crate::model::service::Service;
 use crate::resolve::claim::Frontend;
-use crate::resolve::service::Note;
+use crate::resolve::note::Note;
 
 /// Type of the condition that says whether the dataplane does what the Service asks.
 pub const PROGRAMMED: &str = "Programmed";
@@ -78,10 +78,8 @@ impl ServiceStatus {
         let mut words = vec![programmed(progress)];
         words.extend(notes.iter().map(|note| (note.kind, false, note.reason, note.message.clone())));
         if !lost.is_empty() {
-            let list: Vec<String> = lost
-                .iter()
-                .map(|((address, protocol, port), owner)| format!("{address} {port}/{protocol} belongs to {owner}"))
-                .collect();
+            let list: Vec<String> =
+                lost.iter().map(|(frontend, owner)| format!("{frontend} belongs to {owner}")).collect();
             words.push((
                 "FrontendsOwned",
                 false,

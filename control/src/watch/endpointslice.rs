@@ -55,6 +55,7 @@ fn endpoint(entry: &api::Endpoint, index: usize, v4: bool) -> Result<Endpoint, I
         return Err(Invalid::new(field, format!("{address} is not of the slice's addressType {family}")));
     }
     let conditions = entry.conditions.as_ref();
+    let hints = entry.hints.as_ref();
     let pod = entry.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
     Ok(Endpoint {
         address,
@@ -64,5 +65,7 @@ fn endpoint(entry: &api::Endpoint, index: usize, v4: bool) -> Result<Endpoint, I
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
         node: entry.node_name.clone().unwrap_or_default(),
         pod: pod.and_then(|target| target.name.clone()).unwrap_or_default(),
+        hinted_nodes: hints.iter().flat_map(|hints| hints.for_nodes.iter().flatten()).map(|n| n.name.clone()).collect(),
+        hinted_zones: hints.iter().flat_map(|hints| hints.for_zones.iter().flatten()).map(|z| z.name.clone()).collect(),
     })
 }

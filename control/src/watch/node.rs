@@ -12,6 +12,10 @@ use tidegate_api::resource::MacAddress;
 use super::{Invalid, address};
 use crate::model::node::{Node, Overlay, Tunnel};
 
+/// Label with the zone of a Node (S-045).
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// Label that takes a Node out of the targets of load balancers (S-006).
+const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 const PREFIX: &str = "flannel.alpha.coreos.com/";
 /// flannel's default network identifier, also meant when old releases leave it out (V-020, V-021).
 const VNI_DEFAULT: u32 = 1;
@@ -40,8 +44,35 @@ pub(super) fn read(name: &str, object: &api::Node) -> Result<Node, Invalid> {
     if let (true, Some(text)) = (pod_cidrs.is_empty(), spec.and_then(|spec| spec.pod_cidr.as_deref())) {
         pod_cidrs.push(cidr(text, "spec.podCIDR")?);
     }
-    let overlay = overlay(object.annotations())?;
-    Ok(Node { name: name.into(), uid: object.uid().unwrap_or_default(), pod_cidrs, overlay })
+    Ok(Node {
+        name: name.into(),
+        uid: object.uid().unwrap_or_default(),
+        pod_cidrs,
+        zone: object.labels().get(ZONE_LABEL).cloned().unwrap_or_default(),
+        // S-006: "false" is not excluded; what cannot be read as a truth value is.
+        excluded: object.labels().get(EXCLUDE_LABEL).is_some_and(|value| !is_false(value)),
+        addresses: addresses(object),
+        overlay: overlay(object.annotations())?,
+    })
+}
+
+/// The forms of "false" that Go reads, which is what the API's own controllers do.
+fn is_false(value: &str) -> bool {
+    ["0", "f", "F", "false", "FALSE", "False"].contains(&value)
+}
+
+/// Names and addresses nobody can be reached at from elsewhere are left out: a Node with one is still a good Node.
+fn addresses(object: &api::Node) -> Vec<IpAddr> {
+    let listed = object.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for entry in listed.filter(|entry| ["InternalIP", "ExternalIP"].contains(&entry.type_.as_str())) {
+        if let Ok(ip) = address(&entry.address, "status.addresses")
+            && !addresses.contains(&ip)
+        {
+            addresses.push(ip);
+        }
+    }
+    addresses
 }
 
 fn cidr(text: &str, field: impl Into<String>) -> Result<IpNet, Invalid> {

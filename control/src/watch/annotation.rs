@@ -1,0 +1,223 @@
+//! Annotations of a Service that are Tidegate's own.
+//!
+//! Owns their names and the form of their values. A value that cannot be read makes the object invalid, as a wrong field
+//! does; a name that is not listed here is told, since it is most likely a typing error.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tidegate_api::resource::{DeliveryMode, HashFields, Scheduler};
+
+use super::{Dialect, Invalid, address};
+use crate::model::service::Wishes;
+
+/// What all of them begin with.
+pub const PREFIX: &str = "tidegate.io/";
+/// Requests addresses, comma-separated.
+pub const ADDRESSES: &str = "tidegate.io/addresses";
+/// `fullnat` or `node-dsr`.
+pub const DELIVERY_MODE: &str = "tidegate.io/delivery-mode";
+/// How an endpoint is chosen, by the names of the kernel's IPVS.
+pub const SCHEDULER: &str = "tidegate.io/scheduler";
+/// Which fields the schedulers that hash look at.
+pub const HASH: &str = "tidegate.io/hash";
+/// Seconds in which a new endpoint gets its full share.
+pub const SLOW_START: &str = "tidegate.io/slow-start";
+/// `"true"`: every datagram is scheduled alone.
+pub const ONE_PACKET: &str = "tidegate.io/one-packet";
+/// `"true"`: every port of the addresses is served.
+pub const ALL_PORTS: &str = "tidegate.io/all-ports";
+/// CIDRs all of whose addresses are VIPs, comma-separated.
+pub const PREFIXES: &str = "tidegate.io/prefixes";
+/// `pod=weight` and `address=weight`, comma-separated.
+pub const WEIGHTS: &str = "tidegate.io/weights";
+
+/// Longest slow start: an endpoint that takes longer to warm up than an hour is held back for another reason.
+const SLOW_START_S_MAX: u16 = 3600;
+
+const KNOWN: [&str; 9] =
+    [ADDRESSES, DELIVERY_MODE, SCHEDULER, HASH, SLOW_START, ONE_PACKET, ALL_PORTS, PREFIXES, WEIGHTS];
+
+/// Reads all but the one that requests addresses.
+///
+/// # Errors
+/// When a value cannot be read.
+pub(super) fn read(annotations: &BTreeMap<String, String>, dialect: Dialect) -> Result<Wishes, Invalid> {
+    let mut wishes = Wishes::default();
+    for (name, value) in annotations.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
+        let value = value.trim();
+        let wrong = |message: String| Invalid::new(field(name), message);
+        match name.as_str() {
+            DELIVERY_MODE => wishes.mode = Some(delivery_mode(value).map_err(wrong)?),
+            SCHEDULER => (wishes.scheduler, wishes.scheduler_replaced) = scheduler(value).map_err(wrong)?,
+            HASH => wishes.hash = hash(value).map_err(wrong)?,
+            SLOW_START => wishes.slow_start_s = slow_start(value).map_err(wrong)?,
+            ONE_PACKET => wishes.one_packet = truth(value).map_err(wrong)?,
+            ALL_PORTS => wishes.all_ports = truth(value).map_err(wrong)?,
+            PREFIXES if dialect == Dialect::Files => wishes.prefixes = prefixes(value).map_err(wrong)?,
+            PREFIXES => wishes.prefixes_unassigned = prefixes(value).map_err(wrong)?,
+            WEIGHTS => weights(value, &mut wishes).map_err(wrong)?,
+            ADDRESSES => {}
+            _ => wishes.unknown.push(name.clone()),
+        }
+    }
+    Ok(wishes)
+}
+
+/// Path of an annotation in its object.
+pub(super) fn field(name: &str) -> String {
+    format!("metadata.annotations[{name}]")
+}
+
+/// The names there are, for people.
+pub fn known() -> String {
+    KNOWN.map(|name| name.trim_start_matches(PREFIX)).join(", ")
+}
+
+fn delivery_mode(text: &str) -> Result<DeliveryMode, String> {
+    match text {
+        "fullnat" => Ok(DeliveryMode::Fullnat),
+        "node-dsr" => Ok(DeliveryMode::NodeDsr),
+        _ => Err(format!("{text:?} is not fullnat or node-dsr")),
+    }
+}
+
+/// The scheduler, and the name it stands in for. `lblc` and `lblcr` keep a cache of destinations, which is what makes
+/// sense in front of caches; behind a VIP every destination is the same, and `dh` is what they amount to (L-037).
+fn scheduler(text: &str) -> Result<(Scheduler, Option<&'static str>), String> {
+    Ok(match text {
+        "mh" => (Scheduler::Mh, None),
+        "rr" => (Scheduler::Rr, None),
+        "wrr" => (Scheduler::Wrr, None),
+        "lc" => (Scheduler::Lc, None),
+        "wlc" => (Scheduler::Wlc, None),
+        "sed" => (Scheduler::Sed, None),
+        "nq" => (Scheduler::Nq, None),
+        "sh" => (Scheduler::Sh, None),
+        "dh" => (Scheduler::Dh, None),
+        "fo" => (Scheduler::Fo, None),
+        "ovf" => (Scheduler::Ovf, None),
+        "lblc" => (Scheduler::Dh, Some("lblc")),
+        "lblcr" => (Scheduler::Dh, Some("lblcr")),
+        _ => {
+            return Err(format!("{text:?} is not one of mh, rr, wrr, lc, wlc, sed, nq, sh, dh, fo, ovf, lblc, lblcr"));
+        }
+    })
+}
+
+fn hash(text: &str) -> Result<HashFields, String> {
+    match text {
+        "flow" => Ok(HashFields::Flow),
+        "without-source-port" => Ok(HashFields::WithoutSourcePort),
+        "destination-port" => Ok(HashFields::DestinationPort),
+        _ => Err(format!("{text:?} is not flow, without-source-port or destination-port")),
+    }
+}
+
+/// Seconds, with or without their unit.
+fn slow_start(text: &str) -> Result<u16, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    let seconds = number.parse().ok().filter(|seconds| *seconds <= SLOW_START_S_MAX);
+    seconds.ok_or_else(|| format!("{text:?} is not a number of seconds up to {SLOW_START_S_MAX}, like 30 or 30s"))
+}
+
+fn truth(text: &str) -> Result<bool, String> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(format!("{text:?} is not \"true\" or \"false\"")),
+    }
+}
+
+fn prefixes(list: &str) -> Result<Vec<IpNet>, String> {
+    let mut prefixes = Vec::new();
+    for text in list.split(',').map(str::trim) {
+        let prefix: IpNet = text.parse().map_err(|_| format!("{text:?} is not a CIDR"))?;
+        if prefix != prefix.trunc() {
+            return Err(format!("{prefix} has bits set behind its length; is {} meant?", prefix.trunc()));
+        }
+        if prefix.prefix_len() == prefix.max_prefix_len() {
+            return Err(format!("{prefix} is a single address; request it with {ADDRESSES}"));
+        }
+        super::unicast_prefix(prefix).map_err(|reason| format!("{prefix} {reason}"))?;
+        if prefixes.contains(&prefix) {
+            return Err(format!("{prefix} is listed twice"));
+        }
+        prefixes.push(prefix);
+    }
+    prefixes.sort();
+    Ok(prefixes)
+}
+
+fn weights(list: &str, wishes: &mut Wishes) -> Result<(), String> {
+    for entry in list.split(',').map(str::trim) {
+        let (whose, number) =
+            entry.split_once('=').ok_or_else(|| format!("{entry:?} is not pod=weight or address=weight"))?;
+        let (whose, number) = (whose.trim(), number.trim());
+        let weight: u16 = number.parse().map_err(|_| format!("{number:?} is not a weight (0 to {})", u16::MAX))?;
+        let before = match whose.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            Ok(ip) => {
+                let ip = address(&ip.to_string(), WEIGHTS).map_err(|invalid| invalid.message)?;
+                wishes.weights_by_address.insert(ip, weight)
+            }
+            Err(_) if is_pod_name(whose) => wishes.weights_by_pod.insert(whose.into(), weight),
+            Err(_) => return Err(format!("{whose:?} is neither an address nor the name of a pod")),
+        };
+        if before.is_some() {
+            return Err(format!("{whose} is listed twice"));
+        }
+    }
+    Ok(())
+}
+
+/// A name as Kubernetes allows for pods (RFC 1123 subdomain).
+fn is_pod_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    let ends = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let bytes = text.as_bytes();
+    bytes.len() <= 253 && bytes.iter().copied().all(allowed) && ends(bytes.first()) && ends(bytes.last())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn one(name: &str, value: &str) -> Result<Wishes, Invalid> {
+        read(&[(name.to_string(), value.to_string())].into(), Dialect::Files)
+    }
+
+    #[test]
+    fn every_name_of_a_scheduler_is_read() {
+        let names = ["mh", "rr", "wrr", "lc", "wlc", "sed", "nq", "sh", "dh", "fo", "ovf"];
+        for name in names {
+            let wishes = one(SCHEDULER, name).unwrap();
+            // The contract has the same names.
+            assert_eq!(serde_json::to_value(wishes.scheduler).unwrap(), name);
+            assert_eq!(wishes.scheduler_replaced, None);
+        }
+        for name in ["lblc", "lblcr"] {
+            let wishes = one(SCHEDULER, name).unwrap();
+            assert_eq!((wishes.scheduler, wishes.scheduler_replaced), (Scheduler::Dh, Some(name)));
+        }
+    }
+
+    #[test]
+    fn weights_are_found_by_address_then_by_pod() {
+        let wishes = one(WEIGHTS, "web-0=3, 10.244.1.5=0,[fd00::5]=7 , fd00::6 = 65535").unwrap();
+        let weight = |address: &str, pod: &str| wishes.weight(address.parse().unwrap(), pod);
+        assert_eq!(weight("10.244.1.5", "web-0"), 0);
+        assert_eq!(weight("10.244.1.6", "web-0"), 3);
+        assert_eq!(weight("10.244.1.6", "web-1"), 1);
+        assert_eq!((weight("fd00::5", ""), weight("fd00::6", "")), (7, 65535));
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_makes_it_panic(which in 0..KNOWN.len(), value in "[-a-z0-9./:,= \\[\\]]{0,60}") {
+            let _ = one(KNOWN[which], &value);
+        }
+    }
+}
