@@ -40,7 +40,7 @@ impl fmt::Display for Name {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// A Service.
-    Service(Service),
+    Service(Box<Service>),
     /// An EndpointSlice.
     EndpointSlice(EndpointSlice),
     /// A Node.
@@ -71,9 +71,9 @@ impl Model {
     pub fn apply(&mut self, object: Object, dirty: &mut Dirty) {
         match object {
             Object::Service(service) => {
-                if self.services.get(&service.name) != Some(&service) {
+                if self.services.get(&service.name) != Some(&*service) {
                     dirty.services.insert(service.name.clone());
-                    self.services.insert(service.name.clone(), service);
+                    self.services.insert(service.name.clone(), *service);
                 }
             }
             Object::EndpointSlice(slice) => {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use desired::Desired;
 use hashbrown::HashMap;
 use tidegate_api::message::Response;
-use tidegate_api::resource::{Body, Kind, Resource, ResourceKey};
+use tidegate_api::resource::{Body, DeliveryMode, Kind, Resource, ResourceKey};
 
 use crate::config::NodeFile;
 use crate::model::{Dirty, Model, Name};
@@ -25,7 +25,8 @@ use crate::session::link::News;
 use crate::session::{Session, Standing};
 use crate::source::{Batch, Manifest, ObjectKey, ObjectKind};
 use crate::status::StatusWriter;
-use crate::status::service::{Progress, ServiceStatus};
+use crate::status::delivery::Deliveries;
+use crate::status::service::{Findings, Progress, ServiceStatus};
 use crate::watch::{self, Dialect};
 
 /// What there should be, and how sure that is.
@@ -56,6 +57,8 @@ pub struct Reconciler {
     /// Notes of the Services that are ours.
     notes: HashMap<Name, Vec<Note>>,
     session: Session,
+    /// What the dataplane found of the ways to nodes.
+    deliveries: Deliveries,
     status: StatusWriter,
     /// Objects whose present form is not used.
     invalid: BTreeMap<ObjectKey, Problem>,
@@ -83,6 +86,7 @@ impl Reconciler {
             claims: Claims::default(),
             notes: HashMap::new(),
             session: Session::default(),
+            deliveries: Deliveries::default(),
             status,
             invalid: BTreeMap::new(),
             source_problems: Vec::new(),
@@ -349,6 +353,7 @@ impl Reconciler {
             News::Connected { link, stream, holds, reached, server } => {
                 tracing::info!(%server, holds = holds.len(), reached, "connected to the dataplane");
                 self.dataplane_problem = None;
+                self.deliveries.connected();
                 self.session.connected(link, stream, holds, reached);
             }
             News::Lost { link, reason } => {
@@ -376,6 +381,11 @@ impl Reconciler {
             Response::Reached { generation } => {
                 let touched = self.session.reached(generation);
                 self.refresh_all(touched);
+            }
+            Response::Delivery { services } => {
+                for name in self.deliveries.take(services) {
+                    self.refresh(&name);
+                }
             }
             Response::Error { message } => {
                 tracing::error!(%message, "the dataplane could not serve a request; connecting again");
@@ -441,7 +451,13 @@ impl Reconciler {
         let invalid = self.invalid.get(&object).map(ToString::to_string);
         let lost = self.claims.lost(name);
         let version = resource.map(|resource| resource.version.clone());
-        let status = ServiceStatus::new(service, version, &progress, notes, &lost, invalid.as_deref());
+        let findings = Findings {
+            notes,
+            lost: &lost,
+            invalid: invalid.as_deref(),
+            delivery: resource.filter(|resource| by_node_dsr(resource)).map(|_| self.deliveries.words(name)),
+        };
+        let status = ServiceStatus::new(service, version, &progress, findings);
         self.status.service(name.clone(), Some(status));
     }
 
@@ -484,6 +500,13 @@ impl Reconciler {
         }
         self.status.problems(problems.iter().cloned().collect());
         self.told = problems;
+    }
+}
+
+fn by_node_dsr(resource: &Resource) -> bool {
+    match &resource.body {
+        Body::Service(service) => service.ports.iter().any(|port| port.mode == DeliveryMode::NodeDsr),
+        _ => false,
     }
 }
 

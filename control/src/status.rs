@@ -19,6 +19,8 @@ use service::ServiceStatus;
 
 /// Conditions of one Service.
 pub mod service;
+/// Whether pods see their clients' addresses, as the dataplane finds it.
+pub mod delivery;
 
 /// File with everything that is wrong now.
 pub const PROBLEMS_FILE: &str = "problems.json";

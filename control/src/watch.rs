@@ -66,7 +66,8 @@ impl Invalid {
 /// When a field has the wrong type or a value that cannot be worked with.
 pub fn read(key: &ObjectKey, value: &Value, dialect: Dialect, exposed: Exposed) -> Result<Object, Invalid> {
     match key.kind {
-        ObjectKind::Service => service::read(key.name(), &typed(value)?, dialect, exposed).map(Object::Service),
+        ObjectKind::Service => service::read(key.name(), &typed(value)?, dialect, exposed)
+            .map(|service| Object::Service(Box::new(service))),
         ObjectKind::EndpointSlice => {
             endpointslice::read(key.name(), &typed(value)?, dialect).map(Object::EndpointSlice)
         }

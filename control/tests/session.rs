@@ -15,8 +15,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tidegate_api::frame;
 use tidegate_api::listen::Listener;
-use tidegate_api::message::{Accepted, CONTRACT_VERSION, Rejection, Request, Response, Update};
-use tidegate_api::resource::{Body, ResourceKey, Versions};
+use tidegate_api::message::{
+    Accepted, CONTRACT_VERSION, IpFamily, NodeDelivery, PortDelivery, Rejection, Request, Response, ServiceDelivery,
+    Update, WayState,
+};
+use tidegate_api::resource::{Body, DeliveryMode, Protocol, ResourceKey, Versions};
 use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::session::link::keep_connected;
 use tidegate_control::source::directory::Directory;
@@ -505,5 +508,50 @@ fn a_dataplane_that_does_not_understand_is_called_again() {
     talk.say(&Response::Error { message: "what?".into() });
     let talk = dataplane.accept(&Versions::new(), 0);
     assert!(talk.update().full);
+    control.stop();
+}
+
+#[test]
+fn whether_clients_addresses_are_kept_follows_what_the_dataplane_finds() {
+    // S-056, S-062, S-084
+    let home = Control::home();
+    let local = |name: &str, n: u8| {
+        service(name, &format!("loadBalancerIP: 203.0.113.{n}, externalTrafficPolicy: Local, ports: [{{ port: 80 }}]"))
+    };
+    write(home.path(), "web.yaml", &(local("a", 1) + &web(2)));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    talk.accept(&full, 1);
+    talk.reached(1);
+    let kept = |word: &'static str| move |status: &Value| condition(status, "ClientAddressKept")["reason"] == word;
+    let status = control.status("shop.a.json", kept("NotToldYet"));
+    assert_eq!(condition(&status, "ClientAddressKept")["status"], "Unknown");
+    let told = |mode: DeliveryMode, state: WayState, reason: &str| {
+        let node = NodeDelivery { node: "w1".into(), weight: 2, state, reason: reason.into() };
+        let (protocol, family) = (Protocol::Tcp, IpFamily::Ipv4);
+        let port = PortDelivery { protocol, port: 80, family, mode, nodes: vec![node] };
+        Response::Delivery { services: vec![ServiceDelivery { service: "shop/a".into(), ports: vec![port] }] }
+    };
+    talk.say(&told(DeliveryMode::Fullnat, WayState::Unproven, "rp_filter is strict"));
+    let status = control.status("shop.a.json", kept("NoNodeProven"));
+    assert_eq!(condition(&status, "ClientAddressKept")["status"], "False");
+    let message = condition(&status, "ClientAddressKept")["message"].as_str().unwrap();
+    assert!(message.contains("w1") && message.contains("rp_filter is strict"), "{message}");
+    talk.say(&told(DeliveryMode::NodeDsr, WayState::Proven, ""));
+    let status = control.status("shop.a.json", kept("DeliveredByNodeDsr"));
+    assert_eq!(condition(&status, "ClientAddressKept")["status"], "True");
+    // A Service in fullnat by its policy has nothing to tell.
+    let other = control.status("shop.web2.json", is_programmed);
+    assert!(condition(&other, "ClientAddressKept").is_null());
+    // Another conversation: what was found stays until it is told otherwise (C-006).
+    talk.end();
+    let talk = dataplane.accept(&versions(&full), 1);
+    let update = talk.update();
+    talk.accept(&update, 1);
+    talk.say(&told(DeliveryMode::NodeDsr, WayState::Proven, ""));
+    talk.say(&Response::Delivery { services: vec![ServiceDelivery { service: "shop/a".into(), ports: vec![] }] });
+    control.status("shop.a.json", kept("NotToldYet"));
     control.stop();
 }

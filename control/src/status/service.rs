@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::model::Name;
 use crate::model::service::Service;
 use crate::resolve::claim::Frontend;
-use crate::resolve::note::Note;
+use crate::resolve::note::{CLIENT_ADDRESS_KEPT, Note};
+use crate::status::delivery::Words;
 
 /// Type of the condition that says whether the dataplane does what the Service asks.
 pub const PROGRAMMED: &str = "Programmed";
@@ -64,31 +65,48 @@ pub enum Progress {
     },
 }
 
+/// Status of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holds {
+    /// The good case.
+    True,
+    /// Not the good case.
+    False,
+    /// Nobody knows yet.
+    Unknown,
+}
+
+/// What is to be told besides the progress.
+#[derive(Debug)]
+pub struct Findings<'a> {
+    /// What resolving found.
+    pub notes: &'a [Note],
+    /// Frontends that another Service owns.
+    pub lost: &'a [(Frontend, Name)],
+    /// Why a newer version of the object is not used.
+    pub invalid: Option<&'a str>,
+    /// Whether clients' addresses are kept, of a Service that is to be delivered by `node-dsr`.
+    pub delivery: Option<Words>,
+}
+
 impl ServiceStatus {
-    /// The status of `service`. `lost` are frontends another Service owns; `invalid` says why a newer version of the
-    /// object is not used.
-    pub fn new(
-        service: &Service,
-        version: Option<String>,
-        progress: &Progress,
-        notes: &[Note],
-        lost: &[(Frontend, Name)],
-        invalid: Option<&str>,
-    ) -> Self {
+    /// The status of `service`; `version` is that of the resource that was sent.
+    pub fn new(service: &Service, version: Option<String>, progress: &Progress, findings: Findings<'_>) -> Self {
         let mut words = vec![programmed(progress)];
-        words.extend(notes.iter().map(|note| (note.kind, false, note.reason, note.message.clone())));
-        if !lost.is_empty() {
-            let list: Vec<String> =
-                lost.iter().map(|(frontend, owner)| format!("{frontend} belongs to {owner}")).collect();
+        words.extend(findings.notes.iter().map(|note| (note.kind, Holds::False, note.reason, note.message.clone())));
+        words.extend(findings.delivery.map(|(holds, reason, message)| (CLIENT_ADDRESS_KEPT, holds, reason, message)));
+        if !findings.lost.is_empty() {
+            let belongs = |(frontend, owner): &(Frontend, Name)| format!("{frontend} belongs to {owner}");
+            let list: Vec<String> = findings.lost.iter().map(belongs).collect();
             words.push((
                 "FrontendsOwned",
-                false,
+                Holds::False,
                 "ClaimedTwice",
                 format!("older or first by name (S-067): {}", list.join("; ")),
             ));
         }
-        if let Some(reason) = invalid {
-            words.push(("Valid", false, "Invalid", format!("the last good version is used: {reason}")));
+        if let Some(reason) = findings.invalid {
+            words.push(("Valid", Holds::False, "Invalid", format!("the last good version is used: {reason}")));
         }
         words.sort();
         words.dedup_by(|second, first| {
@@ -104,7 +122,7 @@ impl ServiceStatus {
             message,
             observed_generation: service.generation,
             reason: reason.into(),
-            status: if holds { "True" } else { "False" }.into(),
+            status: format!("{holds:?}"),
             type_: kind.into(),
         });
         let ingress = match progress {
@@ -132,18 +150,18 @@ impl ServiceStatus {
     }
 }
 
-fn programmed(progress: &Progress) -> (&'static str, bool, &'static str, String) {
+fn programmed(progress: &Progress) -> (&'static str, Holds, &'static str, String) {
     match progress {
-        Progress::Programmed => (PROGRAMMED, true, "Programmed", "all workers forward by this version".into()),
+        Progress::Programmed => (PROGRAMMED, Holds::True, "Programmed", "all workers forward by this version".into()),
         Progress::NothingToServe => (
             PROGRAMMED,
-            false,
+            Holds::False,
             "NothingToServe",
             "no address and port are left to serve; see the other conditions".into(),
         ),
         Progress::Refused { reason, earlier } => {
             let earlier = if *earlier { "; the version before it stays in force" } else { "" };
-            (PROGRAMMED, false, "Refused", format!("the dataplane refused it: {reason}{earlier}"))
+            (PROGRAMMED, Holds::False, "Refused", format!("the dataplane refused it: {reason}{earlier}"))
         }
     }
 }

@@ -164,6 +164,11 @@ pub fn node(name: &str, n: u8) -> String {
     )
 }
 
+/// The same Node with labels, given as the inside of flow YAML.
+pub fn labelled(node: &str, labels: &str) -> String {
+    node.replace("metadata:\n", &format!("metadata:\n  labels: {{ {labels} }}\n"))
+}
+
 /// A Node with these flannel annotations.
 pub fn node_with(name: &str, spec: &str, annotations: &[(&str, &str)]) -> String {
     let annotations: Vec<String> =
