@@ -19,13 +19,18 @@ pub const FLOWS_LIMIT_DEFAULT: u32 = 100;
 
 /// One command line.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate", version, about = "Asks a running Tidegate dataplane what it is doing.")]
+#[command(
+    name = "tidegate",
+    version,
+    about = "Asks a running Tidegate dataplane what it is doing; imports the configuration of other balancers."
+)]
 #[command(after_help = "\
 Examples:
   tidegate show services
   tidegate show backends shop/web
   tidegate show drops
-  tidegate show counters --json")]
+  tidegate show counters --json
+  ipvsadm -Sn | tidegate import ipvs > services.yaml")]
 pub struct Arguments {
     /// Socket of the dataplane [default: $TIDEGATE_SOCKET, else /run/tidegate/tidegate.sock]
     #[arg(long, global = true, value_name = "PATH")]
@@ -40,6 +45,30 @@ pub struct Arguments {
 pub enum Command {
     /// Print the dataplane's view of Services, flows, routes, ports and counters
     Show(ShowArguments),
+    /// Turn another balancer's configuration into manifests
+    Import(ImportArguments),
+}
+
+/// Arguments of `tidegate import`.
+#[derive(Debug, Args)]
+pub struct ImportArguments {
+    /// Whose configuration.
+    #[command(subcommand)]
+    pub from: ImportFrom,
+}
+
+/// Whose configuration `tidegate import` reads.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ImportFrom {
+    /// The kernel's IPVS, as `ipvsadm -Sn` prints it; manifests go to standard output
+    Ipvs {
+        /// What `ipvsadm -Sn` printed; `-` is standard input
+        #[arg(default_value = "-", value_name = "FILE")]
+        file: PathBuf,
+        /// Namespace of the manifests
+        #[arg(long, default_value = "default", value_name = "NAME", value_parser = namespace)]
+        namespace: String,
+    },
 }
 
 /// Arguments of `tidegate show`.
@@ -122,6 +151,20 @@ impl What {
     }
 }
 
+/// Accepts what Kubernetes takes for a namespace: an RFC 1123 label.
+fn namespace(text: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    match !text.is_empty()
+        && text.len() <= 63
+        && text.bytes().all(allowed)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+    {
+        true => Ok(text.into()),
+        false => Err("a namespace has up to 63 small letters, digits and inner hyphens".into()),
+    }
+}
+
 /// Accepts `namespace/name`, two non-empty halves.
 fn service_name(text: &str) -> Result<String, String> {
     match text.split_once('/') {
@@ -160,7 +203,7 @@ mod tests {
         assert_eq!(offered, contract);
         for name in &contract {
             let arguments = Arguments::try_parse_from(["tidegate", "show", name]).unwrap();
-            let Command::Show(show) = arguments.command;
+            let Command::Show(show) = arguments.command else { panic!("{name}") };
             let asked = serde_json::to_value(show.what.question()).unwrap();
             assert_eq!(asked["what"], **name);
         }
@@ -176,10 +219,26 @@ mod tests {
     }
 
     #[test]
+    fn an_import_reads_standard_input_unless_told_otherwise() {
+        let read = |line: &[&str]| match Arguments::try_parse_from(line).map(|arguments| arguments.command) {
+            Ok(Command::Import(ImportArguments { from: ImportFrom::Ipvs { file, namespace } })) => {
+                Ok((file, namespace))
+            }
+            other => Err(format!("{other:?}")),
+        };
+        assert_eq!(read(&["tidegate", "import", "ipvs"]), Ok(("-".into(), "default".into())));
+        let line = ["tidegate", "import", "ipvs", "rules", "--namespace", "shop"];
+        assert_eq!(read(&line), Ok(("rules".into(), "shop".into())));
+        for name in ["", "-a", "a-", "Shop", "a/b", "a: b"] {
+            assert!(read(&["tidegate", "import", "ipvs", &format!("--namespace={name}")]).is_err(), "{name}");
+        }
+    }
+
+    #[test]
     fn arguments_reach_the_question_and_nonsense_is_refused() {
         let question = |line: &[&str]| {
             let arguments = Arguments::try_parse_from(line).map_err(|error| error.to_string())?;
-            let Command::Show(show) = arguments.command;
+            let Command::Show(show) = arguments.command else { panic!("{line:?}") };
             Ok::<_, String>(show.what.question())
         };
         assert_eq!(

@@ -10,6 +10,8 @@
 pub mod args;
 /// `tidegate show`: one question, one answer, as aligned columns or as JSON.
 pub mod show;
+/// `tidegate import`: another balancer's configuration as manifests.
+pub mod import;
 /// Conversations that could not be had, in words that help.
 pub mod trouble;
 /// Plain text in aligned columns.

@@ -7,15 +7,30 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate_cli::args::{Arguments, Command};
+use tidegate_cli::import::Imported;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let answer = match &arguments.command {
-        Command::Show(show) => tidegate_cli::show::run(&arguments.socket(), show),
-    };
-    match answer {
-        Ok(text) => print(&text),
-        Err(error) => fail(&format!("{error:#}")),
+    match &arguments.command {
+        Command::Show(show) => match tidegate_cli::show::run(&arguments.socket(), show) {
+            Ok(text) => print(&text),
+            Err(error) => fail(&format!("{error:#}")),
+        },
+        Command::Import(from) => match tidegate_cli::import::run(from) {
+            Ok(imported) => tell(&imported),
+            Err(error) => fail(&format!("{error:#}")),
+        },
+    }
+}
+
+/// Manifests to standard output, what they lack to standard error; failure if a rule was left out.
+fn tell(imported: &Imported) -> ExitCode {
+    for complaint in &imported.complaints {
+        let _ = writeln!(io::stderr(), "tidegate: {complaint}");
+    }
+    match (print(&imported.text), imported.is_partial()) {
+        (ExitCode::SUCCESS, true) => ExitCode::FAILURE,
+        (printed, _) => printed,
     }
 }
 
