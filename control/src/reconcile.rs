@@ -391,8 +391,6 @@ impl Reconciler {
                 tracing::error!(%message, "the dataplane could not serve a request; connecting again");
                 self.session.give_up();
             }
-            // Control does not ask for node-dsr yet.
-            Response::Delivery { .. } => {}
             Response::Welcome { .. } | Response::Shown(_) => {
                 tracing::warn!("the dataplane answered what was not asked")
             }

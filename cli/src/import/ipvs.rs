@@ -101,11 +101,14 @@ struct Line<'a> {
     thresholds: bool,
 }
 
+/// How a line names its virtual service, as written: protocol and address, or firewall mark.
+type Whose<'a> = (Option<(Protocol, &'a str)>, Option<&'a str>);
+
 /// Reads all rules.
 pub fn read(text: &str) -> Rules {
     let mut rules = Rules::default();
-    // Services that were refused, whose servers are refused with them: by protocol and address as written.
-    let mut gone: Vec<(usize, Option<(Protocol, &str)>, Option<&str>)> = Vec::new();
+    // Services that were refused, whose servers are refused with them: line, and whose they are.
+    let mut gone: Vec<(usize, Whose<'_>)> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let (number, line) = (index + 1, line.trim());
         let line = line.strip_prefix("ipvsadm").map_or(line, str::trim);
@@ -120,10 +123,7 @@ pub fn read(text: &str) -> Rules {
                 continue;
             }
         };
-        if let Some((at, ..)) = gone
-            .iter()
-            .find(|(_, service, fwmark)| parsed.adds_server && *service == parsed.service && *fwmark == parsed.fwmark)
-        {
+        if let Some((at, _)) = gone.iter().find(|(_, whose)| parsed.adds_server && *whose == parsed.whose()) {
             rules.refused.push(refuse(format!("its virtual service (line {at}) is left out")));
             continue;
         }
@@ -133,7 +133,7 @@ pub fn read(text: &str) -> Rules {
         };
         if let Err(message) = result {
             if parsed.adds_service {
-                gone.push((number, parsed.service, parsed.fwmark));
+                gone.push((number, parsed.whose()));
             }
             rules.refused.push(refuse(message));
         }
@@ -183,6 +183,10 @@ impl<'a> Line<'a> {
             return Err("not a line of `ipvsadm -S`: those begin with -A or -a".into());
         }
         Ok(parsed)
+    }
+
+    fn whose(&self) -> Whose<'a> {
+        (self.service, self.fwmark)
     }
 
     fn frontend(&self) -> Result<Frontend, String> {
