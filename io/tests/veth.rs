@@ -28,7 +28,7 @@ fn ip(text: &str) -> IpAddr {
 fn vips() -> Owned {
     Owned {
         prefixes: vec![(ip("203.0.113.0"), 24, OwnedFlags::TRAFFIC), (ip("2001:db8:f::"), 64, OwnedFlags::TRAFFIC)],
-        vteps: vec![],
+        ..Owned::default()
     }
 }
 
