@@ -88,7 +88,7 @@ fn inside() -> anyhow::Result<f64> {
         rig::add_service(&mut tables, id, net.vip(1), 80, 17, &[(net.pod(0, 5), 8080, 1), (net.pod(1, 6), 8080, 1)]);
         prefixes.push((net.vip(1), if net.vip(1).is_ipv4() { 32 } else { 128 }, OwnedFlags::TRAFFIC));
     }
-    gateway.pinholes[0].update(&Owned { prefixes, vteps: Vec::new() })?;
+    gateway.pinholes[0].update(&Owned { prefixes, ..Owned::default() })?;
 
     let mut ports = gateway.ports.into_iter().map(|port| Box::new(port) as Box<dyn Port>).zip([WAN, LAN]);
     let magazines = gateway.pools.iter().map(|pool| pool.magazine()).collect();

@@ -51,6 +51,7 @@ events! {
     FlowExpired,        "flow_expired", "Flows that ended by their timer.";
     FlowReplaced,       "flow_replaced", "Flows removed because their tuple began anew (N-087, S-102).";
     FlowRevalidated,    "flow_revalidated", "Flows checked again after a change they depend on; the backend stays.";
+    AffinityForgotten,  "affinity_forgotten", "New flows whose client could not be remembered: the affinity table has no place (S-095).";
     Decapsulated,       "decapsulated", "Packets taken out of VXLAN.";
     Encapsulated,       "encapsulated", "Packets put into VXLAN.";
     VxlanUnknownFlags,  "vxlan_unknown_flags", "VXLAN headers with reserved bits set, accepted (V-001).";

@@ -115,6 +115,10 @@ drops! {
     TcpInvalid,            flow, Info,     "A TCP segment that the state of its flow does not allow (N-086).";
     TableFull,             flow, Error,    "The flow table has no room; established flows are never evicted.";
     NoFrontend,            service, Info,  "No Service has this address, protocol and port (S-074).";
+    SourceDenied,          service, Info,  "The client is in none of the Service's source ranges (S-072).";
+    NoLocalEndpoint,       service, Warning, "The external traffic policy is Local, and no endpoint is known by its node (S-071).";
+    InternalPolicyLocal,   service, Info,  "A cluster address under the internal traffic policy Local: gateways have no endpoint (S-060).";
+    NodePortLocal,         service, Info,  "A node port under the external traffic policy Local: gateways have no endpoint (S-065).";
     NoBackend,             service, Warning, "The Service has no endpoint; beyond the rate at which that is answered (S-070).";
     ProtocolUnsupported,   service, Info,  "A protocol other than TCP, UDP or ICMP echo at a Service address.";
     PortsExhausted,        nat, Error,     "Every source port towards this backend is in use: reserve more fullnat addresses.";

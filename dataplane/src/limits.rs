@@ -28,6 +28,14 @@ pub const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
 /// Longest sleep; bounds how late a timer, a request or a publish is noticed.
 pub const SLEEP_MAX: Duration = Duration::from_millis(10);
 
+/// Clients of Services with affinity that a worker remembers: 32 B each, touched as they come. A client too many is not
+/// remembered, and found again by hashing while endpoints stay the same.
+pub const AFFINITY_CLIENTS: u32 = 1 << 18;
+
+/// Service rows whose scheduler's place a worker keeps: 24 B each, touched on use. `rr` and `wrr` of rows beyond stay at
+/// their beginning; 50,000 Services of two ports and two families have a fifth of that.
+pub const SCHEDULED_SERVICES: u32 = 1 << 20;
+
 /// Rows of one family in one answer of a worker: the copy takes well under a millisecond.
 pub const ROWS_PER_ANSWER: u32 = 10_000;
 

@@ -20,9 +20,12 @@ use tidegate_api::message::{Rejection, Update};
 use tidegate_api::resource::{Body, Kind, Protocol, Resource, ResourceKey, Versions};
 
 use crate::kernel::Layout;
+use place::{Place, is_one, places};
 
 /// What can be told from one object alone, and from the machine it is meant for.
 pub mod validate;
+/// The addresses at which Services are reached.
+pub mod place;
 /// Accepted objects on disk.
 pub mod saved;
 
@@ -31,8 +34,8 @@ pub mod saved;
 pub struct Objects {
     accepted: BTreeMap<ResourceKey, Arc<Resource>>,
     claims: HashMap<Claim, ResourceKey>,
-    /// How many Services use an address as VIP.
-    vips: HashMap<IpAddr, u32>,
+    /// How many Services are reached at a place.
+    places: HashMap<Place, u32>,
 }
 
 /// What one update did.
@@ -60,8 +63,10 @@ pub struct Change {
 enum Claim {
     /// To be the gateway.
     Gateway,
-    /// A VIP with protocol and port.
+    /// An address with protocol and port.
     Frontend(IpAddr, Protocol, u16),
+    /// A prefix of VIPs with protocol and port.
+    Prefixed(IpNet, Protocol, u16),
     /// A pod prefix: where its pods live.
     Prefix(IpNet),
     /// To be who sends from an underlay address on a network (V-015).
@@ -97,9 +102,9 @@ impl Objects {
         self.accepted.range(from..).take_while(move |(key, _)| key.kind == kind).map(|(_, resource)| resource)
     }
 
-    /// Every VIP, and how many Services use it.
-    pub fn vips(&self) -> &HashMap<IpAddr, u32> {
-        &self.vips
+    /// Every place at which Services are reached, and how many are there.
+    pub fn places(&self) -> &HashMap<Place, u32> {
+        &self.places
     }
 
     /// How many objects there are.
@@ -187,7 +192,7 @@ impl Objects {
         wanted: &mut BTreeMap<ResourceKey, Option<Arc<Resource>>>,
         rejected: &mut Vec<Rejection>,
     ) {
-        if !wanted.values().flatten().any(|resource| !vips(resource).is_empty()) {
+        if !wanted.values().flatten().any(|resource| places(resource).next().is_some()) {
             return;
         }
         let mut underlays = HashMap::new();
@@ -201,7 +206,7 @@ impl Objects {
             }
         }
         let lengths: std::collections::BTreeSet<u8> = prefixes.keys().map(IpNet::prefix_len).collect();
-        let hijacked = |address: &IpAddr| {
+        let hijacked_by_one = |address: &IpAddr| {
             if let Some(peer) = underlays.get(address) {
                 return Some(format!("{address} is the underlay address of peer {peer}"));
             }
@@ -210,13 +215,25 @@ impl Objects {
                 prefixes.get(&prefix).map(|peer| format!("{address} lies in pod prefix {prefix} of peer {peer}"))
             })
         };
+        let hijacked_by_many = |vips: &IpNet| {
+            if let Some((address, peer)) = underlays.iter().find(|(address, _)| vips.contains(*address)) {
+                return Some(format!("{vips} holds {address}, the underlay address of peer {peer}"));
+            }
+            let meets = |prefix: &IpNet| prefix.contains(vips) || vips.contains(prefix);
+            let (prefix, peer) = prefixes.iter().find(|(prefix, _)| meets(prefix))?;
+            Some(format!("{vips} meets pod prefix {prefix} of peer {peer}"))
+        };
+        let hijacked = |place: Place| {
+            let whole = place.whole()?;
+            if is_one(&whole) { hijacked_by_one(&whole.addr()) } else { hijacked_by_many(&whole) }
+        };
         wanted.retain(|key, resource| {
             let Some(resource) = resource else { return true };
-            let mut numbered = vips(resource).iter().enumerate();
-            let Some((number, what)) = numbered.find_map(|(number, address)| Some((number, hijacked(address)?))) else {
+            let Some(((field, number), what)) = places(resource).find_map(|(at, place)| Some((at, hijacked(place)?)))
+            else {
                 return true;
             };
-            let (reason, version) = (format!("addresses[{number}]: {what}"), resource.version.clone());
+            let (reason, version) = (format!("{field}[{number}]: {what}"), resource.version.clone());
             rejected.push(Rejection { key: key.clone(), version, reason });
             false
         });
@@ -261,20 +278,20 @@ impl Objects {
                 return Err(format!("{field}: {claim} already belongs to {holder}"));
             }
             match claim {
-                Claim::Reserved(address) if self.vips.contains_key(address) => {
+                Claim::Reserved(address) if self.is_served(*address) => {
                     return Err(format!("{field}: {address} is an address of a Service"));
                 }
                 _ => {}
             }
         }
-        let vips = vips(resource);
-        for (number, address) in vips.iter().enumerate() {
-            if let Some(holder) = self.claims.get(&Claim::Reserved(*address)) {
-                return Err(format!("addresses[{number}]: {address} is reserved by {holder}"));
+        for ((field, number), place) in places(resource) {
+            let Some(whole) = place.whole() else { continue };
+            if let Some((address, holder)) = self.reserved_in(&whole) {
+                return Err(format!("{field}[{number}]: {address} is reserved by {holder}"));
             }
         }
-        for address in vips {
-            *self.vips.entry(*address).or_default() += 1;
+        for (_, place) in places(resource) {
+            *self.places.entry(place).or_default() += 1;
         }
         self.claims.extend(claims.into_iter().map(|(_, claim)| (claim, key.clone())));
         Ok(())
@@ -284,14 +301,30 @@ impl Objects {
         for (_, claim) in claims(resource) {
             self.claims.remove(&claim);
         }
-        for address in vips(resource) {
-            if let Some(count) = self.vips.get_mut(address) {
+        for (_, place) in places(resource) {
+            if let Some(count) = self.places.get_mut(&place) {
                 *count -= 1;
                 if *count == 0 {
-                    self.vips.remove(address);
+                    self.places.remove(&place);
                 }
             }
         }
+    }
+
+    /// Whether a Service has this whole address. Walks all places: for the few addresses of a gateway.
+    fn is_served(&self, address: IpAddr) -> bool {
+        self.places.keys().filter_map(Place::whole).any(|whole| whole.contains(&address))
+    }
+
+    /// An address inside `whole` that the gateway keeps for itself. One look, unless that is more than one address.
+    fn reserved_in(&self, whole: &IpNet) -> Option<(IpAddr, &ResourceKey)> {
+        if is_one(whole) {
+            return Some((whole.addr(), self.claims.get(&Claim::Reserved(whole.addr()))?));
+        }
+        self.claims.iter().find_map(|(claim, holder)| match claim {
+            Claim::Reserved(address) if whole.contains(address) => Some((*address, holder)),
+            _ => None,
+        })
     }
 }
 
@@ -299,13 +332,6 @@ fn age(resource: &Resource) -> i64 {
     match &resource.body {
         Body::Service(service) => service.created_at_s,
         _ => 0,
-    }
-}
-
-fn vips(resource: &Resource) -> &[IpAddr] {
-    match &resource.body {
-        Body::Service(service) => &service.addresses,
-        _ => &[],
     }
 }
 
@@ -319,6 +345,8 @@ fn claims(resource: &Resource) -> Vec<(String, Claim)> {
                 if let Some(vtep) = vtep {
                     list.push((format!("{field}.underlay"), Claim::Underlay(vtep.underlay, vtep.vni)));
                     list.push((format!("{field}.overlay"), Claim::Reserved(vtep.overlay)));
+                    // No node port may take what peers send.
+                    list.push((format!("{field}.port"), Claim::Frontend(vtep.underlay, Protocol::Udp, vtep.port)));
                 }
             }
             for (number, address) in gateway.fullnat_sources.iter().enumerate() {
@@ -339,8 +367,17 @@ fn claims(resource: &Resource) -> Vec<(String, Claim)> {
         }
         Body::Service(service) => {
             for (number, port) in service.ports.iter().enumerate() {
-                for address in &service.addresses {
-                    list.push((format!("ports[{number}]"), Claim::Frontend(*address, port.protocol, port.port)));
+                let mut claim = |claim| list.push((format!("ports[{number}]"), claim));
+                for address in [&service.addresses, &service.external_addresses, &service.cluster_addresses] {
+                    address.iter().for_each(|address| claim(Claim::Frontend(*address, port.protocol, port.port)));
+                }
+                for prefix in &service.prefixes {
+                    claim(Claim::Prefixed(prefix.trunc(), port.protocol, port.port));
+                }
+                for (address, node_port) in service.node_addresses.iter().zip(std::iter::repeat(port.node_port)) {
+                    node_port
+                        .into_iter()
+                        .for_each(|node_port| claim(Claim::Frontend(*address, port.protocol, node_port)));
                 }
             }
         }
@@ -354,6 +391,7 @@ impl std::fmt::Display for Claim {
             Claim::Gateway => f.write_str("the place of the gateway"),
             Claim::Frontend(IpAddr::V4(address), protocol, port) => write!(f, "{address}:{port}/{protocol}"),
             Claim::Frontend(IpAddr::V6(address), protocol, port) => write!(f, "[{address}]:{port}/{protocol}"),
+            Claim::Prefixed(prefix, protocol, port) => write!(f, "{prefix} port {port}/{protocol}"),
             Claim::Prefix(prefix) => write!(f, "prefix {prefix}"),
             Claim::Underlay(address, vni) => write!(f, "underlay address {address} of network {vni}"),
             Claim::Reserved(address) => write!(f, "address {address}"),

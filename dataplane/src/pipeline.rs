@@ -17,7 +17,7 @@ use crate::packet::{Domain, Key, Kind, Packet};
 use crate::stage::rewrite::{self, Edited};
 use crate::stage::route::{self, Departure, Hop};
 use crate::stage::{encap, error, flow, local};
-use crate::state::{self, Direction, Entry, FlowId, FlowState, Hit, InsertError, State, Tuple, tcp, ticks};
+use crate::state::{self, Direction, Entry, FlowId, FlowState, Hit, InsertError, Learn, State, Tuple, tcp, ticks};
 use crate::table::{BackendId, DeviceId, Tables};
 use crate::wire::packet::{Fragment, parse_l3};
 use crate::wire::{Family as Version, protocol, tcp as segment};
@@ -90,6 +90,8 @@ pub struct NewFlow<A> {
     pub forward: Hop,
     /// Where packets of the reply direction leave.
     pub reply: Hop,
+    /// What is remembered of the choice.
+    pub learn: Learn,
 }
 
 impl<A: Family> NewFlow<A> {
@@ -272,10 +274,10 @@ pub fn decide<A: Family, T: Trace>(
         return error::decide::<A>(tables, state, packet, hit, hash);
     }
     match hit {
-        Some(hit) => flow::known(tables, state, packet, tuple, hit, hash, moment.entropy, trace),
+        Some(hit) => flow::known(tables, state, packet, tuple, hit, hash, moment, trace),
         None => {
             trace.note(Step::Miss);
-            flow::new(tables, state, packet, tuple, hash, moment.entropy, None, trace)
+            flow::new(tables, state, packet, tuple, hash, moment, None, trace)
         }
     }
 }
@@ -308,6 +310,9 @@ pub fn apply<A: Family>(
             match state.begin::<A>(&flow.entry(packet), ticks(now_ns)) {
                 Ok(id) => {
                     counters.count(Event::FlowInstalled);
+                    if !state.learn(&flow.original, flow.backend, &flow.learn, ticks(now_ns)) {
+                        counters.count(Event::AffinityForgotten);
+                    }
                     let hit = Hit { flow: id, direction: Direction::Original };
                     forward::<A>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns)
                 }
@@ -346,13 +351,19 @@ pub fn forward<A: Family>(
 ) -> Verdict {
     let entry = A::flows_mut(state).entry_mut(hit.flow);
     let at = &packet.l3;
+    let mut turned = None;
     if at.protocol == protocol::TCP {
         let ack = &mut entry.last_ack;
         let next = tcp::advance(entry.state, hit.direction, at.tcp_flags, at.tcp_seq, at.tcp_ack, ack);
         if !next.forward {
             return Verdict::Drop(DropReason::TcpInvalid);
         }
-        entry.state = next.state;
+        if entry.state != next.state {
+            if entry.state.is_active() != next.state.is_active() {
+                turned = Some(next.state.is_active());
+            }
+            entry.state = next.state;
+        }
         if next.refresh {
             entry.last_seen_ticks = ticks(now_ns);
         }
@@ -363,9 +374,12 @@ pub fn forward<A: Family>(
     let to = entry.leaving(hit.direction);
     let folded = entry.count(hit.direction, u32::from(at.total_len));
     let mtu = if at.tcp_flags & segment::SYN != 0 { mtu_both_ways(tables, entry) } else { None };
+    let backend = entry.backend;
     if let Some(fold) = folded {
-        let backend = entry.backend;
         state.usage.fold(backend, hit.direction, fold);
+    }
+    if let Some(is_active) = turned {
+        state.usage.turn(backend, is_active);
     }
     match rewrite::run(packet, frame, &to, mtu) {
         Edited::Plainly => {}

@@ -34,6 +34,8 @@ use crate::worker::{Want, Worker};
 
 /// Packets described in a line, written by etherparse.
 pub mod sketch;
+/// Services as the contract tells them.
+pub mod catalog;
 /// What left, byte for byte, and exactly what was counted.
 pub mod expect;
 

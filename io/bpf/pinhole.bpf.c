@@ -2,20 +2,20 @@
 //
 // The pinhole: decides which packets of a device are Tidegate's and hands those to its AF_XDP sockets.
 //
-// Ours are: packets to a TRAFFIC prefix; UDP to one of our tunnel endpoints (address, port); ARP requests and neighbour
-// solicitations for an ANNOUNCED address. Everything else passes to the kernel untouched, so that a mistake here cannot
+// Ours are: packets to a TRAFFIC prefix; TCP and UDP to one of our endpoints (address, protocol, port: a tunnel's, or a
+// node port), and ICMP errors about what we sent from one; ARP requests and neighbour solicitations for an ANNOUNCED
+// address. Everything else passes to the kernel untouched, so that a mistake here cannot
 // take a node's management away. What is ours and finds no socket on its queue is dropped and counted, never passed (a
 // kernel without our state would answer it with resets), unless the setting says otherwise.
 //
 // It reads no more than it needs to recognise addresses: Ethernet, up to two VLAN tags, IPv4 or IPv6, the UDP port.
 // Whatever else may be wrong with a packet is for its receiver to find out.
 //
-//   - IPv4 fragments other than the first carry no port. Those for a tunnel endpoint's address pass to the kernel,
-//     which holds them until its reassembly times out; it never has the first one, so it answers nothing. (RFC 7348
-//     section 4.3: VXLAN packets must not be fragmented, and may be discarded when they are.) First fragments reach
-//     Tidegate, which drops and counts them.
-//   - IPv6 UDP is recognised directly after the IPv6 header or after one fragment header. Packets with other extension
-//     headers are ours by TRAFFIC prefix only.
+//   - Fragments other than the first carry no port. Those for an endpoint's address pass to the kernel, which holds them
+//     until its reassembly times out; it never has the first one, so it answers nothing. (RFC 7348 section 4.3: VXLAN
+//     packets must not be fragmented, and may be discarded when they are.) First fragments reach Tidegate.
+//   - In IPv6, TCP and UDP are recognised directly after the IPv6 header or after one fragment header. Packets with other
+//     extension headers are ours by TRAFFIC prefix only. An ICMP error's quote is read where it has no extension header.
 //   - A neighbour solicitation for an address that is not ANNOUNCED is treated as any packet to its destination.
 
 #include <linux/bpf.h>
@@ -28,7 +28,7 @@
 #define ANNOUNCED 2
 
 #define PREFIXES_MAX 131072
-#define ENDPOINTS_MAX 256
+#define ENDPOINTS_MAX 65536
 #define QUEUES_MAX 256
 
 #define ON_DEATH_DROP 0
@@ -40,9 +40,15 @@
 #define ETHERTYPE_IPV6 0x86dd
 #define ETHERTYPE_QINQ 0x88a8
 
+#define PROTOCOL_ICMP 1
+#define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
 #define PROTOCOL_FRAGMENT 44
 #define PROTOCOL_ICMPV6 58
+#define ICMP_UNREACHABLE 3
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETER_PROBLEM 12
+#define ICMPV6_ERROR_MAX 4
 #define ICMPV6_NEIGHBOR_SOLICITATION 135
 #define ARP_REQUEST 1
 
@@ -56,11 +62,12 @@ struct prefix_v6 {
 	__u8 address[16];
 };
 
-/* A tunnel endpoint; IPv4 as ::ffff:a.b.c.d. */
+/* An address with protocol and port; IPv4 as ::ffff:a.b.c.d. */
 struct endpoint {
 	__u8 address[16];
 	__be16 port;
-	__u16 unused;
+	__u8 protocol;
+	__u8 unused;
 };
 
 struct settings {
@@ -93,6 +100,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, ENDPOINTS_MAX);
 	__type(key, struct endpoint);
 	__type(value, __u32);
@@ -160,11 +168,18 @@ struct fragment {
 	__be32 identification;
 } __attribute__((packed));
 
-struct udp {
+/* What TCP and UDP headers begin with. */
+struct ports {
 	__be16 source;
 	__be16 destination;
-	__be16 length;
+} __attribute__((packed));
+
+/* What ICMP errors of both families begin with, before their quote. */
+struct icmp {
+	__u8 type;
+	__u8 code;
 	__be16 checksum;
+	__be32 rest;
 } __attribute__((packed));
 
 struct solicitation {
@@ -220,13 +235,55 @@ static __always_inline enum owner owner_arp(void *at, void *end)
 	return flags_v4(arp->target) & ANNOUNCED ? TIDEGATE : KERNEL;
 }
 
-static __always_inline enum owner owner_udp(struct endpoint *key, void *at, void *end)
+/* Is the segment or datagram at `at` for the endpoint whose address is in `key`? */
+static __always_inline enum owner owner_port(struct endpoint *key, __u8 protocol, void *at, void *end)
 {
-	struct udp *udp = HEADER(udp, at, end);
-	if (!udp)
+	struct ports *ports = HEADER(ports, at, end);
+	if (!ports)
 		return MALFORMED;
-	key->port = udp->destination;
+	key->port = ports->destination;
+	key->protocol = protocol;
 	return bpf_map_lookup_elem(&endpoints, key) ? TIDEGATE : KERNEL;
+}
+
+/* Was the segment or datagram quoted at `at` sent from the endpoint whose address is in `key`? */
+static __always_inline enum owner owner_quoted(struct endpoint *key, __u8 protocol, void *at, void *end)
+{
+	struct ports *ports = HEADER(ports, at, end);
+	if (!ports || (protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP))
+		return KERNEL;
+	key->port = ports->source;
+	key->protocol = protocol;
+	return bpf_map_lookup_elem(&endpoints, key) ? TIDEGATE : KERNEL;
+}
+
+static __always_inline enum owner owner_error_v4(struct endpoint *key, void *at, void *end)
+{
+	struct icmp *icmp = HEADER(icmp, at, end);
+	if (!icmp)
+		return MALFORMED;
+	if (icmp->type != ICMP_UNREACHABLE && icmp->type != ICMP_TIME_EXCEEDED && icmp->type != ICMP_PARAMETER_PROBLEM)
+		return KERNEL;
+	struct ipv4 *quoted = HEADER(ipv4, icmp + 1, end);
+	if (!quoted || quoted->fragment & bpf_htons(0x1fff))
+		return KERNEL;
+	__u32 header_bytes = (quoted->version_length & 0x0f) * 4;
+	if (header_bytes < sizeof(*quoted))
+		return KERNEL;
+	return owner_quoted(key, quoted->protocol, (void *)quoted + header_bytes, end);
+}
+
+static __always_inline enum owner owner_error_v6(struct endpoint *key, void *at, void *end)
+{
+	struct icmp *icmp = HEADER(icmp, at, end);
+	if (!icmp)
+		return MALFORMED;
+	if (icmp->type == 0 || icmp->type > ICMPV6_ERROR_MAX)
+		return KERNEL;
+	struct ipv6 *quoted = HEADER(ipv6, icmp + 1, end);
+	if (!quoted)
+		return KERNEL;
+	return owner_quoted(key, quoted->next_header, quoted + 1, end);
 }
 
 static __always_inline enum owner owner_v4(void *at, void *end)
@@ -239,11 +296,15 @@ static __always_inline enum owner owner_v4(void *at, void *end)
 		return MALFORMED;
 	if (flags_v4(ip->destination) & TRAFFIC)
 		return TIDEGATE;
-	if (ip->protocol != PROTOCOL_UDP || ip->fragment & bpf_htons(0x1fff))
+	if (ip->fragment & bpf_htons(0x1fff))
 		return KERNEL;
 	struct endpoint key = { .address = { [10] = 0xff, [11] = 0xff } };
 	__builtin_memcpy(key.address + 12, ip->destination, 4);
-	return owner_udp(&key, at + header_bytes, end);
+	if (ip->protocol == PROTOCOL_ICMP)
+		return owner_error_v4(&key, at + header_bytes, end);
+	if (ip->protocol != PROTOCOL_TCP && ip->protocol != PROTOCOL_UDP)
+		return KERNEL;
+	return owner_port(&key, ip->protocol, at + header_bytes, end);
 }
 
 static __always_inline enum owner owner_v6(void *at, void *end)
@@ -255,11 +316,13 @@ static __always_inline enum owner owner_v6(void *at, void *end)
 		return TIDEGATE;
 	at = ip + 1;
 	__u8 next_header = ip->next_header;
+	struct endpoint key = {};
+	__builtin_memcpy(key.address, ip->destination, 16);
 	if (next_header == PROTOCOL_ICMPV6) {
 		struct solicitation *ns = HEADER(solicitation, at, end);
-		if (!ns || ns->type != ICMPV6_NEIGHBOR_SOLICITATION)
-			return KERNEL;
-		return flags_v6(ns->target) & ANNOUNCED ? TIDEGATE : KERNEL;
+		if (ns && ns->type == ICMPV6_NEIGHBOR_SOLICITATION)
+			return flags_v6(ns->target) & ANNOUNCED ? TIDEGATE : KERNEL;
+		return owner_error_v6(&key, at, end);
 	}
 	if (next_header == PROTOCOL_FRAGMENT) {
 		struct fragment *fragment = HEADER(fragment, at, end);
@@ -270,11 +333,9 @@ static __always_inline enum owner owner_v6(void *at, void *end)
 		next_header = fragment->next_header;
 		at = fragment + 1;
 	}
-	if (next_header != PROTOCOL_UDP)
+	if (next_header != PROTOCOL_TCP && next_header != PROTOCOL_UDP)
 		return KERNEL;
-	struct endpoint key = {};
-	__builtin_memcpy(key.address, ip->destination, 16);
-	return owner_udp(&key, at, end);
+	return owner_port(&key, next_header, at, end);
 }
 
 static __always_inline enum owner owner(void *at, void *end)

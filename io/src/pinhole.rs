@@ -31,6 +31,9 @@ mod skeleton {
     include!(concat!(env!("OUT_DIR"), "/pinhole.skel.rs"));
 }
 
+/// IANA protocol number of UDP.
+const UDP: u8 = 17;
+
 /// Name of the program in the kernel, by which an earlier instance is recognised.
 const PROGRAM_NAME: &str = "tidegate";
 
@@ -66,6 +69,9 @@ pub struct Owned {
     pub prefixes: Vec<(IpAddr, u8, OwnedFlags)>,
     /// Tunnel endpoints: UDP packets to this address and port (host order) are ours.
     pub vteps: Vec<(IpAddr, u16)>,
+    /// Single ports of addresses whose every other port is the kernel's: address, IANA protocol number (TCP or UDP),
+    /// port (host order). ICMP errors that quote a packet from there are ours too.
+    pub ports: Vec<(IpAddr, u8, u16)>,
 }
 
 /// What becomes of our packets when there is no socket for them.
@@ -246,7 +252,10 @@ impl Pinhole {
             *map.entry((*length, masked(bytes, *length))).or_insert(0) |= flags.0;
         }
         for (address, port) in &owned.vteps {
-            endpoints.insert(endpoint_key(*address, *port), 1);
+            endpoints.insert(endpoint_key(*address, UDP, *port), 1);
+        }
+        for (address, protocol, port) in &owned.ports {
+            endpoints.insert(endpoint_key(*address, *protocol, *port), 1);
         }
         let tables =
             [(&mut self.prefixes_v4, trie(&v4)), (&mut self.prefixes_v6, trie(&v6)), (&mut self.endpoints, endpoints)];

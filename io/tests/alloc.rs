@@ -120,7 +120,7 @@ fn a_turn_on_af_xdp_allocates_nothing() {
         let client = support::Wire::open("wan1");
         let Opened { mut ports, pools, mut pinholes } = open(&support::config(&["wan0", "lan0"])).unwrap();
         let prefixes = vec![("203.0.113.0".parse().unwrap(), 24, OwnedFlags::TRAFFIC)];
-        pinholes[0].update(&Owned { prefixes, vteps: vec![] }).unwrap();
+        pinholes[0].update(&Owned { prefixes, ..Owned::default() }).unwrap();
         let mut magazine = pools[0].magazine();
         let packet = support::udp("192.0.2.10", "203.0.113.7", (9, 80), &[0; 100]);
         let (wan, lan) = ports.split_at_mut(1);

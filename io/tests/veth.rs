@@ -28,7 +28,7 @@ fn ip(text: &str) -> IpAddr {
 fn vips() -> Owned {
     Owned {
         prefixes: vec![(ip("203.0.113.0"), 24, OwnedFlags::TRAFFIC), (ip("2001:db8:f::"), 64, OwnedFlags::TRAFFIC)],
-        vteps: vec![],
+        ..Owned::default()
     }
 }
 
@@ -297,6 +297,84 @@ fn the_pinhole_takes_what_is_ours_and_nothing_else() {
         let malformed = counters(&pinholes).malformed;
         client.send(&wrong);
         until("a header that is too short", || counters(&pinholes).malformed == malformed + 1);
+    });
+}
+
+/// S-065: node ports are ours, and everything else at their address is the kernel's.
+#[test]
+fn single_ports_of_the_nodes_own_addresses_are_ours() {
+    isolated("single_ports_of_the_nodes_own_addresses_are_ours", || {
+        const TCP: u8 = 6;
+        const UDP: u8 = 17;
+        veth("wan0", "wan1", 1);
+        let (client, kernel) = (Wire::open("wan1"), Wire::open("wan0"));
+        let Opened { mut ports, pools, mut pinholes } = open(&config(&["wan0"])).unwrap();
+        let mut owned = vips();
+        for node in NOT_OURS {
+            owned.ports.extend([(ip(node), TCP, 30_080), (ip(node), UDP, 30_053)]);
+            owned.vteps.push((ip(node), 8472));
+        }
+        pinholes[0].update(&owned).unwrap();
+        let (mut ours, mut kernels) = (Vec::new(), Vec::new());
+        for family in [0, 1] {
+            let (from, node, other) = (CLIENTS[family], NOT_OURS[family], ["192.0.2.2", "2001:db8:1::2"][family]);
+            let errors: &[u8] = [&[3u8, 11, 12][..], &[1, 2, 3, 4]][family];
+            let answer = |port| tcp(node, from, (port, 40_000));
+            ours.push(("tcp to a node port", tcp(from, node, (40_000, 30_080))));
+            ours.push(("udp to a node port", udp(from, node, (40_000, 30_053), b"x")));
+            ours.push(("vxlan", udp(from, node, (9, 8472), &[8, 0, 0, 0])));
+            let errors_about =
+                |packet: &[u8]| errors.iter().map(|kind| error(from, node, *kind, packet)).collect::<Vec<_>>();
+            ours.extend(
+                errors_about(&answer(30_080)).into_iter().map(|packet| ("an error about what we sent", packet)),
+            );
+            let datagram = udp(node, from, (30_053, 40_000), b"answer");
+            ours.extend(errors_about(&datagram).into_iter().map(|packet| ("an error about a datagram", packet)));
+            kernels.push(("tcp to the udp port", tcp(from, node, (40_000, 30_053))));
+            kernels.push(("udp to the tcp port", udp(from, node, (40_000, 30_080), b"x")));
+            kernels.push(("ssh", tcp(from, node, (40_000, 22))));
+            kernels.push(("tcp from such a port", tcp(from, node, (30_080, 22))));
+            kernels.push(("another address", tcp(from, other, (40_000, 30_080))));
+            kernels.push(("echo", support_echo(from, node)));
+            kernels.push(("an error about a connection of the node's own", error(from, node, errors[0], &answer(22))));
+            let incoming = tcp(from, node, (40_000, 30_080));
+            kernels.push(("an error that quotes the wrong way", error(from, node, errors[0], &incoming)));
+            kernels.push(("an error that quotes no ports", error(from, node, errors[0], &support_echo(node, from))));
+            kernels.push(("an error that quotes too little", error(from, node, errors[0], &answer(30_080)[..24])));
+        }
+        ours.push(("first fragment", fragment(&tcp(CLIENTS[0], NOT_OURS[0], (9, 30_080)), 0x2000)));
+        ours.push(("first fragment over IPv6", fragment_v6(&tcp(CLIENTS[1], NOT_OURS[1], (9, 30_080)), 1)));
+        kernels.push(("later fragment", fragment(&tcp(CLIENTS[0], NOT_OURS[0], (9, 30_080)), 0x0002)));
+        kernels.push(("later fragment over IPv6", fragment_v6(&tcp(CLIENTS[1], NOT_OURS[1], (9, 30_080)), 0x10)));
+        for (number, (what, packet)) in (1..).zip(&ours) {
+            client.send(packet);
+            until(what, || counters(&pinholes).redirected == number || counters(&pinholes).passed > 0);
+            assert_eq!(counters(&pinholes).passed, 0, "{what}");
+            assert_eq!(receive_all(&mut ports, &pools[0]), [packet.clone()], "{what}");
+        }
+        let redirected = counters(&pinholes).redirected;
+        for (number, (what, packet)) in (1..).zip(&kernels) {
+            client.send(packet);
+            until(what, || counters(&pinholes).passed == number || counters(&pinholes).redirected > redirected);
+            assert_eq!(counters(&pinholes).redirected, redirected, "{what}");
+        }
+        let reached = kernel.drain();
+        kernels.iter().for_each(|(what, packet)| assert!(reached.contains(packet), "{what}"));
+        // Taken back, they are the kernel's again.
+        owned.ports.clear();
+        pinholes[0].update(&owned).unwrap();
+        client.send(&ours[0].1);
+        until("not ours any more", || counters(&pinholes).passed == kernels.len() as u64 + 1);
+        // Cut anywhere, a packet is somebody's.
+        pinholes[0].update(&Owned { ports: vec![(ip(NOT_OURS[0]), TCP, 30_080)], ..vips() }).unwrap();
+        let before = counters(&pinholes);
+        let cut: Vec<_> = ours.iter().flat_map(|(_, packet)| (14..packet.len()).map(|end| &packet[..end])).collect();
+        cut.iter().for_each(|packet| client.send(packet));
+        until("the cut ones", || {
+            receive_all(&mut ports, &pools[0]);
+            let now = counters(&pinholes);
+            now.passed + now.redirected == before.passed + before.redirected + cut.len() as u64
+        });
     });
 }
 
@@ -799,6 +877,31 @@ fn support_echo(from: &str, to: &str) -> Vec<u8> {
                 .unwrap();
         }
         _ => panic!("two families"),
+    }
+    packet
+}
+
+fn ip_packet(from: &str, to: &str) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
+    let ethernet = etherparse::PacketBuilder::ethernet2(support::CLIENT_MAC, support::GATEWAY_MAC);
+    match (ip(from), ip(to)) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
+        _ => panic!("two families"),
+    }
+}
+
+fn tcp(from: &str, to: &str, ports: (u16, u16)) -> Vec<u8> {
+    let mut packet = Vec::new();
+    ip_packet(from, to).tcp(ports.0, ports.1, 1, 1000).write(&mut packet, b"segment").unwrap();
+    packet
+}
+
+/// An ICMP error of type `kind` that quotes the packet in the frame `about`.
+fn error(from: &str, to: &str, kind: u8, about: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    match ip(from) {
+        IpAddr::V4(_) => ip_packet(from, to).icmpv4_raw(kind, 1, [0; 4]).write(&mut packet, &about[14..]).unwrap(),
+        IpAddr::V6(_) => ip_packet(from, to).icmpv6_raw(kind, 0, [0; 4]).write(&mut packet, &about[14..]).unwrap(),
     }
     packet
 }

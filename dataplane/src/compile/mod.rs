@@ -29,6 +29,7 @@ use tidegate_io::Owned;
 
 use crate::kernel::request::NeighbourRequests;
 use crate::kernel::{Change, KernelFacts, NeighbourKey};
+use crate::objects::place::places;
 use crate::objects::{Objects, Outcome, validate};
 use crate::table::publish::Publisher;
 use crate::table::route::RouteRow;
@@ -137,7 +138,7 @@ struct Moved {
     layout: bool,
     gateway: bool,
     peers: bool,
-    vips: bool,
+    places: bool,
 }
 
 impl Compiler {
@@ -176,7 +177,7 @@ impl Compiler {
     /// control has spoken.
     pub fn restore(&mut self, facts: KernelFacts, saved: Vec<Resource>, now: Nanos) {
         let mut tables = self.publisher.current().clone();
-        let mut moved = Moved { gateway: true, peers: true, vips: true, layout: true };
+        let mut moved = Moved { gateway: true, peers: true, places: true, layout: true };
         self.take_changes(vec![Change::All(facts)], &mut moved, &mut tables);
         let update = Update { nonce: 0, full: true, resources: saved, removed: vec![] };
         let outcome = self.objects.apply(update, None);
@@ -209,7 +210,9 @@ impl Compiler {
                     Kind::Gateway => moved.gateway = true,
                     Kind::Peer => moved.peers = true,
                     Kind::Service => {
-                        moved.vips |= vips(change.before.as_deref()) != vips(change.after.as_deref());
+                        let before = change.before.as_deref().into_iter().flat_map(places);
+                        let after = change.after.as_deref().into_iter().flat_map(places);
+                        moved.places |= !before.eq(after);
                         changed |= self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
                     }
                 }
@@ -246,12 +249,18 @@ impl Compiler {
         }
     }
 
-    /// What time brings: neighbours to ask about, retired tables to free, a pinhole to tell again.
+    /// What time brings: neighbours to ask about, weights that grow, retired tables to free, a pinhole to tell again.
     pub fn tick(&mut self, now: Nanos) {
-        if self.neighbours.tick(&self.facts, &self.devices, now) {
+        let neighbours_moved = self.neighbours.tick(&self.facts, &self.devices, now);
+        if neighbours_moved || self.services.is_growing() {
             let mut tables = self.publisher.current().clone();
-            self.neighbours.write(&self.facts, &self.devices, Arc::make_mut(&mut tables.neighbours));
-            self.finish(tables, true, Moved::default(), now);
+            if neighbours_moved {
+                self.neighbours.write(&self.facts, &self.devices, Arc::make_mut(&mut tables.neighbours));
+            }
+            let weights_moved = self.services.tick(&mut tables, now);
+            if neighbours_moved || weights_moved {
+                self.finish(tables, true, Moved::default(), now);
+            }
         }
         self.ask_kernel();
         self.guard();
@@ -334,7 +343,7 @@ impl Compiler {
         if moved.layout || moved.gateway || moved.peers {
             changed |= self.write_ways(gateway.as_ref(), &mut tables);
         }
-        if moved.layout || moved.gateway || moved.vips {
+        if moved.layout || moved.gateway || moved.places {
             changed |= self.write_locals(gateway.as_ref(), &mut tables);
         }
         if moved.gateway {
@@ -389,12 +398,12 @@ impl Compiler {
 
     fn write_locals(&mut self, gateway: Option<&Gateway>, tables: &mut Tables) -> bool {
         let layout = &self.facts.layout;
-        let locals = Locals::compile(self.objects.vips(), gateway, layout, &self.devices);
+        let locals = Locals::compile(self.objects.places(), gateway, layout, &self.devices);
         let nat = nat::compile(gateway, layout);
         let changed = locals != self.locals || nat != *tables.nat;
         if changed {
             for address in locals.taken().iter().filter(|address| !self.locals.taken().contains(address)) {
-                tracing::warn!(%address, "a VIP is also an address of this machine's own kernel; it is left to the kernel");
+                tracing::warn!(%address, "an address of a Service is also this machine's own kernel's; it is left to the kernel");
             }
             locals.write(&self.locals, Arc::make_mut(&mut tables.locals));
             self.locals = locals;
@@ -489,13 +498,6 @@ fn peers(objects: &Objects) -> impl Iterator<Item = (&str, &Peer)> {
         Body::Peer(peer) => Some((resource.name.as_str(), peer)),
         _ => None,
     })
-}
-
-fn vips(resource: Option<&Resource>) -> &[IpAddr] {
-    match resource.map(|resource| &resource.body) {
-        Some(Body::Service(service)) => &service.addresses,
-        _ => &[],
-    }
 }
 
 /// An address in the form rows hold: IPv4 mapped.

@@ -1,20 +1,29 @@
-//! Services: one row per (Service port, family), its frontends, its endpoints and its ring.
+//! Services: one row per (Service port, family), its frontends, its endpoints and its rings.
 //!
 //! Works on what changed: an endpoint that comes or goes touches its own row, its Service's row and nothing else, and a
 //! ring is built only if no other Service has the same set. What cannot be kept stable is given a new id: a Service made
 //! again under its old name is another one (S-005), and its flows of before belong to the one that is gone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use tidegate_api::resource::{DeliveryMode, Protocol, Service, ServicePort};
 
 use super::backend::{Backends, QUARANTINE};
 use super::{Nanos, mapped_ip};
 use crate::table::backend::BackendState;
 use crate::table::maglev::{RingCache, member_key};
-use crate::table::service::{EndpointSet, Frontend, FrontendKind, Mode, ServiceRow};
+use crate::table::ranges::Ranges;
+use crate::table::service::{EndpointSet, Frontend, FrontendKind, Mode, PrefixFrontend, ServiceRow, ServiceTable};
+use crate::table::terms::{HashFields, Scheduler, Terms, TrafficPolicy, Weights, identity};
 use crate::table::{BackendId, Family, ServiceId, Tables};
+
+/// Weights that grow.
+mod ramp;
+
+use ramp::Ramp;
 
 /// All Services that have rows.
 #[derive(Debug, Default)]
@@ -24,6 +33,8 @@ pub struct Services {
     rings: RingCache,
     given: u32,
     free: VecDeque<(Nanos, ServiceId)>,
+    /// Ports with an endpoint whose weight still grows.
+    growing: BTreeSet<(String, PortKey)>,
 }
 
 /// One Service.
@@ -39,9 +50,74 @@ type PortKey = (Protocol, u16, Family);
 #[derive(Debug)]
 struct CompiledPort {
     id: ServiceId,
-    vips: BTreeSet<[u8; 16]>,
-    /// Endpoints that are there, by address and port: the order of the ring.
-    backends: BTreeMap<([u8; 16], u16), (BackendId, u16)>,
+    frontends: Frontends,
+    asked: Asked,
+    /// Endpoints that are there, by address and port: the order of the rings.
+    backends: BTreeMap<([u8; 16], u16), Endpoint>,
+    /// Weights as the row has them, while some grow.
+    grown: Vec<[u16; 2]>,
+}
+
+/// Where a port is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Frontends {
+    exact: BTreeMap<Frontend, FrontendKind>,
+    prefixes: BTreeSet<PrefixFrontend>,
+}
+
+/// One endpoint that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Endpoint {
+    id: BackendId,
+    /// In the Cluster set and in the Local set.
+    weights: [u16; 2],
+    ramp: Ramp,
+}
+
+/// What a port asks for, endpoints and frontends aside.
+#[derive(Clone, Debug, PartialEq)]
+struct Asked {
+    mode: DeliveryMode,
+    external_policy: TrafficPolicy,
+    internal_policy: TrafficPolicy,
+    ranges: Option<Arc<Ranges>>,
+    affinity_timeout_s: u32,
+    scheduler: Scheduler,
+    hash: HashFields,
+    slow_start_s: u16,
+    one_packet: bool,
+}
+
+impl Asked {
+    fn of(port: &ServicePort, ranges: Option<Arc<Ranges>>) -> Asked {
+        Asked {
+            mode: port.mode,
+            external_policy: port.external_policy,
+            internal_policy: port.internal_policy,
+            ranges,
+            affinity_timeout_s: port.affinity_timeout_s.unwrap_or(0),
+            scheduler: port.scheduler,
+            hash: port.hash,
+            slow_start_s: port.slow_start_s,
+            one_packet: port.one_packet,
+        }
+    }
+
+    /// Nothing beyond an even spread: such a row needs no terms.
+    fn is_plain(&self) -> bool {
+        self.external_policy == TrafficPolicy::Cluster
+            && self.internal_policy == TrafficPolicy::Cluster
+            && self.ranges.is_none()
+            && self.affinity_timeout_s == 0
+            && self.scheduler == Scheduler::Mh
+            && self.hash == HashFields::Flow
+            && !self.one_packet
+    }
+
+    /// Whether anybody chooses by `local_weight`.
+    fn is_local(&self) -> bool {
+        self.external_policy == TrafficPolicy::Local || self.mode == DeliveryMode::NodeDsr
+    }
 }
 
 impl Services {
@@ -53,8 +129,8 @@ impl Services {
         let mut ports = match self.by_name.remove(name) {
             Some(compiled) if same => compiled.ports,
             Some(compiled) => {
-                for (key, port) in compiled.ports {
-                    self.remove_port(key, port, tables, now);
+                for (_, port) in compiled.ports {
+                    self.remove_port(port, tables, now);
                     changed = true;
                 }
                 BTreeMap::new()
@@ -66,16 +142,45 @@ impl Services {
         let gone: Vec<PortKey> = ports.keys().filter(|key| !wanted.contains_key(*key)).copied().collect();
         for key in gone {
             if let Some(port) = ports.remove(&key) {
-                self.remove_port(key, port, tables, now);
+                self.remove_port(port, tables, now);
                 changed = true;
             }
         }
         let row_name: Arc<str> = name.into();
-        for (key, (port, vips)) in wanted {
-            changed |= self.write_port(&row_name, key, port, vips, &mut ports, tables, now);
+        let ranges = [Family::V4, Family::V6].map(|family| Ranges::of(&service.source_ranges, family).map(Arc::new));
+        for (key, (port, frontends)) in wanted {
+            let ranges = &ranges[usize::from(key.2 == Family::V6)];
+            let asked = Asked::of(port, ranges.clone());
+            changed |= self.write_port(&row_name, key, port, asked, frontends, &mut ports, tables, now);
         }
         self.by_name.insert(name.to_owned(), Compiled { uid: service.uid.clone(), ports });
         changed
+    }
+
+    /// What time brings: weights that have grown since the rows were written (L-048). True when any row differs.
+    pub fn tick(&mut self, tables: &mut Tables, now: Nanos) -> bool {
+        let mut changed = false;
+        for (name, key) in std::mem::take(&mut self.growing) {
+            let Some(mut compiled) = self.by_name.get_mut(&name).and_then(|service| service.ports.remove(&key)) else {
+                continue;
+            };
+            if compiled.weights(now) != compiled.grown {
+                let row = self.row(&name.as_str().into(), key, &mut compiled, now);
+                Arc::make_mut(&mut tables.services).set_row(compiled.id, row);
+                changed = true;
+            } else if compiled.is_growing(now) {
+                self.growing.insert((name.clone(), key));
+            }
+            if let Some(service) = self.by_name.get_mut(&name) {
+                service.ports.insert(key, compiled);
+            }
+        }
+        changed
+    }
+
+    /// Whether time alone will change rows: [`Services::tick`] has something to do now or later.
+    pub fn is_growing(&self) -> bool {
+        !self.growing.is_empty()
     }
 
     /// Names of Services that have rows.
@@ -89,121 +194,135 @@ impl Services {
         name: &Arc<str>,
         key: PortKey,
         port: &ServicePort,
-        vips: BTreeSet<[u8; 16]>,
+        asked: Asked,
+        frontends: Frontends,
         ports: &mut BTreeMap<PortKey, CompiledPort>,
         tables: &mut Tables,
         now: Nanos,
     ) -> bool {
-        let fresh = !ports.contains_key(&key);
-        let mut compiled = ports.remove(&key).unwrap_or_else(|| CompiledPort {
+        let known = ports.remove(&key);
+        let fresh = known.is_none();
+        let mut compiled = known.unwrap_or_else(|| CompiledPort {
             id: self.id(tables, now),
-            vips: BTreeSet::new(),
+            frontends: Frontends::default(),
+            asked: asked.clone(),
             backends: BTreeMap::new(),
+            grown: Vec::new(),
         });
-        let moved = self.write_backends(key.2, port, &mut compiled, tables, now);
-        if fresh || moved {
-            let row = self.row(name, key, port.mode, &compiled);
+        let terms_moved = compiled.asked != asked;
+        compiled.asked = asked;
+        let moved = self.write_backends(key.2, port, &mut compiled, terms_moved, tables, now);
+        if fresh || moved || terms_moved {
+            let row = self.row(name, key, &mut compiled, now);
             Arc::make_mut(&mut tables.services).set_row(compiled.id, row);
         }
-        let frontends_moved = compiled.vips != vips;
+        let frontends_moved = compiled.frontends != frontends;
         if frontends_moved {
             let services = Arc::make_mut(&mut tables.services);
-            for vip in compiled.vips.difference(&vips) {
-                let frontend = frontend(*vip, key);
-                // Another Service may have taken it over in the same update.
-                if services.lookup(&frontend) == Some(compiled.id) {
-                    services.clear_frontend(&frontend);
-                }
-            }
-            for vip in vips.difference(&compiled.vips) {
-                services.set_frontend(frontend(*vip, key), FrontendKind::Vip, compiled.id);
-            }
-            compiled.vips = vips;
+            compiled.frontends.clear(services, compiled.id, &frontends);
+            frontends.set(services, compiled.id, &compiled.frontends);
+            compiled.frontends = frontends;
         }
         ports.insert(key, compiled);
-        fresh || moved || frontends_moved
+        fresh || moved || terms_moved || frontends_moved
     }
 
-    /// True when an endpoint came, went, or changed its weight.
+    /// True when an endpoint came, went, or changed a weight. `all`: the state of every row is to be looked at.
     fn write_backends(
         &mut self,
         family: Family,
         port: &ServicePort,
         compiled: &mut CompiledPort,
+        all: bool,
         tables: &mut Tables,
         now: Nanos,
     ) -> bool {
         let of_family = port.backends.iter().filter(|backend| backend.address.is_ipv4() == (family == Family::V4));
-        let wanted: BTreeMap<([u8; 16], u16), u16> =
-            of_family.map(|backend| ((mapped_ip(backend.address), backend.port), backend.weight)).collect();
-        if compiled.backends.len() == wanted.len()
-            && compiled
-                .backends
-                .iter()
-                .zip(&wanted)
-                .all(|((key, (_, weight)), (other, wanted))| key == other && weight == wanted)
-        {
+        let wanted: BTreeMap<([u8; 16], u16), [u16; 2]> = of_family
+            .map(|backend| ((mapped_ip(backend.address), backend.port), [backend.weight, backend.local_weight]))
+            .collect();
+        let known = compiled.backends.iter().map(|(key, endpoint)| (key, &endpoint.weights));
+        let moved = !known.eq(wanted.iter());
+        if !moved && !all {
             return false;
         }
         let table = Arc::make_mut(&mut tables.backends);
-        compiled.backends.retain(|(address, port), (id, _)| {
+        let first = compiled.backends.is_empty();
+        compiled.backends.retain(|(address, port), endpoint| {
             let stays = wanted.contains_key(&(*address, *port));
             if !stays {
-                self.backends.leave(*id, (compiled.id, *address, *port), table, now);
+                self.backends.leave(endpoint.id, (compiled.id, *address, *port), table, now);
             }
             stays
         });
-        for ((address, port), weight) in wanted {
-            let state = if weight == 0 { BackendState::Draining } else { BackendState::Active };
-            let known = compiled.backends.get(&(address, port)).map(|(id, _)| *id);
+        for ((address, port), weights) in wanted {
+            let counted = if compiled.asked.is_local() { &weights[..] } else { &weights[..1] };
+            let is_active = counted.iter().any(|weight| *weight > 0);
+            let state = if is_active { BackendState::Active } else { BackendState::Draining };
+            let known = compiled.backends.get(&(address, port));
+            // Endpoints that come together with their Service have nobody to leave the work to.
+            let ramp = known.map_or(if first { Ramp::Full } else { Ramp::Since(now) }, |endpoint| endpoint.ramp);
+            let known = known.map(|endpoint| endpoint.id);
             let id = self.backends.set(known, (compiled.id, address, port), family, state, table, now);
-            compiled.backends.insert((address, port), (id, weight));
+            compiled.backends.insert((address, port), Endpoint { id, weights, ramp });
         }
-        true
+        moved
     }
 
-    fn row(
-        &mut self,
-        name: &Arc<str>,
-        (protocol, port, family): PortKey,
-        mode: DeliveryMode,
-        compiled: &CompiledPort,
-    ) -> ServiceRow {
+    fn row(&mut self, name: &Arc<str>, key: PortKey, compiled: &mut CompiledPort, now: Nanos) -> ServiceRow {
+        let (protocol, port, family) = key;
         // No way to a node is proven yet, and while none is, delivery is `fullnat`.
-        let (DeliveryMode::Fullnat | DeliveryMode::NodeDsr) = mode;
-        // Draining members stay in the ring's order with weight 0: their slots go to others, nobody else's move (L-008).
-        let members: Vec<_> = compiled
-            .backends
-            .iter()
-            .map(|((address, port), (_, weight))| (member_key(address, *port), *weight))
-            .collect();
+        let (DeliveryMode::Fullnat | DeliveryMode::NodeDsr) = compiled.asked.mode;
+        let weights = compiled.weights(now);
+        if compiled.is_growing(now) {
+            self.growing.insert((name.to_string(), key));
+        } else {
+            compiled.backends.values_mut().for_each(|endpoint| endpoint.ramp = Ramp::Full);
+        }
+        compiled.grown.clone_from(&weights);
+        let members: Arc<[BackendId]> = compiled.backends.values().map(|endpoint| endpoint.id).collect();
+        let mut set = |which: usize| {
+            // Draining members stay in the ring's order with weight 0: their slots go to others, nobody else's move
+            // (L-008).
+            let keys = compiled.backends.keys().map(|(address, port)| member_key(address, *port));
+            let members_of_ring: Vec<_> = keys.zip(weights.iter().map(|of| of[which])).collect();
+            EndpointSet { members: Arc::clone(&members), ring: self.rings.get(&members_of_ring, 0) }
+        };
+        let asked = &compiled.asked;
+        let cluster = set(CLUSTER);
+        let of = |which: usize| Weights::new(weights.iter().map(|of| of[which]), asked.scheduler);
+        let local = asked.external_policy == TrafficPolicy::Local;
+        let terms = (!asked.is_plain()).then(|| Terms {
+            identity: identity(name, protocol.number(), port),
+            external_policy: asked.external_policy,
+            internal_policy: asked.internal_policy,
+            ranges: asked.ranges.clone(),
+            affinity_timeout_s: asked.affinity_timeout_s,
+            scheduler: asked.scheduler,
+            hash: asked.hash,
+            one_packet: asked.one_packet,
+            weights: of(CLUSTER),
+            local: local.then(|| (set(LOCAL), of(LOCAL))),
+        });
         ServiceRow {
             mode: Mode::Fullnat,
             family,
             protocol: protocol.number(),
             port,
             serving: u32::try_from(members.len()).unwrap_or(u32::MAX),
-            cluster: EndpointSet {
-                members: compiled.backends.values().map(|(id, _)| *id).collect(),
-                ring: self.rings.get(&members, 0),
-            },
-            terms: None,
+            cluster,
+            terms: terms.map(Arc::new),
             name: Arc::clone(name),
         }
     }
 
-    fn remove_port(&mut self, key: PortKey, port: CompiledPort, tables: &mut Tables, now: Nanos) {
+    fn remove_port(&mut self, port: CompiledPort, tables: &mut Tables, now: Nanos) {
         let services = Arc::make_mut(&mut tables.services);
-        for vip in &port.vips {
-            let frontend = frontend(*vip, key);
-            if services.lookup(&frontend) == Some(port.id) {
-                services.clear_frontend(&frontend);
-            }
-        }
+        port.frontends.clear(services, port.id, &Frontends::default());
         services.clear_row(port.id);
         let backends = Arc::make_mut(&mut tables.backends);
-        for ((address, number), (id, _)) in &port.backends {
-            self.backends.leave(*id, (port.id, *address, *number), backends, now);
+        for ((address, number), endpoint) in &port.backends {
+            self.backends.leave(endpoint.id, (port.id, *address, *number), backends, now);
         }
         self.free.push_back((now, port.id));
     }
@@ -222,19 +341,90 @@ impl Services {
     }
 }
 
-/// Ports by family, with the VIPs of that family. A family without VIPs has no row: nothing could reach it.
-fn wanted_ports(service: &Service) -> BTreeMap<PortKey, (&ServicePort, BTreeSet<[u8; 16]>)> {
+/// Places of the two sets' weights.
+const CLUSTER: usize = 0;
+const LOCAL: usize = 1;
+
+impl CompiledPort {
+    /// Weights of all endpoints at `now`, in their order.
+    fn weights(&self, now: Nanos) -> Vec<[u16; 2]> {
+        let duration = self.ramp_duration();
+        let endpoints = || self.backends.values();
+        let most = endpoints().flat_map(|endpoint| endpoint.weights).max().unwrap_or(0);
+        let scale = if self.is_growing(now) { ramp::scale(most) } else { 1 };
+        endpoints()
+            .map(|endpoint| endpoint.weights.map(|weight| endpoint.ramp.weight(weight, scale, duration, now)))
+            .collect()
+    }
+
+    fn is_growing(&self, now: Nanos) -> bool {
+        let duration = self.ramp_duration();
+        self.backends.values().any(|endpoint| endpoint.ramp.is_growing(duration, now))
+    }
+
+    /// How long weights grow; 0: they do not. Where a weight is no share of anything they never do.
+    fn ramp_duration(&self) -> Nanos {
+        let is_share = match self.asked.scheduler {
+            Scheduler::Mh | Scheduler::Wrr | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq | Scheduler::Sh => true,
+            Scheduler::Rr | Scheduler::Lc | Scheduler::Dh | Scheduler::Fo | Scheduler::Ovf => false,
+        };
+        if is_share { Nanos::from(self.asked.slow_start_s) * 1_000_000_000 } else { 0 }
+    }
+}
+
+impl Frontends {
+    /// Takes away what is not in `other` too, unless another Service has taken it over in the same update.
+    fn clear(&self, services: &mut ServiceTable, id: ServiceId, other: &Frontends) {
+        for frontend in self.exact.keys().filter(|frontend| !other.exact.contains_key(*frontend)) {
+            if services.lookup(frontend) == Some(id) {
+                services.clear_frontend(frontend);
+            }
+        }
+        for prefix in self.prefixes.difference(&other.prefixes) {
+            if services.frontends().get_prefix(prefix).is_some_and(|served| served.service == id) {
+                services.set_prefix(*prefix, None);
+            }
+        }
+    }
+
+    /// Enters what is not in `before`.
+    fn set(&self, services: &mut ServiceTable, id: ServiceId, before: &Frontends) {
+        for (frontend, kind) in self.exact.iter().filter(|(frontend, kind)| before.exact.get(*frontend) != Some(*kind))
+        {
+            services.set_frontend(*frontend, *kind, id);
+        }
+        for prefix in self.prefixes.difference(&before.prefixes) {
+            services.set_prefix(*prefix, Some(id));
+        }
+    }
+}
+
+/// Ports by family, with the frontends of that family. A family without any has no row: nothing could reach it.
+fn wanted_ports(service: &Service) -> BTreeMap<PortKey, (&ServicePort, Frontends)> {
     let mut wanted = BTreeMap::new();
     for family in [Family::V4, Family::V6] {
-        let of_family = service.addresses.iter().filter(|address| address.is_ipv4() == (family == Family::V4));
-        let vips: BTreeSet<_> = of_family.map(|address| mapped_ip(*address)).collect();
-        for port in service.ports.iter().filter(|_| !vips.is_empty()) {
-            wanted.insert((port.protocol, port.port, family), (port, vips.clone()));
+        let of_family = |address: &IpAddr| address.is_ipv4() == (family == Family::V4);
+        for port in &service.ports {
+            let protocol = port.protocol.number();
+            let mut frontends = Frontends::default();
+            let mut add = |addresses: &[IpAddr], number: u16, kind| {
+                for address in addresses.iter().filter(|address| of_family(address)) {
+                    let address = mapped_ip(*address);
+                    frontends.exact.insert(Frontend { address, protocol, port: number }, kind);
+                }
+            };
+            if let Some(number) = port.node_port {
+                add(&service.node_addresses, number, FrontendKind::Node);
+            }
+            add(&service.cluster_addresses, port.port, FrontendKind::Cluster);
+            add(&service.external_addresses, port.port, FrontendKind::External);
+            add(&service.addresses, port.port, FrontendKind::Vip);
+            let prefixes = service.prefixes.iter().map(IpNet::trunc).filter(|prefix| of_family(&prefix.addr()));
+            frontends.prefixes = prefixes.map(|prefix| PrefixFrontend { prefix, protocol, port: port.port }).collect();
+            if frontends != Frontends::default() {
+                wanted.insert((port.protocol, port.port, family), (port, frontends));
+            }
         }
     }
     wanted
-}
-
-fn frontend(address: [u8; 16], (protocol, port, _): PortKey) -> Frontend {
-    Frontend { address, protocol: protocol.number(), port }
 }

@@ -242,8 +242,7 @@ fn bad_peers_are_refused_by_field() {
 #[test]
 fn bad_services_are_refused_by_field() {
     type Spoil = fn(&mut Service);
-    let table: [(Spoil, &str); 15] = [
-        (|s| s.ports[0].port = 0, "ports[0].port: must not be 0"),
+    let table: [(Spoil, &str); 34] = [
         (|s| s.ports[0].backends[0].port = 0, "ports[0].backends[0].port: must not be 0"),
         (|s| s.ports[0].protocol = Protocol::Sctp, "ports[0].protocol: SCTP"),
         (|s| s.ports.push(s.ports[0].clone()), "ports[1]: 80/TCP is listed twice"),
@@ -267,6 +266,50 @@ fn bad_services_are_refused_by_field() {
             |s| s.ports[0].backends.push(backend("10.244.1.5", 8080, 0)),
             "ports[0].backends[1]: 10.244.1.5 port 8080 is listed twice",
         ),
+        (
+            |s| s.external_addresses = vec![s.addresses[0]],
+            "external_addresses[0]: 203.0.113.10 stands in another list too",
+        ),
+        (|s| s.cluster_addresses = vec!["ff02::1".parse().unwrap()], "cluster_addresses[0]: ff02::1 is a multicast"),
+        (
+            |s| s.cluster_addresses = vec!["192.0.2.1".parse().unwrap()],
+            "cluster_addresses[0]: 192.0.2.1 is used by this",
+        ),
+        (
+            |s| s.external_addresses = vec!["2001:db8:1::1".parse().unwrap()],
+            "external_addresses[0]: 2001:db8:1::1 is used",
+        ),
+        (
+            |s| s.node_addresses = vec!["192.0.2.9".parse().unwrap()],
+            "node_addresses[0]: 192.0.2.9 is not an address of",
+        ),
+        (|s| s.node_addresses = vec!["2001:db8:1::9".parse().unwrap()], "node_addresses[0]: 2001:db8:1::9 is not an"),
+        (|s| s.prefixes = vec!["0.0.0.0/0".parse().unwrap()], "prefixes[0]: 0.0.0.0/0 would take all traffic"),
+        (|s| s.prefixes = vec!["::/0".parse().unwrap()], "prefixes[0]: ::/0 would take all traffic"),
+        (|s| s.prefixes = vec!["224.0.0.0/24".parse().unwrap()], "prefixes[0]: 224.0.0.0 is a multicast"),
+        (|s| s.prefixes = vec!["192.0.2.0/24".parse().unwrap()], "prefixes[0]: 192.0.2.0/24 holds 192.0.2.1, this"),
+        (|s| s.prefixes = vec!["2001:db8::/32".parse().unwrap()], "prefixes[0]: 2001:db8::/32 holds 2001:db8:"),
+        (|s| s.prefixes = vec!["203.0.113.0/24".parse().unwrap(); 2], "prefixes[1]: 203.0.113.0/24 is listed twice"),
+        (|s| s.ports[0].node_port = Some(0), "ports[0].node_port: must not be 0"),
+        (
+            |s| {
+                s.ports[0].node_port = Some(30_080);
+                s.ports.push(tidegate_api::resource::ServicePort { port: 81, ..s.ports[0].clone() })
+            },
+            "ports[1].node_port: 30080/TCP is listed twice",
+        ),
+        (
+            |s| (s.ports[0].port, s.ports[0].node_port) = (0, Some(30_080)),
+            "ports[0].node_port: one port cannot stand for every port",
+        ),
+        (|s| s.ports[0].affinity_timeout_s = Some(0), "ports[0].affinity_timeout_s: 0 is not between"),
+        (|s| s.ports[0].affinity_timeout_s = Some(86_401), "ports[0].affinity_timeout_s: 86401 is not between"),
+        (|s| s.ports[0].one_packet = true, "ports[0].one_packet: is for UDP only"),
+        (
+            |s| (s.ports[0].one_packet, s.ports[0].protocol) = (true, Protocol::Udp),
+            "ports[0].one_packet: needs a mode that keeps the client's address",
+        ),
+        (|s| s.ports[0].backends[0].node.clear(), "ports[0].backends[0].local_weight: is not 0 and no node is named"),
     ];
     for (spoil, expected) in table {
         let mut body = service(&["203.0.113.10", "2001:db8:f::10"], 80, &[backend("10.244.1.5", 8080, 1)]);
@@ -282,7 +325,7 @@ fn the_last_good_version_stays_in_force() {
     let good = service(&["203.0.113.10"], 80, &[]);
     objects.apply(incremental(vec![named("shop/web", "1", good.clone())]), None);
     let mut bad = good.clone();
-    bad.ports[0].port = 0;
+    bad.ports[0].protocol = Protocol::Sctp;
     for update in [incremental as fn(_) -> _, full] {
         let outcome = objects.apply(update(vec![named("shop/web", "2", bad.clone())]), None);
         assert_eq!(outcome.rejected[0].version, "2");
@@ -431,8 +474,8 @@ proptest! {
             for (claim, holder) in expected {
                 prop_assert_eq!(&objects.claims[&claim], &holder);
             }
-            let vip_uses: usize = objects.iter().map(|r| vips(r).len()).sum();
-            prop_assert_eq!(objects.vips.values().map(|count| *count as usize).sum::<usize>(), vip_uses);
+            let vip_uses: usize = objects.iter().map(|r| places(r).count()).sum();
+            prop_assert_eq!(objects.places.values().map(|count| *count as usize).sum::<usize>(), vip_uses);
         }
     }
 }

@@ -1,13 +1,16 @@
 //! What can be told from one object alone, and from the machine it is meant for.
 //!
 //! Each check returns the first thing wrong as `field: value and why`, with the field as the contract names it. What
-//! passes here can be compiled: no address is of the wrong family, no port is zero, no list names anything twice.
+//! passes here can be compiled: no address is of the wrong family, no port is zero that has to be one, no list names
+//! anything twice.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tidegate_api::resource::{Body, Gateway, MacAddress, Peer, PeerVtep, Protocol, Resource, Service, Vtep};
+use tidegate_api::resource::{
+    Body, DeliveryMode, Gateway, MacAddress, Peer, PeerVtep, Protocol, Resource, Service, ServicePort, Vtep,
+};
 
 use crate::kernel::Layout;
 
@@ -15,6 +18,8 @@ use crate::kernel::Layout;
 const VNI_MAX: u32 = (1 << 24) - 1;
 /// Longest object name in bytes: namespace, slash and name of Kubernetes have 63 + 1 + 253.
 const NAME_BYTES_MAX: usize = 317;
+/// Longest time of affinity, seconds: a day (S-016).
+const AFFINITY_MAX_S: u32 = 86_400;
 
 type Checked = Result<(), String>;
 
@@ -53,7 +58,21 @@ pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
             }
             each("fullnat_sources", &gateway.fullnat_sources, |field, address| free(field, *address))
         }
-        Body::Service(service) => each("addresses", &service.addresses, |field, address| free(field, *address)),
+        Body::Service(service) => {
+            for (field, addresses) in whole_addresses(service) {
+                each(field, addresses, |field, address| free(field, *address))?;
+            }
+            each("prefixes", &service.prefixes, |field, prefix| {
+                let own = machine.addresses.iter().find(|own| prefix.contains(&own.address));
+                own.map_or(Ok(()), |own| Err(format!("{field}: {prefix} holds {}, this machine's own", own.address)))
+            })?;
+            // The kernel answers for these addresses, and goes on doing so at every other port.
+            each("node_addresses", &service.node_addresses, |field, address| {
+                ensure(machine.owner(*address).is_some(), field, || {
+                    format!("{address} is not an address of this machine")
+                })
+            })
+        }
         Body::Peer(peer) => [("v4", &peer.v4), ("v6", &peer.v6)].into_iter().try_for_each(|(field, vtep)| {
             let prefixes = vtep.as_ref().map_or(&[][..], |vtep| &vtep.pod_cidrs);
             each(&format!("{field}.pod_cidrs"), prefixes, |field, prefix| {
@@ -140,26 +159,86 @@ fn check_end_point(field: &str, mac: MacAddress, vni: u32, port: u16) -> Checked
 }
 
 fn check_service(service: &Service) -> Checked {
-    distinct("addresses", &service.addresses)?;
-    each("addresses", &service.addresses, |field, address| check_address(field, *address))?;
+    let mut places = HashSet::new();
+    for (field, addresses) in whole_addresses(service).into_iter().chain([("node_addresses", &service.node_addresses)])
+    {
+        distinct(field, addresses)?;
+        each(field, addresses, |field, address| {
+            check_address(field, *address)?;
+            ensure(places.insert(*address), field, || format!("{address} stands in another list too"))
+        })?;
+    }
+    distinct("prefixes", &service.prefixes)?;
+    each("prefixes", &service.prefixes, check_vips)?;
     let mut taken = HashSet::new();
     each("ports", &service.ports, |field, port| {
-        ensure(port.port != 0, &format!("{field}.port"), || "must not be 0".into())?;
-        ensure(port.protocol != Protocol::Sctp, &format!("{field}.protocol"), || {
-            "SCTP is not served by this version".into()
-        })?;
+        check_port(field, port)?;
         ensure(taken.insert((port.port, port.protocol)), field, || {
             format!("{}/{} is listed twice", port.port, port.protocol)
         })?;
-        let mut known = HashSet::new();
         each(&format!("{field}.backends"), &port.backends, |field, backend| {
             check_address(&format!("{field}.address"), backend.address)?;
-            ensure(backend.port != 0, &format!("{field}.port"), || "must not be 0".into())?;
+            ensure(backend.port != 0 || port.port == 0, &format!("{field}.port"), || "must not be 0".into())?;
+            // S-049
+            ensure(backend.local_weight == 0 || !backend.node.is_empty(), &format!("{field}.local_weight"), || {
+                "is not 0 and no node is named".into()
+            })
+        })?;
+        let mut known = HashSet::new();
+        each(&format!("{field}.backends"), &port.backends, |field, backend| {
             ensure(known.insert((backend.address, backend.port)), field, || {
                 format!("{} port {} is listed twice", backend.address, backend.port)
             })
         })
+    })?;
+    let mut node_ports = HashSet::new();
+    each("ports", &service.ports, |field, port| {
+        let Some(number) = port.node_port else { return Ok(()) };
+        ensure(node_ports.insert((number, port.protocol)), &format!("{field}.node_port"), || {
+            format!("{number}/{} is listed twice", port.protocol)
+        })
     })
+}
+
+/// Addresses that are the Service's whole, by field.
+fn whole_addresses(service: &Service) -> [(&'static str, &Vec<IpAddr>); 3] {
+    [
+        ("addresses", &service.addresses),
+        ("external_addresses", &service.external_addresses),
+        ("cluster_addresses", &service.cluster_addresses),
+    ]
+}
+
+/// What one port says, its endpoints aside.
+fn check_port(field: &str, port: &ServicePort) -> Checked {
+    ensure(port.protocol != Protocol::Sctp, &format!("{field}.protocol"), || {
+        "SCTP is not served by this version".into()
+    })?;
+    let node_port = format!("{field}.node_port");
+    ensure(port.node_port != Some(0), &node_port, || "must not be 0".into())?;
+    ensure(port.node_port.is_none() || port.port != 0, &node_port, || "one port cannot stand for every port".into())?;
+    let timeout = port.affinity_timeout_s;
+    ensure(
+        timeout.is_none_or(|timeout| (1..=AFFINITY_MAX_S).contains(&timeout)),
+        &format!("{field}.affinity_timeout_s"),
+        || format!("{} is not between 1 and {AFFINITY_MAX_S}", timeout.unwrap_or(0)),
+    )?;
+    let one_packet = format!("{field}.one_packet");
+    ensure(!port.one_packet || port.protocol == Protocol::Udp, &one_packet, || "is for UDP only".into())?;
+    ensure(!port.one_packet || port.mode != DeliveryMode::Fullnat, &one_packet, || {
+        "needs a mode that keeps the client's address: in fullnat each datagram would take a port that its answer needs"
+            .into()
+    })
+}
+
+/// A prefix whose addresses can all be VIPs.
+fn check_vips(field: &str, prefix: &IpNet) -> Checked {
+    ensure(prefix.prefix_len() > 0, field, || format!("{prefix} would take all traffic"))?;
+    // A range that cannot be anybody's is wrong as a whole and in part.
+    for address in [prefix.network(), prefix.broadcast()] {
+        check_address(field, address).map_err(|reason| format!("{reason} (of {prefix})"))?;
+    }
+    Ok(())
 }
 
 fn check_family(field: &str, address: IpAddr, v6: bool) -> Checked {

@@ -12,7 +12,7 @@
 use crate::drops::DropReason;
 use crate::family::Family;
 use crate::packet::{Domain, Packet};
-use crate::pipeline::{Answer, Decision, NewFlow, Refresh, Step, Trace};
+use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Step, Trace};
 use crate::stage::route::{self, Hop};
 use crate::stage::{nat, policy, service};
 use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
@@ -43,7 +43,7 @@ pub fn known<A: Family, T: Trace>(
     tuple: &Tuple<A>,
     hit: Hit,
     hash: u64,
-    entropy: u64,
+    moment: Moment,
     trace: &mut T,
 ) -> Decision<A> {
     let entry = A::flows(state).entry(hit.flow);
@@ -53,7 +53,7 @@ pub fn known<A: Family, T: Trace>(
     }
     let syn = packet.l3.protocol == protocol::TCP && packet.l3.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
     if syn && hit.direction == Direction::Original && matches!(entry.state, FlowState::TIME_WAIT | FlowState::CLOSE) {
-        return new(tables, state, packet, tuple, hash, entropy, Some(hit.flow), trace); // N-087
+        return new(tables, state, packet, tuple, hash, moment, Some(hit.flow), trace); // N-087
     }
     let mut refresh = None;
     if entry.routes_epoch != tables.settings.routes_epoch
@@ -64,7 +64,7 @@ pub fn known<A: Family, T: Trace>(
         match revalidate(tables, entry, hit.direction, hash) {
             Standing::Keep(fresh) => refresh = Some(fresh),
             Standing::Reselect if hit.direction == Direction::Original => {
-                return new(tables, state, packet, tuple, hash, entropy, Some(hit.flow), trace); // S-102
+                return new(tables, state, packet, tuple, hash, moment, Some(hit.flow), trace); // S-102
             }
             Standing::Reselect => return Decision::Drop(DropReason::NoFlow),
             Standing::Refuse(reason) => return Decision::Drop(reason),
@@ -90,11 +90,11 @@ pub fn new<A: Family, T: Trace>(
     packet: &Packet,
     tuple: &Tuple<A>,
     hash: u64,
-    entropy: u64,
+    moment: Moment,
     replaces: Option<FlowId>,
     trace: &mut T,
 ) -> Decision<A> {
-    match start(tables, state, packet, tuple, hash, entropy, trace) {
+    match start(tables, state, packet, tuple, hash, moment, trace) {
         Ok(Begun::Flow(flow)) => Decision::Start { flow, replaces },
         Ok(Begun::Answer(answer)) => Decision::Answer(answer),
         Err(reason) => Decision::Drop(reason),
@@ -112,29 +112,29 @@ fn start<A: Family, T: Trace>(
     packet: &Packet,
     tuple: &Tuple<A>,
     hash: u64,
-    entropy: u64,
+    moment: Moment,
     trace: &mut T,
 ) -> Result<Begun<A>, DropReason> {
     let kind = tuple.destination.kind(tables);
-    if !kind.contains(LocalKind::VIP) {
+    if !kind.intersects(LocalKind::SERVED) {
         let ours = kind.contains(LocalKind::FULLNAT_SOURCE);
         return Err(if ours { DropReason::NoFlow } else { DropReason::NotOurs });
     }
     if packet.domain == Domain::Overlay && !route::source_allowed(tables, packet.tunnel, tuple.source) {
         return Err(DropReason::SpoofedSource);
     }
-    let backend = match service::choose(tables, tuple)? {
-        service::Choice::Backend(backend) => backend,
-        service::Choice::Reject => return refuse(packet).map(Begun::Answer),
-    };
-    trace.note(Step::Backend(backend));
+    let Some(offer) = service::admit(tables, packet, tuple)? else { return refuse(packet).map(Begun::Answer) };
     if packet.l3.protocol == protocol::TCP && !opens(packet.l3.tcp_flags) {
         return orphan(tables, packet).map(Begun::Answer);
     }
+    let Some(service::Chosen { backend, learn }) = service::choose(tables, state, &offer, tuple, moment) else {
+        return refuse(packet).map(Begun::Answer);
+    };
+    trace.note(Step::Backend(backend));
     let to = tables
         .backends
         .row(backend)
-        .and_then(|row| Some((A::unmapped(&row.address)?, row.port)))
+        .and_then(|row| Some((A::unmapped(&row.address)?, row.port_for(tuple.destination_port))))
         .ok_or(DropReason::NoBackend)?;
     policy::check(tables, tuple, to)?;
     let forward = route::toward(tables, to.0, hash)?;
@@ -145,7 +145,7 @@ fn start<A: Family, T: Trace>(
     if let Err(answer) = passable(tables, packet, forward) {
         return Ok(Begun::Answer(answer));
     }
-    let source = nat::choose(tables, state, backend, to, tuple.protocol, entropy)?;
+    let source = nat::choose(tables, state, backend, to, tuple.protocol, moment.entropy)?;
     trace.note(Step::Source(source.1));
     Ok(Begun::Flow(NewFlow {
         original: *tuple,
@@ -156,6 +156,7 @@ fn start<A: Family, T: Trace>(
         routes_epoch: tables.settings.routes_epoch,
         forward,
         reply,
+        learn,
     }))
 }
 
@@ -212,7 +213,7 @@ fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direction
     let translated = entry.translated_tuple();
     let to = (translated.destination, translated.destination_port);
     let row = tables.backends.row(BackendId(entry.backend));
-    let same = row.is_some_and(|row| row.address == to.0.mapped() && row.port == to.1);
+    let same = row.is_some_and(|row| row.address == to.0.mapped() && row.port_for(original.destination_port) == to.1);
     let gone = !same || row.is_none_or(|row| matches!(row.state, BackendState::Gone | BackendState::Vacant));
     if gone && original.protocol == protocol::UDP {
         let others = original

@@ -45,7 +45,7 @@ pub fn decide(tables: &Tables, packet: &Packet, l3: &[u8]) -> Result<Answer, Dro
 
 fn decide_ip<A: Family>(tables: &Tables, packet: &Packet, (source, destination): (A, A)) -> Result<Answer, DropReason> {
     let kind = destination.kind(tables);
-    let ours = LocalKind::VIP | LocalKind::FULLNAT_SOURCE | LocalKind::VTEP_OVERLAY;
+    let ours = LocalKind::SERVED | LocalKind::FULLNAT_SOURCE | LocalKind::VTEP_OVERLAY;
     if !kind.intersects(ours) {
         return Err(DropReason::NotOurs);
     }
@@ -65,8 +65,10 @@ fn decide_ip<A: Family>(tables: &Tables, packet: &Packet, (source, destination):
         Version::V4 => icmp::ECHO_REQUEST,
         Version::V6 => icmpv6::ECHO_REQUEST,
     };
-    // Overlay addresses are answered to the overlay only: the wire has no business with them.
-    let reachable = packet.domain == Domain::Overlay || kind.intersects(LocalKind::VIP);
+    // Overlay addresses are answered to the overlay only: the wire has no business with them. Of the addresses of
+    // Services only VIPs are ours to answer from.
+    let overlay = kind.intersects(LocalKind::FULLNAT_SOURCE | LocalKind::VTEP_OVERLAY);
+    let reachable = kind.intersects(LocalKind::VIP) || (packet.domain == Domain::Overlay && overlay);
     if packet.l3.icmp_type == request && reachable { Ok(Answer::Echo) } else { Err(DropReason::IcmpUnhandled) }
 }
 

@@ -11,6 +11,8 @@ pub mod flow;
 pub mod policy;
 /// Choose a backend for a new flow.
 pub mod service;
+/// Which endpoint of a set.
+pub mod schedule;
 /// Choose the source address and port of a new flow.
 pub mod nat;
 /// Where does it leave, each way?

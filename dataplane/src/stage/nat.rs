@@ -27,6 +27,8 @@ pub fn choose<A: Family>(
     if sources.is_empty() {
         return Err(DropReason::NoSource);
     }
-    let live = state.usage.live(backend.0);
+    // Flows to other ports of the backend take none of this one's: then how many there are is not known.
+    let is_one_port = tables.backends.row(backend).is_some_and(|row| row.port != 0);
+    let live = if is_one_port { state.usage.live(backend.0) } else { 0 };
     nat::choose(A::flows(state), sources, to, protocol, entropy, live).map_err(|_| DropReason::PortsExhausted)
 }

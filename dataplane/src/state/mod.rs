@@ -16,6 +16,8 @@ pub mod nat;
 pub mod hold;
 pub mod limit;
 pub mod usage;
+pub mod affinity;
+pub mod schedule;
 pub mod worker;
 
 #[cfg(test)]
@@ -24,7 +26,7 @@ mod oracle;
 pub use entry::{Entry, FlowState, Fold, NewFlow};
 pub use flow::{Candidate, FlowId, FlowTable, Hit, InsertError, Swept};
 pub use tuple::{Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Tuple};
-pub use worker::{Capacity, Entropy, State};
+pub use worker::{Capacity, Entropy, Learn, State};
 
 /// Moments as flows store them: the number of the 2^20 ns interval, modulo 2^32 (it wraps after 52 days).
 pub type Ticks = u32;

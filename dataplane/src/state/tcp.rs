@@ -98,6 +98,15 @@ impl FlowState {
         matches!(self, FlowState::ESTABLISHED | FlowState::ESTABLISHED_IN_DOUBT)
     }
 
+    /// Whether schedulers count the flow as active: TCP from its SYN on until one end closes. The handshake counts too, or
+    /// a burst of new connections would all go to the one that had the fewest before it (`tcp_state_active_table`,
+    /// net/netfilter/ipvs/ip_vs_proto_tcp.c). UDP never does.
+    #[inline]
+    #[must_use]
+    pub const fn is_active(self) -> bool {
+        matches!(self, FlowState::SYN_SENT | FlowState::SYN_SENT2 | FlowState::SYN_RECV) || self.is_established()
+    }
+
     /// For the states that exist twice, the end that closed first.
     const fn closer(self) -> Direction {
         if self.0 & 1 == 0 { Direction::Original } else { Direction::Reply }

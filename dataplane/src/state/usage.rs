@@ -23,6 +23,8 @@ pub struct Row {
     pub bytes: [u64; 2],
     /// Flows that are live now.
     pub live: u32,
+    /// Those among them that are active, as schedulers count ([`super::FlowState::is_active`]).
+    pub active: u32,
 }
 
 const _: () = assert!(size_of::<Row>() == 64);
@@ -45,19 +47,29 @@ impl Usage {
 
     /// A flow to `backend` was installed.
     #[inline]
-    pub fn open(&mut self, backend: u32) {
+    pub fn open(&mut self, backend: u32, is_active: bool) {
         if let Some(row) = self.rows.get_mut(backend) {
             row.opened += 1;
             row.live += 1;
+            row.active += u32::from(is_active);
         }
     }
 
     /// A flow to `backend` was removed.
     #[inline]
-    pub fn close(&mut self, backend: u32) {
+    pub fn close(&mut self, backend: u32, was_active: bool) {
         if let Some(row) = self.rows.get_mut(backend) {
             debug_assert!(row.live > 0, "a flow is closed once");
             row.live = row.live.saturating_sub(1);
+            row.active = row.active.saturating_sub(u32::from(was_active));
+        }
+    }
+
+    /// A live flow to `backend` became active or ceased to be.
+    #[cold]
+    pub fn turn(&mut self, backend: u32, is_active: bool) {
+        if let Some(row) = self.rows.get_mut(backend) {
+            row.active = if is_active { row.active + 1 } else { row.active.saturating_sub(1) };
         }
     }
 
@@ -83,6 +95,13 @@ impl Usage {
         self.rows.get(backend).map_or(0, |row| row.live)
     }
 
+    /// Flows to `backend` that are active now, and those that are live besides.
+    #[inline]
+    #[must_use]
+    pub fn connections(&self, backend: u32) -> (u32, u32) {
+        self.rows.get(backend).map_or((0, 0), |row| (row.active, row.live.saturating_sub(row.active)))
+    }
+
     /// Starts to load the totals of `backend`.
     #[inline]
     pub fn prefetch(&self, backend: u32) {
@@ -93,7 +112,7 @@ impl Usage {
     /// live keep being counted as live, since they will be closed.
     pub fn reset(&mut self, backend: u32) {
         if let Some(row) = self.rows.get_mut(backend) {
-            *row = Row { live: row.live, ..Row::default() };
+            *row = Row { live: row.live, active: row.active, ..Row::default() };
         }
     }
 }
@@ -105,22 +124,26 @@ mod tests {
     #[test]
     fn totals_are_kept_per_backend_and_strangers_are_ignored() {
         let mut usage = Usage::new(4, HugePages::Off).unwrap();
-        usage.open(2);
-        usage.open(2);
-        usage.close(2);
+        usage.open(2, true);
+        usage.open(2, false);
+        usage.close(2, false);
         usage.fold(2, Direction::Original, Fold { packets: 3, bytes: 400 });
         usage.fold(2, Direction::Original, Fold { packets: 1, bytes: 60 });
         usage.fold(2, Direction::Reply, Fold { packets: 2, bytes: 3000 });
-        assert_eq!(usage.row(2), Row { opened: 2, live: 1, packets: [4, 2], bytes: [460, 3000] });
-        assert_eq!(usage.live(2), 1);
+        assert_eq!(usage.row(2), Row { opened: 2, live: 1, active: 1, packets: [4, 2], bytes: [460, 3000] });
+        assert_eq!((usage.live(2), usage.connections(2)), (1, (1, 0)));
+        usage.turn(2, false);
+        assert_eq!(usage.connections(2), (0, 1));
+        usage.turn(2, true);
         for stranger in [4, u32::MAX] {
-            usage.open(stranger);
-            usage.close(stranger);
+            usage.open(stranger, true);
+            usage.turn(stranger, true);
+            usage.close(stranger, true);
             usage.fold(stranger, Direction::Reply, Fold { packets: 1, bytes: 1 });
             assert_eq!(usage.row(stranger), Row::default());
         }
         assert_eq!(usage.row(0), Row::default());
         usage.reset(2);
-        assert_eq!(usage.row(2), Row { live: 1, ..Row::default() });
+        assert_eq!(usage.row(2), Row { live: 1, active: 1, ..Row::default() });
     }
 }

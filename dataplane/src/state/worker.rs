@@ -7,12 +7,15 @@ use std::io;
 
 use tidegate_io::mem::HugePages;
 
+use super::affinity::Affinity;
 use super::hold::Hold;
 use super::limit::TokenBucket;
+use super::schedule::{Pointer, Schedule, SetKind};
 use super::usage::Usage;
-use super::{Direction, FlowId, FlowTable, InsertError, NewFlow, Ticks};
+use super::{Direction, FlowId, FlowTable, InsertError, NewFlow, Ticks, Tuple};
 use crate::family::Family;
 use crate::limits;
+use crate::table::{BackendId, ServiceId};
 
 /// Everything one worker remembers between packets. Kind: state.
 #[derive(Debug)]
@@ -23,6 +26,10 @@ pub struct State {
     pub v6: FlowTable<[u8; 16]>,
     /// What each backend is used for.
     pub usage: Usage,
+    /// Which endpoint clients were given last.
+    pub affinity: Affinity,
+    /// Where schedulers have got to.
+    pub schedule: Schedule,
     /// Frames that wait for a neighbour.
     pub hold: Hold,
     /// How many answers may still be provoked (S-079).
@@ -42,6 +49,17 @@ pub struct Capacity {
     pub huge: HugePages,
 }
 
+/// What is to be remembered of the choice of a backend, once its flow has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Learn {
+    /// The Service port.
+    pub service: ServiceId,
+    /// How long the client stays with the backend; 0: it is not remembered.
+    pub affinity_ticks: Ticks,
+    /// Where the scheduler has got to, if it moved.
+    pub pointer: Option<(SetKind, Pointer)>,
+}
+
 impl State {
     /// State for `capacity`, empty. `seed` is random and secret.
     ///
@@ -53,6 +71,8 @@ impl State {
             v4: FlowTable::new(capacity.flows_v4, seed, capacity.huge)?,
             v6: FlowTable::new(capacity.flows_v6, seed, capacity.huge)?,
             usage: Usage::new(capacity.backends, capacity.huge)?,
+            affinity: Affinity::new(limits::AFFINITY_CLIENTS, seed, HugePages::Off)?,
+            schedule: Schedule::new(limits::SCHEDULED_SERVICES, HugePages::Off)?,
             hold: Hold::new(),
             answers: TokenBucket::new(rate, rate, now_ns),
         })
@@ -64,8 +84,19 @@ impl State {
     /// [`InsertError`]; nothing has changed then.
     pub fn begin<A: Family>(&mut self, flow: &NewFlow<A>, now: Ticks) -> Result<FlowId, InsertError> {
         let id = A::flows_mut(self).insert(flow, now)?;
-        self.usage.open(flow.backend);
+        self.usage.open(flow.backend, flow.state.is_active());
         Ok(id)
+    }
+
+    /// Remembers what was chosen for a flow that has begun; false when its client should be remembered and there is no
+    /// place for it.
+    pub fn learn<A: Family>(&mut self, original: &Tuple<A>, backend: BackendId, learn: &Learn, now: Ticks) -> bool {
+        if let Some((set, pointer)) = learn.pointer {
+            self.schedule.advance(learn.service, set, pointer);
+        }
+        let client = || original.source.mapped();
+        learn.affinity_ticks == 0
+            || self.affinity.remember(&client(), learn.service, backend, learn.affinity_ticks, now)
     }
 
     /// Ends a flow before its time; whether it was live.
@@ -76,7 +107,7 @@ impl State {
             for direction in [Direction::Original, Direction::Reply] {
                 self.usage.fold(entry.backend, direction, entry.counted(direction));
             }
-            self.usage.close(entry.backend);
+            self.usage.close(entry.backend, entry.state.is_active());
         }
         live
     }
@@ -104,7 +135,7 @@ fn expire<A: Family>(flows: &mut FlowTable<A>, usage: &mut Usage, now: Ticks, el
         for direction in [Direction::Original, Direction::Reply] {
             usage.fold(entry.backend, direction, entry.counted(direction));
         }
-        usage.close(entry.backend);
+        usage.close(entry.backend, entry.state.is_active());
     })
 }
 

@@ -30,7 +30,7 @@ pub struct BackendRow {
     pub address: [u8; 16],
     /// Family of `address`.
     pub family: Family,
-    /// Pod port, host order.
+    /// Pod port, host order; 0: the port that the client asked for.
     pub port: u16,
     /// The Service port it belongs to.
     pub service: ServiceId,
@@ -38,6 +38,14 @@ pub struct BackendRow {
     pub state: BackendState,
     /// Bumped by [`BackendTable::set`] when anything above changed; wraps.
     pub epoch: u16,
+}
+
+impl BackendRow {
+    /// The pod port for a client that asked for `asked`.
+    #[inline]
+    pub fn port_for(&self, asked: u16) -> u16 {
+        if self.port == 0 { asked } else { self.port }
+    }
 }
 
 impl Default for BackendRow {

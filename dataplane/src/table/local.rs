@@ -1,7 +1,14 @@
 //! Addresses that are ours.
 //!
 //! Owns which roles an address has for this gateway (VIP, announced, translated source, VTEP) and the gateway's own VTEPs.
-//! It refuses to know how a packet to such an address is answered.
+//! It refuses to know how a packet to such an address is answered. Prefixes have roles as addresses do; an address that
+//! has roles of its own has those alone.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::{Prefix, PrefixMap};
 
 use super::exact::{self, ExactMap};
 use super::{Family, mapped, unmapped};
@@ -24,12 +31,21 @@ impl LocalKind {
     /// The underlay address of one of our VTEPs: outer destination of what peers send us.
     pub const VTEP_UNDERLAY: LocalKind = LocalKind(16);
 
-    const NAMES: [(LocalKind, &'static str); 5] = [
+    /// An address of a Service that is no VIP: its frontends are served, and nothing else is answered.
+    pub const SERVICE: LocalKind = LocalKind(32);
+    /// An address of this machine at which node ports are served; everything else there is the kernel's.
+    pub const NODE: LocalKind = LocalKind(64);
+    /// Roles of addresses at which Services have frontends.
+    pub const SERVED: LocalKind = LocalKind::VIP.union(LocalKind::SERVICE).union(LocalKind::NODE);
+
+    const NAMES: [(LocalKind, &'static str); 7] = [
         (LocalKind::VIP, "vip"),
         (LocalKind::ANNOUNCED, "announced"),
         (LocalKind::FULLNAT_SOURCE, "fullnat-source"),
         (LocalKind::VTEP_OVERLAY, "vtep-overlay"),
         (LocalKind::VTEP_UNDERLAY, "vtep-underlay"),
+        (LocalKind::SERVICE, "service"),
+        (LocalKind::NODE, "node"),
     ];
 
     /// Whether all roles of `other` are in this set.
@@ -102,11 +118,47 @@ pub struct VtepRow {
     pub port: u16,
 }
 
+/// Roles of the prefixes of one family.
+#[derive(Clone)]
+struct Prefixes<P: Prefix>(Arc<PrefixMap<P, LocalKind>>);
+
+impl<P: Prefix + Clone> Prefixes<P> {
+    /// Roles of every prefix around an address. Costs nothing where there is no prefix.
+    #[inline]
+    fn around(&self, address: impl FnOnce() -> P) -> LocalKind {
+        if self.0.is_empty() { LocalKind::NONE } else { self.walk(&address()) }
+    }
+
+    #[cold]
+    fn walk(&self, address: &P) -> LocalKind {
+        self.0.cover_values(address).fold(LocalKind::NONE, |all, kind| all | *kind)
+    }
+
+    fn set(&mut self, prefix: P, kind: LocalKind) {
+        let map = Arc::make_mut(&mut self.0);
+        let _before = if kind.is_empty() { map.remove(&prefix) } else { map.insert(prefix, kind) };
+    }
+}
+
+impl<P: Prefix> Default for Prefixes<P> {
+    fn default() -> Self {
+        Prefixes(Arc::new(PrefixMap::new()))
+    }
+}
+
+impl<P: Prefix> std::fmt::Debug for Prefixes<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} prefixes", self.0.len())
+    }
+}
+
 /// All addresses that are ours. Kind: table.
 #[derive(Clone, Debug, Default)]
 pub struct LocalTable {
     v4: ExactMap<[u8; 4], LocalKind>,
     v6: ExactMap<[u8; 16], LocalKind>,
+    prefixes_v4: Prefixes<Ipv4Net>,
+    prefixes_v6: Prefixes<Ipv6Net>,
     vtep_v4: Option<VtepRow>,
     vtep_v6: Option<VtepRow>,
 }
@@ -115,13 +167,15 @@ impl LocalTable {
     /// Roles of an IPv4 address; empty when it is not ours. Read side.
     #[inline]
     pub fn kind_v4(&self, address: &[u8; 4]) -> LocalKind {
-        self.v4.get(address).unwrap_or_default()
+        let wider = || self.prefixes_v4.around(|| Ipv4Net::from(Ipv4Addr::from(*address)));
+        self.v4.get(address).unwrap_or_else(wider)
     }
 
     /// Roles of an IPv6 address; empty when it is not ours. Read side.
     #[inline]
     pub fn kind_v6(&self, address: &[u8; 16]) -> LocalKind {
-        self.v6.get(address).unwrap_or_default()
+        let wider = || self.prefixes_v6.around(|| Ipv6Net::from(Ipv6Addr::from(*address)));
+        self.v6.get(address).unwrap_or_else(wider)
     }
 
     /// Roles of an address in mapped form.
@@ -130,6 +184,15 @@ impl LocalTable {
             Some(address) => self.kind_v4(&address),
             None => self.kind_v6(address),
         }
+    }
+
+    /// Roles of an address in mapped form, those of prefixes around it left out.
+    fn own_kind(&self, address: &[u8; 16]) -> LocalKind {
+        let kind = match unmapped(address) {
+            Some(address) => self.v4.get(&address),
+            None => self.v6.get(address),
+        };
+        kind.unwrap_or_default()
     }
 
     /// Our VTEP whose outer packets are of `family`. Read side.
@@ -156,12 +219,21 @@ impl LocalTable {
 
     /// Gives an address (mapped form) these roles beside those it has. Build side.
     pub fn add(&mut self, address: &[u8; 16], kind: LocalKind) {
-        self.set(address, self.kind(address) | kind);
+        self.set(address, self.own_kind(address) | kind);
     }
 
     /// Takes these roles from an address (mapped form). Build side.
     pub fn take(&mut self, address: &[u8; 16], kind: LocalKind) {
-        self.set(address, self.kind(address).without(kind));
+        self.set(address, self.own_kind(address).without(kind));
+    }
+
+    /// Gives a prefix exactly these roles; the empty set removes it. Build side: copies the family's prefixes once per
+    /// generation.
+    pub fn set_prefix(&mut self, prefix: IpNet, kind: LocalKind) {
+        match prefix.trunc() {
+            IpNet::V4(prefix) => self.prefixes_v4.set(prefix, kind),
+            IpNet::V6(prefix) => self.prefixes_v6.set(prefix, kind),
+        }
     }
 
     /// Sets or removes our VTEP whose outer packets are of `family`; its addresses need their roles too. Build side.
@@ -216,7 +288,30 @@ mod tests {
         assert_eq!(kind.to_string(), "vip,announced");
         assert_eq!(LocalKind::NONE.to_string(), "");
         let all = LocalKind::NAMES.iter().fold(LocalKind::NONE, |all, (kind, _)| all | *kind);
-        assert_eq!(all.0.count_ones(), 5, "each role has a bit of its own");
+        assert_eq!(all.0.count_ones(), 7, "each role has a bit of its own");
+    }
+
+    #[test]
+    fn prefixes_have_roles_where_no_address_has() {
+        // T-121
+        let mut table = LocalTable::default();
+        for (wide, narrow, inside, exact, outside) in [
+            ("203.0.113.0/24", "203.0.113.64/26", "203.0.113.70", "203.0.113.71", "203.0.114.1"),
+            ("2001:db8:f::/64", "2001:db8:f::40/122", "2001:db8:f::46", "2001:db8:f::47", "2001:db8:e::1"),
+        ] {
+            let at = |text: &str| match text.parse().unwrap() {
+                std::net::IpAddr::V4(v4) => mapped(&v4.octets()),
+                std::net::IpAddr::V6(v6) => v6.octets(),
+            };
+            table.set_prefix(wide.parse().unwrap(), LocalKind::VIP);
+            table.set_prefix(narrow.parse().unwrap(), LocalKind::ANNOUNCED);
+            table.set(&at(exact), LocalKind::FULLNAT_SOURCE);
+            assert_eq!(table.kind(&at(inside)), LocalKind::VIP | LocalKind::ANNOUNCED);
+            assert_eq!(table.kind(&at(exact)), LocalKind::FULLNAT_SOURCE);
+            assert_eq!(table.kind(&at(outside)), LocalKind::NONE);
+            table.set_prefix(wide.parse().unwrap(), LocalKind::NONE);
+            assert_eq!(table.kind(&at(inside)), LocalKind::ANNOUNCED);
+        }
     }
 
     #[test]

@@ -5,15 +5,17 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use tidegate_api::resource::TrafficPolicy;
 use tidegate_dataplane::drops::{self, DropReason};
 use tidegate_dataplane::fuzzing::{self, Scene, headers, repair};
+use tidegate_dataplane::rig::catalog::pod;
 use tidegate_dataplane::rig::expect::{Outer, from_peer_with, vxlan};
 use tidegate_dataplane::rig::sketch::{ethernet, ping, raw, tcp, udp};
 use tidegate_dataplane::rig::{FROM_ROUTER, LAN, LAN_MAC, Net, Rig, VNI, VTEP_MAC, WAN, peer_mac, peer_vtep_mac};
 use tidegate_dataplane::table::neighbour::{NeighbourRow, NeighbourState};
 use tidegate_dataplane::table::{DeviceId, Tables};
 
-use crate::{to_names, to_web, web, web_pod};
+use crate::{gateway_of, terms, to_names, to_web, web, web_pod};
 
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -209,6 +211,17 @@ fn every_reason_is_reached_by_a_frame() {
         let mut rig = Rig::with(crate::tables(), 4, 4096, 1).unwrap();
         (0..9).for_each(|n| rig.rx_wan(&udp((net.client(n), 1), crate::names(net)).data(*b"x")));
         (0..600).for_each(|_| rig.rx_wan(&udp((net.client(0), 1), crate::names(net)).data(*b"x")));
+        reasons(&rig, &mut seen);
+    }
+    for net in Net::BOTH {
+        let mut web = terms::everywhere(net, vec![pod(net, 0, 5, 1, 0)]);
+        web.source_ranges = vec![net.client(1).into()];
+        web.ports[0].external_policy = TrafficPolicy::Local;
+        web.ports[0].internal_policy = TrafficPolicy::Local;
+        let (mut rig, _) = gateway_of(&[("shop/web", web)]);
+        let [vip, others @ ..] = terms::frontends(net);
+        rig.rx_wan(&tcp(crate::client(net), vip).syn(1));
+        others.iter().for_each(|frontend| rig.rx_wan(&tcp(crate::client(net), *frontend).syn(1)));
         reasons(&rig, &mut seen);
     }
     // Reached by `nat::every_port_of_a_backend_can_be_used_and_the_next_flow_is_a_counted_drop`, which takes 64,512 flows.

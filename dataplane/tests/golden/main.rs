@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
 
+use std::net::IpAddr;
+
+use tidegate_api::resource::Service;
+use tidegate_dataplane::rig::catalog::Catalog;
 use tidegate_dataplane::rig::sketch::{End, Sketch, tcp, udp};
 use tidegate_dataplane::rig::{self, Net, Rig};
 use tidegate_dataplane::table::Tables;
@@ -9,6 +13,9 @@ use tidegate_dataplane::table::Tables;
 mod parse;
 mod flow;
 mod service;
+mod terms;
+mod affinity;
+mod schedule;
 mod nat;
 mod route;
 mod encap;
@@ -114,4 +121,39 @@ fn walked(reason: &'static str) -> [(&'static str, u64); 3] {
 /// `more` beside `these`.
 fn and(these: &[(&'static str, u64)], more: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
     [these, more].concat()
+}
+
+/// A gateway with these Services, as the contract tells them.
+fn gateway_of(services: &[(&str, Service)]) -> (Rig, Catalog) {
+    let (mut tables, mut catalog) = (rig::tables(), Catalog::default());
+    for (name, service) in services {
+        catalog.put(&mut tables, name, service);
+    }
+    (Rig::new(tables).unwrap(), catalog)
+}
+
+/// Addresses and ports of the pods that packets were sent to since the last look, in order.
+fn went_to(rig: &mut Rig) -> Vec<End> {
+    let end = |frame: &Vec<u8>| {
+        let (_, _, inner) = rig::into_peer(frame).expect("VXLAN");
+        let inner = etherparse::SlicedPacket::from_ethernet(inner).unwrap();
+        let address = match inner.net.unwrap() {
+            etherparse::NetSlice::Ipv4(ip) => IpAddr::V4(ip.header().destination_addr()),
+            etherparse::NetSlice::Ipv6(ip) => IpAddr::V6(ip.header().destination_addr()),
+            etherparse::NetSlice::Arp(_) => panic!("not IP"),
+        };
+        let port = match inner.transport.unwrap() {
+            etherparse::TransportSlice::Tcp(tcp) => tcp.destination_port(),
+            etherparse::TransportSlice::Udp(udp) => udp.destination_port(),
+            other => panic!("{other:?}"),
+        };
+        (address, port)
+    };
+    rig.sent(rig::LAN).iter().map(end).collect()
+}
+
+/// Opens a connection and says which pod it went to; `None`: it went nowhere.
+fn pod_of(rig: &mut Rig, from: End, to: End) -> Option<IpAddr> {
+    rig.rx_wan(&tcp(from, to).syn(1));
+    went_to(rig).pop().map(|(address, _)| address)
 }

@@ -79,13 +79,13 @@ pub(super) fn masked(mut bytes: Vec<u8>, length: u8) -> Vec<u8> {
     bytes
 }
 
-/// `struct endpoint`: the address as IPv6, the port in network order, padding.
-pub(super) fn endpoint_key(address: IpAddr, port: u16) -> Vec<u8> {
+/// `struct endpoint`: the address as IPv6, the port in network order, the protocol, padding.
+pub(super) fn endpoint_key(address: IpAddr, protocol: u8, port: u16) -> Vec<u8> {
     let address: Ipv6Addr = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
     };
-    [&address.octets()[..], &port.to_be_bytes(), &[0, 0]].concat()
+    [&address.octets()[..], &port.to_be_bytes(), &[protocol, 0]].concat()
 }
 
 #[cfg(test)]
@@ -103,8 +103,8 @@ mod tests {
 
     #[test]
     fn endpoints_are_keyed_as_the_program_builds_them() {
-        let key = endpoint_key("192.0.2.1".parse().unwrap(), 8472);
-        assert_eq!(key, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1, 0x21, 0x18, 0, 0]);
+        let key = endpoint_key("192.0.2.1".parse().unwrap(), 17, 8472);
+        assert_eq!(key, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1, 0x21, 0x18, 17, 0]);
     }
 
     proptest! {

@@ -1,0 +1,62 @@
+//! Places: the addresses at which Services are reached.
+//!
+//! Owns what each kind of address means for this machine, before any port: whether it is an address of ours whole, a
+//! whole prefix, or one port of an address that stays the kernel's. Many Services may share a place; their frontends
+//! there are what only one of them can have.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tidegate_api::resource::{Body, Protocol, Resource, Service};
+
+/// Somewhere a Service is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// A VIP, or a prefix of VIPs; without host bits.
+    Vip(IpNet),
+    /// An external or cluster address.
+    Service(IpAddr),
+    /// A node port at an address of this machine.
+    NodePort(IpAddr, Protocol, u16),
+}
+
+impl Place {
+    /// Every address of the place; `None` for a node port, whose address stays the kernel's.
+    pub fn whole(&self) -> Option<IpNet> {
+        match self {
+            Place::Vip(prefix) => Some(*prefix),
+            Place::Service(address) => Some((*address).into()),
+            Place::NodePort(..) => None,
+        }
+    }
+}
+
+/// Whether a prefix is one address.
+pub fn is_one(prefix: &IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len()
+}
+
+/// The places of `resource` (none unless it is a Service), each with the field that names it and its number there.
+pub fn places(resource: &Resource) -> impl Iterator<Item = ((&'static str, usize), Place)> {
+    let service = match &resource.body {
+        Body::Service(service) => Some(service),
+        Body::Gateway(_) | Body::Peer(_) => None,
+    };
+    service.into_iter().flat_map(of_service)
+}
+
+fn of_service(service: &Service) -> impl Iterator<Item = ((&'static str, usize), Place)> {
+    fn named<T: Copy>(field: &'static str, list: &[T]) -> impl Iterator<Item = ((&'static str, usize), T)> {
+        list.iter().enumerate().map(move |(number, entry)| ((field, number), *entry))
+    }
+    let vips = named("addresses", &service.addresses).map(|(at, address)| (at, Place::Vip(address.into())));
+    let prefixes = named("prefixes", &service.prefixes).map(|(at, prefix)| (at, Place::Vip(prefix.trunc())));
+    let external = named("external_addresses", &service.external_addresses);
+    let cluster = named("cluster_addresses", &service.cluster_addresses);
+    let whole = external.chain(cluster).map(|(at, address)| (at, Place::Service(address)));
+    let nodes = named("node_addresses", &service.node_addresses).flat_map(|(at, address)| {
+        let ports = service.ports.iter().filter_map(|port| Some((port.protocol, port.node_port?)));
+        ports.map(move |(protocol, port)| (at, Place::NodePort(address, protocol, port)))
+    });
+    vips.chain(prefixes).chain(whole).chain(nodes)
+}
