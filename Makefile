@@ -1,7 +1,7 @@
 # Tidegate: build, show, test, measure. `make` alone lists the targets.
 #
-# demo, test, test-zerocopy and bench need root: they install the Debian packages they miss and work in network namespaces of
-# their own. They touch no interface of the machine.
+# demo, test, test-zerocopy and bench need root: they install the Debian packages they miss and work in network
+# namespaces of their own. They touch no interface of the machine.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -45,8 +45,9 @@ test: toolchain root packages
 # Debug builds: nothing is measured here.
 test-zerocopy: PACKAGES += $(GUEST_PACKAGES)
 test-zerocopy: toolchain root packages
-	@perf/zero-copy/fetch-kernel $(TARGET)/zero-copy
-	cargo build -p tidegate-dataplane -p tidegate-control -p tidegate-cli -p tidegate-perf
+	@timeout 900 perf/zero-copy/fetch-kernel $(TARGET)/zero-copy || { echo 'zero-copy: FAIL (no kernel)'; exit 1; }
+	@cargo build -p tidegate-dataplane -p tidegate-control -p tidegate-cli -p tidegate-perf || { \
+	    echo 'zero-copy: FAIL (it does not build)'; exit 1; }
 	@$(TARGET)/debug/tidegate-lab zero-copy-guest --kernel $(TARGET)/zero-copy
 
 bench: toolchain root packages

@@ -155,7 +155,7 @@ fn init_script() -> String {
         "#!/bin/busybox sh\n\
          set -e\n\
          /bin/busybox --install -s /bin\n\
-         export PATH=/programs:/bin HOME=/run\n\
+         export PATH=/programs:/bin HOME=/run NO_COLOR=1\n\
          mount -t proc proc /proc\n\
          mount -t sysfs sysfs /sys\n\
          mount -t devtmpfs devtmpfs /dev\n\

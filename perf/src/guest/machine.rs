@@ -51,11 +51,11 @@ impl Answer {
 }
 
 impl Machine {
-    /// Starts a machine and waits for its shell.
-    pub(super) fn start(kernel: &Kernel, image: &Image, state_dir: &Path) -> Result<Machine> {
+    /// Starts a machine and waits for its shell. `mapped` says of each device whether it can do zero-copy.
+    pub(super) fn start(kernel: &Kernel, image: &Image, mapped: [bool; 2], state_dir: &Path) -> Result<Machine> {
         let (console, errors) = (state_dir.join("console.log"), state_dir.join("qemu.log"));
         let mut command = in_namespace(GATEWAY, "qemu-system-x86_64");
-        command.args(arguments(&console)).arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&image.file);
+        command.args(arguments(mapped, &console)).arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&image.file);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(std::fs::File::create(&errors)?);
         let mut child = command.spawn().context("starting QEMU (Debian package qemu-system-x86)")?;
         let input = child.stdin.take().context("no standard input")?;
@@ -134,7 +134,7 @@ impl Drop for Machine {
 /// `iommu_platform` makes the guest map memory for the device, without which its driver refuses to lend queues to a
 /// socket; `queue_reset`, on by default since QEMU 7.2, lets it do so while the device runs. Received packets are left
 /// as they were sent (`guest_…=off`), which is also what XDP demands.
-fn arguments(console: &Path) -> Vec<String> {
+fn arguments(mapped: [bool; 2], console: &Path) -> Vec<String> {
     let mut all: Vec<String> =
         ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(Into::into).into();
     let machine = ["-machine", "q35,accel=tcg", "-cpu", "max", "-rtc", "clock=vm"];
@@ -143,14 +143,15 @@ fn arguments(console: &Path) -> Vec<String> {
     all.extend(["-append".into(), "console=ttyS0 panic=-1 mitigations=off".into()]);
     all.extend(["-serial".into(), format!("file:{}", console.display())]);
     all.extend(["-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:shell"].map(Into::into));
-    for (tap, mac) in devices() {
+    for ((tap, mac), mapped) in devices().into_iter().zip(mapped) {
         let vectors = 2 * QUEUES + 2;
+        let platform = if mapped { "on" } else { "off" };
         all.extend([
             "-netdev".into(),
             format!("tap,id={tap},ifname={tap},queues={QUEUES},vhost=off,script=no,downscript=no"),
             "-device".into(),
             format!(
-                "virtio-net-pci,netdev={tap},mac={mac},mq=on,vectors={vectors},iommu_platform=on,disable-legacy=on,\
+                "virtio-net-pci,netdev={tap},mac={mac},mq=on,vectors={vectors},iommu_platform={platform},disable-legacy=on,\
                  guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,romfile="
             ),
         ]);

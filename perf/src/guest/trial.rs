@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde::de::DeserializeOwned;
 use tidegate_api::show::{Counters, DropRow, PortRow};
 
 use super::wire::{self, Packet};
@@ -32,6 +33,8 @@ const TRANSFER_BYTES: u64 = 300_000;
 const STEP_MS: u64 = 20_000;
 /// Wait for the last acknowledgements before captures begin and end.
 const SETTLE: Duration = Duration::from_millis(1500);
+/// Longest wait for counters to come to rest.
+const AT_REST_LIMIT: Duration = Duration::from_secs(5);
 /// Captured: TCP and UDP of the overlay, without link-local chatter.
 const LAN_FILTER: &str = "udp port 8472";
 /// Captured: what clients ask of the VIPs.
@@ -43,25 +46,53 @@ pub(super) struct Trial {
     pub(super) about: &'static str,
     /// Without it the others have no meaning.
     pub(super) needed: bool,
-    pub(super) run: fn(&mut Stage) -> Found,
+    pub(super) run: fn(&mut Stage<'_>) -> Found,
 }
 
-/// All trials, in their order.
-pub(super) const TRIALS: &[Trial] = &[
-    Trial { name: "start", about: "both programs, with mode: zero-copy", needed: true, run: start },
-    Trial { name: "mode", about: "what the kernel says of every queue", needed: true, run: mode },
-    Trial { name: "traffic", about: "clients ask, pods answer; every packet compared", needed: false, run: traffic },
-    Trial { name: "queues", about: "each queue took its share", needed: false, run: queues },
-    Trial {
-        name: "killed",
-        about: "SIGKILL of the dataplane; the next one gets the queues",
-        needed: false,
-        run: killed,
-    },
-    Trial { name: "end", about: "an orderly end, and what the logs say", needed: false, run: end },
+const fn needed(name: &'static str, about: &'static str, run: fn(&mut Stage<'_>) -> Found) -> Trial {
+    Trial { name, about, needed: true, run }
+}
+
+const fn trial(name: &'static str, about: &'static str, run: fn(&mut Stage<'_>) -> Found) -> Trial {
+    Trial { name, about, needed: false, run }
+}
+
+/// Two devices that do zero-copy, in the order of running.
+pub(super) const BOTH: &[Trial] = &[
+    needed("start", "both programs, with mode: zero-copy", start),
+    needed("mode", "what the kernel says of every queue", mode),
+    trial("traffic", "clients ask, pods answer; every packet compared", traffic),
+    trial("queues", "each queue took its share", queues),
+    trial("killed", "SIGKILL of the dataplane; the next one gets the queues, in the other order", killed),
+    trial("end", "an orderly end, and what the logs say", end),
 ];
 
-fn start(stage: &mut Stage) -> Found {
+/// One device that does not: refused where zero-copy is demanded, served beside the other where it is not.
+pub(super) const MIXED: &[Trial] = &[
+    trial("refused", "mode: zero-copy on a device that cannot", refused),
+    needed("start", "both programs, with mode: auto", start_auto),
+    needed("mode", "what the kernel says of every queue", mode),
+    trial("traffic", "clients ask, pods answer; every packet compared", traffic),
+    trial("queues", "each queue took its share", queues),
+    trial("end", "an orderly end, and what the logs say", end),
+];
+
+impl Stage<'_> {
+    /// The answer to a question when it is as it should be at rest, or what it is after a while: the device tells that
+    /// it has sent something when it comes to it.
+    fn settled<T: DeserializeOwned>(&mut self, question: &str, at_rest: impl Fn(&T) -> bool) -> Result<T> {
+        let deadline = Instant::now() + AT_REST_LIMIT;
+        loop {
+            let answer = self.gateway.show(question)?;
+            if at_rest(&answer) || Instant::now() > deadline {
+                return Ok(answer);
+            }
+            sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+fn start(stage: &mut Stage<'_>) -> Found {
     let mut rows = Vec::new();
     for program in [Program::Dataplane, Program::Control] {
         stage.gateway.start(program)?;
@@ -70,20 +101,39 @@ fn start(stage: &mut Stage) -> Found {
     Ok(rows)
 }
 
+/// A demand that cannot be met ends the start, with a text that names the device and what to do.
+fn refused(stage: &mut Stage<'_>) -> Found {
+    let measured = match stage.gateway.start(Program::Dataplane) {
+        Ok(()) => "started".to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    let pass = ["wan0", "virtio_net", "no zero-copy", "mode: auto"].iter().all(|part| measured.contains(part));
+    let shown = measured.lines().find(|line| line.contains("ERROR")).unwrap_or(&measured);
+    Ok(vec![Row::new("start", shown, "an error that names device and way out", pass)])
+}
+
+fn start_auto(stage: &mut Stage<'_>) -> Found {
+    let directory = crate::enclosure::STATE_DIR;
+    stage.gateway.run(&format!("sed -i 's/mode: zero-copy/mode: auto/' {directory}/node.yaml"))?;
+    start(stage)
+}
+
 /// The mode of every queue, as the kernel tells it (getsockopt XDP_OPTIONS behind `tidegate show ports`).
-fn mode(stage: &mut Stage) -> Found {
+fn mode(stage: &mut Stage<'_>) -> Found {
     let rows: Vec<PortRow> = stage.gateway.show("ports")?;
     let found: BTreeMap<String, String> =
         rows.into_iter().map(|row| (format!("{}/{}", row.device, row.queue), row.mode)).collect();
-    let queues =
-        ["wan0", "lan0"].into_iter().flat_map(|device| (0..QUEUES).map(move |queue| format!("{device}/{queue}")));
-    let expected: BTreeMap<String, String> = queues.map(|port| (port, "zero-copy".to_owned())).collect();
+    let mut expected = BTreeMap::new();
+    for (device, mapped) in ["wan0", "lan0"].into_iter().zip(stage.scene.mapped) {
+        let mode = if mapped { "zero-copy" } else { "copy" };
+        expected.extend((0..QUEUES).map(|queue| (format!("{device}/{queue}"), mode.to_owned())));
+    }
     let told = found.iter().map(|(port, mode)| format!("{port} {mode}")).collect::<Vec<_>>().join(", ");
-    Ok(vec![Row::new("tidegate show ports", told, "zero-copy on every queue", found == expected)])
+    Ok(vec![Row::new("tidegate show ports", told, "zero-copy wherever the device can", found == expected)])
 }
 
 /// Real clients and pods, captured on both sides of the guest.
-fn traffic(stage: &mut Stage) -> Found {
+fn traffic(stage: &mut Stage<'_>) -> Found {
     await_service(stage)?;
     let state_dir = stage.rig.lab.state_dir.clone();
     let wan = Capture::start_whole(&state_dir, CLIENT, "eth0", "guest-wan", WAN_FILTER)?;
@@ -109,7 +159,7 @@ fn traffic(stage: &mut Stage) -> Found {
 const BYTES_EXPECTED: &str = "same packets out as in, checksums right";
 
 /// Waits until Services and neighbours are known: control reads its directory after it is ready.
-fn await_service(stage: &Stage) -> Result<()> {
+fn await_service(stage: &Stage<'_>) -> Result<()> {
     for family in FAMILIES {
         let mut arguments = stage.rig.way(VIP_WEB.at(family, WEB_PORT), 2000);
         // A fresh source port for every attempt.
@@ -123,7 +173,7 @@ fn await_service(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-fn datagrams(stage: &mut Stage, family: Family) -> Result<Row> {
+fn datagrams(stage: &mut Stage<'_>, family: Family) -> Result<Row> {
     let mut by_pod: BTreeMap<String, u32> = BTreeMap::new();
     let mut failures = Vec::new();
     for _ in 0..DATAGRAMS {
@@ -143,7 +193,7 @@ fn datagrams(stage: &mut Stage, family: Family) -> Result<Row> {
     Ok(Row::new(format!("{family} {DATAGRAMS} datagrams"), measured, expected, failures.is_empty()))
 }
 
-fn connections(stage: &mut Stage, family: Family) -> Result<Row> {
+fn connections(stage: &mut Stage<'_>, family: Family) -> Result<Row> {
     let spread = stage.rig.spread(VIP_WEB.at(family, WEB_PORT), CONNECTIONS)?;
     let first = spread.errors.first().cloned().unwrap_or_default();
     let measured = format!("{} in {} ms, by {} pods {first}", spread.ok, spread.took_ms, spread.by_pod.len());
@@ -151,7 +201,7 @@ fn connections(stage: &mut Stage, family: Family) -> Result<Row> {
     Ok(Row::new(format!("{family} {CONNECTIONS} connections"), measured, "all answered", pass))
 }
 
-fn transfers(stage: &mut Stage, family: Family) -> Found {
+fn transfers(stage: &mut Stage<'_>, family: Family) -> Found {
     let mut rows = Vec::new();
     for task in ["download", "upload"] {
         let mut arguments = stage.rig.way(VIP_WEB.at(family, WEB_PORT), STEP_MS);
@@ -216,44 +266,68 @@ fn check_sent(packet: &Packet, family: Family) -> Result<()> {
 }
 
 /// The dataplane's own accounts, which must agree with themselves.
-fn books(stage: &mut Stage) -> Result<Row> {
-    let counters: Counters = stage.gateway.show("counters")?;
+fn books(stage: &mut Stage<'_>) -> Result<Row> {
+    let counters: Counters = stage.settled("counters", |counters: &Counters| counters.imbalance == 0)?;
     let drops: Vec<DropRow> = stage.gateway.show("drops")?;
     let drops = drops.iter().filter(|row| row.packets > 0).map(|row| format!("{} {}", row.packets, row.reason));
     let measured = format!("imbalance {}; drops: {}", counters.imbalance, drops.collect::<Vec<_>>().join(", "));
     Ok(Row::new("books", measured, "every packet accounted for", counters.imbalance == 0))
 }
 
-/// Every queue received; nothing was refused, lost in a ring or copied between memories.
-fn queues(stage: &mut Stage) -> Found {
+/// Every queue received; nothing was refused or lost in a ring. Frames are copied where they cross between devices of
+/// different modes, which have memories of their own, and nowhere else.
+fn queues(stage: &mut Stage<'_>) -> Found {
     let mut rows = Vec::new();
-    for port in stage.gateway.show::<Vec<PortRow>>("ports")? {
-        let count = |name: &str| port.counters.get(name).copied().unwrap_or(u64::MAX);
-        let faults = ["rx_violations", "tx_violations", "tx_copied", "tx_rejected", "rx_dropped", "rx_ring_full"];
+    let at_rest = |rows: &Vec<PortRow>| rows.iter().all(|row| count(row, "tx_packets") == count(row, "tx_completed"));
+    for port in stage.settled("ports", at_rest)? {
+        let count = |name: &str| count(&port, name);
+        let faults = ["rx_violations", "tx_violations", "tx_rejected", "rx_dropped", "rx_ring_full"];
         let sum: u64 = faults.iter().map(|name| count(name)).fold(0, u64::saturating_add);
         let (received, sent, completed) = (count("rx_packets"), count("tx_packets"), count("tx_completed"));
-        let measured = format!("{received} received, {sent} sent, {completed} completed, {sum} faults");
-        let pass = received > 0 && sent == completed && sum == 0;
+        let copied = count("tx_copied");
+        let measured =
+            format!("{received} received, {sent} sent, {completed} completed, {copied} copied, {sum} faults");
+        let crossing = stage.scene.mapped.contains(&false) && sent > 0;
+        let pass = received > 0 && sent == completed && sum == 0 && (copied > 0) == crossing;
         rows.push(Row::new(format!("{}/{}", port.device, port.queue), measured, "some received, none lost", pass));
     }
     Ok(rows)
 }
 
-/// A dataplane that dies in the middle leaves queues that the next one can have, zero-copy again.
-fn killed(stage: &mut Stage) -> Found {
+/// A counter of a port; one that is missing is beyond every bound.
+fn count(port: &PortRow, name: &str) -> u64 {
+    port.counters.get(name).copied().unwrap_or(u64::MAX)
+}
+
+/// A dataplane that dies in the middle leaves queues that the next one can have, zero-copy again. That one is given them
+/// in the other order, in which it sends on the other queue.
+fn killed(stage: &mut Stage<'_>) -> Found {
     let status = stage.gateway.end(Program::Dataplane, "KILL")?;
     let mut rows = vec![Row::new("SIGKILL", format!("status {status}"), "status 137", status == 137)];
+    let directory = crate::enclosure::STATE_DIR;
+    let order = "s/^( *)- name: (wan0|lan0)$/&\\n\\1  queues: [1, 0]/";
+    stage.gateway.run(&format!("sed -E -i '{order}' {directory}/node.yaml"))?;
     stage.gateway.start(Program::Dataplane)?;
     rows.extend(mode(stage)?);
     await_service(stage)?;
     for family in FAMILIES {
         rows.push(connections(stage, family)?);
     }
+    rows.extend(queues(stage)?);
+    rows.push(sent_on(stage, 1)?);
     rows.push(books(stage)?);
     Ok(rows)
 }
 
-fn end(stage: &mut Stage) -> Found {
+fn sent_on(stage: &mut Stage<'_>, queue: u32) -> Result<Row> {
+    let ports = stage.gateway.show::<Vec<PortRow>>("ports")?;
+    let sent: Vec<u64> =
+        ports.iter().filter(|port| port.queue == queue).map(|port| count(port, "tx_completed")).collect();
+    let pass = sent.len() == 2 && sent.iter().all(|sent| (1..u64::MAX).contains(sent));
+    Ok(Row::new(format!("sent on queue {queue}"), format!("{sent:?}"), "some on both devices", pass))
+}
+
+fn end(stage: &mut Stage<'_>) -> Found {
     let mut rows = Vec::new();
     for program in [Program::Control, Program::Dataplane] {
         let status = stage.gateway.end(program, "TERM")?;
