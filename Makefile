@@ -1,13 +1,13 @@
 # Tidegate: build, show, test, measure. `make` alone lists the targets.
 #
-# demo, test and bench need root: they install the Debian packages they miss and work in network namespaces of
-# their own. They touch no interface of the machine.
+# demo, test, test-zerocopy and bench need root: they install the Debian packages they miss and work in network
+# namespaces of their own. They touch no interface of the machine.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench build fuzz packages toolchain root
+.PHONY: help demo test test-zerocopy bench build fuzz packages toolchain root
 
 # A toolchain installed for this user is found even where the shell's profile was not read.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -20,6 +20,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang llvm m4 \
             iproute2 ethtool tcpdump curl procps util-linux
 
+# A virtual machine, what it starts from, and the keys that its kernel is checked by.
+GUEST_PACKAGES := qemu-system-x86 busybox-static cpio binutils xz-utils debian-archive-keyring
+
 # Seconds per fuzz target.
 FUZZ_SECONDS ?= 60
 
@@ -27,6 +30,7 @@ help:
 	@echo 'make demo          build, run a gateway between real clients and pods, check it, clean up'
 	@echo 'make demo KEEP=1   the same, and leave it running with commands to try'
 	@echo 'make test          everything a machine without a NIC can prove'
+	@echo 'make test-zerocopy zero-copy AF_XDP in a virtual machine; fetches a kernel the first time'
 	@echo 'make bench         time and allocations per packet; writes target/bench-summary.json'
 	@echo 'make build         release binaries in $(TARGET)/release'
 	@echo 'make fuzz          every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)) seconds'
@@ -37,6 +41,14 @@ demo: toolchain root packages
 
 test: toolchain root packages
 	@.ci/checks
+
+# Debug builds: nothing is measured here.
+test-zerocopy: PACKAGES += $(GUEST_PACKAGES)
+test-zerocopy: toolchain root packages
+	@timeout 900 perf/zero-copy/fetch-kernel $(TARGET)/zero-copy || { echo 'zero-copy: FAIL (no kernel)'; exit 1; }
+	@cargo build -p tidegate-dataplane -p tidegate-control -p tidegate-cli -p tidegate-perf || { \
+	    echo 'zero-copy: FAIL (it does not build)'; exit 1; }
+	@$(TARGET)/debug/tidegate-lab zero-copy-guest --kernel $(TARGET)/zero-copy
 
 bench: toolchain root packages
 	cargo bench -p tidegate-benches

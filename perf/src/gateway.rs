@@ -73,6 +73,16 @@ impl Gateway {
         Ok(Gateway { bin_dir, state_dir: state_dir.into(), config, dataplane: None, control: None })
     }
 
+    /// The node file both programs read.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Paths of the gateway's programs and of the command, there or not.
+    pub fn programs(&self) -> [PathBuf; 3] {
+        [Program::Dataplane.name(), Program::Control.name(), "tidegate"].map(|name| self.bin_dir.join(name))
+    }
+
     /// Starts both programs and waits until both are ready.
     ///
     /// # Errors

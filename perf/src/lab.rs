@@ -180,7 +180,8 @@ fn client_script() -> String {
     script(&lines) + &checksums_by_kernel(&["eth0"]) + "echo '0 2147483647' > /proc/sys/net/ipv4/ping_group_range\n"
 }
 
-fn gateway_script() -> String {
+/// Addresses, routes and offloads of the gateway's devices, for a shell beside them.
+pub(crate) fn gateway_script() -> String {
     let lines = format!(
         "link set wan0 up\nlink set lan0 up\n\
          addr add 192.0.2.1/24 dev wan0\naddr add 2001:db8:1::1/64 dev wan0 nodad\n\

@@ -34,3 +34,5 @@ pub mod demo;
 pub mod generator;
 /// A flood through an AF_XDP socket, as a command.
 pub mod flood;
+/// The same lab with its gateway in a virtual machine, where AF_XDP is zero-copy.
+pub mod guest;

@@ -11,6 +11,7 @@ use tidegate_perf::client::{self, Task};
 use tidegate_perf::demo::{self, DemoOptions};
 use tidegate_perf::enclosure;
 use tidegate_perf::flood::{self, FloodOptions};
+use tidegate_perf::guest::{self, GuestOptions};
 use tidegate_perf::lab::LabOptions;
 use tidegate_perf::pod::{self, PodOptions};
 use tidegate_perf::topology::{POD_TCP_PORT, POD_UDP_PORT};
@@ -54,6 +55,8 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         queues: u32,
     },
+    /// Run the gateway in a virtual machine with zero-copy AF_XDP, and check every packet that passes.
+    ZeroCopyGuest(GuestOptions),
     /// Ask as a client; run it inside namespace `client`.
     #[command(subcommand)]
     Client(Task),
@@ -99,6 +102,11 @@ fn run(command: Command) -> Result<u8> {
         Command::Demo { keep, queues } => {
             let checks: Vec<&Check> = CHECKS.iter().collect();
             return in_lab("demo", &checks, &DemoOptions { keep, lab: LabOptions { queues } });
+        }
+        Command::ZeroCopyGuest(_) if !enclosure::is_inside() => return enclosure::run_inside(),
+        Command::ZeroCopyGuest(options) => {
+            let stop = enclosure::stop_flag()?;
+            return Ok(u8::from(!guest::run(&options, &stop)?));
         }
         Command::Up { .. } if !enclosure::is_inside() => return enclosure::run_inside(),
         Command::Up { no_gateway, queues } => {

@@ -308,7 +308,9 @@ fn bind(
         match cause.raw_os_error() {
             Some(libc::EBUSY) if Instant::now() < give_up => sleep(BUSY_PAUSE),
             Some(libc::EBUSY) => return Err(OpenError::Busy { device: device.name.clone(), queue }),
-            Some(libc::EOPNOTSUPP) if mode == ModeChoice::ZeroCopy => {
+            // Drivers that know zero-copy, but not for this device, say EINVAL (`virtnet_xsk_pool_enable`,
+            // drivers/net/virtio_net.c). What else that could mean was refused before.
+            Some(libc::EOPNOTSUPP | libc::EINVAL) if mode == ModeChoice::ZeroCopy => {
                 return Err(OpenError::NoZeroCopy { device: device.name.clone(), driver: device.driver.clone() });
             }
             _ => return Err(permission(what(), cause)),
