@@ -217,8 +217,11 @@ impl Reconciler {
         if self.invalid.remove(key).is_some() && key.kind == ObjectKind::Service {
             restated.insert(key.name());
         }
-        if let Some(resource) = self.desired.doubtful.remove(key) {
-            self.session.touch([resource]);
+        match self.desired.doubtful.remove(key) {
+            // Services may have waited for it too.
+            Some(resource) if resource.kind == Kind::Gateway => self.session.touch_all(),
+            Some(resource) => self.session.touch([resource]),
+            None => {}
         }
     }
 

@@ -147,7 +147,7 @@ fn node_ports_are_served_at_the_gateway_s_own_addresses() {
     let own = |extra: &str| {
         let mut rig = Rig::with(Dialect::Files, extra);
         let status = "status: { addresses: [{ type: InternalIP, address: 198.51.100.9 }, \
-                      { type: ExternalIP, address: 192.0.2.99 }, { type: Hostname, address: gw-1 }, \
+                      { type: InternalIP, address: 192.0.2.99 }, { type: ExternalIP, address: 192.0.2.1 }, { type: Hostname, address: gw-1 }, \
                       { type: InternalIP, address: not-one }] }\n---\n";
         let own = node("gw-1", 9).replace("---\n", status);
         rig.apply(&(web("", "") + &own));

@@ -4,8 +4,9 @@
 mod rig;
 
 use proptest::prelude::*;
-use rig::{Rig, endpoints, node, service_with, slice};
+use rig::{Rig, endpoints, labelled, node, service_with, slice};
 use tidegate_control::source::{Batch, ObjectKind, manifest};
+use tidegate_control::watch::Dialect;
 
 /// A step: the text of one object, or the deletion of one.
 #[derive(Clone, Debug)]
@@ -17,8 +18,10 @@ enum Step {
 fn service(name: &str, variant: u8) -> String {
     let metadata = format!("uid: {name}-{}, creationTimestamp: 2024-01-0{}T00:00:00Z", variant % 2, 1 + variant % 3);
     let spec = format!(
-        "loadBalancerIP: \"{}\", ports: [{{ name: http, port: 80 }}]",
-        ["203.0.113.1", "2001:db8:f::1"][usize::from(variant % 2)]
+        "loadBalancerIP: \"{}\", externalTrafficPolicy: {}, ports: [{{ name: http, port: 80, nodePort: {} }}]",
+        ["203.0.113.1", "2001:db8:f::1"][usize::from(variant % 2)],
+        ["Cluster", "Local"][usize::from(variant / 2 % 2)],
+        30080 + u16::from(variant % 3)
     );
     service_with(name, &metadata, &spec)
 }
@@ -31,7 +34,26 @@ fn a_slice(name: &str, variant: u8) -> String {
     let first = usize::from(variant) % 5;
     let list: Vec<String> = hosts[first..].iter().map(|host| format!("{prefix}{host}")).collect();
     let list: Vec<&str> = list.iter().map(String::as_str).collect();
-    slice(name, owner, if v6 { "IPv6" } else { "IPv4" }, "{ name: http, port: 8080 }", &endpoints(&list))
+    let hints = format!(
+        "}}, nodeName: w1, hints: {{ forZones: [{{ name: {} }}] }} }}",
+        ["a", "b"][usize::from(variant / 8 % 2)]
+    );
+    let endpoints = endpoints(&list).replace("} }", &hints);
+    slice(name, owner, if v6 { "IPv6" } else { "IPv4" }, "{ name: http, port: 8080 }", &endpoints)
+}
+
+/// A Node whose labels and pod CIDRs decide about Services: its zone, whether it is a target, where node ports are.
+fn a_node(name: &str, variant: u8) -> String {
+    let zone = ["a", "b"][usize::from(variant % 2)];
+    let excluded = (variant / 2).is_multiple_of(2);
+    let labels = format!(
+        "topology.kubernetes.io/zone: {zone}, node.kubernetes.io/exclude-from-external-load-balancers: \"{excluded}\""
+    );
+    labelled(&node(name, 9), &labels).replace("198.51.100.9", &format!("198.51.100.{}", 9 + variant / 4 % 2))
+}
+
+fn rig() -> Rig {
+    Rig::with(Dialect::Files, "  topologyHints: true\n  exposeNodePorts: true\n")
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -39,7 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (name(&["a", "b"]), any::<u8>()).prop_map(|(name, variant)| Step::Apply(service(name, variant))),
         5 => (name(&["s1", "s2", "s3", "s4"]), any::<u8>()).prop_map(|(name, variant)| Step::Apply(a_slice(name, variant))),
-        2 => (name(&["gw-1", "w1"]), 9u8..=9).prop_map(|(name, n)| Step::Apply(node(name, n))),
+        2 => (name(&["gw-1", "w1"]), any::<u8>()).prop_map(|(name, variant)| Step::Apply(a_node(name, variant))),
         1 => name(&["shop/a", "shop/b"]).prop_map(|name| Step::Delete(ObjectKind::Service, name.into())),
         1 => name(&["shop/s1", "shop/s2", "shop/s3"]).prop_map(|name| Step::Delete(ObjectKind::EndpointSlice, name.into())),
         1 => name(&["gw-1", "w1"]).prop_map(|name| Step::Delete(ObjectKind::Node, name.into())),
@@ -67,7 +89,7 @@ proptest! {
         steps in prop::collection::vec(step(), 0..40),
         seed in any::<prop::sample::Index>(),
     ) {
-        let mut lived = Rig::new();
+        let mut lived = rig();
         lived.apply("");
         for step in &steps {
             match step {
@@ -81,7 +103,7 @@ proptest! {
             texts.rotate_left(by);
             texts.reverse();
         }
-        let mut fresh = Rig::new();
+        let mut fresh = rig();
         fresh.apply(&texts.concat());
         prop_assert_eq!(lived.0.resources(), fresh.0.resources());
         for name in ["shop/a", "shop/b"] {
@@ -94,16 +116,16 @@ proptest! {
     fn events_of_one_state_may_come_in_any_order(
         texts in Just((0..12u8).map(|n| match n {
             0 | 1 => service(["a", "b"][usize::from(n)], n),
-            2 | 3 => node(["gw-1", "w1"][usize::from(n - 2)], 9),
+            2 | 3 => a_node(["gw-1", "w1"][usize::from(n - 2)], n),
             n => a_slice(&format!("s{n}"), n.wrapping_mul(37)),
         }).collect::<Vec<String>>()).prop_shuffle(),
         whole in any::<bool>(),
     ) {
         let mut sorted = texts.clone();
         sorted.sort();
-        let mut expected = Rig::new();
+        let mut expected = rig();
         expected.apply(&sorted.concat());
-        let mut rig = Rig::new();
+        let mut rig = rig();
         if whole {
             rig.apply(&texts.concat());
         } else {
@@ -117,7 +139,7 @@ proptest! {
 
 #[test]
 fn an_empty_batch_changes_nothing() {
-    let mut rig = Rig::new();
+    let mut rig = rig();
     rig.apply(&service("a", 0));
     let before = rig.0.resources().clone();
     rig.0.take(Batch { complete: true, ..Batch::default() });

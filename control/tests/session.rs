@@ -46,7 +46,11 @@ impl Control {
     }
 
     fn start(home: TempDir) -> Self {
-        let file = node_file(home.path(), "");
+        Self::start_with(home, "")
+    }
+
+    fn start_with(home: TempDir, extra: &str) -> Self {
+        let file = node_file(home.path(), extra);
         let (inbox, taken) = channel();
         let source = Box::new(Directory::new(&file.control.source.directory));
         let status = StatusWriter::start(&file.state_dir).unwrap();
@@ -553,5 +557,50 @@ fn whether_clients_addresses_are_kept_follows_what_the_dataplane_finds() {
     talk.say(&told(DeliveryMode::NodeDsr, WayState::Proven, ""));
     talk.say(&Response::Delivery { services: vec![ServiceDelivery { service: "shop/a".into(), ports: vec![] }] });
     control.status("shop.a.json", kept("NotToldYet"));
+    control.stop();
+}
+
+#[test]
+fn node_ports_outlast_a_restart_with_a_node_that_cannot_be_read() {
+    for healed in [true, false] {
+        node_ports_outlast_a_restart(healed);
+    }
+}
+
+fn node_ports_outlast_a_restart(healed: bool) {
+    // Where they are served stands in the own Node; that it is invalid at start takes nothing away.
+    let home = Control::home();
+    let extra = "  exposeNodePorts: true\n";
+    let spec = "loadBalancerIP: 203.0.113.1, ports: [{ port: 80, nodePort: 30080 }]";
+    write(home.path(), "web.yaml", &(service("web1", spec) + &web_slice(1, &["10.244.1.5"])));
+    write(home.path(), "node.yaml", &node("gw-1", 9));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start_with(home, extra);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    let at =
+        |update: &Update| match &update.resources.iter().find(|resource| resource.name == "shop/web1").unwrap().body {
+            Body::Service(service) => service.node_addresses.len(),
+            other => panic!("{other:?}"),
+        };
+    assert_eq!(at(&full), 2);
+    talk.accept(&full, 1);
+    talk.reached(1);
+    let home = control.stop();
+    write(home.path(), "node.yaml", &node("gw-1", 9).replace("10.244.9.0/24", "10.244.9.0/240"));
+    let control = Control::start_with(home, extra);
+    let talk = dataplane.accept(&versions(&full), 1);
+    let update = talk.update();
+    assert!(names(&update).is_empty() && removed(&update).is_empty(), "{update:?}");
+    talk.accept(&update, 1);
+    control.problem("Invalid");
+    talk.expect_silence();
+    if healed {
+        control.write("node.yaml", &node("gw-1", 9));
+        talk.expect_silence(); // nothing differs from what is held
+    }
+    control.remove("node.yaml");
+    let update = talk.update();
+    assert_eq!(at(&update), 0);
     control.stop();
 }

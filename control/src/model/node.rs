@@ -18,7 +18,7 @@ pub struct Node {
     pub zone: String,
     /// Label `node.kubernetes.io/exclude-from-external-load-balancers`: not a target of modes that choose nodes (S-006).
     pub excluded: bool,
-    /// Internal and external addresses of `status.addresses`, as listed (S-065).
+    /// Internal addresses of `status.addresses`, as listed (S-065).
     pub addresses: Vec<IpAddr>,
     /// What flannel says, or why this Node is not part of the VXLAN overlay.
     pub overlay: Result<Overlay, String>,

@@ -67,11 +67,26 @@ impl Wanted for Desired {
             // Its slices may be in the part of the source that cannot be read.
             Some(resource) => key.kind == Kind::Service && !has_backends(resource) && !self.had_backends.contains(key),
         };
-        (self.unreadable && never_seen) || self.doubtful.values().any(|doubtful| doubtful == key)
+        let doubtful = |doubtful: &ResourceKey| {
+            // Where node ports are served is read from the own Node.
+            doubtful == key || (doubtful.kind == Kind::Gateway && self.resources.get(key).is_some_and(lacks_addresses))
+        };
+        (self.unreadable && (never_seen || self.resources.get(key).is_some_and(lacks_addresses)))
+            || self.doubtful.values().any(doubtful)
     }
 
     fn removed_knowingly(&self, key: &ResourceKey) -> bool {
         self.removed.contains(key)
+    }
+}
+
+/// Whether node ports are meant to be served and there is no address to serve them at.
+fn lacks_addresses(resource: &Resource) -> bool {
+    match &resource.body {
+        Body::Service(service) => {
+            service.node_addresses.is_empty() && service.ports.iter().any(|port| port.node_port.is_some())
+        }
+        _ => false,
     }
 }
 

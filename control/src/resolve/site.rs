@@ -66,7 +66,7 @@ impl Site {
     }
 }
 
-/// The own addresses: those of the Node's status and of its VTEPs, as far as `chosen` has them; a single address that is
+/// The own addresses: the internal ones of the Node's status and those of its VTEPs, as far as `chosen` has them; a single address that is
 /// chosen counts even if the Node does not list it.
 fn node_addresses(own: Option<&Node>, chosen: &[IpNet]) -> Vec<IpAddr> {
     let mut addresses = BTreeSet::new();

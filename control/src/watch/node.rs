@@ -61,11 +61,12 @@ fn is_false(value: &str) -> bool {
     ["0", "f", "F", "false", "FALSE", "False"].contains(&value)
 }
 
-/// Names and addresses nobody can be reached at from elsewhere are left out: a Node with one is still a good Node.
+/// Addresses of the Node itself. An external one may belong to a translator before it, where nothing arrives for it.
+/// Names and what cannot be reached from elsewhere are left out: a Node with one is still a good Node.
 fn addresses(object: &api::Node) -> Vec<IpAddr> {
     let listed = object.status.iter().flat_map(|status| status.addresses.iter().flatten());
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for entry in listed.filter(|entry| ["InternalIP", "ExternalIP"].contains(&entry.type_.as_str())) {
+    for entry in listed.filter(|entry| entry.type_ == "InternalIP") {
         if let Ok(ip) = address(&entry.address, "status.addresses")
             && !addresses.contains(&ip)
         {
