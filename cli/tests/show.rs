@@ -190,6 +190,7 @@ fn service(name: &str, address: &str, protocol: Protocol, port: u16, backends: u
     ServiceRow {
         service: name.into(),
         address: ip(address),
+        prefix_len: None,
         protocol,
         port,
         mode: "fullnat".into(),

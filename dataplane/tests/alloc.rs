@@ -4,7 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
 
+use tidegate_api::resource::{Protocol, Scheduler, Service, ServicePort, TrafficPolicy};
 use tidegate_dataplane::fuzzing::{Scene, tables};
+use tidegate_dataplane::rig::catalog::{Catalog, pod, service};
 use tidegate_dataplane::rig::sketch::{tcp, udp};
 use tidegate_dataplane::rig::{FROM_ROUTER, LAN, Net, Rig, WAN};
 
@@ -32,6 +34,45 @@ fn scene() -> Scene {
 fn the_counter_counts() {
     let counted = allocation_counter::measure(|| drop(std::hint::black_box(vec![1u8; 100])));
     assert_eq!(counted.count_total, 1);
+}
+
+/// TCP 80 of the family: by turns, by load or by client, for some clients, at a VIP or in a prefix, for every port.
+fn demanding(net: Net) -> [Service; 4] {
+    let backends = || (0..6).map(|n| pod(net, n % 2, 10 + n, 1 + u16::from(n), 1)).collect();
+    let of = |vip, port, change: fn(&mut ServicePort)| {
+        let mut service = service(net.vip(vip), Protocol::Tcp, port, backends());
+        change(&mut service.ports[0]);
+        service
+    };
+    let mut turns = of(21, 80, |port| port.scheduler = Scheduler::Wrr);
+    turns.source_ranges = vec![net.client(1).into(), net.client(2).into()];
+    let mut load = of(22, 0, |port| port.scheduler = Scheduler::Wlc);
+    load.addresses.clear();
+    load.prefixes = vec![ipnet::IpNet::new(net.vip(22), if net == Net::BOTH[0] { 30 } else { 126 }).unwrap()];
+    let sticky = of(24, 80, |port| port.affinity_timeout_s = Some(60));
+    let local = of(25, 0, |port| port.external_policy = TrafficPolicy::Local);
+    [turns, load, sticky, local]
+}
+
+#[test]
+fn what_services_ask_for_allocates_nothing() {
+    let (mut tables, mut catalog) = (tables(), Catalog::default());
+    for (number, service) in Net::BOTH.into_iter().flat_map(demanding).enumerate() {
+        catalog.put(&mut tables, &format!("shop/{number}"), &service);
+    }
+    let mut rig = Rig::with(tables, 4096, 4096, 1).unwrap();
+    let from = |net: Net, round: u16| {
+        let each = (0..50u16).flat_map(move |n| [21, 22, 23, 24, 25].map(|vip| (n, vip)));
+        each.map(move |(n, vip)| {
+            let segment = tcp((net.client(n % 5), 1_000 + round * 100 + n), (net.vip(vip), 80)).syn(1);
+            (WAN, segment.frame(FROM_ROUTER))
+        })
+    };
+    let frames = |round| Net::BOTH.into_iter().flat_map(|net| from(net, round)).collect::<Vec<_>>();
+    allocations(&mut rig, &frames(0));
+    assert_eq!(allocations(&mut rig, &frames(1)), 0);
+    let seen = rig.worker.counters().nonzero();
+    assert!(seen["flow_installed"] > 700 && seen["SourceDenied"] > 50, "{seen:?}");
 }
 
 #[test]

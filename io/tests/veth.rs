@@ -426,7 +426,7 @@ fn what_stays_ours_is_ours_while_the_rest_changes() {
     });
 }
 
-/// L-057: the node's own traffic is untouched.
+/// L-057, T-115: the node's own traffic is untouched.
 #[test]
 fn connections_to_the_node_pass_to_the_kernel() {
     isolated("connections_to_the_node_pass_to_the_kernel", || {

@@ -1,6 +1,6 @@
 //! Services and their backends.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tidegate_api::message::WayState;
 use tidegate_api::show::{BackendRow, ServiceRow};
@@ -28,7 +28,7 @@ pub fn services(rows: &[ServiceRow]) -> String {
     for row in &rows {
         columns.row([
             row.service.clone(),
-            SocketAddr::new(row.address, row.port).to_string(),
+            frontend(row),
             row.protocol.to_string(),
             mode(row),
             row.backends.to_string(),
@@ -41,12 +41,22 @@ pub fn services(rows: &[ServiceRow]) -> String {
     let mut told = columns.render();
     for row in &rows {
         for way in row.nodes.iter().filter(|way| way.state != WayState::Proven) {
-            let (service, at) = (&row.service, SocketAddr::new(row.address, row.port));
+            let (service, at) = (&row.service, frontend(row));
             let state = if way.state == WayState::Failed { "failed" } else { "not proven" };
             told += &format!("{service} {at}/{}: node {} {state}: {}\n", row.protocol, way.node, way.reason);
         }
     }
     told
+}
+
+/// The address, or the prefix, with the port.
+fn frontend(row: &ServiceRow) -> String {
+    let port = if row.port == 0 { "*".into() } else { row.port.to_string() };
+    match (row.address, row.prefix_len) {
+        (address, Some(length)) => format!("{address}/{length} port {port}"),
+        (IpAddr::V6(address), None) => format!("[{address}]:{port}"),
+        (address, None) => format!("{address}:{port}"),
+    }
 }
 
 /// The mode in force, and to how many of its nodes the way is proven where nodes were asked for.
@@ -119,6 +129,7 @@ mod tests {
         let row = ServiceRow {
             service: "shop/web".into(),
             address: "2001:db8::1".parse().unwrap(),
+            prefix_len: None,
             protocol: Protocol::Tcp,
             port: 80,
             mode: "node-dsr".into(),
@@ -129,8 +140,12 @@ mod tests {
             bytes: 0,
             new_flows: 0,
         };
-        let told = services(&[row]);
+        let told = services(std::slice::from_ref(&row));
         assert!(told.contains("node-dsr (1 of 2 nodes)"), "{told}");
         assert!(told.ends_with("\nshop/web [2001:db8::1]:80/TCP: node w2 failed: no answer\n"), "{told}");
+        let wide = ServiceRow { prefix_len: Some(64), port: 0, address: "2001:db8::".parse().unwrap(), ..row };
+        assert_eq!(frontend(&wide), "2001:db8::/64 port *");
+        let v4 = ServiceRow { prefix_len: None, address: "203.0.113.5".parse().unwrap(), ..wide };
+        assert_eq!(frontend(&v4), "203.0.113.5:*");
     }
 }

@@ -73,11 +73,14 @@ pub enum Shown {
 pub struct ServiceRow {
     /// `namespace/name`.
     pub service: String,
-    /// VIP.
+    /// VIP, external address, cluster address or node address; the first address of a prefix.
     pub address: IpAddr,
+    /// Length of the prefix, where the frontend is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix_len: Option<u8>,
     /// L4 protocol.
     pub protocol: Protocol,
-    /// Port at the VIP.
+    /// Port at that address; 0: every port.
     pub port: u16,
     /// Delivery mode in force, as in the contract.
     pub mode: String,

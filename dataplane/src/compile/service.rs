@@ -23,6 +23,9 @@ use crate::table::{BackendId, Family, ServiceId, Tables};
 /// Weights that grow.
 mod ramp;
 
+#[cfg(test)]
+mod tests;
+
 use ramp::Ramp;
 
 /// All Services that have rows.

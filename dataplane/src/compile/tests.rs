@@ -64,22 +64,22 @@ pub(crate) fn compiler() -> (Compiler, Notebook) {
 }
 
 /// A compiler on the machine of the tests, with connected and default routes and no object.
-fn on_machine() -> (Compiler, Notebook) {
+pub(crate) fn on_machine() -> (Compiler, Notebook) {
     let (mut compiler, notebook) = compiler();
     layout(&mut compiler, routed());
     notebook.take();
     (compiler, notebook)
 }
 
-fn layout(compiler: &mut Compiler, layout: crate::kernel::Layout) {
+pub(crate) fn layout(compiler: &mut Compiler, layout: crate::kernel::Layout) {
     compiler.turn(Arrived { changes: vec![Change::Layout(layout)], ..Arrived::default() }, SECOND);
 }
 
-fn update(compiler: &mut Compiler, update: Update) -> Accepted {
+pub(crate) fn update(compiler: &mut Compiler, update: Update) -> Accepted {
     update_at(compiler, update, SECOND)
 }
 
-fn update_at(compiler: &mut Compiler, update: Update, now: Nanos) -> Accepted {
+pub(crate) fn update_at(compiler: &mut Compiler, update: Update, now: Nanos) -> Accepted {
     compiler.turn(Arrived { updates: vec![update], ..Arrived::default() }, now).accepted.remove(0)
 }
 
@@ -90,7 +90,7 @@ fn neighbours(compiler: &mut Compiler, list: &[(u32, &str, Option<Neighbour>)]) 
     compiler.turn(Arrived { changes: vec![Change::Neighbours(list.collect())], ..Arrived::default() }, SECOND);
 }
 
-const SECOND: Nanos = 1_000_000_000;
+pub(crate) const SECOND: Nanos = 1_000_000_000;
 const WAN: DeviceId = DeviceId(0);
 const LAN: DeviceId = DeviceId(1);
 
@@ -116,7 +116,7 @@ fn local(prefix: &str, ifindex: u32) -> Route {
 }
 
 /// The machine with what its kernel routes by itself, and a default route per family.
-fn routed() -> crate::kernel::Layout {
+pub(crate) fn routed() -> crate::kernel::Layout {
     let mut layout = machine();
     layout.routes = vec![
         local("192.0.2.1/32", 2),

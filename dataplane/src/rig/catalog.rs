@@ -41,7 +41,7 @@ impl Catalog {
         }
     }
 
-    /// Takes Service `name` away.
+    /// Takes Service `name` away; its addresses keep their roles.
     pub fn remove(&mut self, tables: &mut Tables, name: &str) {
         self.services.write(name, None, tables, self.now_ns);
     }

@@ -15,7 +15,6 @@ use crate::kernel::NeighbourKey;
 use crate::table::backend::BackendState;
 use crate::table::neighbour::NeighbourState;
 use crate::table::route::{NextHops, RouteTarget};
-use crate::table::service::Frontend;
 use crate::table::{BackendId, NeighbourId, ServiceId, Tables};
 
 /// The answer to `question`.
@@ -67,39 +66,41 @@ fn services(view: &View, usage: &HashMap<BackendId, BackendUsage>) -> Vec<Servic
     for (id, row) in tables.backends.rows() {
         used.entry(row.service).or_default().add(usage.get(&id).copied().unwrap_or_default());
     }
-    let mut rows = Vec::new();
-    for (name, service) in each_service(view) {
-        for (address, port) in
-            service.addresses.iter().flat_map(|address| service.ports.iter().map(move |port| (address, port)))
-        {
-            let frontend = Frontend { address: mapped_ip(*address), protocol: port.protocol.number(), port: port.port };
-            let Some((id, row)) = tables.services.lookup(&frontend).and_then(|id| Some((id, tables.services.row(id)?)))
-            else {
-                continue;
-            };
-            let active = |id: &&BackendId| {
-                tables.backends.row(**id).is_some_and(|backend| backend.state == BackendState::Active)
-            };
-            let used = used.get(&id).copied().unwrap_or_default();
-            rows.push(ServiceRow {
-                service: name.to_owned(),
-                address: *address,
-                protocol: port.protocol,
-                port: port.port,
-                mode: row.mode.name().to_owned(),
-                nodes: Vec::new(),
-                backends: u32::try_from(row.cluster.members.iter().filter(active).count()).unwrap_or(u32::MAX),
-                maglev_slots: row
-                    .cluster
-                    .ring
-                    .as_ref()
-                    .map_or(0, |ring| u32::try_from(ring.size()).unwrap_or(u32::MAX)),
-                packets: used.packets,
-                bytes: used.bytes,
-                new_flows: used.new_flows,
-            });
-        }
-    }
+    let frontends = tables.services.frontends();
+    let exact = frontends.iter().map(|(at, served)| (address_of(&at.address), None, at.protocol, at.port, served));
+    let prefixes = frontends
+        .prefixes()
+        .map(|(at, served)| (at.prefix.addr(), Some(at.prefix.prefix_len()), at.protocol, at.port, served));
+    let told = exact.chain(prefixes).filter_map(|(address, prefix_len, number, port, served)| {
+        let row = tables.services.row(served.service)?;
+        let active =
+            |id: &&BackendId| tables.backends.row(**id).is_some_and(|backend| backend.state == BackendState::Active);
+        let used = used.get(&served.service).copied().unwrap_or_default();
+        Some(ServiceRow {
+            service: row.name.to_string(),
+            address,
+            prefix_len,
+            protocol: protocol(number),
+            port,
+            mode: row.mode.name().to_owned(),
+            nodes: Vec::new(),
+            backends: u32::try_from(row.cluster.members.iter().filter(active).count()).unwrap_or(u32::MAX),
+            maglev_slots: row.cluster.ring.as_ref().map_or(0, |ring| u32::try_from(ring.size()).unwrap_or(u32::MAX)),
+            packets: used.packets,
+            bytes: used.bytes,
+            new_flows: used.new_flows,
+        })
+    });
+    let mut rows: Vec<ServiceRow> = told.collect();
+    rows.sort_by(|a, b| {
+        (&a.service, a.address, a.prefix_len, a.port, a.protocol).cmp(&(
+            &b.service,
+            b.address,
+            b.prefix_len,
+            b.port,
+            b.protocol,
+        ))
+    });
     rows
 }
 

@@ -50,6 +50,7 @@ fn header(net: Net) -> usize {
 
 #[test]
 fn an_error_to_the_vip_goes_to_the_pod_whose_packet_it_quotes() {
+    // T-113
     // L-050, S-075, N-074
     for net in Net::BOTH {
         let Known { mut rig, to_client, .. } = known(net);

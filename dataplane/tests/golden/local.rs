@@ -197,6 +197,7 @@ fn inside_the_overlay_our_vtep_answers_solicitations() {
 
 #[test]
 fn echo_is_answered_by_vips_everywhere_and_by_overlay_addresses_inside() {
+    // T-112
     // S-074, N-094
     for net in Net::BOTH {
         let mut rig = town();

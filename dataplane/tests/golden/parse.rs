@@ -100,6 +100,7 @@ fn sources_that_cannot_be() {
 
 #[test]
 fn ip_options_travel_on_and_source_routes_do_not() {
+    // T-114: options are handled, where Katran drops them.
     // L-056
     let net = Net::BOTH[0];
     let mut rig = town();

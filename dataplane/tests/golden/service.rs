@@ -8,6 +8,7 @@ use crate::{STARTS, and, ask, client, connect, names, to_names, to_web, town, wa
 
 #[test]
 fn a_connection_goes_through_both_ways_with_its_mss_lowered() {
+    // T-110, T-134: there and back; the answer is restored.
     // V-013, L-058: SYN and SYN-ACK are clamped, TTL falls by one, every checksum is right.
     for net in Net::BOTH {
         let mut rig = town();
@@ -166,6 +167,7 @@ fn a_reset_is_never_answered_with_a_reset() {
 
 #[test]
 fn an_unknown_port_of_a_vip_is_dropped_silently_and_the_vip_still_answers_echo() {
+    // T-139
     // S-074, N-094
     for net in Net::BOTH {
         let mut rig = town();
