@@ -40,7 +40,9 @@ fn main() -> ExitCode {
     let flags = Flags::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let filter = if flags.check { EnvFilter::new("off") } else { filter };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    log.with_target(false).init();
     let result = NodeFile::read(&flags.config)
         .map_err(anyhow::Error::from)
         .and_then(|file| if flags.check { check(file) } else { run(file) });

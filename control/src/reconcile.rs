@@ -310,6 +310,7 @@ impl Reconciler {
     }
 
     fn resolve_services(&mut self, names: BTreeSet<Name>) {
+        // First who claims what, then what each is left with: a Service may gain or lose by another's change.
         let mut restated = BTreeSet::new();
         for name in names {
             let outcome = match self.model.service(&name) {
@@ -320,13 +321,14 @@ impl Reconciler {
                 Outcome::Ours { service, notes } => (service, Some(notes)),
                 Outcome::NotOurs => (None, None),
             };
-            restated.extend(self.claims.replace(&name, service.as_deref()));
+            restated.extend(self.claims.replace(&name, service));
             self.note(&name, notes);
-            let resource = service.map(|service| resolve::resource(name.to_string(), Body::Service(*service)));
-            self.want(service_key(&name), resource);
             restated.insert(name);
         }
         for name in restated {
+            let service = self.claims.granted(&name);
+            let resource = service.map(|service| resolve::resource(name.to_string(), Body::Service(service)));
+            self.want(service_key(&name), resource);
             self.refresh(&name);
         }
     }

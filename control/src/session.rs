@@ -230,6 +230,9 @@ impl Session {
             if held.is_some() && wanted.uncertain(key) {
                 continue;
             }
+            if !ours.contains_key(key) {
+                self.refused.remove(key); // nobody wants it any more
+            }
             match ours.get(key) {
                 Some(resource) if held.is_none_or(|held| held.version != resource.version) => {
                     let again = self.refused.get(key).is_some_and(|refused| refused.version == resource.version);

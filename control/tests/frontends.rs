@@ -508,8 +508,8 @@ fn claims_of_all_kinds_of_frontends_meet() {
         let (a, b) = (rig.service("shop/a").clone(), rig.service("shop/b").clone());
         let mut claims = Claims::default();
         let name = |name: &str| Name { namespace: "shop".into(), name: name.into() };
-        claims.replace(&name("a"), Some(&a));
-        let met = claims.replace(&name("b"), Some(&b));
+        claims.replace(&name("a"), Some(Box::new(a)));
+        let met = claims.replace(&name("b"), Some(Box::new(b)));
         assert_eq!(met.is_empty(), lost.is_empty(), "{what}");
         let losers: Vec<&str> = ["a", "b"].into_iter().filter(|one| !claims.lost(&name(one)).is_empty()).collect();
         let expected: &[&str] = if lost.is_empty() { &[] } else { &[lost] };

@@ -368,17 +368,16 @@ fn claims(resource: &Resource) -> Vec<(String, Claim)> {
         Body::Service(service) => {
             for (number, port) in service.ports.iter().enumerate() {
                 let mut claim = |claim| list.push((format!("ports[{number}]"), claim));
-                for address in [&service.addresses, &service.external_addresses, &service.cluster_addresses] {
-                    address.iter().for_each(|address| claim(Claim::Frontend(*address, port.protocol, port.port)));
+                for addresses in [&service.addresses, &service.external_addresses, &service.cluster_addresses] {
+                    let served = addresses.iter().filter(|address| port.is_at(**address));
+                    served.for_each(|address| claim(Claim::Frontend(*address, port.protocol, port.port)));
                 }
-                for prefix in &service.prefixes {
+                for prefix in service.prefixes.iter().filter(|prefix| port.is_at(**prefix)) {
                     claim(Claim::Prefixed(prefix.trunc(), port.protocol, port.port));
                 }
-                for (address, node_port) in service.node_addresses.iter().zip(std::iter::repeat(port.node_port)) {
-                    node_port
-                        .into_iter()
-                        .for_each(|node_port| claim(Claim::Frontend(*address, port.protocol, node_port)));
-                }
+                let Some(node_port) = port.node_port else { continue };
+                let served = service.node_addresses.iter().filter(|address| port.is_at(**address));
+                served.for_each(|address| claim(Claim::Frontend(*address, port.protocol, node_port)));
             }
         }
     }

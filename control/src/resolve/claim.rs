@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use hashbrown::HashMap;
 use ipnet::IpNet;
-use tidegate_api::resource::{Protocol, Service};
+use tidegate_api::resource::{Protocol, Service, ServicePort};
 
 use crate::model::Name;
 
@@ -32,17 +32,24 @@ pub struct Frontend {
 pub struct Claims {
     /// Claimants in order of precedence: creation time, then name.
     claimants: HashMap<Frontend, BTreeSet<(i64, Name)>>,
-    claimed: HashMap<Name, (i64, Vec<Frontend>)>,
+    claimed: HashMap<Name, Claimed>,
+}
+
+/// A Service with all that it claims.
+#[derive(Debug)]
+struct Claimed {
+    service: Box<Service>,
+    frontends: Vec<Frontend>,
 }
 
 impl Claims {
     /// Replaces what `name` claims; returns the other Services on the frontends it gave up or took.
-    pub fn replace(&mut self, name: &Name, service: Option<&Service>) -> BTreeSet<Name> {
+    pub fn replace(&mut self, name: &Name, service: Option<Box<Service>>) -> BTreeSet<Name> {
         let mut others = BTreeSet::new();
-        if let Some((created_at_s, frontends)) = self.claimed.remove(name) {
+        if let Some(Claimed { service, frontends }) = self.claimed.remove(name) {
             for frontend in frontends {
                 if let Some(claimants) = self.claimants.get_mut(&frontend) {
-                    claimants.remove(&(created_at_s, name.clone()));
+                    claimants.remove(&(service.created_at_s, name.clone()));
                     others.extend(claimants.iter().map(|(_, name)| name.clone()));
                     if claimants.is_empty() {
                         self.claimants.remove(&frontend);
@@ -51,19 +58,33 @@ impl Claims {
             }
         }
         let Some(service) = service else { return others };
-        let frontends = frontends(service);
+        let frontends = frontends(&service);
         for frontend in &frontends {
             let claimants = self.claimants.entry(*frontend).or_default();
             others.extend(claimants.iter().map(|(_, name)| name.clone()));
             claimants.insert((service.created_at_s, name.clone()));
         }
-        self.claimed.insert(name.clone(), (service.created_at_s, frontends));
+        self.claimed.insert(name.clone(), Claimed { service, frontends });
         others
+    }
+
+    /// The Service as it may be served: each port less the places where it is another's.
+    pub fn granted(&self, name: &Name) -> Option<Service> {
+        let mut service = Service::clone(&self.claimed.get(name)?.service);
+        for (lost, _) in self.lost(name) {
+            let at_node = service.node_addresses.iter().any(|address| IpNet::from(*address) == lost.at);
+            let here = |port: &&mut ServicePort| {
+                let number = if at_node { port.node_port } else { Some(port.port) };
+                port.protocol == lost.protocol && number == Some(lost.port)
+            };
+            service.ports.iter_mut().filter(here).for_each(|port| port.not_at.push(lost.at));
+        }
+        Some(service)
     }
 
     /// Frontends of `name` that belong to another Service, with that Service.
     pub fn lost(&self, name: &Name) -> Vec<(Frontend, Name)> {
-        let Some((_, frontends)) = self.claimed.get(name) else { return Vec::new() };
+        let Some(Claimed { frontends, .. }) = self.claimed.get(name) else { return Vec::new() };
         let owner = |frontend: &Frontend| self.claimants.get(frontend)?.first().map(|(_, owner)| owner.clone());
         frontends
             .iter()

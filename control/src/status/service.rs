@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -126,7 +127,14 @@ impl ServiceStatus {
             type_: kind.into(),
         });
         let ingress = match progress {
-            Progress::Programmed => service.addresses.iter().map(|ip| Ingress { ip: *ip }).collect(),
+            // An address of which every port is another's does not work for this Service.
+            Progress::Programmed => {
+                let served = |ip: &&IpAddr| {
+                    let lost = findings.lost.iter().filter(|(frontend, _)| frontend.at == IpNet::from(**ip)).count();
+                    lost < service.ports.len()
+                };
+                service.addresses.iter().filter(served).map(|ip| Ingress { ip: *ip }).collect()
+            }
             _ => Vec::new(),
         };
         ServiceStatus {

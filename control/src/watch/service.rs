@@ -31,14 +31,14 @@ const AFFINITY_TIMEOUT_S_MAX: u32 = 86_400;
 /// # Errors
 /// When a field cannot be worked with.
 pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed: Exposed) -> Result<Service, Invalid> {
-    let empty = api::ServiceSpec::default();
-    let spec = object.spec.as_ref().unwrap_or(&empty);
+    let spec = object.spec.as_ref().ok_or_else(|| Invalid::new("spec", "is missing"))?;
     let mut service = Service {
         name,
         uid: object.uid().unwrap_or_default(),
-        created_at_s: object.creation_timestamp().map_or(0, |time| time.0.as_second()),
+        // Who does not say since when he exists is nobody's elder (S-067).
+        created_at_s: object.creation_timestamp().map_or(i64::MAX, |time| time.0.as_second()),
         generation: object.metadata.generation,
-        service_type: service_type(spec, exposed),
+        service_type: service_type(spec, exposed)?,
         class: spec.load_balancer_class.clone(),
         left_to: LEFT_TO_OTHERS.into_iter().find(|label| object.labels().contains_key(*label)),
         without_cluster_ip: false,
@@ -91,14 +91,18 @@ pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
 }
 
 /// The type, or `Other` when no frontend of the Service is one that this gateway serves.
-fn service_type(spec: &api::ServiceSpec, exposed: Exposed) -> ServiceType {
+fn service_type(spec: &api::ServiceSpec, exposed: Exposed) -> Result<ServiceType, Invalid> {
     let external = exposed.external_ips && spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty());
-    match spec.type_.as_deref() {
+    Ok(match spec.type_.as_deref() {
         Some("LoadBalancer") => ServiceType::LoadBalancer,
         Some("NodePort") if exposed.node_ports || exposed.cluster_ips || external => ServiceType::NodePort,
         None | Some("" | "ClusterIP") if exposed.cluster_ips || external => ServiceType::ClusterIp,
-        _ => ServiceType::Other,
-    }
+        None | Some("" | "ClusterIP" | "NodePort" | "ExternalName") => ServiceType::Other,
+        Some(other) => {
+            let message = format!("{other:?} is not ClusterIP, NodePort, LoadBalancer or ExternalName");
+            return Err(Invalid::new("spec.type", message));
+        }
+    })
 }
 
 fn policy(text: Option<&str>, field: &str) -> Result<TrafficPolicy, Invalid> {

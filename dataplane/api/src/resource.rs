@@ -201,6 +201,10 @@ pub struct ServicePort {
     /// Every datagram is scheduled alone and leaves no flow behind; UDP in modes that keep the client's address only.
     #[serde(default)]
     pub one_packet: bool,
+    /// Addresses (as prefixes of full length) and prefixes of the Service, of whatever kind, at which this port is another
+    /// Service's (S-067).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_at: Vec<IpNet>,
     /// All serving endpoints of both families; an endpoint that left the serving set is absent (S-102).
     pub backends: Vec<Backend>,
 }
@@ -324,6 +328,13 @@ impl Body {
             Body::Peer(_) => Kind::Peer,
             Body::Service(_) => Kind::Service,
         }
+    }
+}
+
+impl ServicePort {
+    /// Whether this port is served at an address or prefix of its Service, and not another Service's there.
+    pub fn is_at(&self, at: impl Into<IpNet>) -> bool {
+        self.not_at.is_empty() || !self.not_at.contains(&at.into())
     }
 }
 

@@ -411,7 +411,7 @@ fn wanted_ports(service: &Service) -> BTreeMap<PortKey, (&ServicePort, Frontends
             let protocol = port.protocol.number();
             let mut frontends = Frontends::default();
             let mut add = |addresses: &[IpAddr], number: u16, kind| {
-                for address in addresses.iter().filter(|address| of_family(address)) {
+                for address in addresses.iter().filter(|address| of_family(address) && port.is_at(**address)) {
                     let address = mapped_ip(*address);
                     frontends.exact.insert(Frontend { address, protocol, port: number }, kind);
                 }
@@ -422,7 +422,8 @@ fn wanted_ports(service: &Service) -> BTreeMap<PortKey, (&ServicePort, Frontends
             add(&service.cluster_addresses, port.port, FrontendKind::Cluster);
             add(&service.external_addresses, port.port, FrontendKind::External);
             add(&service.addresses, port.port, FrontendKind::Vip);
-            let prefixes = service.prefixes.iter().map(IpNet::trunc).filter(|prefix| of_family(&prefix.addr()));
+            let prefixes = service.prefixes.iter().filter(|prefix| of_family(&prefix.addr()) && port.is_at(**prefix));
+            let prefixes = prefixes.map(IpNet::trunc);
             frontends.prefixes = prefixes.map(|prefix| PrefixFrontend { prefix, protocol, port: port.port }).collect();
             if frontends != Frontends::default() {
                 wanted.insert((port.protocol, port.port, family), (port, frontends));

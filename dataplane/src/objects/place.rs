@@ -55,7 +55,8 @@ fn of_service(service: &Service) -> impl Iterator<Item = ((&'static str, usize),
     let cluster = named("cluster_addresses", &service.cluster_addresses);
     let whole = external.chain(cluster).map(|(at, address)| (at, Place::Service(address)));
     let nodes = named("node_addresses", &service.node_addresses).flat_map(|(at, address)| {
-        let ports = service.ports.iter().filter_map(|port| Some((port.protocol, port.node_port?)));
+        let ports = service.ports.iter().filter(move |port| port.is_at(address));
+        let ports = ports.filter_map(|port| Some((port.protocol, port.node_port?)));
         ports.map(move |(protocol, port)| (at, Place::NodePort(address, protocol, port)))
     });
     vips.chain(prefixes).chain(whole).chain(nodes)
