@@ -429,6 +429,17 @@ fn every_change_that_matters_changes_the_version_and_nothing_else_does() {
         base("uid: u1,", "ports: [{ name: http, port: 81 }]"),
         base("uid: u1,", "ports: [{ name: http, port: 80, protocol: UDP }]"),
         base("uid: u1,", &ports).replace("203.0.113.1", "203.0.113.2"),
+        base("uid: u1,", &format!("{ports}, externalTrafficPolicy: Local")),
+        base("uid: u1,", &format!("{ports}, internalTrafficPolicy: Local")),
+        base("uid: u1,", &format!("{ports}, loadBalancerSourceRanges: [10.0.0.0/8]")),
+        base("uid: u1,", &format!("{ports}, sessionAffinity: ClientIP")),
+        base("uid: u1, annotations: { tidegate.io/scheduler: rr },", &ports),
+        base("uid: u1, annotations: { tidegate.io/hash: destination-port },", &ports),
+        base("uid: u1, annotations: { tidegate.io/slow-start: 30s },", &ports),
+        base("uid: u1, annotations: { tidegate.io/delivery-mode: node-dsr },", &ports),
+        base("uid: u1, annotations: { tidegate.io/all-ports: \"true\" },", &ports),
+        base("uid: u1, annotations: { tidegate.io/prefixes: 198.51.100.0/28 },", &ports)
+            .replace("loadBalancerIP: 203.0.113.1, ", ""),
     ] {
         assert_ne!(version(&other), first, "{other}");
     }
