@@ -392,4 +392,22 @@ mod tests {
         session.ask_again(Instant::now() + ASK_AGAIN_AFTER);
         assert!(session.refused().is_empty() && !session.push(&wanted).unwrap(), "it is held now");
     }
+
+    #[test]
+    fn a_refusal_is_forgotten_with_its_object() {
+        let resource = Resource { name: "a".into(), version: "1".into(), body: Body::Service(Service::default()) };
+        let key = resource.key();
+        let mut wanted = Fixed(BTreeMap::from([(key.clone(), resource)]));
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let mut session = Session::default();
+        session.connected(1, stream, Versions::new(), 0);
+        assert!(session.push(&wanted).unwrap());
+        let rejected = vec![Rejection { key: key.clone(), version: "1".into(), reason: "no".into() }];
+        session.accepted(Accepted { nonce: session.nonce, generation: 1, rejected });
+        assert!(session.refused().contains_key(&key));
+        wanted.0.clear();
+        session.touch([key]);
+        assert!(!session.push(&wanted).unwrap(), "the dataplane never had it");
+        assert!(session.refused().is_empty());
+    }
 }

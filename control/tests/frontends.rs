@@ -3,10 +3,12 @@
 
 mod rig;
 
+use ipnet::IpNet;
 use rig::{Rig, endpoints, node, service, service_with, slice};
 use tidegate_api::resource::{DeliveryMode, HashFields, Kind, Protocol, Scheduler, Service, TrafficPolicy};
 use tidegate_control::model::Name;
 use tidegate_control::resolve::claim::Claims;
+use tidegate_control::source::ObjectKind;
 use tidegate_control::watch::Dialect;
 
 const HTTP: &str = "{ name: http, port: 80, nodePort: 30080 }";
@@ -517,5 +519,33 @@ fn claims_of_all_kinds_of_frontends_meet() {
         // When one goes, the other is touched and has lost nothing.
         assert_eq!(claims.replace(&name("a"), None).is_empty(), lost.is_empty(), "{what}");
         assert!(claims.lost(&name("b")).is_empty(), "{what}");
+    }
+}
+
+/// S-067: who was there first has no say against who is older, and one port's loss is not another port's.
+#[test]
+fn a_frontend_goes_to_the_older_service_whoever_came_first() {
+    for (vip, full) in [("203.0.113.1", 32u8), ("2001:db8:f::1", 128)] {
+        let claim = |name: &str, created: &str, ports: &str| {
+            let created = if created.is_empty() { String::new() } else { format!("creationTimestamp: {created}") };
+            rig::service_with(name, &created, &format!("loadBalancerIP: \"{vip}\", ports: [{ports}]"))
+        };
+        let (web, tls) = ("{ name: web, port: 80 }", "{ name: tls, port: 443 }");
+        let mut rig = Rig::with(Dialect::Files, "");
+        let lost = |rig: &Rig, name: &str| -> Vec<Vec<IpNet>> {
+            rig.service(name).ports.iter().map(|port| port.not_at.clone()).collect()
+        };
+        let whole = IpNet::new(vip.parse().unwrap(), full).unwrap();
+        rig.apply(&claim("first", "2024-01-02T00:00:00Z", &format!("{web}, {tls}")));
+        assert_eq!(lost(&rig, "shop/first"), [vec![], vec![]]);
+        rig.apply(&claim("elder", "2024-01-01T00:00:00Z", web));
+        assert_eq!(lost(&rig, "shop/first"), [vec![whole], vec![]], "443 stays");
+        assert_eq!(lost(&rig, "shop/elder"), [vec![]]);
+        // Who does not say since when he exists is nobody's elder.
+        rig.apply(&claim("ageless", "", tls));
+        assert_eq!(lost(&rig, "shop/ageless"), [vec![whole]]);
+        assert_eq!(lost(&rig, "shop/first"), [vec![whole], vec![]]);
+        rig.delete(ObjectKind::Service, "shop/elder");
+        assert_eq!(lost(&rig, "shop/first"), [vec![], vec![]], "given back");
     }
 }

@@ -451,3 +451,22 @@ fn every_change_that_matters_changes_the_version_and_nothing_else_does() {
         assert_eq!(version(&same), first, "{same}"); // S-011, S-013, S-022
     }
 }
+
+#[test]
+fn a_mistyped_type_or_spec_is_an_error_and_takes_nothing_away() {
+    let good = rig::service_with("web", "uid: u1", "loadBalancerIP: 203.0.113.1, ports: [{ port: 80 }]");
+    for (what, bad) in [
+        ("spec.type: \"Loadbalancer\" is not ClusterIP", good.replace("LoadBalancer", "Loadbalancer")),
+        ("spec: is missing", good.replace("spec:", "spex:")),
+    ] {
+        assert_ne!(bad, good, "{what}");
+        let mut rig = Rig::new();
+        rig.apply(&good).apply(&bad);
+        assert_eq!(rig.service("shop/web").addresses.len(), 1, "{what}: the last good version stays");
+        let problems: Vec<String> = rig.0.problems().iter().map(ToString::to_string).collect();
+        assert!(
+            problems.iter().any(|problem| problem.contains(what) && problem.contains("stays in use")),
+            "{problems:?}"
+        );
+    }
+}

@@ -19,7 +19,7 @@ use tidegate_api::message::{
     Accepted, CONTRACT_VERSION, IpFamily, NodeDelivery, PortDelivery, Rejection, Request, Response, ServiceDelivery,
     Update, WayState,
 };
-use tidegate_api::resource::{Body, DeliveryMode, Protocol, ResourceKey, Versions};
+use tidegate_api::resource::{Body, DeliveryMode, Protocol, Resource, ResourceKey, Versions};
 use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::session::link::keep_connected;
 use tidegate_control::source::directory::Directory;
@@ -396,6 +396,12 @@ fn two_claims_of_one_frontend_are_told_to_the_loser() {
         })
         .collect();
     assert_eq!(created, [1_704_153_600, 1_704_067_200], "the dataplane can apply the same rule");
+    let refused = |resource: &Resource| match &resource.body {
+        Body::Service(service) => service.ports.iter().map(|port| port.not_at.len()).sum(),
+        _ => 0,
+    };
+    let left_out: Vec<usize> = full.resources.iter().map(refused).collect();
+    assert_eq!(left_out, [1, 0], "the loser does not ask for it");
     talk.accept(&full, 1);
     talk.reached(1);
     let lost = |status: &Value| condition(status, "FrontendsOwned")["status"] == "False";
@@ -407,6 +413,7 @@ fn two_claims_of_one_frontend_are_told_to_the_loser() {
     control.remove("b.yaml");
     let update = talk.update();
     talk.accept(&update, 2);
+    talk.reached(2);
     control.status("shop.a.json", |status| !lost(status));
     control.stop();
 }
