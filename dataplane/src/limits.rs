@@ -32,13 +32,6 @@ pub const CROWD_FREE_PART: u32 = 16;
 /// ahead. The best of 16 is among the 6 % that can best be spared, on average.
 pub const SPARE_LOOK_ROWS: u32 = 16;
 
-/// Flows remembered per second and worker in modes that find their way by hashing alone (L-021): an eighth of what a core
-/// can decide, so that a flood is paid for with hashing and not with the table. It is the rate at which Katran stops.
-pub const PINS_PER_S: u32 = 125_000;
-
-/// Such flows at once: an eighth of a second's worth, for what piles up while a worker is held up.
-pub const PINS_AT_ONCE: u32 = PINS_PER_S / 8;
-
 /// Answers (rejects, ICMP errors) per second and worker (S-079).
 pub const ANSWERS_PER_S: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
 

@@ -183,7 +183,9 @@ impl<A: Numbered> Pair<A> {
             Op::Wait { seconds } => self.now_ns += u64::from(seconds) * 1_000_000_000,
             Op::Sweep { rows } => self.sweep(rows.into()),
             Op::Count(at, bytes) if !self.known.is_empty() => self.count(at % self.known.len(), bytes.into()),
-            Op::MakeRoom { is_tcp } => self.make_room(if is_tcp { FlowState::SYN_SENT } else { FlowState::UDP_UNREPLIED }),
+            Op::MakeRoom { is_tcp } => {
+                self.make_room(if is_tcp { FlowState::SYN_SENT } else { FlowState::UDP_UNREPLIED })
+            }
             Op::Remove(_) | Op::Touch(..) | Op::Count(..) => {}
         }
     }

@@ -166,7 +166,10 @@ mod tests {
         }
         usage.close(1, true);
         usage.fold(1, Direction::Reply, Fold { packets: 1, bytes: 60 });
-        assert_eq!(usage.row_of(1, 77), Row { opened: 3, live: 2, active: 2, packets: [0, 1], bytes: [0, 60], owner: 77 });
+        assert_eq!(
+            usage.row_of(1, 77),
+            Row { opened: 3, live: 2, active: 2, packets: [0, 1], bytes: [0, 60], owner: 77 }
+        );
         // The next one has no flow yet: what is known is not its own.
         assert_eq!(usage.row_of(1, 78), Row { live: 2, active: 2, ..Row::default() });
         usage.claim(1, 78);

@@ -10,7 +10,6 @@ use tidegate_io::mem::HugePages;
 use super::affinity::Affinity;
 use super::answers::Answers;
 use super::hold::Hold;
-use super::limit::TokenBucket;
 use super::schedule::{Pointer, Schedule, SetKind};
 use super::usage::Usage;
 use super::{Direction, Entry, FlowId, FlowTable, InsertError, NewFlow, Swept, Ticks, Tuple, Victim};
@@ -35,8 +34,6 @@ pub struct State {
     pub hold: Hold,
     /// How many answers may still be provoked (S-079).
     pub answers: Answers,
-    /// How many flows may still be pinned that hashing would find again (L-021).
-    pub pins: TokenBucket,
 }
 
 /// How large the state of a worker is. Memory is touched as it is used.
@@ -78,7 +75,6 @@ impl State {
             schedule: Schedule::new(limits::SCHEDULED_SERVICES, HugePages::Off)?,
             hold: Hold::new(),
             answers: Answers::new(rate, seed, now_ns),
-            pins: TokenBucket::new(limits::PINS_PER_S, limits::PINS_AT_ONCE, now_ns),
         })
     }
 
@@ -88,13 +84,6 @@ impl State {
         let (Victim::HalfOpen(ended) | Victim::Spared(ended)) = victim;
         self.end::<A>(ended);
         Some(victim)
-    }
-
-    /// Whether one more flow may be remembered in a mode that finds its way by hashing alone, and counts it. If not, its
-    /// packets go where the hash says and leave no trace (L-021). Modes that translate the source have no such choice.
-    #[inline]
-    pub fn may_pin(&mut self, now_ns: u64) -> bool {
-        self.pins.allow(now_ns)
     }
 
     /// Sets which part of either table, in percent, handshakes may use.

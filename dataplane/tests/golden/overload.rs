@@ -21,11 +21,7 @@ pub fn stranger(net: Net, n: u16) -> IpAddr {
 
 fn flows_of(rig: &Rig, net: Net) -> (u32, u32) {
     let state = rig.worker.state();
-    if net == Net::BOTH[0] {
-        (state.v4.live(), state.v4.opening())
-    } else {
-        (state.v6.live(), state.v6.opening())
-    }
+    if net == Net::BOTH[0] { (state.v4.live(), state.v4.opening()) } else { (state.v6.live(), state.v6.opening()) }
 }
 
 /// The SYN of `from`; returns the source port it was given.

@@ -4,8 +4,8 @@ use tidegate_dataplane::rig::sketch::{Trouble, our_trouble, ping, pong, tcp, udp
 use tidegate_dataplane::rig::{self, LAN, Net, Rig, WAN};
 use tidegate_dataplane::table::backend::BackendState;
 
-use crate::{STARTS, and, ask, client, connect, names, to_names, to_web, town, walked, web};
 use crate::overload::stranger;
+use crate::{STARTS, and, ask, client, connect, names, to_names, to_web, town, walked, web};
 
 #[test]
 fn a_connection_goes_through_both_ways_with_its_mss_lowered() {
