@@ -46,10 +46,21 @@ fn new_flows(criterion: &mut Criterion) {
     }
 }
 
+fn flood(criterion: &mut Criterion) {
+    for (family, net) in Net::BOTH.into_iter().enumerate() {
+        let mut made = None;
+        criterion.bench_function(&format!("turn_flood_{}", name(family)), |bencher| {
+            let field =
+                made.get_or_insert_with(|| Field::empty(net, Way::ToBackend, 1_000_000).expect("memory for the field"));
+            bencher.iter_custom(|packets| field.measure_flood(packets));
+        });
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2)).without_plots();
-    targets = hits, new_flows
+    targets = hits, new_flows, flood
 }
 criterion_main!(benches);

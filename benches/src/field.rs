@@ -114,6 +114,7 @@ impl Field {
         let pods: Vec<_> =
             (1..=BACKENDS).map(|n| (net.pod(n % rig::PEERS, 100 + n % 100), 8080 + u16::from(n), 1)).collect();
         rig::add_service(&mut tables, 1, net.vip(1), 80, 17, &pods);
+        rig::add_service(&mut tables, 2, net.vip(1), 80, 6, &pods);
         let frames = u32::try_from(PASS_FRAMES)? + 64;
         let pool = Pool::new(frames, FRAME_BYTES, HugePages::Auto)?;
         let stock = Arc::new(Mutex::new(Stock::default()));
@@ -206,12 +207,17 @@ impl Field {
 
     /// Makes `count` frames ready, the packet of flow `choose(n)` in the `n`th.
     fn load(&mut self, count: usize, mut choose: impl FnMut(u32) -> u32) {
+        self.load_with(count, |field, n| field.packet(choose(n)));
+    }
+
+    /// Makes `count` frames ready, `make(n)` in the `n`th.
+    fn load_with(&mut self, count: usize, mut make: impl FnMut(&Field, u32) -> Vec<u8>) {
         let mut stock = std::mem::take(&mut *self.stock.lock().unwrap_or_else(PoisonError::into_inner));
         self.idle.append(&mut stock.sent);
         self.idle.append(&mut stock.ready);
         for n in (0..).take(count) {
             let Some(mut frame) = self.idle.pop() else { break };
-            let whole = frame.fill(&self.packet(choose(n)));
+            let whole = frame.fill(&make(self, n));
             debug_assert!(whole, "a frame holds every packet of a field");
             stock.ready.push(frame);
         }
@@ -282,6 +288,30 @@ impl Field {
             next = next.wrapping_add(u32::try_from(PASS_FRAMES).unwrap_or(1)) % 1_000_000;
             field.load(PASS_FRAMES, |n| first + n);
         })
+    }
+
+    /// Time for `packets` SYNs from strangers when their share of the table is used up, so that each takes the place of an
+    /// older one.
+    pub fn measure_flood(&mut self, packets: u64) -> Duration {
+        let mut next = 0u32;
+        let mut flood = |field: &mut Field| {
+            let first = next;
+            next = next.wrapping_add(u32::try_from(PASS_FRAMES).unwrap_or(1)) % 4_000_000;
+            field.load_with(PASS_FRAMES, |field, n| field.syn(first + n));
+        };
+        while self.worker.counters().events(Event::HalfOpenEvicted) == 0 {
+            flood(self);
+            self.turns();
+        }
+        self.measure(packets, flood)
+    }
+
+    /// The SYN of stranger `n`.
+    fn syn(&self, n: u32) -> Vec<u8> {
+        let low = u16::try_from(n & 0xffff).unwrap_or_default();
+        let high = u16::try_from(n >> 16).unwrap_or_default();
+        let segment = rig::Segment("S", n, 0);
+        rig::tcp((self.net.client(low), 40_000 + high), (self.net.vip(1), 80), segment, &[])
     }
 
     fn measure(&mut self, packets: u64, mut prepare: impl FnMut(&mut Field)) -> Duration {

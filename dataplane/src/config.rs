@@ -69,6 +69,9 @@ pub struct Dataplane {
     /// Capacity of the flow tables.
     #[serde(default)]
     pub flows_max: FlowsMax,
+    /// Percent of them that handshakes without the client's ACK may use (L-022).
+    #[serde(default = "default_half_open_percent")]
+    pub half_open_percent: u8,
     /// What an idle worker does.
     #[serde(default)]
     pub idle: Idle,
@@ -262,6 +265,8 @@ impl Dataplane {
                 format!("{flows} is outside 1..={FLOWS_MAX}")
             })?;
         }
+        let percent = self.half_open_percent;
+        ensure((1..=100).contains(&percent), "dataplane.halfOpenPercent", || format!("{percent} is outside 1..=100"))?;
         Ok(())
     }
 }
@@ -305,6 +310,10 @@ fn default_frames() -> u32 {
     16384
 }
 
+fn default_half_open_percent() -> u8 {
+    crate::limits::HALF_OPEN_PERCENT
+}
+
 fn default_frame_bytes() -> u32 {
     2048
 }
@@ -329,6 +338,7 @@ dataplane:
   frameBytes: 4096
   hugePages: off
   flowsMax: { ipv4: 1000, ipv6: 500 }
+  halfOpenPercent: 10
   idle: poll
   onDeath: pass
 control:
@@ -350,7 +360,7 @@ control:
         assert_eq!((section.mode, section.huge_pages), (Mode::ZeroCopy, HugePages::Off));
         assert_eq!((section.idle, section.on_death), (Idle::Poll, OnDeath::Pass));
         assert_eq!((section.frames, section.frame_bytes, section.cores.as_slice()), (8192, 4096, &[1][..]));
-        assert_eq!(section.flows_max, FlowsMax { ipv4: 1000, ipv6: 500 });
+        assert_eq!((section.flows_max, section.half_open_percent), (FlowsMax { ipv4: 1000, ipv6: 500 }, 10));
     }
 
     #[test]
@@ -360,6 +370,7 @@ control:
         assert_eq!(file.socket_mode_bits(), 0o660);
         assert_eq!(file.dataplane.frames, 16384);
         assert_eq!(file.dataplane.flows_max, FlowsMax { ipv4: 1_048_576, ipv6: 262_144 });
+        assert_eq!(file.dataplane.half_open_percent, 25);
         assert_eq!((file.dataplane.mode, file.dataplane.on_death), (Mode::Auto, OnDeath::Drop));
     }
 
@@ -383,6 +394,7 @@ control:
             (with("  frames: many"), "dataplane.frames"),
             (with("  cores: [1, 2]"), "exactly one worker"),
             (with("  flowsMax: { ipv4: 0 }"), "dataplane.flowsMax.ipv4: 0 is outside"),
+            (with("  halfOpenPercent: 0"), "dataplane.halfOpenPercent: 0 is outside 1..=100"),
             (with("  mode: fast"), "unknown variant `fast`"),
             (with("  speed: high"), "unknown field `speed`"),
             (with("colour: blue"), "unknown field `colour`"),

@@ -50,6 +50,8 @@ events! {
     FlowInstalled,      "flow_installed", "Flows started.";
     FlowExpired,        "flow_expired", "Flows that ended by their timer.";
     FlowReplaced,       "flow_replaced", "Flows removed because their tuple began anew (N-087, S-102).";
+    HalfOpenEvicted,    "half_open_evicted", "Handshakes that a newer one took the place of, oldest first (L-022).";
+    FlowSpared,         "flow_spared", "Flows without further use that a new one took the place of in a crowded table (N-100).";
     FlowRevalidated,    "flow_revalidated", "Flows checked again after a change they depend on; the backend stays.";
     AffinityForgotten,  "affinity_forgotten", "New flows whose client could not be remembered: the affinity table has no place (S-095).";
     Decapsulated,       "decapsulated", "Packets taken out of VXLAN.";
@@ -63,6 +65,7 @@ events! {
     AnsweredUnreachable,"answered_unreachable", "Datagrams answered with port unreachable (S-070).";
     AnsweredTtl,        "answered_ttl", "Packets answered with time exceeded (L-058).";
     AnsweredTooBig,     "answered_too_big", "Packets answered with fragmentation needed or packet too big (V-010).";
+    AnswerUntold,       "answer_untold", "Answers whose source was not limited by itself: the table of sources was full.";
     ErrorTranslated,    "error_translated", "ICMP errors translated with their quotes (L-050).";
     NeighbourHeld,      "neighbour_held", "Packets that waited for a neighbour.";
     Turns,              "turns", "Turns made.";

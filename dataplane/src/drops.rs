@@ -113,7 +113,7 @@ drops! {
     NoFlow,                flow, Info,     "Addressed to a translated address, but no flow is known (S-078).";
     OrphanSegment,         flow, Info,     "A TCP segment that is no SYN, to a Service, without a flow (S-077).";
     TcpInvalid,            flow, Info,     "A TCP segment that the state of its flow does not allow (N-086).";
-    TableFull,             flow, Error,    "The flow table has no room; established flows are never evicted.";
+    TableFull,             flow, Error,    "The flow table has no room and nothing in it that can be spared; established flows are never evicted (N-100).";
     NoFrontend,            service, Info,  "No Service has this address, protocol and port (S-074).";
     SourceDenied,          service, Info,  "The client is in none of the Service's source ranges (S-072).";
     NoLocalEndpoint,       service, Warning, "The external traffic policy is Local, and no endpoint is known by its node (S-071).";

@@ -19,6 +19,19 @@ pub const TURNS_PER_CHORE: u64 = 16;
 /// Devices a worker can send to.
 pub const DEVICES_MAX: usize = 64;
 
+/// Part of a flow table, in percent, that handshakes without the client's ACK may use (L-022), unless the node file says
+/// otherwise. A quarter of 1 M entries holds the handshakes of 260,000 connections a second whose clients take a second
+/// to answer; under a flood of a million SYNs a second a client still has 260 ms. The rest cannot be had by SYNs alone.
+pub const HALF_OPEN_PERCENT: u8 = 25;
+
+/// A flow table is crowded when less than one part in this many is free: 93.75 % of the entries are in use, and each new
+/// flow takes the place of one that can be spared, if there is one. Below the 95 % to which insertion is cheap.
+pub const CROWD_FREE_PART: u32 = 16;
+
+/// Entries looked at for one that can be spared: 1 KiB side by side for IPv4, 2 KiB for IPv6, which the processor fetches
+/// ahead. The best of 16 is among the 6 % that can best be spared, on average.
+pub const SPARE_LOOK_ROWS: u32 = 16;
+
 /// Answers (rejects, ICMP errors) per second and worker (S-079).
 pub const ANSWERS_PER_S: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
 
@@ -49,3 +62,5 @@ pub const OVERHEAD_V4_BYTES: u16 = 50;
 pub const OVERHEAD_V6_BYTES: u16 = 70;
 
 const _: () = assert!(BATCH_PACKETS <= 64, "batch sweeps use one u64 mask per batch");
+const _: () = assert!(HALF_OPEN_PERCENT >= 1 && HALF_OPEN_PERCENT <= 50, "established flows keep half of the table");
+const _: () = assert!(100 - 100 / CROWD_FREE_PART <= 95, "the index promises cheap insertion to 95 %");

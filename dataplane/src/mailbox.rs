@@ -87,7 +87,12 @@ pub(crate) fn answer(worker: &Worker, request: Request, now_ns: u64) {
             let _gone = reply.try_send(rows);
         }
         Request::Usage { backends, reply } => {
-            let rows = backends.iter().map(|backend| worker.state.usage.row(backend.0)).collect();
+            let tables = worker.reader.tables();
+            let row = |backend: &BackendId| match tables.backends.row(*backend) {
+                Some(row) => worker.state.usage.row_of(backend.0, row.identity()),
+                None => worker.state.usage.row(backend.0),
+            };
+            let rows = backends.iter().map(row).collect();
             let _gone = reply.try_send(rows);
         }
         Request::Status { reply } => {

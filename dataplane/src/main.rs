@@ -274,7 +274,8 @@ fn worker(
         backends: BACKENDS_MAX,
         huge: huge(section),
     };
-    let state = State::new(capacity, [secret(1), secret(2)], now_ns()).context("memory for flows")?;
+    let mut state = State::new(capacity, [secret(1), secret(2)], now_ns()).context("memory for flows")?;
+    state.set_half_open_percent(section.half_open_percent);
     Ok(Worker::new(0, reader, exits, ingress, state, Entropy::new(secret(3)), wants, mailbox))
 }
 

@@ -17,7 +17,10 @@ use crate::packet::{Domain, Key, Kind, Packet};
 use crate::stage::rewrite::{self, Edited};
 use crate::stage::route::{self, Departure, Hop};
 use crate::stage::{encap, error, flow, local};
-use crate::state::{self, Direction, Entry, FlowId, FlowState, Hit, InsertError, Learn, State, Tuple, tcp, ticks};
+use crate::state::answers::{Permit, Source};
+use crate::state::{
+    self, Direction, Entry, FlowId, FlowState, Hit, InsertError, Learn, State, Tuple, Victim, tcp, ticks,
+};
 use crate::table::{BackendId, DeviceId, Tables};
 use crate::wire::packet::{Fragment, parse_l3};
 use crate::wire::{Family as Version, protocol, tcp as segment};
@@ -307,7 +310,16 @@ pub fn apply<A: Family>(
                 counters.count(Event::FlowReplaced);
                 state.end::<A>(ended);
             }
-            match state.begin::<A>(&flow.entry(packet), ticks(now_ns)) {
+            let new = flow.entry(packet);
+            match state.make_room::<A>(&new, ticks(now_ns)) {
+                None => {}
+                Some(Victim::HalfOpen(_)) => counters.count(Event::HalfOpenEvicted),
+                Some(Victim::Spared(_)) => counters.count(Event::FlowSpared),
+            }
+            if let Some(row) = tables.backends.row(flow.backend) {
+                state.usage.claim(flow.backend.0, row.identity());
+            }
+            match state.begin::<A>(&new, ticks(now_ns)) {
                 Ok(id) => {
                     counters.count(Event::FlowInstalled);
                     if !state.learn(&flow.original, flow.backend, &flow.learn, ticks(now_ns)) {
@@ -377,6 +389,7 @@ pub fn forward<A: Family>(
     let backend = entry.backend;
     if let Some(fold) = folded {
         state.usage.fold(backend, hit.direction, fold);
+        A::flows_mut(state).settle(hit.flow);
     }
     if let Some(is_active) = turned {
         state.usage.turn(backend, is_active);
@@ -447,14 +460,12 @@ pub fn answer(
 ) -> Verdict {
     // S-079: what a sender can provoke without limit is limited; ARP and discovery keep the link alive and are not.
     let limited = !matches!(answer, Answer::Arp | Answer::Advertise);
-    if limited && !state.answers.allow(now_ns) {
-        return Verdict::Drop(match answer {
-            Answer::TimeExceeded => DropReason::TtlExpired,
-            Answer::TooBig { .. } => DropReason::TooBig,
-            Answer::Reset { otherwise } => otherwise,
-            Answer::Unreachable => DropReason::NoBackend,
-            Answer::Echo | Answer::Arp | Answer::Advertise => DropReason::AnswerSuppressed,
-        });
+    if limited {
+        match state.answers.allow(asker(packet, frame), now_ns) {
+            Permit::Given => {}
+            Permit::Untold => counters.count(Event::AnswerUntold),
+            Permit::SourceSpent | Permit::Spent => return Verdict::Drop(unanswered(answer)),
+        }
     }
     let (event, made) = match answer {
         Answer::Arp => (Event::AnsweredArp, local::arp(tables, packet, frame)),
@@ -475,6 +486,26 @@ pub fn answer(
             let made = relearn(packet, frame);
             depart(tables, counters, &made, frame, Hop::Tunnel(packet.tunnel), hash)
         }
+    }
+}
+
+/// Why a packet ends here that would have been answered, had there not been so many.
+fn unanswered(answer: Answer) -> DropReason {
+    match answer {
+        Answer::TimeExceeded => DropReason::TtlExpired,
+        Answer::TooBig { .. } => DropReason::TooBig,
+        Answer::Reset { otherwise } => otherwise,
+        Answer::Unreachable => DropReason::NoBackend,
+        Answer::Echo | Answer::Arp | Answer::Advertise => DropReason::AnswerSuppressed,
+    }
+}
+
+/// Who asks for an answer.
+fn asker(packet: &Packet, frame: &Frame) -> Source {
+    let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
+    match packet.l3.family {
+        Version::V4 => Source::v4(<[u8; 4]>::addresses(l3).0),
+        Version::V6 => Source::v6(<[u8; 16]>::addresses(l3).0),
     }
 }
 

@@ -132,7 +132,7 @@ impl Worker {
         }
         self.generation = tables.generation;
         let rate_per_s = tables.settings.reject_rate_per_s;
-        self.state.answers.set(rate_per_s, rate_per_s, now_ns);
+        self.state.answers.set(rate_per_s, now_ns);
         if !self.state.hold.is_empty() {
             release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
         }

@@ -133,7 +133,12 @@ fn a_full_table_allocates_nothing() {
         allocations(&mut scene.rig, &frames);
         scene.rig.moved();
         assert_eq!(allocations(&mut scene.rig, &frames), 0);
-        assert!(scene.rig.moved()["TableFull"] > 300);
+        assert!(scene.rig.moved()["flow_spared"] > 300);
+        // A flood of SYNs, until nothing else can be spared.
+        let syn = |n: u16| (WAN, tcp((net.client(n), 9), (net.vip(1), 80)).syn(1).frame(FROM_ROUTER));
+        let frames: Vec<_> = (1000..1400).map(syn).collect();
+        assert_eq!(allocations(&mut scene.rig, &frames), 0);
+        assert!(scene.rig.moved()["half_open_evicted"] > 300);
     }
 }
 

@@ -149,9 +149,10 @@ pub struct FlowRow {
     pub state: String,
     /// Seconds since the last packet.
     pub idle_s: u64,
-    /// Packets, original direction then reply.
+    /// Packets since the worker last carried its count to the backend, at most four seconds ago; original direction, then
+    /// reply. What the flow does now: its backend has the rest.
     pub packets: (u64, u64),
-    /// Bytes, original direction then reply.
+    /// Bytes of those packets.
     pub bytes: (u64, u64),
 }
 

@@ -264,8 +264,14 @@ mod tests {
                 match request {
                     Request::Status { reply } => drop(reply.send(status(9, 8, 0))),
                     Request::Usage { backends, reply } => {
-                        let row =
-                            crate::state::usage::Row { opened: 2, packets: [3, 4], bytes: [5, 6], live: 1, active: 1 };
+                        let row = crate::state::usage::Row {
+                            opened: 2,
+                            packets: [3, 4],
+                            bytes: [5, 6],
+                            live: 1,
+                            active: 1,
+                            owner: 3,
+                        };
                         drop(reply.send(vec![row; backends.len()]));
                     }
                     Request::Flows { reply, .. } => drop(reply.send(vec![])),

@@ -24,6 +24,9 @@ const LIVE: u8 = 0x80;
 /// One bit per direction, by its index: the domain its packets arrive from.
 const DOMAIN: u8 = 1;
 const _: () = assert!(DOMAIN_WIRE == 0 && DOMAIN_OVERLAY == DOMAIN);
+/// The entry is in the list of flows that are opening: `bytes` are the rows of its neighbours there, the older one first,
+/// and `packets` are full, so that counting comes by and asks (see `opening`).
+const LISTED: u8 = 0x08;
 
 /// A tuple but for what both directions share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromZeros, Immutable)]
@@ -254,15 +257,59 @@ impl<A: Address> Entry<A> {
     #[cold]
     #[inline(never)]
     fn count_folded(&mut self, direction: Direction, bytes: u32) -> Fold {
+        if self.is_listed() {
+            return Fold { packets: 1, bytes: bytes.into() };
+        }
         let fold = self.fold(direction);
         self.packets[direction.index()] = 1;
         self.bytes[direction.index()] = bytes;
         fold
     }
 
-    /// Packets and bytes counted since the last fold.
+    /// Whether the flow counts as opening. A packet that ends that is told by [`count`](Self::count), which always has
+    /// something to fold for such a flow.
+    #[inline]
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        self.flags & LISTED != 0
+    }
+
+    /// Enters the list of flows that are opening, between these neighbours.
+    pub(super) fn join(&mut self, neighbours: [u32; 2]) {
+        debug_assert!(!self.is_listed() && self.packets == [0; 2] && self.bytes == [0; 2]);
+        self.flags |= LISTED;
+        self.packets = [u16::MAX; 2];
+        self.bytes = neighbours;
+    }
+
+    /// Leaves that list and returns its neighbours there, if it was in it.
+    pub(super) fn leave(&mut self) -> Option<[u32; 2]> {
+        if !self.is_listed() {
+            return None;
+        }
+        self.flags &= !LISTED;
+        self.packets = [0; 2];
+        Some(std::mem::take(&mut self.bytes))
+    }
+
+    #[cfg(test)]
+    pub(super) fn neighbours(&self) -> [u32; 2] {
+        assert!(self.is_listed());
+        self.bytes
+    }
+
+    /// Its neighbours in that list.
+    pub(super) fn neighbours_mut(&mut self) -> &mut [u32; 2] {
+        debug_assert!(self.is_listed());
+        &mut self.bytes
+    }
+
+    /// Packets and bytes counted since the last fold; none while the flow is opening.
     #[inline]
     pub fn counted(&self, direction: Direction) -> Fold {
+        if self.is_listed() {
+            return Fold::default();
+        }
         Fold { packets: self.packets[direction.index()].into(), bytes: self.bytes[direction.index()].into() }
     }
 
@@ -270,6 +317,9 @@ impl<A: Address> Entry<A> {
     #[inline]
     pub fn fold(&mut self, direction: Direction) -> Fold {
         let fold = self.counted(direction);
+        if self.is_listed() {
+            return fold;
+        }
         self.packets[direction.index()] = 0;
         self.bytes[direction.index()] = 0;
         fold

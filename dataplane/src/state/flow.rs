@@ -25,9 +25,11 @@ use tidegate_io::mem::{HugePages, Slab, prefetch_read};
 
 use super::entry::{Entry, NewFlow};
 use super::index::{Index, Probe, Slot};
+use super::opening::Opening;
 use super::tcp::Timeouts;
 use super::tuple::{Address, HashKeys, Tuple};
-use super::{Direction, Ticks, ticks_of_seconds, ticks_since};
+use super::{Direction, Ticks, dispensable, ticks_of_seconds, ticks_since};
+use crate::limits;
 
 /// End of the free list.
 const NONE: u32 = u32::MAX;
@@ -87,6 +89,26 @@ pub enum Swept<'table, A> {
     Expired(&'table Entry<A>),
 }
 
+/// A flow that has to go so that another may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Victim {
+    /// The oldest flow that is opening.
+    HalfOpen(FlowId),
+    /// One whose time is over, that has ended, or that is easily made again.
+    Spared(FlowId),
+}
+
+/// `percent` of `flows`.
+fn share(flows: u32, percent: u8) -> u32 {
+    let share = u64::from(flows) * u64::from(percent.min(100)) / 100;
+    u32::try_from(share).unwrap_or(flows)
+}
+
+/// Flows from which on one must go for each that comes, as long as one can be spared.
+fn crowd(capacity: u32) -> u32 {
+    capacity - capacity / limits::CROWD_FREE_PART
+}
+
 /// The flows of one family that one worker owns.
 #[derive(Debug)]
 pub struct FlowTable<A: Address> {
@@ -101,6 +123,9 @@ pub struct FlowTable<A: Address> {
     free: u32,
     /// Row the sweep looks at next.
     sweep: u32,
+    /// Row that is looked at next for a flow that can be spared.
+    spare: u32,
+    opening: Opening,
     timeouts: Timeouts,
 }
 
@@ -123,6 +148,8 @@ impl<A: Address> FlowTable<A> {
             fresh: 0,
             free: NONE,
             sweep: 0,
+            spare: 0,
+            opening: Opening::new(share(flows_max, limits::HALF_OPEN_PERCENT)),
             timeouts: Timeouts::default(),
         })
     }
@@ -138,6 +165,23 @@ impl<A: Address> FlowTable<A> {
     #[must_use]
     pub fn capacity(&self) -> u32 {
         self.capacity
+    }
+
+    /// Flows that are opening: no client has finished their handshake (L-022).
+    #[must_use]
+    pub fn opening(&self) -> u32 {
+        self.opening.len()
+    }
+
+    /// Most flows that may be opening before a new one takes the place of the oldest.
+    #[must_use]
+    pub fn opening_max(&self) -> u32 {
+        self.opening.len_max()
+    }
+
+    /// Sets that as a part of the capacity, 1 to 100.
+    pub fn set_opening_percent(&mut self, percent: u8) {
+        self.opening.set_len_max(share(self.capacity, percent));
     }
 
     /// How long flows live in which state.
@@ -266,6 +310,9 @@ impl<A: Address> FlowTable<A> {
             self.free = self.entries.at(row).backend;
         }
         *self.entries.at_mut(row) = Entry::new(new, now);
+        if new.state.is_opening() {
+            self.opening.join(&mut self.entries, row);
+        }
         self.live += 1;
         Ok(FlowId(row))
     }
@@ -287,10 +334,61 @@ impl<A: Address> FlowTable<A> {
         debug_assert!(removed, "a live flow is in the index");
         let removed = self.index.remove(reply, Slot { entry: flow.0, direction: Direction::Reply });
         debug_assert!(removed, "a live flow is in the index twice");
+        self.opening.leave(&mut self.entries, flow.0);
         self.entries.at_mut(flow.0).vacate(self.free);
         self.free = flow.0;
         self.live -= 1;
         true
+    }
+
+    /// To be called when a packet of `flow` found something to fold: a flow that is no longer opening leaves that class,
+    /// for good. Constant time.
+    #[cold]
+    pub fn settle(&mut self, flow: FlowId) {
+        let entry = self.entries.at(flow.0);
+        if entry.is_listed() && !entry.state.is_opening() {
+            self.opening.leave(&mut self.entries, flow.0);
+        }
+    }
+
+    /// Who has to go before a flow that begins in `state` may be installed; nobody while there is room.
+    ///
+    /// A handshake beyond their share takes the place of the oldest one (L-022). In a crowded table any flow takes the
+    /// place of one that can be spared, else of the oldest handshake, and never of an established flow (N-100).
+    /// Constant time: at most [`limits::SPARE_LOOK_ROWS`] entries are looked at, a few lines side by side.
+    pub fn victim(&mut self, state: super::FlowState, now: Ticks) -> Option<Victim> {
+        let oldest = |opening: &Opening| opening.oldest().map(|row| Victim::HalfOpen(FlowId(row)));
+        if state.is_opening() && self.opening.len() >= self.opening.len_max() {
+            return oldest(&self.opening);
+        }
+        if self.live < crowd(self.capacity) {
+            return None;
+        }
+        self.look_for_spare(now).map(Victim::Spared).or_else(|| oldest(&self.opening))
+    }
+
+    /// The flow that can best be spared among the next few rows, the one that was silent for longest among equals.
+    #[cold]
+    fn look_for_spare(&mut self, now: Ticks) -> Option<FlowId> {
+        let mut best = None;
+        for _ in 0..limits::SPARE_LOOK_ROWS.min(self.fresh) {
+            let row = if self.spare < self.fresh { self.spare } else { 0 };
+            self.spare = row + 1;
+            self.entries.prefetch(row.wrapping_add(SWEEP_PREFETCH_ENTRIES));
+            let entry = self.entries.at(row);
+            if !entry.is_live() {
+                continue;
+            }
+            let silent = ticks_since(entry.last_seen_ticks, now);
+            let is_over = silent > self.timeouts.of(entry.state);
+            let rank = dispensable::rank(entry.state, is_over).map(|rank| (rank, silent));
+            if let Some(rank) = rank
+                && best.is_none_or(|(held, _)| rank > held)
+            {
+                best = Some((rank, FlowId(row)));
+            }
+        }
+        best.map(|(_, flow)| flow)
     }
 
     /// Removes flows whose timer ran out among the next `entries_max` rows, after showing each to `on_expired`.
@@ -346,6 +444,12 @@ impl<A: Address> FlowTable<A> {
             }
         }
         (end < self.fresh).then_some(end)
+    }
+
+    /// The flows that are opening, oldest first.
+    #[cfg(test)]
+    pub(super) fn opening_order(&self) -> Vec<FlowId> {
+        self.opening.order(&self.entries).into_iter().map(FlowId).collect()
     }
 
     /// Occupied slots of the index, and those among them in their second bucket.

@@ -11,10 +11,13 @@ pub mod tuple;
 pub mod index;
 pub mod entry;
 pub mod flow;
+mod opening;
+pub mod dispensable;
 pub mod tcp;
 pub mod nat;
 pub mod hold;
 pub mod limit;
+pub mod answers;
 pub mod usage;
 pub mod affinity;
 pub mod schedule;
@@ -24,7 +27,7 @@ pub mod worker;
 mod oracle;
 
 pub use entry::{Entry, FlowState, Fold, NewFlow};
-pub use flow::{Candidate, FlowId, FlowTable, Hit, InsertError, Swept};
+pub use flow::{Candidate, FlowId, FlowTable, Hit, InsertError, Swept, Victim};
 pub use tuple::{Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Tuple};
 pub use worker::{Capacity, Entropy, Learn, State};
 

@@ -59,6 +59,8 @@ enum Op {
     Insert { client: u8, port: u8, source_port: u8, is_tcp: bool },
     Remove(usize),
     Touch(usize, u8),
+    Count(usize, u16),
+    MakeRoom { is_tcp: bool },
     LookUp { client: u8, port: u8, is_tcp: bool },
     Wait { seconds: u16 },
     Sweep { rows: u8 },
@@ -70,6 +72,8 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (narrow(), 0u8..40).prop_map(|((client, port, is_tcp), source_port)| Op::Insert { client, port, source_port, is_tcp }),
         2 => any::<usize>().prop_map(Op::Remove),
         3 => (any::<usize>(), 1u8..19).prop_map(|(at, state)| Op::Touch(at, state)),
+        4 => (any::<usize>(), any::<u16>()).prop_map(|(at, bytes)| Op::Count(at, bytes)),
+        3 => any::<bool>().prop_map(|is_tcp| Op::MakeRoom { is_tcp }),
         2 => narrow().prop_map(|(client, port, is_tcp)| Op::LookUp { client, port, is_tcp }),
         3 => prop_oneof![0u16..400, 0u16..60_000].prop_map(|seconds| Op::Wait { seconds }),
         3 => any::<u8>().prop_map(|rows| Op::Sweep { rows }),
@@ -83,6 +87,7 @@ struct Known<A> {
     new: NewFlow<A>,
     state: FlowState,
     seen_ns: u64,
+    counted: Fold,
 }
 
 fn timeout_ns(state: FlowState) -> u64 {
@@ -93,12 +98,15 @@ fn timeout_ns(state: FlowState) -> u64 {
 struct Pair<A: Address> {
     table: FlowTable<A>,
     known: Vec<Known<A>>,
+    /// Flows that are opening, oldest first.
+    opening: Vec<FlowId>,
     now_ns: u64,
 }
 
 impl<A: Numbered> Pair<A> {
     fn new(capacity: u32, start_ns: u64) -> Self {
-        Pair { table: FlowTable::new(capacity, [1, 2], HugePages::Off).unwrap(), known: Vec::new(), now_ns: start_ns }
+        let table = FlowTable::new(capacity, [1, 2], HugePages::Off).unwrap();
+        Pair { table, known: Vec::new(), opening: Vec::new(), now_ns: start_ns }
     }
 
     fn model_lookup(&self, tuple: &Tuple<A>) -> Option<Hit> {
@@ -122,7 +130,10 @@ impl<A: Numbered> Pair<A> {
             Ok(id) => {
                 assert!(!original && !reply && self.known.len() < self.table.capacity() as usize);
                 assert!(self.known.iter().all(|known| known.id != id), "rows are not shared");
-                self.known.push(Known { id, state: new.state, new, seen_ns: self.now_ns });
+                if new.state.is_opening() {
+                    self.opening.push(id);
+                }
+                self.known.push(Known { id, state: new.state, new, seen_ns: self.now_ns, counted: Fold::default() });
             }
             // The promise of the index is 95 %.
             Err(InsertError::Full) => assert!(self.known.len() * 100 >= self.table.capacity() as usize * 95),
@@ -139,7 +150,7 @@ impl<A: Numbered> Pair<A> {
         assert_eq!(count as usize, expired.len());
         for (id, original, state) in expired {
             let at = self.known.iter().position(|known| known.id == id).unwrap();
-            let known = self.known.swap_remove(at);
+            let known = self.forget(at);
             assert_eq!((known.new.original, known.state), (original, state));
             // N-102: never early.
             assert!(self.now_ns - known.seen_ns > timeout_ns(known.state), "{known:?} at {}", self.now_ns);
@@ -153,7 +164,7 @@ impl<A: Numbered> Pair<A> {
                 self.insert(new_flow(client.into(), port.into(), source_port.into(), protocol));
             }
             Op::Remove(at) if !self.known.is_empty() => {
-                let known = self.known.swap_remove(at % self.known.len());
+                let known = self.forget(at % self.known.len());
                 assert!(self.table.remove(known.id));
                 assert!(!self.table.remove(known.id), "only once");
             }
@@ -171,8 +182,62 @@ impl<A: Numbered> Pair<A> {
             }
             Op::Wait { seconds } => self.now_ns += u64::from(seconds) * 1_000_000_000,
             Op::Sweep { rows } => self.sweep(rows.into()),
-            Op::Remove(_) | Op::Touch(..) => {}
+            Op::Count(at, bytes) if !self.known.is_empty() => self.count(at % self.known.len(), bytes.into()),
+            Op::MakeRoom { is_tcp } => {
+                self.make_room(if is_tcp { FlowState::SYN_SENT } else { FlowState::UDP_UNREPLIED })
+            }
+            Op::Remove(_) | Op::Touch(..) | Op::Count(..) => {}
         }
+    }
+
+    fn forget(&mut self, at: usize) -> Known<A> {
+        let known = self.known.swap_remove(at);
+        self.opening.retain(|id| *id != known.id);
+        known
+    }
+
+    /// A packet of a flow is counted; it may be the one that ends a handshake.
+    fn count(&mut self, at: usize, bytes: u32) {
+        let known = &mut self.known[at];
+        let listed = self.opening.contains(&known.id);
+        assert_eq!(self.table.entry(known.id).is_listed(), listed);
+        let fold = self.table.entry_mut(known.id).count(Direction::Reply, bytes);
+        assert_eq!(fold, listed.then_some(Fold { packets: 1, bytes: bytes.into() }));
+        if fold.is_some() {
+            self.table.settle(known.id);
+            if !known.state.is_opening() {
+                self.opening.retain(|id| *id != known.id);
+            }
+        } else {
+            known.counted.packets += 1;
+            known.counted.bytes += u64::from(bytes);
+        }
+    }
+
+    /// Asks who is to go for a flow that begins in `state`, and lets it go.
+    fn make_room(&mut self, state: FlowState) {
+        let crowded = self.known.len() as u32 >= self.table.capacity() - self.table.capacity() / 16;
+        let full = self.opening.len() as u32 >= self.table.opening_max();
+        let gone = match self.table.victim(state, ticks(self.now_ns)) {
+            None => {
+                assert!(!(full && state.is_opening()) && (!crowded || self.opening.is_empty()));
+                return;
+            }
+            Some(Victim::HalfOpen(id)) => {
+                assert_eq!(id, self.opening[0], "the oldest");
+                assert!(full && state.is_opening() || crowded);
+                id
+            }
+            Some(Victim::Spared(id)) => {
+                let known = self.known.iter().find(|known| known.id == id).unwrap();
+                let is_over = self.now_ns - known.seen_ns > timeout_ns(known.state);
+                assert!(crowded && dispensable::rank(known.state, is_over).is_some(), "{known:?}");
+                id
+            }
+        };
+        let at = self.known.iter().position(|known| known.id == gone).unwrap();
+        self.forget(at);
+        assert!(self.table.remove(gone));
     }
 
     /// Everything there is to see is the same.
@@ -189,7 +254,10 @@ impl<A: Numbered> Pair<A> {
             }
             assert_eq!(self.table.entry(known.id).original_tuple(), known.new.original);
             assert_eq!(self.table.entry(known.id).reply_tuple(), known.new.reply());
+            assert_eq!(self.table.entry(known.id).counted(Direction::Reply), known.counted);
         }
+        assert_eq!(self.table.opening_order(), self.opening);
+        assert_eq!(self.table.opening() as usize, self.opening.len());
         let mut seen = HashMap::new();
         let mut from = Some(0);
         while let Some(row) = from {
@@ -357,4 +425,78 @@ fn the_sweep_is_bounded_and_shows_what_stays() {
     assert_eq!(table.expire(end + 1, 100, |_, _| ()), 43);
     assert_eq!(table.live(), 0);
     assert!(table.insert(&new_flow(1, 1, 1, UDP), end).unwrap().row() < 50);
+}
+
+#[test]
+fn the_share_of_handshakes_is_a_part_of_the_table() {
+    let mut table = FlowTable::<[u8; 4]>::new(1000, [0, 0], HugePages::Off).unwrap();
+    assert_eq!(table.opening_max(), 250);
+    table.set_opening_percent(1);
+    assert_eq!(table.opening_max(), 10);
+    for (percent, most) in [(0, 1), (100, 1000), (255, 1000)] {
+        table.set_opening_percent(percent);
+        assert_eq!(table.opening_max(), most, "{percent}");
+    }
+    assert_eq!(FlowTable::<[u8; 16]>::new(FLOWS, [0, 0], HugePages::Off).unwrap().opening_max(), FLOWS / 4);
+}
+
+const FLOWS: u32 = 1 << 20;
+
+/// A crowded table of `established` connections and one flow in `spare`, and how many looks it takes to find it.
+fn looks_for(established: u32, spare: Option<FlowState>) -> (u32, bool) {
+    let mut table = FlowTable::<[u8; 16]>::new(established + 1, [5, 6], HugePages::Off).unwrap();
+    for client in 0..=established {
+        let flow = table.insert(&new_flow(client, 1, client as u16, UDP), 0).unwrap();
+        let last = client == established;
+        table.entry_mut(flow).state = spare.filter(|_| last).unwrap_or(FlowState::ESTABLISHED);
+    }
+    for look in 1..=established {
+        match table.victim(FlowState::SYN_SENT, 1) {
+            Some(Victim::Spared(flow)) => return (look, flow.row() == established),
+            Some(Victim::HalfOpen(_)) => panic!("nothing is opening"),
+            None => {}
+        }
+    }
+    (established, false)
+}
+
+#[test]
+fn a_crowded_table_finds_the_one_flow_that_can_be_spared_within_a_lap_and_touches_no_other() {
+    // N-100: "never established"
+    for spare in [FlowState::TIME_WAIT, FlowState::CLOSE, FlowState::UDP_REPLIED, FlowState::UDP_UNREPLIED] {
+        assert_eq!(looks_for(1023, Some(spare)), (1024 / 16, true), "{spare:?}");
+    }
+    assert_eq!(looks_for(100, None), (100, false));
+    assert_eq!(looks_for(100, Some(FlowState::UDP_STREAM)), (100, false));
+    assert_eq!(looks_for(100, Some(FlowState::CLOSE_WAIT)), (100, false));
+}
+
+#[test]
+fn among_those_looked_at_the_best_goes() {
+    let mut table = FlowTable::<[u8; 4]>::new(16, [5, 6], HugePages::Off).unwrap();
+    let script = [
+        (FlowState::ESTABLISHED, 0),
+        (FlowState::UDP_REPLIED, 700),
+        (FlowState::UDP_UNREPLIED, 300),
+        (FlowState::CLOSE, 900),
+        (FlowState::TIME_WAIT, 800),
+        (FlowState::UDP_STREAM, 0),
+    ];
+    for (client, (state, seen)) in script.into_iter().cycle().take(16).enumerate() {
+        let flow = table.insert(&new_flow(client as u32, 1, client as u16, UDP), seen).unwrap();
+        table.entry_mut(flow).state = state;
+    }
+    let mut order = Vec::new();
+    while let Some(Victim::Spared(flow)) = table.victim(FlowState::UDP_UNREPLIED, 1000) {
+        order.push((table.entry(flow).state, table.entry(flow).last_seen_ticks));
+        table.remove(flow);
+        table.insert(&new_flow(1000 + flow.row(), 1, flow.row() as u16, TCP), 1000).unwrap();
+        let entry = table.entry_mut(flow);
+        entry.state = FlowState::ESTABLISHED;
+        table.settle(flow);
+    }
+    // Closed connections first, then questions; each by how long it was silent.
+    let rank = |(state, _): &(FlowState, Ticks)| dispensable::rank(*state, false);
+    assert!(order.is_sorted_by(|a, b| rank(a) > rank(b) || rank(a) == rank(b) && a.1 <= b.1), "{order:?}");
+    assert_eq!(order.len(), 11);
 }

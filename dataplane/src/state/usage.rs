@@ -15,7 +15,7 @@ use super::{Direction, Fold};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromZeros)]
 #[repr(C, align(64))]
 pub struct Row {
-    /// Flows opened since the row was reset.
+    /// Flows opened since `owner` is counted.
     pub opened: u64,
     /// Packets per direction, as far as folded.
     pub packets: [u64; 2],
@@ -25,6 +25,8 @@ pub struct Row {
     pub live: u32,
     /// Those among them that are active, as schedulers count ([`super::FlowState::is_active`]).
     pub active: u32,
+    /// Who is counted: a number that an endpoint has to itself (`BackendRow::identity`); 0: nobody yet.
+    pub owner: u64,
 }
 
 const _: () = assert!(size_of::<Row>() == 64);
@@ -43,6 +45,17 @@ impl Usage {
     /// What mmap(2) reports.
     pub fn new(backends_max: u32, huge: HugePages) -> io::Result<Usage> {
         Ok(Usage { rows: Slab::new(backends_max, huge)? })
+    }
+
+    /// `owner` is about to be counted under the number `backend`. If that was another's before, counting starts anew;
+    /// flows of that one that are still live stay counted as live, since they will be closed.
+    #[inline]
+    pub fn claim(&mut self, backend: u32, owner: u64) {
+        if let Some(row) = self.rows.get_mut(backend)
+            && row.owner != owner
+        {
+            *row = Row { live: row.live, active: row.active, owner, ..Row::default() };
+        }
     }
 
     /// A flow to `backend` was installed.
@@ -88,6 +101,13 @@ impl Usage {
         self.rows.get(backend).copied().unwrap_or_default()
     }
 
+    /// Totals of `owner` under the number `backend`: those of somebody else are not shown for its own.
+    #[must_use]
+    pub fn row_of(&self, backend: u32, owner: u64) -> Row {
+        let row = self.row(backend);
+        if row.owner == owner { row } else { Row { live: row.live, active: row.active, ..Row::default() } }
+    }
+
     /// Flows to `backend` that are live now.
     #[inline]
     #[must_use]
@@ -107,14 +127,6 @@ impl Usage {
     pub fn prefetch(&self, backend: u32) {
         self.rows.prefetch(backend);
     }
-
-    /// Starts counting anew for a backend whose number was given to another one. Flows to the old one that are still
-    /// live keep being counted as live, since they will be closed.
-    pub fn reset(&mut self, backend: u32) {
-        if let Some(row) = self.rows.get_mut(backend) {
-            *row = Row { live: row.live, active: row.active, ..Row::default() };
-        }
-    }
 }
 
 #[cfg(test)]
@@ -130,7 +142,7 @@ mod tests {
         usage.fold(2, Direction::Original, Fold { packets: 3, bytes: 400 });
         usage.fold(2, Direction::Original, Fold { packets: 1, bytes: 60 });
         usage.fold(2, Direction::Reply, Fold { packets: 2, bytes: 3000 });
-        assert_eq!(usage.row(2), Row { opened: 2, live: 1, active: 1, packets: [4, 2], bytes: [460, 3000] });
+        assert_eq!(usage.row(2), Row { opened: 2, live: 1, active: 1, packets: [4, 2], bytes: [460, 3000], owner: 0 });
         assert_eq!((usage.live(2), usage.connections(2)), (1, (1, 0)));
         usage.turn(2, false);
         assert_eq!(usage.connections(2), (0, 1));
@@ -143,7 +155,27 @@ mod tests {
             assert_eq!(usage.row(stranger), Row::default());
         }
         assert_eq!(usage.row(0), Row::default());
-        usage.reset(2);
-        assert_eq!(usage.row(2), Row { live: 1, active: 1, ..Row::default() });
+    }
+
+    #[test]
+    fn a_number_that_is_given_to_another_backend_is_counted_anew() {
+        let mut usage = Usage::new(4, HugePages::Off).unwrap();
+        for _ in 0..3 {
+            usage.claim(1, 77);
+            usage.open(1, true);
+        }
+        usage.close(1, true);
+        usage.fold(1, Direction::Reply, Fold { packets: 1, bytes: 60 });
+        assert_eq!(
+            usage.row_of(1, 77),
+            Row { opened: 3, live: 2, active: 2, packets: [0, 1], bytes: [0, 60], owner: 77 }
+        );
+        // The next one has no flow yet: what is known is not its own.
+        assert_eq!(usage.row_of(1, 78), Row { live: 2, active: 2, ..Row::default() });
+        usage.claim(1, 78);
+        usage.open(1, true);
+        assert_eq!(usage.row_of(1, 78), Row { opened: 1, live: 3, active: 3, owner: 78, ..Row::default() });
+        usage.claim(9, 1);
+        assert_eq!(usage.row_of(9, 1), Row::default(), "strangers are ignored");
     }
 }

@@ -8,11 +8,11 @@ use std::io;
 use tidegate_io::mem::HugePages;
 
 use super::affinity::Affinity;
+use super::answers::Answers;
 use super::hold::Hold;
-use super::limit::TokenBucket;
 use super::schedule::{Pointer, Schedule, SetKind};
 use super::usage::Usage;
-use super::{Direction, FlowId, FlowTable, InsertError, NewFlow, Ticks, Tuple};
+use super::{Direction, Entry, FlowId, FlowTable, InsertError, NewFlow, Swept, Ticks, Tuple, Victim};
 use crate::family::Family;
 use crate::limits;
 use crate::table::{BackendId, ServiceId};
@@ -33,7 +33,7 @@ pub struct State {
     /// Frames that wait for a neighbour.
     pub hold: Hold,
     /// How many answers may still be provoked (S-079).
-    pub answers: TokenBucket,
+    pub answers: Answers,
 }
 
 /// How large the state of a worker is. Memory is touched as it is used.
@@ -74,8 +74,22 @@ impl State {
             affinity: Affinity::new(limits::AFFINITY_CLIENTS, seed, HugePages::Off)?,
             schedule: Schedule::new(limits::SCHEDULED_SERVICES, HugePages::Off)?,
             hold: Hold::new(),
-            answers: TokenBucket::new(rate, rate, now_ns),
+            answers: Answers::new(rate, seed, now_ns),
         })
+    }
+
+    /// Ends the flow that has to go before `flow` may begin, if one has to ([`FlowTable::victim`]); which one it was.
+    pub fn make_room<A: Family>(&mut self, flow: &NewFlow<A>, now: Ticks) -> Option<Victim> {
+        let victim = A::flows_mut(self).victim(flow.state, now)?;
+        let (Victim::HalfOpen(ended) | Victim::Spared(ended)) = victim;
+        self.end::<A>(ended);
+        Some(victim)
+    }
+
+    /// Sets which part of either table, in percent, handshakes may use.
+    pub fn set_half_open_percent(&mut self, percent: u8) {
+        self.v4.set_opening_percent(percent);
+        self.v6.set_opening_percent(percent);
     }
 
     /// Begins a flow.
@@ -104,16 +118,14 @@ impl State {
         let entry = *A::flows(self).entry(flow);
         let live = A::flows_mut(self).remove(flow);
         if live {
-            for direction in [Direction::Original, Direction::Reply] {
-                self.usage.fold(entry.backend, direction, entry.counted(direction));
-            }
-            self.usage.close(entry.backend, entry.state.is_active());
+            last_look(&mut self.usage, &entry);
         }
         live
     }
 
     /// Ends flows whose time is over among the rows that are due `elapsed` ticks after the last look, at most
-    /// [`limits::EXPIRE_PER_TURN`] of each family; returns how many (N-102).
+    /// [`limits::EXPIRE_PER_TURN`] of each family; returns how many (N-102). What the others have counted goes to their
+    /// backends, so that these are never further behind than one lap.
     pub fn expire(&mut self, now: Ticks, elapsed: Ticks) -> u32 {
         let usage = &mut self.usage;
         expire(&mut self.v4, usage, now, elapsed) + expire(&mut self.v6, usage, now, elapsed)
@@ -131,12 +143,25 @@ fn expire<A: Family>(flows: &mut FlowTable<A>, usage: &mut Usage, now: Ticks, el
         return 0;
     }
     let rows_max = flows.sweep_share(elapsed).min(limits::EXPIRE_PER_TURN);
-    flows.expire(now, rows_max, |_, entry| {
-        for direction in [Direction::Original, Direction::Reply] {
-            usage.fold(entry.backend, direction, entry.counted(direction));
+    flows.sweep(now, rows_max, |_, swept| match swept {
+        Swept::Expired(entry) => last_look(usage, entry),
+        Swept::Live(entry) => {
+            for direction in [Direction::Original, Direction::Reply] {
+                let fold = entry.fold(direction);
+                if fold.packets > 0 {
+                    usage.fold(entry.backend, direction, fold);
+                }
+            }
         }
-        usage.close(entry.backend, entry.state.is_active());
     })
+}
+
+/// Takes over what an entry that ends has counted.
+fn last_look<A: Family>(usage: &mut Usage, entry: &Entry<A>) {
+    for direction in [Direction::Original, Direction::Reply] {
+        usage.fold(entry.backend, direction, entry.counted(direction));
+    }
+    usage.close(entry.backend, entry.state.is_active());
 }
 
 /// A source of unpredictable numbers for choices that an outsider must not foresee, cheap enough for every new flow.

@@ -61,6 +61,22 @@ impl Default for BackendRow {
     }
 }
 
+impl BackendRow {
+    /// A number that endpoints with another Service port, address or port do not have, but for one in 2^63 pairs. It
+    /// outlives states and epochs, so that what is counted for an endpoint stays its own when its id is given to another.
+    #[must_use]
+    pub fn identity(&self) -> u64 {
+        let [high, low] = [0, 8].map(|at| self.address[at..].first_chunk().map_or(0, |half| u64::from_be_bytes(*half)));
+        let place = u64::from(self.service.0) << 16 | u64::from(self.port);
+        // SplitMix64's finish over each word in turn; every step can be undone, so equal ends need equal words.
+        [low, high, place].into_iter().fold(1, |mixed: u64, word| {
+            let mixed = (mixed ^ word).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^ mixed >> 31
+        })
+    }
+}
+
 /// Epochs in a chunk: 8 KB, so that half a million backends need a spine of 1 KB.
 const EPOCHS_PER_CHUNK: usize = 4096;
 
@@ -148,6 +164,20 @@ mod tests {
                 BackendRow { address, family, port, service: ServiceId(service), state, epoch }
             },
         )
+    }
+
+    #[test]
+    fn an_identity_is_of_service_port_address_and_port_alone() {
+        let row = BackendRow { address: [1; 16], port: 80, service: ServiceId(3), ..BackendRow::default() };
+        assert_eq!(row.identity(), BackendRow { epoch: 9, state: BackendState::Gone, ..row }.identity());
+        let mut others = vec![BackendRow { port: 81, ..row }, BackendRow { service: ServiceId(4), ..row }];
+        others.extend((0..16).map(|at| {
+            let mut address = row.address;
+            address[at] ^= 1;
+            BackendRow { address, ..row }
+        }));
+        let mut seen: std::collections::HashSet<u64> = others.iter().map(BackendRow::identity).collect();
+        assert!(seen.insert(row.identity()) && seen.len() == others.len() + 1 && !seen.contains(&0));
     }
 
     proptest! {

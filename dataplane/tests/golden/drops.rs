@@ -208,8 +208,11 @@ fn every_reason_is_reached_by_a_frame() {
         (0..5).for_each(|_| rig.rx_wan(&to_names(net)));
         rig.worker.stop();
         reasons(&rig, &mut seen);
+        let mut rig = Rig::with(crate::tables(), 1, 4096, 1).unwrap();
+        crate::connect(&mut rig, net);
+        rig.rx_wan(&to_names(net));
+        reasons(&rig, &mut seen);
         let mut rig = Rig::with(crate::tables(), 4, 4096, 1).unwrap();
-        (0..9).for_each(|n| rig.rx_wan(&udp((net.client(n), 1), crate::names(net)).data(*b"x")));
         (0..600).for_each(|_| rig.rx_wan(&udp((net.client(0), 1), crate::names(net)).data(*b"x")));
         reasons(&rig, &mut seen);
     }

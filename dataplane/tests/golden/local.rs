@@ -252,7 +252,8 @@ fn echo_is_limited() {
         }
         let moved = rig.moved();
         assert_eq!(moved["answered_echo"] + moved["AnswerSuppressed"], 1100);
-        assert!((80..100).contains(&moved["AnswerSuppressed"]), "{moved:?}");
+        // One source has an eighth of a thousand, and 11 ms have earned one more.
+        assert_eq!(moved["answered_echo"], 126, "{moved:?}");
     }
 }
 

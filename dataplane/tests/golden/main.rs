@@ -21,6 +21,7 @@ mod route;
 mod encap;
 mod local;
 mod error;
+mod overload;
 mod books;
 mod drops;
 
