@@ -7,6 +7,7 @@ use tidegate_api::resource::{Backend, Protocol, Scheduler, Service};
 use tidegate_dataplane::rig::catalog::{pod, service};
 use tidegate_dataplane::rig::sketch::{tcp, udp};
 use tidegate_dataplane::rig::{Net, Rig};
+use tidegate_dataplane::table::maglev::{Ring, member_key};
 
 use crate::{gateway_of, pod_of, walked, went_to};
 
@@ -157,6 +158,32 @@ fn a_new_endpoint_starts_slowly_and_reaches_its_share() {
         let digest = |rig: &Rig| rig.publisher.current().services.digest();
         assert_eq!(digest(&rig), digest(&fresh));
         assert!(!catalog.tick(&mut rig.publisher.current().clone()), "nothing is left to grow");
+    }
+}
+
+/// Per mille of the slots that change hands between members that did not grow.
+fn moved_besides(before: &Ring, after: &Ring, grown: usize) -> usize {
+    let moved = before.slots().zip(after.slots()).filter(|(then, now)| then != now && *then != grown && *now != grown);
+    moved.count() * 1000 / before.size()
+}
+
+#[test]
+fn a_step_moves_little_besides_what_the_share_grows_by() {
+    // L-048: "disruption per step within L-005", that is twice its table (per mille, at its nearest sizes).
+    for (members, size, bound) in [(3u16, 509, 9), (10, 1_021, 23), (100, 16_381, 26)] {
+        let ring = |weight: u16, full: u16| {
+            let key =
+                |n: u16| member_key(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 244, (n >> 8) as u8, n as u8], 80);
+            let members: Vec<_> =
+                (0..members).map(|n| (key(n), if n == members / 2 { weight } else { full })).collect();
+            Ring::build(&members, size).unwrap()
+        };
+        let steps: Vec<Ring> = (1..=10).map(|weight| ring(weight, 10)).collect();
+        let moved: Vec<usize> =
+            steps.windows(2).map(|pair| moved_besides(&pair[0], &pair[1], usize::from(members / 2))).collect();
+        assert!(moved.iter().all(|moved| *moved <= bound), "{members} members: {moved:?} per mille");
+        // Weights are proportions: neither does the end of the growth move anything.
+        assert!(ring(1, 1).slots().eq(steps[9].slots()));
     }
 }
 
