@@ -56,6 +56,23 @@ fn turns_are_taken_by_weight() {
 }
 
 #[test]
+fn the_sum_over_workers_is_even_within_one_each() {
+    // What `docs/services.md` says of several workers: each takes its own turns.
+    for net in Net::BOTH {
+        let mut workers: Vec<Rig> =
+            (0..3).map(|_| gateway_of(&[("shop/web", scheduled(net, Scheduler::Rr, &[1, 1, 1, 1]))]).0).collect();
+        let mut counts = BTreeMap::<String, u32>::new();
+        for n in 0..200u16 {
+            // Which worker a client belongs to is anybody's guess here.
+            let worker = usize::from(n.wrapping_mul(40_503) >> 7) % workers.len();
+            *counts.entry(connect(&mut workers[worker], net, n, 1)).or_default() += 1;
+        }
+        let (most, least) = (counts.values().max().unwrap(), counts.values().min().unwrap());
+        assert!(counts.len() == 4 && most - least <= 3, "{counts:?}");
+    }
+}
+
+#[test]
 fn the_least_loaded_gets_the_next_and_ended_connections_do_not_count() {
     // L-032 … L-035
     for net in Net::BOTH {

@@ -2,10 +2,13 @@
 
 use std::net::IpAddr;
 
+use proptest::prelude::*;
 use tidegate_api::resource::{Backend, HashFields, Protocol, Service, ServicePort, TrafficPolicy};
-use tidegate_dataplane::rig::catalog::{pod, service};
-use tidegate_dataplane::rig::sketch::{End, Sketch, Trouble, our_trouble, ping, pong, tcp, udp};
-use tidegate_dataplane::rig::{Net, Rig};
+use tidegate_dataplane::fuzzing::{self, Scene};
+use tidegate_dataplane::rig::catalog::{Catalog, pod, service};
+use tidegate_dataplane::rig::expect::from_peer;
+use tidegate_dataplane::rig::sketch::{End, Sketch, Trouble, our_trouble, ping, pong, tcp, trouble, udp};
+use tidegate_dataplane::rig::{FROM_ROUTER, LAN, Net, Rig, WAN};
 
 use crate::{STARTS, and, gateway_of, pod_of, walked, went_to};
 
@@ -70,6 +73,24 @@ fn a_service_is_reached_at_frontends_of_every_kind() {
             rig.expect_counted(&[("received", 1), ("IcmpUnhandled", 1)]);
         }
         rig.expect_all_frames_home();
+    }
+}
+
+#[test]
+fn errors_reach_the_pod_at_frontends_of_every_kind() {
+    // L-050, S-075
+    for net in Net::BOTH {
+        let (mut rig, _) = gateway_of(&[("shop/web", everywhere(net, vec![pod(net, 0, 5, 1, 1)]))]);
+        for frontend in frontends(net) {
+            rig.rx_wan(&tcp(client(net), frontend).syn(100));
+            let syn = tcp((net.source(), 0), (net.pod(0, 5), 8080)).syn(100).mss(crate::mss(net)).ttl(63);
+            let (port, _) = rig.expect_overlay(net, 0, &syn);
+            let seen = tcp(frontend, client(net)).segment("PA", 7, 101).data([7; 100]);
+            let sent = tcp((net.pod(0, 5), 8080), (net.source(), port)).segment("PA", 7, 101).data([7; 100]);
+            rig.rx_wan(&trouble(net.client(99), frontend.0, Trouble::TooBig(1400), &seen.packet()));
+            let expected = trouble(net.source(), net.pod(0, 5), Trouble::TooBig(1400), &sent.packet()).ttl(63);
+            rig.expect_overlay(net, 0, &expected);
+        }
     }
 }
 
@@ -443,5 +464,98 @@ fn a_pod_reaches_itself_through_any_frontend() {
             let answer = tcp(frontend, (net.pod(0, 5), 33_000)).syn_ack(500, 101).mss(crate::mss(net)).ttl(63);
             rig.expect_overlay(net, 0, &answer);
         }
+    }
+}
+
+/// A Service that asks for what `how` says: a scheduler, affinity, policies, ranges, hash fields, prefixes, every port,
+/// and endpoints of odd weights.
+fn asking(net: Net, how: u64) -> Service {
+    use tidegate_api::resource::Scheduler as S;
+    let bit = |n: u32| how >> n & 1 == 1;
+    let policy = |is_local| if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+    let weight = |n: u8| u16::try_from(how >> (16 + 2 * u32::from(n)) & 3).unwrap();
+    let backends = (0..4).map(|n| Backend { port: 8080, ..pod(net, n % 2, 30 + n, weight(n), weight(n + 4)) });
+    let mut asking = everywhere(net, backends.take(usize::try_from(how >> 40 & 7).unwrap()).collect());
+    let [v4, v6] = Net::BOTH;
+    asking.source_ranges =
+        if bit(0) { vec![range(v4.client(1)), range(v6.client(1)), range(v6.client(2))] } else { vec![] };
+    let prefix: ipnet::IpNet = range(net.vip(20));
+    asking.prefixes = vec![ipnet::IpNet::new(prefix.addr(), prefix.max_prefix_len() - 2).unwrap()];
+    let port = &mut asking.ports[0];
+    (port.external_policy, port.internal_policy) = (policy(bit(1)), policy(bit(2)));
+    port.affinity_timeout_s = bit(3).then_some(1 + u32::from(bit(4)) * 100);
+    port.slow_start_s = if bit(5) { 5 } else { 0 };
+    port.hash = [HashFields::Flow, HashFields::WithoutSourcePort, HashFields::DestinationPort]
+        [usize::from(bit(6)) + usize::from(bit(7))];
+    let all = [S::Mh, S::Rr, S::Wrr, S::Lc, S::Wlc, S::Sed, S::Nq, S::Sh, S::Dh, S::Fo, S::Ovf];
+    port.scheduler = all[usize::try_from(how >> 8 & 0xff).unwrap() % all.len()];
+    let mut datagrams = ServicePort { protocol: Protocol::Udp, node_port: None, ..port.clone() };
+    datagrams.port = if bit(15) { 0 } else { 53 };
+    asking.ports.push(datagrams);
+    asking
+}
+
+/// One step of [`whatever_services_ask_for_the_books_balance_and_deciding_changes_nothing`].
+#[derive(Clone, Debug)]
+enum Step {
+    Ask(u64),
+    Wait(u64),
+    Send { client: u16, port: u16, at: usize, flags: usize, inside: bool },
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let send = (1..4u16, 1..6u16, 0..8usize, 0..5usize, any::<bool>());
+    prop_oneof![
+        1 => any::<u64>().prop_map(Step::Ask),
+        1 => (1..20_000_000_000u64).prop_map(Step::Wait),
+        20 => send.prop_map(|(client, port, at, flags, inside)| Step::Send { client, port, at, flags, inside }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn whatever_services_ask_for_the_books_balance_and_deciding_changes_nothing(
+        first: u64, is_v4: bool, steps in prop::collection::vec(any_step(), 1..120)
+    ) {
+        let net = Net::BOTH[usize::from(!is_v4)];
+        let (mut tables, mut catalog) = (fuzzing::tables(), Catalog::default());
+        // Rows of the scene's own Services begin at 1.
+        tables.services = Default::default();
+        catalog.put(&mut tables, "shop/asking", &asking(net, first));
+        let mut scene = Scene::new(tables, 64);
+        for step in steps {
+            match step {
+                Step::Ask(how) => {
+                    catalog.now_ns = scene.rig.now_ns;
+                    scene.rig.publish(|tables| catalog.put(tables, "shop/asking", &asking(net, how)));
+                }
+                Step::Wait(time_ns) => {
+                    scene.rig.now_ns += time_ns;
+                    catalog.now_ns = scene.rig.now_ns;
+                    scene.rig.publish(|tables| {
+                        catalog.tick(tables);
+                    });
+                }
+                Step::Send { client, port, at, flags, inside } => {
+                    let [vip, external, cluster, node] = frontends(net);
+                    let ends = [vip, external, cluster, node, (net.vip(21), 80), (net.vip(1), 53), (net.vip(21), 53), (net.vip(1), 99)];
+                    let from = (if inside { net.pod(1, 90 + client as u8) } else { net.client(client) }, port);
+                    let packet = match flags {
+                        0 | 1 => tcp(from, ends[at]).syn(100),
+                        2 => tcp(from, ends[at]).segment("R", 101, 0),
+                        3 => tcp(from, ends[at]).ack(101, 1),
+                        _ => udp(from, ends[at]).data(*b"x"),
+                    };
+                    if inside {
+                        scene.play(LAN, &from_peer(net, 1, &packet));
+                    } else {
+                        scene.play(WAN, &packet.frame(FROM_ROUTER));
+                    }
+                }
+            }
+        }
+        scene.check_usage();
     }
 }
