@@ -129,8 +129,8 @@ impl Weights {
 }
 
 /// Members in turn, each in as many buckets as its `turn` says before the next one has its own (`ip_vs_sh_reassign`,
-/// `ip_vs_dh_reassign`). A bucket of a member without weight goes to the owner of the next bucket that has one, which is
-/// what the kernel does with `sh-fallback`; without it such a bucket refuses clients.
+/// `ip_vs_dh_reassign`). A bucket of a member without weight goes to the owner of the next bucket that has one. In the
+/// kernel such a bucket refuses clients, unless `sh-fallback` looks for another bucket, from another start than here.
 fn buckets(weights: &[u16], turn: impl Fn(u16) -> u16) -> Option<[u16; BUCKETS]> {
     if weights.iter().all(|weight| *weight == 0) {
         return None;
