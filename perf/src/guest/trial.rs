@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
-use tidegate_api::show::{Counters, DropRow, PortRow};
+use tidegate_api::show::{Counters, DropRow, PortRow, WorkerRow};
 
 use super::wire::{self, Packet};
 use super::{QUEUES, Stage};
@@ -129,7 +129,12 @@ fn mode(stage: &mut Stage<'_>) -> Found {
         expected.extend((0..QUEUES).map(|queue| (format!("{device}/{queue}"), mode.to_owned())));
     }
     let told = found.iter().map(|(port, mode)| format!("{port} {mode}")).collect::<Vec<_>>().join(", ");
-    Ok(vec![Row::new("tidegate show ports", told, "zero-copy wherever the device can", found == expected)])
+    let modes = Row::new("tidegate show ports", told, "zero-copy wherever the device can", found == expected);
+    let workers = stage.gateway.show::<Vec<WorkerRow>>("workers")?;
+    let told =
+        workers.iter().map(|row| format!("{}: {}", row.worker, row.ports.join(" "))).collect::<Vec<_>>().join("; ");
+    let all = workers.len() == stage.workers as usize && workers.iter().all(|row| !row.ports.is_empty());
+    Ok(vec![modes, Row::new("tidegate show workers", told, format!("{} with ports", stage.workers), all)])
 }
 
 /// Real clients and pods, captured on both sides of the guest.
@@ -242,8 +247,9 @@ fn bytes(wan: &Captured, lan: &Captured, family: Family) -> Result<String> {
     }
     wire::compare(asked.iter().copied(), sent.iter().copied()).context("towards pods")?;
     wire::compare(returned.iter().copied(), answered.iter().copied()).context("towards clients")?;
-    let clients: BTreeSet<_> = asked.iter().map(|packet| (packet.source, packet.target)).collect();
-    let translated: BTreeSet<_> = sent.iter().map(|packet| (packet.source, packet.target)).collect();
+    wire::compare_flows(&asked, &sent).context("towards pods")?;
+    let clients: BTreeSet<_> = asked.iter().map(|packet| packet.flow()).collect();
+    let translated: BTreeSet<_> = sent.iter().map(|packet| packet.flow()).collect();
     ensure!(clients.len() == translated.len(), "{} flows became {}", clients.len(), translated.len());
     let least = (DATAGRAMS + CONNECTIONS) as usize;
     ensure!(clients.len() >= least, "only {} flows were captured", clients.len());

@@ -52,6 +52,13 @@ pub(super) struct Packet {
     pub(super) content: Content,
 }
 
+impl Packet {
+    /// Source and destination.
+    pub(super) fn flow(&self) -> [SocketAddr; 2] {
+        [self.source, self.target]
+    }
+}
+
 /// Reads a frame; nothing for what is neither TCP nor UDP.
 ///
 /// # Errors
@@ -178,6 +185,39 @@ pub(super) fn compare<'a>(
     bail!("{} kinds of packet out of balance; {} times one {what}: {content:?}", balance.len(), count.abs());
 }
 
+/// Compares flows on both sides of the translation: packets of one leave as packets of one, and of no other.
+///
+/// A packet's content tells which one of the other side it is, except where two are alike.
+///
+/// # Errors
+/// When a flow was translated in two ways, or two in one; the text tells each of its packets.
+pub(super) fn compare_flows(arrived: &[&Packet], left: &[&Packet]) -> Result<()> {
+    let mut by_content: BTreeMap<Content, Vec<&Packet>> = BTreeMap::new();
+    for packet in arrived {
+        let content = Content { hops: packet.content.hops.saturating_sub(1), ..packet.content.clone() };
+        by_content.entry(content).or_default().push(packet);
+    }
+    let mut pairs = Vec::new();
+    for after in left {
+        if let Some([before]) = by_content.get(&after.content).map(Vec::as_slice) {
+            pairs.push((before.flow(), after.flow(), *after));
+        }
+    }
+    let mut forth = BTreeMap::new();
+    let mut back = BTreeMap::new();
+    for (before, after, _) in &pairs {
+        let (other_after, other_before) =
+            (forth.entry(*before).or_insert(*after), back.entry(*after).or_insert(*before));
+        if other_after != after || other_before != before {
+            let of_these = pairs.iter().filter(|(one, other, _)| one == before || other == after);
+            let told: Vec<String> =
+                of_these.map(|(from, to, packet)| format!("{from:?} as {to:?}: {:?}", packet.content)).collect();
+            bail!("a flow is not translated into one:\n{}", told.join("\n"));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,5 +302,24 @@ mod tests {
         let changed = packet(&tcp(true, 63, 1, b"A"));
         assert!(error(&arrived, &[changed, left[0].clone(), left[2].clone()]).starts_with("2 kinds"));
         assert!(error(&arrived, &arrived).contains("out of balance"), "one hop further");
+    }
+
+    #[test]
+    fn a_flow_is_translated_into_one() {
+        let moved = |bytes: &[u8], port: u16| {
+            let mut packet = packet(bytes);
+            packet.source.set_port(port);
+            packet
+        };
+        let [a, b, c] = [1, 2, 3].map(|sequence| tcp(true, 64, sequence, b""));
+        let [x, y, z] = [1, 2, 3].map(|sequence| tcp(true, 63, sequence, b""));
+        let arrived = [moved(&a, 1), moved(&b, 1), moved(&c, 2)];
+        let outcome = |ports: [u16; 3]| {
+            let left = [moved(&x, ports[0]), moved(&y, ports[1]), moved(&z, ports[2])];
+            compare_flows(&arrived.each_ref(), &left.each_ref())
+        };
+        outcome([7, 7, 8]).unwrap();
+        assert!(outcome([7, 9, 8]).unwrap_err().to_string().contains("not translated into one"));
+        outcome([7, 7, 7]).unwrap_err();
     }
 }
