@@ -64,13 +64,19 @@ impl Packet {
 /// # Errors
 /// When it is cut or malformed, or a checksum in it is wrong.
 pub(super) fn read(bytes: &[u8]) -> Result<Option<Packet>> {
+    read_layer(bytes, true)
+}
+
+/// Reads a frame, or what is inside one: there the overlay's port is a port like any other, and a translated source may
+/// well have its number.
+fn read_layer(bytes: &[u8], is_outermost: bool) -> Result<Option<Packet>> {
     let sliced = SlicedPacket::from_ethernet(bytes).context("not a packet")?;
     let (Some(net), Some(transport)) = (&sliced.net, &sliced.transport) else { return Ok(None) };
     let link = link(bytes)?;
     let Some((source, target, hops)) = addresses(net)? else { return Ok(None) };
     let at = |from, to| (SocketAddr::new(source, from), SocketAddr::new(target, to));
     let (source, target, content) = match transport {
-        TransportSlice::Udp(udp) if udp.destination_port() == VXLAN_PORT => {
+        TransportSlice::Udp(udp) if is_outermost && udp.destination_port() == VXLAN_PORT => {
             check_outer_udp(udp, net)?;
             return inside(link, Outer { source, target, hops, vni: 0 }, udp.payload()).map(Some);
         }
@@ -82,7 +88,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<Packet>> {
         }
         TransportSlice::Tcp(tcp) => {
             let right = tcp_sum(tcp, net)?;
-            ensure!(tcp.checksum() == right, "TCP checksum {:#06x}, not {right:#06x}", tcp.checksum());
+            // Zero has two forms in this arithmetic (RFC 1071 section 1), and kernels send either.
+            let same = tcp.checksum() == right || [tcp.checksum(), right].iter().all(|sum| [0, 0xffff].contains(sum));
+            ensure!(same, "TCP checksum {:#06x}, not {right:#06x}", tcp.checksum());
             let (from, to) = at(tcp.source_port(), tcp.destination_port());
             (from, to, Content::of_tcp(tcp, source.is_ipv4(), hops))
         }
@@ -157,8 +165,7 @@ fn inside(link: [[u8; 6]; 2], outer: Outer, bytes: &[u8]) -> Result<Packet> {
     let (header, frame) = bytes.split_at_checked(VXLAN_BYTES).context("no VXLAN header")?;
     let [flags, 0, 0, 0, high, middle, low, 0] = *header else { bail!("VXLAN header {header:02x?}") };
     ensure!(flags == VXLAN_FLAGS, "VXLAN flags {flags:#04x} (V-001)");
-    let inner = read(frame).context("inside VXLAN")?.context("neither TCP nor UDP inside VXLAN")?;
-    ensure!(inner.outer.is_none(), "VXLAN inside VXLAN");
+    let inner = read_layer(frame, false).context("inside VXLAN")?.context("neither TCP nor UDP inside VXLAN")?;
     let vni = u32::from_be_bytes([0, high, middle, low]);
     Ok(Packet { link, outer: Some(Outer { vni, ..outer }), ..inner })
 }
@@ -274,12 +281,13 @@ mod tests {
     #[test]
     fn what_is_inside_is_read() {
         for is_ipv4 in [true, false] {
-            let packet = packet(&vxlan(is_ipv4, &udp(is_ipv4, 63, 1000, 53, b"who?")));
-            assert_eq!(packet.outer.as_ref().map(|outer| (outer.vni, outer.hops)), Some((1, 64)));
-            assert_eq!((packet.source.port(), packet.target.port(), packet.content.hops), (1000, 53, 63));
-            assert_eq!((packet.link, packet.inner_link), (MACS, MACS));
+            let seen = packet(&vxlan(is_ipv4, &udp(is_ipv4, 63, 1000, 53, b"who?")));
+            assert_eq!(seen.outer.as_ref().map(|outer| (outer.vni, outer.hops)), Some((1, 64)));
+            assert_eq!((seen.source.port(), seen.target.port(), seen.content.hops), (1000, 53, 63));
+            assert_eq!((seen.link, seen.inner_link), (MACS, MACS));
         }
-        assert!(read(&vxlan(true, &vxlan(true, &tcp(true, 9, 1, b"")))).is_err());
+        let by_chance = packet(&vxlan(true, &udp(true, 63, 5353, VXLAN_PORT, b"an answer")));
+        assert_eq!((by_chance.target.port(), by_chance.content.payload.as_slice()), (VXLAN_PORT, &b"an answer"[..]));
     }
 
     #[test]
@@ -289,6 +297,17 @@ mod tests {
             bytes[at..at + 2].fill(0);
             assert_eq!(read(&bytes).is_ok(), is_ipv4, "V-004, V-005");
         }
+    }
+
+    #[test]
+    fn both_forms_of_a_zero_tcp_checksum_are_right() {
+        let zero = (0..=u16::MAX).map(|sequence| tcp(true, 63, sequence.into(), b""));
+        let mut bytes = zero.into_iter().find(|bytes| bytes[14 + 20 + 16..][..2] == [0, 0]).unwrap();
+        let right = packet(&bytes);
+        bytes[14 + 20 + 16..][..2].fill(0xff);
+        assert_eq!(packet(&bytes), right);
+        bytes[14 + 20 + 16..][..2].fill(0x01);
+        assert!(read(&bytes).is_err());
     }
 
     #[test]
