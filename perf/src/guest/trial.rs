@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tidegate_api::show::{Counters, DropRow, PortRow, WorkerRow};
 
 use super::wire::{self, Packet};
-use super::{QUEUES, Stage};
+use super::{QUEUES, Stage, machine};
 use crate::capture::{Capture, Captured};
 use crate::check::{Found, Row};
 use crate::client::Outcome;
@@ -92,8 +92,18 @@ impl Stage<'_> {
     }
 }
 
+/// The address of the driver's header is one for which the machine's memory was arranged, or the driver has none.
+fn header(stage: &mut Stage<'_>) -> Result<Row> {
+    let symbols = stage.gateway.run("grep ' xsk_hdr' /proc/kallsyms || true")?;
+    let address = symbols.split_whitespace().next().map(|address| u64::from_str_radix(address, 16)).transpose()?;
+    let (first, length) = machine::MODULES;
+    let kept = address.is_none_or(|address| (first..first + length).contains(&address));
+    let told = address.map_or_else(|| "none".to_owned(), |address| format!("at {address:#x}"));
+    Ok(Row::new("the driver's header", told, "none, or in memory kept zero", kept))
+}
+
 fn start(stage: &mut Stage<'_>) -> Found {
-    let mut rows = Vec::new();
+    let mut rows = vec![header(stage)?];
     for program in [Program::Dataplane, Program::Control] {
         stage.gateway.start(program)?;
         rows.push(Row::new(program.name(), "ready", "ready", true));
