@@ -30,7 +30,7 @@ use crate::check::{self, Found, Row};
 use crate::lab::LabOptions;
 use crate::process::{self, in_namespace};
 use crate::rig::Rig;
-use crate::topology::{GATEWAY, GATEWAY_LAN_MAC, GATEWAY_WAN_MAC};
+use crate::topology::{CLIENT, FABRIC, GATEWAY, GATEWAY_LAN_MAC, GATEWAY_WAN_MAC};
 
 /// The files a guest starts from.
 mod image;
@@ -63,6 +63,9 @@ pub struct GuestOptions {
     /// Directory with `vmlinuz`, `modules` and `version`, as perf/zero-copy/fetch-kernel leaves it.
     #[arg(long)]
     pub kernel: PathBuf,
+    /// Workers of the dataplane, each with a queue of each device.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(QUEUES)))]
+    pub workers: u32,
 }
 
 /// Everything a trial may touch.
@@ -70,6 +73,7 @@ struct Stage<'a> {
     rig: &'a Rig,
     gateway: GuestGateway,
     scene: &'static Scene,
+    workers: u32,
 }
 
 /// One machine and what is tried with it.
@@ -105,13 +109,13 @@ fn play_all(options: &GuestOptions, began: Instant, stop: &AtomicBool) -> Result
     let kernel = Kernel::find(&options.kernel)?;
     let rig = Rig::up(&LabOptions::default())?;
     make_wires()?;
-    let image = image::build(&kernel, &rig)?;
+    let image = image::build(&kernel, &rig, options.workers)?;
     eprintln!("{:>8.1} s  lab up, image of {} MB", began.elapsed().as_secs_f32(), image.bytes / 1_000_000);
     let mut rows = Vec::new();
     for scene in &SCENES {
         let machine = Machine::start(&kernel, &image, scene.mapped, &rig.lab.state_dir)?;
         eprintln!("{:>8.1} s  {}: Linux {} up", began.elapsed().as_secs_f32(), scene.name, kernel.version);
-        let mut stage = Stage { rig: &rig, gateway: GuestGateway::new(machine), scene };
+        let mut stage = Stage { rig: &rig, gateway: GuestGateway::new(machine), scene, workers: options.workers };
         let found = play(&mut stage, began, stop);
         if found.iter().any(|row| !row.pass) {
             tell_failures(&found, &mut stage);
@@ -156,8 +160,15 @@ fn tell_failures(rows: &[Row], stage: &mut Stage<'_>) {
     for row in rows.iter().filter(|row| !row.pass) {
         println!("{}:\n{}\n", row.check, row.measured);
     }
+    println!("{}", stage.gateway.state());
     println!("{}", stage.gateway.log_tails(LOG_LINES));
     println!("--- console of the guest\n{}", stage.gateway.machine.console_tail(LOG_LINES));
+    for namespace in [GATEWAY, FABRIC, CLIENT, "w1"] {
+        let mut shell = in_namespace(namespace, "sh");
+        shell.args(["-c", "ip -s link; ip neigh; bridge fdb"]);
+        let told = process::run(shell, "", Duration::from_secs(20));
+        println!("--- namespace {namespace}\n{}", told.map_or_else(|error| format!("{error:#}"), |told| told.stdout));
+    }
 }
 
 /// A watchdog: a run that hangs has failed, and everything in it ends with this process.

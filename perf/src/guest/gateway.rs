@@ -66,6 +66,23 @@ impl GuestGateway {
         self.machine.run(line, LIMIT)?.success(line)
     }
 
+    /// Everything that the gateway and its kernel tell of their state, for people.
+    pub(super) fn state(&mut self) -> String {
+        let mut text = String::new();
+        // Busybox has an ip of its own, without these.
+        for line in [
+            "tidegate show ports",
+            "tidegate show drops",
+            "tidegate show neighbours",
+            "/programs/ip -s link",
+            "/programs/ip neigh",
+        ] {
+            let told = self.machine.run(line, LIMIT).map_or_else(|error| format!("{error:#}"), |answer| answer.text);
+            text += &format!("--- guest: {line}\n{told}\n");
+        }
+        text
+    }
+
     /// The last lines of all logs.
     pub(super) fn log_tails(&mut self, lines_max: usize) -> String {
         let tails = format!("for log in {STATE_DIR}/*.log; do echo \"--- $log\"; tail -n {lines_max} $log; done");

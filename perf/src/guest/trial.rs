@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
-use tidegate_api::show::{Counters, DropRow, PortRow};
+use tidegate_api::show::{Counters, DropRow, PortRow, WorkerRow};
 
 use super::wire::{self, Packet};
-use super::{QUEUES, Stage};
+use super::{QUEUES, Stage, machine};
 use crate::capture::{Capture, Captured};
 use crate::check::{Found, Row};
 use crate::client::Outcome;
@@ -92,8 +92,18 @@ impl Stage<'_> {
     }
 }
 
+/// The address of the driver's header is one for which the machine's memory was arranged, or the driver has none.
+fn header(stage: &mut Stage<'_>) -> Result<Row> {
+    let symbols = stage.gateway.run("grep ' xsk_hdr' /proc/kallsyms || true")?;
+    let address = symbols.split_whitespace().next().map(|address| u64::from_str_radix(address, 16)).transpose()?;
+    let (first, length) = machine::MODULES;
+    let kept = address.is_none_or(|address| (first..first + length).contains(&address));
+    let told = address.map_or_else(|| "none".to_owned(), |address| format!("at {address:#x}"));
+    Ok(Row::new("the driver's header", told, "none, or in memory kept zero", kept))
+}
+
 fn start(stage: &mut Stage<'_>) -> Found {
-    let mut rows = Vec::new();
+    let mut rows = vec![header(stage)?];
     for program in [Program::Dataplane, Program::Control] {
         stage.gateway.start(program)?;
         rows.push(Row::new(program.name(), "ready", "ready", true));
@@ -129,7 +139,12 @@ fn mode(stage: &mut Stage<'_>) -> Found {
         expected.extend((0..QUEUES).map(|queue| (format!("{device}/{queue}"), mode.to_owned())));
     }
     let told = found.iter().map(|(port, mode)| format!("{port} {mode}")).collect::<Vec<_>>().join(", ");
-    Ok(vec![Row::new("tidegate show ports", told, "zero-copy wherever the device can", found == expected)])
+    let modes = Row::new("tidegate show ports", told, "zero-copy wherever the device can", found == expected);
+    let workers = stage.gateway.show::<Vec<WorkerRow>>("workers")?;
+    let told =
+        workers.iter().map(|row| format!("{}: {}", row.worker, row.ports.join(" "))).collect::<Vec<_>>().join("; ");
+    let all = workers.len() == stage.workers as usize && workers.iter().all(|row| !row.ports.is_empty());
+    Ok(vec![modes, Row::new("tidegate show workers", told, format!("{} with ports", stage.workers), all)])
 }
 
 /// Real clients and pods, captured on both sides of the guest.
@@ -242,8 +257,9 @@ fn bytes(wan: &Captured, lan: &Captured, family: Family) -> Result<String> {
     }
     wire::compare(asked.iter().copied(), sent.iter().copied()).context("towards pods")?;
     wire::compare(returned.iter().copied(), answered.iter().copied()).context("towards clients")?;
-    let clients: BTreeSet<_> = asked.iter().map(|packet| (packet.source, packet.target)).collect();
-    let translated: BTreeSet<_> = sent.iter().map(|packet| (packet.source, packet.target)).collect();
+    wire::compare_flows(&asked, &sent).context("towards pods")?;
+    let clients: BTreeSet<_> = asked.iter().map(|packet| packet.flow()).collect();
+    let translated: BTreeSet<_> = sent.iter().map(|packet| packet.flow()).collect();
     ensure!(clients.len() == translated.len(), "{} flows became {}", clients.len(), translated.len());
     let least = (DATAGRAMS + CONNECTIONS) as usize;
     ensure!(clients.len() >= least, "only {} flows were captured", clients.len());

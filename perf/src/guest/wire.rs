@@ -52,18 +52,31 @@ pub(super) struct Packet {
     pub(super) content: Content,
 }
 
+impl Packet {
+    /// Source and destination.
+    pub(super) fn flow(&self) -> [SocketAddr; 2] {
+        [self.source, self.target]
+    }
+}
+
 /// Reads a frame; nothing for what is neither TCP nor UDP.
 ///
 /// # Errors
 /// When it is cut or malformed, or a checksum in it is wrong.
 pub(super) fn read(bytes: &[u8]) -> Result<Option<Packet>> {
+    read_layer(bytes, true)
+}
+
+/// Reads a frame, or what is inside one: there the overlay's port is a port like any other, and a translated source may
+/// well have its number.
+fn read_layer(bytes: &[u8], is_outermost: bool) -> Result<Option<Packet>> {
     let sliced = SlicedPacket::from_ethernet(bytes).context("not a packet")?;
     let (Some(net), Some(transport)) = (&sliced.net, &sliced.transport) else { return Ok(None) };
     let link = link(bytes)?;
     let Some((source, target, hops)) = addresses(net)? else { return Ok(None) };
     let at = |from, to| (SocketAddr::new(source, from), SocketAddr::new(target, to));
     let (source, target, content) = match transport {
-        TransportSlice::Udp(udp) if udp.destination_port() == VXLAN_PORT => {
+        TransportSlice::Udp(udp) if is_outermost && udp.destination_port() == VXLAN_PORT => {
             check_outer_udp(udp, net)?;
             return inside(link, Outer { source, target, hops, vni: 0 }, udp.payload()).map(Some);
         }
@@ -75,7 +88,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<Packet>> {
         }
         TransportSlice::Tcp(tcp) => {
             let right = tcp_sum(tcp, net)?;
-            ensure!(tcp.checksum() == right, "TCP checksum {:#06x}, not {right:#06x}", tcp.checksum());
+            // Zero has two forms in this arithmetic (RFC 1071 section 1), and kernels send either.
+            let same = tcp.checksum() == right || [tcp.checksum(), right].iter().all(|sum| [0, 0xffff].contains(sum));
+            ensure!(same, "TCP checksum {:#06x}, not {right:#06x}", tcp.checksum());
             let (from, to) = at(tcp.source_port(), tcp.destination_port());
             (from, to, Content::of_tcp(tcp, source.is_ipv4(), hops))
         }
@@ -150,8 +165,7 @@ fn inside(link: [[u8; 6]; 2], outer: Outer, bytes: &[u8]) -> Result<Packet> {
     let (header, frame) = bytes.split_at_checked(VXLAN_BYTES).context("no VXLAN header")?;
     let [flags, 0, 0, 0, high, middle, low, 0] = *header else { bail!("VXLAN header {header:02x?}") };
     ensure!(flags == VXLAN_FLAGS, "VXLAN flags {flags:#04x} (V-001)");
-    let inner = read(frame).context("inside VXLAN")?.context("neither TCP nor UDP inside VXLAN")?;
-    ensure!(inner.outer.is_none(), "VXLAN inside VXLAN");
+    let inner = read_layer(frame, false).context("inside VXLAN")?.context("neither TCP nor UDP inside VXLAN")?;
     let vni = u32::from_be_bytes([0, high, middle, low]);
     Ok(Packet { link, outer: Some(Outer { vni, ..outer }), ..inner })
 }
@@ -176,6 +190,39 @@ pub(super) fn compare<'a>(
     let Some((content, count)) = balance.first_key_value() else { return Ok(()) };
     let what = if *count > 0 { "did not leave" } else { "left and had not arrived" };
     bail!("{} kinds of packet out of balance; {} times one {what}: {content:?}", balance.len(), count.abs());
+}
+
+/// Compares flows on both sides of the translation: packets of one leave as packets of one, and of no other.
+///
+/// A packet's content tells which one of the other side it is, except where two are alike.
+///
+/// # Errors
+/// When a flow was translated in two ways, or two in one; the text tells each of its packets.
+pub(super) fn compare_flows(arrived: &[&Packet], left: &[&Packet]) -> Result<()> {
+    let mut by_content: BTreeMap<Content, Vec<&Packet>> = BTreeMap::new();
+    for packet in arrived {
+        let content = Content { hops: packet.content.hops.saturating_sub(1), ..packet.content.clone() };
+        by_content.entry(content).or_default().push(packet);
+    }
+    let mut pairs = Vec::new();
+    for after in left {
+        if let Some([before]) = by_content.get(&after.content).map(Vec::as_slice) {
+            pairs.push((before.flow(), after.flow(), *after));
+        }
+    }
+    let mut forth = BTreeMap::new();
+    let mut back = BTreeMap::new();
+    for (before, after, _) in &pairs {
+        let (other_after, other_before) =
+            (forth.entry(*before).or_insert(*after), back.entry(*after).or_insert(*before));
+        if other_after != after || other_before != before {
+            let of_these = pairs.iter().filter(|(one, other, _)| one == before || other == after);
+            let told: Vec<String> =
+                of_these.map(|(from, to, packet)| format!("{from:?} as {to:?}: {:?}", packet.content)).collect();
+            bail!("a flow is not translated into one:\n{}", told.join("\n"));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -234,12 +281,13 @@ mod tests {
     #[test]
     fn what_is_inside_is_read() {
         for is_ipv4 in [true, false] {
-            let packet = packet(&vxlan(is_ipv4, &udp(is_ipv4, 63, 1000, 53, b"who?")));
-            assert_eq!(packet.outer.as_ref().map(|outer| (outer.vni, outer.hops)), Some((1, 64)));
-            assert_eq!((packet.source.port(), packet.target.port(), packet.content.hops), (1000, 53, 63));
-            assert_eq!((packet.link, packet.inner_link), (MACS, MACS));
+            let seen = packet(&vxlan(is_ipv4, &udp(is_ipv4, 63, 1000, 53, b"who?")));
+            assert_eq!(seen.outer.as_ref().map(|outer| (outer.vni, outer.hops)), Some((1, 64)));
+            assert_eq!((seen.source.port(), seen.target.port(), seen.content.hops), (1000, 53, 63));
+            assert_eq!((seen.link, seen.inner_link), (MACS, MACS));
         }
-        assert!(read(&vxlan(true, &vxlan(true, &tcp(true, 9, 1, b"")))).is_err());
+        let by_chance = packet(&vxlan(true, &udp(true, 63, 5353, VXLAN_PORT, b"an answer")));
+        assert_eq!((by_chance.target.port(), by_chance.content.payload.as_slice()), (VXLAN_PORT, &b"an answer"[..]));
     }
 
     #[test]
@@ -249,6 +297,17 @@ mod tests {
             bytes[at..at + 2].fill(0);
             assert_eq!(read(&bytes).is_ok(), is_ipv4, "V-004, V-005");
         }
+    }
+
+    #[test]
+    fn both_forms_of_a_zero_tcp_checksum_are_right() {
+        let zero = (0..=u16::MAX).map(|sequence| tcp(true, 63, sequence.into(), b""));
+        let mut bytes = zero.into_iter().find(|bytes| bytes[14 + 20 + 16..][..2] == [0, 0]).unwrap();
+        let right = packet(&bytes);
+        bytes[14 + 20 + 16..][..2].fill(0xff);
+        assert_eq!(packet(&bytes), right);
+        bytes[14 + 20 + 16..][..2].fill(0x01);
+        assert!(read(&bytes).is_err());
     }
 
     #[test]
@@ -262,5 +321,24 @@ mod tests {
         let changed = packet(&tcp(true, 63, 1, b"A"));
         assert!(error(&arrived, &[changed, left[0].clone(), left[2].clone()]).starts_with("2 kinds"));
         assert!(error(&arrived, &arrived).contains("out of balance"), "one hop further");
+    }
+
+    #[test]
+    fn a_flow_is_translated_into_one() {
+        let moved = |bytes: &[u8], port: u16| {
+            let mut packet = packet(bytes);
+            packet.source.set_port(port);
+            packet
+        };
+        let [a, b, c] = [1, 2, 3].map(|sequence| tcp(true, 64, sequence, b""));
+        let [x, y, z] = [1, 2, 3].map(|sequence| tcp(true, 63, sequence, b""));
+        let arrived = [moved(&a, 1), moved(&b, 1), moved(&c, 2)];
+        let outcome = |ports: [u16; 3]| {
+            let left = [moved(&x, ports[0]), moved(&y, ports[1]), moved(&z, ports[2])];
+            compare_flows(&arrived.each_ref(), &left.each_ref())
+        };
+        outcome([7, 7, 8]).unwrap();
+        assert!(outcome([7, 9, 8]).unwrap_err().to_string().contains("not translated into one"));
+        outcome([7, 7, 7]).unwrap_err();
     }
 }
