@@ -341,12 +341,12 @@ impl<A: Address> FlowTable<A> {
         true
     }
 
-    /// To be called when a packet of `flow` found something to fold: a flow that is no longer opening leaves that class,
-    /// for good. Constant time.
+    /// To be called when a packet of `flow` found something to fold: a flow whose handshake is complete leaves the class of
+    /// those that are opening, for good. Constant time.
     #[cold]
     pub fn settle(&mut self, flow: FlowId) {
         let entry = self.entries.at(flow.0);
-        if entry.is_listed() && !entry.state.is_opening() {
+        if entry.is_listed() && !entry.state.proves_nothing() {
             self.opening.leave(&mut self.entries, flow.0);
         }
     }

@@ -5,7 +5,8 @@
 //!
 //! A SYN costs its sender nothing, not even an address of its own, so what a SYN makes must not be able to push out what
 //! a whole handshake has made (L-022). Flows that are opening therefore form a class with a share of the table. When the
-//! share is used up the oldest of them goes, which is exactly the one whose client has had the most time to answer.
+//! share is used up the oldest of them goes, which is exactly the one whose client has had the most time to answer. A
+//! handshake that ends in a reset stays where it is until its time is over.
 //!
 //! The order is a list through the entries themselves and takes no memory:
 //!

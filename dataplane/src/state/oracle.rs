@@ -205,7 +205,7 @@ impl<A: Numbered> Pair<A> {
         assert_eq!(fold, listed.then_some(Fold { packets: 1, bytes: bytes.into() }));
         if fold.is_some() {
             self.table.settle(known.id);
-            if !known.state.is_opening() {
+            if !known.state.is_opening() && known.state != FlowState::CLOSE {
                 self.opening.retain(|id| *id != known.id);
             }
         } else {

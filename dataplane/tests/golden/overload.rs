@@ -132,6 +132,26 @@ fn the_oldest_handshake_goes_first_and_a_finished_one_stays() {
 }
 
 #[test]
+fn a_syn_and_a_reset_do_not_get_round_the_share() {
+    // L-022: neither proves that there is a client.
+    for net in Net::BOTH {
+        let mut rig = Rig::with(crate::tables(), 64, 256, 1).unwrap();
+        for n in 0..500 {
+            let spoofed = (stranger(net, n), 1);
+            syn(&mut rig, net, spoofed);
+            rig.rx_wan(&tcp(spoofed, web(net)).segment("R", 101, 0));
+            assert_eq!(rig.sent(LAN).len(), 1);
+        }
+        assert_eq!(flows_of(&rig, net), (16, 16));
+        assert_eq!(rig.moved()["half_open_evicted"], 500 - 16);
+        // Their time is over sooner than that of handshakes.
+        rig.now_ns += 11_000_000_000;
+        rig.turn();
+        assert_eq!(flows_of(&rig, net), (0, 0));
+    }
+}
+
+#[test]
 fn a_client_whose_handshake_went_starts_again() {
     for net in Net::BOTH {
         let mut rig = Rig::with(crate::tables(), 8, 256, 1).unwrap();
