@@ -422,7 +422,10 @@ fn decides_alike<A: Family + std::fmt::Debug + PartialEq>(
 
 /// S-078: nothing leaves untranslated. To the wire only Service addresses and the gateway itself speak, to the overlay
 /// only our VTEP; and what leaves can be read.
-fn check_sent(device: DeviceId, frame: &[u8]) {
+///
+/// # Panics
+/// When it does not hold.
+pub fn check_sent(device: DeviceId, frame: &[u8]) {
     let Ok(link) = ethernet::parse_ethernet(frame) else { panic!("sent {frame:02x?}") };
     if link.ethertype == ethernet::ARP {
         return;

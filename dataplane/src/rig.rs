@@ -38,6 +38,8 @@ pub mod sketch;
 pub mod catalog;
 /// What left, byte for byte, and exactly what was counted.
 pub mod expect;
+/// The same network with several workers.
+pub mod fleet;
 
 /// Device towards clients.
 pub const WAN: DeviceId = DeviceId(0);

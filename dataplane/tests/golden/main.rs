@@ -22,6 +22,8 @@ mod encap;
 mod local;
 mod error;
 mod overload;
+mod fragment;
+mod workers;
 mod books;
 mod drops;
 
