@@ -63,7 +63,7 @@ pub fn read<A: Family>(packet: &Packet, l3: &[u8]) -> (FragmentKey, Piece) {
 #[cold]
 pub fn admit<A: Family>(tables: &Tables, packet: &Packet, l3: &[u8]) -> Result<(), DropReason> {
     let (source, destination) = A::addresses(l3);
-    if !destination.kind(tables).intersects(LocalKind::VIP | LocalKind::FULLNAT_SOURCE) {
+    if !destination.kind(tables).intersects(LocalKind::SERVED | LocalKind::FULLNAT_SOURCE) {
         return Err(DropReason::NotOurs);
     }
     if packet.domain == Domain::Overlay && !route::source_allowed(tables, packet.tunnel, source) {

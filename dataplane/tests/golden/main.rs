@@ -24,6 +24,7 @@ mod error;
 mod overload;
 mod fragment;
 mod workers;
+mod sticky;
 mod books;
 mod drops;
 

@@ -343,8 +343,8 @@ fn flows_begun_by_different_workers_share_a_backend_to_its_last_port() {
     let net = Net::BOTH[0];
     let mut fleet = Fleet::with(crate::tables(), Plan { flows: 40_000, ..Plan::of(2) }).unwrap();
     let ask = |n: u32| -> Sketch {
-        let [_, _, high, low] = n.to_be_bytes();
-        udp((std::net::Ipv4Addr::new(198, 19, high, low).into(), 5), names(net)).data(*b"x")
+        let [_, net_low, high, low] = n.to_be_bytes();
+        udp((std::net::Ipv4Addr::new(198, 18 + net_low, high, low).into(), 5), names(net)).data(*b"x")
     };
     let (mut started, mut ports) = ([0u32; 2], BTreeSet::new());
     for n in 0..66_500 {
