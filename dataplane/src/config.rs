@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::table::owner::WORKERS_MAX;
+
 /// Longest interface name in bytes: `IFNAMSIZ` less the terminator (uapi/linux/if.h).
 const INTERFACE_NAME_BYTES_MAX: usize = 15;
 /// Longest socket path in bytes: `sun_path` (uapi/linux/un.h) has 108 with the terminator, and the socket is made under
@@ -54,9 +56,12 @@ pub struct Dataplane {
     /// How AF_XDP sockets are bound.
     #[serde(default)]
     pub mode: Mode,
-    /// Core of each worker, one worker per entry; empty: one worker, not pinned.
+    /// Core of each worker, one worker per entry; empty: workers are not pinned.
     #[serde(default)]
     pub cores: Vec<usize>,
+    /// How many workers; absent: one per entry of `cores`, or one. See [`Dataplane::worker_count`].
+    #[serde(default)]
+    pub workers: Option<u16>,
     /// Frames per UMEM.
     #[serde(default = "default_frames")]
     pub frames: u32,
@@ -241,6 +246,32 @@ impl NodeFile {
 }
 
 impl Dataplane {
+    /// Workers to run, at least one.
+    pub fn worker_count(&self) -> u16 {
+        let pinned = u16::try_from(self.cores.len()).unwrap_or(u16::MAX);
+        self.workers.unwrap_or(pinned).max(1)
+    }
+
+    fn check_workers(&self) -> Result<(), (String, String)> {
+        let distinct: BTreeSet<_> = self.cores.iter().collect();
+        ensure(distinct.len() == self.cores.len(), "dataplane.cores", || {
+            "a core is listed twice: two workers that poll one core take turns at doing nothing".into()
+        })?;
+        ensure(self.cores.len() <= usize::from(WORKERS_MAX), "dataplane.cores", || {
+            format!("{} cores given; there are at most {WORKERS_MAX} workers", self.cores.len())
+        })?;
+        let Some(workers) = self.workers else { return Ok(()) };
+        ensure((1..=WORKERS_MAX).contains(&workers), "dataplane.workers", || {
+            format!("{workers} is outside 1..={WORKERS_MAX}")
+        })?;
+        ensure(self.cores.is_empty() || self.cores.len() == usize::from(workers), "dataplane.workers", || {
+            format!(
+                "{workers} workers, but {} cores; give one core per worker, or only one of the two",
+                self.cores.len()
+            )
+        })
+    }
+
     fn check(&self) -> Result<(), (String, String)> {
         ensure(!self.interfaces.is_empty(), "dataplane.interfaces", || "at least one interface is needed".into())?;
         let mut names = BTreeSet::new();
@@ -251,9 +282,7 @@ impl Dataplane {
                 format!("{} is listed twice", interface.name)
             })?;
         }
-        ensure(self.cores.len() <= 1, "dataplane.cores", || {
-            format!("{} cores given; this version runs exactly one worker", self.cores.len())
-        })?;
+        self.check_workers()?;
         ensure((FRAMES_MIN..=FRAMES_MAX).contains(&self.frames), "dataplane.frames", || {
             format!("{} is outside {FRAMES_MIN}..={FRAMES_MAX}", self.frames)
         })?;
@@ -375,6 +404,21 @@ control:
     }
 
     #[test]
+    fn workers_are_as_many_as_said_or_as_cores_or_one() {
+        for (lines, workers, cores) in [
+            ("", 1, &[][..]),
+            ("cores: [3]", 1, &[3]),
+            ("cores: [2, 3, 5]", 3, &[2, 3, 5]),
+            ("workers: 4", 4, &[]),
+            ("workers: 2, cores: [6, 7]", 2, &[6, 7]),
+        ] {
+            let text = format!("node: a\ndataplane: {{ interfaces: [{{ name: eth0 }}], {lines} }}");
+            let section = NodeFile::parse(&text, Path::new("f")).unwrap().dataplane;
+            assert_eq!((section.worker_count(), section.cores.as_slice()), (workers, cores), "{lines}");
+        }
+    }
+
+    #[test]
     fn errors_name_file_and_field() {
         let with = |line: &str| format!("node: a\ndataplane:\n  interfaces: [{{ name: eth0 }}]\n{line}\n");
         let table = [
@@ -392,7 +436,11 @@ control:
             (with("  frameBytes: 1024"), "dataplane.frameBytes: 1024 is neither 2048 nor 4096"),
             (with("  frames: 10"), "dataplane.frames: 10 is outside"),
             (with("  frames: many"), "dataplane.frames"),
-            (with("  cores: [1, 2]"), "exactly one worker"),
+            (with("  cores: [1, 1]"), "dataplane.cores: a core is listed twice"),
+            (with("  cores: [1, 2]\n  workers: 3"), "dataplane.workers: 3 workers, but 2 cores"),
+            (with("  workers: 0"), "dataplane.workers: 0 is outside 1..=64"),
+            (with("  workers: 65"), "dataplane.workers: 65 is outside 1..=64"),
+            (with(&format!("  cores: {:?}", (0..65).collect::<Vec<_>>())), "dataplane.cores: 65 cores given"),
             (with("  flowsMax: { ipv4: 0 }"), "dataplane.flowsMax.ipv4: 0 is outside"),
             (with("  halfOpenPercent: 0"), "dataplane.halfOpenPercent: 0 is outside 1..=100"),
             (with("  mode: fast"), "unknown variant `fast`"),

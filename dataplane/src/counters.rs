@@ -68,6 +68,9 @@ events! {
     AnswerUntold,       "answer_untold", "Answers whose source was not limited by itself: the table of sources was full.";
     ErrorTranslated,    "error_translated", "ICMP errors translated with their quotes (L-050).";
     NeighbourHeld,      "neighbour_held", "Packets that waited for a neighbour.";
+    HandedOver,         "handed_over", "Packets handed to the worker that owns them.";
+    TakenOver,          "taken_over", "Packets taken from another worker.";
+    FragmentHeld,       "fragment_held", "Fragments that waited for the first of their datagram (N-060).";
     Turns,              "turns", "Turns made.";
     IdleTurns,          "idle_turns", "Turns that found no packet.";
     Sleeps,             "sleeps", "Times the worker slept on its descriptors.";

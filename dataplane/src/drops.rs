@@ -107,7 +107,12 @@ drops! {
     VxlanInnerVlan,        parse, Warning, "The inner frame carries an 802.1Q tag (V-014).";
     VxlanWrongFamily,      parse, Warning, "Inner and outer family differ, which no peer of this overlay sends (V-020).";
     EcnMismatch,           parse, Warning, "Outer CE on an inner packet that is not ECN capable (V-007, RFC 6040).";
-    FragmentUntracked,     flow, Info,     "A fragment: ports are not known for all pieces.";
+    FragmentUntracked,     flow, Info,     "A fragment whose flow is not known, or of a protocol whose fragments are not followed.";
+    FragmentOverlap,       fragment, Warning, "A fragment that overlaps another of its datagram, or comes after one that did (N-061).";
+    FragmentExpired,       fragment, Info, "The first fragment of its datagram did not come in time (N-060).";
+    FragmentsFull,         fragment, Warning, "No room to follow another datagram in fragments, or to let another one wait (N-063).";
+    HandOverFull,          owner, Error,   "The ring to the worker that owns the packet had no room: that worker is overloaded.";
+    HandOverLoop,          owner, Warning, "The packet changed hands twice and belongs to yet another worker.";
     SpoofedSource,         flow, Error,    "The inner source does not live behind the VTEP that sent it (P-047).";
     NotOurs,               flow, Info,     "The destination is no address served here.";
     NoFlow,                flow, Info,     "Addressed to a translated address, but no flow is known (S-078).";

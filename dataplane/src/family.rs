@@ -27,6 +27,8 @@ pub trait Family: Address {
     fn kind(&self, tables: &Tables) -> LocalKind;
     /// Who answers at this address, protocol and port.
     fn service(&self, tables: &Tables, protocol: u8, port: u16) -> Option<Served>;
+    /// Whether the Service at this address, protocol and port keeps a client at one backend (S-090).
+    fn is_sticky(&self, tables: &Tables, protocol: u8, port: u16) -> bool;
     /// The most specific route.
     fn route<'t>(&self, tables: &'t Tables) -> Option<&'t RouteRow>;
     /// The addresses reserved for `fullnat`.
@@ -105,6 +107,11 @@ impl Family for [u8; 4] {
     }
 
     #[inline(always)]
+    fn is_sticky(&self, tables: &Tables, protocol: u8, port: u16) -> bool {
+        tables.services.is_sticky_v4(self, protocol, port)
+    }
+
+    #[inline(always)]
     fn route<'t>(&self, tables: &'t Tables) -> Option<&'t RouteRow> {
         tables.routes.lookup_v4(self)
     }
@@ -178,6 +185,11 @@ impl Family for [u8; 16] {
     #[inline(always)]
     fn service(&self, tables: &Tables, protocol: u8, port: u16) -> Option<Served> {
         tables.services.lookup_v6(self, protocol, port)
+    }
+
+    #[inline(always)]
+    fn is_sticky(&self, tables: &Tables, protocol: u8, port: u16) -> bool {
+        tables.services.is_sticky_v6(self, protocol, port)
     }
 
     #[inline(always)]

@@ -18,6 +18,8 @@ pub mod stage;
 pub mod pipeline;
 /// One thread, its ports and its state: turn after turn.
 pub mod worker;
+/// Packets that arrive at one worker and belong to another: the rings between them.
+pub mod handover;
 /// Keeps a worker turning, and lets it sleep when idle.
 pub mod wheel;
 /// Questions that only the owner of state can answer.

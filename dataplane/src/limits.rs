@@ -16,6 +16,13 @@ pub const TURNS_PER_COMMIT: u64 = 64;
 /// Turns between two looks at the held packets and the mailbox.
 pub const TURNS_PER_CHORE: u64 = 16;
 
+/// Packets on their way from one worker to another, at most: half a millisecond of two million a second. With eight
+/// workers all rings together take 7 MiB.
+pub const HAND_OVER_PACKETS: usize = 1024;
+
+/// Times a packet may change hands: to who follows its datagram's fragments, and from there to the owner of its flow.
+pub const HAND_OVERS_MAX: u8 = 2;
+
 /// Devices a worker can send to.
 pub const DEVICES_MAX: usize = 64;
 

@@ -113,7 +113,7 @@ fn status(worker: &Worker) -> Status {
         generation: worker.reader.generation(),
         flows: worker.state.live(),
         flows_max: u64::from(worker.state.v4.capacity()) + u64::from(worker.state.v6.capacity()),
-        held: worker.state.hold.len() as u64 + worker.exits.in_flight(),
+        held: worker.held(),
         ports: worker.exits.ports.iter().map(port).collect(),
         events: Event::ALL.iter().map(|event| (event.name(), counters.events(*event))).collect(),
         drops: DropReason::ALL.iter().map(|reason| counters.drops(*reason)).collect(),

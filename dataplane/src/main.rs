@@ -17,29 +17,31 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::bounded;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tidegate_api::listen::Listener;
-use tidegate_io::afxdp::{self, InterfaceConfig, ModeChoice, OpenConfig, Opened};
+use tidegate_io::afxdp::{self, AfXdpPort, InterfaceConfig, ModeChoice, OpenConfig, Opened};
 use tidegate_io::mem::now_ns;
 use tidegate_io::{HugePages, OnDeath, Owned, Pinhole, Port};
 
 use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::compile::{Compiler, Pinholes};
 use tidegate_dataplane::config::{self, NodeFile};
+use tidegate_dataplane::handover;
 use tidegate_dataplane::kernel::monitor::Monitor;
 use tidegate_dataplane::kernel::request::Kernel;
-use tidegate_dataplane::mailbox::Request;
+use tidegate_dataplane::limits;
 use tidegate_dataplane::objects::saved::{self, Saver};
 use tidegate_dataplane::server::Server;
 use tidegate_dataplane::server::mailboxes::{Mailbox, Mailboxes};
 use tidegate_dataplane::stage::parse::Ingress;
 use tidegate_dataplane::stage::verdict::Exits;
 use tidegate_dataplane::state::{Capacity, Entropy, State};
-use tidegate_dataplane::table::publish::{Publisher, Reader};
+use tidegate_dataplane::table::owner::OwnerTable;
+use tidegate_dataplane::table::publish::Publisher;
 use tidegate_dataplane::table::{DeviceId, Tables};
 use tidegate_dataplane::wheel::{self, Idle};
-use tidegate_dataplane::worker::{Want, Worker};
+use tidegate_dataplane::worker::Worker;
 
 /// Neighbours that may be wanted and not yet looked at by the compiler; more are asked for again by later packets.
 const WANTS_MAX: usize = 1024;
@@ -116,18 +118,19 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     let running = start(&file, listener, opened, &pinholes, &stop).inspect_err(|_| pinholes.give_back())?;
     tracing::info!(node = file.node, socket = %file.socket.display(), "tidegate-dataplane ready");
 
-    let failed = watch(&stop, &running.worker, &running.compiler);
+    let failed = watch(&stop, &running.workers, &running.compiler);
     stop.store(true, Ordering::Relaxed);
     tracing::info!("stopping");
-    let Running { server, worker, compiler, monitor, forwarder } = running;
+    let Running { server, workers, compiler, monitor, forwarder } = running;
     drop(server);
-    let worker_panicked = worker.join().is_err();
+    // All are waited for, whatever became of the first.
+    let panicked = workers.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
     drop(compiler);
     drop(monitor);
     let _ = forwarder.join();
     match failed {
         Some(what) => Err(anyhow::anyhow!("{what} ended unexpectedly")),
-        None if worker_panicked => Err(anyhow::anyhow!("the worker ended unexpectedly")),
+        None if panicked > 0 => Err(anyhow::anyhow!("{panicked} of the workers ended unexpectedly")),
         None => Ok(()),
     }
 }
@@ -135,7 +138,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
 /// The threads, in the order in which they end.
 struct Running {
     server: Server,
-    worker: JoinHandle<()>,
+    workers: Vec<JoinHandle<()>>,
     compiler: CompilerThread,
     monitor: Monitor,
     forwarder: JoinHandle<()>,
@@ -150,23 +153,40 @@ fn start(
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<Running> {
     let clock = Instant::now();
-    let (publisher, readers) = Publisher::new(Tables::default());
+    let section = &file.dataplane;
+    let owners = Arc::new(OwnerTable::new(section.worker_count(), [secret(4), secret(5)]));
+    let (publisher, readers) = Publisher::new(Tables { owners, ..Tables::default() });
     let names = file.dataplane.interfaces.iter().map(|interface| interface.name.as_str());
     let requests = Box::new(Kernel::open().context("opening a netlink socket")?);
     let mut compiler = Compiler::new(names, publisher, Box::new(pinholes.clone()), requests);
 
     let (wants, wanted) = bounded(WANTS_MAX);
-    let (questions, mailbox) = bounded(QUESTIONS_MAX);
-    let core = file.dataplane.cores.first().copied();
-    let ports = opened.ports.into_iter().map(|port| Box::new(port) as Box<dyn Port>).collect();
-    let magazines = opened.pools.iter().map(tidegate_io::Pool::magazine).collect();
-    let worker = worker(&file.dataplane, ports, magazines, readers(), wants, mailbox)?;
+    let links =
+        handover::matrix(section.worker_count(), hand_over_packets(section)).context("bells for the workers")?;
+    let mut mailboxes = Vec::new();
+    let mut workers = Vec::new();
+    for ((id, links), ports) in (0u32..).zip(links).zip(dealt(section, opened.ports)?) {
+        let magazines = opened.pools.iter().map(tidegate_io::Pool::magazine).collect();
+        let (ingress, exits) = ports.into_iter().unzip();
+        let exits = Exits::new(exits, magazines).map_err(anyhow::Error::msg)?;
+        let mut state = State::new(capacity(section), [secret(1), secret(2)], now_ns()).context("memory for flows")?;
+        state.set_half_open_percent(section.half_open_percent);
+        let (questions, mailbox) = bounded(QUESTIONS_MAX);
+        let entropy = Entropy::new(secret(3));
+        let mut worker = Worker::new(id, readers(), exits, ingress, state, entropy, wants.clone(), mailbox);
+        worker.link(links);
+        mailboxes.push(Mailbox { questions, core: section.cores.get(workers.len()).copied() });
+        workers.push(worker);
+    }
+    drop(wants);
 
     // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
     let (early, news) = bounded(64);
     let (facts, monitor) = Monitor::start(move |change| early.send(change).is_ok()).context("reading kernel facts")?;
-    // It turns before the pinhole hands anything over.
-    let worker = start_worker(worker, idle(&file.dataplane), core, Arc::clone(stop))?;
+    // They turn before the pinhole hands anything over. If one cannot, those before it are told to end.
+    let started = workers.into_iter().zip(&mailboxes);
+    let started = started.map(|(worker, mailbox)| start_worker(worker, idle(section), mailbox.core, Arc::clone(stop)));
+    let workers = started.collect::<anyhow::Result<Vec<_>>>().inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
     compiler.restore(facts, saved::load(&file.state_dir), 0);
 
     let saver = Saver::start(file.state_dir.clone()).context("starting the saver")?;
@@ -179,19 +199,19 @@ fn start(
     let forwarder = std::thread::Builder::new().name("kernel-news".into()).spawn(forward).context("a thread")?;
 
     let read = pinholes.clone();
-    let mailboxes = Mailboxes::new(vec![Mailbox { questions, core }], Arc::new(move |device| read.counters(device)));
+    let mailboxes = Mailboxes::new(mailboxes, Arc::new(move |device| read.counters(device)));
     let server = Server::start(listener, handle, Arc::new(mailboxes)).context("starting to answer")?;
-    Ok(Running { server, worker, compiler, monitor, forwarder })
+    Ok(Running { server, workers, compiler, monitor, forwarder })
 }
 
 /// Waits until the process should end; the name of a thread that ended by itself, if that is why.
-fn watch(stop: &AtomicBool, worker: &JoinHandle<()>, compiler: &CompilerThread) -> Option<&'static str> {
+fn watch(stop: &AtomicBool, workers: &[JoinHandle<()>], compiler: &CompilerThread) -> Option<&'static str> {
     loop {
         if stop.load(Ordering::Relaxed) {
             return None;
         }
-        if worker.is_finished() {
-            return Some("the worker");
+        if workers.iter().any(JoinHandle::is_finished) {
+            return Some("a worker");
         }
         if !compiler.is_alive() {
             return Some("the compiler");
@@ -212,6 +232,7 @@ fn open_config(section: &config::Dataplane) -> OpenConfig {
             config::Mode::Copy => ModeChoice::Copy,
             config::Mode::Skb => ModeChoice::Skb,
         },
+        workers: section.worker_count().into(),
         frames: section.frames,
         frame_bytes: section.frame_bytes,
         huge: huge(section),
@@ -248,35 +269,44 @@ fn tell_ports(opened: &Opened) {
     }
 }
 
-/// The one worker of this version, over all ports.
-fn worker(
-    section: &config::Dataplane,
-    ports: Vec<Box<dyn Port>>,
-    magazines: Vec<tidegate_io::Magazine>,
-    reader: Reader,
-    wants: Sender<Want>,
-    mailbox: Receiver<Request>,
-) -> anyhow::Result<Worker> {
-    let mut ingress = Vec::with_capacity(ports.len());
-    let mut exits = Vec::with_capacity(ports.len());
+/// A port, where it is and whose.
+type Dealt = (Ingress, (Box<dyn Port>, DeviceId));
+
+/// The ports of each worker: of the queues that are open on a device, worker 0 has the first, worker 1 the second, and so on
+/// round and round, so that all devices are dealt alike and every worker can send to each of them.
+fn dealt(section: &config::Dataplane, ports: Vec<AfXdpPort>) -> anyhow::Result<Vec<Vec<Dealt>>> {
+    let workers = usize::from(section.worker_count());
+    let mut dealt: Vec<Vec<Dealt>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut seen = vec![0; section.interfaces.len()];
     for port in ports {
         let facts = port.facts();
         let number = section.interfaces.iter().position(|interface| interface.name == facts.device);
         let number = number.with_context(|| format!("{} is not an interface of the node file", facts.device))?;
         let device = DeviceId(u16::try_from(number).context("too many interfaces")?);
-        ingress.push(Ingress { device, mac: facts.mac });
-        exits.push((port, device));
+        let ingress = Ingress { device, mac: facts.mac };
+        dealt[seen[number] % workers].push((ingress, (Box::new(port), device)));
+        seen[number] += 1;
     }
-    let exits = Exits::new(exits, magazines).map_err(anyhow::Error::msg)?;
-    let capacity = Capacity {
+    Ok(dealt)
+}
+
+fn capacity(section: &config::Dataplane) -> Capacity {
+    Capacity {
         flows_v4: section.flows_max.ipv4,
         flows_v6: section.flows_max.ipv6,
         backends: BACKENDS_MAX,
         huge: huge(section),
-    };
-    let mut state = State::new(capacity, [secret(1), secret(2)], now_ns()).context("memory for flows")?;
-    state.set_half_open_percent(section.half_open_percent);
-    Ok(Worker::new(0, reader, exits, ingress, state, Entropy::new(secret(3)), wants, mailbox))
+    }
+}
+
+/// Room of each ring between two workers: those that lead to one worker hold an eighth of the frames, so that one that is
+/// overloaded cannot keep the others from receiving.
+fn hand_over_packets(section: &config::Dataplane) -> usize {
+    let others = u32::from(section.worker_count().saturating_sub(1)).max(1);
+    let share = usize::try_from(section.frames / 8 / others).unwrap_or(usize::MAX);
+    // Rings are rounded up to a power of two, so this is rounded down.
+    let share = 1 << share.max(1).ilog2();
+    share.clamp(limits::BATCH_PACKETS, limits::HAND_OVER_PACKETS)
 }
 
 /// A number nobody outside can know: the standard library keys its hash with randomness of the system.
@@ -284,13 +314,14 @@ fn secret(salt: u64) -> u64 {
     RandomState::new().hash_one(salt)
 }
 
-/// Turns the worker on a thread of its own until `stop` is set.
+/// Turns a worker on a thread of its own until `stop` is set.
 fn start_worker(
     mut worker: Worker,
     idle: Idle,
     core: Option<usize>,
     stop: Arc<AtomicBool>,
 ) -> anyhow::Result<JoinHandle<()>> {
+    let name = format!("worker-{}", worker.id);
     let (pinned, answer) = bounded(1);
     let run = move || {
         let result = core.map_or(Ok(()), tidegate_io::pin::pin_to);
@@ -300,8 +331,11 @@ fn start_worker(
             wheel::turn_until(&mut worker, idle, &stop);
         }
     };
-    let thread = std::thread::Builder::new().name("worker-0".into()).spawn(run).context("starting the worker")?;
-    answer.recv().context("the worker ended at once")?.context("pinning the worker (dataplane.cores)")?;
+    let thread = std::thread::Builder::new().name(name.clone()).spawn(run).context("starting a worker")?;
+    answer
+        .recv()
+        .with_context(|| format!("{name} ended at once"))?
+        .with_context(|| format!("pinning {name} (dataplane.cores)"))?;
     Ok(thread)
 }
 

@@ -303,7 +303,12 @@ pub fn apply<A: Family>(
                 counters.count(Event::FlowRevalidated);
                 route::keep(A::flows_mut(state).entry_mut(flow), &refresh);
             }
-            forward::<A>(tables, state, counters, packet, frame, Hit { flow, direction }, hop, hash, now_ns)
+            let hit = Hit { flow, direction };
+            if packet.l3.has_l4() {
+                forward::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
+            } else {
+                forward_later::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
+            }
         }
         Decision::Start { flow, replaces } => {
             if let Some(ended) = replaces {
@@ -400,6 +405,35 @@ pub fn forward<A: Family>(
         Edited::Refused => return Verdict::Drop(DropReason::EditRefused),
     }
     depart(tables, counters, packet, frame, hop, hash)
+}
+
+/// As [`forward`] for a fragment without an L4 header: it says nothing of the flow's state, and only its addresses are
+/// edited (N-060).
+#[cold]
+#[allow(clippy::too_many_arguments)]
+fn forward_later<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    hit: Hit,
+    hop: Hop,
+    hash: u64,
+    now_ns: u64,
+) -> Verdict {
+    let entry = A::flows_mut(state).entry_mut(hit.flow);
+    if entry.protocol() == protocol::UDP {
+        entry.last_seen_ticks = ticks(now_ns);
+    }
+    let (to, backend) = (entry.leaving(hit.direction), entry.backend);
+    if let Some(fold) = entry.count(hit.direction, u32::from(packet.l3.total_len)) {
+        state.usage.fold(backend, hit.direction, fold);
+    }
+    match rewrite::run(packet, frame, &to, None) {
+        Edited::Plainly | Edited::Clamped => depart(tables, counters, packet, frame, hop, hash),
+        Edited::Refused => Verdict::Drop(DropReason::EditRefused),
+    }
 }
 
 /// V-013: the largest packet that fits the overlay, whichever way it goes.

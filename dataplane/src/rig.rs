@@ -26,6 +26,7 @@ use crate::table::neighbour::{NeighbourRow, NeighbourState};
 use crate::table::publish::Publisher;
 use crate::table::route::{NextHops, RouteRow, RouteTarget};
 use crate::table::service::{EndpointSet, Frontend, FrontendKind, Mode, ServiceRow};
+use crate::table::terms::{HashFields, Scheduler, Terms, TrafficPolicy, Weights};
 use crate::table::tunnel::TunnelRow;
 use crate::table::{self, BackendId, DeviceId, Family, NeighbourId, ServiceId, Tables, TunnelId};
 use crate::wire::encap::{EncapTemplate, Tunnel, Underlay};
@@ -38,6 +39,8 @@ pub mod sketch;
 pub mod catalog;
 /// What left, byte for byte, and exactly what was counted.
 pub mod expect;
+/// The same network with several workers.
+pub mod fleet;
 
 /// Device towards clients.
 pub const WAN: DeviceId = DeviceId(0);
@@ -298,6 +301,27 @@ pub fn add_service(tables: &mut Tables, id: u32, vip: IpAddr, port: u16, protoco
     let announced = Net::BOTH.iter().any(|family| (200..=255).any(|n| family.vip(n) == vip));
     let kind = if announced { LocalKind::VIP | LocalKind::ANNOUNCED } else { LocalKind::VIP };
     Arc::make_mut(&mut tables.locals).add(&mapped(vip), kind);
+}
+
+/// Gives service `id` affinity of so many seconds, or takes it away.
+pub fn toggle_affinity(tables: &mut Tables, id: u32, timeout_s: u32) {
+    let service = ServiceId(id);
+    let Some(mut row) = tables.services.row(service).cloned() else { return };
+    row.terms = row.terms.is_none().then(|| {
+        Arc::new(Terms {
+            identity: id.into(),
+            external_policy: TrafficPolicy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            ranges: None,
+            affinity_timeout_s: timeout_s,
+            scheduler: Scheduler::Mh,
+            hash: HashFields::Flow,
+            one_packet: false,
+            weights: Weights::new(row.cluster.members.iter().map(|_| 1), Scheduler::Mh),
+            local: None,
+        })
+    });
+    Arc::make_mut(&mut tables.services).set_row(service, row);
 }
 
 /// Takes the `n`th endpoint of service `id` away, as the compiler does: the row stays, gone.

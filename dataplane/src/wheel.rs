@@ -3,8 +3,11 @@
 //! It owns the only clock reading of the packet path, one per turn, and the decision to sleep. A worker marks itself
 //! offline before it sleeps, which counts as having reached any generation, and reads the tables anew on waking before its
 //! first packet.
+//!
+//! Other workers wake it with a bell when they hand packets over ([`tidegate_io::mem::Bell`]).
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -38,15 +41,27 @@ pub fn turn_until(worker: &mut Worker, idle: Idle, stop: &AtomicBool) {
     worker.stop();
 }
 
-/// Sleeps until a port has a packet, or for [`limits::SLEEP_MAX`].
+/// Sleeps until a port has a packet, another worker hands one over, or for [`limits::SLEEP_MAX`].
 fn sleep(worker: &mut Worker) {
+    let bell = worker.links.bell().map(Arc::clone);
+    if let Some(bell) = &bell {
+        bell.lie_down();
+        // What was handed over before the bell knew of us is not rung for.
+        if worker.links.has_mail() {
+            return bell.get_up();
+        }
+    }
     worker.counters.count(Event::Sleeps);
     worker.reader.go_offline();
-    let ports = worker.exits.ports.iter();
+    let ports = worker.exits.ports.iter().filter_map(|exit| exit.port.descriptor());
+    let bells = bell.iter().map(|bell| bell.descriptor());
     let descriptors: ArrayVec<BorrowedFd<'_>, { limits::DEVICES_MAX }> =
-        ports.filter_map(|exit| exit.port.descriptor()).take(limits::DEVICES_MAX).collect();
+        bells.chain(ports).take(limits::DEVICES_MAX).collect();
     // A failed wait is an early wake-up: the next turn finds out what is wrong, and nothing spins on it.
     if sleep_on(&descriptors, limits::SLEEP_MAX).is_err() {
         std::thread::sleep(Duration::from_millis(1));
+    }
+    if let Some(bell) = &bell {
+        bell.get_up();
     }
 }

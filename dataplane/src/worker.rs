@@ -1,7 +1,11 @@
 //! A worker: one thread, one core, its ports, its state; one [`Worker::turn`] after the other.
 //!
 //! Owns everything a packet can change. Shares with other threads only the published tables (read), its committed
-//! counters (written), a queue of neighbours it wants and a mailbox of questions. Knows no clock: time is an argument.
+//! counters (written), a queue of neighbours it wants, a mailbox of questions, and the rings to other workers. Knows no
+//! clock: time is an argument.
+//!
+//! A batch goes through the same sweeps whether a port received it or another worker handed it over. With several
+//! workers the first sweep also finds out whose each packet is; those of others are handed over in the last.
 
 use crossbeam::channel::{Receiver, Sender};
 use tidegate_io::{Batch, Frame};
@@ -9,19 +13,24 @@ use tidegate_io::{Batch, Frame};
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
 use crate::family::Family;
+use crate::handover::{Links, Parcel, Parcels};
 use crate::limits;
 use crate::mailbox::Request;
 use crate::packet::{Domain, Key, Packet};
-use crate::pipeline::{self, Moment, Silent, Verdict};
+use crate::pipeline::{self, Verdict};
 use crate::stage::parse::Ingress;
-use crate::stage::verdict::{self, Exits};
-use crate::stage::{encap, flow, local, parse};
-use crate::state::hold::Outlook;
+use crate::stage::verdict::Exits;
+use crate::stage::{flow, fragment, owner, parse};
 use crate::state::{Candidate, Entropy, State, Ticks, Tuple, ticks, ticks_since};
-use crate::table::neighbour::{NeighbourRow, NeighbourState};
+use crate::table::owner::WorkerId;
 use crate::table::publish::Reader;
 use crate::table::{DeviceId, Tables};
 use crate::wire::Family as Version;
+
+/// What the last sweep does with every packet that is not one of an established flow.
+mod other;
+
+use other::Hands;
 
 /// A neighbour that a packet waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +50,8 @@ pub struct Worker {
     pub(crate) state: State,
     pub(crate) counters: Counters,
     ingress: Vec<Ingress>,
+    pub(crate) links: Links,
+    parcels: Box<Parcels>,
     received: Batch,
     slots: Box<[Slot; limits::BATCH_PACKETS]>,
     entropy: Entropy,
@@ -61,11 +72,24 @@ struct Slot {
     key: Key,
     hash: u64,
     candidate: Option<Candidate>,
+    /// Whose it is; looked at with several workers only.
+    owner: WorkerId,
+    /// How often it has changed hands.
+    hops: u8,
 }
 
 impl Slot {
-    const EMPTY: Slot = Slot { packet: Packet::NOTHING, refused: None, key: Key::None, hash: 0, candidate: None };
+    const EMPTY: Slot = Slot {
+        packet: Packet::NOTHING,
+        refused: None,
+        key: Key::None,
+        hash: 0,
+        candidate: None,
+        owner: WorkerId(0),
+        hops: 0,
+    };
 }
+const _: () = assert!(size_of::<Slot>() <= 128, "a batch of them stays in the first-level cache");
 
 impl Worker {
     /// A worker over `exits`, whose ports are those of `ingress` in the same order.
@@ -75,12 +99,13 @@ impl Worker {
         reader: Reader,
         exits: Exits,
         ingress: Vec<Ingress>,
-        state: State,
+        mut state: State,
         entropy: Entropy,
         wants: Sender<Want>,
         mailbox: Receiver<Request>,
     ) -> Worker {
         let counters = Counters::default();
+        state.worker = WorkerId(u16::try_from(id).unwrap_or(u16::MAX));
         let (received, slots) = (Batch::new(), Box::new([Slot::EMPTY; limits::BATCH_PACKETS]));
         Worker {
             id,
@@ -89,6 +114,8 @@ impl Worker {
             state,
             counters,
             ingress,
+            links: Links::default(),
+            parcels: Box::default(),
             received,
             slots,
             entropy,
@@ -100,12 +127,26 @@ impl Worker {
         }
     }
 
-    /// One turn of the wheel: everything a worker does, in order. Returns how many frames it received.
+    /// Gives the worker its ends of the rings to others. The tables must know as many workers as there are links.
+    pub fn link(&mut self, links: Links) {
+        self.links = links;
+    }
+
+    /// One turn of the wheel: everything a worker does, in order. Returns how many frames it received or took over.
     pub fn turn(&mut self, now_ns: u64) -> usize {
         self.adopt(now_ns);
         let mut received = 0;
-        for port in 0..self.exits.ports.len() {
-            received += self.receive(port, now_ns);
+        if self.links.is_alone() {
+            for port in 0..self.exits.ports.len() {
+                received += self.receive::<false>(port, now_ns);
+            }
+        } else {
+            // First what was handed over: it has waited longer, and rings must not run full while ports are read.
+            received += self.take_over(now_ns);
+            for port in 0..self.exits.ports.len() {
+                received += self.receive::<true>(port, now_ns);
+            }
+            self.links.publish();
         }
         self.expire(now_ns);
         self.turns += 1;
@@ -133,13 +174,14 @@ impl Worker {
         self.generation = tables.generation;
         let rate_per_s = tables.settings.reject_rate_per_s;
         self.state.answers.set(rate_per_s, now_ns);
+        self.state.was_sticky |= tables.services.any_sticky();
         if !self.state.hold.is_empty() {
-            release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
+            other::release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
         }
     }
 
     /// Receives one batch from one port and carries it through.
-    fn receive(&mut self, port: usize, now_ns: u64) -> usize {
+    fn receive<const SEVERAL: bool>(&mut self, port: usize, now_ns: u64) -> usize {
         let (Some(exit), Some(ingress)) = (self.exits.ports.get_mut(port), self.ingress.get(port).copied()) else {
             return 0;
         };
@@ -155,12 +197,45 @@ impl Worker {
         }
         // Sweep 1: parse, make keys, fetch index lines.
         for (frame, slot) in self.received.iter().zip(self.slots.iter_mut()) {
-            learn(tables, ingress, frame, &self.state, &mut self.counters, slot);
+            learn::<SEVERAL>(tables, ingress, frame, &self.state, &mut self.counters, slot);
         }
+        self.carry::<SEVERAL>(received, now_ns);
+        received
+    }
+
+    /// Takes over what other workers have handed over, in batches, at most one for each of them.
+    fn take_over(&mut self, now_ns: u64) -> usize {
+        let mut taken = 0;
+        for _ in 0..self.links.others() {
+            let count = self.links.take_into(&mut self.parcels);
+            if count == 0 {
+                break;
+            }
+            taken += count;
+            self.counters.add(Event::TakenOver, count as u64);
+            // The frames' lines are in another core's cache: the longest way there is.
+            for parcel in self.parcels.iter() {
+                parcel.frame().prefetch();
+            }
+            for (parcel, slot) in self.parcels.drain(..).zip(self.slots.iter_mut()) {
+                accept(&self.state, &parcel, slot);
+                self.received.push(parcel.into_frame());
+            }
+            self.carry::<true>(count, now_ns);
+        }
+        taken
+    }
+
+    /// Sweeps 2 to 4, over the batch in `received` and what is known of it in `slots`.
+    #[inline(always)]
+    fn carry<const SEVERAL: bool>(&mut self, received: usize, now_ns: u64) {
+        let tables = self.reader.tables();
+        let own = self.state.worker;
         // Sweep 2: read index lines, fetch entry lines.
         for slot in self.slots.iter_mut().take(received) {
             slot.candidate = match slot.key {
                 Key::None => None,
+                _ if SEVERAL && slot.owner != own => None,
                 Key::V4(_) => self.state.v4.candidate(slot.hash),
                 Key::V6(_) => self.state.v6.candidate(slot.hash),
             };
@@ -175,22 +250,27 @@ impl Worker {
             };
         }
         // Sweep 4: decide, apply, dispatch.
+        let mut hands = Hands {
+            tables,
+            state: &mut self.state,
+            exits: &mut self.exits,
+            counters: &mut self.counters,
+            links: &mut self.links,
+            entropy: &mut self.entropy,
+            wants: &self.wants,
+            now_ns,
+        };
         for (mut frame, slot) in self.received.drain(..).zip(self.slots.iter()) {
-            let wants = &self.wants;
-            let want = |device, address| {
-                let _full = wants.try_send(Want { device, address });
-            };
-            let (state, exits, counters) = (&mut self.state, &mut self.exits, &mut self.counters);
+            if SEVERAL && slot.owner != own {
+                hands.hand_over(frame, &slot.packet, slot.key, slot.owner, slot.hops);
+                continue;
+            }
             // Twice the same end, so that the verdict of the fast way stays in registers.
-            match run(tables, state, counters, slot, &mut frame, now_ns) {
-                Some(verdict) => verdict::carry_out(verdict, frame, now_ns, state, exits, counters, want),
-                None => {
-                    let verdict = run_other(tables, state, counters, &mut self.entropy, slot, &mut frame, now_ns);
-                    verdict::carry_out(verdict, frame, now_ns, state, exits, counters, want);
-                }
+            match run::<SEVERAL>(tables, hands.state, hands.counters, slot, &mut frame, now_ns) {
+                Some(verdict) => hands.carry_out(verdict, frame),
+                None => hands.other(frame, slot),
             }
         }
-        received
     }
 
     /// Ends flows whose time is over: a bounded look, never a sweep of the world.
@@ -203,13 +283,15 @@ impl Worker {
         }
         let expired = self.state.expire(now, elapsed);
         self.counters.add(Event::FlowExpired, u64::from(expired));
+        let (exits, counters) = (&mut self.exits, &mut self.counters);
+        self.state.fragments.expire(now_ns, |late| exits.discard(late.frame, DropReason::FragmentExpired, counters));
     }
 
     /// What need not happen every turn: held frames, questions.
     fn chores(&mut self, now_ns: u64) {
         let tables = self.reader.tables();
         if !self.state.hold.is_empty() {
-            release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
+            other::release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
         }
         while let Ok(request) = self.mailbox.try_recv() {
             crate::mailbox::answer(self, request, now_ns);
@@ -219,6 +301,11 @@ impl Worker {
     /// What it counted.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// What its ports counted.
+    pub fn port_counters(&self) -> impl Iterator<Item = tidegate_io::PortCounters> {
+        self.exits.ports.iter().map(|exit| exit.port.counters())
     }
 
     /// What it remembers.
@@ -232,10 +319,25 @@ impl Worker {
         &mut self.state
     }
 
+    /// Frames it holds: waiting for neighbours or for the first of their datagram, pending, in flight. Those on their way
+    /// to it from other workers are nobody's; see [`crate::handover`].
+    pub fn held(&self) -> u64 {
+        (self.state.hold.len() + self.state.fragments.waiting()) as u64 + self.exits.in_flight()
+    }
+
     /// Gives back every frame that is held; for an orderly end.
     pub fn stop(&mut self) {
+        let (exits, counters) = (&mut self.exits, &mut self.counters);
         for held in self.state.hold.drain() {
-            self.exits.discard(held.frame, DropReason::ShuttingDown, &mut self.counters);
+            exits.discard(held.frame, DropReason::ShuttingDown, counters);
+        }
+        self.state.fragments.drain(|held| exits.discard(held.frame, DropReason::ShuttingDown, counters));
+        self.links.publish();
+        while self.links.take_into(&mut self.parcels) > 0 {
+            for parcel in self.parcels.drain(..) {
+                counters.count(Event::TakenOver);
+                exits.discard(parcel.into_frame(), DropReason::ShuttingDown, counters);
+            }
         }
         self.exits.flush(&mut self.counters);
         self.counters.commit();
@@ -251,8 +353,17 @@ impl Drop for Worker {
 
 /// Sweep 1 for one frame.
 #[inline(always)]
-fn learn(tables: &Tables, ingress: Ingress, frame: &Frame, state: &State, counters: &mut Counters, slot: &mut Slot) {
+fn learn<const SEVERAL: bool>(
+    tables: &Tables,
+    ingress: Ingress,
+    frame: &Frame,
+    state: &State,
+    counters: &mut Counters,
+    slot: &mut Slot,
+) {
     slot.key = Key::None;
+    slot.hops = 0;
+    slot.owner = state.worker;
     let bytes = frame.bytes();
     slot.refused = parse::read(tables, ingress, bytes, counters, &mut slot.packet).err();
     if slot.refused.is_some() {
@@ -264,37 +375,74 @@ fn learn(tables: &Tables, ingress: Ingress, frame: &Frame, state: &State, counte
     }
     let l3 = bytes.get(usize::from(slot.packet.l3_offset)..).unwrap_or_default();
     match slot.packet.l3.family {
-        Version::V4 => look_up::<[u8; 4]>(l3, state, slot),
-        Version::V6 => look_up::<[u8; 16]>(l3, state, slot),
+        Version::V4 => look_up::<[u8; 4], SEVERAL>(tables, l3, state, slot),
+        Version::V6 => look_up::<[u8; 16], SEVERAL>(tables, l3, state, slot),
     }
 }
 
 #[inline(always)]
-fn look_up<A: Family>(l3: &[u8], state: &State, slot: &mut Slot) {
+fn look_up<A: Family, const SEVERAL: bool>(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
     match pipeline::tuple_of::<A>(&slot.packet, l3) {
         Some(tuple) => {
-            slot.hash = A::flows(state).hash(&tuple);
-            A::flows(state).prefetch_index(slot.hash);
             slot.key = A::key(tuple);
+            if SEVERAL {
+                slot.owner = owner::of(tables, &tuple);
+            }
+            if !SEVERAL || slot.owner == state.worker {
+                slot.hash = A::flows(state).hash(&tuple);
+                A::flows(state).prefetch_index(slot.hash);
+            }
         }
-        None => look_up_quoted(l3, state, slot),
+        None => look_up_other(tables, l3, state, slot),
     }
 }
 
+/// The same for packets without ports of their own: ICMP errors and fragments; and for those that belong to no flow.
 #[cold]
 #[inline(never)]
-fn look_up_quoted(l3: &[u8], state: &State, slot: &mut Slot) {
+fn look_up_other(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
     slot.key = pipeline::classify(&slot.packet, l3);
-    slot.hash = match &slot.key {
-        Key::None => 0,
-        Key::V4(tuple) => state.v4.hash(tuple),
-        Key::V6(tuple) => state.v6.hash(tuple),
-    };
+    match &slot.key {
+        Key::None if fragment::is_followed(&slot.packet) => {
+            let (key, _) = match slot.packet.l3.family {
+                Version::V4 => fragment::read::<[u8; 4]>(&slot.packet, l3),
+                Version::V6 => fragment::read::<[u8; 16]>(&slot.packet, l3),
+            };
+            slot.owner = owner::of_fragments(tables, &key);
+        }
+        Key::None => {}
+        Key::V4(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v4.hash(tuple)),
+        Key::V6(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v6.hash(tuple)),
+    }
+}
+
+/// Sweep 1 for a packet that another worker has parsed.
+#[inline(always)]
+fn accept(state: &State, parcel: &Parcel, slot: &mut Slot) {
+    slot.packet = parcel.packet;
+    slot.refused = None;
+    slot.key = parcel.key;
+    slot.owner = state.worker;
+    slot.hops = parcel.hops;
+    match &slot.key {
+        Key::None => {}
+        Key::V4(tuple) => {
+            slot.hash = state.v4.hash(tuple);
+            state.v4.prefetch_index(slot.hash);
+        }
+        Key::V6(tuple) => {
+            slot.hash = state.v6.hash(tuple);
+            state.v6.prefetch_index(slot.hash);
+        }
+    }
+    if slot.packet.domain == Domain::Wire {
+        parcel.frame().prefetch_headroom();
+    }
 }
 
 /// Sweep 4 for one frame whose flow is known and current; `None`: it takes the slow way.
 #[inline(always)]
-fn run(
+fn run<const SEVERAL: bool>(
     tables: &Tables,
     state: &mut State,
     counters: &mut Counters,
@@ -306,14 +454,14 @@ fn run(
         return None;
     }
     match &slot.key {
-        Key::V4(tuple) => run_flow(tables, state, counters, slot, tuple, frame, now_ns),
-        Key::V6(tuple) => run_flow(tables, state, counters, slot, tuple, frame, now_ns),
+        Key::V4(tuple) => run_flow::<_, SEVERAL>(tables, state, counters, slot, tuple, frame, now_ns),
+        Key::V6(tuple) => run_flow::<_, SEVERAL>(tables, state, counters, slot, tuple, frame, now_ns),
         Key::None => None,
     }
 }
 
 #[inline(always)]
-fn run_flow<A: Family>(
+fn run_flow<A: Family, const SEVERAL: bool>(
     tables: &Tables,
     state: &mut State,
     counters: &mut Counters,
@@ -324,100 +472,12 @@ fn run_flow<A: Family>(
 ) -> Option<Verdict> {
     let packet = &slot.packet;
     let hit = A::flows(state).confirm(slot.candidate?, tuple, slot.hash)?;
-    if packet.l3.protocol == A::ICMP {
+    // An error has the key of the flow it quotes, a later fragment that was handed over the ports of the first: neither
+    // is a segment.
+    if packet.l3.protocol == A::ICMP || (SEVERAL && !packet.l3.has_l4()) {
         return None;
     }
     let hop = flow::current(tables, A::flows(state).entry(hit.flow), hit.direction, packet)?;
     counters.count(Event::FlowHit);
     Some(pipeline::forward::<A>(tables, state, counters, packet, frame, hit, hop, slot.hash, now_ns))
-}
-
-/// Sweep 4 for every other frame.
-#[cold]
-#[inline(never)]
-fn run_other(
-    tables: &Tables,
-    state: &mut State,
-    counters: &mut Counters,
-    entropy: &mut Entropy,
-    slot: &Slot,
-    frame: &mut Frame,
-    now_ns: u64,
-) -> Verdict {
-    if let Some(reason) = slot.refused {
-        return Verdict::Drop(reason);
-    }
-    let packet = &slot.packet;
-    match &slot.key {
-        Key::V4(tuple) => run_slowly(tables, state, counters, entropy.draw(), slot.hash, packet, tuple, frame, now_ns),
-        Key::V6(tuple) => run_slowly(tables, state, counters, entropy.draw(), slot.hash, packet, tuple, frame, now_ns),
-        Key::None => run_local(tables, state, counters, packet, frame, now_ns),
-    }
-}
-
-#[cold]
-#[inline(never)]
-#[allow(clippy::too_many_arguments)]
-fn run_slowly<A: Family>(
-    tables: &Tables,
-    state: &mut State,
-    counters: &mut Counters,
-    entropy: u64,
-    hash: u64,
-    packet: &Packet,
-    tuple: &Tuple<A>,
-    frame: &mut Frame,
-    now_ns: u64,
-) -> Verdict {
-    counters.count(Event::SlowWalk);
-    let moment = Moment { now_ns, entropy };
-    let decision = pipeline::decide(tables, state, packet, tuple, hash, moment, &mut Silent);
-    pipeline::apply(tables, state, counters, packet, frame, hash, decision, now_ns)
-}
-
-#[cold]
-fn run_local(
-    tables: &Tables,
-    state: &mut State,
-    counters: &mut Counters,
-    packet: &Packet,
-    frame: &mut Frame,
-    now_ns: u64,
-) -> Verdict {
-    let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
-    match local::decide(tables, packet, l3) {
-        Ok(answer) => pipeline::answer(tables, state, counters, packet, frame, answer, 0, now_ns),
-        Err(reason) => Verdict::Drop(reason),
-    }
-}
-
-/// Sends held frames whose neighbour has answered, and drops those that waited too long.
-#[cold]
-fn release(
-    tables: &Tables,
-    now_ns: u64,
-    state: &mut State,
-    exits: &mut Exits,
-    counters: &mut Counters,
-    wants: &Sender<Want>,
-) {
-    let outlook = |device, address: &[u8; 16]| match neighbour(tables, device, address).map(|row| row.state) {
-        Some(NeighbourState::Resolved) => Outlook::Resolved,
-        _ => {
-            let _full = wants.try_send(Want { device, address: *address });
-            Outlook::Waiting
-        }
-    };
-    state.hold.take_ready(outlook, |mut held, _| match neighbour(tables, held.device, &held.address) {
-        Some(row) => {
-            encap::address(&mut held.frame, row.mac);
-            exits.send(held.device, held.frame, counters);
-        }
-        None => exits.discard(held.frame, DropReason::NeighbourUnresolved, counters),
-    });
-    state.hold.expire(now_ns, |held| exits.discard(held.frame, DropReason::NeighbourUnresolved, counters));
-}
-
-fn neighbour<'t>(tables: &'t Tables, device: DeviceId, address: &[u8; 16]) -> Option<&'t NeighbourRow> {
-    tables.neighbours.find(device, address).and_then(|id| tables.neighbours.row(id))
 }

@@ -7,6 +7,7 @@
 use tidegate_api::resource::{Protocol, Scheduler, Service, ServicePort, TrafficPolicy};
 use tidegate_dataplane::fuzzing::{Scene, tables};
 use tidegate_dataplane::rig::catalog::{Catalog, pod, service};
+use tidegate_dataplane::rig::fleet::Fleet;
 use tidegate_dataplane::rig::sketch::{tcp, udp};
 use tidegate_dataplane::rig::{FROM_ROUTER, LAN, Net, Rig, WAN};
 
@@ -162,5 +163,39 @@ fn packets_that_wait_allocate_nothing() {
         assert_eq!(allocations(&mut scene.rig, &(50..120).map(asks).collect::<Vec<_>>()), 0);
         let moved = scene.rig.moved();
         assert_eq!((moved["neighbour_held"], moved["NeighbourUnresolved"]), (6, 64), "three for each of two");
+    }
+}
+
+#[test]
+fn packets_that_change_hands_allocate_nothing() {
+    for net in Net::BOTH {
+        let mut fleet = Fleet::new(tables(), 2).unwrap();
+        let ask = |n: u16| udp((net.client(n), 9), (net.vip(1), 53)).data(*b"x").frame(FROM_ROUTER);
+        let piece = |n: u16, offset: u16| {
+            udp((net.client(n), 9), (net.vip(1), 53)).data([1; 64]).fragment(offset, true).frame(FROM_ROUTER)
+        };
+        let mut counted = 0;
+        for round in 0..60u16 {
+            for n in 0..20 {
+                assert!(fleet.inject(usize::from(n % 2), WAN, &ask(20 * (round % 30) + n)));
+            }
+            for n in 0..4 {
+                assert!(fleet.inject(usize::from(n % 2), WAN, &piece(4 * round + n, 64)));
+                assert!(fleet.inject(usize::from(n % 2), WAN, &piece(4 * round + n, 0)));
+            }
+            fleet.now_ns += 10_000;
+            let now_ns = fleet.now_ns;
+            // The first round fills magazines.
+            for worker in [0, 1, 0] {
+                let count = allocation_counter::measure(|| {
+                    fleet.workers[worker].turn(now_ns);
+                });
+                counted += if round > 0 { count.count_total } else { 0 };
+            }
+            drop((fleet.sent(WAN), fleet.sent(LAN)));
+        }
+        assert_eq!(counted, 0);
+        let moved = fleet.moved();
+        assert!(moved["handed_over"] > 400 && moved["fragment_held"] > 100, "{moved:?}");
     }
 }

@@ -53,7 +53,10 @@ struct Lane {
 #[derive(Debug)]
 pub struct FaultPort<P> {
     port: P,
+    /// Of packets received.
     faults: Faults,
+    /// Of packets sent.
+    faults_sending: Faults,
     counters: FaultCounters,
     random: u64,
     incoming: Lane,
@@ -69,6 +72,7 @@ impl<P: Port> FaultPort<P> {
         FaultPort {
             port,
             faults,
+            faults_sending: faults,
             counters: FaultCounters::default(),
             random: seed,
             incoming: Lane::default(),
@@ -79,7 +83,12 @@ impl<P: Port> FaultPort<P> {
 
     /// Changes what goes wrong from now on.
     pub fn set_faults(&mut self, faults: Faults) {
-        self.faults = faults;
+        (self.faults, self.faults_sending) = (faults, faults);
+    }
+
+    /// Changes what goes wrong with packets that are sent, and with those alone.
+    pub fn set_faults_sending(&mut self, faults: Faults) {
+        self.faults_sending = faults;
     }
 
     /// What went wrong so far.
@@ -111,28 +120,28 @@ impl<P: Port> FaultPort<P> {
         usize::try_from(self.random() % limit as u64).unwrap_or(0)
     }
 
-    /// Passes a packet through every fault into `lane`.
-    fn suffer(&mut self, mut frame: Frame, lane: &mut Lane) {
-        if self.happens(self.faults.drop) {
+    /// Passes a packet through each of `faults` into `lane`.
+    fn suffer(&mut self, faults: Faults, mut frame: Frame, lane: &mut Lane) {
+        if self.happens(faults.drop) {
             self.counters.dropped += 1;
             return self.spare.give(frame);
         }
-        if self.happens(self.faults.truncate) && frame.len() > 1 {
+        if self.happens(faults.truncate) && frame.len() > 1 {
             let length = 1 + self.below(frame.len() - 1);
             self.counters.truncated += u64::from(frame.set_len(length));
         }
-        if self.happens(self.faults.corrupt) && !frame.is_empty() {
+        if self.happens(faults.corrupt) && !frame.is_empty() {
             let (at, bit) = (self.below(frame.len()), self.below(8));
             frame.bytes_mut()[at] ^= 1 << bit;
             self.counters.corrupted += 1;
         }
-        if self.happens(self.faults.duplicate)
+        if self.happens(faults.duplicate)
             && let Some(twin) = self.spare.copy_of(&frame)
         {
             lane.ready.push_back(twin);
             self.counters.duplicated += 1;
         }
-        if lane.held.is_none() && self.happens(self.faults.reorder) {
+        if lane.held.is_none() && self.happens(faults.reorder) {
             self.counters.reordered += 1;
             lane.held = Some(frame);
             return;
@@ -142,12 +151,12 @@ impl<P: Port> FaultPort<P> {
     }
 
     /// Passes packets through; without any, what is held has been held long enough.
-    fn suffer_all(&mut self, batch: &mut Batch, mut lane: Lane) -> Lane {
+    fn suffer_all(&mut self, faults: Faults, batch: &mut Batch, mut lane: Lane) -> Lane {
         if batch.is_empty() {
             lane.ready.extend(lane.held.take());
         }
         for frame in batch.drain(..) {
-            self.suffer(frame, &mut lane);
+            self.suffer(faults, frame, &mut lane);
         }
         lane
     }
@@ -160,7 +169,7 @@ impl<P: Port> Port for FaultPort<P> {
             self.port.rx(&mut received);
         }
         let lane = std::mem::take(&mut self.incoming);
-        self.incoming = self.suffer_all(&mut received, lane);
+        self.incoming = self.suffer_all(self.faults, &mut received, lane);
         let count = self.incoming.ready.len().min(batch.remaining_capacity());
         batch.extend(self.incoming.ready.drain(..count));
         count
@@ -170,7 +179,7 @@ impl<P: Port> Port for FaultPort<P> {
         let count = if self.outgoing.ready.len() < BATCH_MAX { batch.len() } else { 0 };
         let lane = std::mem::take(&mut self.outgoing);
         let mut taken: Batch = batch.drain(..count).collect();
-        self.outgoing = self.suffer_all(&mut taken, lane);
+        self.outgoing = self.suffer_all(self.faults_sending, &mut taken, lane);
         let mut sending: Batch = self.outgoing.ready.drain(..self.outgoing.ready.len().min(BATCH_MAX)).collect();
         self.port.tx(&mut sending);
         // What was not taken stays first in line.
@@ -275,6 +284,20 @@ mod tests {
         let (out, counted) = loop_back(Faults { corrupt: HALF, ..Faults::default() }, 6);
         let flipped = |packet: &Vec<u8>| packet.iter().any(|byte| *byte != packet[0]);
         assert!(counted.corrupted > 0 && out.len() == 64 && out.iter().any(flipped));
+    }
+
+    #[test]
+    fn a_direction_can_be_spared() {
+        let (pool, mut port, mut peer) = rig(Faults { drop: u16::MAX, ..Faults::default() }, 9);
+        port.set_faults_sending(Faults::default());
+        let mut magazine = pool.magazine();
+        let mut batch = Batch::new();
+        assert!(peer.inject(b"lost") && port.rx(&mut batch) == 0);
+        let mut frame = magazine.take().unwrap();
+        assert!(frame.fill(b"kept"));
+        batch.push(frame);
+        assert_eq!(port.tx(&mut batch), 1);
+        assert_eq!(peer.take_sent().as_deref(), Some(&b"kept"[..]));
     }
 
     #[test]

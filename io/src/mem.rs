@@ -2,12 +2,14 @@
 //!
 //! It owns the addresses; everybody else has indices. It refuses to know what is stored.
 
+mod bell;
 mod map;
 mod prefetch;
 mod slab;
 pub mod spsc;
 mod wait;
 
+pub use bell::Bell;
 pub use map::{HugePages, Pages};
 pub use prefetch::{prefetch_read, prefetch_write};
 pub use slab::Slab;

@@ -5,12 +5,11 @@
 //! made, the port's side allocates nothing.
 
 use std::io;
-use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
 
 use crate::frame::{Batch, Frame};
 use crate::mem::spsc::{self, Consumer, Producer};
-use crate::pool::{Depot, Magazine, Pool};
+use crate::pool::{Depot, Homing, Magazine, Pool};
 use crate::port::{Mode, Port, PortCounters, PortFacts, SocketStatistics};
 
 /// What the imagined device is like.
@@ -68,29 +67,6 @@ pub struct MemoryPeer {
     fill_empty: u64,
     /// The reason that the memory outlives the rings.
     _depot: Depot,
-}
-
-/// A frame in a ring: when the ring goes, it goes home.
-#[derive(Debug)]
-struct Homing(ManuallyDrop<Frame>);
-
-impl Homing {
-    fn new(frame: Frame) -> Homing {
-        Homing(ManuallyDrop::new(frame))
-    }
-
-    fn into_frame(self) -> Frame {
-        let mut this = ManuallyDrop::new(self);
-        // SAFETY: `this` is never dropped and not used again, so the frame is taken once.
-        unsafe { ManuallyDrop::take(&mut this.0) }
-    }
-}
-
-impl Drop for Homing {
-    fn drop(&mut self) {
-        // SAFETY: the value is being dropped, so the frame is not used again.
-        Depot::send_home(unsafe { ManuallyDrop::take(&mut self.0) });
-    }
 }
 
 /// Both ends of a port whose frames come from `pool`.
@@ -184,7 +160,7 @@ impl MemoryPeer {
             return false;
         }
         let Some(frame) = self.sending.pop() else { return false };
-        look(frame.0.bytes());
+        look(frame.frame().bytes());
         self.completed.push(frame).is_ok()
     }
 }

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -319,6 +320,46 @@ impl std::fmt::Debug for Depot {
     }
 }
 
+/// A frame on its way between two owners, in a ring for instance: if the way ends, it goes home.
+///
+/// A bare [`Frame`] that is dropped is a mistake; one in transit is not, since both ends may be gone.
+#[derive(Debug)]
+pub struct Homing(ManuallyDrop<Frame>);
+
+impl Homing {
+    /// Sends `frame` on its way.
+    #[inline]
+    #[must_use]
+    pub fn new(frame: Frame) -> Homing {
+        Homing(ManuallyDrop::new(frame))
+    }
+
+    /// The frame, for looking at.
+    #[inline]
+    #[must_use]
+    pub fn frame(&self) -> &Frame {
+        &self.0
+    }
+
+    /// The frame, arrived.
+    #[inline]
+    #[must_use]
+    pub fn into_frame(self) -> Frame {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is never dropped and not used again, so the frame is taken once.
+        unsafe { ManuallyDrop::take(&mut this.0) }
+    }
+}
+
+impl Drop for Homing {
+    #[cold]
+    #[inline(never)]
+    fn drop(&mut self) {
+        // SAFETY: the value is being dropped, so the frame is not used again.
+        Depot::send_home(unsafe { ManuallyDrop::take(&mut self.0) });
+    }
+}
+
 impl Magazine {
     /// Takes a frame: empty, with the standard headroom. `None` when the depot has no more either.
     #[inline]
@@ -477,6 +518,22 @@ mod tests {
             drop(magazine);
             assert_eq!(pool.outstanding(), 0);
         }
+    }
+
+    #[test]
+    fn a_frame_in_transit_arrives_or_goes_home() {
+        let pool = Pool::new(64, 2048, HugePages::Off).unwrap();
+        let mut magazine = pool.magazine();
+        let mut frame = magazine.take().unwrap();
+        assert!(frame.fill(b"bytes"));
+        let homing = Homing::new(frame);
+        assert_eq!(homing.frame().bytes(), b"bytes");
+        magazine.give(homing.into_frame());
+        let lost = Homing::new(magazine.take().unwrap());
+        magazine.flush();
+        assert_eq!(pool.outstanding(), 1);
+        drop(lost);
+        assert_eq!(pool.outstanding(), 0);
     }
 
     #[test]

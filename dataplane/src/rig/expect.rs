@@ -172,7 +172,7 @@ impl Rig {
             came += port.rx_packets;
             went += port.tx_completed + port.tx_rejected;
         }
-        (came, went + self.worker.exits.in_flight() + self.worker.state.hold.len() as u64)
+        (came, went + self.worker.held())
     }
 
     /// Stops the worker and takes everything apart: every frame must come home.

@@ -1,7 +1,8 @@
 //! # Flow: is it known and still current?
 //!
 //! reads   the flow entry, two epochs     writes  nothing; returns a hop, or what to do instead
-//! drops   `SpoofedSource`, `NotOurs`, `NoFlow`, `NoBackend`, `NoRoute`, `OrphanSegment`
+//! drops   `SpoofedSource`, `NotOurs`, `NoFlow`, `NoBackend`, `NoRoute`, `OrphanSegment`,
+//!         `FragmentUntracked`
 //! cost    known and current: the entry's line and two table reads by index; no loop, no hash
 //! spec    S-070, S-074, S-077, S-078, S-100 … S-103, N-087, V-010, L-020, L-058, P-047
 //! tests   `dataplane/tests/golden/flow.rs`, `dataplane/tests/differential.rs`
@@ -115,6 +116,9 @@ fn start<A: Family, T: Trace>(
     moment: Moment,
     trace: &mut T,
 ) -> Result<Begun<A>, DropReason> {
+    if !packet.l3.has_l4() {
+        return Err(DropReason::FragmentUntracked); // its first fragment began no flow
+    }
     let kind = tuple.destination.kind(tables);
     if !kind.intersects(LocalKind::SERVED) {
         let ours = kind.contains(LocalKind::FULLNAT_SOURCE);

@@ -5,6 +5,10 @@
 
 /// Frame to packet: headers checked, VXLAN taken off.
 pub mod parse;
+/// Which worker does it belong to?
+pub mod owner;
+/// Fragments find the ports that only the first of them has.
+pub mod fragment;
 /// Is the flow known and still current?
 pub mod flow;
 /// May it pass?

@@ -16,6 +16,7 @@ pub mod dispensable;
 pub mod tcp;
 pub mod nat;
 pub mod hold;
+pub mod fragment;
 pub mod limit;
 pub mod answers;
 pub mod usage;

@@ -1,6 +1,6 @@
 //! Choosing the source address and port that a translated flow will have.
 //!
-//! It owns the choice: unpredictable (RFC 6056) and exact to the last free port. It refuses to keep a list of what is
+//! It owns the choice: unpredictable (RFC 6056) and exact to the last free port of those this worker gives out. It refuses to keep a list of what is
 //! free: a port is taken if the tuple of its answers is in the flow table, so nothing can disagree with the flows.
 //!
 //! Ports are counted per backend: the same source and port serve any number of backends at once. The search is a walk
@@ -10,20 +10,22 @@
 //! taken ones clump together.
 
 use super::{Address, DOMAIN_OVERLAY, FlowTable, Tuple};
-use crate::table::nat::{PORT_MIN, PORTS_PER_SOURCE};
+use crate::table::nat::PORTS_PER_SOURCE;
+use crate::table::owner::Ports;
 
 /// Sources beyond this number are not used. One backend has no use for so many.
 pub const SOURCES_MAX: usize = 4096;
 /// How many candidates are looked up at once after the first ones were taken.
 const PROBES_AT_ONCE: usize = 16;
 
-/// Every port of every source is taken towards this backend (or there is no source).
+/// Every port that this worker gives out is taken at every source towards this backend (or there is no source).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("every translated port towards this backend is taken")]
 pub struct PortsExhausted;
 
-/// A source and a port that no live flow to `backend` (pod address and port, host order) uses with `protocol`.
+/// A source and one of `ports` that no live flow to `backend` (pod address and port, host order) uses with `protocol`.
 ///
+/// `ports` are this worker's own: all flows that use one are in its table, and no other table has to be asked.
 /// `entropy` is any number that clients cannot foresee; it need not be uniform. `live_on_backend` is the number of live
 /// flows that use a pair of `sources` towards this backend, or less when that is not known exactly: it makes the
 /// refusal cheap when nothing is free, where a search would look at every pair.
@@ -34,18 +36,19 @@ pub struct PortsExhausted;
 pub fn choose<A: Address>(
     flows: &FlowTable<A>,
     sources: &[A],
+    ports: Ports<'_>,
     backend: (A, u16),
     protocol: u8,
     entropy: u64,
     live_on_backend: u32,
 ) -> Result<(A, u16), PortsExhausted> {
     let sources = &sources[..sources.len().min(SOURCES_MAX)];
-    let pairs = u32::try_from(sources.len()).unwrap_or(u32::MAX) * PORTS_PER_SOURCE;
+    let pairs = u32::try_from(sources.len()).unwrap_or(u32::MAX) * ports.len();
     if live_on_backend >= pairs {
         return Err(PortsExhausted);
     }
     let random = flows.scramble(entropy);
-    let mut walk = Walk { sources, at: scale(random >> 32, pairs), stride: 0, pairs };
+    let mut walk = Walk { sources, ports, at: scale(random >> 32, pairs), stride: 0, pairs };
     let reply = |(source, port): (A, u16)| Tuple {
         source: backend.0,
         destination: source,
@@ -91,6 +94,7 @@ fn search<A: Address>(
 #[derive(Debug)]
 struct Walk<'sources, A> {
     sources: &'sources [A],
+    ports: Ports<'sources>,
     /// Number of the pair: source times ports, plus port.
     at: u32,
     stride: u32,
@@ -107,8 +111,8 @@ impl<A> Copy for Walk<'_, A> {}
 
 impl<A: Address> Walk<'_, A> {
     fn pair(&self) -> (A, u16) {
-        let port = self.at % PORTS_PER_SOURCE;
-        (self.sources[(self.at / PORTS_PER_SOURCE) as usize], PORT_MIN + (port & 0xffff) as u16)
+        let (source, port) = (self.at / self.ports.len(), self.at % self.ports.len());
+        (self.sources[source as usize], self.ports.at(port))
     }
 
     fn step(&mut self) -> (A, u16) {
@@ -126,7 +130,7 @@ const _: () = assert!(SOURCES_MAX as u64 * (PORTS_PER_SOURCE as u64) < 1 << 31);
 /// A number in 1..`pairs` without a factor in common with it, at or after a random one.
 fn stride(random: u64, pairs: u32) -> u32 {
     let mut stride = scale(random & 0xffff_ffff, pairs) | 1;
-    // `pairs` is even and at least 64,512, so 1 is such a number and the loop ends; every third odd one is, about.
+    // `pairs` is even and not zero, since blocks of ports are, so 1 is such a number and the loop ends; every third odd one is, about.
     while common_factor(stride, pairs) != 1 {
         stride = if stride + 2 < pairs { stride + 2 } else { 1 };
     }
@@ -150,6 +154,8 @@ mod tests {
     use super::*;
     use crate::state::oracle::{Numbered, new_flow, random};
     use crate::state::{FlowId, NewFlow, Swept};
+    use crate::table::nat::PORT_MIN;
+    use crate::table::owner::{OwnerTable, WorkerId};
     use std::collections::HashSet;
     use tidegate_io::mem::HugePages;
 
@@ -160,6 +166,7 @@ mod tests {
     struct Rig<A: Address> {
         flows: FlowTable<A>,
         sources: Vec<A>,
+        owners: OwnerTable,
         random: Box<dyn FnMut() -> u64>,
         clients: u32,
         live: u32,
@@ -169,15 +176,21 @@ mod tests {
         fn new(flows_max: u32, sources: u32, seed: u64) -> Self {
             let sources = (0..sources).map(|n| A::numbered(0x0af4_0902 + n)).collect();
             let flows = FlowTable::new(flows_max, [seed, seed], HugePages::Off).unwrap();
-            Rig { flows, sources, random: Box::new(random(seed)), clients: 0, live: 0 }
+            let owners = OwnerTable::default();
+            Rig { flows, sources, owners, random: Box::new(random(seed)), clients: 0, live: 0 }
         }
 
         fn backend() -> (A, u16) {
             (A::numbered(0x0af4_0105), 8080)
         }
 
+        fn ports(&self) -> Ports<'_> {
+            self.owners.ports_of(WorkerId(0))
+        }
+
         fn choose(&mut self, protocol: u8, live: u32) -> Result<(A, u16), PortsExhausted> {
-            choose(&self.flows, &self.sources, Self::backend(), protocol, (self.random)(), live)
+            let entropy = (self.random)();
+            choose(&self.flows, &self.sources, self.ports(), Self::backend(), protocol, entropy, live)
         }
 
         fn open(&mut self, protocol: u8) -> Result<((A, u16), FlowId), PortsExhausted> {
@@ -210,8 +223,8 @@ mod tests {
         // The other protocol and another backend have ports of their own.
         assert!(rig.choose(UDP, 0).is_ok());
         let (address, port) = Rig::<A>::backend();
-        assert!(choose(&rig.flows, &rig.sources, (address, port + 1), TCP, 1, 0).is_ok());
-        assert!(choose(&rig.flows, &rig.sources, (A::numbered(1), port), TCP, 1, 0).is_ok());
+        assert!(choose(&rig.flows, &rig.sources, rig.ports(), (address, port + 1), TCP, 1, 0).is_ok());
+        assert!(choose(&rig.flows, &rig.sources, rig.ports(), (A::numbered(1), port), TCP, 1, 0).is_ok());
         // What comes free is found.
         let (pair, id) = last.unwrap();
         rig.flows.remove(id);
@@ -242,6 +255,36 @@ mod tests {
         assert!(rig.open(UDP).is_ok());
     }
 
+    /// Flows of one worker of several: its own ports, every one, and none of another's.
+    fn every_own_port_once<A: Numbered>(workers: u16, seed: u64) {
+        let mut rig = Rig::<A>::new(70_000, 1, seed);
+        rig.owners = OwnerTable::new(workers, [seed; 2]);
+        let mut seen = HashSet::new();
+        for worker in (0..workers).map(WorkerId) {
+            // Each has a table of its own and knows nothing of the others' flows.
+            rig.flows = FlowTable::new(70_000, [seed, seed], HugePages::Off).unwrap();
+            let own = rig.owners.ports_of(worker).len();
+            for n in 0..own {
+                let ports = rig.owners.ports_of(worker);
+                let entropy = (rig.random)();
+                let pair = choose(&rig.flows, &rig.sources, ports, Rig::<A>::backend(), TCP, entropy, n).unwrap();
+                assert_eq!(rig.owners.owner(pair.1), worker);
+                assert!(seen.insert(pair));
+                rig.flows.insert(&new_flow(n, 7, pair.1, TCP), 0).map_err(|_| ()).unwrap();
+            }
+            let ports = rig.owners.ports_of(worker);
+            let refused = choose(&rig.flows, &rig.sources, ports, Rig::<A>::backend(), TCP, seed, 0);
+            assert_eq!(refused, Err(PortsExhausted));
+        }
+        assert_eq!(seen.len(), PORTS_PER_SOURCE as usize);
+    }
+
+    #[test]
+    fn workers_give_out_their_own_ports_and_together_all() {
+        every_own_port_once::<[u8; 4]>(2, 9);
+        every_own_port_once::<[u8; 16]>(8, 10);
+    }
+
     #[test]
     fn without_a_source_there_is_no_port() {
         let mut rig = Rig::<[u8; 16]>::new(8, 0, 5);
@@ -250,14 +293,20 @@ mod tests {
 
     #[test]
     fn a_walk_meets_every_pair_once_whatever_its_stride() {
+        let owners = OwnerTable::default();
         for (sources, seed) in [(1usize, 1), (2, 2), (3, 3)] {
             let mut random = random(seed);
             let addresses = vec![[0u8; 4]; sources];
             let pairs = u32::try_from(sources).unwrap() * PORTS_PER_SOURCE;
             for _ in 0..3 {
                 let bits = random();
-                let mut walk =
-                    Walk { sources: &addresses, at: scale(bits >> 32, pairs), stride: stride(bits, pairs), pairs };
+                let mut walk = Walk {
+                    sources: &addresses,
+                    ports: owners.ports_of(WorkerId(0)),
+                    at: scale(bits >> 32, pairs),
+                    stride: stride(bits, pairs),
+                    pairs,
+                };
                 let mut seen = vec![false; pairs as usize];
                 for _ in 0..pairs {
                     walk.step();
@@ -274,7 +323,9 @@ mod tests {
     fn first_choices_are_spread_over_all_sources_and_ports() {
         // RFC 6056: neighbours in time are strangers in number. Entropy that merely counts is enough.
         let rig = Rig::<[u8; 4]>::new(8, 4, 6);
-        let pick = |entropy| choose(&rig.flows, &rig.sources, Rig::<[u8; 4]>::backend(), TCP, entropy, 0).unwrap();
+        let pick = |entropy| {
+            choose(&rig.flows, &rig.sources, rig.ports(), Rig::<[u8; 4]>::backend(), TCP, entropy, 0).unwrap()
+        };
         let mut by_source = [0u32; 4];
         let mut by_port = [0u32; 64];
         let mut near = 0;
@@ -289,7 +340,9 @@ mod tests {
         assert!(near < 100, "{near} of 16384 within 64 ports of the one before");
         // Another table, another order.
         let other = Rig::<[u8; 4]>::new(8, 4, 7);
-        let again = |entropy| choose(&other.flows, &other.sources, Rig::<[u8; 4]>::backend(), TCP, entropy, 0).unwrap();
+        let again = |entropy| {
+            choose(&other.flows, &other.sources, other.ports(), Rig::<[u8; 4]>::backend(), TCP, entropy, 0).unwrap()
+        };
         assert!((0..64).filter(|entropy| pick(*entropy) == again(*entropy)).count() <= 2);
     }
 
@@ -306,6 +359,7 @@ mod tests {
             let bits = rig.flows.scramble(n);
             let mut walk = Walk {
                 sources: &rig.sources,
+                ports: rig.ports(),
                 at: scale(bits >> 32, PORTS_PER_SOURCE),
                 stride: stride(bits, PORTS_PER_SOURCE),
                 pairs: PORTS_PER_SOURCE,

@@ -26,7 +26,7 @@ mod sealed {
 }
 
 /// An IP address in network byte order: `[u8; 4]` or `[u8; 16]`.
-pub trait Address: sealed::Sealed + Copy + Eq + Hash + Debug + Send + Sync + FromZeros + Immutable + 'static {
+pub trait Address: sealed::Sealed + Copy + Ord + Hash + Debug + Send + Sync + FromZeros + Immutable + 'static {
     /// IP version.
     const FAMILY: Family;
 

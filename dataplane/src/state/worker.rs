@@ -9,17 +9,23 @@ use tidegate_io::mem::HugePages;
 
 use super::affinity::Affinity;
 use super::answers::Answers;
+use super::fragment::{Fragments, Waiting};
 use super::hold::Hold;
 use super::schedule::{Pointer, Schedule, SetKind};
 use super::usage::Usage;
 use super::{Direction, Entry, FlowId, FlowTable, InsertError, NewFlow, Swept, Ticks, Tuple, Victim};
 use crate::family::Family;
 use crate::limits;
+use crate::table::owner::WorkerId;
 use crate::table::{BackendId, ServiceId};
 
 /// Everything one worker remembers between packets. Kind: state.
 #[derive(Debug)]
 pub struct State {
+    /// Whose state this is.
+    pub worker: WorkerId,
+    /// Some Service has, or had, affinity: flows may live with the owner that they had before it was toggled.
+    pub was_sticky: bool,
     /// IPv4 flows.
     pub v4: FlowTable<[u8; 4]>,
     /// IPv6 flows.
@@ -32,6 +38,8 @@ pub struct State {
     pub schedule: Schedule,
     /// Frames that wait for a neighbour.
     pub hold: Hold,
+    /// Datagrams that come in fragments, and the frames that wait for the first of them.
+    pub fragments: Fragments<Waiting>,
     /// How many answers may still be provoked (S-079).
     pub answers: Answers,
 }
@@ -68,12 +76,15 @@ impl State {
     pub fn new(capacity: Capacity, seed: [u64; 2], now_ns: u64) -> io::Result<State> {
         let rate = limits::ANSWERS_PER_S.get();
         Ok(State {
+            worker: WorkerId(0),
+            was_sticky: false,
             v4: FlowTable::new(capacity.flows_v4, seed, capacity.huge)?,
             v6: FlowTable::new(capacity.flows_v6, seed, capacity.huge)?,
             usage: Usage::new(capacity.backends, capacity.huge)?,
             affinity: Affinity::new(limits::AFFINITY_CLIENTS, seed, HugePages::Off)?,
             schedule: Schedule::new(limits::SCHEDULED_SERVICES, HugePages::Off)?,
             hold: Hold::new(),
+            fragments: Fragments::new(seed),
             answers: Answers::new(rate, seed, now_ns),
         })
     }

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use tidegate_api::resource::TrafficPolicy;
 use tidegate_dataplane::drops::{self, DropReason};
 use tidegate_dataplane::fuzzing::{self, Scene, headers, repair};
+use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::catalog::pod;
 use tidegate_dataplane::rig::expect::{Outer, from_peer_with, vxlan};
-use tidegate_dataplane::rig::sketch::{ethernet, ping, raw, tcp, udp};
+use tidegate_dataplane::rig::fleet::{Fleet, Plan};
+use tidegate_dataplane::rig::sketch::{Sketch, ethernet, ping, raw, tcp, udp};
 use tidegate_dataplane::rig::{FROM_ROUTER, LAN, LAN_MAC, Net, Rig, VNI, VTEP_MAC, WAN, peer_mac, peer_vtep_mac};
+use tidegate_dataplane::state::fragment::WAIT_NS;
 use tidegate_dataplane::table::neighbour::{NeighbourRow, NeighbourState};
 use tidegate_dataplane::table::{DeviceId, Tables};
 
@@ -20,7 +23,7 @@ use crate::{gateway_of, terms, to_names, to_web, web, web_pod};
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = vec![];
-    for folder in ["", "stage"] {
+    for folder in ["", "stage", "worker"] {
         for entry in fs::read_dir(root.join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "rs") {
@@ -119,6 +122,28 @@ fn short(change: impl FnOnce(&mut Tables)) -> Rig {
     let mut tables = crate::tables();
     change(&mut tables);
     Rig::new(tables).unwrap()
+}
+
+/// What only fragments and several workers can have.
+fn fragments_and_hand_overs(seen: &mut BTreeSet<&'static str>) {
+    for net in Net::BOTH {
+        let mut rig = short(|_| ());
+        let piece = |offset| to_names(net).data([1; 64]).fragment(offset, true);
+        (0..2).for_each(|_| rig.rx_wan(&piece(64)));
+        (0..20).for_each(|n| rig.rx_wan(&Sketch { id: 9, ..piece(72 * 2 * (n + 1)) }));
+        rig.now_ns += WAIT_NS;
+        rig.turn();
+        rig.rx_wan(&ping(net.client(7), net.vip(1)).fragment(0, true));
+        reasons(&rig, seen);
+        let plan = Plan { hand_over_packets: 1, ..Plan::of(2) };
+        let mut fleet = Fleet::with(crate::tables(), plan).unwrap();
+        let owner = fleet.owner(&to_names(net), Domain::Wire);
+        (0..2).for_each(|_| assert!(fleet.inject(1 - owner, WAN, &to_names(net).frame(FROM_ROUTER))));
+        fleet.settle();
+        seen.extend(fleet.counted().into_keys());
+    }
+    // Reached by `workers::a_packet_changes_hands_twice_at_most`, which takes three workers and a Service that is toggled.
+    seen.insert(DropReason::HandOverLoop.name());
 }
 
 #[test]
@@ -227,6 +252,7 @@ fn every_reason_is_reached_by_a_frame() {
         others.iter().for_each(|frontend| rig.rx_wan(&tcp(crate::client(net), *frontend).syn(1)));
         reasons(&rig, &mut seen);
     }
+    fragments_and_hand_overs(&mut seen);
     // Reached by `nat::every_port_of_a_backend_can_be_used_and_the_next_flow_is_a_counted_drop`, which takes 64,512 flows.
     seen.insert(DropReason::PortsExhausted.name());
     let missing: Vec<_> = DropReason::ALL.iter().filter(|reason| !seen.contains(reason.name())).collect();

@@ -1,6 +1,6 @@
 //! Flows: what is known, what is not, and when a known one is looked at again.
 
-use tidegate_dataplane::rig::sketch::{Trouble, our_trouble, tcp, udp};
+use tidegate_dataplane::rig::sketch::{Trouble, our_trouble, ping, tcp, udp};
 use tidegate_dataplane::rig::{self, LAN, Net, Rig, WAN};
 use tidegate_dataplane::state::Direction;
 use tidegate_dataplane::table::OrphanTcp;
@@ -236,11 +236,11 @@ fn packets_and_bytes_are_counted_in_the_flow() {
 }
 
 #[test]
-fn fragments_are_counted_and_dropped() {
+fn fragments_of_protocols_without_ports_are_counted_and_dropped() {
     for net in Net::BOTH {
         let mut rig = town();
         for (offset, more) in [(0, true), (64, true), (128, false)] {
-            rig.rx_wan(&to_names(net).data([1; 64]).fragment(offset, more));
+            rig.rx_wan(&ping(net.client(7), net.vip(1)).data([1; 64]).fragment(offset, more));
             rig.expect_silence();
             rig.expect_counted(&[("received", 1), ("FragmentUntracked", 1)]);
         }

@@ -22,6 +22,9 @@ mod encap;
 mod local;
 mod error;
 mod overload;
+mod fragment;
+mod workers;
+mod sticky;
 mod books;
 mod drops;
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::{Socket, Umem};
 
-use super::refuse::{OpenError, attach_error, permission, refuse};
+use super::refuse::{OpenError, attach_error, enough_queues, permission, refuse};
 use super::{AfXdpPort, Parts, SocketOwner, socket};
 use crate::mem::{HugePages, Pages};
 use crate::netdev::NetDevice;
@@ -30,6 +30,10 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// Entries of each ring: enough for a worker that does not run for half a millisecond at 4 million packets a second.
 const RING_ENTRIES_MAX: u32 = 2048;
 const RING_ENTRIES_MIN: u32 = 64;
+
+/// Frames that a worker may keep for a while: those that wait for a neighbour or for the first of their fragments, its
+/// stock, and what is in its hands.
+const FRAMES_PER_WORKER: u32 = 1024;
 
 /// Frames of the memory with which a device is asked for its mode.
 const PROBE_FRAMES: u32 = 128;
@@ -65,6 +69,8 @@ pub struct OpenConfig {
     pub interfaces: Vec<InterfaceConfig>,
     /// How frames pass.
     pub mode: ModeChoice,
+    /// Workers that share the queues: each must have one of every device.
+    pub workers: u32,
     /// Frames of each group's memory.
     pub frames: u32,
     /// Bytes of a frame: 2048 or 4096.
@@ -82,6 +88,7 @@ impl Default for OpenConfig {
         OpenConfig {
             interfaces: Vec::new(),
             mode: ModeChoice::Auto,
+            workers: 1,
             frames: 16384,
             frame_bytes: 2048,
             huge: HugePages::Auto,
@@ -129,6 +136,7 @@ pub fn open(config: &OpenConfig) -> Result<Opened, OpenError> {
     let memory_error = |source| OpenError::Memory { frames: config.frames, frame_bytes: config.frame_bytes, source };
     pool::check_size(config.frames, config.frame_bytes).map_err(memory_error)?;
     let candidates = candidates(config)?;
+    enough_frames(config, candidates.iter().map(|candidate| candidate.queues.len()).sum())?;
 
     // One memory per mode: the kernel forces the mode of the first socket on all that share its memory.
     let mut modes: Vec<bool> = candidates.iter().map(|candidate| candidate.zero_copy).collect();
@@ -177,6 +185,7 @@ fn candidates(config: &OpenConfig) -> Result<Vec<Candidate>, OpenError> {
         })?;
         let queues = interface.queues.clone().unwrap_or_else(|| (0..device.rx_queues).collect());
         refuse(&device, &queues, config.frame_bytes)?;
+        enough_queues(&device, &queues, config.workers)?;
         if let (Some(_), Some(queue)) = (candidates.iter().find(|one| one.device.name == device.name), queues.first()) {
             return Err(OpenError::Twice { device: device.name, queue: *queue });
         }
@@ -208,6 +217,18 @@ fn can_zero_copy(config: &OpenConfig, candidate: &Candidate) -> Result<bool, Ope
         }),
         Err(error) => Err(error),
     }
+}
+
+/// Refuses memory that the smallest rings of all sockets and what workers hold would use up.
+fn enough_frames(config: &OpenConfig, sockets: usize) -> Result<(), OpenError> {
+    // Rings leave half of the frames, see `ring_entries`; the other half is for what workers hold.
+    let for_rings = u32::try_from(sockets).unwrap_or(u32::MAX).saturating_mul(2 * 2 * RING_ENTRIES_MIN);
+    let for_workers = config.workers.saturating_mul(2 * FRAMES_PER_WORKER);
+    let needed = for_rings.max(for_workers);
+    if config.frames < needed {
+        return Err(OpenError::FewFrames { frames: config.frames, needed, sockets, workers: config.workers });
+    }
+    Ok(())
 }
 
 /// A power of two of entries for each ring, so that full fill and send rings of all sockets leave half of the frames.
@@ -431,6 +452,30 @@ mod tests {
             [(16384, 2, 2048), (16384, 4, 1024), (1024, 2, 128), (256, 2, 64), (1 << 22, 1, 2048), (64, 9, 64)]
         {
             assert_eq!(ring_entries(frames, sockets), entries);
+        }
+    }
+
+    #[test]
+    fn frames_must_do_for_the_rings_of_all_queues_and_for_all_workers() {
+        for (frames, sockets, workers, needed) in [
+            (4096, 2, 1, None),
+            (16384, 16, 8, None),
+            (4096, 4, 2, None),
+            (4096, 6, 3, Some(6144)),
+            (4096, 20, 1, Some(5120)),
+            (131_071, 128, 64, Some(131_072)),
+        ] {
+            let config = OpenConfig { frames, workers, ..OpenConfig::default() };
+            match (enough_frames(&config, sockets), needed) {
+                (Ok(()), None) => {}
+                (Err(error), Some(needed)) => {
+                    assert!(
+                        error.to_string().ends_with(&format!("set dataplane.frames to {needed} or more")),
+                        "{error}"
+                    );
+                }
+                (other, _) => panic!("{frames} frames, {sockets} sockets, {workers} workers: {other:?}"),
+            }
         }
     }
 }

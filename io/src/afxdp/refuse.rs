@@ -40,6 +40,33 @@ pub enum OpenError {
         /// Queues there are.
         rx_queues: u32,
     },
+    /// There are fewer queues than workers.
+    #[error(
+        "{device} has {queues} open {}, too few for {workers} workers: each needs one of every interface; add queues (`ethtool -L {device} combined {workers}`; a veth is made with numrxqueues), list more under `queues`, or run fewer workers",
+        if *queues == 1 { "queue" } else { "queues" }
+    )]
+    FewQueues {
+        /// Device.
+        device: String,
+        /// Queues that would be opened.
+        queues: usize,
+        /// Workers there are.
+        workers: u32,
+    },
+    /// The memory is too small for so many rings and workers.
+    #[error(
+        "{frames} frames are too few for {sockets} queues and {workers} workers; set dataplane.frames to {needed} or more"
+    )]
+    FewFrames {
+        /// Frames configured.
+        frames: u32,
+        /// Frames needed.
+        needed: u32,
+        /// Queues of all devices.
+        sockets: usize,
+        /// Workers there are.
+        workers: u32,
+    },
     /// The device takes VLAN tags off received packets before the program sees them.
     #[error(
         "{device} strips VLAN tags from received packets ({feature} is on), so tenants could not be told apart; run `ethtool -K {device} {switch} off`"
@@ -202,6 +229,14 @@ pub(super) fn refuse(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> Re
     Ok(())
 }
 
+/// Whether every worker can have a queue of the device.
+pub(super) fn enough_queues(device: &NetDevice, queues: &[u32], workers: u32) -> Result<(), OpenError> {
+    if u32::try_from(queues.len()).is_ok_and(|queues| queues < workers) {
+        return Err(OpenError::FewQueues { device: device.name.clone(), queues: queues.len(), workers });
+    }
+    Ok(())
+}
+
 /// What the kernel's refusal of the program means, by the numbers that drivers use for it.
 pub(super) fn attach_error(device: &NetDevice, source: io::Error, log: &str) -> OpenError {
     let (name, driver) = (device.name.clone(), device.driver.clone());
@@ -267,6 +302,15 @@ mod tests {
             ),
         ] {
             assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_worker_needs_a_queue() {
+        enough_queues(&device(), &[0, 1], 2).unwrap();
+        let text = enough_queues(&device(), &[1], 2).unwrap_err().to_string();
+        for part in ["wan0 has 1 open queue, too few for 2 workers", "ethtool -L wan0 combined 2", "fewer workers"] {
+            assert!(text.contains(part), "{text}");
         }
     }
 

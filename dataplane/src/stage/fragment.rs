@@ -1,0 +1,95 @@
+//! # Fragment: the later ones follow the first
+//!
+//! reads   `table::local`, `table::route`     writes  nothing; returns keys, pieces and tuples for `state::fragment`
+//! drops   `NotOurs`, `SpoofedSource`
+//! cost    cold; two hash lookups per fragment, no allocation
+//! spec    S-076, N-060 … N-063, V-050, L-056, T-141     tests   `dataplane/tests/golden/fragment.rs`
+//!
+//! Only the first fragment of a datagram names its ports. It is remembered by what all of them have in common, and the
+//! others are then packets with a tuple like any: they meet the flow of the first one, and have their addresses
+//! translated. Their L4 checksum is in the first, which is updated for the whole datagram (N-062).
+//!
+//! Fragments of ICMP are not followed: an echo request that must be fragmented is longer than we answer.
+
+use crate::drops::DropReason;
+use crate::family::Family;
+use crate::packet::{Domain, Kind, Packet};
+use crate::stage::route;
+use crate::state::Tuple;
+use crate::state::fragment::{FragmentKey, Piece, Ports};
+use crate::table::Tables;
+use crate::table::local::LocalKind;
+use crate::wire::packet::Fragment;
+use crate::wire::{Family as Version, protocol};
+
+/// Whether the packet is a fragment of a datagram that can belong to a flow.
+#[inline]
+pub fn is_followed(packet: &Packet) -> bool {
+    let carried = || matches!(packet.l3.protocol, protocol::TCP | protocol::UDP);
+    packet.kind == Kind::Ip
+        && match packet.l3.fragment {
+            Fragment::None => false,
+            Fragment::First { .. } => carried(),
+            // Over IPv6 another extension header may come first, in the first fragment only.
+            Fragment::Later { .. } if packet.l3.family == Version::V6 => packet.l3.protocol != protocol::ICMPV6,
+            Fragment::Later { .. } => carried(),
+        }
+}
+
+/// What the fragments of the packet's datagram have in common, and which bytes of it this one carries.
+#[cold]
+pub fn read<A: Family>(packet: &Packet, l3: &[u8]) -> (FragmentKey, Piece) {
+    let (source, destination) = A::addresses(l3);
+    let at = &packet.l3;
+    let (id, offset, more) = match at.fragment {
+        Fragment::None => (0, 0, false),
+        Fragment::First { id } => (id, 0, true),
+        Fragment::Later { id, offset, more } => (id, offset, more),
+    };
+    let key = FragmentKey {
+        source: source.mapped(),
+        destination: destination.mapped(),
+        id,
+        protocol: if at.family == Version::V4 { at.protocol } else { 0 },
+        domain: packet.domain as u8,
+    };
+    (key, Piece { offset, len: at.l4_len(), more })
+}
+
+/// Whether the datagram may be followed at all: what is not for us, or not from who it says, must not take up room.
+///
+/// # Errors
+/// Why not.
+#[cold]
+pub fn admit<A: Family>(tables: &Tables, packet: &Packet, l3: &[u8]) -> Result<(), DropReason> {
+    let (source, destination) = A::addresses(l3);
+    if !destination.kind(tables).intersects(LocalKind::SERVED | LocalKind::FULLNAT_SOURCE) {
+        return Err(DropReason::NotOurs);
+    }
+    if packet.domain == Domain::Overlay && !route::source_allowed(tables, packet.tunnel, source) {
+        return Err(DropReason::SpoofedSource); // P-047
+    }
+    Ok(())
+}
+
+/// The ports that the packet itself names.
+#[cold]
+pub fn ports(packet: &Packet) -> Option<Ports> {
+    let at = &packet.l3;
+    let ports = Ports { source: at.source_port, destination: at.destination_port, protocol: at.protocol };
+    at.has_l4().then_some(ports)
+}
+
+/// The tuple of a fragment whose ports are known.
+#[cold]
+pub fn tuple<A: Family>(packet: &Packet, l3: &[u8], ports: Ports) -> Tuple<A> {
+    let (source, destination) = A::addresses(l3);
+    Tuple {
+        source,
+        destination,
+        source_port: ports.source,
+        destination_port: ports.destination,
+        protocol: ports.protocol,
+        domain: packet.domain as u8,
+    }
+}
