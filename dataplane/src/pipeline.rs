@@ -429,6 +429,7 @@ fn forward_later<A: Family>(
     let (to, backend) = (entry.leaving(hit.direction), entry.backend);
     if let Some(fold) = entry.count(hit.direction, u32::from(packet.l3.total_len)) {
         state.usage.fold(backend, hit.direction, fold);
+        A::flows_mut(state).settle(hit.flow);
     }
     match rewrite::run(packet, frame, &to, None) {
         Edited::Plainly | Edited::Clamped => depart(tables, counters, packet, frame, hop, hash),

@@ -31,7 +31,7 @@ enum Command {
         /// Leave it up afterwards and print commands to try.
         #[arg(long)]
         keep: bool,
-        /// Queues of wan0 and lan0.
+        /// Queues of wan0 and lan0, and workers.
         #[arg(long, default_value_t = 1)]
         queues: u32,
     },
@@ -42,7 +42,7 @@ enum Command {
         /// Print all names.
         #[arg(long)]
         list: bool,
-        /// Queues of wan0 and lan0.
+        /// Queues of wan0 and lan0, and workers.
         #[arg(long, default_value_t = 1)]
         queues: u32,
     },
@@ -51,7 +51,7 @@ enum Command {
         /// Do not start the gateway's programs.
         #[arg(long)]
         no_gateway: bool,
-        /// Queues of wan0 and lan0.
+        /// Queues of wan0 and lan0, and workers.
         #[arg(long, default_value_t = 1)]
         queues: u32,
     },

@@ -84,7 +84,7 @@ impl OwnerTable {
     #[inline]
     pub fn of_hash(&self, hash: u64) -> WorkerId {
         // Below `workers`, which has 16 bits.
-        WorkerId(((hash >> 32) * u64::from(self.workers) >> 32 & 0xffff) as u16)
+        WorkerId(((((hash >> 32) * u64::from(self.workers)) >> 32) & 0xffff) as u16)
     }
 
     /// The secrets of that hash. Read side.
@@ -104,8 +104,7 @@ impl<'t> Ports<'t> {
     /// How many there are.
     #[inline]
     pub fn len(self) -> u32 {
-        // At most 65,536.
-        (self.blocks.len() as u32) * u32::from(BLOCK_PORTS)
+        u32::try_from(self.blocks.len()).unwrap_or(0) * u32::from(BLOCK_PORTS)
     }
 
     /// Whether there is none.
@@ -117,7 +116,8 @@ impl<'t> Ports<'t> {
     #[inline]
     pub fn at(self, n: u32) -> u16 {
         let block = self.blocks.get((n >> BLOCK_SHIFT) as usize).copied().unwrap_or(BLOCK_FIRST);
-        block << BLOCK_SHIFT | (n & u32::from(BLOCK_PORTS - 1)) as u16
+        const _: () = assert!(BLOCK_PORTS == 0x40);
+        block << BLOCK_SHIFT | (n & 0x3f) as u16
     }
 }
 

@@ -3,12 +3,14 @@
 //! Every test runs with 1, 2 and 3 workers, in both families, on every queue.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::expect::{expect_overlay, from_peer};
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::sketch::{End, Sketch, Trouble, ping, pong, tcp, trouble, udp};
 use tidegate_dataplane::rig::{self, FROM_ROUTER, LAN, Net, WAN};
+use tidegate_dataplane::wheel::{self, Idle};
 
 use crate::{client, names, names_pod, to_names, to_web, web, web_pod};
 
@@ -335,6 +337,47 @@ fn one_way_traffic_between_workers_starves_no_fill_ring() {
     assert_eq!(starved, 0, "turns without a frame for a fill ring");
     fleet.expect_ports_balance();
     fleet.expect_all_frames_home();
+}
+
+#[test]
+fn threads_that_hand_over_sleep_and_wake_lose_nothing() {
+    // T-188 with real threads: datagrams of one tuple on both queues while both workers turn, sleep and are rung for.
+    const DATAGRAMS: usize = 2000;
+    for net in Net::BOTH {
+        let mut fleet = fleet(2);
+        let stop = AtomicBool::new(false);
+        let frame = to_names(net).frame(FROM_ROUTER);
+        let mut arrived = Vec::new();
+        std::thread::scope(|scope| {
+            let start = |worker| scope.spawn(|| wheel::turn_until(worker, Idle::Sleep, &stop));
+            let threads: Vec<_> = fleet.workers.iter_mut().map(start).collect();
+            let mut injected = 0;
+            while arrived.len() < DATAGRAMS && !threads.iter().any(|thread| thread.is_finished()) {
+                // A burst, then silence until all of it has come through: long enough to fall asleep now and then.
+                if injected == arrived.len() {
+                    for n in 0..(DATAGRAMS - injected).min(40) {
+                        while !fleet.peers[n % 2][0].inject(&frame) {
+                            std::thread::yield_now();
+                        }
+                        injected += 1;
+                    }
+                }
+                for peers in &mut fleet.peers {
+                    arrived.extend(std::iter::from_fn(|| peers[1].take_sent()));
+                }
+                std::thread::yield_now();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let ends: BTreeSet<_> = arrived.iter().map(|frame| inner_ends(net, frame)).collect();
+        assert_eq!((arrived.len(), ends.len()), (DATAGRAMS, 1));
+        assert_eq!(fleet.live().iter().sum::<u64>(), 1);
+        let counted = fleet.counted();
+        assert_eq!((counted["received"], counted["flow_installed"]), (DATAGRAMS as u64, 1));
+        assert_eq!((counted["handed_over"], counted["taken_over"]), (DATAGRAMS as u64 / 2, DATAGRAMS as u64 / 2));
+        fleet.expect_balance();
+        fleet.expect_all_frames_home();
+    }
 }
 
 #[test]

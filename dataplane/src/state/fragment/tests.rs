@@ -82,7 +82,7 @@ impl Naive {
     }
 
     fn complete(&self) -> bool {
-        self.first && self.total.is_some_and(|total| self.bytes.len() as u32 == total)
+        self.first && self.total.is_some_and(|total| self.bytes.len() == total as usize)
     }
 }
 
