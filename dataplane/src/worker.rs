@@ -203,10 +203,10 @@ impl Worker {
         received
     }
 
-    /// Takes over what other workers have handed over, in batches, at most one for each of them.
+    /// Takes over what other workers have handed over, in batches: at most as many as they can receive in a turn.
     fn take_over(&mut self, now_ns: u64) -> usize {
         let mut taken = 0;
-        for _ in 0..self.links.others() {
+        for _ in 0..self.links.others() * self.exits.ports.len() {
             let count = self.links.take_into(&mut self.parcels);
             if count == 0 {
                 break;
@@ -362,8 +362,9 @@ fn learn<const SEVERAL: bool>(
     slot: &mut Slot,
 ) {
     slot.key = Key::None;
-    slot.hops = 0;
-    slot.owner = state.worker;
+    if SEVERAL {
+        (slot.hops, slot.owner) = (0, state.worker);
+    }
     let bytes = frame.bytes();
     slot.refused = parse::read(tables, ingress, bytes, counters, &mut slot.packet).err();
     if slot.refused.is_some() {

@@ -20,7 +20,7 @@ use crate::state::fragment::{FragmentKey, Piece, Ports};
 use crate::table::Tables;
 use crate::table::local::LocalKind;
 use crate::wire::packet::Fragment;
-use crate::wire::{Family as Version, protocol};
+use crate::wire::{Family as Version, ipv6, protocol};
 
 /// Whether the packet is a fragment of a datagram that can belong to a flow.
 #[inline]
@@ -30,9 +30,10 @@ pub fn is_followed(packet: &Packet) -> bool {
         && match packet.l3.fragment {
             Fragment::None => false,
             Fragment::First { .. } => carried(),
-            // Over IPv6 another extension header may come first, in the first fragment only.
-            Fragment::Later { .. } if packet.l3.family == Version::V6 => packet.l3.protocol != protocol::ICMPV6,
-            Fragment::Later { .. } => carried(),
+            // Over IPv6 another extension header may come before the ports, in the first fragment only.
+            Fragment::Later { .. } => {
+                carried() || (packet.l3.family == Version::V6 && ipv6::is_extension(packet.l3.protocol))
+            }
         }
 }
 
