@@ -137,6 +137,9 @@ fn play(stage: &mut Stage<'_>, began: Instant, stop: &AtomicBool) -> Vec<Row> {
         let found = (trial.run)(stage);
         let pass = add(&mut rows, &name, found);
         eprintln!("{:>8.1} s  {}  {name}: {}", began.elapsed().as_secs_f32(), verdict(pass), trial.about);
+        if !pass {
+            println!("{}", stage.gateway.state());
+        }
         if !pass && trial.needed {
             break;
         }
@@ -160,7 +163,6 @@ fn tell_failures(rows: &[Row], stage: &mut Stage<'_>) {
     for row in rows.iter().filter(|row| !row.pass) {
         println!("{}:\n{}\n", row.check, row.measured);
     }
-    println!("{}", stage.gateway.state());
     println!("{}", stage.gateway.log_tails(LOG_LINES));
     println!("--- console of the guest\n{}", stage.gateway.machine.console_tail(LOG_LINES));
     for namespace in [GATEWAY, FABRIC, CLIENT, "w1"] {

@@ -141,13 +141,16 @@ impl Drop for Machine {
 
 /// QEMU's arguments: everything but the kernel.
 ///
+/// One thread emulates all processors in turn: with one each, a kernel that patches its own code while it starts was seen
+/// to trip over the emulator's copy of it.
+///
 /// `iommu_platform` makes the guest map memory for the device, without which its driver refuses to lend queues to a
 /// socket; `queue_reset`, on by default since QEMU 7.2, lets it do so while the device runs. Received packets are left
 /// as they were sent (`guest_…=off`), which is also what XDP demands.
 fn arguments(mapped: [bool; 2], console: &Path) -> Vec<String> {
     let mut all: Vec<String> =
         ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(Into::into).into();
-    let machine = ["-machine", "q35,accel=tcg", "-cpu", "max", "-rtc", "clock=vm"];
+    let machine = ["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-rtc", "clock=vm"];
     all.extend(machine.map(Into::into));
     all.extend(["-smp".into(), QUEUES.to_string(), "-m".into(), MEMORY_MIB.to_string()]);
     all.extend(["-append".into(), COMMAND_LINE.into()]);

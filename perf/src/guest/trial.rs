@@ -259,8 +259,6 @@ fn bytes(wan: &Captured, lan: &Captured, family: Family) -> Result<String> {
     wire::compare(returned.iter().copied(), answered.iter().copied()).context("towards clients")?;
     wire::compare_flows(&asked, &sent).context("towards pods")?;
     let clients: BTreeSet<_> = asked.iter().map(|packet| packet.flow()).collect();
-    let translated: BTreeSet<_> = sent.iter().map(|packet| packet.flow()).collect();
-    ensure!(clients.len() == translated.len(), "{} flows became {}", clients.len(), translated.len());
     let least = (DATAGRAMS + CONNECTIONS) as usize;
     ensure!(clients.len() >= least, "only {} flows were captured", clients.len());
     Ok(format!("{} to pods, {} to clients, {} flows", sent.len(), answered.len(), clients.len()))
