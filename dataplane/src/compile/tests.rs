@@ -19,6 +19,7 @@ use crate::table::{Family, NeighbourId, TunnelId};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Told {
     Owned(Owned),
+    Change(OwnedChange),
     Ask(&'static str, NeighbourKey),
 }
 
@@ -35,6 +36,11 @@ impl Notebook {
 impl Pinholes for Notebook {
     fn update(&mut self, owned: &Owned) -> io::Result<()> {
         self.0.lock().unwrap().push(Told::Owned(owned.clone()));
+        Ok(())
+    }
+
+    fn change(&mut self, change: &OwnedChange) -> io::Result<()> {
+        self.0.lock().unwrap().push(Told::Change(change.clone()));
         Ok(())
     }
 }
@@ -555,6 +561,11 @@ fn a_refused_pinhole_is_told_again() {
         fn update(&mut self, owned: &Owned) -> io::Result<()> {
             if std::mem::take(&mut self.1) { Err(io::ErrorKind::OutOfMemory.into()) } else { self.0.update(owned) }
         }
+
+        fn change(&mut self, change: &OwnedChange) -> io::Result<()> {
+            self.0.change(change)?;
+            Err(io::ErrorKind::OutOfMemory.into())
+        }
     }
     let notebook = Notebook::default();
     let (publisher, _) = Publisher::new(Tables::default());
@@ -566,6 +577,51 @@ fn a_refused_pinhole_is_told_again() {
     assert!(matches!(notebook.take()[..], [Told::Owned(_)]));
     compiler.tick(3 * SECOND);
     assert_eq!(notebook.take(), [], "once is enough");
+    // A change that fails may have happened in part: then everything is told.
+    let web = service(&["203.0.113.10", "2001:db8:f::10"], 80, &[]);
+    update(&mut compiler, incremental(vec![named("shop/web", "1", web)]));
+    compiler.tick(4 * SECOND);
+    let told = notebook.take();
+    let [Told::Change(change), Told::Owned(owned)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((&change.set, change.gone.len()), (&owned.prefixes, 0));
+}
+
+#[test]
+fn the_pinhole_hears_of_what_changed_alone() {
+    let (mut compiler, notebook) = on_machine();
+    update(&mut compiler, full(everything()));
+    notebook.take();
+    let traffic = OwnedFlags::TRAFFIC;
+    let both = OwnedFlags::TRAFFIC | OwnedFlags::ANNOUNCED;
+    let at = |address: &str| -> IpAddr { address.parse().unwrap() };
+    let addresses = ["203.0.113.10", "203.0.113.99", "192.0.2.99", "2001:db8:f::99", "2001:db8:1::99"];
+    let mut new = service(&addresses, 443, &[]);
+    new.ports[0].node_port = Some(30443);
+    new.node_addresses = vec![at("192.0.2.1"), at("2001:db8:1::1"), at("192.0.2.200")];
+    update(&mut compiler, incremental(vec![named("shop/new", "1", new.clone())]));
+    let node_ports = vec![(at("192.0.2.1"), 6, 30443), (at("2001:db8:1::1"), 6, 30443)];
+    let set = vec![
+        (at("192.0.2.99"), 32, both),
+        (at("203.0.113.99"), 32, traffic),
+        (at("2001:db8:1::99"), 128, both),
+        (at("2001:db8:f::99"), 128, traffic),
+    ];
+    assert_eq!(notebook.take(), [Told::Change(OwnedChange { set, ports_set: node_ports.clone(), ..OwnedChange::default() })], "the first is another's too");
+    new.ports[0].port = 444;
+    update(&mut compiler, incremental(vec![named("shop/new", "2", new)]));
+    assert_eq!(notebook.take(), [], "a port is nothing to the pinhole");
+    let mut removal = incremental(vec![]);
+    removal.removed.push(key(Kind::Service, "shop/new"));
+    update(&mut compiler, removal);
+    let gone = vec![
+        (at("192.0.2.99"), 32),
+        (at("203.0.113.99"), 32),
+        (at("2001:db8:1::99"), 128),
+        (at("2001:db8:f::99"), 128),
+    ];
+    assert_eq!(notebook.take(), [Told::Change(OwnedChange { gone, ports_gone: node_ports, ..OwnedChange::default() })]);
+    assert!(compiler.tables().locals.kind(&ip16("203.0.113.10")).contains(LocalKind::VIP));
+    assert!(compiler.tables().locals.kind(&ip16("203.0.113.99")).is_empty());
 }
 
 /// What workers can tell apart, without ids: those follow the order of events.
