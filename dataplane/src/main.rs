@@ -189,7 +189,7 @@ fn start(
     let workers = started.collect::<anyhow::Result<Vec<_>>>().inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
     compiler.restore(facts, saved::load(&file.state_dir), 0);
 
-    let saver = Saver::start(file.state_dir.clone()).context("starting the saver")?;
+    let saver = Saver::start(file.state_dir.clone(), compiler.objects().snapshot()).context("starting the saver")?;
     let (compiler, handle) =
         CompilerThread::start(compiler, wanted, Some(saver), clock).context("starting the compiler")?;
     let kernel = handle.clone();

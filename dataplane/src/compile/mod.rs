@@ -24,13 +24,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tidegate_api::message::{Accepted, Rejection, Update};
-use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, ResourceKey, Versions};
+use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, ResourceKey};
 use tidegate_io::{Owned, OwnedChange};
 
 use crate::kernel::request::NeighbourRequests;
 use crate::kernel::{Change, KernelFacts, NeighbourKey};
 use crate::objects::place::{Place, places};
-use crate::objects::{Objects, Outcome, validate};
+use crate::objects::{InForce, Objects, Outcome, validate};
 use crate::table::publish::Publisher;
 use crate::table::route::RouteRow;
 use crate::table::{DeviceId, Tables, mapped};
@@ -132,8 +132,8 @@ impl Arrived {
 pub struct Turned {
     /// What became of each update, in order.
     pub accepted: Vec<Accepted>,
-    /// Whether accepted objects differ from before, so that they should be saved.
-    pub objects_changed: bool,
+    /// Accepted objects that differ from before, so that they should be saved, in the order of updates.
+    pub taken: Vec<InForce>,
     /// Whether a generation was published.
     pub published: bool,
 }
@@ -212,7 +212,7 @@ impl Compiler {
             let nonce = update.nonce;
             let outcome = self.objects.apply(update, Some(&self.facts.layout));
             self.tell_refused(&outcome);
-            turned.objects_changed |= !outcome.changes.is_empty();
+            turned.taken.extend(outcome.taken);
             for change in &outcome.changes {
                 match change.key.kind {
                     Kind::Gateway => moved.gateway = true,
@@ -292,11 +292,6 @@ impl Compiler {
     /// The tables published last.
     pub fn tables(&self) -> &Tables {
         self.publisher.current()
-    }
-
-    /// Versions of all accepted objects.
-    pub fn versions(&self) -> Versions {
-        self.objects.versions()
     }
 
     /// All accepted objects.

@@ -542,7 +542,7 @@ fn saved_objects_work_before_control_and_before_addresses_are_up() {
     layout(&mut compiler, routed());
     assert!(compiler.tables().locals.vtep(Family::V4).is_some());
     assert!(matches!(target(compiler.tables(), "10.244.1.5"), Some(RouteTarget::Tunnel(_))));
-    assert_eq!(compiler.versions().len(), 4);
+    assert_eq!(compiler.objects().len(), 4);
 
     // Nothing saved: a pinhole that an earlier process left keeps guarding what was ours until control has spoken.
     let (mut compiler, notebook) = super::tests::compiler();
