@@ -8,5 +8,7 @@
 
 /// Frames that lie ready: a port without a device, and the worker over it.
 pub mod field;
+/// As many Services as a large cluster has, and the compiler that holds them.
+pub mod fleet;
 /// Figures, budgets and the summary that compares them.
 pub mod summary;
