@@ -143,7 +143,11 @@ impl Locals {
         }
         Arc::make_mut(table).set_prefix(prefix, kind);
         self.untold.prefixes.entry(prefix).or_insert(owned_flags(before));
-        if kind.is_empty() { drop(self.prefixes.remove(&prefix)) } else { drop(self.prefixes.insert(prefix, kind)) }
+        if kind.is_empty() {
+            self.prefixes.remove(&prefix);
+        } else {
+            self.prefixes.insert(prefix, kind);
+        }
         true
     }
 
@@ -155,7 +159,11 @@ impl Locals {
         }
         Arc::make_mut(table).set(&mapped, kind);
         self.untold.prefixes.entry(address_of(&mapped).into()).or_insert(owned_flags(before));
-        if kind.is_empty() { drop(self.kinds.remove(&mapped)) } else { drop(self.kinds.insert(mapped, kind)) }
+        if kind.is_empty() {
+            self.kinds.remove(&mapped);
+        } else {
+            self.kinds.insert(mapped, kind);
+        }
         true
     }
 
