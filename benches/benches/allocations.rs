@@ -3,18 +3,20 @@
 #![allow(missing_docs)]
 
 use std::alloc::System;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use tidegate_api::message::Update;
 use tidegate_benches::field::{Field, PASS_FRAMES, Way};
+use tidegate_benches::fleet::{self, SERVICES};
 use tidegate_benches::summary;
 use tidegate_dataplane::rig::{self, LAN, LAN_MAC, Net, ROUTER_MAC, WAN, WAN_MAC};
 use tidegate_dataplane::stage::parse::Ingress;
 use tidegate_dataplane::stage::verdict::Exits;
 use tidegate_dataplane::state::index::SLOTS_PER_FLOW;
 use tidegate_dataplane::state::{Capacity, Entropy, Entry, State};
+use tidegate_dataplane::table::Tables;
 use tidegate_dataplane::table::publish::Publisher;
 use tidegate_dataplane::worker::Worker;
 use tidegate_io::afxdp::{self, InterfaceConfig, OpenConfig, Opened};
@@ -133,20 +135,58 @@ fn inside() -> anyhow::Result<f64> {
     Ok(f64::from(u32::try_from(counted)?) / packets as f64)
 }
 
+/// What a change at 50,000 Services makes the compiler thread allocate, which is as much as it copies at most, and
+/// what all tables hold in the end.
+fn at_scale() -> anyhow::Result<[(&'static str, f64); 4]> {
+    const CHANGES: u32 = 100;
+    let (mut compiler, mut reader) = fleet::compiler(Tables::default());
+    fleet::turn(&mut compiler, fleet::full(SERVICES), 1);
+    reader.refresh();
+    let mut bytes = |make: &dyn Fn(u32) -> Update| {
+        let mut counted: Vec<usize> = Vec::new();
+        for n in 0..CHANGES {
+            let update = make(n);
+            let region = Region::new(ALLOCATOR);
+            fleet::turn(&mut compiler, update, 1);
+            counted.push(region.change().bytes_allocated);
+            reader.refresh();
+            compiler.tick(1);
+        }
+        // The median: growing a vector or a map now and then is not what a change costs.
+        counted.sort_unstable();
+        counted[counted.len() / 2] as f64
+    };
+    let endpoint = bytes(&|n| fleet::one(n * 499 % SERVICES, 1));
+    let added = bytes(&|n| fleet::one(SERVICES + n, 0));
+    let removed = bytes(&|n| fleet::end(SERVICES + n));
+    let tables = compiler.tables().clone();
+    drop((compiler, reader));
+    let region = Region::new(ALLOCATOR);
+    drop(tables);
+    let held = region.change().bytes_deallocated as f64 / 1e6;
+    Ok([
+        ("publish/bytes_endpoint_change", endpoint),
+        ("publish/bytes_service_added", added),
+        ("publish/bytes_service_removed", removed),
+        ("memory/tables_50000", held),
+    ])
+}
+
 fn main() -> anyhow::Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         println!("{}", inside()?);
         return Ok(());
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    let target = summary::target();
     let index = u32::try_from(size_of::<u64>())? * SLOTS_PER_FLOW;
-    for (name, figure) in [
+    let at_scale = at_scale()?;
+    let counted = [
         ("allocations/in_memory_turn", in_memory()?),
         ("allocations/af_xdp_turn", af_xdp()?),
         ("memory/entry_ipv4", size_of::<Entry<[u8; 4]>>() as f64 + f64::from(index)),
         ("memory/entry_ipv6", size_of::<Entry<[u8; 16]>>() as f64 + f64::from(index)),
-    ] {
+    ];
+    for (name, figure) in counted.into_iter().chain(at_scale) {
         println!("{name}: {figure}");
         summary::count(&target, name, figure)?;
     }

@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tidegate_dataplane::counters::Event;
 use tidegate_dataplane::rig::{self, LAN, LAN_MAC, Net, WAN, WAN_MAC};
 use tidegate_dataplane::stage::parse::Ingress;
 use tidegate_dataplane::stage::verdict::Exits;
 use tidegate_dataplane::state::{Capacity, Entropy, Entry, State};
-use tidegate_dataplane::table::publish::Publisher;
+use tidegate_dataplane::table::publish::{Publisher, Reader};
 use tidegate_dataplane::worker::Worker;
 use tidegate_io::{Batch, Frame, HugePages, Magazine, Mode, Pool, Port, PortCounters, PortFacts, SocketStatistics};
 
@@ -93,7 +93,8 @@ pub enum Way {
 /// A worker, a number of established flows, and frames for them.
 pub struct Field {
     worker: Worker,
-    _publisher: Publisher,
+    /// Keeps the tables; elsewhere where somebody publishes others.
+    _publisher: Option<Publisher>,
     stock: Arc<Mutex<Stock>>,
     idle: Vec<Frame>,
     net: Net,
@@ -102,6 +103,8 @@ pub struct Field {
     now_ns: u64,
     random: Entropy,
     replies: Vec<(IpAddr, u16, u16)>,
+    /// What passes are timed by.
+    clock: fn() -> Duration,
 }
 
 impl Field {
@@ -111,10 +114,24 @@ impl Field {
     /// When the system has no memory.
     pub fn empty(net: Net, way: Way, flows_max: u32) -> anyhow::Result<Field> {
         let mut tables = rig::tables();
-        let pods: Vec<_> =
-            (1..=BACKENDS).map(|n| (net.pod(n % rig::PEERS, 100 + n % 100), 8080 + u16::from(n), 1)).collect();
+        let pods = Field::pods(net);
         rig::add_service(&mut tables, 1, net.vip(1), 80, 17, &pods);
         rig::add_service(&mut tables, 2, net.vip(1), 80, 6, &pods);
+        let (publisher, readers) = Publisher::new(tables);
+        let field = Field::following(readers(), net, way, flows_max)?;
+        Ok(Field { _publisher: Some(publisher), ..field })
+    }
+
+    /// The endpoints of the Service that flows of a field belong to: UDP port 80 at the first VIP of its net.
+    pub fn pods(net: Net) -> Vec<rig::Endpoint> {
+        (1..=BACKENDS).map(|n| (net.pod(n % rig::PEERS, 100 + n % 100), 8080 + u16::from(n), 1)).collect()
+    }
+
+    /// A worker over tables that somebody else publishes, with that Service among them, and no flow yet.
+    ///
+    /// # Errors
+    /// When the system has no memory.
+    pub fn following(reader: Reader, net: Net, way: Way, flows_max: u32) -> anyhow::Result<Field> {
         let frames = u32::try_from(PASS_FRAMES)? + 64;
         let pool = Pool::new(frames, FRAME_BYTES, HugePages::Auto)?;
         let stock = Arc::new(Mutex::new(Stock::default()));
@@ -132,14 +149,13 @@ impl Field {
         let capacity = Capacity { flows_v4: flows_max, flows_v6: flows_max, backends: 1 << 20, huge: HugePages::Auto };
         let now_ns = 1 << 40;
         let state = State::new(capacity, [3, 5], now_ns)?;
-        let (publisher, readers) = Publisher::new(tables);
         let (wants, _) = crossbeam::channel::bounded(1);
         let (_, mailbox) = crossbeam::channel::bounded(1);
-        let worker = Worker::new(0, readers(), exits, ingress, state, Entropy::new(7), wants, mailbox);
+        let worker = Worker::new(0, reader, exits, ingress, state, Entropy::new(7), wants, mailbox);
         let random = Entropy::new(11);
         Ok(Field {
             worker,
-            _publisher: publisher,
+            _publisher: None,
             stock,
             idle,
             net,
@@ -148,6 +164,7 @@ impl Field {
             now_ns,
             random,
             replies: Vec::new(),
+            clock: || Duration::from_nanos(tidegate_io::mem::now_ns()),
         })
     }
 
@@ -171,7 +188,10 @@ impl Field {
     }
 
     /// Begins flows up to the number `flows`.
-    fn install(&mut self, flows: u32) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When one was not installed.
+    pub fn install(&mut self, flows: u32) -> anyhow::Result<()> {
         while self.flows < flows {
             let first = self.flows;
             let count = (flows - first).min(u32::try_from(PASS_FRAMES)?);
@@ -253,11 +273,11 @@ impl Field {
 
     /// Turns until nothing is ready; returns how long that took and how many packets it were.
     fn turns(&mut self) -> (Duration, usize) {
-        let (mut packets, begun) = (0, Instant::now());
+        let (mut packets, begun) = (0, (self.clock)());
         loop {
             self.now_ns += 10_000;
             match self.worker.turn(self.now_ns) {
-                0 => return (begun.elapsed(), packets),
+                0 => return ((self.clock)() - begun, packets),
                 received => packets += received,
             }
         }
@@ -323,6 +343,11 @@ impl Field {
             done += count as u64;
         }
         Duration::from_secs_f64(spent.as_secs_f64() * packets as f64 / done.max(1) as f64)
+    }
+
+    /// Times passes by another clock than the one on the wall.
+    pub fn timed_by(self, clock: fn() -> Duration) -> Field {
+        Field { clock, ..self }
     }
 
     /// The worker, to look at.

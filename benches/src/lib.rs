@@ -8,5 +8,9 @@
 
 /// Frames that lie ready: a port without a device, and the worker over it.
 pub mod field;
+/// As many Services as a large cluster has, and the compiler that holds them.
+pub mod fleet;
+/// What one worker hands to another, as the hand-over benches send it.
+pub mod parcel;
 /// Figures, budgets and the summary that compares them.
 pub mod summary;

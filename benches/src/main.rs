@@ -2,15 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use std::env;
 use std::fs;
-use std::path::PathBuf;
 
 use tidegate_benches::summary;
 
 fn main() -> anyhow::Result<()> {
-    let target = env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    let target = summary::target();
     let figures = summary::figures(&target)?;
     println!("{:<36} {:>12} {:>10}  {:<20} met", "figure", "measured", "budget", "unit");
     for figure in &figures {

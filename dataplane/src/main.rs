@@ -22,7 +22,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tidegate_api::listen::Listener;
 use tidegate_io::afxdp::{self, AfXdpPort, InterfaceConfig, ModeChoice, OpenConfig, Opened};
 use tidegate_io::mem::now_ns;
-use tidegate_io::{HugePages, OnDeath, Owned, Pinhole, Port};
+use tidegate_io::{HugePages, OnDeath, Owned, OwnedChange, Pinhole, Port};
 
 use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::compile::{Compiler, Pinholes};
@@ -189,7 +189,7 @@ fn start(
     let workers = started.collect::<anyhow::Result<Vec<_>>>().inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
     compiler.restore(facts, saved::load(&file.state_dir), 0);
 
-    let saver = Saver::start(file.state_dir.clone()).context("starting the saver")?;
+    let saver = Saver::start(file.state_dir.clone(), compiler.objects().snapshot()).context("starting the saver")?;
     let (compiler, handle) =
         CompilerThread::start(compiler, wanted, Some(saver), clock).context("starting the compiler")?;
     let kernel = handle.clone();
@@ -367,6 +367,12 @@ impl Pinholes for SharedPinholes {
         let mut pinholes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // One device that fails must not keep the others from hearing.
         let results: Vec<_> = pinholes.iter_mut().map(|pinhole| pinhole.update(owned)).collect();
+        results.into_iter().collect()
+    }
+
+    fn change(&mut self, change: &OwnedChange) -> io::Result<()> {
+        let mut pinholes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let results: Vec<_> = pinholes.iter_mut().map(|pinhole| pinhole.change(change)).collect();
         results.into_iter().collect()
     }
 }

@@ -11,21 +11,24 @@
 //! stays; this is repeated until everything that remains fits. It ends, since each round refuses at least one newcomer
 //! and the state before the update had no conflict.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use home::Homes;
 use ipnet::IpNet;
 use tidegate_api::message::{Rejection, Update};
 use tidegate_api::resource::{Body, Kind, Protocol, Resource, ResourceKey, Versions};
 
 use crate::kernel::Layout;
-use place::{Place, is_one, places};
+use place::{Place, places};
 
 /// What can be told from one object alone, and from the machine it is meant for.
 pub mod validate;
 /// The addresses at which Services are reached.
 pub mod place;
+/// Addresses at which peers and their pods live.
+mod home;
 /// Accepted objects on disk.
 pub mod saved;
 
@@ -36,7 +39,14 @@ pub struct Objects {
     claims: HashMap<Claim, ResourceKey>,
     /// How many Services are reached at a place.
     places: HashMap<Place, u32>,
+    /// Addresses that the gateway keeps for itself.
+    reserved: BTreeSet<IpAddr>,
+    /// Where accepted peers live.
+    homes: Homes,
 }
+
+/// An object as it is in force from now on; `None`: not any more.
+pub type InForce = (ResourceKey, Option<Arc<Resource>>);
 
 /// What one update did.
 #[derive(Debug, Default)]
@@ -45,6 +55,8 @@ pub struct Outcome {
     pub rejected: Vec<Rejection>,
     /// Objects that differ from before, in the order of their keys.
     pub changes: Vec<Change>,
+    /// The same, and those whose version alone differs.
+    pub taken: Vec<InForce>,
 }
 
 /// One object that differs from before.
@@ -139,6 +151,11 @@ impl Objects {
                 Some(resource) => self.accepted.insert(key.clone(), Arc::clone(resource)),
                 None => self.accepted.remove(&key),
             };
+            if key.kind == Kind::Peer {
+                before.iter().for_each(|peer| self.homes.remove(peer));
+                after.iter().for_each(|peer| self.homes.add(peer));
+            }
+            outcome.taken.push((key.clone(), after.clone()));
             if before.as_ref().map(|resource| &resource.body) != after.as_ref().map(|resource| &resource.body) {
                 outcome.changes.push(Change { key, before, after });
             }
@@ -158,8 +175,7 @@ impl Objects {
         if !update.full {
             listed.extend(update.removed.into_iter().map(|key| (key, None)));
         }
-        let mut seen = std::collections::HashSet::new();
-        let mut keep = std::collections::HashSet::new();
+        let (mut seen, mut keep) = (HashSet::new(), HashSet::new());
         for resource in update.resources {
             let key = resource.key();
             let verdict = if seen.insert(key.clone()) {
@@ -195,37 +211,16 @@ impl Objects {
         if !wanted.values().flatten().any(|resource| places(resource).next().is_some()) {
             return;
         }
-        let mut underlays = HashMap::new();
-        let mut prefixes = HashMap::new();
-        let staying = self.of_kind(Kind::Peer).filter(|resource| !wanted.contains_key(&resource.key()));
-        for resource in staying.chain(wanted.values().flatten()) {
-            let Body::Peer(peer) = &resource.body else { continue };
-            for vtep in [&peer.v4, &peer.v6].into_iter().flatten() {
-                underlays.insert(vtep.underlay, resource.name.clone());
-                prefixes.extend(vtep.pod_cidrs.iter().map(|prefix| (prefix.trunc(), resource.name.clone())));
-            }
+        let mut coming = Homes::default();
+        let mut moving = HashSet::new();
+        for (key, resource) in wanted.iter().filter(|(key, _)| key.kind == Kind::Peer) {
+            resource.iter().for_each(|peer| coming.add(peer));
+            moving.insert(key.name.clone());
         }
-        let lengths: std::collections::BTreeSet<u8> = prefixes.keys().map(IpNet::prefix_len).collect();
-        let hijacked_by_one = |address: &IpAddr| {
-            if let Some(peer) = underlays.get(address) {
-                return Some(format!("{address} is the underlay address of peer {peer}"));
-            }
-            lengths.iter().find_map(|length| {
-                let prefix = IpNet::new(*address, *length).ok()?.trunc();
-                prefixes.get(&prefix).map(|peer| format!("{address} lies in pod prefix {prefix} of peer {peer}"))
-            })
-        };
-        let hijacked_by_many = |vips: &IpNet| {
-            if let Some((address, peer)) = underlays.iter().find(|(address, _)| vips.contains(*address)) {
-                return Some(format!("{vips} holds {address}, the underlay address of peer {peer}"));
-            }
-            let meets = |prefix: &IpNet| prefix.contains(vips) || vips.contains(prefix);
-            let (prefix, peer) = prefixes.iter().find(|(prefix, _)| meets(prefix))?;
-            Some(format!("{vips} meets pod prefix {prefix} of peer {peer}"))
-        };
         let hijacked = |place: Place| {
             let whole = place.whole()?;
-            if is_one(&whole) { hijacked_by_one(&whole.addr()) } else { hijacked_by_many(&whole) }
+            let staying = self.homes.at(&whole, |peer| !moving.contains(peer));
+            staying.or_else(|| coming.at(&whole, |_| true))
         };
         wanted.retain(|key, resource| {
             let Some(resource) = resource else { return true };
@@ -293,13 +288,21 @@ impl Objects {
         for (_, place) in places(resource) {
             *self.places.entry(place).or_default() += 1;
         }
-        self.claims.extend(claims.into_iter().map(|(_, claim)| (claim, key.clone())));
+        for (_, claim) in claims {
+            if let Claim::Reserved(address) = claim {
+                self.reserved.insert(address);
+            }
+            self.claims.insert(claim, key.clone());
+        }
         Ok(())
     }
 
     fn release(&mut self, resource: &Resource) {
         for (_, claim) in claims(resource) {
             self.claims.remove(&claim);
+            if let Claim::Reserved(address) = claim {
+                self.reserved.remove(&address);
+            }
         }
         for (_, place) in places(resource) {
             if let Some(count) = self.places.get_mut(&place) {
@@ -316,15 +319,10 @@ impl Objects {
         self.places.keys().filter_map(Place::whole).any(|whole| whole.contains(&address))
     }
 
-    /// An address inside `whole` that the gateway keeps for itself. One look, unless that is more than one address.
+    /// An address inside `whole` that the gateway keeps for itself, and the gateway.
     fn reserved_in(&self, whole: &IpNet) -> Option<(IpAddr, &ResourceKey)> {
-        if is_one(whole) {
-            return Some((whole.addr(), self.claims.get(&Claim::Reserved(whole.addr()))?));
-        }
-        self.claims.iter().find_map(|(claim, holder)| match claim {
-            Claim::Reserved(address) if whole.contains(address) => Some((*address, holder)),
-            _ => None,
-        })
+        let address = self.reserved.range(whole.network()..=whole.broadcast()).next()?;
+        Some((*address, self.claims.get(&Claim::Reserved(*address))?))
     }
 }
 

@@ -222,7 +222,7 @@ fn greet(stream: &mut UnixStream, served: &Served) -> Result<(), String> {
     let welcome = Response::Welcome {
         contract: CONTRACT_VERSION,
         server: concat!("tidegate-dataplane ", env!("CARGO_PKG_VERSION")).into(),
-        holds: holdings.versions,
+        holds: holdings.versions(),
         reached: holdings.reached,
     };
     frame::write(stream, &welcome).map_err(told)

@@ -24,7 +24,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, libbpf_sys};
 
 mod table;
 
-use table::{Table, endpoint_key, masked, trie};
+use table::{Prefixes, Table, endpoint_key, masked};
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, clippy::unwrap_used)]
 mod skeleton {
@@ -72,6 +72,19 @@ pub struct Owned {
     /// Single ports of addresses whose every other port is the kernel's: address, IANA protocol number (TCP or UDP),
     /// port (host order). ICMP errors that quote a packet from there are ours too.
     pub ports: Vec<(IpAddr, u8, u16)>,
+}
+
+/// How what is ours changes: what comes or has other flags, and what goes. Each is named once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnedChange {
+    /// Prefixes as in [`Owned::prefixes`].
+    pub set: Vec<(IpAddr, u8, OwnedFlags)>,
+    /// Prefixes that are not ours any more; one that was not before is no error.
+    pub gone: Vec<(IpAddr, u8)>,
+    /// Single ports that come, as in [`Owned::ports`].
+    pub ports_set: Vec<(IpAddr, u8, u16)>,
+    /// Single ports that are not ours any more.
+    pub ports_gone: Vec<(IpAddr, u8, u16)>,
 }
 
 /// What becomes of our packets when there is no socket for them.
@@ -147,6 +160,9 @@ pub struct Pinhole {
     adopted: bool,
     prefixes_v4: Table,
     prefixes_v6: Table,
+    /// What is in the two tables, before flags of shorter prefixes are added.
+    asked_v4: Prefixes,
+    asked_v6: Prefixes,
     endpoints: Table,
     sockets: Arc<MapHandle>,
     settings: MapHandle,
@@ -181,6 +197,8 @@ impl Pinhole {
             adopted,
             prefixes_v4: Table::read(handle(&loaded.maps.prefixes_v4)?)?,
             prefixes_v6: Table::read(handle(&loaded.maps.prefixes_v6)?)?,
+            asked_v4: Prefixes::default(),
+            asked_v6: Prefixes::default(),
             endpoints: Table::read(handle(&loaded.maps.endpoints)?)?,
             sockets: Arc::new(handle(&loaded.maps.sockets)?),
             settings: handle(&loaded.maps.settings)?,
@@ -241,15 +259,9 @@ impl Pinhole {
     pub fn update(&mut self, owned: &Owned) -> io::Result<()> {
         let (mut v4, mut v6, mut endpoints) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (address, length, flags) in &owned.prefixes {
-            let (map, bytes) = match address {
-                IpAddr::V4(address) => (&mut v4, address.octets().to_vec()),
-                IpAddr::V6(address) => (&mut v6, address.octets().to_vec()),
-            };
-            if usize::from(*length) > bytes.len() * 8 {
-                let text = format!("{address}/{length} is longer than an address");
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-            }
-            *map.entry((*length, masked(bytes, *length))).or_insert(0) |= flags.0;
+            let key = prefix(*address, *length)?;
+            let map = if address.is_ipv4() { &mut v4 } else { &mut v6 };
+            *map.entry(key).or_insert(0) |= flags.0;
         }
         for (address, port) in &owned.vteps {
             endpoints.insert(endpoint_key(*address, UDP, *port), 1);
@@ -257,14 +269,42 @@ impl Pinhole {
         for (address, protocol, port) in &owned.ports {
             endpoints.insert(endpoint_key(*address, *protocol, *port), 1);
         }
-        let tables =
-            [(&mut self.prefixes_v4, trie(&v4)), (&mut self.prefixes_v6, trie(&v6)), (&mut self.endpoints, endpoints)];
+        (self.asked_v4, self.asked_v6) = (Prefixes::new(v4), Prefixes::new(v6));
+        let tables = [
+            (&mut self.prefixes_v4, self.asked_v4.trie()),
+            (&mut self.prefixes_v6, self.asked_v6.trie()),
+            (&mut self.endpoints, endpoints),
+        ];
         let mut removals = Vec::new();
         for (table, wanted) in tables {
             table.add(&wanted)?;
             removals.push((table, wanted));
         }
         removals.into_iter().try_for_each(|(table, wanted)| table.remove_all_but(&wanted))
+    }
+
+    /// Changes what is ours by `change`, additions before removals. Costs what it names, unless a prefix is shorter than
+    /// an address: those around which others may lie cost as much as [`Pinhole::update`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Pinhole::update`], which is the way on after one.
+    pub fn change(&mut self, change: &OwnedChange) -> io::Result<()> {
+        let set = change.set.iter().map(|(address, length, flags)| (address, length, Some(flags.0)));
+        let gone = change.gone.iter().map(|(address, length)| (address, length, None));
+        for (address, length, flags) in set.chain(gone) {
+            let key = prefix(*address, *length)?;
+            let (asked, table) = match address {
+                IpAddr::V4(_) => (&mut self.asked_v4, &mut self.prefixes_v4),
+                IpAddr::V6(_) => (&mut self.asked_v6, &mut self.prefixes_v6),
+            };
+            asked.set(key, flags).into_iter().try_for_each(|(entry, flags)| table.write(entry, flags))?;
+        }
+        let set = change.ports_set.iter().map(|port| (port, Some(1)));
+        for ((address, protocol, port), value) in set.chain(change.ports_gone.iter().map(|port| (port, None))) {
+            self.endpoints.write(endpoint_key(*address, *protocol, *port), value)?;
+        }
+        Ok(())
     }
 
     /// Decides what becomes of our packets when there is no socket for them.
@@ -323,6 +363,19 @@ impl Drop for Connection {
         // The kernel removes sockets that are closed, but one that shares its descriptor with the UMEM lives longer.
         let _ = self.sockets.delete(&self.queue.to_ne_bytes());
     }
+}
+
+/// Length and address of a prefix, host bits cleared.
+fn prefix(address: IpAddr, length: u8) -> io::Result<(u8, Vec<u8>)> {
+    let bytes = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    if usize::from(length) > bytes.len() * 8 {
+        let text = format!("{address}/{length} is longer than an address");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    Ok((length, masked(bytes, length)))
 }
 
 /// Gives a map that is about to be loaded the contents of the one of the same name in `found`.

@@ -6,7 +6,7 @@
 //! [`QUARANTINE`], or sooner when more than [`GONE_MAX`] wait; the row's epoch moves then, and flows compare address and
 //! port when it does, so that even then no flow changes its backend unseen.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::Nanos;
 use crate::table::backend::{BackendRow, BackendState, BackendTable};
@@ -17,6 +17,9 @@ pub const QUARANTINE: Nanos = 3 * 3600 * 1_000_000_000;
 /// Ids that may wait at once; 64 B each in the table.
 pub const GONE_MAX: usize = 262_144;
 
+/// Places in the queue that may lead nowhere before they are looked for.
+const WAITING_SLACK: usize = 1024;
+
 /// What identifies an endpoint: Service port, address in mapped form, port.
 pub type BackendKey = (ServiceId, [u8; 16], u16);
 
@@ -24,7 +27,8 @@ pub type BackendKey = (ServiceId, [u8; 16], u16);
 #[derive(Debug, Default)]
 pub struct Backends {
     given: u32,
-    gone: HashMap<BackendKey, Gone>,
+    /// By Service port first, so that what one has lost is found without the others.
+    gone: BTreeMap<BackendKey, Gone>,
     /// By time of leaving; entries that came back meanwhile are passed over.
     waiting: VecDeque<(Nanos, BackendKey)>,
 }
@@ -57,6 +61,11 @@ impl Backends {
         table.set_state(id, BackendState::Gone);
         self.gone.insert(key, Gone { id, since: now });
         self.waiting.push_back((now, key));
+        // One that comes and goes without end leaves a place in the queue each time.
+        if self.waiting.len() > 2 * self.gone.len() + WAITING_SLACK {
+            let gone = &self.gone;
+            self.waiting.retain(|(since, key)| gone.get(key).is_some_and(|gone| gone.since == *since));
+        }
     }
 
     /// Ids of endpoints that are gone.
@@ -66,8 +75,8 @@ impl Backends {
 
     /// A Service port is no more: its endpoints that are gone must not be taken for another's.
     pub fn orphan(&mut self, service: ServiceId, table: &mut BackendTable) {
-        // Service ids are given out again as rarely as backend ids; walking what is gone then costs little.
-        let orphans: Vec<_> = self.gone.keys().filter(|(owner, ..)| *owner == service).copied().collect();
+        let whole = (service, [0; 16], 0)..=(service, [0xff; 16], u16::MAX);
+        let orphans: Vec<_> = self.gone.range(whole).map(|(key, _)| *key).collect();
         for key in orphans {
             let Some(gone) = self.gone.remove(&key) else { continue };
             let orphaned = (ServiceId::NONE, key.1, key.2);
@@ -139,6 +148,19 @@ mod tests {
         let epoch = table.epoch(id);
         assert_eq!(set(&mut backends, &mut table, 3, 100 + QUARANTINE), id);
         assert_ne!(table.epoch(id), epoch);
+    }
+
+    #[test]
+    fn an_endpoint_that_comes_and_goes_takes_no_room() {
+        let (mut backends, mut table) = (Backends::default(), BackendTable::default());
+        let id = set(&mut backends, &mut table, 1, 0);
+        for now in 0..10_000 {
+            backends.leave(id, key(1), &mut table, now);
+            assert_eq!(set(&mut backends, &mut table, 1, now), id);
+        }
+        backends.leave(id, key(1), &mut table, 10_000);
+        assert!(backends.waiting.len() <= WAITING_SLACK + 3, "{}", backends.waiting.len());
+        assert_eq!(set(&mut backends, &mut table, 2, 10_000 + QUARANTINE), id, "the last leave still has its place");
     }
 
     #[test]

@@ -1,18 +1,24 @@
 //! Local addresses: what is ours, and what the pinhole takes for us.
 //!
-//! Roles are counted by cause: every Service that is reached at an address, the gateway object, the machine. A VIP that the kernel has
-//! meanwhile taken for itself is left to it (design 6), and a VTEP whose underlay address has left the machine is no
-//! VTEP. A VIP inside a connected prefix of a served device is announced: routers reach the others by route. A prefix of VIPs
-//! that holds an address of the kernel is left to it whole, since there is no way to leave out a part.
+//! Roles are added up by cause: every place at which a Service is reached, the gateway object, the machine. A VIP that
+//! the kernel has meanwhile taken for itself is left to it (design 6), and a VTEP whose underlay address has left the
+//! machine is no VTEP. A VIP inside a connected prefix of a served device is announced: routers reach the others by
+//! route. A prefix of VIPs that holds an address of the kernel is left to it whole, since there is no way to leave out a
+//! part.
 //!
 //! Node ports are the reverse: their address must be the kernel's, which keeps everything but those ports.
+//!
+//! A Service that comes or goes touches its own places and no other: [`Locals::follow`] looks at those alone, and the
+//! pinhole is told what has changed since it was told last ([`Locals::news`]). Everything is looked at when the gateway
+//! object or the machine's own addresses changed ([`Locals::surround`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use tidegate_api::resource::{Gateway, Vtep};
-use tidegate_io::{Owned, OwnedFlags};
+use tidegate_io::{Owned, OwnedChange, OwnedFlags};
 
 use super::device::Devices;
 use super::{address_of, mapped_ip, net};
@@ -21,61 +27,246 @@ use crate::objects::place::{Place, is_one};
 use crate::table::Family;
 use crate::table::local::{LocalKind, LocalTable, VtepRow};
 
+/// How many Services are reached at each place.
+pub type Places = HashMap<Place, u32>;
+/// One port of an address: address, IANA protocol number, port in host order.
+type AddressPort = (IpAddr, u8, u16);
+
 /// Roles by address, and our VTEPs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Locals {
     kinds: BTreeMap<[u8; 16], LocalKind>,
+    /// Roles of prefixes that are more than one address.
     prefixes: BTreeMap<IpNet, LocalKind>,
-    node_ports: BTreeSet<(IpAddr, u8, u16)>,
+    node_ports: BTreeSet<AddressPort>,
+    around: Around,
+    /// Addresses of Services that the kernel has taken.
+    taken: BTreeSet<IpNet>,
+    untold: Untold,
+}
+
+/// What roles depend on besides Services.
+#[derive(Debug, Default, PartialEq)]
+struct Around {
+    /// Roles that the gateway object gives.
+    gateway: BTreeMap<[u8; 16], LocalKind>,
+    /// Addresses that the kernel uses.
+    kernel: BTreeSet<IpAddr>,
+    connected: net::Set,
     vtep_v4: Option<VtepRow>,
     vtep_v6: Option<VtepRow>,
-    /// Addresses of Services that the kernel has taken.
-    taken: Vec<IpNet>,
+}
+
+/// What the pinhole has been told about what has changed since.
+#[derive(Debug, Default)]
+struct Untold {
+    prefixes: BTreeMap<IpNet, OwnedFlags>,
+    /// Whether it takes the port.
+    ports: BTreeMap<AddressPort, bool>,
+    /// VTEPs are others.
+    vteps: bool,
+}
+
+/// What the pinhole has not heard yet.
+#[derive(Debug, PartialEq)]
+pub enum News {
+    /// Everything that is ours.
+    All(Owned),
+    /// What differs.
+    Change(OwnedChange),
 }
 
 impl Locals {
-    /// All roles, given how many Services are reached at each place.
-    pub fn compile(
-        places: &HashMap<Place, u32>,
-        gateway: Option<&Gateway>,
-        layout: &Layout,
-        devices: &Devices,
-    ) -> Self {
-        let mut locals = Locals::default();
-        let connected = connected(layout, devices);
-        for place in places.keys() {
-            if let Place::NodePort(address, protocol, port) = place {
-                if layout.owner(*address).is_some() {
-                    locals.add(*address, LocalKind::NODE);
-                    locals.node_ports.insert((*address, protocol.number(), *port));
+    /// Takes in the gateway object and the machine. True when any role may differ: then [`Locals::follow_all`] is due.
+    pub fn surround(&mut self, gateway: Option<&Gateway>, layout: &Layout, devices: &Devices) -> bool {
+        let around = Around::of(gateway, layout, devices);
+        if around == self.around {
+            return false;
+        }
+        self.untold.vteps |= (around.vtep_v4, around.vtep_v6) != (self.around.vtep_v4, self.around.vtep_v6);
+        self.around = around;
+        true
+    }
+
+    /// Writes all roles there are or were.
+    pub fn follow_all(&mut self, places: &Places, table: &mut Arc<LocalTable>) {
+        self.follow(places.keys().copied(), places, table);
+        let others: BTreeSet<[u8; 16]> = self.kinds.keys().chain(self.around.gateway.keys()).copied().collect();
+        for address in others {
+            self.follow_address(address, places, table);
+        }
+        let table = Arc::make_mut(table);
+        table.set_vtep(Family::V4, self.around.vtep_v4);
+        table.set_vtep(Family::V6, self.around.vtep_v6);
+    }
+
+    /// Writes the roles of what lies at `touched` places where they differ; true when any does. Costs what is named.
+    pub fn follow(
+        &mut self,
+        touched: impl Iterator<Item = Place>,
+        places: &Places,
+        table: &mut Arc<LocalTable>,
+    ) -> bool {
+        let mut changed = false;
+        for place in touched {
+            changed |= match place {
+                Place::NodePort(address, protocol, port) => {
+                    let served = places.contains_key(&place) && self.around.kernel.contains(&address);
+                    let moved = self.follow_port((address, protocol.number(), port), served);
+                    self.follow_address(mapped_ip(address), places, table) | moved
                 }
-                continue;
-            }
-            let Some(whole) = place.whole() else { continue };
-            if kernel_has(layout, &whole) {
-                locals.taken.push(whole);
-                continue;
-            }
-            let kind = match place {
-                Place::Vip(_) if connected.covers(&whole) => LocalKind::VIP | LocalKind::ANNOUNCED,
-                Place::Vip(_) => LocalKind::VIP,
-                Place::Service(_) | Place::NodePort(..) => LocalKind::SERVICE,
+                Place::Vip(prefix) if !is_one(&prefix) => self.follow_prefix(prefix, places, table),
+                Place::Vip(prefix) => self.follow_address(mapped_ip(prefix.addr()), places, table),
+                Place::Service(address) => self.follow_address(mapped_ip(address), places, table),
             };
-            if is_one(&whole) {
-                locals.add(whole.addr(), kind);
-            } else {
-                *locals.prefixes.entry(whole).or_default() |= kind;
+        }
+        changed
+    }
+
+    fn follow_port(&mut self, port: AddressPort, served: bool) -> bool {
+        let moved = if served { self.node_ports.insert(port) } else { self.node_ports.remove(&port) };
+        if moved {
+            self.untold.ports.entry(port).or_insert(!served);
+        }
+        moved
+    }
+
+    fn follow_prefix(&mut self, prefix: IpNet, places: &Places, table: &mut Arc<LocalTable>) -> bool {
+        let wanted = places.contains_key(&Place::Vip(prefix));
+        if !wanted {
+            self.taken.remove(&prefix);
+        }
+        let kind = if wanted && !self.is_taken(prefix) { self.vip(&prefix) } else { LocalKind::NONE };
+        let before = self.prefixes.get(&prefix).copied().unwrap_or_default();
+        if kind == before {
+            return false;
+        }
+        Arc::make_mut(table).set_prefix(prefix, kind);
+        self.untold.prefixes.entry(prefix).or_insert(owned_flags(before));
+        if kind.is_empty() {
+            self.prefixes.remove(&prefix);
+        } else {
+            self.prefixes.insert(prefix, kind);
+        }
+        true
+    }
+
+    fn follow_address(&mut self, mapped: [u8; 16], places: &Places, table: &mut Arc<LocalTable>) -> bool {
+        let kind = self.kind(mapped, places);
+        let before = self.kinds.get(&mapped).copied().unwrap_or_default();
+        if kind == before {
+            return false;
+        }
+        Arc::make_mut(table).set(&mapped, kind);
+        self.untold.prefixes.entry(address_of(&mapped).into()).or_insert(owned_flags(before));
+        if kind.is_empty() {
+            self.kinds.remove(&mapped);
+        } else {
+            self.kinds.insert(mapped, kind);
+        }
+        true
+    }
+
+    /// The roles an address should have.
+    fn kind(&mut self, mapped: [u8; 16], places: &Places) -> LocalKind {
+        let address = address_of(&mapped);
+        let mut kind = self.around.gateway.get(&mapped).copied().unwrap_or_default();
+        if self.node_ports.range((address, 0, 0)..=(address, u8::MAX, u16::MAX)).next().is_some() {
+            kind |= LocalKind::NODE;
+        }
+        let whole = IpNet::from(address);
+        let vip = places.contains_key(&Place::Vip(whole));
+        let service = places.contains_key(&Place::Service(address));
+        if !vip && !service {
+            self.taken.remove(&whole);
+            return kind;
+        }
+        if self.is_taken(whole) {
+            return kind;
+        }
+        if vip {
+            kind |= self.vip(&whole);
+        }
+        if service {
+            kind |= LocalKind::SERVICE;
+        }
+        kind
+    }
+
+    /// The roles of VIPs.
+    fn vip(&self, whole: &IpNet) -> LocalKind {
+        if self.around.connected.covers(whole) { LocalKind::VIP | LocalKind::ANNOUNCED } else { LocalKind::VIP }
+    }
+
+    /// Whether the kernel uses an address of `whole`, where a Service is reached; tells people when it begins to.
+    fn is_taken(&mut self, whole: IpNet) -> bool {
+        let taken = self.around.kernel.range(whole.network()..=whole.broadcast()).next().is_some();
+        if !taken {
+            self.taken.remove(&whole);
+        } else if self.taken.insert(whole) {
+            tracing::warn!(address = %whole, "an address of a Service is also this machine's own kernel's; it is left to the kernel");
+        }
+        taken
+    }
+
+    /// What the pinhole has to hear, which counts as told then: everything when it has to hear `all` or the VTEPs moved.
+    /// `None`: nothing.
+    pub fn news(&mut self, all: bool) -> Option<News> {
+        let untold = std::mem::take(&mut self.untold);
+        if untold.vteps || all {
+            return Some(News::All(self.owned()));
+        }
+        let mut change = OwnedChange::default();
+        for (prefix, before) in untold.prefixes {
+            let kind = match is_one(&prefix) {
+                true => self.kinds.get(&mapped_ip(prefix.addr())),
+                false => self.prefixes.get(&prefix),
+            };
+            let now = owned_flags(kind.copied().unwrap_or_default());
+            if now == OwnedFlags::default() && now != before {
+                change.gone.push((prefix.addr(), prefix.prefix_len()));
+            } else if now != before {
+                change.set.push((prefix.addr(), prefix.prefix_len(), now));
             }
         }
-        locals.taken.sort_unstable();
-        let Some(gateway) = gateway else { return locals };
-        for source in gateway.fullnat_sources.iter().filter(|source| layout.owner(**source).is_none()) {
-            locals.add(*source, LocalKind::FULLNAT_SOURCE);
+        for (port, before) in untold.ports {
+            match (before, self.node_ports.contains(&port)) {
+                (false, true) => change.ports_set.push(port),
+                (true, false) => change.ports_gone.push(port),
+                _ => {}
+            }
+        }
+        (change != OwnedChange::default()).then_some(News::Change(change))
+    }
+
+    /// What the pinhole hands to us: addresses of Services, `fullnat` sources (replies of nodes that route without VXLAN,
+    /// V-025), node ports, and the VXLAN port at our VTEPs.
+    fn owned(&self) -> Owned {
+        let addresses = self.kinds.iter().map(|(address, kind)| (IpNet::from(address_of(address)), kind));
+        let all = addresses.chain(self.prefixes.iter().map(|(prefix, kind)| (*prefix, kind)));
+        let all = all.map(|(prefix, kind)| (prefix.addr(), prefix.prefix_len(), owned_flags(*kind)));
+        let vteps = [&self.around.vtep_v4, &self.around.vtep_v6].into_iter().flatten();
+        Owned {
+            prefixes: all.filter(|(_, _, flags)| *flags != OwnedFlags::default()).collect(),
+            vteps: vteps.map(|vtep| (address_of(&vtep.underlay), vtep.port)).collect(),
+            ports: self.node_ports.iter().copied().collect(),
+        }
+    }
+}
+
+impl Around {
+    fn of(gateway: Option<&Gateway>, layout: &Layout, devices: &Devices) -> Self {
+        let kernel: BTreeSet<IpAddr> = layout.addresses.iter().map(|entry| entry.address).collect();
+        let mut around = Around { connected: connected(layout, devices), ..Around::default() };
+        let Some(gateway) = gateway else { return Around { kernel, ..around } };
+        let mut add = |address: IpAddr, kind| *around.gateway.entry(mapped_ip(address)).or_default() |= kind;
+        for source in gateway.fullnat_sources.iter().filter(|source| !kernel.contains(*source)) {
+            add(*source, LocalKind::FULLNAT_SOURCE);
         }
         let mut vtep = |vtep: &Option<Vtep>| {
-            let vtep = vtep.as_ref().filter(|vtep| layout.owner(vtep.underlay).is_some())?;
-            locals.add(vtep.overlay, LocalKind::VTEP_OVERLAY);
-            locals.add(vtep.underlay, LocalKind::VTEP_UNDERLAY);
+            let vtep = vtep.as_ref().filter(|vtep| kernel.contains(&vtep.underlay))?;
+            add(vtep.overlay, LocalKind::VTEP_OVERLAY);
+            add(vtep.underlay, LocalKind::VTEP_UNDERLAY);
             Some(VtepRow {
                 underlay: mapped_ip(vtep.underlay),
                 mac: vtep.mac.0,
@@ -84,70 +275,18 @@ impl Locals {
                 port: vtep.port,
             })
         };
-        let (v4, v6) = (vtep(&gateway.vtep_v4), vtep(&gateway.vtep_v6));
-        Locals { vtep_v4: v4, vtep_v6: v6, ..locals }
-    }
-
-    /// Addresses of Services that the kernel has taken and that are therefore not served.
-    pub fn taken(&self) -> &[IpNet] {
-        &self.taken
-    }
-
-    /// Writes what differs from `before` into `table`.
-    pub fn write(&self, before: &Locals, table: &mut LocalTable) {
-        for address in before.kinds.keys().filter(|address| !self.kinds.contains_key(*address)) {
-            table.set(address, LocalKind::NONE);
-        }
-        for (address, kind) in self.kinds.iter().filter(|(address, kind)| before.kinds.get(*address) != Some(kind)) {
-            table.set(address, *kind);
-        }
-        for prefix in before.prefixes.keys().filter(|prefix| !self.prefixes.contains_key(*prefix)) {
-            table.set_prefix(*prefix, LocalKind::NONE);
-        }
-        for (prefix, kind) in self.prefixes.iter().filter(|(prefix, kind)| before.prefixes.get(*prefix) != Some(kind)) {
-            table.set_prefix(*prefix, *kind);
-        }
-        table.set_vtep(Family::V4, self.vtep_v4);
-        table.set_vtep(Family::V6, self.vtep_v6);
-    }
-
-    /// What the pinhole hands to us: addresses of Services, `fullnat` sources (replies of nodes that route without VXLAN,
-    /// V-025), node ports, and the VXLAN port at our VTEPs.
-    pub fn owned(&self) -> Owned {
-        let mut owned = Owned::default();
-        for (address, kind) in &self.kinds {
-            if !kind.intersects(LocalKind::VIP | LocalKind::SERVICE | LocalKind::FULLNAT_SOURCE) {
-                continue;
-            }
-            let address = address_of(address);
-            let bits = if address.is_ipv4() { 32 } else { 128 };
-            owned.prefixes.push((address, bits, flags(*kind)));
-        }
-        let prefixes = self.prefixes.iter().map(|(prefix, kind)| (prefix.addr(), prefix.prefix_len(), flags(*kind)));
-        owned.prefixes.extend(prefixes);
-        owned.ports.extend(&self.node_ports);
-        let vteps = [&self.vtep_v4, &self.vtep_v6].into_iter().flatten();
-        owned.vteps = vteps.map(|vtep| (address_of(&vtep.underlay), vtep.port)).collect();
-        owned
-    }
-
-    fn add(&mut self, address: IpAddr, kind: LocalKind) {
-        *self.kinds.entry(mapped_ip(address)).or_default() |= kind;
+        let (vtep_v4, vtep_v6) = (vtep(&gateway.vtep_v4), vtep(&gateway.vtep_v6));
+        Around { kernel, vtep_v4, vtep_v6, ..around }
     }
 }
 
-fn flags(kind: LocalKind) -> OwnedFlags {
+/// What the pinhole does with packets to an address of these roles.
+fn owned_flags(kind: LocalKind) -> OwnedFlags {
+    if !kind.intersects(LocalKind::VIP | LocalKind::SERVICE | LocalKind::FULLNAT_SOURCE) {
+        return OwnedFlags::default();
+    }
     let announced = if kind.contains(LocalKind::ANNOUNCED) { OwnedFlags::ANNOUNCED } else { OwnedFlags::default() };
     OwnedFlags::TRAFFIC | announced
-}
-
-/// Whether the kernel uses an address of `whole`.
-fn kernel_has(layout: &Layout, whole: &IpNet) -> bool {
-    if is_one(whole) {
-        layout.owner(whole.addr()).is_some()
-    } else {
-        layout.addresses.iter().any(|own| whole.contains(&own.address))
-    }
 }
 
 /// Prefixes of the links we serve, where neighbours ask for addresses by ARP and NDP.

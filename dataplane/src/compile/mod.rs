@@ -24,13 +24,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tidegate_api::message::{Accepted, Rejection, Update};
-use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, ResourceKey, Versions};
-use tidegate_io::Owned;
+use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, ResourceKey};
+use tidegate_io::{Owned, OwnedChange};
 
 use crate::kernel::request::NeighbourRequests;
 use crate::kernel::{Change, KernelFacts, NeighbourKey};
-use crate::objects::place::places;
-use crate::objects::{Objects, Outcome, validate};
+use crate::objects::place::{Place, places};
+use crate::objects::{InForce, Objects, Outcome, validate};
 use crate::table::publish::Publisher;
 use crate::table::route::RouteRow;
 use crate::table::{DeviceId, Tables, mapped};
@@ -61,7 +61,7 @@ pub mod thread;
 pub(crate) mod tests;
 
 use device::Devices;
-use local::Locals;
+use local::{Locals, News};
 use neighbour::{Ask, Neighbours};
 use route::{KernelRoutes, PodPrefix};
 use service::Services;
@@ -77,6 +77,12 @@ pub trait Pinholes: Send {
     /// # Errors
     /// What the kernel says; some devices may have been changed.
     fn update(&mut self, owned: &Owned) -> io::Result<()>;
+
+    /// Changes what is ours on every device by `change`. Costs what it names.
+    ///
+    /// # Errors
+    /// What the kernel says; some devices may have been changed. Then only [`Pinholes::update`] makes them right again.
+    fn change(&mut self, change: &OwnedChange) -> io::Result<()>;
 }
 
 /// Everything the compiler decides with, and what it decided last.
@@ -93,8 +99,8 @@ pub struct Compiler {
     publisher: Publisher,
     pinholes: Box<dyn Pinholes>,
     requests: Box<dyn NeighbourRequests>,
-    /// What the pinholes were told last.
-    owned: Option<Owned>,
+    /// The pinholes have been told all that was ours, and everything since.
+    guarded: bool,
     /// They may have to be told anew.
     guard_due: bool,
     /// They are left as they were found.
@@ -126,19 +132,20 @@ impl Arrived {
 pub struct Turned {
     /// What became of each update, in order.
     pub accepted: Vec<Accepted>,
-    /// Whether accepted objects differ from before, so that they should be saved.
-    pub objects_changed: bool,
+    /// Accepted objects that differ from before, so that they should be saved, in the order of updates.
+    pub taken: Vec<InForce>,
     /// Whether a generation was published.
     pub published: bool,
 }
 
 /// What differs from the turn before.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Moved {
     layout: bool,
     gateway: bool,
     peers: bool,
-    places: bool,
+    /// Where Services came, went or moved.
+    places: Vec<Place>,
 }
 
 impl Compiler {
@@ -162,7 +169,7 @@ impl Compiler {
             publisher,
             pinholes,
             requests,
-            owned: None,
+            guarded: false,
             guard_due: true,
             guard_held: false,
             refused: HashMap::new(),
@@ -177,7 +184,7 @@ impl Compiler {
     /// control has spoken.
     pub fn restore(&mut self, facts: KernelFacts, saved: Vec<Resource>, now: Nanos) {
         let mut tables = self.publisher.current().clone();
-        let mut moved = Moved { gateway: true, peers: true, places: true, layout: true };
+        let mut moved = Moved { gateway: true, peers: true, layout: true, ..Moved::default() };
         self.take_changes(vec![Change::All(facts)], &mut moved, &mut tables);
         let update = Update { nonce: 0, full: true, resources: saved, removed: vec![] };
         let outcome = self.objects.apply(update, None);
@@ -189,6 +196,7 @@ impl Compiler {
                 self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
             }
         }
+        moved.places.extend(self.objects.places().keys());
         self.guard_held = self.objects.is_empty();
         self.finish(tables, true, moved, now);
     }
@@ -204,15 +212,19 @@ impl Compiler {
             let nonce = update.nonce;
             let outcome = self.objects.apply(update, Some(&self.facts.layout));
             self.tell_refused(&outcome);
-            turned.objects_changed |= !outcome.changes.is_empty();
+            turned.taken.extend(outcome.taken);
             for change in &outcome.changes {
                 match change.key.kind {
                     Kind::Gateway => moved.gateway = true,
                     Kind::Peer => moved.peers = true,
                     Kind::Service => {
-                        let before = change.before.as_deref().into_iter().flat_map(places);
-                        let after = change.after.as_deref().into_iter().flat_map(places);
-                        moved.places |= !before.eq(after);
+                        let of = |resource: &Option<Arc<Resource>>| -> Vec<Place> {
+                            resource.iter().flat_map(|resource| places(resource)).map(|(_, place)| place).collect()
+                        };
+                        let (before, after) = (of(&change.before), of(&change.after));
+                        if before != after {
+                            moved.places.extend(before.into_iter().chain(after));
+                        }
                         changed |= self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
                     }
                 }
@@ -282,11 +294,6 @@ impl Compiler {
         self.publisher.current()
     }
 
-    /// Versions of all accepted objects.
-    pub fn versions(&self) -> Versions {
-        self.objects.versions()
-    }
-
     /// All accepted objects.
     pub fn objects(&self) -> &Objects {
         &self.objects
@@ -343,8 +350,12 @@ impl Compiler {
         if moved.layout || moved.gateway || moved.peers {
             changed |= self.write_ways(gateway.as_ref(), &mut tables);
         }
-        if moved.layout || moved.gateway || moved.places {
-            changed |= self.write_locals(gateway.as_ref(), &mut tables);
+        if moved.layout || moved.gateway {
+            changed |= self.write_surroundings(gateway.as_ref(), &mut tables);
+        }
+        if !moved.places.is_empty() {
+            let moved = self.locals.follow(moved.places.into_iter(), self.objects.places(), &mut tables.locals);
+            (changed, self.guard_due) = (changed | moved, self.guard_due | moved);
         }
         if moved.gateway {
             changed |= write_settings(gateway.as_ref(), &mut tables);
@@ -396,21 +407,18 @@ impl Compiler {
         tunnels_changed || routes_changed || neighbours_changed
     }
 
-    fn write_locals(&mut self, gateway: Option<&Gateway>, tables: &mut Tables) -> bool {
+    /// Local addresses and translated sources, after the gateway object or the machine changed.
+    fn write_surroundings(&mut self, gateway: Option<&Gateway>, tables: &mut Tables) -> bool {
         let layout = &self.facts.layout;
-        let locals = Locals::compile(self.objects.places(), gateway, layout, &self.devices);
-        let nat = nat::compile(gateway, layout);
-        let changed = locals != self.locals || nat != *tables.nat;
+        let mut changed = self.locals.surround(gateway, layout, &self.devices);
         if changed {
-            for address in locals.taken().iter().filter(|address| !self.locals.taken().contains(address)) {
-                tracing::warn!(%address, "an address of a Service is also this machine's own kernel's; it is left to the kernel");
-            }
-            locals.write(&self.locals, Arc::make_mut(&mut tables.locals));
-            self.locals = locals;
+            self.locals.follow_all(self.objects.places(), &mut tables.locals);
             self.guard_due = true;
-            if nat != *tables.nat {
-                tables.nat = Arc::new(nat);
-            }
+        }
+        let nat = nat::compile(gateway, layout);
+        if nat != *tables.nat {
+            tables.nat = Arc::new(nat);
+            changed = true;
         }
         changed
     }
@@ -420,17 +428,16 @@ impl Compiler {
         if self.guard_held || !std::mem::take(&mut self.guard_due) {
             return;
         }
-        let owned = self.locals.owned();
-        if self.owned.as_ref() == Some(&owned) {
-            return;
-        }
+        let Some(news) = self.locals.news(!self.guarded) else { return };
         self.await_workers();
-        match self.pinholes.update(&owned) {
-            Ok(()) => self.owned = Some(owned),
-            Err(error) => {
-                tracing::error!(%error, "the pinhole could not be told what is ours; trying again");
-                (self.owned, self.guard_due) = (None, true);
-            }
+        let told = match &news {
+            News::All(owned) => self.pinholes.update(owned),
+            News::Change(change) => self.pinholes.change(change),
+        };
+        self.guarded = told.is_ok();
+        if let Err(error) = told {
+            tracing::error!(%error, "the pinhole could not be told what is ours; trying again");
+            self.guard_due = true;
         }
     }
 

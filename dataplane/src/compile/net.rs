@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use ipnet::IpNet;
 
 /// Prefixes of both families, host bits cut off.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Set {
     prefixes: HashSet<IpNet>,
     /// Lengths there are, per family: few, so that a question costs few look-ups.

@@ -19,6 +19,7 @@ use crate::table::{Family, NeighbourId, TunnelId};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Told {
     Owned(Owned),
+    Change(OwnedChange),
     Ask(&'static str, NeighbourKey),
 }
 
@@ -35,6 +36,11 @@ impl Notebook {
 impl Pinholes for Notebook {
     fn update(&mut self, owned: &Owned) -> io::Result<()> {
         self.0.lock().unwrap().push(Told::Owned(owned.clone()));
+        Ok(())
+    }
+
+    fn change(&mut self, change: &OwnedChange) -> io::Result<()> {
+        self.0.lock().unwrap().push(Told::Change(change.clone()));
         Ok(())
     }
 }
@@ -536,7 +542,7 @@ fn saved_objects_work_before_control_and_before_addresses_are_up() {
     layout(&mut compiler, routed());
     assert!(compiler.tables().locals.vtep(Family::V4).is_some());
     assert!(matches!(target(compiler.tables(), "10.244.1.5"), Some(RouteTarget::Tunnel(_))));
-    assert_eq!(compiler.versions().len(), 4);
+    assert_eq!(compiler.objects().len(), 4);
 
     // Nothing saved: a pinhole that an earlier process left keeps guarding what was ours until control has spoken.
     let (mut compiler, notebook) = super::tests::compiler();
@@ -555,6 +561,11 @@ fn a_refused_pinhole_is_told_again() {
         fn update(&mut self, owned: &Owned) -> io::Result<()> {
             if std::mem::take(&mut self.1) { Err(io::ErrorKind::OutOfMemory.into()) } else { self.0.update(owned) }
         }
+
+        fn change(&mut self, change: &OwnedChange) -> io::Result<()> {
+            self.0.change(change)?;
+            Err(io::ErrorKind::OutOfMemory.into())
+        }
     }
     let notebook = Notebook::default();
     let (publisher, _) = Publisher::new(Tables::default());
@@ -566,6 +577,161 @@ fn a_refused_pinhole_is_told_again() {
     assert!(matches!(notebook.take()[..], [Told::Owned(_)]));
     compiler.tick(3 * SECOND);
     assert_eq!(notebook.take(), [], "once is enough");
+    // A change that fails may have happened in part: then everything is told.
+    let web = service(&["203.0.113.10", "2001:db8:f::10"], 80, &[]);
+    update(&mut compiler, incremental(vec![named("shop/web", "1", web)]));
+    compiler.tick(4 * SECOND);
+    let told = notebook.take();
+    let [Told::Change(change), Told::Owned(owned)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((&change.set, change.gone.len()), (&owned.prefixes, 0));
+}
+
+#[test]
+fn the_pinhole_hears_of_what_changed_alone() {
+    let (mut compiler, notebook) = on_machine();
+    update(&mut compiler, full(everything()));
+    notebook.take();
+    let traffic = OwnedFlags::TRAFFIC;
+    let both = OwnedFlags::TRAFFIC | OwnedFlags::ANNOUNCED;
+    let at = |address: &str| -> IpAddr { address.parse().unwrap() };
+    let addresses = ["203.0.113.10", "203.0.113.99", "192.0.2.99", "2001:db8:f::99", "2001:db8:1::99"];
+    let mut new = service(&addresses, 443, &[]);
+    new.ports[0].node_port = Some(30443);
+    new.node_addresses = vec![at("192.0.2.1"), at("2001:db8:1::1")];
+    update(&mut compiler, incremental(vec![named("shop/new", "1", new.clone())]));
+    let node_ports = vec![(at("192.0.2.1"), 6, 30443), (at("2001:db8:1::1"), 6, 30443)];
+    let set = vec![
+        (at("192.0.2.99"), 32, both),
+        (at("203.0.113.99"), 32, traffic),
+        (at("2001:db8:1::99"), 128, both),
+        (at("2001:db8:f::99"), 128, traffic),
+    ];
+    assert_eq!(
+        notebook.take(),
+        [Told::Change(OwnedChange { set, ports_set: node_ports.clone(), ..OwnedChange::default() })],
+        "the first is another's too"
+    );
+    new.ports[0].port = 444;
+    update(&mut compiler, incremental(vec![named("shop/new", "2", new)]));
+    assert_eq!(notebook.take(), [], "a port is nothing to the pinhole");
+    let mut removal = incremental(vec![]);
+    removal.removed.push(key(Kind::Service, "shop/new"));
+    update(&mut compiler, removal);
+    let gone = vec![
+        (at("192.0.2.99"), 32),
+        (at("203.0.113.99"), 32),
+        (at("2001:db8:1::99"), 128),
+        (at("2001:db8:f::99"), 128),
+    ];
+    assert_eq!(notebook.take(), [Told::Change(OwnedChange { gone, ports_gone: node_ports, ..OwnedChange::default() })]);
+    assert!(compiler.tables().locals.kind(&ip16("203.0.113.10")).contains(LocalKind::VIP));
+    assert!(compiler.tables().locals.kind(&ip16("203.0.113.99")).is_empty());
+}
+
+/// What the pinhole takes for us after all it was told.
+fn guarded(told: Vec<Told>) -> (BTreeMap<(IpAddr, u8), OwnedFlags>, Vec<(IpAddr, u16)>) {
+    let (mut prefixes, mut vteps) = (BTreeMap::new(), Vec::new());
+    let entry = |(address, bits, flags): &(IpAddr, u8, OwnedFlags)| ((*address, *bits), *flags);
+    for told in told {
+        match told {
+            Told::Owned(owned) => {
+                prefixes = owned.prefixes.iter().map(entry).collect();
+                vteps = owned.vteps;
+            }
+            Told::Change(change) => {
+                prefixes.extend(change.set.iter().map(entry));
+                for prefix in &change.gone {
+                    assert!(prefixes.remove(prefix).is_some(), "{prefix:?} was not there");
+                }
+            }
+            Told::Ask(..) => {}
+        }
+    }
+    (prefixes, vteps)
+}
+
+/// Service `n` of a crowd: by turns IPv4 and IPv6, with three endpoints less `version`.
+fn of_crowd(n: u16, version: u8) -> Resource {
+    let [high, low] = n.to_be_bytes();
+    let of = |host: u8| match n.is_multiple_of(2) {
+        true => format!("20.{high}.{low}.{host}"),
+        false => format!("2001:db8:f:{n:x}::{host:x}"),
+    };
+    let backends: Vec<_> = (version..3).map(|at| backend(&of(100 + at), 8080, 1)).collect();
+    named(&format!("crowd/{n:05}"), &version.to_string(), service(&[&of(1)], 80, &backends))
+}
+
+/// Design 5: a publish costs what changed.
+#[test]
+fn an_update_copies_the_chunks_it_touches() {
+    let (mut compiler, _) = on_machine();
+    update(&mut compiler, full((0..1500).map(|n| of_crowd(n, 0)).collect()));
+    for n in [700, 701] {
+        let before = compiler.tables().clone();
+        update(&mut compiler, incremental(vec![of_crowd(n, 1)]));
+        let after = compiler.tables();
+        assert!(Arc::ptr_eq(&before.locals, &after.locals) && Arc::ptr_eq(&before.routes, &after.routes));
+        assert_eq!(after.services.chunks_copied(&before.services), 1, "of {}", 1500 / 128);
+        assert_eq!(after.services.frontends().chunks_copied(before.services.frontends()), 0);
+        assert_eq!(after.backends.chunks_copied(&before.backends), [1, 1], "of {}", 4500 / 512);
+        // A new Service: a row at the end, a frontend, an address.
+        let before = after.clone();
+        update(&mut compiler, incremental(vec![of_crowd(n + 2000, 0)]));
+        let after = compiler.tables();
+        assert!(!Arc::ptr_eq(&before.locals, &after.locals) && Arc::ptr_eq(&before.routes, &after.routes));
+        assert_eq!(after.services.chunks_copied(&before.services), 1);
+        assert!((1..=2).contains(&after.services.frontends().chunks_copied(before.services.frontends())));
+        assert_eq!(after.backends.chunks_copied(&before.backends), [1, 1]);
+    }
+}
+
+/// Design 5 and 10: updates of Services cost the flows of others no walk and no look-up.
+#[test]
+fn services_come_and_go_without_a_slow_walk_of_other_flows() {
+    use crate::counters::Event;
+    use crate::rig::{self, Net, Rig};
+    const FLOWS: u16 = 40;
+    let mut rig = Rig::new(rig::tables()).unwrap();
+    let (unused, _) = Publisher::new(Tables::default());
+    let publisher = std::mem::replace(&mut rig.publisher, unused);
+    let boxed = (Box::new(Notebook::default()), Box::new(Notebook::default()));
+    let mut compiler = Compiler::new(["wan0", "lan0"], publisher, boxed.0, boxed.1);
+    let ours = Net::BOTH.map(|net| {
+        let backends = [(0, 5), (1, 6)].map(|(peer, pod)| backend(&net.pod(peer, pod).to_string(), 8080, 1));
+        let mut body = service(&[&net.vip(1).to_string()], 80, &backends);
+        body.ports[0].protocol = Protocol::Udp;
+        named(&format!("ours/{:?}", net.0), "1", body)
+    });
+    update(&mut compiler, full(ours.to_vec()));
+    let send = |rig: &mut Rig, n: u16| {
+        for net in Net::BOTH {
+            assert!(rig.inject(rig::WAN, &rig::udp((net.client(n), 40_000), (net.vip(1), 80), b"x")));
+        }
+        rig.turn();
+        assert_eq!(rig.sent(rig::LAN).len(), 2, "both are forwarded: {:?}", rig.worker.counters().nonzero());
+    };
+    (0..FLOWS).for_each(|n| send(&mut rig, n));
+    let events = |rig: &Rig| {
+        [Event::FlowInstalled, Event::SlowWalk, Event::FlowRevalidated, Event::FlowHit]
+            .map(|event| rig.worker.counters().events(event))
+    };
+    let before = events(&rig);
+    assert_eq!(before[0], u64::from(2 * FLOWS));
+    let generation = compiler.generation();
+    for round in 0..120u16 {
+        let n = round / 4 % 6;
+        let news = match round % 4 {
+            0 => incremental(vec![of_crowd(n, 0)]),
+            1 | 2 => incremental(vec![of_crowd(n, u8::try_from(round % 4).unwrap())]),
+            _ => Update { removed: vec![of_crowd(n, 0).key()], ..incremental(vec![]) },
+        };
+        assert!(update(&mut compiler, news).rejected.is_empty());
+        send(&mut rig, round % FLOWS);
+    }
+    assert_eq!(compiler.generation(), generation + 120, "each was published");
+    let after = events(&rig);
+    assert_eq!(after[..3], before[..3], "no flow began, walked or was looked at again");
+    assert_eq!(after[3], before[3] + 2 * 120);
 }
 
 /// What workers can tell apart, without ids: those follow the order of events.
@@ -619,7 +785,7 @@ proptest! {
                 }
             }
         };
-        let (mut walked, _) = compiler();
+        let (mut walked, walked_notes) = compiler();
         for (number, variant) in steps {
             if variant == 3 {
                 let mut removal = incremental(vec![]);
@@ -635,8 +801,9 @@ proptest! {
         for number in order {
             update(&mut walked, incremental(vec![object(number, 2)]));
         }
-        let (mut told_at_once, _) = on_machine();
+        let (mut told_at_once, notes) = on_machine();
         update(&mut told_at_once, full((0..7).map(|number| object(number, 2)).collect()));
         prop_assert_eq!(meaning(&walked), meaning(&told_at_once));
+        prop_assert_eq!(guarded(walked_notes.take()), guarded(notes.take()), "what the pinhole was told adds up");
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select_biased};
 use tidegate_api::message::{Accepted, Update};
-use tidegate_api::resource::{Resource, Versions};
+use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 
 use super::{Arrived, Compiler, Nanos};
 use crate::kernel::{Change, Neighbour, NeighbourKey};
@@ -38,25 +38,26 @@ enum Event {
     Update(Update, Sender<Accepted>),
     Kernel(Change),
     Holdings(Sender<Holdings>),
-    View(Sender<View>),
+    View(Option<Kind>, Sender<View>),
     Stop,
 }
 
 /// What is held and reached, for a greeting.
 #[derive(Clone, Debug, Default)]
 pub struct Holdings {
-    /// Versions of all accepted objects.
-    pub versions: Versions,
+    /// All accepted objects.
+    pub objects: Vec<Arc<Resource>>,
     /// Generation all workers have reached.
     pub reached: u64,
 }
 
-/// Everything the read side shows, as of one turn. Costs a reference count per object and a copy of the neighbours.
+/// Everything the read side shows, as of one turn. Costs a reference count per object asked for and a copy of the
+/// neighbours.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     /// The tables.
     pub tables: Tables,
-    /// Accepted objects in the order of keys.
+    /// Accepted objects of the kind that was asked for, in the order of names.
     pub objects: Vec<Arc<Resource>>,
     /// The kernel's neighbours.
     pub neighbours: HashMap<NeighbourKey, Neighbour>,
@@ -87,6 +88,13 @@ struct Reached {
     moved: Condvar,
 }
 
+impl Holdings {
+    /// Versions of all accepted objects.
+    pub fn versions(&self) -> Versions {
+        self.objects.iter().map(|resource| (resource.key(), resource.version.clone())).collect()
+    }
+}
+
 impl Handle {
     /// Applies `update` and waits until that is published.
     ///
@@ -104,12 +112,12 @@ impl Handle {
         self.ask(Event::Holdings)
     }
 
-    /// What there is to show.
+    /// What there is to show, with the objects of one kind or without any.
     ///
     /// # Errors
     /// When the compiler does not answer.
-    pub fn view(&self) -> Result<View, NoAnswer> {
-        self.ask(Event::View)
+    pub fn view(&self, objects: Option<Kind>) -> Result<View, NoAnswer> {
+        self.ask(|answer| Event::View(objects, answer))
     }
 
     /// Tells news from the kernel; waits while the queue is full. False when the compiler has ended.
@@ -164,7 +172,8 @@ impl CompilerThread {
         let (events, arriving) = bounded(QUEUE_MAX);
         let reached = Arc::new(Reached { generation: Mutex::new(compiler.reached()), ..Reached::default() });
         let handle = Handle { events: events.clone(), reached: Arc::clone(&reached) };
-        let run = Run { compiler, arriving, wants, saver, clock, reached, unsaved: None, ticked: Instant::now() };
+        let (unsaved, now) = (HashMap::new(), Instant::now());
+        let run = Run { compiler, arriving, wants, saver, clock, reached, unsaved, unsaved_since: now, ticked: now };
         let thread = std::thread::Builder::new().name("compiler".into()).spawn(move || run.run())?;
         Ok((CompilerThread { events, thread: Some(thread) }, handle))
     }
@@ -191,8 +200,9 @@ struct Run {
     saver: Option<Saver>,
     clock: Instant,
     reached: Arc<Reached>,
-    /// When the first change was made that has not been saved.
-    unsaved: Option<Instant>,
+    /// What has not been saved yet, and when the first of it happened.
+    unsaved: HashMap<ResourceKey, Option<Arc<Resource>>>,
+    unsaved_since: Instant,
     ticked: Instant,
 }
 
@@ -201,7 +211,7 @@ struct Run {
 struct Askers {
     updates: Vec<Sender<Accepted>>,
     holdings: Vec<Sender<Holdings>>,
-    views: Vec<Sender<View>>,
+    views: Vec<(Option<Kind>, Sender<View>)>,
     stop: bool,
 }
 
@@ -254,8 +264,11 @@ impl Run {
     fn turn(&mut self, arrived: Arrived, askers: &Askers) {
         let now = self.now();
         let turned = self.compiler.turn(arrived, now);
-        if turned.objects_changed {
-            self.unsaved.get_or_insert_with(Instant::now);
+        if self.unsaved.is_empty() {
+            self.unsaved_since = Instant::now();
+        }
+        if self.saver.is_some() {
+            self.unsaved.extend(turned.taken);
         }
         for (asker, accepted) in askers.updates.iter().zip(turned.accepted) {
             let _ = asker.try_send(accepted);
@@ -264,13 +277,14 @@ impl Run {
 
     fn answer(&mut self, askers: Askers) {
         for asker in askers.holdings {
-            let (versions, reached) = (self.compiler.versions(), self.compiler.reached());
-            let _ = asker.try_send(Holdings { versions, reached });
+            let (objects, reached) = (self.compiler.objects().snapshot(), self.compiler.reached());
+            let _ = asker.try_send(Holdings { objects, reached });
         }
-        for asker in askers.views {
+        for (kind, asker) in askers.views {
+            let objects = self.compiler.objects();
             let _ = asker.try_send(View {
                 tables: self.compiler.tables().clone(),
-                objects: self.compiler.objects().snapshot(),
+                objects: kind.into_iter().flat_map(|kind| objects.of_kind(kind)).cloned().collect(),
                 neighbours: self.compiler.facts().neighbours.clone(),
             });
         }
@@ -287,10 +301,9 @@ impl Run {
     }
 
     fn save(&mut self, at_once: bool) {
-        let due = self.unsaved.is_some_and(|since| at_once || since.elapsed() >= SAVE_AFTER);
+        let due = !self.unsaved.is_empty() && (at_once || self.unsaved_since.elapsed() >= SAVE_AFTER);
         if let Some(saver) = self.saver.as_ref().filter(|_| due) {
-            saver.save(self.compiler.objects().snapshot());
-            self.unsaved = None;
+            saver.save(std::mem::take(&mut self.unsaved).into_iter().collect());
         }
     }
 }
@@ -303,7 +316,7 @@ fn sort(event: Event, arrived: &mut Arrived, askers: &mut Askers) {
         }
         Event::Kernel(change) => arrived.changes.push(change),
         Event::Holdings(asker) => askers.holdings.push(asker),
-        Event::View(asker) => askers.views.push(asker),
+        Event::View(kind, asker) => askers.views.push((kind, asker)),
         Event::Stop => askers.stop = true,
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use tidegate_api::resource::{Body, MacAddress, Protocol, Service};
+use tidegate_api::resource::{Body, Kind, MacAddress, Protocol, Service};
 use tidegate_api::show::{BackendRow, NeighbourRow, RouteRow, ServiceRow, Show, Shown, TunnelRow};
 
 use super::query::{BackendUsage, WorkerQuery};
@@ -22,16 +22,16 @@ use crate::table::{BackendId, NeighbourId, ServiceId, Tables};
 /// # Errors
 /// Who has not answered, for people.
 pub fn answer(question: &Show, compiler: &Handle, workers: &dyn WorkerQuery) -> Result<Shown, String> {
-    let view = || compiler.view().map_err(|error| error.to_string());
+    let view = |objects| compiler.view(objects).map_err(|error| error.to_string());
     let told = |error: super::query::QueryError| error.to_string();
     Ok(match question {
         Show::Services => {
-            let view = view()?;
+            let view = view(Some(Kind::Service))?;
             let ids: Vec<_> = view.tables.backends.rows().map(|(id, _)| id).collect();
             Shown::Services(services(&view, &workers.backend_usage(&ids).map_err(told)?))
         }
         Show::Backends { service } => {
-            let mut rows = backends(&view()?, service.as_deref());
+            let mut rows = backends(&view(Some(Kind::Service))?, service.as_deref());
             let ids: Vec<_> = rows.iter().map(|(id, _)| *id).collect();
             let usage = workers.backend_usage(&ids).map_err(told)?;
             for (id, row) in &mut rows {
@@ -42,9 +42,9 @@ pub fn answer(question: &Show, compiler: &Handle, workers: &dyn WorkerQuery) -> 
             Shown::Backends(rows.into_iter().map(|(_, row)| row).collect())
         }
         Show::Flows { limit } => Shown::Flows(workers.flows(*limit).map_err(told)?),
-        Show::Tunnels => Shown::Tunnels(tunnels(&view()?)),
-        Show::Routes => Shown::Routes(routes(&view()?.tables)),
-        Show::Neighbours => Shown::Neighbours(neighbours(&view()?)),
+        Show::Tunnels => Shown::Tunnels(tunnels(&view(Some(Kind::Peer))?)),
+        Show::Routes => Shown::Routes(routes(&view(None)?.tables)),
+        Show::Neighbours => Shown::Neighbours(neighbours(&view(None)?)),
         Show::Workers => Shown::Workers(workers.workers().map_err(told)?),
         Show::Ports => Shown::Ports(workers.ports().map_err(told)?),
         Show::Counters => Shown::Counters(workers.counters().map_err(told)?),

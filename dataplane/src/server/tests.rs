@@ -81,7 +81,7 @@ fn bench_of(pinholes: Box<dyn Pinholes>, late: bool) -> Bench {
     compiler.restore(facts, saved::load(directory.path()), 0);
     let reader = readers();
     let (wants, wanted) = bounded(16);
-    let saver = Saver::start(directory.path().to_path_buf()).unwrap();
+    let saver = Saver::start(directory.path().to_path_buf(), compiler.objects().snapshot()).unwrap();
     let (thread, handle) = CompilerThread::start(compiler, wanted, Some(saver), Instant::now()).unwrap();
     let path = directory.path().join("t.sock");
     let listener = Listener::bind(&path, 0o600).unwrap();

@@ -110,6 +110,11 @@ impl BackendTable {
         }
     }
 
+    /// Chunks of rows and of epochs that `before` does not have: what the edits since have copied.
+    pub fn chunks_copied(&self, before: &Self) -> [usize; 2] {
+        [self.rows.chunks_copied(&before.rows), self.epochs.chunks_copied(&before.epochs)]
+    }
+
     /// Every endpoint with its id.
     pub fn rows(&self) -> impl Iterator<Item = (BackendId, &BackendRow)> {
         let rows = self.rows.iter().filter(|(_, row)| row.state != BackendState::Vacant);

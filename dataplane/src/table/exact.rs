@@ -59,6 +59,13 @@ impl<K, V> Default for ExactMap<K, V> {
 const SLOTS_MIN: u32 = 512;
 const _: () = assert!(SLOTS_MIN as usize == ROWS_PER_CHUNK && SLOTS_MIN.is_power_of_two());
 
+impl<K, V> ExactMap<K, V> {
+    /// Chunks of slots that `before` does not have: what the edits since have copied.
+    pub fn chunks_copied(&self, before: &Self) -> usize {
+        self.slots.chunks_copied(&before.slots)
+    }
+}
+
 impl<K: Key, V: Value> ExactMap<K, V> {
     /// The value of `key`. Read side: no allocation, at most as many steps as the longest run of taken slots.
     #[inline]

@@ -190,6 +190,11 @@ impl Frontends {
         self.v4.len() + self.v6.len()
     }
 
+    /// Chunks of exact frontends that `before` does not have: what the edits since have copied.
+    pub fn chunks_copied(&self, before: &Self) -> usize {
+        self.v4.chunks_copied(&before.v4) + self.v6.chunks_copied(&before.v6)
+    }
+
     /// Whether there is no frontend of any sort.
     pub fn is_empty(&self) -> bool {
         self.len() == 0 && self.prefixes_v4.is_empty() && self.prefixes_v6.is_empty()

@@ -53,6 +53,11 @@ impl<T, const CHUNK: usize> Rows<T, CHUNK> {
     pub fn chunks_shared(&self, other: &Self) -> usize {
         self.spine.iter().zip(other.spine.iter()).filter(|(mine, theirs)| Arc::ptr_eq(mine, theirs)).count()
     }
+
+    /// Chunks of `self` that `before` does not have: what the edits since have copied.
+    pub fn chunks_copied(&self, before: &Self) -> usize {
+        self.spine.len() - self.chunks_shared(before)
+    }
 }
 
 impl<T: Clone + Default, const CHUNK: usize> Rows<T, CHUNK> {

@@ -1,6 +1,6 @@
 //! The pinhole's maps as this side writes them: keys as the program builds them, and only the differences.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -28,22 +28,28 @@ impl Table {
     }
 
     pub(super) fn add(&mut self, wanted: &BTreeMap<Vec<u8>, u32>) -> io::Result<()> {
-        for (key, value) in wanted {
-            if self.known.get(key) != Some(value) {
-                self.map.update(key, &value.to_ne_bytes(), MapFlags::ANY).map_err(|cause| self.full(&cause))?;
-                self.known.insert(key.clone(), *value);
-            }
-        }
-        Ok(())
+        wanted.iter().try_for_each(|(key, value)| self.write(key.clone(), Some(*value)))
     }
 
     pub(super) fn remove_all_but(&mut self, wanted: &BTreeMap<Vec<u8>, u32>) -> io::Result<()> {
         let gone: Vec<Vec<u8>> = self.known.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        for key in gone {
-            match self.map.delete(&key) {
-                Err(cause) if cause.kind() != libbpf_rs::ErrorKind::NotFound => return Err(error(cause)),
-                _ => self.known.remove(&key),
-            };
+        gone.into_iter().try_for_each(|key| self.write(key, None))
+    }
+
+    /// Gives `key` a value or, with `None`, takes it out; nothing is done where that is so already.
+    pub(super) fn write(&mut self, key: Vec<u8>, value: Option<u32>) -> io::Result<()> {
+        match value {
+            _ if self.known.get(&key).copied() == value => {}
+            Some(value) => {
+                self.map.update(&key, &value.to_ne_bytes(), MapFlags::ANY).map_err(|cause| self.full(&cause))?;
+                self.known.insert(key, value);
+            }
+            None => {
+                match self.map.delete(&key) {
+                    Err(cause) if cause.kind() != libbpf_rs::ErrorKind::NotFound => return Err(error(cause)),
+                    _ => self.known.remove(&key),
+                };
+            }
         }
         Ok(())
     }
@@ -54,20 +60,68 @@ impl Table {
     }
 }
 
-/// Keys and values of a trie whose lookup yields the flags of every prefix that contains an address.
+/// A prefix: its length in bits, and its address with the host bits cleared.
+type Prefix = (u8, Vec<u8>);
+
+/// Prefixes of one family with the flags that were asked for.
 ///
-/// The kernel's longest match finds one entry, so each entry carries the flags of the shorter ones around it.
-pub(super) fn trie(prefixes: &BTreeMap<(u8, Vec<u8>), u32>) -> BTreeMap<Vec<u8>, u32> {
-    let lengths: BTreeSet<u8> = prefixes.keys().map(|(length, _)| *length).collect();
-    let mut entries = BTreeMap::new();
-    for (length, bytes) in prefixes.keys() {
-        let around =
-            lengths.range(..=length).filter_map(|shorter| prefixes.get(&(*shorter, masked(bytes.clone(), *shorter))));
-        let flags = around.fold(0, |flags, more| flags | more);
-        let key = [&u32::from(*length).to_ne_bytes()[..], bytes].concat();
-        entries.insert(key, flags);
+/// The kernel's longest match finds one entry, so each entry of the trie carries the flags of the shorter prefixes around
+/// it as well as its own.
+#[derive(Debug, Default)]
+pub(super) struct Prefixes {
+    flags: BTreeMap<Prefix, u32>,
+    /// How many there are of each length: few lengths, so that few shorter prefixes can lie around one.
+    lengths: BTreeMap<u8, usize>,
+}
+
+impl Prefixes {
+    pub(super) fn new(flags: BTreeMap<Prefix, u32>) -> Prefixes {
+        let mut lengths = BTreeMap::new();
+        flags.keys().for_each(|(length, _)| *lengths.entry(*length).or_default() += 1);
+        Prefixes { flags, lengths }
     }
-    entries
+
+    /// All keys and values of the trie.
+    pub(super) fn trie(&self) -> BTreeMap<Vec<u8>, u32> {
+        self.flags.keys().map(|prefix| (key(prefix), self.around(prefix))).collect()
+    }
+
+    /// Gives a prefix other flags (`None`: it goes) and returns what the trie must be told.
+    pub(super) fn set(&mut self, prefix: Prefix, flags: Option<u32>) -> Vec<(Vec<u8>, Option<u32>)> {
+        let (length, bits) = (prefix.0, prefix.1.len() * 8);
+        let before = match flags {
+            Some(flags) => self.flags.insert(prefix.clone(), flags),
+            None => self.flags.remove(&prefix),
+        };
+        if before.is_none() && flags.is_some() {
+            *self.lengths.entry(length).or_default() += 1;
+        } else if before.is_some() && flags.is_none() {
+            let count = self.lengths.entry(length).or_default();
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&length);
+            }
+        }
+        let mut writes = vec![(key(&prefix), flags.map(|_| self.around(&prefix)))];
+        if usize::from(length) < bits {
+            // Longer prefixes inside carry these flags too.
+            let longer = self.flags.range((length + 1, Vec::new())..).map(|(prefix, _)| prefix);
+            let inside = longer.filter(|(_, bytes)| masked(bytes.clone(), length) == prefix.1);
+            writes.extend(inside.map(|inside| (key(inside), Some(self.around(inside)))));
+        }
+        writes
+    }
+
+    /// Flags of a prefix and of every shorter one that contains it.
+    fn around(&self, (length, bytes): &Prefix) -> u32 {
+        let shorter = self.lengths.range(..=length).map(|(shorter, _)| (*shorter, masked(bytes.clone(), *shorter)));
+        shorter.filter_map(|prefix| self.flags.get(&prefix)).fold(0, |flags, more| flags | more)
+    }
+}
+
+/// `struct bpf_lpm_trie_key`: the length in the machine's order, then the address.
+fn key((length, bytes): &Prefix) -> Vec<u8> {
+    [&u32::from(*length).to_ne_bytes()[..], bytes].concat()
 }
 
 /// `bytes` with everything after the first `length` bits cleared.
@@ -118,12 +172,39 @@ mod tests {
                 prefixes.into_iter().map(|((length, byte), flags)| ((length, masked(vec![byte; 4], length)), flags)).collect();
             let contains = |length: u8, bytes: &[u8]| masked(address.to_vec(), length) == bytes;
             let expected = prefixes.iter().filter(|((length, bytes), _)| contains(*length, bytes)).fold(0, |sum, (_, flags)| sum | flags);
-            let entries = trie(&prefixes);
+            let entries = Prefixes::new(prefixes.clone()).trie();
             let longest = (0u8..=32).rev().find_map(|length| {
                 let key = [&u32::from(length).to_ne_bytes()[..], &masked(address.to_vec(), length)].concat();
                 entries.get(&key).copied()
             });
             prop_assert_eq!(longest.unwrap_or(0), expected);
+        }
+
+        /// Whatever comes and goes, in whatever order: the trie is what it would be had all been asked for at once.
+        #[test]
+        fn changes_one_by_one_make_the_same_trie(
+            steps in prop::collection::vec((
+                prop::sample::select(vec![0u8, 8, 12, 24, 31, 32]),
+                0u8..4,
+                prop::option::weighted(0.7, 1u32..4),
+            ), 0..40),
+        ) {
+            let (mut prefixes, mut kernel) = (Prefixes::default(), BTreeMap::new());
+            let mut asked = BTreeMap::new();
+            for (length, byte, flags) in steps {
+                let prefix = (length, masked(vec![byte; 4], length));
+                for (key, value) in prefixes.set(prefix.clone(), flags) {
+                    match value {
+                        Some(value) => drop(kernel.insert(key, value)),
+                        None => drop(kernel.remove(&key)),
+                    }
+                }
+                match flags {
+                    Some(flags) => drop(asked.insert(prefix, flags)),
+                    None => drop(asked.remove(&prefix)),
+                }
+                prop_assert_eq!(&kernel, &Prefixes::new(asked.clone()).trie());
+            }
         }
     }
 }
