@@ -1,5 +1,6 @@
 //! What Services ask for, through the whole compiler: rows, roles, and what the pinhole is told.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tidegate_api::resource::{Backend, HashFields, Protocol, Scheduler, Service, ServicePort, TrafficPolicy};
@@ -29,11 +30,25 @@ fn everywhere([vip, external, cluster, node, prefix, pod]: [&str; 6]) -> Service
     everywhere
 }
 
-fn owned(told: &[Told]) -> Option<Owned> {
-    told.iter().rev().find_map(|told| match told {
-        Told::Owned(owned) => Some(owned.clone()),
-        Told::Ask(..) => None,
-    })
+/// What the pinhole holds after what it was told. Panics when it was told nothing.
+fn owned(pinhole: &mut Owned, told: &[Told]) -> Owned {
+    let about = told.iter().filter(|told| !matches!(told, Told::Ask(..)));
+    assert_ne!(about.count(), 0, "the pinhole was told nothing");
+    for told in told {
+        match told {
+            Told::Owned(owned) => *pinhole = owned.clone(),
+            Told::Change(change) => {
+                let named: Vec<_> = change.set.iter().map(|(address, bits, _)| (*address, *bits)).collect();
+                let goes = |prefix: &(IpAddr, u8)| change.gone.contains(prefix) || named.contains(prefix);
+                pinhole.prefixes.retain(|(address, bits, _)| !goes(&(*address, *bits)));
+                pinhole.prefixes.extend(&change.set);
+                pinhole.ports.retain(|port| !change.ports_gone.contains(port));
+                pinhole.ports.extend(&change.ports_set);
+            }
+            Told::Ask(..) => {}
+        }
+    }
+    pinhole.clone()
 }
 
 fn row<'a>(compiler: &'a Compiler, address: &str) -> &'a ServiceRow {
@@ -52,6 +67,7 @@ fn frontends_of_every_kind_have_their_roles_and_the_pinhole_knows_them() {
     for family in FAMILIES {
         let [vip, external, cluster, node, prefix, _] = family;
         let (mut compiler, notebook) = on_machine();
+        let mut pinhole = Owned::default();
         let accepted =
             update(&mut compiler, full(vec![named("gw", "1", gateway()), named("a/web", "1", everywhere(family))]));
         assert_eq!(accepted.rejected, []);
@@ -73,7 +89,7 @@ fn frontends_of_every_kind_have_their_roles_and_the_pinhole_knows_them() {
         assert!(tables.locals.kind(&mapped_ip(inside)).contains(LocalKind::VIP));
         let kinds = [vip, external, cluster, node].map(|address| tables.locals.kind(&at(address)));
         assert_eq!(kinds, [LocalKind::VIP, LocalKind::SERVICE, LocalKind::SERVICE, LocalKind::NODE]);
-        let told = owned(&notebook.take()).unwrap();
+        let told = owned(&mut pinhole, &notebook.take());
         assert_eq!(told.ports, [(node.parse().unwrap(), 6, 30_080)]);
         let takes = |text: &str| {
             let net: ipnet::IpNet = text.parse().unwrap_or_else(|_| text.parse::<std::net::IpAddr>().unwrap().into());
@@ -85,7 +101,7 @@ fn frontends_of_every_kind_have_their_roles_and_the_pinhole_knows_them() {
         update(&mut compiler, full(vec![]));
         assert!(compiler.tables().services.frontends().is_empty());
         assert_eq!(compiler.tables().locals.kind(&mapped_ip(inside)), LocalKind::NONE);
-        let told = owned(&notebook.take()).unwrap();
+        let told = owned(&mut pinhole, &notebook.take());
         assert_eq!((told.ports, told.prefixes), (vec![], vec![]));
     }
 }
@@ -95,6 +111,7 @@ fn what_the_kernel_has_is_left_to_it_and_node_ports_wait_for_their_address() {
     for family in FAMILIES {
         let [.., node, prefix, _] = family;
         let (mut compiler, notebook) = on_machine();
+        let mut pinhole = Owned::default();
         update(&mut compiler, full(vec![named("a/web", "1", everywhere(family))]));
         notebook.take();
         // An address inside the prefix appears on the machine, and the node address goes.
@@ -112,10 +129,10 @@ fn what_the_kernel_has_is_left_to_it_and_node_ports_wait_for_their_address() {
             "no part of it is left out"
         );
         assert_eq!(tables.locals.kind(&mapped_ip(node.parse().unwrap())), LocalKind::NONE);
-        let told = owned(&notebook.take()).unwrap();
+        let told = owned(&mut pinhole, &notebook.take());
         assert!(told.ports.is_empty() && told.prefixes.iter().all(|(address, ..)| *address != net.addr()), "{told:?}");
         layout(&mut compiler, routed());
-        assert_eq!(owned(&notebook.take()).unwrap().ports.len(), 1, "it is back");
+        assert_eq!(owned(&mut pinhole, &notebook.take()).ports.len(), 1, "it is back");
     }
 }
 
