@@ -629,7 +629,10 @@ fn the_pinhole_hears_of_what_changed_alone() {
 }
 
 /// What the pinhole takes for us after all it was told.
-fn guarded(told: Vec<Told>) -> (BTreeMap<(IpAddr, u8), OwnedFlags>, Vec<(IpAddr, u16)>) {
+/// Prefixes with what they are to us, and tunnel endpoints.
+type Guarded = (BTreeMap<(IpAddr, u8), OwnedFlags>, Vec<(IpAddr, u16)>);
+
+fn guarded(told: Vec<Told>) -> Guarded {
     let (mut prefixes, mut vteps) = (BTreeMap::new(), Vec::new());
     let entry = |(address, bits, flags): &(IpAddr, u8, OwnedFlags)| ((*address, *bits), *flags);
     for told in told {
