@@ -628,10 +628,10 @@ fn the_pinhole_hears_of_what_changed_alone() {
     assert!(compiler.tables().locals.kind(&ip16("203.0.113.99")).is_empty());
 }
 
-/// What the pinhole takes for us after all it was told.
 /// Prefixes with what they are to us, and tunnel endpoints.
 type Guarded = (BTreeMap<(IpAddr, u8), OwnedFlags>, Vec<(IpAddr, u16)>);
 
+/// What the pinhole takes for us after all it was told.
 fn guarded(told: Vec<Told>) -> Guarded {
     let (mut prefixes, mut vteps) = (BTreeMap::new(), Vec::new());
     let entry = |(address, bits, flags): &(IpAddr, u8, OwnedFlags)| ((*address, *bits), *flags);
