@@ -48,7 +48,7 @@ impl Backends {
     ) -> BackendId {
         let id = known.or_else(|| self.gone.remove(&key).map(|gone| gone.id)).unwrap_or_else(|| self.fresh(now));
         let (service, address, port) = key;
-        table.set(id, BackendRow { address, family, port, service, state, epoch: 0 });
+        table.set(id, BackendRow { address, family, port, service, state, ..BackendRow::default() });
         id
     }
 
