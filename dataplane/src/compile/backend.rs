@@ -17,7 +17,7 @@ pub const QUARANTINE: Nanos = 3 * 3600 * 1_000_000_000;
 /// Ids that may wait at once; 64 B each in the table.
 pub const GONE_MAX: usize = 262_144;
 
-/// What identifies an endpoint: Service port, address in mapped form, port.
+/// What identifies an endpoint: Service port, address in mapped form, port. A node: Service port, key of its name, 0.
 pub type BackendKey = (ServiceId, [u8; 16], u16);
 
 /// Which endpoint has which id.
@@ -46,9 +46,22 @@ impl Backends {
         table: &mut BackendTable,
         now: Nanos,
     ) -> BackendId {
-        let id = known.or_else(|| self.gone.remove(&key).map(|gone| gone.id)).unwrap_or_else(|| self.fresh(now));
         let (service, address, port) = key;
-        table.set(id, BackendRow { address, family, port, service, state, ..BackendRow::default() });
+        let row = BackendRow { address, family, port, service, state, ..BackendRow::default() };
+        self.set_row(known, key, row, table, now)
+    }
+
+    /// The same for any row.
+    pub fn set_row(
+        &mut self,
+        known: Option<BackendId>,
+        key: BackendKey,
+        row: BackendRow,
+        table: &mut BackendTable,
+        now: Nanos,
+    ) -> BackendId {
+        let id = known.or_else(|| self.gone.remove(&key).map(|gone| gone.id)).unwrap_or_else(|| self.fresh(now));
+        table.set(id, row);
         id
     }
 

@@ -65,8 +65,7 @@ pub fn admit<'tables, A: Family>(
     let served = served.ok_or(DropReason::NoFrontend)?;
     let row = tables.services.row(served.service).ok_or(DropReason::NoFrontend)?;
     let service = served.service;
-    let mut offer =
-        Offer { service, row, set: &row.cluster, is_nodes: false, which: SetKind::Cluster, terms: None };
+    let mut offer = Offer { service, row, set: &row.cluster, is_nodes: false, which: SetKind::Cluster, terms: None };
     if row.mode == Mode::NodeDsr && node_takes(tables, packet, tuple, served.kind) {
         (offer.set, offer.is_nodes) = (tables.services.nodes(service).unwrap_or(offer.set), true);
     }

@@ -54,6 +54,11 @@ impl EndpointSet {
         self.members.get(self.ring.as_ref()?.pick(hash)).copied()
     }
 
+    /// The mode that follows when these are nodes.
+    pub fn mode(&self) -> Mode {
+        if self.ring.is_some() { Mode::NodeDsr } else { Mode::Fullnat }
+    }
+
     /// Whether no member takes new flows.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -178,16 +183,17 @@ impl ServiceTable {
         self.frontends.set_prefix(frontend, served).map(|before| before.service)
     }
 
-    /// Writes a Service row. Build side: one chunk.
+    /// Writes a Service row; its mode becomes what follows from the nodes that are there. Build side: one chunk.
     pub fn set_row(&mut self, id: ServiceId, row: ServiceRow) {
+        let mode = self.nodes(id).map_or(Mode::Fullnat, EndpointSet::mode);
+        let row = ServiceRow { mode, ..row };
         self.sticky = self.sticky + u32::from(is_sticky(&row)) - u32::from(self.row(id).is_some_and(is_sticky));
         self.rows.set(id.0, Some(row));
     }
 
     /// Writes the nodes of a row that is there, and makes its mode what follows from them. Build side: two chunks.
     pub fn set_nodes(&mut self, id: ServiceId, nodes: Option<EndpointSet>) {
-        let any = nodes.as_ref().is_some_and(|nodes| nodes.ring.is_some());
-        let mode = if any { Mode::NodeDsr } else { Mode::Fullnat };
+        let mode = nodes.as_ref().map_or(Mode::Fullnat, EndpointSet::mode);
         if let Some(row) = self.row(id).filter(|row| row.mode != mode).cloned() {
             self.rows.set(id.0, Some(ServiceRow { mode, ..row }));
         }
