@@ -61,7 +61,8 @@ fn rules(worker: Node, family: Family, services: &[LabService]) -> String {
         let name = format!("{}-{}", service.name, protocol(port));
         let usable = usable(service);
         let here: Vec<Pod> = if service.local { usable_on(service, worker) } else { usable.clone() };
-        for pod in &usable {
+        // A node's own choice may be a pod that the cluster's is not: every one has its chain.
+        for pod in service.pods.iter().chain(&service.terminating) {
             let _ = write!(
                 chains,
                 "chain endpoint-{name}-{pod} {{\n{ip} saddr {at} jump mark-for-masquerade\nmeta l4proto {protocol} dnat to \

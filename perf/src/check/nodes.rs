@@ -291,6 +291,7 @@ pub(super) fn rolling(rig: &mut Rig) -> Found {
             std::thread::sleep(GRACE);
             service.terminating.clear();
             tell(rig, &service)?;
+            end(pod(old), true)?;
         }
         let rolled = began.elapsed();
         for (family, client) in clients {
@@ -326,8 +327,19 @@ pub(super) fn rolling(rig: &mut Rig) -> Found {
             ));
         }
         forget(rig, &after)?;
+        [1, 3, 5].into_iter().try_for_each(|old| end(pod(old), false))?;
     }
     Ok(rows)
+}
+
+/// Makes a pod as good as gone, or brings it back: nothing reaches it, and it says nothing about that.
+fn end(pod: Pod, ended: bool) -> Result<()> {
+    let mut nft = in_namespace(&pod.name(), "nft");
+    nft.args(["-f", "-"]);
+    let gone = "table inet gone {\nchain input {\ntype filter hook input priority 0; policy drop;\n}\n}\n";
+    let text = format!("add table inet gone\ndelete table inet gone\n{}", if ended { gone } else { "" });
+    process::run(nft, &text, Duration::from_secs(5))?.success("ending a pod")?;
+    Ok(())
 }
 
 /// Starts [`ROLLING`] connections that are spread over some seconds.
