@@ -29,7 +29,10 @@ fn publish(criterion: &mut Criterion) {
         let [_, a, b, c] = n.to_be_bytes();
         let address = tidegate_dataplane::table::mapped(&[10, a, b, c]);
         let (service, state) = (ServiceId(n / 10), BackendState::Active);
-        backends.set(BackendId(n), BackendRow { address, family: Family::V4, port: 80, service, state, epoch: 0 });
+        backends.set(
+            BackendId(n),
+            BackendRow { address, family: Family::V4, port: 80, service, state, ..Default::default() },
+        );
     }
     let (mut publisher, readers) = Publisher::new(tables);
     let mut reader = readers();

@@ -54,6 +54,8 @@ events! {
     FlowSpared,         "flow_spared", "Flows without further use that a new one took the place of in a crowded table (N-100).";
     FlowRevalidated,    "flow_revalidated", "Flows checked again after a change they depend on; the backend stays.";
     AffinityForgotten,  "affinity_forgotten", "New flows whose client could not be remembered: the affinity table has no place (S-095).";
+    PickedUp,           "picked_up", "Flows to nodes that began in the middle of a connection (L-010, N-088).";
+    Passed,             "passed", "Packets sent to a node without a flow, by hash (L-021).";
     Decapsulated,       "decapsulated", "Packets taken out of VXLAN.";
     Encapsulated,       "encapsulated", "Packets put into VXLAN.";
     VxlanUnknownFlags,  "vxlan_unknown_flags", "VXLAN headers with reserved bits set, accepted (V-001).";

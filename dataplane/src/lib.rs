@@ -44,5 +44,7 @@ pub mod kernel;
 pub mod objects;
 /// The compiler thread: resolved objects plus kernel facts become rows.
 pub mod compile;
+/// Is a node able to deliver what `node-dsr` sends it?
+pub mod probe;
 /// The contract socket: who may speak, and what is answered.
 pub mod server;

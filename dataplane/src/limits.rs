@@ -42,6 +42,10 @@ pub const SPARE_LOOK_ROWS: u32 = 16;
 /// Answers (rejects, ICMP errors) per second and worker (S-079).
 pub const ANSWERS_PER_S: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
 
+/// Flows to nodes (`node-dsr`) that a worker begins per second; above that the hash alone decides (L-021). Whoever forges
+/// addresses can fill a table of a million only in eight seconds then, and loses nobody anything by it.
+pub const PINS_PER_S: NonZeroU32 = NonZeroU32::new(125_000).expect("not zero");
+
 /// Nanoseconds a worker stays awake without a packet before it sleeps on its descriptors.
 pub const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
 

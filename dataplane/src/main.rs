@@ -1,7 +1,7 @@
 //! The dataplane process: reads the node file, opens the devices, starts the threads, and ends them in order.
 //!
 //! Threads: one per worker (frames and state), the compiler (tables), one that follows the kernel, one that saves, one
-//! that listens and one per client. They are started from the inside out (nobody is answered before they can be served)
+//! that proves the ways to nodes, one that listens and one per client. They are started from the inside out (nobody is answered before they can be served)
 //! and end the other way round. The pinholes stay on the devices: while nobody is here they drop what is ours, which a
 //! kernel without our flows would answer with resets, and the next process takes them over.
 #![forbid(unsafe_code)]
@@ -32,6 +32,8 @@ use tidegate_dataplane::kernel::monitor::Monitor;
 use tidegate_dataplane::kernel::request::Kernel;
 use tidegate_dataplane::limits;
 use tidegate_dataplane::objects::saved::{self, Saver};
+use tidegate_dataplane::probe::Board;
+use tidegate_dataplane::probe::thread::Prober;
 use tidegate_dataplane::server::Server;
 use tidegate_dataplane::server::mailboxes::{Mailbox, Mailboxes};
 use tidegate_dataplane::stage::parse::Ingress;
@@ -121,8 +123,9 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     let failed = watch(&stop, &running.workers, &running.compiler);
     stop.store(true, Ordering::Relaxed);
     tracing::info!("stopping");
-    let Running { server, workers, compiler, monitor, forwarder } = running;
+    let Running { server, prober, workers, compiler, monitor, forwarder } = running;
     drop(server);
+    drop(prober);
     // All are waited for, whatever became of the first.
     let panicked = workers.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
     drop(compiler);
@@ -138,6 +141,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
 /// The threads, in the order in which they end.
 struct Running {
     server: Server,
+    prober: Prober,
     workers: Vec<JoinHandle<()>>,
     compiler: CompilerThread,
     monitor: Monitor,
@@ -159,6 +163,8 @@ fn start(
     let names = file.dataplane.interfaces.iter().map(|interface| interface.name.as_str());
     let requests = Box::new(Kernel::open().context("opening a netlink socket")?);
     let mut compiler = Compiler::new(names, publisher, Box::new(pinholes.clone()), requests);
+    let board = Board::default();
+    compiler.set_probes(Box::new(board.clone()));
 
     let (wants, wanted) = bounded(WANTS_MAX);
     let links =
@@ -198,10 +204,12 @@ fn start(
     };
     let forwarder = std::thread::Builder::new().name("kernel-news".into()).spawn(forward).context("a thread")?;
 
+    let finder = handle.clone();
+    let prober = Prober::start(board, move |found| finder.found(found)).context("starting the prober")?;
     let read = pinholes.clone();
     let mailboxes = Mailboxes::new(mailboxes, Arc::new(move |device| read.counters(device)));
     let server = Server::start(listener, handle, Arc::new(mailboxes)).context("starting to answer")?;
-    Ok(Running { server, workers, compiler, monitor, forwarder })
+    Ok(Running { server, prober, workers, compiler, monitor, forwarder })
 }
 
 /// Waits until the process should end; the name of a thread that ended by itself, if that is why.

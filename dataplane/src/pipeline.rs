@@ -18,9 +18,11 @@ use crate::stage::rewrite::{self, Edited};
 use crate::stage::route::{self, Departure, Hop};
 use crate::stage::{encap, error, flow, local};
 use crate::state::answers::{Permit, Source};
+use crate::state::one_way::{self, Opening};
 use crate::state::{
-    self, Direction, Entry, FlowId, FlowState, Hit, InsertError, Learn, State, Tuple, Victim, tcp, ticks,
+    self, Direction, Entry, FlowId, FlowState, Fold, Hit, InsertError, Learn, State, Tuple, Victim, tcp, ticks,
 };
+use crate::table::local::LocalKind;
 use crate::table::{BackendId, DeviceId, Tables};
 use crate::wire::packet::{Fragment, parse_l3};
 use crate::wire::{Family as Version, protocol, tcp as segment};
@@ -55,6 +57,13 @@ pub enum Decision<A> {
         /// Where it leaves.
         hop: Hop,
     },
+    /// It goes to a node as it is, and nothing remembers it (L-021).
+    Pass {
+        /// Row of the node it is counted for.
+        backend: BackendId,
+        /// Where it leaves.
+        hop: Hop,
+    },
     /// Answer it from here.
     Answer(Answer),
     /// It ends here.
@@ -79,9 +88,9 @@ pub struct Refresh {
 pub struct NewFlow<A> {
     /// Client to Service address.
     pub original: Tuple<A>,
-    /// Translated source.
+    /// Translated source; in `node-dsr` the client.
     pub source: (A, u16),
-    /// Translated destination: the backend.
+    /// Translated destination: the backend; in `node-dsr` the Service address.
     pub to: (A, u16),
     /// Row of the backend.
     pub backend: BackendId,
@@ -91,8 +100,8 @@ pub struct NewFlow<A> {
     pub routes_epoch: u16,
     /// Where packets of the original direction leave.
     pub forward: Hop,
-    /// Where packets of the reply direction leave.
-    pub reply: Hop,
+    /// Where packets of the reply direction leave; `None`: none ever comes here.
+    pub reply: Option<Hop>,
     /// What is remembered of the choice.
     pub learn: Learn,
 }
@@ -101,8 +110,11 @@ impl<A: Family> NewFlow<A> {
     /// The entry to install for the flow that `packet` begins.
     fn entry(&self, packet: &Packet) -> state::NewFlow<A> {
         let at = &packet.l3;
-        let (state, last_ack) = tcp::open(at.tcp_flags, at.tcp_seq).unwrap_or((FlowState::UDP_UNREPLIED, [0; 2]));
-        let (mark, tunnel, next_hop) = route::pack(Some(self.forward), Some(self.reply));
+        let (state, last_ack) = match one_way::open(at.tcp_flags) {
+            Opening::Pin(state) if self.reply.is_none() && at.protocol == protocol::TCP => (state, [0; 2]),
+            _ => tcp::open(at.tcp_flags, at.tcp_seq).unwrap_or((FlowState::UDP_UNREPLIED, [0; 2])),
+        };
+        let (mark, tunnel, next_hop) = route::pack(Some(self.forward), self.reply);
         state::NewFlow {
             original: self.original,
             translated: Tuple {
@@ -274,7 +286,7 @@ pub fn decide<A: Family, T: Trace>(
     // Looked up again, not remembered: an earlier packet of the same batch may have started this flow.
     let hit = A::flows(state).lookup(tuple);
     if packet.l3.protocol == A::ICMP {
-        return error::decide::<A>(tables, state, packet, hit, hash);
+        return error::decide::<A>(tables, state, packet, tuple, hit, hash);
     }
     match hit {
         Some(hit) => flow::known(tables, state, packet, tuple, hit, hash, moment, trace),
@@ -316,22 +328,31 @@ pub fn apply<A: Family>(
                 state.end::<A>(ended);
             }
             let new = flow.entry(packet);
+            // A pin is not worth anybody else's entry, nor a place among handshakes: the hash does without.
+            let pin = flow.reply.is_none();
+            if pin && !(state.pins.allow(now_ns) && A::flows(state).has_room(new.state)) {
+                return pass::<A>(tables, state, counters, packet, frame, flow.backend, flow.forward, hash);
+            }
             match state.make_room::<A>(&new, ticks(now_ns)) {
                 None => {}
                 Some(Victim::HalfOpen(_)) => counters.count(Event::HalfOpenEvicted),
                 Some(Victim::Spared(_)) => counters.count(Event::FlowSpared),
             }
-            if let Some(row) = tables.backends.row(flow.backend) {
-                state.usage.claim(flow.backend.0, row.identity());
-            }
+            claim(tables, state, flow.backend);
             match state.begin::<A>(&new, ticks(now_ns)) {
                 Ok(id) => {
                     counters.count(Event::FlowInstalled);
                     if !state.learn(&flow.original, flow.backend, &flow.learn, ticks(now_ns)) {
                         counters.count(Event::AffinityForgotten);
                     }
+                    if pin && packet.l3.protocol == protocol::TCP && packet.l3.tcp_flags & segment::SYN == 0 {
+                        counters.count(Event::PickedUp);
+                    }
                     let hit = Hit { flow: id, direction: Direction::Original };
                     forward::<A>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns)
+                }
+                Err(InsertError::Full) if pin => {
+                    pass::<A>(tables, state, counters, packet, frame, flow.backend, flow.forward, hash)
                 }
                 Err(InsertError::Full) => Verdict::Drop(DropReason::TableFull),
                 Err(InsertError::OriginalTaken | InsertError::ReplyTaken) => Verdict::Drop(DropReason::PortsExhausted),
@@ -347,6 +368,7 @@ pub fn apply<A: Family>(
                 Err(reason) => Verdict::Drop(reason),
             }
         }
+        Decision::Pass { backend, hop } => pass::<A>(tables, state, counters, packet, frame, backend, hop, hash),
         Decision::Answer(answer) => self::answer(tables, state, counters, packet, frame, answer, hash, now_ns),
         Decision::Drop(reason) => Verdict::Drop(reason),
     }
@@ -435,6 +457,45 @@ fn forward_later<A: Family>(
         Edited::Plainly | Edited::Clamped => depart(tables, counters, packet, frame, hop, hash),
         Edited::Refused => Verdict::Drop(DropReason::EditRefused),
     }
+}
+
+/// Has usage counted for whoever `backend` is now.
+fn claim(tables: &Tables, state: &mut State, backend: BackendId) {
+    if let Some(row) = tables.backends.row(backend) {
+        state.usage.claim(backend.0, row.identity());
+    }
+}
+
+/// Sends a packet of no flow to a node as it is.
+#[cold]
+#[allow(clippy::too_many_arguments)]
+fn pass<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    backend: BackendId,
+    hop: Hop,
+    hash: u64,
+) -> Verdict {
+    // An ICMP error may quote one address of ours and be sent to another, where the node would not know it.
+    let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
+    if !A::addresses(l3).1.kind(tables).intersects(LocalKind::SERVED) {
+        return Verdict::Drop(DropReason::ErrorUnmatched);
+    }
+    counters.count(Event::Passed);
+    claim(tables, state, backend);
+    let fold = Fold { packets: 1, bytes: packet.l3.total_len.into() };
+    state.usage.fold(backend.0, Direction::Original, fold);
+    let syn = packet.l3.protocol == protocol::TCP && packet.l3.tcp_flags & segment::SYN != 0;
+    let mtu = (syn && tables.settings.clamp_mss).then(|| route::mtu(tables, hop));
+    match rewrite::pass(packet, frame, mtu) {
+        Edited::Plainly => {}
+        Edited::Clamped => counters.count(Event::MssClamped),
+        Edited::Refused => return Verdict::Drop(DropReason::EditRefused),
+    }
+    depart(tables, counters, packet, frame, hop, hash)
 }
 
 /// V-013: the largest packet that fits the overlay, whichever way it goes.

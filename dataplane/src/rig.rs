@@ -275,7 +275,8 @@ pub fn add_service(tables: &mut Tables, id: u32, vip: IpAddr, port: u16, protoco
         let backend = BackendId(id * 1000 + n);
         let state = if *weight == 0 { BackendState::Draining } else { BackendState::Active };
         let address = mapped(*address);
-        backends.set(backend, BackendRow { address, family, port: *backend_port, service, state, epoch: 0 });
+        backends
+            .set(backend, BackendRow { address, family, port: *backend_port, service, state, ..Default::default() });
         if *weight > 0 {
             eligible.push((maglev::member_key(&address, *backend_port), *weight, backend));
         }
@@ -322,6 +323,33 @@ pub fn toggle_affinity(tables: &mut Tables, id: u32, timeout_s: u32) {
         })
     });
     Arc::make_mut(&mut tables.services).set_row(service, row);
+}
+
+/// Delivers service `id` of [`add_service`] as `node-dsr`, to these nodes: number of the peer, weight (0: not proven).
+/// Backends: `id * 1000 + 500 + n` for peer `n`. Nodes that were there before and are not now are gone.
+pub fn deliver_to_nodes(tables: &mut Tables, id: u32, nodes: &[(u8, u16)]) {
+    let service = ServiceId(id);
+    let Some(family) = tables.services.row(service).map(|row| row.family) else { return };
+    let net = Net(family);
+    let backend = |n: u8| BackendId(id * 1000 + 500 + u32::from(n));
+    let backends = Arc::make_mut(&mut tables.backends);
+    for n in 0..PEERS {
+        let state = match nodes.iter().find(|(node, _)| *node == n) {
+            Some((_, 0)) | None if backends.row(backend(n)).is_none() => continue,
+            Some((_, 0)) | None => BackendState::Gone,
+            Some(_) => BackendState::Active,
+        };
+        let (address, node) = (mapped(net.peer(n)), net.tunnel(n));
+        let new = BackendRow { address, family, port: 0, node, service, state, epoch: 0 };
+        backends.set(backend(n), new);
+    }
+    let key = |n: u8| maglev::node_key(&format!("w{}", n + 1));
+    let mut members: Vec<_> = nodes.iter().map(|(n, weight)| (key(*n), *weight, backend(*n))).collect();
+    members.sort_unstable();
+    let keys: Vec<_> = members.iter().map(|(key, weight, _)| (*key, *weight)).collect();
+    let ring = Ring::build(&keys, maglev::ring_size(keys.len())).map(Arc::new);
+    let members = members.iter().map(|(_, _, backend)| *backend).collect();
+    Arc::make_mut(&mut tables.services).set_nodes(service, Some(EndpointSet { members, ring }));
 }
 
 /// Takes the `n`th endpoint of service `id` away, as the compiler does: the row stays, gone.

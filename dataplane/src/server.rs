@@ -3,7 +3,7 @@
 //! One thread per connection, each with its own stream, so that whatever one client does (nonsense, silence, not reading)
 //! is its own affair. Updates and questions go to the compiler's queue and come back as answers; rows are made on the
 //! connection's thread. A client that has sent an update plays the part of control and is told, by a second thread,
-//! which generation workers have reached. The server never speaks first to anybody else.
+//! which generation workers have reached and how Services are delivered. The server never speaks first to anybody else.
 
 use std::io;
 use std::net::Shutdown;
@@ -244,9 +244,13 @@ fn apply(update: Update, voice: &Voice, served: &Served) -> io::Result<()> {
 fn announce(voice: &Arc<Voice>, served: &Served) -> Option<JoinHandle<()>> {
     let (voice, compiler) = (Arc::clone(voice), served.compiler.clone());
     let run = move || {
+        let mut edition = 0;
         while !voice.closed.load(Ordering::Relaxed) {
-            let reached = compiler.wait_reached(voice.announced(), ANNOUNCE_CHECK);
-            if voice.announce(reached).is_err() {
+            let reached = compiler.wait_news(voice.announced(), edition, ANNOUNCE_CHECK);
+            let (services, newest) = compiler.deliveries(edition);
+            edition = newest;
+            let told = if services.is_empty() { Ok(()) } else { voice.say(&Response::Delivery { services }) };
+            if voice.announce(reached).and(told).is_err() {
                 // The reading thread must not wait for a client that cannot be spoken to.
                 let _ = voice.lock().0.shutdown(Shutdown::Both);
                 return;

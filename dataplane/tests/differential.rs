@@ -194,6 +194,39 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// `node-dsr`: a hit, a walk and a packet without a flow differ from what came in the TTL alone.
+    #[test]
+    fn to_the_node(case in case()) {
+        let case = Case { hairpin: false, ..case };
+        let packet = case.packet(case.client(), case.vip());
+        let rig = || {
+            let mut rig = case.rig();
+            rig.publish(|tables| rig::deliver_to_nodes(tables, 1, &[(case.peer, 1)]));
+            rig
+        };
+        let mut hits = rig();
+        case.begin(&mut hits);
+        case.ask(&mut hits, &packet);
+        let hit = case.way(&mut hits, LAN, "flow_hit");
+        let mut walks = rig();
+        case.begin(&mut walks);
+        case.forget(&mut walks);
+        case.ask(&mut walks, &packet);
+        let walk = case.way(&mut walks, LAN, "slow_walk");
+        prop_assert_eq!(&hit, &walk, "a hit and a walk");
+        let mut passes = rig();
+        let now_ns = passes.now_ns;
+        passes.worker.state_mut().pins.set(1, 0, now_ns);
+        case.ask(&mut passes, &packet);
+        let pass = case.way(&mut passes, LAN, "passed");
+        prop_assert_eq!(&hit, &pass, "a hit and a pass");
+        expect_overlay(case.net(), case.peer, &packet.clone().ttl(case.ttl - 1), &hit, &hits.told());
+    }
+}
+
 /// The source port of the only flow.
 fn port(rig: &Rig) -> u16 {
     let mut port = 0;

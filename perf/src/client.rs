@@ -270,6 +270,7 @@ mod tests {
             from: vec![[127, 0, 0, 2].into(), [127, 0, 0, 3].into()],
             first_port: 20_000,
             timeout_ms: 5000,
+            pause_ms: 0,
         };
         let spread = spread(&options).unwrap();
         assert_eq!((spread.ok, spread.failed, spread.by_pod["p9"]), (40, 0, 40), "{spread:?}");
@@ -285,8 +286,14 @@ mod tests {
 
     #[test]
     fn spread_refuses_what_does_not_fit() {
-        let mut options =
-            SpreadOptions { target: way(1).target, count: 3000, from: Vec::new(), first_port: 65_000, timeout_ms: 1 };
+        let mut options = SpreadOptions {
+            target: way(1).target,
+            count: 3000,
+            from: Vec::new(),
+            first_port: 65_000,
+            timeout_ms: 1,
+            pause_ms: 0,
+        };
         assert!(spread(&options).unwrap_err().to_string().contains("at least one"));
         options.from.push([127, 0, 0, 2].into());
         assert!(spread(&options).unwrap_err().to_string().contains("do not fit"));

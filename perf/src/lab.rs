@@ -19,7 +19,7 @@ use crate::process::{self, Daemon, in_namespace};
 use crate::topology::{
     CLIENT, CLIENT_HOSTS, CLIENT_MAC, FABRIC, FAMILIES, FLOOD_NET_V4, FLOOD_NET_V6, Family, GATEWAY, GATEWAY_LAN_MAC,
     GATEWAY_NODE, GATEWAY_WAN_MAC, NOBODY_MAC, NOBODY_V4, NOBODY_V6, Node, OVERLAY_MTU_V4, OVERLAY_MTU_V6, Pod,
-    UNDERLAY_MTU, VNI, VXLAN_PORT, client_address, pods, workers,
+    ROUTER_V4, ROUTER_V6, UNDERLAY_MTU, VNI, VXLAN_PORT, client_address, pods, workers,
 };
 
 /// How long one building command may take on a busy machine.
@@ -30,6 +30,9 @@ const POD_LIMIT: Duration = Duration::from_secs(20);
 const POD_GATEWAY_V4: &str = "169.254.1.1";
 /// The same for IPv6.
 const POD_GATEWAY_V6: &str = "fe80::1";
+
+/// What flannel wants of workers (V-026), and what a router and its clients need where answers come another way.
+const NO_REVERSE_PATH_FILTER: &str = "for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $file; done\n";
 
 /// What may differ between labs.
 #[derive(Debug, Clone)]
@@ -99,7 +102,9 @@ fn add_namespaces() -> Result<()> {
 fn add_links(queues: u32) -> Result<()> {
     let many = format!("numrxqueues {queues} numtxqueues {queues} mtu {UNDERLAY_MTU}");
     let mut lines = format!(
-        "link add name wan0 netns {GATEWAY} address {GATEWAY_WAN_MAC} {many} type veth \
+        "link add name back netns {CLIENT} mtu {UNDERLAY_MTU} type veth \
+         peer name router netns {FABRIC} mtu {UNDERLAY_MTU}\n\
+         link add name wan0 netns {GATEWAY} address {GATEWAY_WAN_MAC} {many} type veth \
          peer name eth0 netns {CLIENT} address {CLIENT_MAC} {many}\n\
          link add name lan0 netns {GATEWAY} address {GATEWAY_LAN_MAC} {many} type veth \
          peer name gw netns {FABRIC} {many}\n"
@@ -169,7 +174,8 @@ fn checksums_by_kernel(devices: &[&str]) -> String {
 }
 
 fn client_script() -> String {
-    let mut lines = String::from("link set eth0 up\n");
+    let mut lines = String::from("link set eth0 up\nlink set back up\n");
+    lines += &format!("addr add {ROUTER_V4}/24 dev back\naddr add {ROUTER_V6}/64 dev back nodad\n");
     for host in CLIENT_HOSTS {
         lines += &format!("addr add {}/24 dev eth0\n", client_address(Family::V4, host));
         lines += &format!("addr add {}/64 dev eth0 nodad\n", client_address(Family::V6, host));
@@ -177,7 +183,10 @@ fn client_script() -> String {
     lines += "route add 203.0.113.0/24 via 192.0.2.1\n";
     lines += "route add 2001:db8:f::/64 via 2001:db8:1::1\n";
     // Unprivileged echo requests, so that pinging needs no raw socket.
-    script(&lines) + &checksums_by_kernel(&["eth0"]) + "echo '0 2147483647' > /proc/sys/net/ipv4/ping_group_range\n"
+    script(&lines)
+        + &checksums_by_kernel(&["eth0", "back"])
+        + "echo '0 2147483647' > /proc/sys/net/ipv4/ping_group_range\n"
+        + NO_REVERSE_PATH_FILTER
 }
 
 /// Addresses, routes and offloads of the gateway's devices, for a shell beside them.
@@ -196,11 +205,12 @@ pub(crate) fn gateway_script() -> String {
         text += &format!("ethtool -K {device} tx off gro off gso off tso off >/dev/null\n");
     }
     text + "echo 0 > /proc/sys/net/ipv4/ip_forward\necho 0 > /proc/sys/net/ipv6/conf/all/forwarding\n"
+        + NO_REVERSE_PATH_FILTER
 }
 
 fn fabric_script() -> String {
     let mut lines = String::from("link add br0 type bridge stp_state 0 mcast_snooping 0\nlink set br0 up\n");
-    let mut ports = vec![GATEWAY.to_string()];
+    let mut ports = vec![GATEWAY.to_string(), "router".into()];
     ports.extend(workers().map(Node::name));
     for port in &ports {
         lines += &format!("link set {port} master br0 up\n");
@@ -221,6 +231,7 @@ fn worker_script(worker: Node) -> String {
     let mut lines = String::from("link set eth0 up\n");
     lines += &format!("addr add {}/24 dev eth0\n", worker.underlay(Family::V4));
     lines += &format!("addr add {}/64 dev eth0 nodad\n", worker.underlay(Family::V6));
+    lines += &format!("route add 192.0.2.0/24 via {ROUTER_V4}\nroute add 2001:db8:1::/64 via {ROUTER_V6}\n");
     let mut forwarding_entries = String::new();
     for family in FAMILIES {
         let device = vxlan_device(family);
@@ -256,7 +267,8 @@ fn worker_script(worker: Node) -> String {
         + &format!("bridge -batch - <<'END'\n{forwarding_entries}END\n")
         + &checksums_by_kernel(&devices)
         + "echo 1 > /proc/sys/net/ipv4/ip_forward\necho 1 > /proc/sys/net/ipv6/conf/all/forwarding\n\
-           for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $file; done\n"
+           "
+        + NO_REVERSE_PATH_FILTER
 }
 
 fn pod_script(pod: Pod) -> String {

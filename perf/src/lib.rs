@@ -20,6 +20,8 @@ pub mod pod;
 pub mod client;
 /// The YAML that control watches.
 pub mod manifest;
+/// kube-proxy's rules on the workers.
+pub mod kube_proxy;
 /// The gateway's two programs, started, watched and hurt.
 pub mod gateway;
 /// What went over a link, seen from outside.

@@ -43,14 +43,28 @@ pub struct LabService {
     pub vip: Vip,
     /// Its ports.
     pub ports: Vec<Port>,
-    /// Pods listed in its EndpointSlices.
+    /// Ready pods in its EndpointSlices.
     pub pods: Vec<Pod>,
+    /// Pods in its EndpointSlices that are told to end and still serve.
+    pub terminating: Vec<Pod>,
+    /// `externalTrafficPolicy: Local`.
+    pub local: bool,
+    /// What the annotation `tidegate.io/delivery-mode` says.
+    pub mode: Option<&'static str>,
 }
 
 impl LabService {
     /// A Service with all pods behind it.
     pub fn new(name: &str, vip: Vip, ports: &[Port]) -> LabService {
-        LabService { name: name.into(), vip, ports: ports.to_vec(), pods: pods().collect() }
+        LabService {
+            name: name.into(),
+            vip,
+            ports: ports.to_vec(),
+            pods: pods().collect(),
+            terminating: Vec::new(),
+            local: false,
+            mode: None,
+        }
     }
 }
 
@@ -183,12 +197,15 @@ fn metadata(kind: &str, name: &str, version: u64, extra: &str) -> String {
 
 fn service_yaml(service: &LabService, version: u64) -> String {
     let host = cluster_host(service);
+    let policy = if service.local { "Local" } else { "Cluster" };
     let mut text = String::from("apiVersion: v1\nkind: Service\n");
-    text += &metadata("Service", &service.name, version, &format!("  labels:\n    app: {}\n", service.name));
+    let mode = service.mode.map(|mode| format!("  annotations:\n    tidegate.io/delivery-mode: {mode}\n"));
+    let extra = format!("{}  labels:\n    app: {}\n", mode.unwrap_or_default(), service.name);
+    text += &metadata("Service", &service.name, version, &extra);
     let _ = write!(
         text,
         "spec:\n  allocateLoadBalancerNodePorts: false\n  clusterIP: 10.96.0.{host}\n  clusterIPs:\n  - 10.96.0.{host}\n  \
-         - fd00:10:96::{host}\n  externalTrafficPolicy: Cluster\n  internalTrafficPolicy: Cluster\n  ipFamilies:\n  \
+         - fd00:10:96::{host}\n  externalTrafficPolicy: {policy}\n  internalTrafficPolicy: Cluster\n  ipFamilies:\n  \
          - IPv4\n  - IPv6\n  ipFamilyPolicy: RequireDualStack\n  ports:\n"
     );
     for port in &service.ports {
@@ -210,17 +227,19 @@ fn service_yaml(service: &LabService, version: u64) -> String {
 fn slice_yaml(service: &LabService, family: Family, version: u64) -> String {
     let kind = if family == Family::V4 { "IPv4" } else { "IPv6" };
     let mut text = format!("addressType: {kind}\napiVersion: discovery.k8s.io/v1\n");
-    if service.pods.is_empty() {
+    if service.pods.is_empty() && service.terminating.is_empty() {
         text += "endpoints: []\n";
     } else {
         text += "endpoints:\n";
     }
-    for pod in &service.pods {
+    let ready = service.pods.iter().map(|pod| (pod, true));
+    for (pod, ready) in ready.chain(service.terminating.iter().map(|pod| (pod, false))) {
         let _ = write!(
             text,
-            "- addresses:\n  - {}\n  conditions:\n    ready: true\n    serving: true\n    terminating: false\n  \
+            "- addresses:\n  - {}\n  conditions:\n    ready: {ready}\n    serving: true\n    terminating: {}\n  \
              nodeName: {}\n  targetRef:\n    kind: Pod\n    name: {}\n    namespace: {NAMESPACE}\n    uid: {}\n",
             pod.address(family),
+            !ready,
             pod.node().name(),
             pod.name(),
             uid(&format!("Pod/{}", pod.name()))

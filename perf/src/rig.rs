@@ -205,7 +205,15 @@ impl RunningClient {
     ///
     /// # Errors
     /// When it tells none.
-    pub fn outcome(mut self) -> Result<Outcome> {
+    pub fn outcome(self) -> Result<Outcome> {
+        self.last()
+    }
+
+    /// The last line it says, as whatever its task tells.
+    ///
+    /// # Errors
+    /// When it tells none, or something else.
+    pub fn last<T: DeserializeOwned>(mut self) -> Result<T> {
         let outcome = serde_json::from_str(&self.line()?).context("outcome of a client")?;
         if process::wait(&mut self.child, CLIENT_LIMIT)?.is_none() {
             bail!("a client told its outcome and did not end");

@@ -6,8 +6,10 @@
 //! ```text
 //!                    wan0 ┌────┐ lan0                 ┌─ w1 ── p1 p2
 //!  client ────────────────┤ gw ├──────── fabric ──────┼─ w2 ── p3 p4
-//!  192.0.2.10-30          └────┘      198.51.100.0/24 └─ w3 ── p5 p6
-//!  2001:db8:1::10-30                  2001:db8:2::/64    flannel.1 (outer IPv4), flannel-v6.1 (outer IPv6)
+//!  192.0.2.10-30          └────┘      198.51.100.0/24 ├─ w3 ── p5 p6
+//!  2001:db8:1::10-30                  2001:db8:2::/64 │    flannel.1 (outer IPv4), flannel-v6.1 (outer IPv6)
+//!    │ back                                           │
+//!    └───────────── the workers' router ──────────────┘
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -60,6 +62,11 @@ pub const GATEWAY_WAN_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0,
 pub const GATEWAY_LAN_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// Gateway's address in the underlay.
 pub const GATEWAY_LAN_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+/// The workers' own router towards clients, which the client's namespace is as well: answers that do not come through the
+/// gateway arrive there.
+pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
+/// The same for IPv6.
+pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x254);
 /// Source the gateway gives to Service traffic in `fullnat`.
 pub const FULLNAT_V4: Ipv4Addr = Ipv4Addr::new(10, 244, GATEWAY_NUMBER, 2);
 /// Source the gateway gives to Service traffic in `fullnat`.
@@ -144,6 +151,8 @@ pub const VIP_LATE: Vip = Vip::routed(13);
 /// The Service `shop/onlink`: TCP 80, addresses in the client's own network, so the gateway answers ARP and NDP.
 pub const VIP_ONLINK: Vip =
     Vip { v4: Ipv4Addr::new(192, 0, 2, 200), v6: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x200) };
+/// The Service of the `node-dsr` checks.
+pub const VIP_KEEP: Vip = Vip::routed(20);
 /// TCP port of the web Services.
 pub const WEB_PORT: u16 = 80;
 /// UDP port of the echo Service.

@@ -257,6 +257,26 @@ fn nobody_there_is_refused_and_a_new_service_answers() {
 }
 
 #[test]
+fn pods_behind_nodes_see_their_clients_and_share_evenly() {
+    check(&["nodes"]); // S-050, S-056, S-057
+}
+
+#[test]
+fn nodes_that_do_not_deliver_leave_the_set() {
+    check(&["node-strict", "node-rules"]); // V-026, S-063
+}
+
+#[test]
+fn an_endpoint_may_move_from_node_to_node() {
+    check(&["node-moves"]); // T-023, T-025, S-108
+}
+
+#[test]
+fn a_rolling_update_loses_no_request() {
+    check(&["rolling"]); // S-104
+}
+
+#[test]
 fn programs_may_die_and_hang() {
     check(&["control-killed", "dataplane-stopped", "dataplane-killed"]);
 }

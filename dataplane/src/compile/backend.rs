@@ -20,7 +20,7 @@ pub const GONE_MAX: usize = 262_144;
 /// Places in the queue that may lead nowhere before they are looked for.
 const WAITING_SLACK: usize = 1024;
 
-/// What identifies an endpoint: Service port, address in mapped form, port.
+/// What identifies an endpoint: Service port, address in mapped form, port. A node: Service port, key of its name, 0.
 pub type BackendKey = (ServiceId, [u8; 16], u16);
 
 /// Which endpoint has which id.
@@ -50,9 +50,22 @@ impl Backends {
         table: &mut BackendTable,
         now: Nanos,
     ) -> BackendId {
-        let id = known.or_else(|| self.gone.remove(&key).map(|gone| gone.id)).unwrap_or_else(|| self.fresh(now));
         let (service, address, port) = key;
-        table.set(id, BackendRow { address, family, port, service, state, epoch: 0 });
+        let row = BackendRow { address, family, port, service, state, ..BackendRow::default() };
+        self.set_row(known, key, row, table, now)
+    }
+
+    /// The same for any row.
+    pub fn set_row(
+        &mut self,
+        known: Option<BackendId>,
+        key: BackendKey,
+        row: BackendRow,
+        table: &mut BackendTable,
+        now: Nanos,
+    ) -> BackendId {
+        let id = known.or_else(|| self.gone.remove(&key).map(|gone| gone.id)).unwrap_or_else(|| self.fresh(now));
+        table.set(id, row);
         id
     }
 

@@ -17,26 +17,30 @@
 //!
 //! Each file below owns one noun of the tables and says what it does when things change.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tidegate_api::message::{Accepted, Rejection, Update};
-use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, ResourceKey};
+use tidegate_api::message::{Accepted, Rejection, ServiceDelivery, Update};
+use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, ResourceKey, Service};
 use tidegate_io::{Owned, OwnedChange};
 
 use crate::kernel::request::NeighbourRequests;
 use crate::kernel::{Change, KernelFacts, NeighbourKey};
 use crate::objects::place::{Place, places};
-use crate::objects::{InForce, Objects, Outcome, validate};
+use crate::objects::{self, InForce, Objects, Outcome, validate};
+use crate::probe::schedule::Found;
+use crate::probe::{Probes, Unwatched};
 use crate::table::publish::Publisher;
 use crate::table::route::RouteRow;
 use crate::table::{DeviceId, Tables, mapped};
 
 /// Services → rows, frontends, members, rings.
 pub mod service;
+/// In `node-dsr`: endpoints by node → rows, rings, and what control is told.
+pub mod node;
 /// Endpoints → rows with ids that outlive them.
 pub mod backend;
 /// Addresses that are ours, and what the pinhole takes for us.
@@ -63,6 +67,7 @@ pub(crate) mod tests;
 use device::Devices;
 use local::{Locals, News};
 use neighbour::{Ask, Neighbours};
+use node::Nodes;
 use route::{KernelRoutes, PodPrefix};
 use service::Services;
 use tunnel::{Surroundings, Tunnels};
@@ -91,6 +96,10 @@ pub struct Compiler {
     facts: KernelFacts,
     devices: Devices,
     services: Services,
+    nodes: Nodes,
+    /// Services whose nodes are to be written anew.
+    nodes_due: BTreeSet<Arc<str>>,
+    probes: Box<dyn Probes>,
     tunnels: Tunnels,
     neighbours: Neighbours,
     locals: Locals,
@@ -118,12 +127,14 @@ pub struct Arrived {
     pub changes: Vec<Change>,
     /// Neighbours that workers want.
     pub wants: Vec<(DeviceId, [u8; 16])>,
+    /// What the prober found, in order.
+    pub found: Found,
 }
 
 impl Arrived {
     /// Whether nothing has arrived.
     pub fn is_empty(&self) -> bool {
-        self.updates.is_empty() && self.changes.is_empty() && self.wants.is_empty()
+        self.updates.is_empty() && self.changes.is_empty() && self.wants.is_empty() && self.found.is_empty()
     }
 }
 
@@ -161,6 +172,9 @@ impl Compiler {
             facts: KernelFacts::default(),
             devices: Devices::new(devices),
             services: Services::default(),
+            nodes: Nodes::default(),
+            nodes_due: BTreeSet::new(),
+            probes: Box::new(Unwatched),
             tunnels: Tunnels::default(),
             neighbours: Neighbours::default(),
             locals: Locals::default(),
@@ -174,6 +188,11 @@ impl Compiler {
             guard_held: false,
             refused: HashMap::new(),
         }
+    }
+
+    /// Has the ways to nodes watched by `probes`; without, none is ever proven. To be called before anything else.
+    pub fn set_probes(&mut self, probes: Box<dyn Probes>) {
+        self.probes = probes;
     }
 
     /// The first turn: the machine as it is, and the objects saved by an earlier run. Those are not judged against the
@@ -231,6 +250,11 @@ impl Compiler {
             }
             turned.accepted.push(Accepted { nonce, generation: 0, rejected: outcome.rejected });
         }
+        for (way, finding) in arrived.found {
+            let (service, node) = (&way.service, &way.node);
+            tracing::info!(%service, port = way.port, %node, state = ?finding.state, reason = finding.reason, "way to a node");
+            self.nodes_due.extend(self.nodes.learn(way, finding));
+        }
         let mut new_rows = false;
         for (device, address) in arrived.wants {
             new_rows |= self.neighbours.want(device, address, &self.facts, &self.devices, now);
@@ -277,6 +301,11 @@ impl Compiler {
         self.ask_kernel();
         self.guard();
         self.publisher.collect();
+    }
+
+    /// What control is to be told about the delivery of Services, once.
+    pub fn take_deliveries(&mut self) -> Vec<ServiceDelivery> {
+        self.nodes.take_news()
     }
 
     /// The generation every worker has reached.
@@ -337,11 +366,36 @@ impl Compiler {
     }
 
     fn write_service(&mut self, wanted: Option<&Resource>, name: &str, tables: &mut Tables, now: Nanos) -> bool {
-        match wanted.map(|resource| &resource.body) {
-            Some(Body::Service(service)) => self.services.write(name, Some(service), tables, now),
-            Some(_) => false,
-            None => self.services.write(name, None, tables, now),
+        let service = match wanted.map(|resource| &resource.body) {
+            Some(Body::Service(service)) => Some(service),
+            Some(_) => return false,
+            None => None,
+        };
+        let changed = self.services.write(name, service, tables, now);
+        self.nodes_due.remove(name);
+        self.write_nodes(service, name, tables, now) | changed
+    }
+
+    fn write_nodes(&mut self, service: Option<&Service>, name: &str, tables: &mut Tables, now: Nanos) -> bool {
+        let written = self.nodes.write(name, service, &mut self.services, &self.tunnels, tables, now);
+        self.nodes_due.extend(written.touched);
+        if let Some(targets) = written.targets {
+            self.probes.watch(&name.into(), targets);
         }
+        written.changed
+    }
+
+    /// Writes the nodes of Services that something has happened to beside their own objects.
+    fn write_due_nodes(&mut self, tables: &mut Tables, now: Nanos) -> bool {
+        let peers = self.tunnels.take_touched();
+        self.nodes_due.extend(self.nodes.on(peers.iter().map(String::as_str)));
+        let mut changed = false;
+        while let Some(name) = self.nodes_due.pop_first() {
+            let resource = self.objects.get(&objects::key(Kind::Service, &name)).cloned();
+            let Some(Body::Service(service)) = resource.as_deref().map(|resource| &resource.body) else { continue };
+            changed |= self.write_nodes(Some(service), &name, tables, now);
+        }
+        changed
     }
 
     /// Writes what depends on several things at once, publishes if anything `changed`, and tells the outside world.
@@ -350,6 +404,7 @@ impl Compiler {
         if moved.layout || moved.gateway || moved.peers {
             changed |= self.write_ways(gateway.as_ref(), &mut tables);
         }
+        changed |= self.write_due_nodes(&mut tables, now);
         if moved.layout || moved.gateway {
             changed |= self.write_surroundings(gateway.as_ref(), &mut tables);
         }

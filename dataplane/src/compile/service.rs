@@ -47,7 +47,8 @@ struct Compiled {
     ports: BTreeMap<PortKey, CompiledPort>,
 }
 
-type PortKey = (Protocol, u16, Family);
+/// What tells the rows of one Service apart: protocol, port, family.
+pub type PortKey = (Protocol, u16, Family);
 
 /// One port of one family.
 #[derive(Debug)]
@@ -186,6 +187,21 @@ impl Services {
         !self.growing.is_empty()
     }
 
+    /// The row of one port and family of the Service `name`.
+    pub fn id_of(&self, name: &str, key: PortKey) -> Option<ServiceId> {
+        Some(self.by_name.get(name)?.ports.get(&key)?.id)
+    }
+
+    /// Who gives out ids of backends.
+    pub fn backends_mut(&mut self) -> &mut Backends {
+        &mut self.backends
+    }
+
+    /// Rings that are there.
+    pub fn rings_mut(&mut self) -> &mut RingCache {
+        &mut self.rings
+    }
+
     /// Names of Services that have rows.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)
@@ -274,8 +290,6 @@ impl Services {
 
     fn row(&mut self, name: &Arc<str>, key: PortKey, compiled: &mut CompiledPort, now: Nanos) -> ServiceRow {
         let (protocol, port, family) = key;
-        // No way to a node is proven yet, and while none is, delivery is `fullnat`.
-        let (DeliveryMode::Fullnat | DeliveryMode::NodeDsr) = compiled.asked.mode;
         let weights = compiled.weights(now);
         if compiled.is_growing(now) {
             self.growing.insert((name.to_string(), key));
@@ -308,6 +322,7 @@ impl Services {
             local: local.then(|| (set(LOCAL), of(LOCAL))),
         });
         ServiceRow {
+            // The table makes it another where nodes take packets (`super::node`).
             mode: Mode::Fullnat,
             family,
             protocol: protocol.number(),

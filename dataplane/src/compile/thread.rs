@@ -1,22 +1,23 @@
 //! The thread, its queue, and the handle others speak to it by.
 //!
 //! One loop: wait for anything, take everything that has arrived, make one turn, answer, say what workers have reached.
-//! Nobody waits for a reader here: answers go to channels with room for them, and `Reached` is a number that whoever is
-//! interested waits for by themselves.
+//! Nobody waits for a reader here: answers go to channels with room for them, and what workers have reached and how Services
+//! are delivered is left where whoever is interested waits for it by themselves.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select_biased};
-use tidegate_api::message::{Accepted, Update};
+use tidegate_api::message::{Accepted, ServiceDelivery, Update};
 use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 
 use super::{Arrived, Compiler, Nanos};
 use crate::kernel::{Change, Neighbour, NeighbourKey};
 use crate::objects::saved::Saver;
+use crate::probe::schedule::Found;
 use crate::table::Tables;
 use crate::worker::Want;
 
@@ -37,6 +38,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 enum Event {
     Update(Update, Sender<Accepted>),
     Kernel(Change),
+    Found(Found),
     Holdings(Sender<Holdings>),
     View(Option<Kind>, Sender<View>),
     Stop,
@@ -61,6 +63,8 @@ pub struct View {
     pub objects: Vec<Arc<Resource>>,
     /// The kernel's neighbours.
     pub neighbours: HashMap<NeighbourKey, Neighbour>,
+    /// How Services that asked for `node-dsr` are delivered, in the order of names.
+    pub deliveries: Vec<ServiceDelivery>,
 }
 
 /// The compiler did not answer.
@@ -78,13 +82,13 @@ pub enum NoAnswer {
 #[derive(Clone)]
 pub struct Handle {
     events: Sender<Event>,
-    reached: Arc<Reached>,
+    news: Arc<News>,
 }
 
-/// The generation all workers have reached, for whoever waits for it.
+/// What whoever waits is told.
 #[derive(Debug, Default)]
-struct Reached {
-    generation: Mutex<u64>,
+struct News {
+    latest: Mutex<Latest>,
     moved: Condvar,
 }
 
@@ -92,6 +96,39 @@ impl Holdings {
     /// Versions of all accepted objects.
     pub fn versions(&self) -> Versions {
         self.objects.iter().map(|resource| (resource.key(), resource.version.clone())).collect()
+    }
+}
+
+/// Services that no longer ask for `node-dsr` and are remembered for those who have not heard.
+const GONE_TOLD_MAX: usize = 1000;
+
+#[derive(Debug, Default)]
+struct Latest {
+    /// Generation all workers have reached.
+    generation: u64,
+    /// Grows with each report.
+    edition: u64,
+    /// The report about each Service and its edition.
+    deliveries: BTreeMap<String, (u64, ServiceDelivery)>,
+}
+
+impl Latest {
+    fn tell(&mut self, news: Vec<ServiceDelivery>) -> bool {
+        let edition = self.edition + 1;
+        for delivery in news {
+            if self.deliveries.get(&delivery.service).is_none_or(|(_, told)| *told != delivery) {
+                self.edition = edition;
+                self.deliveries.insert(delivery.service.clone(), (edition, delivery));
+            }
+        }
+        let gone = self.deliveries.values().filter(|(_, told)| told.ports.is_empty());
+        let mut editions: Vec<u64> = gone.map(|(edition, _)| *edition).collect();
+        if editions.len() > GONE_TOLD_MAX {
+            editions.sort_unstable();
+            let kept_from = editions[editions.len() / 2];
+            self.deliveries.retain(|_, (edition, told)| *edition >= kept_from || !told.ports.is_empty());
+        }
+        self.edition == edition
     }
 }
 
@@ -127,19 +164,40 @@ impl Handle {
 
     /// The generation all workers have reached.
     pub fn reached(&self) -> u64 {
-        *lock(&self.reached.generation)
+        lock(&self.news.latest).generation
+    }
+
+    /// Tells what the prober found; waits while the queue is full. False when the compiler has ended.
+    pub fn found(&self, found: Found) -> bool {
+        self.events.send(Event::Found(found)).is_ok()
     }
 
     /// Waits until more than `after` is reached or `timeout` is over; returns what is reached.
     pub fn wait_reached(&self, after: u64, timeout: Duration) -> u64 {
-        let generation = lock(&self.reached.generation);
-        let waited = self.reached.moved.wait_timeout_while(generation, timeout, |generation| *generation <= after);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+        self.wait_news(after, u64::MAX, timeout)
     }
 
-    /// Wakes everybody in [`Handle::wait_reached`] before their time.
+    /// The same, or until a report about the delivery of Services is newer than `edition`.
+    pub fn wait_news(&self, after: u64, edition: u64, timeout: Duration) -> u64 {
+        let nothing = |latest: &mut Latest| latest.generation <= after && latest.edition <= edition;
+        let waited = self.news.moved.wait_timeout_while(lock(&self.news.latest), timeout, nothing);
+        waited.unwrap_or_else(PoisonError::into_inner).0.generation
+    }
+
+    /// Reports about the delivery of Services that are newer than `edition`, and the newest edition. Edition 0 is older than
+    /// all; who has heard nothing hears nothing of Services that do not ask for `node-dsr` any more.
+    pub fn deliveries(&self, edition: u64) -> (Vec<ServiceDelivery>, u64) {
+        let latest = lock(&self.news.latest);
+        let newer = latest
+            .deliveries
+            .values()
+            .filter(|(told, delivery)| *told > edition && (edition > 0 || !delivery.ports.is_empty()));
+        (newer.map(|(_, delivery)| delivery.clone()).collect(), latest.edition)
+    }
+
+    /// Wakes everybody who waits for news before their time.
     pub fn wake(&self) {
-        self.reached.moved.notify_all();
+        self.news.moved.notify_all();
     }
 
     fn ask<T>(&self, event: impl FnOnce(Sender<T>) -> Event) -> Result<T, NoAnswer> {
@@ -170,10 +228,11 @@ impl CompilerThread {
         clock: Instant,
     ) -> io::Result<(Self, Handle)> {
         let (events, arriving) = bounded(QUEUE_MAX);
-        let reached = Arc::new(Reached { generation: Mutex::new(compiler.reached()), ..Reached::default() });
-        let handle = Handle { events: events.clone(), reached: Arc::clone(&reached) };
+        let latest = Latest { generation: compiler.reached(), ..Latest::default() };
+        let news = Arc::new(News { latest: Mutex::new(latest), moved: Condvar::new() });
+        let handle = Handle { events: events.clone(), news: Arc::clone(&news) };
         let (unsaved, now) = (HashMap::new(), Instant::now());
-        let run = Run { compiler, arriving, wants, saver, clock, reached, unsaved, unsaved_since: now, ticked: now };
+        let run = Run { compiler, arriving, wants, saver, clock, news, unsaved, unsaved_since: now, ticked: now };
         let thread = std::thread::Builder::new().name("compiler".into()).spawn(move || run.run())?;
         Ok((CompilerThread { events, thread: Some(thread) }, handle))
     }
@@ -199,7 +258,7 @@ struct Run {
     wants: Receiver<Want>,
     saver: Option<Saver>,
     clock: Instant,
-    reached: Arc<Reached>,
+    news: Arc<News>,
     /// What has not been saved yet, and when the first of it happened.
     unsaved: HashMap<ResourceKey, Option<Arc<Resource>>>,
     unsaved_since: Instant,
@@ -286,17 +345,19 @@ impl Run {
                 tables: self.compiler.tables().clone(),
                 objects: kind.into_iter().flat_map(|kind| objects.of_kind(kind)).cloned().collect(),
                 neighbours: self.compiler.facts().neighbours.clone(),
+                deliveries: lock(&self.news.latest).deliveries.values().map(|(_, told)| told.clone()).collect(),
             });
         }
     }
 
     fn tell_reached(&mut self) {
-        let now = self.compiler.reached();
-        let mut generation = lock(&self.reached.generation);
+        let (now, deliveries) = (self.compiler.reached(), self.compiler.take_deliveries());
+        let mut latest = lock(&self.news.latest);
         // A worker that wakes up looks for a moment as if it were where it fell asleep.
-        if now > *generation {
-            *generation = now;
-            self.reached.moved.notify_all();
+        let moved = now > latest.generation;
+        latest.generation = latest.generation.max(now);
+        if (!deliveries.is_empty() && latest.tell(deliveries)) | moved {
+            self.news.moved.notify_all();
         }
     }
 
@@ -315,13 +376,14 @@ fn sort(event: Event, arrived: &mut Arrived, askers: &mut Askers) {
             askers.updates.push(asker);
         }
         Event::Kernel(change) => arrived.changes.push(change),
+        Event::Found(found) => arrived.found.extend(found),
         Event::Holdings(asker) => askers.holdings.push(asker),
         Event::View(kind, asker) => askers.views.push((kind, asker)),
         Event::Stop => askers.stop = true,
     }
 }
 
-/// What is locked here is one number, written whole.
-fn lock(mutex: &Mutex<u64>) -> MutexGuard<'_, u64> {
+/// What is locked here is written whole.
+fn lock(mutex: &Mutex<Latest>) -> MutexGuard<'_, Latest> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

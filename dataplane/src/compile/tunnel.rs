@@ -33,6 +33,19 @@ pub struct Tunnels {
     /// What the rows were made of, to tell whether anything changed.
     made_of: HashMap<TunnelId, Ingredients>,
     again: bool,
+    /// Peers whose rows differ since they were asked for.
+    touched: HashSet<String>,
+}
+
+/// How a peer is reached.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerWay<'a> {
+    /// Its row.
+    pub id: TunnelId,
+    /// Our end.
+    pub ours: &'a Vtep,
+    /// Its end.
+    pub peer: &'a PeerVtep,
 }
 
 /// Everything a row is made of.
@@ -82,6 +95,7 @@ impl Tunnels {
                 }));
                 if self.made_of.get(&id) != Some(&ingredients) {
                     table.set(id, row(family, name, &ingredients));
+                    self.touched.insert(name.to_owned());
                     self.made_of.insert(id, ingredients);
                     changed = true;
                 }
@@ -91,12 +105,25 @@ impl Tunnels {
         for id in gone {
             self.made_of.remove(&id);
             if let Some(row) = table.row(id).cloned() {
+                self.touched.insert(row.name.to_string());
                 table.set(id, TunnelRow { live: false, next_hops: NextHops::new(), ..row });
             }
             changed = true;
         }
         self.take_back_dead(table);
         (pods, changed)
+    }
+
+    /// How the peer `name` is reached, if it is a peer and we have an end of our own.
+    pub fn way(&self, name: &str, family: Family) -> Option<PeerWay<'_>> {
+        let id = *self.by_peer.get(&(name.to_owned(), family))?;
+        let made_of = self.made_of.get(&id)?;
+        Some(PeerWay { id, ours: made_of.ours.as_ref()?, peer: &made_of.peer })
+    }
+
+    /// Peers whose rows differ since the last call.
+    pub fn take_touched(&mut self) -> HashSet<String> {
+        std::mem::take(&mut self.touched)
     }
 
     /// Whether an id was given out again since the last call.

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use tidegate_api::message::{IpFamily, NodeDelivery};
 use tidegate_api::resource::{Body, Kind, MacAddress, Protocol, Service};
 use tidegate_api::show::{BackendRow, NeighbourRow, RouteRow, ServiceRow, Show, Shown, TunnelRow};
 
@@ -12,9 +13,10 @@ use super::query::{BackendUsage, WorkerQuery};
 use crate::compile::thread::{Handle, View};
 use crate::compile::{address_of, mapped_ip, tunnel};
 use crate::kernel::NeighbourKey;
-use crate::table::backend::BackendState;
+use crate::table::backend::{BackendRow as BackendRowOf, BackendState};
 use crate::table::neighbour::NeighbourState;
 use crate::table::route::{NextHops, RouteTarget};
+use crate::table::service::{FrontendKind, ServiceRow as ServiceRowOf};
 use crate::table::{BackendId, NeighbourId, ServiceId, Tables};
 
 /// The answer to `question`.
@@ -83,7 +85,12 @@ fn services(view: &View, usage: &HashMap<BackendId, BackendUsage>) -> Vec<Servic
             protocol: protocol(number),
             port,
             mode: row.mode.name().to_owned(),
-            nodes: Vec::new(),
+            nodes: match served.kind {
+                FrontendKind::Vip | FrontendKind::External => {
+                    nodes(view, &row.name, protocol(number), row.port, address)
+                }
+                FrontendKind::Cluster | FrontendKind::Node => Vec::new(),
+            },
             backends: u32::try_from(row.cluster.members.iter().filter(active).count()).unwrap_or(u32::MAX),
             maglev_slots: row.cluster.ring.as_ref().map_or(0, |ring| u32::try_from(ring.size()).unwrap_or(u32::MAX)),
             packets: used.packets,
@@ -102,6 +109,29 @@ fn services(view: &View, usage: &HashMap<BackendId, BackendUsage>) -> Vec<Servic
         ))
     });
     rows
+}
+
+/// What is known of the ways to the nodes of a Service port, where `node-dsr` was asked for.
+fn nodes(view: &View, service: &str, protocol: Protocol, port: u16, vip: IpAddr) -> Vec<NodeDelivery> {
+    let family = if vip.is_ipv4() { IpFamily::Ipv4 } else { IpFamily::Ipv6 };
+    let found = view.deliveries.binary_search_by(|told| told.service.as_str().cmp(service)).ok();
+    let ports = found.and_then(|at| view.deliveries.get(at)).map(|told| told.ports.as_slice()).unwrap_or_default();
+    let told = ports.iter().find(|told| (told.protocol, told.port, told.family) == (protocol, port, family));
+    told.map(|told| told.nodes.clone()).unwrap_or_default()
+}
+
+/// A row that is a node: its name, the sum of its endpoints' weights, and what it takes.
+fn node(view: &View, service: &ServiceRowOf, row: &BackendRowOf, id: BackendId) -> Option<(String, u16, &'static str)> {
+    let name = view.tables.tunnels.row(row.node)?.name.to_string();
+    let told = nodes(view, &service.name, protocol(service.protocol), service.port, address_of(&row.address));
+    let told = told.iter().find(|told| told.node == name);
+    let weight = told.map_or(0, |told| u16::try_from(told.weight).unwrap_or(u16::MAX));
+    let is_member = || view.tables.services.nodes(row.service).is_some_and(|nodes| nodes.members.contains(&id));
+    let state = match row.state {
+        BackendState::Gone if is_member() => "unproven",
+        state => backend_state(state),
+    };
+    Some((name, weight, state))
 }
 
 /// Backends with their ids and no usage yet; of one Service, or of all. Those that are gone stand at the end of their
@@ -126,6 +156,7 @@ fn backends(view: &View, only: Option<&str>) -> Vec<(BackendId, BackendRow)> {
         let protocol = protocol(service.protocol);
         let address = address_of(&row.address);
         let told = told.get(&(&*service.name, protocol, service.port, address, row.port));
+        let node = node(view, service, row, id);
         rows.push((
             id,
             BackendRow {
@@ -134,9 +165,12 @@ fn backends(view: &View, only: Option<&str>) -> Vec<(BackendId, BackendRow)> {
                 protocol,
                 address,
                 backend_port: row.port,
-                weight: told.map_or(0, |backend| backend.weight),
-                state: backend_state(row.state).to_owned(),
-                node: told.map(|backend| backend.node.clone()).unwrap_or_default(),
+                weight: node
+                    .as_ref()
+                    .map_or_else(|| told.map_or(0, |backend| backend.weight), |(_, weight, _)| *weight),
+                state: node.as_ref().map_or_else(|| backend_state(row.state), |(_, _, state)| state).to_owned(),
+                node: node
+                    .map_or_else(|| told.map(|backend| backend.node.clone()).unwrap_or_default(), |(name, ..)| name),
                 pod: told.map(|backend| backend.pod.clone()).unwrap_or_default(),
                 flows: 0,
                 packets: 0,

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
 use tidegate_api::client::{Client, ClientError};
-use tidegate_api::message::Accepted;
-use tidegate_api::resource::Kind;
+use tidegate_api::message::{Accepted, WayState};
+use tidegate_api::resource::{Body, DeliveryMode, Kind};
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, Show, Shown, WorkerRow};
 
 use super::query::{BackendUsage, QueryError};
@@ -17,8 +17,9 @@ use crate::kernel::{Change, KernelFacts, Neighbour, NeighbourKey, nud};
 use crate::objects::key;
 use crate::objects::saved::{self, Saver};
 use crate::objects::tests::{backend, full, gateway, incremental, machine, named, peer, service};
+use crate::probe::{Finding, Way};
 use crate::table::publish::{Publisher, Reader};
-use crate::table::{BackendId, DeviceId, Tables};
+use crate::table::{BackendId, DeviceId, Family, Tables};
 use crate::worker::Want;
 
 /// Workers that have used every backend once, or hang.
@@ -150,6 +151,50 @@ fn control_is_told_what_was_accepted_and_what_was_reached() {
     let again = bench.client();
     assert_eq!(again.holds[&key(Kind::Service, "shop/web")], "1");
     assert_eq!((again.holds.len(), again.reached), (3, told.generation));
+}
+
+#[test]
+fn control_is_told_how_services_are_delivered() {
+    let bench = bench();
+    let mut control = bench.client();
+    let mut objects = everything();
+    let Body::Service(web) = &mut objects[2].body else { panic!() };
+    web.ports[0].mode = DeliveryMode::NodeDsr;
+    control.send(&Request::Update(full(objects.clone()))).unwrap();
+    let delivery = |control: &mut Client| loop {
+        match control.receive().unwrap() {
+            Response::Delivery { services } => return services,
+            Response::Accepted(_) | Response::Reached { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    let told = delivery(&mut control);
+    assert_eq!((told.len(), told[0].service.as_str(), told[0].ports.len()), (1, "shop/web", 2));
+    assert_eq!(told[0].ports[0].mode, DeliveryMode::Fullnat);
+    let way = Way { service: "shop/web".into(), port: 80, family: Family::V4, node: "w1".into() };
+    let proven = Finding { state: WayState::Proven, reason: String::new() };
+    assert!(bench.handle.found(vec![(way, proven)]));
+    let told = delivery(&mut control);
+    assert_eq!((told[0].ports[0].mode, told[0].ports[1].mode), (DeliveryMode::NodeDsr, DeliveryMode::Fullnat));
+    // The read side says the same.
+    let Shown::Services(rows) = bench.client().show(Show::Services).unwrap() else { panic!() };
+    assert_eq!((rows[0].mode.as_str(), rows[0].nodes.as_slice()), ("node-dsr", told[0].ports[0].nodes.as_slice()));
+    assert_eq!((rows[1].mode.as_str(), rows[1].nodes.len()), ("fullnat", 1));
+    let Shown::Backends(rows) = bench.client().show(Show::Backends { service: None }).unwrap() else { panic!() };
+    let node = |underlay: &str| rows.iter().find(|row| row.address.to_string() == underlay).unwrap();
+    let (v4, v6) = (node("198.51.100.11"), node("2001:db8:2::11"));
+    assert_eq!((v4.node.as_str(), v4.weight, v4.state.as_str(), v4.backend_port), ("w1", 2, "active", 0));
+    assert_eq!((v6.node.as_str(), v6.state.as_str()), ("w1", "unproven"));
+    // Whoever comes later hears all of it, and hears when it ends.
+    let mut later = bench.client();
+    later.send(&Request::Update(Update { nonce: 5, ..incremental(vec![]) })).unwrap();
+    assert_eq!(delivery(&mut later), told);
+    let Body::Service(web) = &mut objects[2].body else { panic!() };
+    web.ports[0].mode = DeliveryMode::Fullnat;
+    objects[2].version = "2".into();
+    later.send(&Request::Update(incremental(vec![objects[2].clone()]))).unwrap();
+    assert_eq!(delivery(&mut later)[0].ports, []);
+    assert_eq!(delivery(&mut control)[0].ports, []);
 }
 
 #[test]

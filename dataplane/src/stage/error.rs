@@ -1,7 +1,7 @@
 //! # Error: ICMP errors and resets
 //!
 //! reads   the flow that an error quotes; `table::device`, `table::local`     writes  whole packets, in place
-//! drops   `ErrorUnmatched`, `IcmpBadChecksum`, `QuoteMalformed`, `SpoofedSource`, `TtlExpired`, `TooBig`, `NoBackend`
+//! drops   `IcmpBadChecksum`, `QuoteMalformed`, `SpoofedSource`, `TtlExpired`, `TooBig`, `NoBackend`
 //! cost    cold; one flow lookup, one copy of at most 1,280 bytes
 //! spec    L-050, S-070, S-075, S-079, N-031, N-074, P-047, V-010, V-052, L-058, RFC 792, 1812, 4443, 5508, 9293
 //! tests   `dataplane/tests/golden/error.rs`
@@ -16,8 +16,8 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::packet::{Domain, Packet};
 use crate::pipeline::Decision;
-use crate::stage::{encap, route};
-use crate::state::{Direction, Entry, Hit, State};
+use crate::stage::{encap, node, route};
+use crate::state::{Direction, Entry, Hit, State, Tuple};
 use crate::table::Tables;
 use crate::wire::packet::l4_checksum_verifies;
 use crate::wire::{Family as Version, edit, icmp, icmpv6, ipv4, ipv6, reset};
@@ -26,13 +26,23 @@ use crate::wire::{Family as Version, edit, icmp, icmpv6, ipv4, ipv6, reset};
 /// minimum IPv6 MTU" (RFC 4443 section 3); IPv4 quotes less (RFC 1812 section 4.3.2.3).
 const QUOTE_BYTES_MAX: usize = 1280;
 
-/// What to do with an ICMP error, given the flow it quotes.
-pub fn decide<A: Family>(tables: &Tables, state: &State, packet: &Packet, hit: Option<Hit>, hash: u64) -> Decision<A> {
-    let Some(hit) = hit else { return Decision::Drop(DropReason::ErrorUnmatched) };
+/// What to do with an ICMP error, given the reverse of what it quotes and the flow of that.
+pub fn decide<A: Family>(
+    tables: &Tables,
+    state: &State,
+    packet: &Packet,
+    tuple: &Tuple<A>,
+    hit: Option<Hit>,
+    hash: u64,
+) -> Decision<A> {
+    let Some(hit) = hit else { return node::error_by_hash(tables, packet, tuple) };
     if packet.l3.ttl <= 1 {
         return Decision::Drop(DropReason::TtlExpired); // never an error about an error
     }
     let entry = A::flows(state).entry(hit.flow);
+    if entry.is_one_way() {
+        return node::error(tables, packet, entry);
+    }
     let to = entry.leaving(hit.direction).destination;
     let fresh = entry.routes_epoch == tables.settings.routes_epoch;
     let hop = route::kept(entry, hit.direction).filter(|hop| fresh && route::carries(tables, *hop).is_some());

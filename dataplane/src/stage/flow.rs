@@ -15,7 +15,7 @@ use crate::family::Family;
 use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Step, Trace};
 use crate::stage::route::{self, Hop};
-use crate::stage::{nat, policy, service};
+use crate::stage::{nat, node, policy, service};
 use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
 use crate::table::backend::BackendState;
 use crate::table::local::LocalKind;
@@ -53,16 +53,22 @@ pub fn known<A: Family, T: Trace>(
         return Decision::Drop(DropReason::SpoofedSource);
     }
     let syn = packet.l3.protocol == protocol::TCP && packet.l3.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
-    if syn && hit.direction == Direction::Original && matches!(entry.state, FlowState::TIME_WAIT | FlowState::CLOSE) {
+    if syn && hit.direction == Direction::Original && may_reopen(entry.state) {
         return new(tables, state, packet, tuple, hash, moment, Some(hit.flow), trace); // N-087
     }
     let mut refresh = None;
-    if entry.routes_epoch != tables.settings.routes_epoch
+    if syn && entry.is_one_way()
+        || entry.routes_epoch != tables.settings.routes_epoch
         || entry.backend_epoch != tables.backends.epoch(BackendId(entry.backend))
         || route::kept(entry, hit.direction).and_then(|hop| route::carries(tables, hop)).is_none()
     {
         trace.note(Step::Revalidate);
-        match revalidate(tables, entry, hit.direction, hash) {
+        let standing = if entry.is_one_way() {
+            node::revalidate(tables, entry, syn)
+        } else {
+            revalidate(tables, entry, hit.direction, hash)
+        };
+        match standing {
             Standing::Keep(fresh) => refresh = Some(fresh),
             Standing::Reselect if hit.direction == Direction::Original => {
                 return new(tables, state, packet, tuple, hash, moment, Some(hit.flow), trace); // S-102
@@ -83,6 +89,12 @@ pub fn known<A: Family, T: Trace>(
     }
 }
 
+/// N-087: whether a SYN begins a new connection over one in this state.
+fn may_reopen(state: FlowState) -> bool {
+    use FlowState as S;
+    matches!(state, S::TIME_WAIT | S::CLOSE | S::PIN_CLOSED | S::PIN_DOUBTED)
+}
+
 /// What to do with a packet that belongs to no flow. `replaces` is a flow of the same tuple that ends with this.
 #[allow(clippy::too_many_arguments)]
 pub fn new<A: Family, T: Trace>(
@@ -97,13 +109,24 @@ pub fn new<A: Family, T: Trace>(
 ) -> Decision<A> {
     match start(tables, state, packet, tuple, hash, moment, trace) {
         Ok(Begun::Flow(flow)) => Decision::Start { flow, replaces },
+        Ok(Begun::Pass { backend, hop }) => Decision::Pass { backend, hop },
         Ok(Begun::Answer(answer)) => Decision::Answer(answer),
         Err(reason) => Decision::Drop(reason),
     }
 }
 
-enum Begun<A> {
+/// What a packet without a flow begins.
+pub enum Begun<A> {
+    /// A flow.
     Flow(NewFlow<A>),
+    /// Nothing that is remembered: it goes this way.
+    Pass {
+        /// The node it is counted for.
+        backend: BackendId,
+        /// Where it leaves.
+        hop: Hop,
+    },
+    /// An answer.
     Answer(Answer),
 }
 
@@ -117,7 +140,8 @@ fn start<A: Family, T: Trace>(
     trace: &mut T,
 ) -> Result<Begun<A>, DropReason> {
     if !packet.l3.has_l4() {
-        return Err(DropReason::FragmentUntracked); // its first fragment began no flow
+        // Its first fragment began no flow.
+        return node::later(tables, packet, tuple).ok_or(DropReason::FragmentUntracked);
     }
     let kind = tuple.destination.kind(tables);
     if !kind.intersects(LocalKind::SERVED) {
@@ -128,8 +152,15 @@ fn start<A: Family, T: Trace>(
         return Err(DropReason::SpoofedSource);
     }
     let Some(offer) = service::admit(tables, packet, tuple)? else { return refuse(packet).map(Begun::Answer) };
+    if offer.is_nodes {
+        let Some(backend) = service::choose_node(tables, &offer, tuple) else {
+            return refuse(packet).map(Begun::Answer);
+        };
+        trace.note(Step::Backend(backend));
+        return node::start(tables, packet, tuple, backend);
+    }
     if packet.l3.protocol == protocol::TCP && !opens(packet.l3.tcp_flags) {
-        return orphan(tables, packet).map(Begun::Answer);
+        return orphan(tables, packet, node::is_awaited(tables, packet, tuple)).map(Begun::Answer);
     }
     let Some(service::Chosen { backend, learn }) = service::choose(tables, state, &offer, tuple, moment) else {
         return refuse(packet).map(Begun::Answer);
@@ -159,7 +190,7 @@ fn start<A: Family, T: Trace>(
         backend_epoch: tables.backends.epoch(backend),
         routes_epoch: tables.settings.routes_epoch,
         forward,
-        reply,
+        reply: Some(reply),
         learn,
     }))
 }
@@ -178,10 +209,11 @@ fn refuse(packet: &Packet) -> Result<Answer, DropReason> {
     }
 }
 
-/// S-077, L-012: a segment of a flow that this gateway does not know.
-fn orphan(tables: &Tables, packet: &Packet) -> Result<Answer, DropReason> {
+/// S-077, L-012: a segment of a flow that this gateway does not know. Where nodes are only waited for, it is more likely of
+/// a connection with one of them, which a reset would end: it is sent again when they are there.
+fn orphan(tables: &Tables, packet: &Packet, nodes_awaited: bool) -> Result<Answer, DropReason> {
     match tables.settings.orphan_tcp {
-        OrphanTcp::Reset if packet.l3.tcp_flags & tcp::RST == 0 => {
+        OrphanTcp::Reset if packet.l3.tcp_flags & tcp::RST == 0 && !nodes_awaited => {
             Ok(Answer::Reset { otherwise: DropReason::OrphanSegment })
         }
         _ => Err(DropReason::OrphanSegment),
@@ -189,7 +221,7 @@ fn orphan(tables: &Tables, packet: &Packet) -> Result<Answer, DropReason> {
 }
 
 /// L-058 and V-010: does the packet survive the hop?
-fn passable(tables: &Tables, packet: &Packet, hop: Hop) -> Result<(), Answer> {
+pub(super) fn passable(tables: &Tables, packet: &Packet, hop: Hop) -> Result<(), Answer> {
     if packet.l3.ttl <= 1 {
         return Err(Answer::TimeExceeded);
     }
@@ -205,10 +237,23 @@ fn came_right<A: Family>(tables: &Tables, packet: &Packet, entry: &Entry<A>, dir
         || route::source_allowed(tables, packet.tunnel, source)
 }
 
-enum Standing {
+/// What revalidation says of a flow.
+pub enum Standing {
+    /// It goes on.
     Keep(Refresh),
+    /// Its next packet chooses anew.
     Reselect,
+    /// Its packets end here.
     Refuse(DropReason),
+}
+
+/// Whether the Service at the destination of `original` has an endpoint that serves (S-102).
+pub(super) fn serves<A: Family>(tables: &Tables, original: &Tuple<A>) -> bool {
+    original
+        .destination
+        .service(tables, original.protocol, original.destination_port)
+        .and_then(|served| tables.services.row(served.service))
+        .is_some_and(|service| service.serving > 0)
 }
 
 /// Liveness, policy and routes again, with the backend pinned: never a new choice where the old one stays (S-100).
@@ -219,16 +264,9 @@ fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direction
     let row = tables.backends.row(BackendId(entry.backend));
     let same = row.is_some_and(|row| row.address == to.0.mapped() && row.port_for(original.destination_port) == to.1);
     let gone = !same || row.is_none_or(|row| matches!(row.state, BackendState::Gone | BackendState::Vacant));
-    if gone && original.protocol == protocol::UDP {
-        let others = original
-            .destination
-            .service(tables, original.protocol, original.destination_port)
-            .and_then(|served| tables.services.row(served.service))
-            .is_some_and(|service| service.serving > 0);
-        // S-102: a datagram of a flow whose endpoint left the serving set chooses anew, unless nothing serves at all.
-        if others {
-            return Standing::Reselect;
-        }
+    // S-102: a datagram of a flow whose endpoint left the serving set chooses anew, unless nothing serves at all.
+    if gone && original.protocol == protocol::UDP && serves(tables, &original) {
+        return Standing::Reselect;
     }
     if let Err(reason) = policy::check(tables, &original, to) {
         return Standing::Refuse(reason);

@@ -17,6 +17,8 @@ pub mod policy;
 pub mod service;
 /// Which endpoint of a set.
 pub mod schedule;
+/// In `node-dsr`: to a node that delivers by itself.
+pub mod node;
 /// Choose the source address and port of a new flow.
 pub mod nat;
 /// Where does it leave, each way?

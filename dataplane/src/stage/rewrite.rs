@@ -28,6 +28,16 @@ pub enum Edited {
 /// Gives the packet the addresses and ports of `to`. With `mtu`, a SYN's MSS is lowered to what fits it (V-013).
 #[inline(always)]
 pub fn run<A: Family>(packet: &Packet, frame: &mut Frame, to: &Tuple<A>, mtu: Option<u16>) -> Edited {
+    edit(packet, frame, mtu, |l3| A::translate(l3, &packet.l3, to))
+}
+
+/// The same for a packet that keeps its addresses and ports.
+pub fn pass(packet: &Packet, frame: &mut Frame, mtu: Option<u16>) -> Edited {
+    edit(packet, frame, mtu, |_| true)
+}
+
+#[inline(always)]
+fn edit(packet: &Packet, frame: &mut Frame, mtu: Option<u16>, translate: impl FnOnce(&mut [u8]) -> bool) -> Edited {
     let at = usize::from(packet.l3_offset);
     let end = at + usize::from(packet.l3.total_len);
     // Ethernet pads short frames; the padding must not travel on.
@@ -36,7 +46,7 @@ pub fn run<A: Family>(packet: &Packet, frame: &mut Frame, to: &Tuple<A>, mtu: Op
     if let Some(ecn) = packet.ecn {
         edit::set_ecn(l3, packet.l3.family, ecn);
     }
-    if !edit::decrement_ttl(l3, packet.l3.family) || !A::translate(l3, &packet.l3, to) {
+    if !edit::decrement_ttl(l3, packet.l3.family) || !translate(l3) {
         return Edited::Refused;
     }
     match mtu {

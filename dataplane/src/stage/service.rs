@@ -20,7 +20,7 @@ use crate::state::schedule::SetKind;
 use crate::state::{Learn, State, Tuple, ticks, ticks_of_seconds};
 use crate::table::ranges::Ranges;
 use crate::table::route::RouteTarget;
-use crate::table::service::{EndpointSet, FrontendKind, ServiceRow};
+use crate::table::service::{EndpointSet, FrontendKind, Mode, ServiceRow};
 use crate::table::terms::{HashFields, Scheduler, Terms, TrafficPolicy, Weights};
 use crate::table::{BackendId, ServiceId, Tables};
 use crate::wire::protocol;
@@ -34,6 +34,8 @@ pub struct Offer<'tables> {
     pub row: &'tables ServiceRow,
     /// Where the choice is made; not empty.
     pub set: &'tables EndpointSet,
+    /// Whether that is a set of nodes, which deliver by themselves.
+    pub is_nodes: bool,
     which: SetKind,
     terms: Option<(&'tables Terms, &'tables Weights)>,
 }
@@ -62,11 +64,22 @@ pub fn admit<'tables, A: Family>(
     let served = tuple.destination.service(tables, tuple.protocol, tuple.destination_port);
     let served = served.ok_or(DropReason::NoFrontend)?;
     let row = tables.services.row(served.service).ok_or(DropReason::NoFrontend)?;
-    let cluster = Offer { service: served.service, row, set: &row.cluster, which: SetKind::Cluster, terms: None };
-    match &row.terms {
-        None => Ok((!row.cluster.is_empty()).then_some(cluster)),
-        Some(terms) => under_terms(tables, packet, tuple, served.kind, cluster, terms),
+    let service = served.service;
+    let mut offer = Offer { service, row, set: &row.cluster, is_nodes: false, which: SetKind::Cluster, terms: None };
+    if row.mode == Mode::NodeDsr && node_takes(tables, packet, tuple, served.kind) {
+        (offer.set, offer.is_nodes) = (tables.services.nodes(service).unwrap_or(offer.set), true);
     }
+    match &row.terms {
+        None => Ok((!offer.set.is_empty()).then_some(offer)),
+        Some(terms) => under_terms(tables, packet, tuple, served.kind, offer, terms),
+    }
+}
+
+/// Whether a node delivers what this client sends to such a frontend: clients from outside (S-058), and addresses that
+/// kube-proxy on the node knows as its own.
+#[inline(never)]
+fn node_takes<A: Family>(tables: &Tables, packet: &Packet, tuple: &Tuple<A>, kind: FrontendKind) -> bool {
+    matches!(kind, FrontendKind::Vip | FrontendKind::External) && !is_inside(tables, packet, tuple)
 }
 
 #[inline(never)]
@@ -85,6 +98,9 @@ fn under_terms<'tables, A: Family>(
         return Err(DropReason::SourceDenied);
     }
     let cluster = Offer { terms: Some((terms, &terms.weights)), ..cluster };
+    if cluster.is_nodes {
+        return Ok(Some(cluster));
+    }
     let any = (!cluster.set.is_empty()).then_some(cluster);
     let is_local = terms.external_policy == TrafficPolicy::Local;
     match kind {
@@ -128,6 +144,18 @@ pub fn choose<A: Family>(
         }
         Some((terms, weights)) => choose_by(tables, state, offer, terms, weights, tuple, moment),
     }
+}
+
+/// One node of `offer`. Always by hash, whatever the scheduler: gateways have to agree about nodes (L-010), and a segment in
+/// the middle of a connection has to find its own (S-077). With affinity the client's address alone decides, and
+/// kube-proxy's own affinity about the pod (S-093).
+pub fn choose_node<A: Family>(tables: &Tables, offer: &Offer<'_>, tuple: &Tuple<A>) -> Option<BackendId> {
+    let hash = match offer.terms {
+        Some((terms, _)) if terms.is_sticky() => hash_client(tables, terms, tuple),
+        Some((terms, _)) => hash_fields(tables, terms, tuple),
+        None => A::hash_flow(&tables.settings.hash_key, tuple),
+    };
+    offer.set.pick(hash)
 }
 
 #[inline(never)]

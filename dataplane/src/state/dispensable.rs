@@ -10,6 +10,8 @@
 //! - a question over UDP, answered or not. The answer most likely has come and gone; a question that comes again is
 //!   led to the same backend by the same hash. Neither proves that the client exists, since one datagram with an
 //!   invented source makes both;
+//! - a TCP flow of which one direction is seen ([`super::one_way`]), before anybody else's flow is refused: the hash finds its
+//!   node again;
 //! - a handshake in progress, last of all: its client will have to send its SYN again (see [`super::opening`]).
 //!
 //! Everything else stays: an established connection, one that is half closed and may carry data for hours, and a UDP
@@ -21,9 +23,10 @@ use super::FlowState;
 #[must_use]
 pub const fn rank(state: FlowState, is_over: bool) -> Option<u8> {
     match state {
-        _ if is_over => Some(3),
-        FlowState::TIME_WAIT | FlowState::CLOSE => Some(2),
-        FlowState::UDP_UNREPLIED | FlowState::UDP_REPLIED => Some(1),
+        _ if is_over => Some(4),
+        FlowState::TIME_WAIT | FlowState::CLOSE | FlowState::PIN_CLOSED | FlowState::PIN_DOUBTED => Some(3),
+        FlowState::UDP_UNREPLIED | FlowState::UDP_REPLIED => Some(2),
+        FlowState::PINNED => Some(1),
         _ => None,
     }
 }
@@ -34,7 +37,7 @@ impl FlowState {
     #[inline]
     #[must_use]
     pub const fn is_opening(self) -> bool {
-        matches!(self, FlowState::SYN_SENT | FlowState::SYN_SENT2 | FlowState::SYN_RECV)
+        matches!(self, FlowState::SYN_SENT | FlowState::SYN_SENT2 | FlowState::SYN_RECV | FlowState::PIN_OPENING)
     }
 
     /// Whether a flow that was opening still counts as such. One that was reset does: a SYN and a RST from the same
@@ -54,7 +57,7 @@ mod tests {
     fn what_is_over_goes_first_and_what_is_established_never() {
         // N-100
         for number in 1..32 {
-            assert_eq!(rank(FlowState(number), true), Some(3));
+            assert_eq!(rank(FlowState(number), true), Some(4));
         }
         let kept = [
             FlowState::ESTABLISHED,
@@ -71,11 +74,20 @@ mod tests {
             assert_eq!((rank(state, false), state.is_opening()), (None, false), "{state:?}");
         }
         assert!(rank(FlowState::CLOSE, false) > rank(FlowState::UDP_REPLIED, false));
+        assert!(rank(FlowState::UDP_REPLIED, false) > rank(FlowState::PINNED, false));
+        assert!(rank(FlowState::PINNED, false).is_some());
+        assert_eq!(rank(FlowState::PIN_CLOSED, false), rank(FlowState::CLOSE, false));
         // Handshakes have a list of their own.
-        for state in [FlowState::SYN_SENT, FlowState::SYN_SENT2, FlowState::SYN_RECV] {
+        for state in [FlowState::SYN_SENT, FlowState::SYN_SENT2, FlowState::SYN_RECV, FlowState::PIN_OPENING] {
             assert_eq!((rank(state, false), state.is_opening()), (None, true), "{state:?}");
         }
         let unproved = (0..32).map(FlowState).filter(|state| state.proves_nothing());
-        assert!(unproved.eq([FlowState::SYN_SENT, FlowState::SYN_SENT2, FlowState::SYN_RECV, FlowState::CLOSE]));
+        assert!(unproved.eq([
+            FlowState::SYN_SENT,
+            FlowState::SYN_SENT2,
+            FlowState::SYN_RECV,
+            FlowState::CLOSE,
+            FlowState::PIN_OPENING
+        ]));
     }
 }

@@ -27,6 +27,8 @@ const _: () = assert!(DOMAIN_WIRE == 0 && DOMAIN_OVERLAY == DOMAIN);
 /// The entry is in the list of flows that are opening: `bytes` are the rows of its neighbours there, the older one first,
 /// and `packets` are full, so that counting comes by and asks (see `opening`).
 const LISTED: u8 = 0x08;
+/// Packets of the reply direction never come here, and the index does not lead them here.
+const ONE_WAY: u8 = 0x04;
 
 /// A tuple but for what both directions share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromZeros, Immutable)]
@@ -126,6 +128,13 @@ impl<A: Address> NewFlow<A> {
     pub fn reply(&self) -> Tuple<A> {
         self.translated.reversed(self.translated.domain)
     }
+
+    /// Whether packets leave as they came, but for where to: their answers then pass us by.
+    #[inline]
+    #[must_use]
+    pub fn is_one_way(&self) -> bool {
+        Ends::of(&self.original) == Ends::of(&self.translated)
+    }
 }
 
 /// Packets and bytes of one direction that are no longer counted in their entry: the caller adds them to the totals of
@@ -148,7 +157,10 @@ impl<A: Address> Entry<A> {
             ends: [Ends::of(&new.original), Ends::of(&reply)],
             protocol: new.original.protocol,
             state: new.state,
-            flags: LIVE | (new.original.domain & DOMAIN) | (reply.domain & DOMAIN) << 1,
+            flags: LIVE
+                | (new.original.domain & DOMAIN)
+                | (reply.domain & DOMAIN) << 1
+                | if new.is_one_way() { ONE_WAY } else { 0 },
             mark: new.mark,
             last_seen_ticks: now,
             backend: new.backend,
@@ -167,6 +179,13 @@ impl<A: Address> Entry<A> {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.flags & LIVE != 0
+    }
+
+    /// Whether only packets of the original direction are seen: they leave as they came, but for where to.
+    #[inline]
+    #[must_use]
+    pub fn is_one_way(&self) -> bool {
+        self.flags & ONE_WAY != 0
     }
 
     /// Takes the entry out of use and makes it a link of the free list.
@@ -373,6 +392,18 @@ mod tests {
             assert_eq!((entry.mark, entry.last_seen_ticks, entry.backend, entry.tunnel), (9, 77, 7, 4));
             assert_eq!((entry.next_hop, entry.backend_epoch, entry.routes_epoch), (5, 8, 3));
         }
+    }
+
+    #[test]
+    fn a_flow_that_is_not_translated_is_seen_one_way() {
+        let [client, vip, node] = [[1; 4], [2; 4], [3; 4]];
+        let mut new = new_flow([client, vip, node, node], (DOMAIN_WIRE, DOMAIN_OVERLAY));
+        assert!(!new.is_one_way() && !Entry::new(&new, 0).is_one_way());
+        new.translated = Tuple { domain: DOMAIN_OVERLAY, ..new.original };
+        let entry = Entry::new(&new, 0);
+        assert!(new.is_one_way() && entry.is_one_way() && entry.is_live());
+        assert_eq!(entry.leaving(Direction::Original), new.translated);
+        assert!(entry.matches(Direction::Original, &new.original));
     }
 
     #[test]

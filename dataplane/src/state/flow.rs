@@ -16,6 +16,8 @@
 //! installed between the phases of another packet of the same batch is not seen by it: whoever is about to insert after
 //! a miss must be ready for [`InsertError::OriginalTaken`].
 //!
+//! A flow of which one direction is seen stands in the index once, under that direction.
+//!
 //! Entries that were in use are linked through their own lines and used again first, so the table touches no more pages
 //! than it ever needed at once.
 
@@ -285,7 +287,7 @@ impl<A: Address> FlowTable<A> {
     ///
     /// [`InsertError`]; the table is as it was.
     pub fn insert(&mut self, new: &NewFlow<A>, now: Ticks) -> Result<FlowId, InsertError> {
-        let reply = new.reply();
+        let (reply, one_way) = (new.reply(), new.is_one_way());
         let (original_hash, reply_hash) = (self.hash(&new.original), self.hash(&reply));
         self.index.prefetch(reply_hash);
         if self.live >= self.capacity {
@@ -294,13 +296,13 @@ impl<A: Address> FlowTable<A> {
         if self.find(&new.original, original_hash).is_some() {
             return Err(InsertError::OriginalTaken);
         }
-        if reply == new.original || self.find(&reply, reply_hash).is_some() {
+        if !one_way && (reply == new.original || self.find(&reply, reply_hash).is_some()) {
             return Err(InsertError::ReplyTaken);
         }
         let row = if self.free == NONE { self.fresh } else { self.free };
         let original = Slot { entry: row, direction: Direction::Original };
         self.index.insert(original_hash, original).map_err(|_| InsertError::Full)?;
-        if self.index.insert(reply_hash, Slot { entry: row, direction: Direction::Reply }).is_err() {
+        if !one_way && self.index.insert(reply_hash, Slot { entry: row, direction: Direction::Reply }).is_err() {
             self.index.remove(original_hash, original);
             return Err(InsertError::Full);
         }
@@ -328,12 +330,13 @@ impl<A: Address> FlowTable<A> {
         if !entry.is_live() {
             return false;
         }
+        let one_way = entry.is_one_way();
         let (original, reply) = (self.hash(&entry.original_tuple()), self.hash(&entry.reply_tuple()));
         self.index.prefetch(reply);
         let removed = self.index.remove(original, Slot { entry: flow.0, direction: Direction::Original });
         debug_assert!(removed, "a live flow is in the index");
-        let removed = self.index.remove(reply, Slot { entry: flow.0, direction: Direction::Reply });
-        debug_assert!(removed, "a live flow is in the index twice");
+        let removed = one_way || self.index.remove(reply, Slot { entry: flow.0, direction: Direction::Reply });
+        debug_assert!(removed, "a live flow whose answers come here is in the index twice");
         self.opening.leave(&mut self.entries, flow.0);
         self.entries.at_mut(flow.0).vacate(self.free);
         self.free = flow.0;
@@ -349,6 +352,13 @@ impl<A: Address> FlowTable<A> {
         if entry.is_listed() && !entry.state.proves_nothing() {
             self.opening.leave(&mut self.entries, flow.0);
         }
+    }
+
+    /// Whether nobody has to go before a flow that begins in `state` is installed.
+    #[must_use]
+    pub fn has_room(&self, state: super::FlowState) -> bool {
+        let share_full = state.is_opening() && self.opening.len() >= self.opening.len_max();
+        !share_full && self.live < crowd(self.capacity)
     }
 
     /// Who has to go before a flow that begins in `state` may be installed; nobody while there is room.

@@ -54,9 +54,16 @@ pub fn new_flow<A: Numbered>(client: u32, port: u16, source_port: u16, protocol:
     }
 }
 
+/// The same client's flow where its answers are not seen.
+fn one_way<A: Numbered>(client: u32, port: u16, protocol: u8) -> NewFlow<A> {
+    let new = new_flow::<A>(client, port, 0, protocol);
+    NewFlow { translated: Tuple { domain: DOMAIN_OVERLAY, ..new.original }, ..new }
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Insert { client: u8, port: u8, source_port: u8, is_tcp: bool },
+    InsertOneWay { client: u8, port: u8, is_tcp: bool },
     Remove(usize),
     Touch(usize, u8),
     Count(usize, u16),
@@ -70,8 +77,9 @@ fn op() -> impl Strategy<Value = Op> {
     let narrow = || (0u8..6, 0u8..6, any::<bool>());
     prop_oneof![
         8 => (narrow(), 0u8..40).prop_map(|((client, port, is_tcp), source_port)| Op::Insert { client, port, source_port, is_tcp }),
+        3 => narrow().prop_map(|(client, port, is_tcp)| Op::InsertOneWay { client, port, is_tcp }),
         2 => any::<usize>().prop_map(Op::Remove),
-        3 => (any::<usize>(), 1u8..19).prop_map(|(at, state)| Op::Touch(at, state)),
+        3 => (any::<usize>(), 1u8..24).prop_map(|(at, state)| Op::Touch(at, state)),
         4 => (any::<usize>(), any::<u16>()).prop_map(|(at, bytes)| Op::Count(at, bytes)),
         3 => any::<bool>().prop_map(|is_tcp| Op::MakeRoom { is_tcp }),
         2 => narrow().prop_map(|(client, port, is_tcp)| Op::LookUp { client, port, is_tcp }),
@@ -113,7 +121,7 @@ impl<A: Numbered> Pair<A> {
         self.known.iter().find_map(|known| {
             let direction = if known.new.original == *tuple {
                 Direction::Original
-            } else if known.new.reply() == *tuple {
+            } else if !known.new.is_one_way() && known.new.reply() == *tuple {
                 Direction::Reply
             } else {
                 return None;
@@ -125,7 +133,7 @@ impl<A: Numbered> Pair<A> {
     fn insert(&mut self, new: NewFlow<A>) {
         let got = self.table.insert(&new, ticks(self.now_ns));
         let original = self.model_lookup(&new.original).is_some();
-        let reply = self.model_lookup(&new.reply()).is_some();
+        let reply = !new.is_one_way() && self.model_lookup(&new.reply()).is_some();
         match got {
             Ok(id) => {
                 assert!(!original && !reply && self.known.len() < self.table.capacity() as usize);
@@ -162,6 +170,9 @@ impl<A: Numbered> Pair<A> {
             Op::Insert { client, port, source_port, is_tcp } => {
                 let protocol = if is_tcp { TCP } else { UDP };
                 self.insert(new_flow(client.into(), port.into(), source_port.into(), protocol));
+            }
+            Op::InsertOneWay { client, port, is_tcp } => {
+                self.insert(one_way(client.into(), port.into(), if is_tcp { TCP } else { UDP }));
             }
             Op::Remove(at) if !self.known.is_empty() => {
                 let known = self.forget(at % self.known.len());
@@ -244,8 +255,9 @@ impl<A: Numbered> Pair<A> {
     fn compare(&self) {
         assert_eq!(self.table.live() as usize, self.known.len());
         for known in &self.known {
-            for (tuple, direction) in [(known.new.original, Direction::Original), (known.new.reply(), Direction::Reply)]
-            {
+            let reply = (known.new.reply(), Direction::Reply);
+            let reply = Some(reply).filter(|_| !known.new.is_one_way());
+            for (tuple, direction) in [(known.new.original, Direction::Original)].into_iter().chain(reply) {
                 let hash = self.table.hash(&tuple);
                 let hit = Some(Hit { flow: known.id, direction });
                 assert_eq!(self.table.lookup(&tuple), hit);
@@ -264,7 +276,8 @@ impl<A: Numbered> Pair<A> {
             from = self.table.visit(row, 3, |id, entry| assert!(seen.insert(id, entry.state).is_none()));
         }
         assert_eq!(seen, self.known.iter().map(|known| (known.id, known.state)).collect());
-        assert_eq!(self.table.index_occupied().0, self.known.len() as u64 * 2);
+        let directions = self.known.iter().map(|known| if known.new.is_one_way() { 1 } else { 2 });
+        assert_eq!(self.table.index_occupied().0, directions.sum::<u64>());
     }
 }
 

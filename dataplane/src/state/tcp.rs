@@ -87,6 +87,10 @@ impl FlowState {
             FlowState::UDP_UNREPLIED => "unreplied",
             FlowState::UDP_REPLIED => "replied",
             FlowState::UDP_STREAM => "stream",
+            FlowState::PINNED => "pinned",
+            FlowState::PIN_OPENING => "pin-opening",
+            FlowState::PIN_CLOSED => "pin-closed",
+            FlowState::PIN_DOUBTED => "pin-doubted",
             _ => "unknown",
         }
     }
@@ -127,7 +131,9 @@ pub struct Timeouts([Ticks; 32]);
 ///
 /// UDP: 120 s is the least that RFC 4787 REQ-5 allows; a conversation gets the 300 s that it recommends. A
 /// question with one answer stays at 120 s, since name servers would fill the table with them.
-const SECONDS: [(FlowState, u32); 16] = [
+///
+/// Pins last as long as what they stand for, but for one that is opening: who sent the SYN cannot be told.
+const SECONDS: [(FlowState, u32); 20] = [
     (FlowState::SYN_SENT, 240),
     (FlowState::SYN_SENT2, 240),
     (FlowState::SYN_RECV, 240),
@@ -144,6 +150,10 @@ const SECONDS: [(FlowState, u32); 16] = [
     (FlowState::UDP_UNREPLIED, 120),
     (FlowState::UDP_REPLIED, 120),
     (FlowState::UDP_STREAM, 300),
+    (FlowState::PINNED, 7440),
+    (FlowState::PIN_OPENING, 60),
+    (FlowState::PIN_CLOSED, 240),
+    (FlowState::PIN_DOUBTED, 240),
 ];
 
 impl Default for Timeouts {
@@ -187,13 +197,18 @@ pub struct Next {
 
 impl Next {
     /// To `state`, and the timer starts again.
-    const fn to(state: FlowState) -> Next {
+    pub(super) const fn to(state: FlowState) -> Next {
         Next { state, forward: true, refresh: true, reopen: false }
     }
 
     /// The packet passes and leaves no trace.
-    const fn ignore(state: FlowState) -> Next {
+    pub(super) const fn ignore(state: FlowState) -> Next {
         Next { state, forward: true, refresh: false, reopen: false }
+    }
+
+    /// The packet's flags are nonsense.
+    pub(super) const fn refuse(state: FlowState) -> Next {
+        Next { state, forward: false, refresh: false, reopen: false }
     }
 }
 
@@ -214,8 +229,9 @@ pub fn advance(
     acknowledgement: u32,
     last_ack: &mut [u32; 2],
 ) -> Next {
-    // All but a few packets of a connection: data and acknowledgements, N-104 among them.
-    if state == FlowState::ESTABLISHED && flags & (SYN | RST | FIN | ACK) == ACK {
+    // All but a few packets of a connection: data and acknowledgements, N-104 among them. A pin looks the same here.
+    const EITHER: u8 = FlowState::PINNED.0 ^ FlowState::ESTABLISHED.0;
+    if state.0 & !EITHER == FlowState::ESTABLISHED.0 && flags & (SYN | RST | FIN | ACK) == ACK {
         last_ack[direction.index()] = acknowledgement;
         return Next::to(state);
     }
@@ -234,6 +250,9 @@ fn advance_rarely(
     const SYN_ACK: u8 = SYN | ACK;
     const RST_ACK: u8 = RST | ACK;
     const FIN_ACK: u8 = FIN | ACK;
+    if state.is_pin() {
+        return super::one_way::advance(state, flags);
+    }
     match flags & (SYN | RST | FIN | ACK) {
         SYN => on_syn(state, direction, sequence, last_ack),
         SYN_ACK => on_syn_ack(state, direction, sequence, acknowledgement, last_ack),
@@ -242,7 +261,7 @@ fn advance_rarely(
         ACK => on_ack(state, direction, false, acknowledgement, last_ack),
         // No segment of a connection lacks all four, a FIN always acknowledges, and SYN, FIN and RST exclude each
         // other (RFC 9293 section 3.10.7; nf_conntrack has the same list).
-        _ => Next { state, forward: false, refresh: false, reopen: false },
+        _ => Next::refuse(state),
     }
 }
 

@@ -11,6 +11,7 @@ use super::affinity::Affinity;
 use super::answers::Answers;
 use super::fragment::{Fragments, Waiting};
 use super::hold::Hold;
+use super::limit::TokenBucket;
 use super::schedule::{Pointer, Schedule, SetKind};
 use super::usage::Usage;
 use super::{Direction, Entry, FlowId, FlowTable, InsertError, NewFlow, Swept, Ticks, Tuple, Victim};
@@ -42,6 +43,8 @@ pub struct State {
     pub fragments: Fragments<Waiting>,
     /// How many answers may still be provoked (S-079).
     pub answers: Answers,
+    /// How many flows to nodes may still begin (L-021).
+    pub pins: TokenBucket,
 }
 
 /// How large the state of a worker is. Memory is touched as it is used.
@@ -75,6 +78,7 @@ impl State {
     /// What the system says when it has not the memory.
     pub fn new(capacity: Capacity, seed: [u64; 2], now_ns: u64) -> io::Result<State> {
         let rate = limits::ANSWERS_PER_S.get();
+        let pins = limits::PINS_PER_S.get();
         Ok(State {
             worker: WorkerId(0),
             was_sticky: false,
@@ -86,6 +90,7 @@ impl State {
             hold: Hold::new(),
             fragments: Fragments::new(seed),
             answers: Answers::new(rate, seed, now_ns),
+            pins: TokenBucket::new(pins, pins, now_ns),
         })
     }
 

@@ -1,13 +1,14 @@
 //! Endpoints of Services, with the epochs that flows remember.
 //!
-//! Owns one row per endpoint of a Service port, and one 16-bit epoch per row in a dense side array: an established flow
+//! Owns one row per endpoint of a Service port (and, in `node-dsr`, per node that has one: to flows a node is an endpoint
+//! that takes packets as they are), and one 16-bit epoch per row in a dense side array: an established flow
 //! compares its remembered epoch with that one alone, and walks the slow path only when it moved. It refuses to know who
 //! chose the endpoint and which flows use it.
 
 use tidegate_io::mem::prefetch_read;
 
 use super::rows::Rows;
-use super::{BackendId, Family, ServiceId};
+use super::{BackendId, Family, ServiceId, TunnelId};
 
 /// Life of an endpoint, as flows need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -26,12 +27,14 @@ pub enum BackendState {
 /// One endpoint of one Service port. Kind: table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendRow {
-    /// Pod address in network order; IPv4 in mapped form.
+    /// Pod address in network order; IPv4 in mapped form. Of a node: its underlay address.
     pub address: [u8; 16],
     /// Family of `address`.
     pub family: Family,
-    /// Pod port, host order; 0: the port that the client asked for.
+    /// Pod port, host order; 0: the port that the client asked for. Of a node 0.
     pub port: u16,
+    /// The node itself, by the tunnel that leads there; [`TunnelId::NONE`]: this is an endpoint.
+    pub node: TunnelId,
     /// The Service port it belongs to.
     pub service: ServiceId,
     /// Where it is in its life.
@@ -54,6 +57,7 @@ impl Default for BackendRow {
             address: [0; 16],
             family: Family::V4,
             port: 0,
+            node: TunnelId::NONE,
             service: ServiceId::NONE,
             state: BackendState::Vacant,
             epoch: 0,
@@ -166,7 +170,8 @@ mod tests {
             |(v4, host, port, service, state, epoch)| {
                 let address = if v4 { super::super::mapped(&[10, 244, 1, host]) } else { [host; 16] };
                 let family = if v4 { Family::V4 } else { Family::V6 };
-                BackendRow { address, family, port, service: ServiceId(service), state, epoch }
+                let node = if port == 1 { TunnelId(3) } else { TunnelId::NONE };
+                BackendRow { address, family, port, node, service: ServiceId(service), state, epoch }
             },
         )
     }

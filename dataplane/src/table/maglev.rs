@@ -48,6 +48,13 @@ pub fn member_key(address: &[u8; 16], port: u16) -> [u8; 18] {
     key
 }
 
+/// Bytes that identify a node as a member: of its name, so that it keeps its flows when its addresses change.
+pub fn node_key(name: &str) -> [u8; 16] {
+    let mut hasher = SipHasher13Wide::new_with_key(b"tidegate node v1");
+    hasher.write(name.as_bytes());
+    hasher.finish128().as_bytes()
+}
+
 /// The smallest listed size with [`SLOTS_PER_MEMBER`] slots per member, and [`SIZE_AUTOMATIC_MAX`] above that (design 5).
 pub fn ring_size(members: usize) -> u32 {
     let wanted = members.saturating_mul(SLOTS_PER_MEMBER as usize);

@@ -24,6 +24,8 @@ use super::{BackendId, Family, ServiceId};
 pub enum Mode {
     /// Destination and source translated; replies come back through this gateway.
     Fullnat,
+    /// The VIP kept: the packet goes to a node that has an endpoint, which answers the client itself.
+    NodeDsr,
 }
 
 impl Mode {
@@ -31,6 +33,7 @@ impl Mode {
     pub fn name(self) -> &'static str {
         match self {
             Mode::Fullnat => "fullnat",
+            Mode::NodeDsr => "node-dsr",
         }
     }
 }
@@ -49,6 +52,11 @@ impl EndpointSet {
     #[inline]
     pub fn pick(&self, hash: u64) -> Option<BackendId> {
         self.members.get(self.ring.as_ref()?.pick(hash)).copied()
+    }
+
+    /// The mode that follows when these are nodes.
+    pub fn mode(&self) -> Mode {
+        if self.ring.is_some() { Mode::NodeDsr } else { Mode::Fullnat }
     }
 
     /// Whether no member takes new flows.
@@ -88,6 +96,8 @@ const ROWS_PER_CHUNK: usize = 128;
 pub struct ServiceTable {
     frontends: Frontends,
     rows: Rows<Option<ServiceRow>, ROWS_PER_CHUNK>,
+    /// Nodes that have endpoints, same index as `rows`, where `node-dsr` was asked for.
+    nodes: Rows<Option<Arc<EndpointSet>>>,
     /// Rows with affinity.
     sticky: u32,
 }
@@ -114,6 +124,13 @@ impl ServiceTable {
     #[inline]
     pub fn row(&self, id: ServiceId) -> Option<&ServiceRow> {
         self.rows.get(id.0)?.as_ref()
+    }
+
+    /// The nodes that have an endpoint, where `node-dsr` was asked for; those whose way is not proven have no share of the
+    /// ring. They are chosen from when the row's mode is [`Mode::NodeDsr`]. Read side.
+    #[inline]
+    pub fn nodes(&self, id: ServiceId) -> Option<&EndpointSet> {
+        self.nodes.get(id.0)?.as_deref()
     }
 
     /// Whether any Service has affinity: without one nobody need ask [`ServiceTable::is_sticky_v4`]. Read side.
@@ -175,16 +192,32 @@ impl ServiceTable {
         self.frontends.set_prefix(frontend, served).map(|before| before.service)
     }
 
-    /// Writes a Service row. Build side: one chunk.
+    /// Writes a Service row; its mode becomes what follows from the nodes that are there. Build side: one chunk.
     pub fn set_row(&mut self, id: ServiceId, row: ServiceRow) {
+        let mode = self.nodes(id).map_or(Mode::Fullnat, EndpointSet::mode);
+        let row = ServiceRow { mode, ..row };
         self.sticky = self.sticky + u32::from(is_sticky(&row)) - u32::from(self.row(id).is_some_and(is_sticky));
         self.rows.set(id.0, Some(row));
+    }
+
+    /// Writes the nodes of a row that is there, and makes its mode what follows from them. Build side: two chunks.
+    pub fn set_nodes(&mut self, id: ServiceId, nodes: Option<EndpointSet>) {
+        let mode = nodes.as_ref().map_or(Mode::Fullnat, EndpointSet::mode);
+        if let Some(row) = self.row(id).filter(|row| row.mode != mode).cloned() {
+            self.rows.set(id.0, Some(ServiceRow { mode, ..row }));
+        }
+        if nodes.is_some() || self.nodes(id).is_some() {
+            self.nodes.set(id.0, nodes.map(Arc::new));
+        }
     }
 
     /// Makes an id vacant. Its frontends must have gone before, or they lead nowhere. Build side: one chunk.
     pub fn clear_row(&mut self, id: ServiceId) {
         self.sticky -= u32::from(self.row(id).is_some_and(is_sticky));
         self.rows.clear(id.0);
+        if self.nodes(id).is_some() {
+            self.nodes.clear(id.0);
+        }
     }
 
     /// A number that two gateways have in common when they were told the same objects, in whatever order (design 5): which
@@ -222,7 +255,7 @@ fn row_digest(row: &ServiceRow) -> u64 {
     hasher.write(row.name.as_bytes());
     // The name is the one part of variable length: no other row can end it elsewhere.
     hasher.write(&[0xff, row.protocol, u8::from(row.family == Family::V6)]);
-    hasher.write(row.mode.name().as_bytes());
+    // Not the mode: which nodes are proven differs between gateways without any difference of objects.
     hasher.write(&row.port.to_be_bytes());
     hasher.write(&row.serving.to_be_bytes());
     hasher.write(&row.cluster.ring.as_ref().map_or(0, |ring| ring.digest()).to_be_bytes());

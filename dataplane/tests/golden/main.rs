@@ -16,6 +16,7 @@ mod service;
 mod terms;
 mod affinity;
 mod schedule;
+mod node;
 mod nat;
 mod route;
 mod encap;

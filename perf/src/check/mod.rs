@@ -13,6 +13,8 @@ mod serving;
 mod change;
 /// The operator's view: `tidegate show`.
 mod operator;
+/// Nodes: Services whose pods see the client.
+mod nodes;
 /// Accounting: a flood and the counters of everyone who saw it.
 mod accounting;
 /// Outage: programs that die or hang.
@@ -72,6 +74,11 @@ pub const CHECKS: &[Check] = &[
     check("endpoint-removed", "running downloads continue, new connections avoid it", change::endpoint_removed),
     check("udp-reselect", "UDP with a fixed source port finds another pod", change::udp_reselects),
     check("no-endpoints", "a Service without endpoints refuses at once", change::no_endpoints),
+    check("nodes", "node-dsr: pods see the client, load is even", nodes::kept),
+    check("node-strict", "a node with a strict rp_filter leaves the set", nodes::strict),
+    check("node-rules", "a node whose kube-proxy does not know the VIP leaves the set", nodes::without_rules),
+    check("node-moves", "the only endpoint moves from node to node, TCP and UDP", nodes::moves),
+    check("rolling", "a rolling update of all pods under load, both modes", nodes::rolling),
     check("new-service", "a Service added to the directory answers", change::new_service),
     check("control-killed", "SIGKILL of control", outage::control_killed),
     check("dataplane-stopped", "SIGSTOP of the dataplane", outage::dataplane_stopped),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -35,6 +35,9 @@ pub struct SpreadOptions {
     /// Longest wait for one step in milliseconds.
     #[arg(long, default_value_t = 5000)]
     pub timeout_ms: u64,
+    /// Wait between two connections of each of the sixteen that are under way, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    pub pause_ms: u64,
 }
 
 /// Outcome of many connections.
@@ -81,6 +84,7 @@ pub fn spread(options: &SpreadOptions) -> Result<Spread> {
                     if let Ok(mut total) = total.lock() {
                         total.count(outcome);
                     }
+                    std::thread::sleep(Duration::from_millis(options.pause_ms));
                 }
             });
         }

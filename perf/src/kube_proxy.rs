@@ -1,0 +1,191 @@
+//! kube-proxy on the lab's workers: the rules it writes in nftables mode, without the program.
+//!
+//! Owns the text of the rules and their loading. Refuses to know who asks for them. Written after what kube-proxy says of
+//! itself (KEP-3866 and the comments of its nftables proxier): a map from (address, protocol, port) to a verdict, a chain
+//! per Service and per endpoint, `numgen random` among endpoints, and the mark 0x4000 for what is to be masqueraded. With
+//! `externalTrafficPolicy: Local` a client from outside gets an endpoint of this very node and is not masqueraded; without
+//! an endpoint here its packets are dropped. With `Cluster` it gets any endpoint and is masqueraded.
+//!
+//! The rules are replaced in one transaction, as kube-proxy does, so that no packet meets half of them.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::manifest::{LabService, Port};
+use crate::process::{self, in_namespace};
+use crate::topology::{FAMILIES, Family, Node, Pod, workers};
+
+/// How long loading may take on a busy machine.
+const LOAD_LIMIT: Duration = Duration::from_secs(20);
+/// Pods of the whole cluster.
+const CLUSTER_CIDR_V4: &str = "10.244.0.0/16";
+/// The same for IPv6.
+const CLUSTER_CIDR_V6: &str = "fd00:10:244::/48";
+
+/// Makes the rules of every worker say `services`.
+///
+/// # Errors
+/// When nft (Debian package nftables) is missing or refuses the rules.
+pub fn program(services: &[LabService]) -> Result<()> {
+    workers().try_for_each(|worker| program_one(worker, services))
+}
+
+/// Makes the rules of one worker say `services`; of none: as if kube-proxy did not know them.
+///
+/// # Errors
+/// As [`program`].
+pub fn program_one(worker: Node, services: &[LabService]) -> Result<()> {
+    let mut nft = in_namespace(&worker.name(), "nft");
+    nft.args(["-f", "-"]);
+    let text: String = FAMILIES.iter().map(|family| rules(worker, *family, services)).collect();
+    process::run(nft, &text, LOAD_LIMIT)?.success(&format!("nft in {} with\n{text}", worker.name()))?;
+    Ok(())
+}
+
+/// What one family's words are in nftables.
+fn words(family: Family) -> (&'static str, &'static str, &'static str) {
+    match family {
+        Family::V4 => ("ip", "ipv4_addr", CLUSTER_CIDR_V4),
+        Family::V6 => ("ip6", "ipv6_addr", CLUSTER_CIDR_V6),
+    }
+}
+
+fn rules(worker: Node, family: Family, services: &[LabService]) -> String {
+    let (ip, address, cluster_cidr) = words(family);
+    let ports = || services.iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)));
+    let (mut chains, mut verdicts, mut drops) = (String::new(), Vec::new(), Vec::new());
+    for (service, port) in ports() {
+        let key = format!("{} . {} . {}", service.vip.of(family), protocol(port), port.port);
+        let name = format!("{}-{}", service.name, protocol(port));
+        let usable = usable(service);
+        let here: Vec<Pod> = if service.local { usable_on(service, worker) } else { usable.clone() };
+        // A node's own choice may be a pod that the cluster's is not: every one has its chain.
+        for pod in service.pods.iter().chain(&service.terminating) {
+            let _ = write!(
+                chains,
+                "chain endpoint-{name}-{pod} {{\n{ip} saddr {at} jump mark-for-masquerade\nmeta l4proto {protocol} dnat to \
+                 {end}\n}}\n",
+                pod = pod.name(),
+                at = pod.address(family),
+                protocol = protocol(port),
+                end = std::net::SocketAddr::new(pod.address(family), port.target_port),
+            );
+        }
+        chains += &choice(&format!("service-{name}"), &name, &usable);
+        if here.is_empty() {
+            drops.push(format!("{key} : drop"));
+            continue;
+        }
+        let _ = writeln!(chains, "chain external-{name} {{");
+        if service.local {
+            // S-058: pods take the short way to any endpoint, and so does the node itself, masqueraded.
+            let _ = writeln!(chains, "{ip} saddr {cluster_cidr} goto service-{name}");
+            let _ = writeln!(chains, "fib saddr type local jump mark-for-masquerade");
+            let _ = writeln!(chains, "fib saddr type local goto service-{name}");
+            let _ = writeln!(chains, "goto local-{name}");
+            chains += "}\n";
+            chains = choice(&format!("local-{name}"), &name, &here) + &chains;
+        } else {
+            let _ = writeln!(chains, "jump mark-for-masquerade\ngoto service-{name}\n}}");
+        }
+        verdicts.push(format!("{key} : goto external-{name}"));
+    }
+    let chains = ordered(&chains);
+    format!(
+        "add table {ip} kube-proxy\ndelete table {ip} kube-proxy\ntable {ip} kube-proxy {{\n\
+         chain mark-for-masquerade {{\nmeta mark set meta mark or 0x4000\n}}\n\
+         chain masquerading {{\nmeta mark and 0x4000 == 0 return\nmeta mark set meta mark xor 0x4000\n\
+         masquerade fully-random\n}}\n\
+         {chains}\
+         map service-ips {{\ntype {address} . inet_proto . inet_service : verdict\n{}}}\n\
+         map no-endpoint-services {{\ntype {address} . inet_proto . inet_service : verdict\n{}}}\n\
+         chain services {{\n{ip} daddr . meta l4proto . th dport vmap @service-ips\n}}\n\
+         chain nat-prerouting {{\ntype nat hook prerouting priority dstnat;\njump services\n}}\n\
+         chain nat-output {{\ntype nat hook output priority -100;\njump services\n}}\n\
+         chain nat-postrouting {{\ntype nat hook postrouting priority srcnat;\njump masquerading\n}}\n\
+         chain filter-prerouting {{\ntype filter hook prerouting priority dstnat - 10;\n\
+         {ip} daddr . meta l4proto . th dport vmap @no-endpoint-services\n}}\n}}\n",
+        elements(&verdicts),
+        elements(&drops),
+    )
+}
+
+/// Endpoints that get new connections: ready ones, and terminating ones that serve when there is no ready one (KEP-1669).
+fn usable(service: &LabService) -> Vec<Pod> {
+    ready_or_serving(service.pods.clone(), service.terminating.clone())
+}
+
+fn usable_on(service: &LabService, worker: Node) -> Vec<Pod> {
+    let on = |pods: &[Pod]| pods.iter().copied().filter(|pod| pod.node() == worker).collect();
+    ready_or_serving(on(&service.pods), on(&service.terminating))
+}
+
+fn ready_or_serving(ready: Vec<Pod>, terminating: Vec<Pod>) -> Vec<Pod> {
+    if ready.is_empty() { terminating } else { ready }
+}
+
+fn protocol(port: &Port) -> String {
+    port.protocol.to_lowercase()
+}
+
+/// A chain that picks one of `pods` at random; nothing at all without any.
+fn choice(chain: &str, service: &str, pods: &[Pod]) -> String {
+    let picks: Vec<String> =
+        (0..).zip(pods).map(|(n, pod)| format!("{n} : goto endpoint-{service}-{}", pod.name())).collect();
+    let picks: String = picks.join(", ");
+    if pods.is_empty() {
+        return format!("chain {chain} {{\n}}\n");
+    }
+    format!("chain {chain} {{\nnumgen random mod {} vmap {{ {picks} }}\n}}\n", pods.len())
+}
+
+/// Chains that others jump to first: nft wants to know them.
+fn ordered(chains: &str) -> String {
+    let blocks: Vec<&str> = chains.split_inclusive("\n}\n").collect();
+    let rank = |block: &&str| {
+        ["chain endpoint-", "chain service-", "chain local-", "chain external-"]
+            .iter()
+            .position(|kind| block.starts_with(kind))
+    };
+    let mut blocks = blocks;
+    blocks.sort_by_key(rank);
+    blocks.concat()
+}
+
+fn elements(list: &[String]) -> String {
+    if list.is_empty() { String::new() } else { format!("elements = {{ {} }}\n", list.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{ECHO, HTTP};
+    use crate::topology::Vip;
+
+    #[test]
+    fn local_means_an_endpoint_of_this_node_and_no_masquerade() {
+        let mut service = LabService::new("keep", Vip::routed(20), &[HTTP, ECHO]);
+        service.local = true;
+        service.pods = vec![Pod { number: 1 }, Pod { number: 3 }];
+        let on = |worker| rules(Node { number: worker }, Family::V4, std::slice::from_ref(&service));
+        let w1 = on(1);
+        assert!(w1.contains("203.0.113.20 . tcp . 80 : goto external-keep-tcp"), "{w1}");
+        assert!(
+            w1.contains("chain local-keep-tcp {\nnumgen random mod 1 vmap { 0 : goto endpoint-keep-tcp-p1 }\n}"),
+            "{w1}"
+        );
+        assert!(w1.contains("dnat to 10.244.1.11:8080") && w1.contains("dnat to 10.244.2.11:5353"), "{w1}");
+        assert!(!w1.contains("jump mark-for-masquerade\ngoto service"), "{w1}");
+        let w3 = on(3);
+        assert!(w3.contains("203.0.113.20 . udp . 53 : drop") && !w3.contains("goto external"), "{w3}");
+        let v6 = rules(Node { number: 1 }, Family::V6, std::slice::from_ref(&service));
+        assert!(v6.contains("dnat to [fd00:10:244:1::11]:8080"), "{v6}");
+        // A node whose only endpoint terminates still serves (S-048).
+        service.terminating = vec![Pod { number: 5 }];
+        assert!(rules(Node { number: 3 }, Family::V4, &[service.clone()]).contains("goto endpoint-keep-tcp-p5"));
+        service.local = false;
+        assert!(rules(Node { number: 3 }, Family::V4, &[service]).contains("jump mark-for-masquerade\ngoto service"));
+    }
+}
