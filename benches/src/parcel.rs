@@ -12,12 +12,12 @@ pub const RING: usize = 1024;
 /// Parcels in use at once: most of a ring.
 const STOCK: usize = 512;
 
-/// As many bytes as a frame's token and what its first worker learned of the packet.
+/// Two cache lines, as much as a frame's token and what its first worker learned of the packet may be.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(32))]
-pub struct Parcel(pub [u64; 12]);
+#[repr(C, align(64))]
+pub struct Parcel(pub [u64; 16]);
 
-const _: () = assert!(size_of::<Parcel>() == 96);
+const _: () = assert!(size_of::<Parcel>() >= size_of::<tidegate_dataplane::handover::Parcel>());
 
 /// A batch that parcels are taken into.
 pub type Taken = ArrayVec<Parcel, BATCH>;
@@ -29,7 +29,7 @@ pub fn batch() -> Taken {
 
 /// Parcels to send.
 pub fn stock() -> Vec<Parcel> {
-    (0..STOCK as u64).map(|n| Parcel([n; 12])).collect()
+    (0..STOCK as u64).map(|n| Parcel([n; 16])).collect()
 }
 
 /// Sends a batch of what is in `stock`, as far as there is room.
