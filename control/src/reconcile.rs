@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use desired::Desired;
 use hashbrown::HashMap;
+use ipnet::IpNet;
 use tidegate_api::message::Response;
-use tidegate_api::resource::{Body, DeliveryMode, Kind, Resource, ResourceKey};
+use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
 
 use crate::config::NodeFile;
 use crate::model::{Dirty, Model, Name};
-use crate::problem::{Problem, Severity};
+use crate::problem::{Place, Problem, Severity};
 use crate::resolve::claim::Claims;
 use crate::resolve::note::Note;
+use crate::resolve::reach::{Reach, Way};
 use crate::resolve::service::Outcome;
 use crate::resolve::site::Site;
 use crate::resolve::{self, gateway, peer};
@@ -34,6 +36,13 @@ mod desired;
 
 /// How often a dataplane that owes an answer is looked after.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
+
+/// Changed Nodes for which the Services concerned are looked for; with more, all are resolved again.
+const NODES_SOUGHT_MAX: usize = 64;
+/// Objects whose unknown fields are listed one by one; of the others only the number is told.
+const OBJECTS_TOLD_MAX: usize = 100;
+/// Unknown fields listed of one object.
+const FIELDS_TOLD_MAX: usize = 8;
 
 /// What the loop waits for.
 pub enum Input {
@@ -54,6 +63,8 @@ pub struct Reconciler {
     claims: Claims,
     /// What the Services were resolved with.
     site: Site,
+    /// Nodes whose pods a tunnel leads to.
+    reach: Reach,
     /// Notes of the Services that are ours.
     notes: HashMap<Name, Vec<Note>>,
     session: Session,
@@ -62,6 +73,10 @@ pub struct Reconciler {
     status: StatusWriter,
     /// Objects whose present form is not used.
     invalid: BTreeMap<ObjectKey, Problem>,
+    /// Objects with fields that their kinds do not have.
+    unknown_fields: BTreeMap<ObjectKey, Vec<Problem>>,
+    /// Where Services and Nodes stand, for what is found wrong with them later.
+    places: HashMap<ObjectKey, Place>,
     source_problems: Vec<Problem>,
     node_problems: BTreeMap<String, Vec<Problem>>,
     dataplane_problem: Option<Problem>,
@@ -84,11 +99,14 @@ impl Reconciler {
             model,
             desired: Desired::default(),
             claims: Claims::default(),
+            reach: Reach::default(),
             notes: HashMap::new(),
             session: Session::default(),
             deliveries: Deliveries::default(),
             status,
             invalid: BTreeMap::new(),
+            unknown_fields: BTreeMap::new(),
+            places: HashMap::new(),
             source_problems: Vec::new(),
             node_problems: BTreeMap::new(),
             dataplane_problem: None,
@@ -120,6 +138,8 @@ impl Reconciler {
         let mut restated = BTreeSet::new();
         for key in &batch.deleted {
             self.settle(key, &mut restated);
+            self.unknown_fields.remove(key);
+            self.places.remove(key);
             self.model.delete(key, &mut dirty);
         }
         for manifest in batch.applied {
@@ -145,6 +165,7 @@ impl Reconciler {
         }
         self.resolve_nodes(&dirty.nodes);
         self.resolve_site(&mut dirty);
+        self.resolve_reach(&mut dirty);
         self.resolve_services(dirty.services);
         for name in restated {
             self.refresh(&name);
@@ -156,6 +177,11 @@ impl Reconciler {
         &self.desired.resources
     }
 
+    /// The Services that are ours, in order of their names.
+    pub fn services(&self) -> BTreeSet<&Name> {
+        self.notes.keys().collect()
+    }
+
     /// What must be known of a Service that is ours.
     pub fn notes(&self, name: &Name) -> &[Note] {
         self.notes.get(name).map_or(&[], Vec::as_slice)
@@ -165,17 +191,33 @@ impl Reconciler {
     pub fn problems(&self) -> BTreeSet<Problem> {
         let mut problems: BTreeSet<Problem> = self.source_problems.iter().cloned().collect();
         problems.extend(self.invalid.values().cloned());
-        problems.extend(self.node_problems.values().flatten().cloned());
+        problems.extend(self.unknown_fields.values().take(OBJECTS_TOLD_MAX).flatten().cloned());
+        if let Some(more) = self.unknown_fields.len().checked_sub(OBJECTS_TOLD_MAX).filter(|more| *more > 0) {
+            let message = format!("{more} more objects have fields that nobody looks at");
+            problems.insert(Problem::new(Severity::Warning, "UnknownField", message));
+        }
+        for (name, found) in &self.node_problems {
+            let key = ObjectKey { kind: ObjectKind::Node, namespace: String::new(), name: name.clone() };
+            let placed = |problem: &Problem| Problem { place: self.places.get(&key).cloned(), ..problem.clone() };
+            problems.extend(found.iter().map(placed));
+        }
         problems.extend(self.dataplane_problem.clone());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
-            problems.insert(Problem::new(Severity::Error, "Refused", message).about(key));
+            let object = object_key(key);
+            let mut problem = Problem::new(Severity::Error, "Refused", message).about(&object);
+            problem.place = self.places.get(&object).cloned();
+            problems.insert(problem);
         }
         if let Some(first) = self.session.held_back().first() {
             let message = format!(
-                "the dataplane holds {} objects ({first}, …) that the source no longer has: more than half, so they stay \
-                 until a file named {} is created in the directory, or the objects come back",
-                self.session.held_back().len(),
+                "the dataplane holds {} ({first}{}) that the source no longer has: so much does not go by mistake, it stays \
+                 until a file named {} is created in the directory, or comes back",
+                match self.session.held_back().len() {
+                    1 => "an object".into(),
+                    several => format!("{several} objects"),
+                },
+                if self.session.held_back().len() > 1 { ", …" } else { "" },
                 crate::source::scan::CONFIRM_FILE,
             );
             problems.insert(Problem::new(Severity::Error, "DeletesHeld", message));
@@ -185,7 +227,13 @@ impl Reconciler {
 
     fn apply(&mut self, manifest: Manifest, dirty: &mut Dirty, restated: &mut BTreeSet<Name>) {
         let Manifest { key, place, value } = manifest;
-        match watch::read(&key, &value, self.dialect, self.file.control.exposed()) {
+        let mut unknown = Vec::new();
+        let read = watch::read(&key, &value, self.dialect, self.file.control.exposed(), &mut unknown);
+        self.tell_unknown(&key, place.as_ref(), unknown);
+        if let (Some(place), true) = (&place, key.kind != ObjectKind::EndpointSlice) {
+            self.places.insert(key.clone(), place.clone());
+        }
+        match read {
             Ok(object) => {
                 self.settle(&key, restated);
                 self.model.apply(object, dirty);
@@ -210,6 +258,28 @@ impl Reconciler {
                 self.invalid.insert(key, problem);
             }
         }
+    }
+
+    /// Fields that its kind does not have: a slip of the pen would otherwise be served by a default.
+    fn tell_unknown(&mut self, key: &ObjectKey, place: Option<&Place>, fields: Vec<String>) {
+        if fields.is_empty() {
+            self.unknown_fields.remove(key);
+            return;
+        }
+        let more = fields.len().saturating_sub(FIELDS_TOLD_MAX);
+        let problem = |(index, field): (usize, String)| {
+            let others = match more {
+                0 => String::new(),
+                _ if index + 1 < FIELDS_TOLD_MAX => String::new(),
+                more => format!("; nor at {more} more fields of this object"),
+            };
+            let message = format!("is no field of kind {}: nobody looks at it{others}", key.kind);
+            let mut problem = Problem::new(Severity::Warning, "UnknownField", message).about(key).in_field(field);
+            problem.place = place.cloned();
+            problem
+        };
+        let problems = fields.into_iter().take(FIELDS_TOLD_MAX).enumerate().map(problem).collect();
+        self.unknown_fields.insert(key.clone(), problems);
     }
 
     /// The object is good again or gone.
@@ -309,12 +379,42 @@ impl Reconciler {
         }
     }
 
+    /// A Node that became a peer, or is none any more, matters to the Services with an endpoint on it. That is rare, so
+    /// they are looked for and not kept in an index.
+    fn resolve_reach(&mut self, dirty: &mut Dirty) {
+        let mut changed: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
+        for name in &dirty.nodes {
+            let way = self.model.node(name).map(|node| Way::new(node, *name == self.file.node));
+            if let Some(cidrs) = self.reach.replace(name, way) {
+                changed.insert(name, cidrs);
+            }
+        }
+        let mut touched = Vec::new();
+        if changed.len() > NODES_SOUGHT_MAX {
+            touched.extend(self.model.services().cloned());
+        } else if !changed.is_empty() {
+            let on_changed = |backend: &Backend| {
+                let mut cidrs = changed.values().flatten();
+                changed.contains_key(backend.node.as_str()) || cidrs.any(|cidr| cidr.contains(&backend.address))
+            };
+            for (key, resource) in &self.desired.resources {
+                let Body::Service(service) = &resource.body else { continue };
+                if service.ports.iter().flat_map(|port| &port.backends).any(on_changed) {
+                    touched.push(object_key(key).name());
+                }
+            }
+        }
+        dirty.services.extend(touched);
+    }
+
     fn resolve_services(&mut self, names: BTreeSet<Name>) {
         // First who claims what, then what each is left with: a Service may gain or lose by another's change.
         let mut restated = BTreeSet::new();
         for name in names {
             let outcome = match self.model.service(&name) {
-                Some(service) => resolve::service::resolve(service, self.model.slices_of(&name), &self.site),
+                Some(service) => {
+                    resolve::service::resolve(service, self.model.slices_of(&name), &self.site, &self.reach)
+                }
                 None => Outcome::NotOurs,
             };
             let (service, notes) = match outcome {
@@ -511,6 +611,15 @@ fn by_node_dsr(resource: &Resource) -> bool {
         Body::Service(service) => service.ports.iter().any(|port| port.mode == DeliveryMode::NodeDsr),
         _ => false,
     }
+}
+
+/// The object that a resource comes from.
+fn object_key(key: &ResourceKey) -> ObjectKey {
+    let (kind, (namespace, name)) = match key.kind {
+        Kind::Service => (ObjectKind::Service, key.name.split_once('/').unwrap_or(("", &key.name))),
+        Kind::Gateway | Kind::Peer => (ObjectKind::Node, ("", key.name.as_str())),
+    };
+    ObjectKey { kind, namespace: namespace.into(), name: name.into() }
 }
 
 fn service_key(name: &Name) -> ResourceKey {
