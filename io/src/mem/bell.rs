@@ -113,7 +113,8 @@ impl Bell {
 
     /// The owner is about to sleep. Between this and sleeping it must look once more for work.
     pub fn lie_down(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
+        // Release, for whoever takes the flag down with acquire: its strike comes after what we drained before.
+        self.asleep.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
     }
 
@@ -121,7 +122,7 @@ impl Bell {
     pub fn get_up(&self) {
         // Still up: nobody has rung, so there is nothing to drain. (Somebody who rings right now finds it down, or has
         // taken it down and will strike: then the next sleep is short.)
-        if !self.asleep.swap(false, Ordering::Relaxed) {
+        if !self.take_down() {
             self.wire.drain();
         }
     }
@@ -130,9 +131,14 @@ impl Bell {
     #[inline]
     pub fn ring(&self) {
         fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+        if self.asleep.load(Ordering::Relaxed) && self.take_down() {
             self.wire.strike();
         }
+    }
+
+    /// Takes the flag down; whether it was up. A flag that is down is not written, so nobody hides one raised meanwhile.
+    fn take_down(&self) -> bool {
+        self.asleep.compare_exchange(true, false, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// What the owner sleeps on: readable once the bell has rung.
