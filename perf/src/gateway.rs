@@ -55,11 +55,11 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Writes the node file; starts nothing yet.
+    /// Writes the node file, for so many workers; starts nothing yet.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn new(state_dir: &Path, manifests: &Path) -> Result<Gateway> {
+    pub fn new(state_dir: &Path, manifests: &Path, workers: u32) -> Result<Gateway> {
         let bin_dir = match std::env::var_os(BIN_DIR) {
             Some(directory) => PathBuf::from(directory),
             None => enclosure::this_program()?.parent().context("this program has no directory")?.to_path_buf(),
@@ -69,7 +69,7 @@ impl Gateway {
             std::fs::create_dir_all(directory)?;
         }
         let config = state_dir.join("node.yaml");
-        std::fs::write(&config, node_file(&saved, manifests))?;
+        std::fs::write(&config, node_file(&saved, manifests, workers))?;
         Ok(Gateway { bin_dir, state_dir: state_dir.into(), config, dataplane: None, control: None })
     }
 
@@ -258,11 +258,12 @@ impl Gateway {
     }
 }
 
-fn node_file(saved: &Path, manifests: &Path) -> String {
+fn node_file(saved: &Path, manifests: &Path, workers: u32) -> String {
+    let workers = if workers > 1 { format!("  workers: {workers}\n") } else { String::new() };
     format!(
         "node: gw-1\nsocket: {SOCKET}\nsocketMode: \"0660\"\nstateDir: {}\ndataplane:\n  interfaces:\n    \
          - name: wan0\n    - name: lan0\n  mode: auto\n  frames: 16384\n  frameBytes: 2048\n  hugePages: auto\n  \
-         flowsMax: {{ ipv4: 65536, ipv6: 65536 }}\n  idle: sleep\n  onDeath: drop\ncontrol:\n  \
+         flowsMax: {{ ipv4: 65536, ipv6: 65536 }}\n  idle: sleep\n  onDeath: drop\n{workers}control:\n  \
          source: {{ directory: {} }}\n  loadBalancerClass: null\n  fullnatSources: [{FULLNAT_V4}, \"{FULLNAT_V6}\"]\n  \
          hashKey: \"00112233445566778899aabbccddeeff\"\n  orphanTcp: drop\n  clampMss: true\n",
         saved.display(),

@@ -45,7 +45,7 @@ impl Rig {
     pub fn up(options: &LabOptions) -> Result<Rig> {
         let lab = Lab::up(options)?;
         let manifests = Manifests::create(&lab.state_dir.join("manifests"))?;
-        let gateway = Gateway::new(&lab.state_dir, manifests.directory())?;
+        let gateway = Gateway::new(&lab.state_dir, manifests.directory(), options.queues)?;
         Ok(Rig { lab, manifests, gateway, ports: SourcePorts::default() })
     }
 
