@@ -20,8 +20,8 @@ mod http;
 /// Many connections from many sources.
 mod spread;
 
-pub use http::{download, upload, who};
-pub use spread::{Spread, SpreadOptions, spread};
+pub use http::{download, hold, upload, who};
+pub use spread::{Spread, SpreadOptions, held, spread};
 
 /// Where a client speaks from and to, and how long it waits.
 #[derive(Debug, Clone, Args)]
@@ -65,6 +65,15 @@ pub enum Task {
     },
     /// Many connections, each from a source address and port of its own.
     Spread(SpreadOptions),
+    /// Many connections that are opened first, then silent for a while, then asked over.
+    Hold {
+        /// Which.
+        #[command(flatten)]
+        options: SpreadOptions,
+        /// Milliseconds of silence; the first line of output tells when it begins.
+        #[arg(long)]
+        silence_ms: u64,
+    },
     /// One datagram, one answer.
     Udp(Way),
     /// Repeat GET /who until it succeeds.
@@ -117,6 +126,7 @@ pub fn perform(task: &Task) -> Result<bool> {
         Task::Download { way, bytes, rate } => tell(&judged(|| download(way, *bytes, *rate))),
         Task::Upload { way, bytes } => tell(&judged(|| upload(way, *bytes))),
         Task::Spread(options) => tell(&spread(options)?),
+        Task::Hold { options, silence_ms } => tell(&held(options, Duration::from_millis(*silence_ms))?),
         Task::Udp(way) => tell(&judged(|| udp(way))),
         Task::Await { way, limit_ms } => {
             let began = Instant::now();

@@ -26,10 +26,16 @@ fn lab(arguments: &[&str]) -> Command {
 /// One lab with a gateway at a time, whatever runs the tests and in how many processes: several at once would measure
 /// each other.
 fn check(names: &[&str]) {
+    check_with(1, names);
+}
+
+/// The same with so many queues on the gateway's devices, and a worker for each.
+fn check_with(queues: u32, names: &[&str]) {
     let turn = std::fs::File::create(concat!(env!("CARGO_TARGET_TMPDIR"), "/lab.lock")).unwrap();
     turn.lock().unwrap();
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", &LIMIT.as_secs().to_string()]).arg(env!("CARGO_BIN_EXE_tidegate-lab")).arg("check");
+    command.arg(format!("--queues={queues}"));
     let output = command.args(names).stdin(Stdio::null()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -291,6 +297,16 @@ fn an_endpoint_may_move_from_node_to_node() {
 #[test]
 fn a_rolling_update_loses_no_request() {
     check(&["rolling"]); // S-104
+}
+
+#[test]
+fn two_workers_serve_both_modes() {
+    check_with(2, &["http", "udp", "spread", "transfer", "nodes", "node-moves"]);
+}
+
+#[test]
+fn a_flood_of_syns_costs_established_connections_nothing() {
+    check(&["syn-flood"]); // L-022, N-100
 }
 
 #[test]

@@ -4,20 +4,21 @@
 //! what it handed over and what it let pass. The worker counts what it received. The first must be the sum of the
 //! others; and the books of design section 9 must balance, whatever became of the packets.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use tidegate_api::show::{Counters, PortRow};
 
 use crate::capture::Capture;
 use crate::check::{Found, Row};
+use crate::client::Spread;
 use crate::enclosure;
 use crate::generator::Sent;
 use crate::process::{self, in_namespace};
 use crate::rig::{Rig, wait_until};
 use crate::topology::{
     CLIENT, CLIENT_HOSTS, CLIENT_MAC, ECHO_PORT, FAMILIES, Family, GATEWAY, GATEWAY_WAN_MAC, GATEWAY_WAN_V4,
-    GATEWAY_WAN_V6, VIP_ECHO, VIP_EMPTY, WEB_PORT, client_address,
+    GATEWAY_WAN_V6, VIP_ECHO, VIP_EMPTY, VIP_WEB, WEB_PORT, client_address,
 };
 
 /// Frames of each flood.
@@ -114,11 +115,59 @@ fn pin_neighbours(pin: bool) -> Result<()> {
 }
 
 fn send(target: &str, payload: &str) -> Result<Sent> {
+    send_so_much(target, payload, FRAMES, RATE, FLOWS)
+}
+
+fn send_so_much(target: &str, payload: &str, frames: u64, rate: u64, flows: u32) -> Result<Sent> {
     let mut command = in_namespace(CLIENT, enclosure::this_program()?);
     command.args(["flood", "--target", target, "--payload", payload]);
-    command.args([format!("--count={FRAMES}"), format!("--rate={RATE}"), format!("--flows={FLOWS}")]);
+    command.args([format!("--count={frames}"), format!("--rate={rate}"), format!("--flows={flows}")]);
     let text = process::run(command, "", FLOOD_LIMIT)?.success("the generator")?;
     serde_json::from_str(&text).with_context(|| format!("the generator said {text:?}"))
+}
+
+/// Connections that are held while SYNs flood.
+const HELD: u32 = 1_000;
+/// SYNs of the flood: ten times the share that handshakes have of the lab's 65,536 flows.
+const SYNS: u32 = 10 * 65_536 / 4;
+/// SYNs per second.
+const SYN_RATE: u64 = 20_000;
+/// How long the connections say nothing: longer than the flood lasts.
+const SILENCE: Duration = Duration::from_secs(14);
+
+/// L-022, N-100: a flood of SYNs from made-up clients while a thousand connections stand.
+pub(super) fn syn_flood(rig: &mut Rig) -> Found {
+    let mut rows = Vec::new();
+    for family in FAMILIES {
+        let evicted = |rig: &Rig| -> Result<u64> {
+            Ok(rig.gateway.counters()?.totals.get("half_open_evicted").copied().unwrap_or_default())
+        };
+        let before = evicted(rig)?;
+        let target = VIP_WEB.at(family, WEB_PORT);
+        let sources: Vec<String> = CLIENT_HOSTS.map(|host| client_address(family, host).to_string()).collect();
+        let first_port = rig.ports.take(u16::try_from(HELD.div_ceil(u32::try_from(sources.len())?))?);
+        let arguments = [
+            format!("--target={target}"),
+            format!("--count={HELD}"),
+            format!("--from={}", sources.join(",")),
+            format!("--first-port={first_port}"),
+            format!("--silence-ms={}", SILENCE.as_millis()),
+        ];
+        let mut held = rig.start_client("hold", &arguments)?;
+        held.line()?;
+        let began = Instant::now();
+        let sent = send_so_much(&target.to_string(), "tcp-syn", SYNS.into(), SYN_RATE, SYNS)?;
+        let lasted = began.elapsed();
+        let spread: Spread = held.last()?;
+        let measured = format!("{} answered, {} failed {:?}", spread.ok, spread.failed, spread.errors.first());
+        let pass = spread.ok == HELD && lasted < SILENCE;
+        rows.push(Row::new(format!("{family} held connections"), measured, format!("{HELD} answered (N-100)"), pass));
+        let gone = evicted(rig)? - before;
+        let measured = format!("{} SYNs, {gone} handshakes gave way", sent.completed);
+        let pass = sent.completed == u64::from(SYNS) && gone > u64::from(SYNS) / 2;
+        rows.push(Row::new(format!("{family} flood"), measured, "most SYNs beyond the share (L-022)", pass));
+    }
+    Ok(rows)
 }
 
 /// Four floods: datagrams that are served, and SYNs to a Service without endpoints, both families.

@@ -71,6 +71,7 @@ pub const CHECKS: &[Check] = &[
     check("transfer", "large download and upload", serving::transfer),
     check("show", "every question of `tidegate show`", operator::show),
     check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),
+    check("syn-flood", "SYNs of made-up clients while connections stand", accounting::syn_flood),
     check("endpoint-removed", "running downloads continue, new connections avoid it", change::endpoint_removed),
     check("udp-reselect", "UDP with a fixed source port finds another pod", change::udp_reselects),
     check("no-endpoints", "a Service without endpoints refuses at once", change::no_endpoints),

@@ -69,12 +69,34 @@ fn read_body(reader: &mut impl Read, length: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As the socket says; `InvalidData` for an answer that is none.
 pub fn who(way: &Way) -> io::Result<Outcome> {
-    let mut stream = connect(way)?;
-    request(way, &mut stream, "GET /who", "")?;
-    let mut reader = BufReader::new(stream);
-    let head = read_head(&mut reader)?;
-    let who: Who = serde_json::from_slice(&read_body(&mut reader, head.content_length)?)?;
-    Ok(Outcome { ok: true, pod: who.pod.clone(), who: Some(who), ..Outcome::default() })
+    hold(way)?.ask(way)
+}
+
+/// A connection that has asked nothing yet.
+#[derive(Debug)]
+pub struct Held(TcpStream);
+
+/// Connects and says nothing.
+///
+/// # Errors
+/// As the socket says.
+pub fn hold(way: &Way) -> io::Result<Held> {
+    connect(way).map(Held)
+}
+
+impl Held {
+    /// As [`who`], over this connection.
+    ///
+    /// # Errors
+    /// As [`who`].
+    pub fn ask(self, way: &Way) -> io::Result<Outcome> {
+        let mut stream = self.0;
+        request(way, &mut stream, "GET /who", "")?;
+        let mut reader = BufReader::new(stream);
+        let head = read_head(&mut reader)?;
+        let who: Who = serde_json::from_slice(&read_body(&mut reader, head.content_length)?)?;
+        Ok(Outcome { ok: true, pod: who.pod.clone(), who: Some(who), ..Outcome::default() })
+    }
 }
 
 /// Downloads and compares every byte's sum.

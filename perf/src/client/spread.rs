@@ -94,6 +94,25 @@ pub fn spread(options: &SpreadOptions) -> Result<Spread> {
     Ok(total)
 }
 
+/// Opens all connections, says `held`, waits for `silence` and then asks over each of them.
+///
+/// # Errors
+/// When the outcome cannot be told.
+pub fn held(options: &SpreadOptions, silence: Duration) -> Result<Spread> {
+    let began = Instant::now();
+    let addresses = u32::try_from(options.from.len())?.max(1);
+    let ways: Vec<Way> = (0..options.count).map(|number| way_of(options, number, addresses)).collect();
+    let held: Vec<_> = ways.iter().map(super::hold).collect();
+    println!("held");
+    std::thread::sleep(silence);
+    let mut total = Spread::default();
+    for (way, held) in ways.iter().zip(held) {
+        total.count(judged(|| held?.ask(way)));
+    }
+    total.took_ms = millis(began.elapsed());
+    Ok(total)
+}
+
 fn way_of(options: &SpreadOptions, number: u32, addresses: u32) -> Way {
     let address = options.from[usize::try_from(number % addresses).unwrap_or(0)];
     let port = options.first_port + u16::try_from(number / addresses).unwrap_or(0);
