@@ -30,7 +30,7 @@ use crate::check::{self, Found, Row};
 use crate::lab::LabOptions;
 use crate::process::{self, in_namespace};
 use crate::rig::Rig;
-use crate::topology::{CLIENT, FABRIC, GATEWAY, GATEWAY_LAN_MAC, GATEWAY_WAN_MAC};
+use crate::topology::{CLIENT, FABRIC, GATEWAY, GATEWAY_LAN_MAC, GATEWAY_WAN_MAC, pods};
 
 /// The files a guest starts from.
 mod image;
@@ -109,6 +109,7 @@ fn play_all(options: &GuestOptions, began: Instant, stop: &AtomicBool) -> Result
     let kernel = Kernel::find(&options.kernel)?;
     let rig = Rig::up(&LabOptions::default())?;
     make_wires()?;
+    forget_old_connections()?;
     let image = image::build(&kernel, &rig, options.workers)?;
     eprintln!("{:>8.1} s  lab up, image of {} MB", began.elapsed().as_secs_f32(), image.bytes / 1_000_000);
     let mut rows = Vec::new();
@@ -205,6 +206,17 @@ fn make_wires() -> Result<()> {
     let mut shell = in_namespace(GATEWAY, "sh");
     shell.args(["-e", "-s"]);
     process::run(shell, &script, Duration::from_secs(20))?.success("making wires of namespace gw").context("taps")?;
+    Ok(())
+}
+
+/// Lets pods forget a connection as soon as it has ended. A gateway that starts anew knows nothing of the translated
+/// ports that pods still remember; one that meets such a memory is answered strangely, and right, which is no concern here.
+fn forget_old_connections() -> Result<()> {
+    for pod in pods() {
+        let mut shell = in_namespace(&pod.name(), "sh");
+        shell.args(["-c", "echo 0 > /proc/sys/net/ipv4/tcp_max_tw_buckets"]);
+        process::run(shell, "", Duration::from_secs(20))?.success("forgetting in a pod")?;
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! driver-api/early-userspace/buffer-format.rst).
 //!
 //! Owns what is in it: busybox, the drivers, the gateway's programs with the libraries they are linked with, the lab's
-//! node file and manifests, and a first process that is nothing but a shell on a serial line. Refuses to know what is
+//! node file and manifests, and a first process that is nothing but a shell on a line to the host. Refuses to know what is
 //! done in that shell.
 
 use std::collections::BTreeSet;
@@ -151,7 +151,8 @@ fn copy_directory(from: &Path, to: &Path) -> Result<()> {
 
 /// The guest's first process: mounts, drivers, names and addresses, then a shell that marks the end of each command.
 ///
-/// Its own words go to the first serial line, with the kernel's; the shell is on the second.
+/// Its own words go to the serial line, with the kernel's; the shell is on a port of a virtio device, which loses no
+/// character however busy the host is, and which can be opened once only.
 fn init_script() -> String {
     format!(
         "#!/bin/busybox sh\n\
@@ -174,8 +175,8 @@ fn init_script() -> String {
          mkdir -p /run/tidegate {STATE_DIR}/saved\n\
          sh -e {STATE_DIR}/configure\n\
          set +e\n\
-         stty -F /dev/ttyS1 raw -echo\n\
-         exec </dev/ttyS1 >/dev/ttyS1 2>&1\n\
+         exec 3<>$(echo /dev/vport*p1)\n\
+         exec <&3 >&3 2>&3\n\
          echo '{READY}'\n\
          while read -r line; do\n\
          \x20 eval \"$line\"\n\

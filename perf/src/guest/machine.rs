@@ -1,6 +1,6 @@
-//! The machine: one QEMU in namespace `gw`, and the shell that listens on its second serial line.
+//! The machine: one QEMU in namespace `gw`, and the shell that listens in it.
 //!
-//! Owns the process and both lines. Refuses to know what the commands are for. Everything is bounded in time, and the
+//! Owns the process and the line to that shell. Refuses to know what the commands are for. Everything is bounded in time, and the
 //! machine ends when this value is dropped.
 
 use std::io::{BufRead, BufReader, Write};
@@ -30,7 +30,7 @@ const MEMORY_MIB: u32 = 1536;
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off nokaslr memmap=64M$0x40000000";
 /// First address of modules, and how much behind it maps to what [`COMMAND_LINE`] keeps.
 pub(super) const MODULES: (u64, u64) = (0xffff_ffff_c000_0000, 64 << 20);
-/// Longest command: a line of the guest's terminal (`N_TTY_BUF_SIZE`, drivers/tty/n_tty.c).
+/// Longest command: less than a page, in which the line's other end takes it.
 const COMMAND_BYTES_MAX: usize = 4000;
 
 /// A machine that runs.
@@ -155,7 +155,8 @@ fn arguments(mapped: [bool; 2], console: &Path) -> Vec<String> {
     all.extend(["-smp".into(), QUEUES.to_string(), "-m".into(), MEMORY_MIB.to_string()]);
     all.extend(["-append".into(), COMMAND_LINE.into()]);
     all.extend(["-serial".into(), format!("file:{}", console.display())]);
-    all.extend(["-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:shell"].map(Into::into));
+    all.extend(["-chardev", "stdio,id=shell,signal=off", "-device", "virtio-serial-pci"].map(Into::into));
+    all.extend(["-device", "virtserialport,chardev=shell"].map(Into::into));
     for ((tap, mac), mapped) in devices().into_iter().zip(mapped) {
         let vectors = 2 * QUEUES + 2;
         let platform = if mapped { "on" } else { "off" };

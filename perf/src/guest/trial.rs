@@ -19,8 +19,8 @@ use crate::client::Outcome;
 use crate::gateway::Program;
 use crate::generator::mac;
 use crate::topology::{
-    CLIENT, CLIENT_MAC, ECHO_PORT, FABRIC, FAMILIES, FULLNAT_V4, FULLNAT_V6, Family, GATEWAY, GATEWAY_LAN_MAC,
-    GATEWAY_NODE, GATEWAY_WAN_MAC, POD_TCP_PORT, POD_UDP_PORT, VIP_ECHO, VIP_WEB, VNI, WEB_PORT, pods,
+    CLIENT, CLIENT_HOSTS, CLIENT_MAC, ECHO_PORT, FABRIC, FAMILIES, FULLNAT_V4, FULLNAT_V6, Family, GATEWAY,
+    GATEWAY_LAN_MAC, GATEWAY_NODE, GATEWAY_WAN_MAC, POD_TCP_PORT, POD_UDP_PORT, VIP_ECHO, VIP_WEB, VNI, WEB_PORT, pods,
 };
 
 /// Datagrams per family, each from a source port of its own.
@@ -182,6 +182,9 @@ fn await_service(stage: &Stage<'_>) -> Result<()> {
         arguments.push("--limit-ms=40000".into());
         let outcome: Outcome = stage.rig.client("await", &arguments)?;
         ensure!(outcome.ok, "{family}: no answer from the VIP: {} {}", outcome.failure, outcome.error);
+        // One connection from each client: a packet that waits for the link-layer address of its next hop may be dropped.
+        let clients = stage.rig.spread(VIP_WEB.at(family, WEB_PORT), u32::try_from(CLIENT_HOSTS.len())?)?;
+        ensure!(clients.failed == 0, "{family}: {:?}", clients.errors);
     }
     // Its last packets must not be in one capture only.
     sleep(SETTLE);
