@@ -15,7 +15,7 @@ use tidegate_api::resource::{Body, DeliveryMode, Kind, Resource, ResourceKey};
 
 use crate::config::NodeFile;
 use crate::model::{Dirty, Model, Name};
-use crate::problem::{Problem, Severity};
+use crate::problem::{Place, Problem, Severity};
 use crate::resolve::claim::Claims;
 use crate::resolve::note::Note;
 use crate::resolve::service::Outcome;
@@ -34,6 +34,11 @@ mod desired;
 
 /// How often a dataplane that owes an answer is looked after.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
+
+/// Objects whose unknown fields are listed one by one; of the others only the number is told.
+const OBJECTS_TOLD_MAX: usize = 100;
+/// Unknown fields listed of one object.
+const FIELDS_TOLD_MAX: usize = 8;
 
 /// What the loop waits for.
 pub enum Input {
@@ -62,6 +67,10 @@ pub struct Reconciler {
     status: StatusWriter,
     /// Objects whose present form is not used.
     invalid: BTreeMap<ObjectKey, Problem>,
+    /// Objects with fields that their kinds do not have.
+    unknown_fields: BTreeMap<ObjectKey, Vec<Problem>>,
+    /// Where Services and Nodes stand, for what is found wrong with them later.
+    places: HashMap<ObjectKey, Place>,
     source_problems: Vec<Problem>,
     node_problems: BTreeMap<String, Vec<Problem>>,
     dataplane_problem: Option<Problem>,
@@ -89,6 +98,8 @@ impl Reconciler {
             deliveries: Deliveries::default(),
             status,
             invalid: BTreeMap::new(),
+            unknown_fields: BTreeMap::new(),
+            places: HashMap::new(),
             source_problems: Vec::new(),
             node_problems: BTreeMap::new(),
             dataplane_problem: None,
@@ -120,6 +131,8 @@ impl Reconciler {
         let mut restated = BTreeSet::new();
         for key in &batch.deleted {
             self.settle(key, &mut restated);
+            self.unknown_fields.remove(key);
+            self.places.remove(key);
             self.model.delete(key, &mut dirty);
         }
         for manifest in batch.applied {
@@ -165,11 +178,19 @@ impl Reconciler {
     pub fn problems(&self) -> BTreeSet<Problem> {
         let mut problems: BTreeSet<Problem> = self.source_problems.iter().cloned().collect();
         problems.extend(self.invalid.values().cloned());
+        problems.extend(self.unknown_fields.values().take(OBJECTS_TOLD_MAX).flatten().cloned());
+        if let Some(more) = self.unknown_fields.len().checked_sub(OBJECTS_TOLD_MAX).filter(|more| *more > 0) {
+            let message = format!("{more} more objects have fields that nobody looks at");
+            problems.insert(Problem::new(Severity::Warning, "UnknownField", message));
+        }
         problems.extend(self.node_problems.values().flatten().cloned());
         problems.extend(self.dataplane_problem.clone());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
-            problems.insert(Problem::new(Severity::Error, "Refused", message).about(key));
+            let object = object_key(key);
+            let mut problem = Problem::new(Severity::Error, "Refused", message).about(&object);
+            problem.place = self.places.get(&object).cloned();
+            problems.insert(problem);
         }
         if let Some(first) = self.session.held_back().first() {
             let message = format!(
@@ -185,7 +206,13 @@ impl Reconciler {
 
     fn apply(&mut self, manifest: Manifest, dirty: &mut Dirty, restated: &mut BTreeSet<Name>) {
         let Manifest { key, place, value } = manifest;
-        match watch::read(&key, &value, self.dialect, self.file.control.exposed()) {
+        let mut unknown = Vec::new();
+        let read = watch::read(&key, &value, self.dialect, self.file.control.exposed(), &mut unknown);
+        self.tell_unknown(&key, place.as_ref(), unknown);
+        if let (Some(place), true) = (&place, key.kind != ObjectKind::EndpointSlice) {
+            self.places.insert(key.clone(), place.clone());
+        }
+        match read {
             Ok(object) => {
                 self.settle(&key, restated);
                 self.model.apply(object, dirty);
@@ -210,6 +237,28 @@ impl Reconciler {
                 self.invalid.insert(key, problem);
             }
         }
+    }
+
+    /// Fields that its kind does not have: a slip of the pen would otherwise be served by a default.
+    fn tell_unknown(&mut self, key: &ObjectKey, place: Option<&Place>, fields: Vec<String>) {
+        if fields.is_empty() {
+            self.unknown_fields.remove(key);
+            return;
+        }
+        let more = fields.len().saturating_sub(FIELDS_TOLD_MAX);
+        let problem = |(index, field): (usize, String)| {
+            let others = match more {
+                0 => String::new(),
+                _ if index + 1 < FIELDS_TOLD_MAX => String::new(),
+                more => format!("; nor at {more} more fields of this object"),
+            };
+            let message = format!("is no field of kind {}: nobody looks at it{others}", key.kind);
+            let mut problem = Problem::new(Severity::Warning, "UnknownField", message).about(key).in_field(field);
+            problem.place = place.cloned();
+            problem
+        };
+        let problems = fields.into_iter().take(FIELDS_TOLD_MAX).enumerate().map(problem).collect();
+        self.unknown_fields.insert(key.clone(), problems);
     }
 
     /// The object is good again or gone.
@@ -511,6 +560,15 @@ fn by_node_dsr(resource: &Resource) -> bool {
         Body::Service(service) => service.ports.iter().any(|port| port.mode == DeliveryMode::NodeDsr),
         _ => false,
     }
+}
+
+/// The object that a resource comes from.
+fn object_key(key: &ResourceKey) -> ObjectKey {
+    let (kind, (namespace, name)) = match key.kind {
+        Kind::Service => (ObjectKind::Service, key.name.split_once('/').unwrap_or(("", &key.name))),
+        Kind::Gateway | Kind::Peer => (ObjectKind::Node, ("", key.name.as_str())),
+    };
+    ObjectKey { kind, namespace: namespace.into(), name: name.into() }
 }
 
 fn service_key(name: &Name) -> ResourceKey {

@@ -123,6 +123,25 @@ impl ObjectKind {
             _ => None,
         }
     }
+
+    /// The kind that someone meant who wrote a type that is none of ours: in other letters, in another version, or with
+    /// another of our groups. A kind of the same name in somebody else's group is somebody else's.
+    pub fn meant_by(api_version: &str, kind: &str) -> Option<Self> {
+        let ours = match api_version.split_once('/') {
+            None => true,
+            Some((group, _)) => group.eq_ignore_ascii_case("discovery.k8s.io"),
+        };
+        ObjectKind::ALL.into_iter().find(|meant| ours && meant.to_string().eq_ignore_ascii_case(kind))
+    }
+
+    /// How its type is written in a manifest.
+    pub fn type_words(self) -> &'static str {
+        match self {
+            ObjectKind::Service => "apiVersion: v1, kind: Service",
+            ObjectKind::EndpointSlice => "apiVersion: discovery.k8s.io/v1, kind: EndpointSlice",
+            ObjectKind::Node => "apiVersion: v1, kind: Node",
+        }
+    }
 }
 
 impl ObjectKey {

@@ -60,18 +60,26 @@ impl Invalid {
     }
 }
 
-/// Reads one object.
+/// Reads one object. `unknown` gets the paths of fields that its kind does not have: nobody looks at them. What an API
+/// server has stored has none that matter, so only files are searched for them.
 ///
 /// # Errors
 /// When a field has the wrong type or a value that cannot be worked with.
-pub fn read(key: &ObjectKey, value: &Value, dialect: Dialect, exposed: Exposed) -> Result<Object, Invalid> {
+pub fn read(
+    key: &ObjectKey,
+    value: &Value,
+    dialect: Dialect,
+    exposed: Exposed,
+    unknown: &mut Vec<String>,
+) -> Result<Object, Invalid> {
+    let unknown = (dialect == Dialect::Files).then_some(unknown);
     match key.kind {
-        ObjectKind::Service => service::read(key.name(), &typed(value)?, dialect, exposed)
+        ObjectKind::Service => service::read(key.name(), &typed(value, unknown)?, dialect, exposed)
             .map(|service| Object::Service(Box::new(service))),
         ObjectKind::EndpointSlice => {
-            endpointslice::read(key.name(), &typed(value)?, dialect).map(Object::EndpointSlice)
+            endpointslice::read(key.name(), &typed(value, unknown)?, dialect).map(Object::EndpointSlice)
         }
-        ObjectKind::Node => node::read(&key.name, &typed(value)?).map(Object::Node),
+        ObjectKind::Node => node::read(&key.name, &typed(value, unknown)?).map(Object::Node),
     }
 }
 
@@ -81,9 +89,48 @@ pub fn service_of_slice(key: &ObjectKey, value: &Value) -> Option<Name> {
     Some(Name { namespace: key.namespace.clone(), name: name.into() })
 }
 
-fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, Invalid> {
-    serde_path_to_error::deserialize(value)
-        .map_err(|error| Invalid::new(error.path().to_string(), error.inner().to_string()))
+fn typed<T: DeserializeOwned>(value: &Value, unknown: Option<&mut Vec<String>>) -> Result<T, Invalid> {
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    let read = match unknown {
+        Some(unknown) => serde_ignored::deserialize(tracked, |path| unknown.push(in_brackets(&path))),
+        None => T::deserialize(tracked),
+    };
+    read.map_err(|error| Invalid::new(track.path().to_string(), plain_words(&error.to_string())))
+}
+
+/// A path in the form that all messages have: `spec.ports[0].port`.
+fn in_brackets(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", in_brackets(parent)),
+        Path::Map { parent, key } => match in_brackets(parent) {
+            parent if parent.is_empty() => key.clone(),
+            parent => format!("{parent}.{key}"),
+        },
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => in_brackets(parent),
+    }
+}
+
+/// What a parser says of a type, in words for people who do not know this language's names of numbers.
+pub(crate) fn plain_words(message: &str) -> String {
+    const NUMBERS: [(&str, &str); 8] = [
+        ("u8", "a whole number from 0 to 255"),
+        ("u16", "a whole number from 0 to 65535"),
+        ("u32", "a whole number of at least 0"),
+        ("u64", "a whole number of at least 0"),
+        ("i8", "a whole number"),
+        ("i16", "a whole number"),
+        ("i32", "a whole number"),
+        ("i64", "a whole number"),
+    ];
+    let Some((before, after)) = message.split_once("expected ") else { return message.into() };
+    let name = after.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+    match NUMBERS.iter().find(|(number, _)| *number == name) {
+        Some((_, words)) => format!("{before}expected {words}{}", &after[name.len()..]),
+        None => message.into(),
+    }
 }
 
 /// A unicast address other machines can be reached at.

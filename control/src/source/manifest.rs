@@ -17,6 +17,11 @@ use crate::problem::{Place, Problem, Severity};
 /// a text of nothing else takes time squared and would keep all other manifests waiting.
 const OPEN_BRACKETS_MAX: usize = 500;
 
+/// Reason of a problem: a document has no usable identity.
+pub const NAMELESS: &str = "Nameless";
+/// Reason of a problem: the type of a document is almost one of ours.
+pub const MISSPELT: &str = "MisspeltKind";
+
 /// What a text held.
 #[derive(Debug, Default)]
 pub struct Content {
@@ -24,7 +29,7 @@ pub struct Content {
     pub manifests: Vec<Manifest>,
     /// `apiVersion kind` of objects of other kinds.
     pub unknown: BTreeSet<String>,
-    /// Documents without a usable identity.
+    /// Documents without a usable identity, or with one that is almost one of ours.
     pub nameless: Vec<Problem>,
 }
 
@@ -125,7 +130,7 @@ impl Content {
     fn take(&mut self, place: Place, mut value: Value) {
         let Ok(types) = TypeMeta::deserialize(&value) else {
             let message = "not a Kubernetes object: apiVersion and kind are missing";
-            self.nameless.push(Problem::new(Severity::Error, "Nameless", message).at(&place));
+            self.nameless.push(Problem::new(Severity::Error, NAMELESS, message).at(&place));
             return;
         };
         // `v1 List`, and the typed lists of the API whose items need not repeat their type.
@@ -149,14 +154,24 @@ impl Content {
             return;
         }
         let Some(kind) = ObjectKind::from_type(&types.api_version, &types.kind) else {
-            self.unknown.insert(format!("{} {}", types.api_version, types.kind));
+            let found = format!("{} {}", types.api_version, types.kind);
+            match ObjectKind::meant_by(&types.api_version, &types.kind) {
+                Some(meant) => {
+                    let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("without a name");
+                    let message =
+                        format!("is not read: to be one of our kinds it would have to be {}", meant.type_words());
+                    let problem = Problem::new(Severity::Warning, MISSPELT, message);
+                    self.nameless.push(problem.at(&place).about(format!("{found} {name}")));
+                }
+                None => drop(self.unknown.insert(found)),
+            }
             return;
         };
         match identity(kind, &value) {
             Ok(key) => self.manifests.push(Manifest { key, place: Some(place), value }),
             Err((field, message)) => self
                 .nameless
-                .push(Problem::new(Severity::Error, "Nameless", message).at(&place).about(kind).in_field(field)),
+                .push(Problem::new(Severity::Error, NAMELESS, message).at(&place).about(kind).in_field(field)),
         }
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use hashbrown::HashMap;
 
-use super::manifest::{self, Content};
+use super::manifest::{self, Content, MISSPELT, NAMELESS};
 use super::{Batch, Manifest, ObjectKey, ObjectKind};
 use crate::problem::{Place, Problem, Severity};
 
@@ -298,8 +298,8 @@ impl Scan {
         let mut touched: BTreeSet<ObjectKey> = known.objects.keys().cloned().collect();
         for (key, place) in before {
             if !known.objects.contains_key(&key) {
-                if known.problems.iter().any(|problem| problem.reason == "Nameless") {
-                    // It may be the very object that has lost its name: keep it.
+                if known.problems.iter().any(|problem| [NAMELESS, MISSPELT].contains(&problem.reason)) {
+                    // It may be the very object that has lost its kind or name: keep it.
                     known.objects.insert(key, place);
                 } else {
                     self.release(&key, name);
