@@ -270,7 +270,8 @@ impl Session {
     }
 
     /// After a restart of control, what the dataplane holds and the source does not know is more likely a source that
-    /// lacks something than a wish: more than half of a kind waits for a person.
+    /// lacks something than a wish: more than half of a kind waits for a person, and so does the gateway itself, without
+    /// which nothing is served, unless another takes its place.
     fn hold_back(&mut self, removed: &mut Vec<ResourceKey>, wanted: &impl Wanted) {
         let confirmed = std::mem::take(&mut self.confirmed);
         self.held_back.clear();
@@ -281,7 +282,9 @@ impl Session {
             let unknown: Vec<ResourceKey> =
                 removed.iter().filter(|key| key.kind == kind && !wanted.removed_knowingly(key)).cloned().collect();
             let present = self.theirs.keys().filter(|key| key.kind == kind).count();
-            if unknown.len() >= REMOVALS_HELD_MIN && unknown.len() * 2 > present {
+            let last_gateway = kind == Kind::Gateway && !wanted.all().keys().any(|key| key.kind == kind);
+            let many = unknown.len() >= REMOVALS_HELD_MIN && unknown.len() * 2 > present;
+            if many || (last_gateway && !unknown.is_empty()) {
                 self.held_back.extend(unknown);
             }
         }

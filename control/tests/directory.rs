@@ -257,6 +257,30 @@ fn a_large_directory_comes_in_portions_and_only_the_last_is_complete() {
 }
 
 #[test]
+fn the_own_node_stays_until_its_deletion_is_confirmed() {
+    let mut place = Place::new();
+    place.scan = Scan::new(place.directory.path()).guarding("gw-1");
+    place.write("gw.yaml", &node("gw-1"));
+    place.write("w.yaml", &(1..=5).map(|n| node(&format!("w{n}"))).collect::<String>());
+    place.look();
+    place.remove("gw.yaml");
+    place.write("w.yaml", &(1..=4).map(|n| node(&format!("w{n}"))).collect::<String>());
+    let batch = place.look();
+    assert_eq!(deleted(&batch), ["Node w5"], "the others go as ever");
+    let told = problems(&batch);
+    assert!(told.len() == 1 && told[0].starts_with("Node gw-1: this gateway's own Node is gone"), "{told:?}");
+    assert!(told[0].contains(CONFIRM_FILE));
+    place.write("gw2.yaml", &node("gw-1"));
+    let batch = place.look();
+    assert!(batch.problems.is_empty() && applied(&batch) == ["Node gw-1"], "it came back");
+    place.remove("gw2.yaml");
+    assert_eq!(problems(&place.look()).len(), 1);
+    place.write(CONFIRM_FILE, "");
+    let batch = place.look();
+    assert_eq!((deleted(&batch), batch.problems.len()), (vec!["Node gw-1".into()], 0));
+}
+
+#[test]
 fn two_objects_may_go_without_asking() {
     let mut place = Place::new();
     place.write("a.yaml", &(node("w1") + &node("w2")));

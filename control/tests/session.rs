@@ -259,6 +259,35 @@ fn a_full_sync_then_only_what_changed_and_status_after_the_workers() {
 }
 
 #[test]
+fn a_gateway_that_the_directory_lacks_after_a_restart_stays_until_confirmed() {
+    let home = Control::home();
+    write(home.path(), "web.yaml", &web(1));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let key = ResourceKey { kind: tidegate_api::resource::Kind::Gateway, name: "gw-1".into() };
+    let talk = dataplane.accept(&Versions::from([(key, "1".into())]), 1);
+    let update = talk.update();
+    assert_eq!((names(&update), removed(&update).len(), update.full), (vec!["service shop/web1".into()], 0, false));
+    talk.accept(&update, 2);
+    assert!(control.problem("DeletesHeld").contains("gateway gw-1"));
+    control.write(CONFIRM_FILE, "");
+    let update = talk.update();
+    assert_eq!(removed(&update), ["gateway gw-1"]);
+    talk.accept(&update, 3);
+    control.stop();
+
+    // A gateway under another name takes the place of one.
+    let home = Control::home();
+    write(home.path(), "nodes.yaml", &node("gw-1", 9));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let key = ResourceKey { kind: tidegate_api::resource::Kind::Gateway, name: "gw-0".into() };
+    let update = dataplane.accept(&Versions::from([(key, "1".into())]), 1).update();
+    assert_eq!((names(&update), removed(&update)), (vec!["gateway gw-1".into()], vec!["gateway gw-0".into()]));
+    control.stop();
+}
+
+#[test]
 fn control_waits_for_a_dataplane_and_follows_its_restarts() {
     let home = Control::home();
     write(home.path(), "web.yaml", &(web(1) + &web(2)));
@@ -344,7 +373,10 @@ fn a_refused_object_is_told_and_not_sent_again_until_it_changes() {
     let refused = control.status("shop.web2.json", |status| condition(status, "Programmed")["reason"] == "Refused");
     assert!(condition(&refused, "Programmed")["message"].as_str().unwrap().contains("addresses: taken"));
     assert_eq!(refused["loadBalancer"]["ingress"], Value::Array(vec![]));
-    assert!(control.problem("Refused").contains("service shop/web2"));
+    let problem = control.problem("Refused");
+    for part in ["\"object\":\"Service shop/web2\"", "\"file\":\"web.yaml\"", "\"line\":"] {
+        assert!(problem.contains(part), "{problem}");
+    }
     control.write("other.yaml", &web(3));
     let update = talk.update();
     assert_eq!(names(&update), ["service shop/web3"], "the refused version is not sent again");

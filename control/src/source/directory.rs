@@ -34,6 +34,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Directory {
     path: PathBuf,
+    own_node: Option<String>,
     rescan_every: Duration,
 }
 
@@ -51,7 +52,14 @@ enum Wake {
 impl Directory {
     /// The manifests in `path`.
     pub fn new(path: &Path) -> Self {
-        Directory { path: path.into(), rescan_every: RESCAN_EVERY }
+        Directory { path: path.into(), own_node: None, rescan_every: RESCAN_EVERY }
+    }
+
+    /// The same, where the deletion of the Node `own` waits for a confirmation.
+    #[must_use]
+    pub fn guarding(mut self, own: &str) -> Self {
+        self.own_node = Some(own.into());
+        self
     }
 }
 
@@ -65,6 +73,10 @@ impl Source for Directory {
         let stop = wake.clone();
         let thread = thread::Builder::new().name("source".into()).spawn(move || {
             let scan = Scan::new(&self.path);
+            let scan = match &self.own_node {
+                Some(own) => scan.guarding(own),
+                None => scan,
+            };
             Watching { directory: *self, scan, wake, woken, deliver }.run();
         })?;
         Ok(Running::new(move || drop(stop.send(Wake::Stop)), thread))

@@ -75,6 +75,8 @@ pub struct Scan {
     delivered: HashMap<ObjectKey, String>,
     /// Deletions that wait for confirmation.
     held: BTreeSet<ObjectKey>,
+    /// An object whose deletion always waits: everything hangs on it.
+    guarded: Option<ObjectKey>,
     /// Objects held by more than one file.
     contested: BTreeSet<ObjectKey>,
     trouble: Option<Problem>,
@@ -97,11 +99,19 @@ impl Scan {
             holders: HashMap::new(),
             delivered: HashMap::new(),
             held: BTreeSet::new(),
+            guarded: None,
             contested: BTreeSet::new(),
             trouble: None,
             complete: false,
             first_look: true,
         }
+    }
+
+    /// The same, where the deletion of the Node `own` always waits: it is this gateway, and without it nothing is served.
+    #[must_use]
+    pub fn guarding(mut self, own: &str) -> Self {
+        self.guarded = Some(ObjectKey { kind: ObjectKind::Node, namespace: String::new(), name: own.into() });
+        self
     }
 
     /// Whether everything has been looked at once.
@@ -323,14 +333,15 @@ impl Scan {
     }
 
     /// Deletes, or holds back when that is more than half of a kind.
-    fn delete(&mut self, gone: BTreeSet<ObjectKey>, batch: &mut Batch) {
+    fn delete(&mut self, mut gone: BTreeSet<ObjectKey>, batch: &mut Batch) {
+        let guarded = self.guarded.as_ref().and_then(|guarded| gone.take(guarded));
         for kind in ObjectKind::ALL {
             let of_kind = |key: &&ObjectKey| key.kind == kind;
             let going: Vec<ObjectKey> = gone.iter().filter(of_kind).cloned().collect();
             if going.is_empty() {
                 continue;
             }
-            let waiting = going.len() + self.held.iter().filter(of_kind).count();
+            let waiting = going.len() + self.held_by_number(kind).count();
             let present = self.delivered.keys().filter(of_kind).count();
             if waiting >= DELETES_HELD_MIN && waiting * 2 > present {
                 self.held.extend(going);
@@ -341,6 +352,12 @@ impl Scan {
                 }
             }
         }
+        self.held.extend(guarded);
+    }
+
+    /// Deletions that wait because they are so many.
+    fn held_by_number(&self, kind: ObjectKind) -> impl Iterator<Item = &ObjectKey> {
+        self.held.iter().filter(move |key| key.kind == kind && self.guarded.as_ref() != Some(key))
     }
 
     fn confirm(&mut self, batch: &mut Batch) {
@@ -376,8 +393,16 @@ impl Scan {
         for key in &self.contested {
             problems.extend(self.contest(key));
         }
+        if let Some(own) = self.guarded.as_ref().filter(|own| self.held.contains(*own)) {
+            let message = format!(
+                "this gateway's own Node is gone from {}: without it no Service can be served, so it stays until a file \
+                 named {CONFIRM_FILE} is created there, or it comes back",
+                self.directory.display()
+            );
+            problems.push(Problem::new(Severity::Error, "DeletesHeld", message).about(own));
+        }
         for kind in ObjectKind::ALL {
-            let held: Vec<&ObjectKey> = self.held.iter().filter(|key| key.kind == kind).collect();
+            let held: Vec<&ObjectKey> = self.held_by_number(kind).collect();
             let Some(first) = held.first() else { continue };
             let message = format!(
                 "{} of {} objects of kind {kind} are gone from {} ({first}{}): more than half, so they stay until a file \
