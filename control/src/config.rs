@@ -45,7 +45,7 @@ pub struct Control {
     #[serde(default)]
     pub load_balancer_class: Option<String>,
     /// Overlay addresses reserved for `fullnat`, inside the own Node's pod CIDRs (V-024).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "addresses")]
     pub fullnat_sources: Vec<IpAddr>,
     /// Key of the Maglev hash, 16 bytes as hex, equal on all gateways of a set; empty: the fixed default.
     #[serde(default)]
@@ -93,7 +93,7 @@ pub struct SourceChoice {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("cannot read the node file {path}: {source}")]
+    #[error("cannot read the node file {path}")]
     Unreadable {
         /// Path tried.
         path: PathBuf,
@@ -126,7 +126,8 @@ impl NodeFile {
     /// # Errors
     /// Field and reason.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let file: NodeFile = serde_norway::from_str(text).map_err(|error| error.to_string())?;
+        let file: NodeFile =
+            serde_norway::from_str(text).map_err(|error| crate::watch::plain_words(&error.to_string()))?;
         file.check()?;
         Ok(file)
     }
@@ -170,6 +171,22 @@ impl Control {
             node_ports: self.expose_node_ports,
         }
     }
+}
+
+/// Addresses; one that is none is named in the error.
+fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpAddr>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(try_from = "String")]
+    struct Address(IpAddr);
+
+    impl TryFrom<String> for Address {
+        type Error = String;
+
+        fn try_from(text: String) -> Result<Self, String> {
+            text.parse().map(Address).map_err(|_| format!("{text:?} is not an IP address"))
+        }
+    }
+    Ok(Vec::<Address>::deserialize(deserializer)?.into_iter().map(|address| address.0).collect())
 }
 
 /// CIDRs, and plain addresses as the CIDRs of one address; host bits cleared.
@@ -259,10 +276,11 @@ mod tests {
             (control("hashKey: \"xyz\""), "control.hashKey"),
             (control("fullnatSources: [10.0.0.1, 10.0.0.1]"), "control.fullnatSources[1]"),
             (control("fullnatSources: [\"ff02::1\"]"), "control.fullnatSources[0]"),
-            (control("fullnatSources: [ten]"), "fullnatSources"),
+            (control("fullnatSources: [ten]"), "fullnatSources: \"ten\" is not an IP address"),
             (control("orphanTcp: ignore"), "orphanTcp"),
             (control("vxlanPort: 0"), "control.vxlanPort"),
             (control("vxlanPort: 70000"), "vxlanPort"),
+            (control("vxlanPort: 70000"), "expected a whole number from 0 to 65535"),
             (control("deliveryMode: dsr"), "deliveryMode"),
             (control("externalIPs: [192.0.2.0/33]"), "externalIPs"),
             (control("externalIps: [192.0.2.0/24]"), "externalIps"),

@@ -26,3 +26,5 @@ pub mod session;
 pub mod status;
 /// The loop that joins all of the above.
 pub mod reconcile;
+/// What `--check` prints.
+pub mod check;

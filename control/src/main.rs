@@ -11,8 +11,8 @@ use anyhow::Context;
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tidegate_control::check::report;
 use tidegate_control::config::NodeFile;
-use tidegate_control::problem::Severity;
 use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::session::link;
 use tidegate_control::source::Source;
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 
 fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     let status = StatusWriter::start(&file.state_dir).context("cannot write status")?;
-    let source = Box::new(Directory::new(&file.control.source.directory));
+    let source = Box::new(Directory::new(&file.control.source.directory).guarding(&file.node));
     let (inbox, taken) = channel();
     stop_on_signals(inbox.clone())?;
     let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status);
@@ -96,14 +96,7 @@ fn check(file: NodeFile) -> anyhow::Result<ExitCode> {
         reconciler.take(batch);
         true
     });
-    let problems = reconciler.problems();
-    for problem in &problems {
-        println!("{:?}: {problem}", problem.severity);
-    }
-    for key in reconciler.resources().keys() {
-        println!("{key}");
-    }
-    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
-    println!("{} objects for the dataplane, {errors} errors", reconciler.resources().len());
+    let (report, errors) = report(&reconciler);
+    print!("{report}");
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

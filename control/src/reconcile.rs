@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use desired::Desired;
 use hashbrown::HashMap;
+use ipnet::IpNet;
 use tidegate_api::message::Response;
-use tidegate_api::resource::{Body, DeliveryMode, Kind, Resource, ResourceKey};
+use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
 
 use crate::config::NodeFile;
 use crate::model::{Dirty, Model, Name};
 use crate::problem::{Place, Problem, Severity};
 use crate::resolve::claim::Claims;
 use crate::resolve::note::Note;
+use crate::resolve::reach::{Reach, Way};
 use crate::resolve::service::Outcome;
 use crate::resolve::site::Site;
 use crate::resolve::{self, gateway, peer};
@@ -35,6 +37,8 @@ mod desired;
 /// How often a dataplane that owes an answer is looked after.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
 
+/// Changed Nodes for which the Services concerned are looked for; with more, all are resolved again.
+const NODES_SOUGHT_MAX: usize = 64;
 /// Objects whose unknown fields are listed one by one; of the others only the number is told.
 const OBJECTS_TOLD_MAX: usize = 100;
 /// Unknown fields listed of one object.
@@ -59,6 +63,8 @@ pub struct Reconciler {
     claims: Claims,
     /// What the Services were resolved with.
     site: Site,
+    /// Nodes whose pods a tunnel leads to.
+    reach: Reach,
     /// Notes of the Services that are ours.
     notes: HashMap<Name, Vec<Note>>,
     session: Session,
@@ -93,6 +99,7 @@ impl Reconciler {
             model,
             desired: Desired::default(),
             claims: Claims::default(),
+            reach: Reach::default(),
             notes: HashMap::new(),
             session: Session::default(),
             deliveries: Deliveries::default(),
@@ -158,6 +165,7 @@ impl Reconciler {
         }
         self.resolve_nodes(&dirty.nodes);
         self.resolve_site(&mut dirty);
+        self.resolve_reach(&mut dirty);
         self.resolve_services(dirty.services);
         for name in restated {
             self.refresh(&name);
@@ -167,6 +175,11 @@ impl Reconciler {
     /// All resources there should be now.
     pub fn resources(&self) -> &BTreeMap<ResourceKey, Resource> {
         &self.desired.resources
+    }
+
+    /// The Services that are ours, in order of their names.
+    pub fn services(&self) -> BTreeSet<&Name> {
+        self.notes.keys().collect()
     }
 
     /// What must be known of a Service that is ours.
@@ -183,7 +196,11 @@ impl Reconciler {
             let message = format!("{more} more objects have fields that nobody looks at");
             problems.insert(Problem::new(Severity::Warning, "UnknownField", message));
         }
-        problems.extend(self.node_problems.values().flatten().cloned());
+        for (name, found) in &self.node_problems {
+            let key = ObjectKey { kind: ObjectKind::Node, namespace: String::new(), name: name.clone() };
+            let placed = |problem: &Problem| Problem { place: self.places.get(&key).cloned(), ..problem.clone() };
+            problems.extend(found.iter().map(placed));
+        }
         problems.extend(self.dataplane_problem.clone());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
@@ -194,9 +211,13 @@ impl Reconciler {
         }
         if let Some(first) = self.session.held_back().first() {
             let message = format!(
-                "the dataplane holds {} objects ({first}, …) that the source no longer has: more than half, so they stay \
-                 until a file named {} is created in the directory, or the objects come back",
-                self.session.held_back().len(),
+                "the dataplane holds {} ({first}{}) that the source no longer has: so much does not go by mistake, it stays \
+                 until a file named {} is created in the directory, or comes back",
+                match self.session.held_back().len() {
+                    1 => "an object".into(),
+                    several => format!("{several} objects"),
+                },
+                if self.session.held_back().len() > 1 { ", …" } else { "" },
                 crate::source::scan::CONFIRM_FILE,
             );
             problems.insert(Problem::new(Severity::Error, "DeletesHeld", message));
@@ -358,12 +379,42 @@ impl Reconciler {
         }
     }
 
+    /// A Node that became a peer, or is none any more, matters to the Services with an endpoint on it. That is rare, so
+    /// they are looked for and not kept in an index.
+    fn resolve_reach(&mut self, dirty: &mut Dirty) {
+        let mut changed: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
+        for name in &dirty.nodes {
+            let way = self.model.node(name).map(|node| Way::new(node, *name == self.file.node));
+            if let Some(cidrs) = self.reach.replace(name, way) {
+                changed.insert(name, cidrs);
+            }
+        }
+        let mut touched = Vec::new();
+        if changed.len() > NODES_SOUGHT_MAX {
+            touched.extend(self.model.services().cloned());
+        } else if !changed.is_empty() {
+            let on_changed = |backend: &Backend| {
+                let mut cidrs = changed.values().flatten();
+                changed.contains_key(backend.node.as_str()) || cidrs.any(|cidr| cidr.contains(&backend.address))
+            };
+            for (key, resource) in &self.desired.resources {
+                let Body::Service(service) = &resource.body else { continue };
+                if service.ports.iter().flat_map(|port| &port.backends).any(on_changed) {
+                    touched.push(object_key(key).name());
+                }
+            }
+        }
+        dirty.services.extend(touched);
+    }
+
     fn resolve_services(&mut self, names: BTreeSet<Name>) {
         // First who claims what, then what each is left with: a Service may gain or lose by another's change.
         let mut restated = BTreeSet::new();
         for name in names {
             let outcome = match self.model.service(&name) {
-                Some(service) => resolve::service::resolve(service, self.model.slices_of(&name), &self.site),
+                Some(service) => {
+                    resolve::service::resolve(service, self.model.slices_of(&name), &self.site, &self.reach)
+                }
                 None => Outcome::NotOurs,
             };
             let (service, notes) = match outcome {

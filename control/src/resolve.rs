@@ -17,6 +17,10 @@ pub mod frontend;
 pub mod endpointslice;
 /// What people must know of a Service.
 pub mod note;
+/// Why a port has no endpoint.
+pub mod lack;
+/// Endpoints to which no tunnel leads.
+pub mod reach;
 /// What Services have to know of the place they are served from.
 pub mod site;
 /// Another Node → how to reach its pods.

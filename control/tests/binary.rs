@@ -100,7 +100,10 @@ fn wrong_flags_and_wrong_node_files_are_told() {
     assert!(!output.status.success() && text(&output.stderr).contains("--config"));
     let output = program().args(["--config", "/nowhere/node.yaml"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("cannot read the node file /nowhere/node.yaml"), "{}", text(&output.stderr));
+    assert_eq!(
+        text(&output.stderr),
+        "tidegate-control: cannot read the node file /nowhere/node.yaml: No such file or directory (os error 2)\n"
+    );
     let home = home();
     fs::write(home.path().join("node.yaml"), "node: gw-1\ncontrol: { source: { folder: /x } }\n").unwrap();
     let output = run(home.path(), &[]);
@@ -120,8 +123,12 @@ fn check_tells_what_is_wrong_and_what_would_be_sent() {
     let output = run(home.path(), &["--check"]);
     assert!(output.status.success(), "{output:?}");
     assert!(
-        text(&output.stdout).contains("service shop/web")
-            && text(&output.stdout).contains("2 objects for the dataplane, 0 errors")
+        text(&output.stdout).contains(
+            "gateway gw-1\nservice shop/web at 203.0.113.1\n  80/TCP: fullnat, 0 IPv4 and 0 IPv6 endpoints\n  \
+             EndpointsFound: False, NoSlice: no EndpointSlice in namespace shop has the label"
+        ) && text(&output.stdout).ends_with("2 objects for the dataplane, 0 errors\n"),
+        "{}",
+        text(&output.stdout)
     );
     assert!(!home.path().join("state").exists(), "a check writes nothing");
     fs::write(manifests.join("b.yaml"), service("api", "loadBalancerIP: x, ports: [{ port: 80 }]")).unwrap();

@@ -3,7 +3,7 @@
 
 mod rig;
 
-use rig::{Rig, node, service, slice};
+use rig::{Rig, endpoints, node, node_with, service, slice};
 use tidegate_control::problem::Severity;
 use tidegate_control::source::ObjectKind;
 use tidegate_control::source::manifest;
@@ -108,4 +108,120 @@ fn a_number_that_is_none_is_told_in_plain_words() {
     rig.apply(&web("port: eighty"));
     rig.expect_problem(&["spec.ports[0].port:", "\"eighty\"", "expected a whole number"]);
     assert!(!rig.problems().iter().any(|problem| problem.contains("i32")), "{:?}", rig.problems());
+}
+
+/// A Service of both families on TCP 80 by the name `http`.
+fn dual() -> String {
+    let spec = "ports: [{ name: http, port: 80 }]";
+    service("web", spec).replace(
+        "namespace: shop,",
+        "namespace: shop, annotations: { tidegate.io/addresses: \"203.0.113.1, 2001:db8:f::1\" },",
+    )
+}
+
+const HTTP: &str = "{ name: http, port: 8080 }";
+
+#[test]
+fn a_service_without_endpoints_says_what_was_looked_for_and_what_there_is() {
+    let v4 = |ports: &str, list: &[&str]| slice("web-4", "web", "IPv4", ports, &endpoints(list));
+    let v6 = |list: &[&str]| slice("web-6", "web", "IPv6", HTTP, &endpoints(list));
+    for (slices, reason, words) in [
+        (String::new(), "NoSlice", "no EndpointSlice in namespace shop has the label kubernetes.io/service-name: web;"),
+        (slice("x", "wbe", "IPv4", HTTP, &endpoints(&["10.244.1.5"])), "NoSlice", "kubernetes.io/service-name: web;"),
+        (
+            v4("{ name: web, port: 8080 }, { name: dns, port: 53, protocol: UDP }", &["10.244.1.5"])
+                + &v6(&[]).replace("name: http", "name: web"),
+            "NoMatchingPort",
+            "port http (80/TCP): no EndpointSlice of the Service has a TCP port named \"http\"; there are: \"dns\" 53/UDP, \"web\" 8080/TCP",
+        ),
+        (v4("{ name: http }", &["10.244.1.5"]), "NoMatchingPort", "they have no port with a number"),
+        (v4("{ name: http, port: 8080, protocol: UDP }", &["10.244.1.5"]), "NoMatchingPort", "\"http\" 8080/UDP"),
+        (
+            v4(HTTP, &["10.244.1.5=s", "10.244.1.6="]) + &v6(&["fd00::5=s"]),
+            "NoReadyEndpoint",
+            "port http (80/TCP): none of its 3 endpoints is ready",
+        ),
+        (
+            v4(HTTP, &["10.244.1.5"]),
+            "NoReadyEndpoint",
+            "port http (80/TCP): the EndpointSlices of the Service list no IPv6 endpoint",
+        ),
+        (v4(HTTP, &["10.244.1.5"]) + &v6(&["fd00::5=s"]), "NoReadyEndpoint", "its only IPv6 endpoint is not ready"),
+        (v4(HTTP, &[]), "NoReadyEndpoint", "port http (80/TCP): the EndpointSlices of the Service list no endpoint"),
+    ] {
+        let mut rig = Rig::new();
+        rig.apply(&(dual() + &slices));
+        let (found, message) = rig.note("shop/web", "EndpointsFound").unwrap_or_else(|| panic!("{slices}"));
+        assert_eq!(found, reason, "{message}");
+        assert!(message.contains(words), "{message}");
+        // With one ready endpoint of each family it is gone; S-043: so it is with one that still serves.
+        let good = |how: &str| v4(HTTP, &[&format!("10.244.1.5={how}")]) + &v6(&[&format!("fd00::5={how}")]);
+        rig.apply(&good("rs"));
+        assert_eq!(rig.note("shop/web", "EndpointsFound"), None);
+        rig.apply(&good("st"));
+        assert_eq!(rig.note("shop/web", "EndpointsFound"), None);
+    }
+}
+
+#[test]
+fn an_endpoint_that_was_set_to_weight_0_is_found() {
+    let mut rig = Rig::new();
+    let weights = dual().replace("annotations: {", "annotations: { tidegate.io/weights: \"10.244.1.5=0\",");
+    let slices = slice("web-4", "web", "IPv4", HTTP, &endpoints(&["10.244.1.5"]))
+        + &slice("web-6", "web", "IPv6", HTTP, &endpoints(&["fd00::5"]));
+    rig.apply(&(weights + &slices));
+    assert_eq!(rig.backends("shop/web", 80), ["10.244.1.5:8080*0", "[fd00::5]:8080*1"]);
+    assert_eq!(rig.note("shop/web", "EndpointsFound"), None);
+}
+
+#[test]
+fn every_port_of_a_service_is_looked_at() {
+    let mut rig = Rig::new();
+    let spec = format!("{VIPS}, ports: [{{ name: http, port: 80 }}, {{ name: dns, port: 53, protocol: UDP }}]");
+    rig.apply(&(service("web", &spec) + &slice("web-4", "web", "IPv4", HTTP, &endpoints(&["10.244.1.5"]))));
+    let (reason, message) = rig.note("shop/web", "EndpointsFound").unwrap();
+    assert_eq!(reason, "NoMatchingPort");
+    assert!(message.contains("port dns (53/UDP)") && !message.contains("port http"), "{message}");
+}
+
+/// An endpoint of each family on node `name`, addressed as the pods of node `n` are.
+fn on(name: &str, n: u8) -> String {
+    let one = |address: &str| format!("{{ addresses: [\"{address}\"], nodeName: {name} }}");
+    slice("web-4", "web", "IPv4", HTTP, &one(&format!("10.244.{n}.5")))
+        + &slice("web-6", "web", "IPv6", HTTP, &one(&format!("fd00:10:244:{n}::5")))
+}
+
+#[test]
+fn endpoints_on_a_node_that_is_no_peer_are_told_until_it_is_one() {
+    let mut rig = Rig::new();
+    rig.apply(&(node("gw-1", 9) + &node("w1", 1) + &dual() + &on("w2", 2)));
+    let told = |rig: &Rig| rig.note("shop/web", "BackendsReachable").map(|(reason, words)| (reason, words.to_string()));
+    let (reason, words) = told(&rig).unwrap();
+    assert_eq!(reason, "NotInOverlay");
+    assert!(words.contains("w2 (10.244.2.5, fd00:10:244:2::5: there is no Node of that name)"), "{words}");
+    rig.apply(&node("w2", 2));
+    assert_eq!(told(&rig), None, "it has become a peer");
+    rig.apply(&node_with("w2", "podCIDR: 10.244.2.0/24", &[]));
+    assert!(told(&rig).unwrap().1.contains("kube-subnet-manager is not \"true\""), "{:?}", told(&rig));
+    rig.delete(ObjectKind::Node, "w2");
+    assert!(told(&rig).unwrap().1.contains("no Node of that name"), "{:?}", told(&rig));
+    // By its address it is behind w1, whatever it says.
+    rig.apply(&on("w2", 1));
+    assert_eq!(told(&rig), None);
+    rig.delete(ObjectKind::Node, "w1");
+    assert!(told(&rig).is_some());
+}
+
+#[test]
+fn a_family_without_a_tunnel_is_told_alone_and_what_is_not_known_is_not_told() {
+    let mut rig = Rig::new();
+    let v4_only = node("w2", 2).replace("backend-v6-data", "backend-v6-dta");
+    rig.apply(&(v4_only + &dual() + &on("w2", 2)));
+    let (_, words) = rig.note("shop/web", "BackendsReachable").unwrap();
+    assert!(words.contains("w2 (fd00:10:244:2::5: annotation") && !words.contains("10.244.2.5"), "{words}");
+    // In the network of the node itself, without a node, and on this gateway: the kernel may know.
+    let mut rig = Rig::new();
+    let host = "{ addresses: [198.51.100.2], nodeName: w2 }, { addresses: [192.0.2.99] }, { addresses: [10.244.9.7], nodeName: gw-1 }";
+    rig.apply(&(node("gw-1", 9) + &node("w2", 2) + &dual() + &slice("web-4", "web", "IPv4", HTTP, host)));
+    assert_eq!(rig.note("shop/web", "BackendsReachable"), None);
 }

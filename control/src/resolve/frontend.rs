@@ -61,6 +61,12 @@ impl Frontends {
         !(self.addresses.is_empty() && self.prefixes.is_empty() && self.external_addresses.is_empty())
     }
 
+    /// Whether there is one of that family.
+    pub fn has_family(&self, v4: bool) -> bool {
+        self.every_address().any(|address| address.is_ipv4() == v4)
+            || self.prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == v4)
+    }
+
     fn every_address(&self) -> impl Iterator<Item = &IpAddr> {
         [&self.addresses, &self.external_addresses, &self.cluster_addresses, &self.node_addresses].into_iter().flatten()
     }

@@ -50,8 +50,12 @@ fn about_addresses(service: &Service, frontends: &Frontends, site: &Site, take: 
         );
         take("AddressAssigned", "PrefixNotAssigned", message);
     } else if balanced && frontends.addresses.is_empty() && frontends.prefixes.is_empty() {
-        let message = "no address to serve: neither status.loadBalancer.ingress nor a request for addresses has one";
-        take("AddressAssigned", "NoAddress", message.into());
+        let message = format!(
+            "no address to serve: status.loadBalancer.ingress has none, and nothing requests one (in a directory the \
+             annotation {} does)",
+            annotation::ADDRESSES
+        );
+        take("AddressAssigned", "NoAddress", message);
     }
     if !service.of_other_families.is_empty() {
         let list = service.of_other_families.join(", ");

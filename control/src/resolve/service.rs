@@ -8,7 +8,9 @@ use tidegate_api::resource::{DeliveryMode, Protocol, Service as Resolved, Servic
 
 use super::endpointslice::{Choice, Join};
 use super::frontend::Frontends;
+use super::lack;
 use super::note::{Note, notes};
+use super::reach::Reach;
 use super::site::Site;
 use crate::model::endpointslice::EndpointSlice;
 use crate::model::service::{Service, ServicePort, ServiceType};
@@ -42,7 +44,12 @@ pub struct Delivery {
 }
 
 /// Resolves one Service at `site`; `slices` are those that name this Service.
-pub fn resolve<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointSlice>, site: &Site) -> Outcome {
+pub fn resolve<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    site: &Site,
+    reach: &Reach,
+) -> Outcome {
     if !may_be_ours(service, site) {
         return Outcome::NotOurs;
     }
@@ -52,9 +59,10 @@ pub fn resolve<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointS
         return Outcome::NotOurs;
     }
     let delivery = delivery(service, &frontends, site);
-    let notes = notes(service, &frontends, &delivery, site);
+    let mut notes = notes(service, &frontends, &delivery, site);
     let slices: Vec<&EndpointSlice> = slices.collect();
     let ports = ports(service, &delivery, site, &slices);
+    notes.extend(lack::note(service, &frontends, &ports, &slices));
     if frontends.is_empty() || ports.is_empty() {
         return Outcome::Ours { service: None, notes };
     }
@@ -69,6 +77,8 @@ pub fn resolve<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointS
         source_ranges: service.source_ranges.clone(),
         ports,
     };
+    notes.extend(reach.note(&resolved));
+    notes.sort();
     Outcome::Ours { service: Some(Box::new(resolved)), notes }
 }
 

@@ -7,6 +7,7 @@ use tidegate_api::resource::{Backend, Body, Gateway, Kind, Peer, ResourceKey, Se
 use tidegate_control::config::NodeFile;
 use tidegate_control::model::Name;
 use tidegate_control::reconcile::Reconciler;
+use tidegate_control::resolve::note::Note;
 use tidegate_control::source::{Batch, ObjectKey, ObjectKind, manifest};
 use tidegate_control::status::StatusWriter;
 use tidegate_control::watch::Dialect;
@@ -88,11 +89,22 @@ impl Rig {
         port.backends.iter().map(show).collect()
     }
 
-    /// `condition/reason` of each note.
+    /// `condition/reason` of each note but those about endpoints, which most Services of these tests do without.
     pub fn notes(&self, service: &str) -> Vec<String> {
+        let about_service = |note: &&Note| !["EndpointsFound", "BackendsReachable"].contains(&note.kind);
+        let notes = self.all_notes(service).iter().filter(about_service);
+        notes.map(|note| format!("{}/{}", note.kind, note.reason)).collect()
+    }
+
+    pub fn all_notes(&self, service: &str) -> &[Note] {
         let (namespace, name) = service.split_once('/').unwrap();
-        let notes = self.0.notes(&Name { namespace: namespace.into(), name: name.into() });
-        notes.iter().map(|note| format!("{}/{}", note.kind, note.reason)).collect()
+        self.0.notes(&Name { namespace: namespace.into(), name: name.into() })
+    }
+
+    /// Reason and message of a condition that does not hold.
+    pub fn note(&self, service: &str, kind: &str) -> Option<(&'static str, &str)> {
+        let note = self.all_notes(service).iter().find(|note| note.kind == kind)?;
+        Some((note.reason, &note.message))
     }
 
     pub fn problems(&self) -> Vec<String> {
