@@ -35,6 +35,9 @@ pub struct Arguments {
     /// Socket of the dataplane [default: $TIDEGATE_SOCKET, else /run/tidegate/tidegate.sock]
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Print the rows of `show` as JSON, for programs
+    #[arg(id = "json-before", long = "json")]
+    pub json: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -86,7 +89,11 @@ pub struct ShowArguments {
 #[derive(Clone, Debug, Subcommand)]
 pub enum What {
     /// Frontends: addresses, ports, delivery mode, backends behind each
-    Services,
+    Services {
+        /// Only this Service, as NAMESPACE/NAME
+        #[arg(value_parser = service_name)]
+        service: Option<String>,
+    },
     /// Endpoints behind the frontends, with weights, states and counts
     Backends {
         /// Only this Service, as NAMESPACE/NAME
@@ -137,7 +144,7 @@ impl What {
     /// The question as the contract puts it.
     pub fn question(&self) -> api::Show {
         match self {
-            What::Services => api::Show::Services,
+            What::Services { .. } => api::Show::Services,
             What::Backends { service } => api::Show::Backends { service: service.clone() },
             What::Flows { limit } => api::Show::Flows { limit: *limit },
             What::Tunnels => api::Show::Tunnels,
@@ -248,9 +255,12 @@ mod tests {
         assert_eq!(question(&["tidegate", "show", "backends"]), Ok(api::Show::Backends { service: None }));
         assert_eq!(question(&["tidegate", "show", "flows"]), Ok(api::Show::Flows { limit: FLOWS_LIMIT_DEFAULT }));
         assert_eq!(question(&["tidegate", "show", "flows", "--limit", "7"]), Ok(api::Show::Flows { limit: 7 }));
+        assert_eq!(question(&["tidegate", "show", "services", "shop/web"]), Ok(api::Show::Services));
         for name in ["web", "/web", "shop/", "shop/web/80", ""] {
-            let error = question(&["tidegate", "show", "backends", name]).unwrap_err();
-            assert!(error.contains("NAMESPACE/NAME"), "{name:?}: {error}");
+            for what in ["services", "backends"] {
+                let error = question(&["tidegate", "show", what, name]).unwrap_err();
+                assert!(error.contains("NAMESPACE/NAME"), "{name:?}: {error}");
+            }
         }
         assert!(question(&["tidegate", "show", "flows", "--limit", "0"]).is_err());
         assert!(question(&["tidegate", "show", "flows", "--limit", "4294967296"]).is_err());

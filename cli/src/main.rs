@@ -12,10 +12,11 @@ use tidegate_cli::import::Imported;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {
-        Command::Show(show) => match tidegate_cli::show::run(&arguments.socket(), show) {
+        Command::Show(show) => match tidegate_cli::show::run(&arguments.socket(), show, arguments.json || show.json) {
             Ok(text) => print(&text),
             Err(error) => fail(&format!("{error:#}")),
         },
+        Command::Import(_) if arguments.json => fail("--json is for `tidegate show`; manifests are YAML"),
         Command::Import(from) => match tidegate_cli::import::run(from) {
             Ok(imported) => tell(&imported),
             Err(error) => fail(&format!("{error:#}")),

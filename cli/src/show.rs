@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use serde::Serialize;
 use tidegate_api::client::Client;
-use tidegate_api::show::{Show, Shown};
+use tidegate_api::show::{ServiceRow, Show, Shown};
 
 use crate::args::{ShowArguments, What};
 use crate::trouble;
@@ -27,11 +27,12 @@ mod counter;
 /// Longest wait for one answer.
 const ANSWER_TIMEOUT_S: u64 = 30;
 
-/// Asks at `socket` and returns the text to print.
+/// Asks at `socket` and returns the text to print, or the rows as JSON.
 ///
 /// # Errors
-/// When no answer comes, or one that does not fit the question; the text is for the operator.
-pub fn run(socket: &Path, arguments: &ShowArguments) -> anyhow::Result<String> {
+/// When no answer comes, or one that does not fit the question, or the Service asked for is not there; the text is for
+/// the operator.
+pub fn run(socket: &Path, arguments: &ShowArguments, as_json: bool) -> anyhow::Result<String> {
     let question = arguments.what.question();
     let asked = name_of_question(&question);
     let explain = |error| anyhow!(trouble::explain(&error, socket));
@@ -42,7 +43,27 @@ pub fn run(socket: &Path, arguments: &ShowArguments) -> anyhow::Result<String> {
     if asked != answered {
         return Err(anyhow!(trouble::mismatch(asked, answered, &client.server)));
     }
-    if arguments.json { json(&answer) } else { Ok(text(&answer, &arguments.what)) }
+    let answer = match (&arguments.what, answer) {
+        (What::Services { service: Some(name) }, Shown::Services(rows)) => Shown::Services(only(rows, name)?),
+        (What::Backends { service: Some(name) }, Shown::Backends(rows)) if rows.is_empty() => {
+            // A Service without backends is told from one that is not there.
+            if let Shown::Services(services) = client.show(Show::Services).map_err(explain)? {
+                only(services, name)?;
+            }
+            Shown::Backends(rows)
+        }
+        (_, answer) => answer,
+    };
+    if as_json { json(&answer) } else { Ok(text(&answer, &arguments.what)) }
+}
+
+/// The frontends of one Service, which has at least one.
+fn only(mut rows: Vec<ServiceRow>, name: &str) -> anyhow::Result<Vec<ServiceRow>> {
+    rows.retain(|row| row.service == name);
+    match rows.is_empty() {
+        true => Err(anyhow!("no Service {name} here; `tidegate show services` lists those there are")),
+        false => Ok(rows),
+    }
 }
 
 /// The rows alone, pretty-printed, one line feed at the end.
@@ -53,7 +74,7 @@ fn json(answer: &Shown) -> anyhow::Result<String> {
     match answer {
         Shown::Services(rows) => pretty(rows),
         Shown::Backends(rows) => pretty(rows),
-        Shown::Flows(rows) => pretty(rows),
+        Shown::Flows(rows) => pretty(&flow::with_names(rows)?),
         Shown::Tunnels(rows) => pretty(rows),
         Shown::Routes(rows) => pretty(rows),
         Shown::Neighbours(rows) => pretty(rows),

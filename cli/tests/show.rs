@@ -34,6 +34,11 @@ struct Dataplane {
 impl Dataplane {
     /// Greets, hears one question, and lets `answer` do the rest of the conversation.
     fn listen(answer: impl FnOnce(&Show) -> Option<Vec<u8>> + Send + 'static) -> Self {
+        Self::converse(answer, false)
+    }
+
+    /// The same; `stays`: it hears further questions until nobody asks any more.
+    fn converse(answer: impl FnOnce(&Show) -> Option<Vec<u8>> + Send + 'static, stays: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = Listener::bind(&directory.path().join("tidegate.sock"), 0o600).unwrap();
         let thread = std::thread::spawn(move || {
@@ -50,9 +55,17 @@ impl Dataplane {
                 // The command may be gone already in tests that close early.
                 let _ = stream.write_all(&bytes);
             }
+            while stays && frame::read::<Request>(&mut stream).is_ok() {}
             Some(question)
         });
         Dataplane { directory, thread }
+    }
+
+    /// Has the canned Services, and no backends.
+    fn without_backends() -> Self {
+        let canned = canned(&Show::Services);
+        let both = [Shown::Backends(vec![]), canned].map(|answer| message(&Response::Shown(answer)));
+        Self::converse(move |_| Some(both.concat()), true)
     }
 
     fn answering(answer: Shown) -> Self {
@@ -337,8 +350,18 @@ fn json_is_the_rows_of_the_contract_and_reads_back_equal() {
         let dataplane = Dataplane::answering(answer.clone());
         let output = tidegate(&dataplane.socket(), &["show", name, "--json"]).output().unwrap();
         let text = printed(&output);
+        let again = Dataplane::answering(answer.clone());
+        let output = tidegate(&again.socket(), &["--json", "show", name]).output().unwrap();
+        assert_eq!(printed(&output), text, "before the subcommand it means the same");
         assert!(text.lines().count() > 1 && text.ends_with('\n'), "pretty: {text}");
-        let rows: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let mut rows: serde_json::Value = serde_json::from_str(&text).unwrap();
+        if name == "flows" {
+            // For programs a protocol has a name everywhere; the contract has its number here.
+            for (row, (name, number)) in rows.as_array_mut().unwrap().iter_mut().zip([("TCP", 6), ("UDP", 17)]) {
+                assert_eq!(row["protocol"], name);
+                row["protocol"] = number.into();
+            }
+        }
         let whole = serde_json::json!({ "what": name, "rows": rows });
         assert_eq!(serde_json::from_value::<Shown>(whole).unwrap(), answer);
         assert_eq!(dataplane.asked(), question);
@@ -366,11 +389,10 @@ fn no_rows_are_said_in_words_and_are_an_empty_list_in_json() {
 
 #[test]
 fn arguments_travel_with_the_question() {
-    let dataplane = Dataplane::answering(Shown::Backends(vec![]));
-    let output = tidegate(&dataplane.socket(), &["show", "backends", "shop/gone"]).output().unwrap();
-    let text = printed(&output);
-    assert!(text.contains("no backends of Service shop/gone") && text.contains("tidegate show services"), "{text}");
-    assert_eq!(dataplane.asked(), Show::Backends { service: Some("shop/gone".into()) });
+    let dataplane = Dataplane::answering(canned(&Show::Backends { service: None }));
+    let output = tidegate(&dataplane.socket(), &["show", "backends", "shop/web"]).output().unwrap();
+    assert!(printed(&output).contains("shop/web"));
+    assert_eq!(dataplane.asked(), Show::Backends { service: Some("shop/web".into()) });
 
     let question = Show::Flows { limit: 2 };
     let dataplane = Dataplane::answering(canned(&question));
@@ -382,6 +404,32 @@ fn arguments_travel_with_the_question() {
     let output = tidegate(&dataplane.socket(), &["show", "drops", "--all"]).output().unwrap();
     let text = printed(&output);
     assert_eq!(text.lines().count(), 5, "a heading and all four reasons: {text}");
+}
+
+#[test]
+fn one_service_is_shown_alone_and_one_that_is_not_there_is_an_error() {
+    let services = || Dataplane::answering(canned(&Show::Services));
+    let show = |dataplane: &Dataplane, arguments: &[&str]| tidegate(&dataplane.socket(), arguments).output().unwrap();
+    let text = printed(&show(&services(), &["show", "services", "shop/web"]));
+    assert_eq!((text.lines().count(), text.contains("infra/dns")), (3, false), "{text}");
+    let text = printed(&show(&services(), &["show", "services", "infra/dns", "--json"]));
+    let rows: Vec<ServiceRow> = serde_json::from_str(&text).unwrap();
+    assert_eq!((rows.len(), rows[0].service.as_str()), (1, "infra/dns"));
+    for json in [&[][..], &["--json"]] {
+        let text = complaint(&show(&services(), &[&["show", "services", "shop/gone"], json].concat()));
+        assert!(text.contains("no Service shop/gone") && text.contains("tidegate show services"), "{text}");
+        // Without backends it is told from one that is not there.
+        let backends = |name| show(&Dataplane::without_backends(), &[&["show", "backends", name], json].concat());
+        assert!(complaint(&backends("shop/gone")).contains("no Service shop/gone"));
+        let expected = if json.is_empty() { "no backends of Service infra/dns\n" } else { "[]\n" };
+        assert_eq!(printed(&backends("infra/dns")), expected);
+    }
+}
+
+#[test]
+fn json_is_refused_where_it_means_nothing() {
+    let output = tidegate(Path::new("/nowhere"), &["--json", "import", "ipvs"]).output().unwrap();
+    assert!(complaint(&output).contains("--json is for `tidegate show`"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
+use serde_json::Value;
 use tidegate_api::show::FlowRow;
 
 use crate::columns::{Columns, number, text};
@@ -51,6 +52,21 @@ pub fn flows(rows: &[FlowRow], limit: u32) -> String {
 
 fn pair((address, port): (IpAddr, u16)) -> String {
     SocketAddr::new(address, port).to_string()
+}
+
+/// The rows for programs: protocols by name, as in all other rows.
+///
+/// # Errors
+/// When a row cannot be written as JSON.
+pub fn with_names(rows: &[FlowRow]) -> serde_json::Result<Vec<Value>> {
+    let named = |row: &FlowRow| {
+        let mut value = serde_json::to_value(row)?;
+        if let Some(field) = value.get_mut("protocol") {
+            *field = protocol(row.protocol).into();
+        }
+        Ok(value)
+    };
+    rows.iter().map(named).collect()
 }
 
 /// Name of an IANA protocol number, where a gateway meets one with flows; else the number.

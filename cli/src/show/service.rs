@@ -73,7 +73,7 @@ pub fn backends(rows: &[BackendRow], service: Option<&str>) -> String {
     if rows.is_empty() {
         return match service {
             Some(name) => {
-                format!("no backends of Service {name}; `tidegate show services` lists the Services there are\n")
+                format!("no backends of Service {name}\n")
             }
             None => "no backends\n".into(),
         };
