@@ -107,10 +107,11 @@ pub struct Outcome {
 }
 
 /// Does one task and prints its outcome; every outcome, good or bad, is a line of JSON on standard output.
+/// Returns whether it was good.
 ///
 /// # Errors
 /// When the outcome cannot be told.
-pub fn perform(task: &Task) -> Result<()> {
+pub fn perform(task: &Task) -> Result<bool> {
     match task {
         Task::Who(way) => tell(&judged(|| who(way))),
         Task::Download { way, bytes, rate } => tell(&judged(|| download(way, *bytes, *rate))),
@@ -133,9 +134,26 @@ pub fn perform(task: &Task) -> Result<()> {
     }
 }
 
-fn tell(outcome: &impl Serialize) -> Result<()> {
+/// What tells by itself whether it is good.
+trait Told: Serialize {
+    fn is_good(&self) -> bool;
+}
+
+impl Told for Outcome {
+    fn is_good(&self) -> bool {
+        self.ok
+    }
+}
+
+impl Told for Spread {
+    fn is_good(&self) -> bool {
+        self.failed == 0
+    }
+}
+
+fn tell(outcome: &impl Told) -> Result<bool> {
     println!("{}", serde_json::to_string(outcome)?);
-    Ok(())
+    Ok(outcome.is_good())
 }
 
 fn millis(duration: Duration) -> u64 {

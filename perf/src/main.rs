@@ -32,7 +32,7 @@ enum Command {
         #[arg(long)]
         keep: bool,
         /// Queues of wan0 and lan0, and workers.
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         queues: u32,
     },
     /// Run some checks by name, in a lab of their own.
@@ -43,7 +43,7 @@ enum Command {
         #[arg(long)]
         list: bool,
         /// Queues of wan0 and lan0, and workers.
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         queues: u32,
     },
     /// Bring the lab up and keep it until Ctrl-C.
@@ -52,15 +52,15 @@ enum Command {
         #[arg(long)]
         no_gateway: bool,
         /// Queues of wan0 and lan0, and workers.
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         queues: u32,
     },
     /// Run the gateway in a virtual machine with zero-copy AF_XDP, and check every packet that passes.
     ZeroCopyGuest(GuestOptions),
-    /// Ask as a client; run it inside namespace `client`.
+    /// Ask as a client; runs only inside a namespace of a lab, such as `client`. Exit code 0 when the answer is good.
     #[command(subcommand)]
     Client(Task),
-    /// Send a flood of 64-byte frames through AF_XDP; run it inside namespace `client`.
+    /// Send a flood of 64-byte frames through AF_XDP; runs only inside a namespace of a lab, such as `client`.
     Flood(FloodOptions),
     /// Serve as a pod; the lab starts these.
     #[command(hide = true)]
@@ -90,8 +90,14 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Pod { name, tcp_port, udp_port } => pod::serve(&PodOptions { name, tcp_port, udp_port })?,
-        Command::Flood(options) => println!("{}", serde_json::to_string(&flood::send(&options)?)?),
-        Command::Client(task) => client::perform(&task)?,
+        Command::Flood(options) => {
+            stay_off_the_machine_s_network()?;
+            println!("{}", serde_json::to_string(&flood::send(&options)?)?);
+        }
+        Command::Client(task) => {
+            stay_off_the_machine_s_network()?;
+            return Ok(u8::from(!client::perform(&task)?));
+        }
         Command::Check { list: true, .. } => {
             CHECKS.iter().for_each(|check| println!("{:20} {}", check.name, check.about));
         }
@@ -115,6 +121,19 @@ fn run(command: Command) -> Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// Traffic of a lab must never leave by an interface of the machine, and addresses of a lab may be real ones elsewhere.
+/// The machine's network is that of its first process; in a lab, each of its parts has one of its own.
+fn stay_off_the_machine_s_network() -> Result<()> {
+    let network_of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net"));
+    match (network_of("self"), network_of("1")) {
+        (Ok(own), Ok(first)) if own != first => Ok(()),
+        _ => bail!(
+            "this sends packets, and would send them by the machine's own interfaces: run it inside a namespace of a lab \
+             (`nsenter -t LAB -m -n -p ip netns exec client ...`; a kept lab prints such commands)"
+        ),
+    }
 }
 
 fn named(names: &[String]) -> Result<Vec<&'static Check>> {

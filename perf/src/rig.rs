@@ -61,9 +61,13 @@ impl Rig {
     pub fn client<T: DeserializeOwned>(&self, task: &str, arguments: &[String]) -> Result<T> {
         let mut command = in_namespace(CLIENT, enclosure::this_program()?);
         command.args(["client", task]).args(arguments);
-        let text = process::run(command, "", CLIENT_LIMIT)?.success(&format!("client {task}"))?;
-        let line = text.lines().next_back().unwrap_or_default();
-        serde_json::from_str(line).with_context(|| format!("client {task} said {line:?}"))
+        let finished = process::run(command, "", CLIENT_LIMIT)?;
+        // One that has told a bad outcome ends with a failure as well.
+        if let Some(Ok(outcome)) = finished.stdout.lines().next_back().map(serde_json::from_str) {
+            return Ok(outcome);
+        }
+        let text = finished.success(&format!("client {task}"))?;
+        bail!("client {task} said {text:?}")
     }
 
     /// GET /who at `target` from a fresh source port.

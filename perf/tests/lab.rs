@@ -189,6 +189,23 @@ fn the_kernel_carries_pod_traffic_over_vxlan_in_both_families() {
 }
 
 #[test]
+fn nothing_is_sent_by_the_machine_s_own_interfaces() {
+    // As the first process it is in the network of the first process, wherever this test runs.
+    let outside = ["--mount", "--pid", "--fork", "--mount-proc", env!("CARGO_BIN_EXE_tidegate-lab")];
+    for arguments in [&["flood", "--target=127.0.0.1:9", "--count=1"][..], &["client", "udp", "--target=127.0.0.1:9"]] {
+        let output = Command::new("unshare").args(outside).args(arguments).output().unwrap();
+        assert!(!output.status.success() && output.stdout.is_empty());
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("run it inside a namespace of a lab"), "{told}");
+    }
+    // In a network of its own it asks; nobody answers, which is told and is a failure.
+    let asked = [env!("CARGO_BIN_EXE_tidegate-lab"), "client", "udp", "--target=127.0.0.1:9"];
+    let output = Command::new("unshare").arg("--net").args(asked).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"ok\":false"));
+}
+
+#[test]
 fn unknown_checks_are_refused_with_a_hint() {
     let output = lab(&["check", "nonsense"]).output().unwrap();
     assert!(!output.status.success());

@@ -61,7 +61,7 @@ pub struct Spread {
 pub fn spread(options: &SpreadOptions) -> Result<Spread> {
     let addresses = u32::try_from(options.from.len())?;
     if addresses == 0 {
-        bail!("spread needs at least one source address");
+        bail!("spread needs at least one source address: --from ADDRESS[,ADDRESS...]");
     }
     if u32::from(options.first_port) + options.count.div_ceil(addresses) > 65_535 {
         bail!("{} connections from {addresses} addresses do not fit above port {}", options.count, options.first_port);
