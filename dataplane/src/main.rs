@@ -8,7 +8,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,6 +99,7 @@ fn log() {
 fn run(flags: &Flags) -> anyhow::Result<()> {
     let file = NodeFile::read(&flags.config)?;
     if flags.check {
+        println!("{}", checked(&file, &flags.config));
         return Ok(());
     }
     let stop = Arc::new(AtomicBool::new(false));
@@ -133,6 +134,20 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         None if panicked > 0 => Err(anyhow::anyhow!("{panicked} of the workers ended unexpectedly")),
         None => Ok(()),
     }
+}
+
+/// What `--check` says of a node file that is good. The machine is not looked at.
+fn checked(file: &NodeFile, path: &Path) -> String {
+    let section = &file.dataplane;
+    let devices: Vec<&str> = section.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+    format!(
+        "node file ok: {}: node {}, interfaces {}, {} worker(s), socket {}; whether the machine has them is found at start",
+        path.display(),
+        file.node,
+        devices.join(" and "),
+        section.worker_count(),
+        file.socket.display()
+    )
 }
 
 /// The threads, in the order in which they end.
