@@ -65,7 +65,10 @@ fuzz: toolchain packages
 	    echo 'make fuzz needs cargo-fuzz: cargo install cargo-fuzz --locked' >&2; exit 1; }
 	@for target in $$(cargo fuzz list); do \
 	    echo "== $$target, $(FUZZ_SECONDS) s"; \
-	    RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
+	    finds="$(abspath $(TARGET))/fuzz-corpus/$$target"; \
+	    mkdir -p "$$finds"; \
+	    RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" "$$finds" "$(CURDIR)/fuzz/corpus/$$target" -- \
+	        -max_total_time=$(FUZZ_SECONDS); \
 	done
 
 # The rest is for the targets above.
