@@ -350,7 +350,7 @@ fn single_ports_of_the_nodes_own_addresses_are_ours() {
             client.send(packet);
             until(what, || counters(&pinholes).redirected == number || counters(&pinholes).passed > 0);
             assert_eq!(counters(&pinholes).passed, 0, "{what}");
-            assert_eq!(receive_all(&mut ports, &pools[0]), std::slice::from_ref(&packet), "{what}");
+            assert_eq!(receive_all(&mut ports, &pools[0]), std::slice::from_ref(packet), "{what}");
         }
         let redirected = counters(&pinholes).redirected;
         for (number, (what, packet)) in (1..).zip(&kernels) {
