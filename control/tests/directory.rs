@@ -170,6 +170,13 @@ fn a_document_that_lost_its_name_takes_nothing_away() {
     let batch = place.look();
     assert_eq!((applied(&batch), deleted(&batch)), (vec!["Node w1".into()], vec![]));
     assert!(problems(&batch)[0].contains("metadata.name"), "{:?}", problems(&batch));
+    // Nor does one whose kind is misspelt.
+    for (right, wrong) in [("kind: Node", "kind: node"), ("apiVersion: v1", "apiVersion: v2")] {
+        place.write("a.yaml", &(node("w1") + &node("w2").replace(right, wrong)));
+        let batch = place.look();
+        assert!(deleted(&batch).is_empty(), "{wrong}");
+        assert!(problems(&batch)[0].contains("apiVersion: v1, kind: Node"), "{:?}", problems(&batch));
+    }
 }
 
 #[test]

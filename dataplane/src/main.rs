@@ -144,7 +144,7 @@ fn checked(file: &NodeFile, path: &Path) -> String {
     let section = &file.dataplane;
     let devices: Vec<&str> = section.interfaces.iter().map(|interface| interface.name.as_str()).collect();
     format!(
-        "node file ok: {}: node {}, interfaces {}, {} worker(s), socket {}; whether the machine has them is found at start",
+        "node file ok: {}: node {}, interfaces {}, workers {}, socket {}; whether the machine has them is found at start",
         path.display(),
         file.node,
         devices.join(" and "),

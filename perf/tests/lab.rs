@@ -205,8 +205,9 @@ fn nothing_is_sent_by_the_machine_s_own_interfaces() {
         assert!(told.contains("run it inside a namespace of a lab"), "{told}");
     }
     // In a network of its own it asks; nobody answers, which is told and is a failure.
-    let asked = [env!("CARGO_BIN_EXE_tidegate-lab"), "client", "udp", "--target=127.0.0.1:9"];
-    let output = Command::new("unshare").arg("--net").args(asked).output().unwrap();
+    let inside = ["sh", "-c", "unshare --net \"$0\" client udp --target=127.0.0.1:9; exit $?"];
+    let program = env!("CARGO_BIN_EXE_tidegate-lab");
+    let output = Command::new("unshare").args(&outside[..4]).args(inside).arg(program).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"ok\":false"));
 }

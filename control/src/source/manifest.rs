@@ -158,8 +158,10 @@ impl Content {
             match ObjectKind::meant_by(&types.api_version, &types.kind) {
                 Some(meant) => {
                     let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("without a name");
-                    let message =
-                        format!("is not read: to be one of our kinds it would have to be {}", meant.type_words());
+                    let message = format!(
+                        "is not read, and what this file had before stays as it was: to be one of our kinds it would have to be {}",
+                        meant.type_words()
+                    );
                     let problem = Problem::new(Severity::Warning, MISSPELT, message);
                     self.nameless.push(problem.at(&place).about(format!("{found} {name}")));
                 }
