@@ -64,7 +64,7 @@ pub struct GuestOptions {
     #[arg(long)]
     pub kernel: PathBuf,
     /// Workers of the dataplane, each with a queue of each device.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(QUEUES)))]
+    #[arg(long, default_value_t = QUEUES, value_parser = clap::value_parser!(u32).range(1..=i64::from(QUEUES)))]
     pub workers: u32,
 }
 
@@ -107,10 +107,10 @@ pub fn run(options: &GuestOptions, stop: &AtomicBool) -> Result<bool> {
 
 fn play_all(options: &GuestOptions, began: Instant, stop: &AtomicBool) -> Result<Vec<Row>> {
     let kernel = Kernel::find(&options.kernel)?;
-    let rig = Rig::up(&LabOptions::default())?;
+    let rig = Rig::up(&LabOptions { queues: options.workers })?;
     make_wires()?;
     forget_old_connections()?;
-    let image = image::build(&kernel, &rig, options.workers)?;
+    let image = image::build(&kernel, &rig)?;
     eprintln!("{:>8.1} s  lab up, image of {} MB", began.elapsed().as_secs_f32(), image.bytes / 1_000_000);
     let mut rows = Vec::new();
     for scene in &SCENES {

@@ -67,7 +67,7 @@ pub(super) struct Image {
 }
 
 /// Builds the image for a lab that is up.
-pub(super) fn build(kernel: &Kernel, rig: &Rig, workers: u32) -> Result<Image> {
+pub(super) fn build(kernel: &Kernel, rig: &Rig) -> Result<Image> {
     let state_dir = &rig.lab.state_dir;
     let root = state_dir.join("guest");
     for directory in ["bin", "dev", "lab", "modules", "proc", "programs", "run", "sys"] {
@@ -82,7 +82,7 @@ pub(super) fn build(kernel: &Kernel, rig: &Rig, workers: u32) -> Result<Image> {
     programs.extend(rig.gateway.programs());
     add_programs(&root, &programs)?;
     let node_file = fs::read_to_string(rig.gateway.config())?;
-    fs::write(root.join("lab/node.yaml"), zero_copy(&node_file, workers)?)?;
+    fs::write(root.join("lab/node.yaml"), zero_copy(&node_file)?)?;
     copy_directory(rig.manifests.directory(), &root.join("lab/manifests"))?;
     fs::write(root.join("lab/configure"), format!("{OWN_IP}{}", lab::gateway_script()))?;
     let init = root.join("init");
@@ -96,15 +96,13 @@ pub(super) fn build(kernel: &Kernel, rig: &Rig, workers: u32) -> Result<Image> {
     Ok(Image { file, bytes })
 }
 
-/// The lab's node file with the one word changed that this is about, and a core of the guest for each of several workers.
-fn zero_copy(node_file: &str, workers: u32) -> Result<String> {
+/// The lab's node file with the one word changed that this is about.
+fn zero_copy(node_file: &str) -> Result<String> {
     let (from, to) = ("  mode: auto\n", "  mode: zero-copy\n");
-    if node_file.matches(from).count() != 1 || (workers > 1 && node_file.contains("cores:")) {
-        bail!("the lab's node file has no line `mode: auto`, or names cores already:\n{node_file}");
+    if node_file.matches(from).count() != 1 {
+        bail!("the lab's node file has no line `mode: auto`:\n{node_file}");
     }
-    let cores: Vec<String> = (0..workers).map(|core| core.to_string()).collect();
-    let cores = if workers > 1 { format!("  cores: [{}]\n", cores.join(", ")) } else { String::new() };
-    Ok(node_file.replace(from, &format!("{to}{cores}")))
+    Ok(node_file.replace(from, to))
 }
 
 /// Path of a program of this machine.
@@ -193,13 +191,9 @@ mod tests {
 
     #[test]
     fn the_node_file_changes_in_its_mode_only() {
-        let file = "node: gw-1\ndataplane:\n  mode: auto\n  frames: 16384\n";
-        let expected = "node: gw-1\ndataplane:\n  mode: zero-copy\n  frames: 16384\n";
-        assert_eq!(zero_copy(file, 1).unwrap(), expected);
-        let expected = "node: gw-1\ndataplane:\n  mode: zero-copy\n  cores: [0, 1]\n  frames: 16384\n";
-        assert_eq!(zero_copy(file, 2).unwrap(), expected);
-        assert!(zero_copy("dataplane:\n  mode: copy\n", 1).unwrap_err().to_string().contains("mode: auto"));
-        assert!(zero_copy("dataplane:\n  mode: auto\n  cores: [1]\n", 2).is_err());
+        let text = zero_copy("node: gw-1\ndataplane:\n  mode: auto\n  frames: 16384\n").unwrap();
+        assert_eq!(text, "node: gw-1\ndataplane:\n  mode: zero-copy\n  frames: 16384\n");
+        assert!(zero_copy("dataplane:\n  mode: copy\n").unwrap_err().to_string().contains("mode: auto"));
     }
 
     #[test]
