@@ -70,6 +70,7 @@ impl Lab {
         add_links(options.queues)?;
         configure_all()?;
         let pods = start_pods(&state_dir)?;
+        await_links()?;
         Ok(Lab { state_dir, took: began.elapsed(), pods })
     }
 
@@ -97,6 +98,26 @@ fn ip_batch(lines: &str, what: &str) -> Result<()> {
 fn add_namespaces() -> Result<()> {
     let lines: String = namespaces().iter().map(|name| format!("netns add {name}\n")).collect();
     ip_batch(&lines, "adding namespaces")
+}
+
+/// Waits until every link carries frames. The kernel notices carriers at its own pace (at most once a second when many
+/// come at once), and until then a queue of the device or a port of the bridge swallows what is sent.
+fn await_links() -> Result<()> {
+    let namespaces = namespaces().join(" ");
+    let waits = format!(
+        "for try in $(seq 250); do
+           down=$(for name in {namespaces}; do ip -n $name -o link | grep -w UP | grep -v 'state UP\\|state UNKNOWN'; done
+                  ip netns exec {FABRIC} bridge -o link | grep -v 'state forwarding')
+           [ -n \"$down\" ] || exit 0
+           sleep 0.02
+         done
+         echo \"$down\" >&2
+         exit 1"
+    );
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &waits]);
+    process::run(command, "", BUILD_LIMIT)?.success("waiting for links to carry frames")?;
+    Ok(())
 }
 
 fn add_links(queues: u32) -> Result<()> {
