@@ -515,10 +515,10 @@ fn a_refusal_a_wrong_answer_and_a_broken_conversation_are_told_apart() {
     let text = said(Some(message(&Response::Accepted(Default::default()))));
     assert!(text.contains("unexpected answer"), "{text}");
 
-    let text = said(Some(raw(r#"{"type":"shown","what":"weather","rows":[]}"#)));
+    let text = said(Some(raw(r#"{"shown":{"what":"weather","rows":[]}}"#)));
     assert!(text.contains("not understood") && text.contains("weather"), "{text}");
 
-    let text = said(Some(raw(r#"{"type":"shown","what":"routes","rows":[{"prefix":7}]}"#)));
+    let text = said(Some(raw(r#"{"shown":{"what":"routes","rows":[{"prefix":7}]}}"#)));
     assert!(text.contains("not understood"), "{text}");
 
     let text = said(None);
@@ -545,8 +545,8 @@ fn news_of_a_generation_before_the_answer_is_passed_over() {
 #[test]
 fn unknown_fields_of_a_newer_dataplane_are_ignored() {
     let dataplane = Dataplane::listen(|_| {
-        Some(raw(r#"{"type":"shown","what":"routes","colour":"blue","rows":[
-                {"prefix":"::/0","next_hops":["via fe80::1 dev wan0"],"origin":"kernel","mtu":1500,"metric":7}]}"#))
+        Some(raw(r#"{"shown":{"what":"routes","colour":"blue","rows":[
+                {"prefix":"::/0","next_hops":["via fe80::1 dev wan0"],"origin":"kernel","mtu":1500,"metric":7}]}}"#))
     });
     let output = tidegate(&dataplane.socket(), &["show", "routes"]).output().unwrap();
     assert!(printed(&output).contains("::/0    kernel  1500  via fe80::1 dev wan0\n"));

@@ -547,7 +547,7 @@ fn a_dataplane_that_does_not_understand_is_called_again() {
     let talk = dataplane.accept(&Versions::new(), 0);
     talk.update();
     // A message of a newer contract is skipped; an error ends the conversation, and a new one begins.
-    frame::write(&mut &talk.stream, &serde_json::json!({ "type": "weather", "rain": true })).unwrap();
+    frame::write(&mut &talk.stream, &serde_json::json!({ "weather": { "rain": true } })).unwrap();
     talk.say(&Response::Error { message: "what?".into() });
     let talk = dataplane.accept(&Versions::new(), 0);
     assert!(talk.update().full);

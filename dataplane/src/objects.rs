@@ -333,39 +333,69 @@ fn age(resource: &Resource) -> i64 {
     }
 }
 
+/// The field that claims something; put into words only when that is refused.
+#[derive(Clone, Copy, Debug)]
+struct ClaimedBy {
+    of: Option<&'static str>,
+    field: &'static str,
+    number: Option<usize>,
+}
+
+impl ClaimedBy {
+    fn field(field: &'static str) -> Self {
+        ClaimedBy { of: None, field, number: None }
+    }
+
+    fn entry(field: &'static str, number: usize) -> Self {
+        ClaimedBy { of: None, field, number: Some(number) }
+    }
+
+    fn of(self, of: &'static str) -> Self {
+        ClaimedBy { of: Some(of), ..self }
+    }
+}
+
+impl std::fmt::Display for ClaimedBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let dot = if self.of.is_some() { "." } else { "" };
+        write!(f, "{}{dot}{}", self.of.unwrap_or_default(), self.field)?;
+        self.number.map_or(Ok(()), |number| write!(f, "[{number}]"))
+    }
+}
+
 /// What `resource` claims, each with the field that does.
-fn claims(resource: &Resource) -> Vec<(String, Claim)> {
+fn claims(resource: &Resource) -> Vec<(ClaimedBy, Claim)> {
     let mut list = Vec::new();
     match &resource.body {
         Body::Gateway(gateway) => {
-            list.push(("kind".to_owned(), Claim::Gateway));
+            list.push((ClaimedBy::field("kind"), Claim::Gateway));
             for (field, vtep) in [("vtep_v4", &gateway.vtep_v4), ("vtep_v6", &gateway.vtep_v6)] {
                 if let Some(vtep) = vtep {
-                    list.push((format!("{field}.underlay"), Claim::Underlay(vtep.underlay, vtep.vni)));
-                    list.push((format!("{field}.overlay"), Claim::Reserved(vtep.overlay)));
+                    list.push((ClaimedBy::field("underlay").of(field), Claim::Underlay(vtep.underlay, vtep.vni)));
+                    list.push((ClaimedBy::field("overlay").of(field), Claim::Reserved(vtep.overlay)));
                     // No node port may take what peers send.
-                    list.push((format!("{field}.port"), Claim::Frontend(vtep.underlay, Protocol::Udp, vtep.port)));
+                    list.push((ClaimedBy::field("port").of(field), Claim::Frontend(vtep.underlay, Protocol::Udp, vtep.port)));
                 }
             }
             for (number, address) in gateway.fullnat_sources.iter().enumerate() {
-                list.push((format!("fullnat_sources[{number}]"), Claim::Reserved(*address)));
+                list.push((ClaimedBy::entry("fullnat_sources", number), Claim::Reserved(*address)));
             }
             for (number, prefix) in gateway.pod_cidrs.iter().enumerate() {
-                list.push((format!("pod_cidrs[{number}]"), Claim::Prefix(prefix.trunc())));
+                list.push((ClaimedBy::entry("pod_cidrs", number), Claim::Prefix(prefix.trunc())));
             }
         }
         Body::Peer(peer) => {
             for (field, vtep) in [("v4", &peer.v4), ("v6", &peer.v6)] {
                 let Some(vtep) = vtep else { continue };
-                list.push((format!("{field}.underlay"), Claim::Underlay(vtep.underlay, vtep.vni)));
+                list.push((ClaimedBy::field("underlay").of(field), Claim::Underlay(vtep.underlay, vtep.vni)));
                 for (number, prefix) in vtep.pod_cidrs.iter().enumerate() {
-                    list.push((format!("{field}.pod_cidrs[{number}]"), Claim::Prefix(prefix.trunc())));
+                    list.push((ClaimedBy::entry("pod_cidrs", number).of(field), Claim::Prefix(prefix.trunc())));
                 }
             }
         }
         Body::Service(service) => {
             for (number, port) in service.ports.iter().enumerate() {
-                let mut claim = |claim| list.push((format!("ports[{number}]"), claim));
+                let mut claim = |claim| list.push((ClaimedBy::entry("ports", number), claim));
                 for addresses in [&service.addresses, &service.external_addresses, &service.cluster_addresses] {
                     let served = addresses.iter().filter(|address| port.is_at(**address));
                     served.for_each(|address| claim(Claim::Frontend(*address, port.protocol, port.port)));

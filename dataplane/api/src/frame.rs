@@ -86,7 +86,7 @@ mod tests {
         write(&mut stream, &update).unwrap();
         assert_eq!(read::<Request>(&mut &stream[..]).unwrap(), update);
 
-        let newer = br#"{"type":"reached","generation":3,"colour":"blue"}"#;
+        let newer = br#"{"reached":{"generation":3,"colour":"blue"}}"#;
         let mut stream = u32::try_from(newer.len()).unwrap().to_be_bytes().to_vec();
         stream.extend_from_slice(newer);
         assert_eq!(read::<Response>(&mut &stream[..]).unwrap(), Response::Reached { generation: 3 });

@@ -1,5 +1,8 @@
 //! Messages of the conversation.
 //!
+//! A message is an object with one member, whose name says what it is: `{"hello": {…}}`. The name comes first, so that the
+//! rest is read straight into its type and never held in between, however many objects it lists.
+//!
 //! A client opens with [`Request::Hello`]. Control then sends [`Request::Update`]s and receives one
 //! [`Response::Accepted`] per update, a [`Response::Reached`] whenever the workers have reached a newer generation, and a
 //! [`Response::Delivery`] whenever a Service that asked for `node-dsr` is delivered in another way than last told. A
@@ -15,7 +18,7 @@ pub const CONTRACT_VERSION: u32 = 1;
 
 /// From client to dataplane.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// First message of a connection.
     Hello {
@@ -48,7 +51,7 @@ pub struct Update {
 
 /// From dataplane to client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Response {
     /// Answer to `Hello`.
     Welcome {

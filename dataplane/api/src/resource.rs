@@ -45,9 +45,9 @@ pub struct Resource {
     pub body: Body,
 }
 
-/// The object itself, tagged by `kind`.
+/// The object itself, in a member named like its kind: `{"service": {…}}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Body {
     /// See [`Gateway`].
     Gateway(Gateway),

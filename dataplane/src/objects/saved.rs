@@ -30,7 +30,7 @@ pub const FILE_NAME: &str = "objects.json";
 /// Name of the file with what changed since.
 pub const LOG_NAME: &str = "objects.log";
 /// Version of the files' layout.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Bytes that the log may always have before everything is written anew.
 const LOG_BYTES_MIN: u64 = 1 << 20;
 

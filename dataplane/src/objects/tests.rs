@@ -495,7 +495,7 @@ fn what_is_saved_is_loaded_and_a_broken_file_is_kept_aside() {
     assert_eq!(loaded.snapshot(), objects.snapshot());
     assert_eq!(loaded.versions(), objects.versions());
 
-    for broken in ["{", "{\"format\":1,\"resources\":[{}]}", "{\"format\":99,\"resources\":[]}", ""] {
+    for broken in ["{", "{\"format\":2,\"resources\":[{}]}", "{\"format\":99,\"resources\":[]}", ""] {
         fs::write(place.join(saved::FILE_NAME), broken).unwrap();
         assert!(saved::load(&place).is_empty());
         assert!(!place.join(saved::FILE_NAME).exists());

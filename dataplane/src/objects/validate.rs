@@ -5,6 +5,7 @@
 //! anything twice.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -22,6 +23,36 @@ const NAME_BYTES_MAX: usize = 317;
 const AFFINITY_MAX_S: u32 = 86_400;
 
 type Checked = Result<(), String>;
+
+/// What a field is called; put into words only for one that is wrong.
+#[derive(Clone, Copy)]
+enum Field<'a> {
+    Named(&'a str),
+    Member(&'a Field<'a>, &'a str),
+    Entry(&'a Field<'a>, usize),
+}
+
+impl<'a> Field<'a> {
+    fn member(&'a self, name: &'a str) -> Field<'a> {
+        Field::Member(self, name)
+    }
+}
+
+impl<'a> From<&'a str> for Field<'a> {
+    fn from(name: &'a str) -> Self {
+        Field::Named(name)
+    }
+}
+
+impl fmt::Display for Field<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Field::Named(name) => f.write_str(name),
+            Field::Member(of, name) => write!(f, "{of}.{name}"),
+            Field::Entry(of, number) => write!(f, "{of}[{number}]"),
+        }
+    }
+}
 
 /// Checks `resource` by itself.
 ///
@@ -44,7 +75,7 @@ pub fn resource(resource: &Resource) -> Checked {
 /// The field and what is wrong with it.
 pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
     let Some(machine) = machine else { return Ok(()) };
-    let free = |field: &str, address: IpAddr| match machine.owner(address) {
+    let free = |field: Field<'_>, address: IpAddr| match machine.owner(address) {
         Some(link) => Err(format!("{field}: {address} is used by this machine's own kernel (interface {link})")),
         None => Ok(()),
     };
@@ -52,7 +83,7 @@ pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
         Body::Gateway(gateway) => {
             for (field, vtep) in [("vtep_v4", &gateway.vtep_v4), ("vtep_v6", &gateway.vtep_v6)] {
                 let Some(vtep) = vtep else { continue };
-                ensure(machine.owner(vtep.underlay).is_some(), &format!("{field}.underlay"), || {
+                ensure(machine.owner(vtep.underlay).is_some(), Field::from(field).member("underlay"), || {
                     format!("{} is not an address of this machine", vtep.underlay)
                 })?;
             }
@@ -75,7 +106,7 @@ pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
         }
         Body::Peer(peer) => [("v4", &peer.v4), ("v6", &peer.v6)].into_iter().try_for_each(|(field, vtep)| {
             let prefixes = vtep.as_ref().map_or(&[][..], |vtep| &vtep.pod_cidrs);
-            each(&format!("{field}.pod_cidrs"), prefixes, |field, prefix| {
+            each(Field::from(field).member("pod_cidrs"), prefixes, |field, prefix| {
                 // Such a prefix would send what a connected network's hosts should get into that peer's tunnel.
                 let own = machine.addresses.iter().find(|own| prefix.contains(&own.address));
                 own.map_or(Ok(()), |own| Err(format!("{field}: {prefix} holds {}, this machine's own", own.address)))
@@ -86,10 +117,10 @@ pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
 
 fn check_gateway(gateway: &Gateway) -> Checked {
     if let Some(vtep) = &gateway.vtep_v4 {
-        check_vtep("vtep_v4", vtep, false)?;
+        check_vtep("vtep_v4".into(), vtep, false)?;
     }
     if let Some(vtep) = &gateway.vtep_v6 {
-        check_vtep("vtep_v6", vtep, true)?;
+        check_vtep("vtep_v6".into(), vtep, true)?;
     }
     distinct("fullnat_sources", &gateway.fullnat_sources)?;
     distinct("pod_cidrs", &gateway.pod_cidrs)?;
@@ -118,11 +149,11 @@ pub fn hash_key(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
 }
 
-fn check_vtep(field: &str, vtep: &Vtep, v6: bool) -> Checked {
+fn check_vtep(field: Field<'_>, vtep: &Vtep, v6: bool) -> Checked {
     for (name, address) in [("underlay", vtep.underlay), ("overlay", vtep.overlay)] {
-        let field = format!("{field}.{name}");
-        check_family(&field, address, v6)?;
-        check_address(&field, address)?;
+        let field = field.member(name);
+        check_family(field, address, v6)?;
+        check_address(field, address)?;
     }
     check_end_point(field, vtep.mac, vtep.vni, vtep.port)
 }
@@ -131,31 +162,31 @@ fn check_peer(peer: &Peer) -> Checked {
     ensure(peer.v4.is_some() || peer.v6.is_some(), "v4", || "neither v4 nor v6 is given".into())?;
     for (field, vtep, v6) in [("v4", &peer.v4, false), ("v6", &peer.v6, true)] {
         if let Some(vtep) = vtep {
-            check_peer_vtep(field, vtep, v6)?;
+            check_peer_vtep(field.into(), vtep, v6)?;
         }
     }
     Ok(())
 }
 
-fn check_peer_vtep(field: &str, vtep: &PeerVtep, v6: bool) -> Checked {
-    let underlay = format!("{field}.underlay");
-    check_family(&underlay, vtep.underlay, v6)?;
-    check_address(&underlay, vtep.underlay)?;
+fn check_peer_vtep(field: Field<'_>, vtep: &PeerVtep, v6: bool) -> Checked {
+    let underlay = field.member("underlay");
+    check_family(underlay, vtep.underlay, v6)?;
+    check_address(underlay, vtep.underlay)?;
     check_end_point(field, vtep.mac, vtep.vni, vtep.port)?;
-    let prefixes = format!("{field}.pod_cidrs");
-    distinct(&prefixes, &vtep.pod_cidrs)?;
-    each(&prefixes, &vtep.pod_cidrs, |field, prefix| {
+    let prefixes = field.member("pod_cidrs");
+    distinct(prefixes, &vtep.pod_cidrs)?;
+    each(prefixes, &vtep.pod_cidrs, |field, prefix| {
         check_family(field, prefix.addr(), v6)?;
         check_prefix(field, prefix)
     })
 }
 
-fn check_end_point(field: &str, mac: MacAddress, vni: u32, port: u16) -> Checked {
-    ensure(mac.0 != [0; 6], &format!("{field}.mac"), || "is all zero".into())?;
+fn check_end_point(field: Field<'_>, mac: MacAddress, vni: u32, port: u16) -> Checked {
+    ensure(mac.0 != [0; 6], field.member("mac"), || "is all zero".into())?;
     // The group bit: IEEE 802-2014 section 8.2.2.
-    ensure(mac.0[0] & 1 == 0, &format!("{field}.mac"), || format!("{mac} is a multicast address"))?;
-    ensure(vni <= VNI_MAX, &format!("{field}.vni"), || format!("{vni} does not fit 24 bits"))?;
-    ensure(port != 0, &format!("{field}.port"), || "must not be 0".into())
+    ensure(mac.0[0] & 1 == 0, field.member("mac"), || format!("{mac} is a multicast address"))?;
+    ensure(vni <= VNI_MAX, field.member("vni"), || format!("{vni} does not fit 24 bits"))?;
+    ensure(port != 0, field.member("port"), || "must not be 0".into())
 }
 
 fn check_service(service: &Service) -> Checked {
@@ -176,16 +207,16 @@ fn check_service(service: &Service) -> Checked {
         ensure(taken.insert((port.port, port.protocol)), field, || {
             format!("{}/{} is listed twice", port.port, port.protocol)
         })?;
-        each(&format!("{field}.backends"), &port.backends, |field, backend| {
-            check_address(&format!("{field}.address"), backend.address)?;
-            ensure(backend.port != 0 || port.port == 0, &format!("{field}.port"), || "must not be 0".into())?;
+        each(field.member("backends"), &port.backends, |field, backend| {
+            check_address(field.member("address"), backend.address)?;
+            ensure(backend.port != 0 || port.port == 0, field.member("port"), || "must not be 0".into())?;
             // S-049
-            ensure(backend.local_weight == 0 || !backend.node.is_empty(), &format!("{field}.local_weight"), || {
+            ensure(backend.local_weight == 0 || !backend.node.is_empty(), field.member("local_weight"), || {
                 "is not 0 and no node is named".into()
             })
         })?;
         let mut known = HashSet::new();
-        each(&format!("{field}.backends"), &port.backends, |field, backend| {
+        each(field.member("backends"), &port.backends, |field, backend| {
             ensure(known.insert((backend.address, backend.port)), field, || {
                 format!("{} port {} is listed twice", backend.address, backend.port)
             })
@@ -194,7 +225,7 @@ fn check_service(service: &Service) -> Checked {
     let mut node_ports = HashSet::new();
     each("ports", &service.ports, |field, port| {
         let Some(number) = port.node_port else { return Ok(()) };
-        ensure(node_ports.insert((number, port.protocol)), &format!("{field}.node_port"), || {
+        ensure(node_ports.insert((number, port.protocol)), field.member("node_port"), || {
             format!("{number}/{} is listed twice", port.protocol)
         })
     })
@@ -210,29 +241,29 @@ fn whole_addresses(service: &Service) -> [(&'static str, &Vec<IpAddr>); 3] {
 }
 
 /// What one port says, its endpoints aside.
-fn check_port(field: &str, port: &ServicePort) -> Checked {
-    ensure(port.protocol != Protocol::Sctp, &format!("{field}.protocol"), || {
+fn check_port(field: Field<'_>, port: &ServicePort) -> Checked {
+    ensure(port.protocol != Protocol::Sctp, field.member("protocol"), || {
         "SCTP is not served by this version".into()
     })?;
-    let node_port = format!("{field}.node_port");
-    ensure(port.node_port != Some(0), &node_port, || "must not be 0".into())?;
-    ensure(port.node_port.is_none() || port.port != 0, &node_port, || "one port cannot stand for every port".into())?;
+    let node_port = field.member("node_port");
+    ensure(port.node_port != Some(0), node_port, || "must not be 0".into())?;
+    ensure(port.node_port.is_none() || port.port != 0, node_port, || "one port cannot stand for every port".into())?;
     let timeout = port.affinity_timeout_s;
     ensure(
         timeout.is_none_or(|timeout| (1..=AFFINITY_MAX_S).contains(&timeout)),
-        &format!("{field}.affinity_timeout_s"),
+        field.member("affinity_timeout_s"),
         || format!("{} is not between 1 and {AFFINITY_MAX_S}", timeout.unwrap_or(0)),
     )?;
-    let one_packet = format!("{field}.one_packet");
-    ensure(!port.one_packet || port.protocol == Protocol::Udp, &one_packet, || "is for UDP only".into())?;
-    ensure(!port.one_packet || port.mode != DeliveryMode::Fullnat, &one_packet, || {
+    let one_packet = field.member("one_packet");
+    ensure(!port.one_packet || port.protocol == Protocol::Udp, one_packet, || "is for UDP only".into())?;
+    ensure(!port.one_packet || port.mode != DeliveryMode::Fullnat, one_packet, || {
         "needs a mode that keeps the client's address: in fullnat each datagram would take a port that its answer needs"
             .into()
     })
 }
 
 /// A prefix whose addresses can all be VIPs.
-fn check_vips(field: &str, prefix: &IpNet) -> Checked {
+fn check_vips(field: Field<'_>, prefix: &IpNet) -> Checked {
     ensure(prefix.prefix_len() > 0, field, || format!("{prefix} would take all traffic"))?;
     // A range that cannot be anybody's is wrong as a whole and in part.
     for address in [prefix.network(), prefix.broadcast()] {
@@ -241,12 +272,12 @@ fn check_vips(field: &str, prefix: &IpNet) -> Checked {
     Ok(())
 }
 
-fn check_family(field: &str, address: IpAddr, v6: bool) -> Checked {
+fn check_family(field: Field<'_>, address: IpAddr, v6: bool) -> Checked {
     ensure(address.is_ipv6() == v6, field, || format!("{address} is not IPv{}", if v6 { 6 } else { 4 }))
 }
 
 /// An address that one host in a routed network can have.
-fn check_address(field: &str, address: IpAddr) -> Checked {
+fn check_address(field: Field<'_>, address: IpAddr) -> Checked {
     let wrong = match address {
         _ if address.is_unspecified() => "the unspecified address",
         _ if address.is_loopback() => "a loopback address",
@@ -261,22 +292,28 @@ fn check_address(field: &str, address: IpAddr) -> Checked {
     Err(format!("{field}: {address} is {wrong}"))
 }
 
-fn check_prefix(field: &str, prefix: &IpNet) -> Checked {
+fn check_prefix(field: Field<'_>, prefix: &IpNet) -> Checked {
     ensure(prefix.prefix_len() > 0, field, || format!("{prefix} would take all traffic"))?;
     let address = prefix.network();
     let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
     ensure(!address.is_multicast() && !address.is_loopback() && !mapped, field, || format!("{prefix} cannot hold pods"))
 }
 
-fn distinct<T: Eq + std::hash::Hash + std::fmt::Display>(field: &str, list: &[T]) -> Checked {
+fn distinct<'f, T: Eq + std::hash::Hash + std::fmt::Display>(field: impl Into<Field<'f>>, list: &[T]) -> Checked {
+    let field = field.into();
     let mut seen = HashSet::new();
     each(field, list, |field, entry| ensure(seen.insert(entry), field, || format!("{entry} is listed twice")))
 }
 
-fn each<'a, T>(field: &str, list: &'a [T], mut check: impl FnMut(&str, &'a T) -> Checked) -> Checked {
-    list.iter().enumerate().try_for_each(|(number, entry)| check(&format!("{field}[{number}]"), entry))
+fn each<'a, 'f, T>(
+    field: impl Into<Field<'f>>,
+    list: &'a [T],
+    mut check: impl FnMut(Field<'_>, &'a T) -> Checked,
+) -> Checked {
+    let field = field.into();
+    list.iter().enumerate().try_for_each(|(number, entry)| check(Field::Entry(&field, number), entry))
 }
 
-fn ensure(holds: bool, field: &str, reason: impl FnOnce() -> String) -> Checked {
-    if holds { Ok(()) } else { Err(format!("{field}: {}", reason())) }
+fn ensure<'f>(holds: bool, field: impl Into<Field<'f>>, reason: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(format!("{}: {}", field.into(), reason())) }
 }
