@@ -17,7 +17,7 @@ use anyhow::{Context, bail, ensure};
 use crossbeam::channel::bounded;
 use tidegate_api::client::Client;
 use tidegate_api::listen::Listener;
-use tidegate_api::message::{Request, Response, Update};
+use tidegate_api::message::{RESOURCES_AT_ONCE, Request, Response, Update};
 use tidegate_api::resource::{Backend, Body, Protocol, Resource, Service, ServicePort};
 use tidegate_benches::field::{Field, Way};
 use tidegate_benches::fleet::{self, ENDPOINTS, SERVICES};
@@ -146,11 +146,17 @@ impl Dataplane {
     /// Sends an update; the time from then until the reader had it.
     fn update(&mut self, update: Update) -> anyhow::Result<Duration> {
         let begun = Instant::now();
-        self.client.send(&Request::Update(update))?;
+        // As control sends it.
+        let mut nonce = update.nonce;
+        for part in update.parts(RESOURCES_AT_ONCE) {
+            nonce = part.nonce;
+            self.client.send(&Request::Update(part))?;
+        }
         let generation = loop {
             match self.client.receive()? {
-                Response::Accepted(accepted) if accepted.rejected.is_empty() => break accepted.generation,
-                Response::Reached { .. } => {}
+                Response::Accepted(accepted) if !accepted.rejected.is_empty() => bail!("not taken: {accepted:?}"),
+                Response::Accepted(accepted) if accepted.nonce == nonce => break accepted.generation,
+                Response::Accepted(_) | Response::Reached { .. } => {}
                 other => bail!("not taken: {other:?}"),
             }
         };

@@ -2,17 +2,17 @@
 //!
 //! Owns the comparison of two sets of versions and what is on its way; [`link`] owns the connection. Refuses to know
 //! what a resource means.
-//! One update is on its way at a time; what changes meanwhile is gathered and goes with the next, so a slow dataplane
+//! One update is on its way at a time, the very first one in parts; what changes meanwhile is gathered and goes with the next, so a slow dataplane
 //! gets fewer and larger updates and never a queue. A new connection starts from what the dataplane says it holds:
 //! only differences are sent, or everything at once when it holds nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use tidegate_api::frame;
-use tidegate_api::message::{Accepted, Request, Update};
+use tidegate_api::message::{Accepted, RESOURCES_AT_ONCE, Request, Update};
 use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 
 /// The connection itself: made, read, made again.
@@ -88,7 +88,8 @@ pub struct Session {
     refused_at: Option<Instant>,
     /// Refused versions go with the next update.
     ask_again: bool,
-    in_flight: Option<InFlight>,
+    /// Sent and not answered yet, oldest first: one update, or the parts of one.
+    in_flight: VecDeque<InFlight>,
     /// Keys to compare before the next update.
     changed: BTreeSet<ResourceKey>,
     /// Compare everything before the next update.
@@ -144,7 +145,7 @@ impl Session {
 
     /// How long an answer is overdue, once that is worth telling.
     pub fn silent_for(&self) -> Option<Duration> {
-        self.in_flight.as_ref().map(|in_flight| in_flight.since.elapsed()).filter(|silent| *silent > SILENCE_TOLD_AFTER)
+        self.in_flight.front().map(|in_flight| in_flight.since.elapsed()).filter(|silent| *silent > SILENCE_TOLD_AFTER)
     }
 
     /// These resources may have changed.
@@ -177,7 +178,7 @@ impl Session {
     /// Has refused versions sent again, a while after they were refused.
     pub fn ask_again(&mut self, now: Instant) {
         let due = self.refused_at.is_some_and(|at| now.saturating_duration_since(at) >= ASK_AGAIN_AFTER);
-        if due && self.in_flight.is_none() && !self.refused.is_empty() {
+        if due && self.in_flight.is_empty() && !self.refused.is_empty() {
             self.ask_again = true;
             self.changed.extend(self.refused.keys().cloned());
         }
@@ -199,21 +200,24 @@ impl Session {
     /// # Errors
     /// When the stream fails; the connection is then closed and its reader will tell.
     pub fn push(&mut self, wanted: &impl Wanted) -> io::Result<bool> {
-        if self.in_flight.is_some() {
+        if !self.in_flight.is_empty() {
             return Ok(false);
         }
         let Some(stream) = &self.stream else { return Ok(false) };
         let mut stream = stream.try_clone()?;
         let Some(update) = self.next(wanted) else { return Ok(false) };
-        if let Err(error) = frame::write(&mut stream, &Request::Update(update)) {
-            // Half a message may be out: this stream is of no more use.
-            let _ = stream.shutdown(std::net::Shutdown::Both);
-            return Err(error);
+        for part in update.parts(RESOURCES_AT_ONCE) {
+            self.note(&part);
+            if let Err(error) = frame::write(&mut stream, &Request::Update(part)) {
+                // Half a message may be out: this stream is of no more use.
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+                return Err(error);
+            }
         }
         Ok(true)
     }
 
-    /// The next update, noted as in flight.
+    /// The next update.
     fn next(&mut self, wanted: &impl Wanted) -> Option<Update> {
         let ours = wanted.all();
         let whole = std::mem::take(&mut self.compare_all);
@@ -256,17 +260,21 @@ impl Session {
         self.greet = false;
         // Held by nobody: say that this is all there is.
         update.full = self.theirs.is_empty() && !ours.is_empty() && update.resources.len() == ours.len();
-        self.nonce += 1;
-        update.nonce = self.nonce;
+        update.nonce = self.nonce + 1;
+        Some(update)
+    }
+
+    /// An update goes out.
+    fn note(&mut self, update: &Update) {
+        self.nonce = update.nonce;
         let sent = update.resources.iter().map(|resource| (resource.key(), Some(resource.version.clone())));
         let removed = update.removed.iter().map(|key| (key.clone(), None));
-        self.in_flight = Some(InFlight {
-            nonce: self.nonce,
+        self.in_flight.push_back(InFlight {
+            nonce: update.nonce,
             full: update.full,
             since: Instant::now(),
             sent: sent.chain(removed).collect(),
         });
-        Some(update)
     }
 
     /// After a restart of control, what the dataplane holds and the source does not know is more likely a source that
@@ -293,10 +301,11 @@ impl Session {
 
     /// The dataplane has answered an update. Returns the keys whose standing changed.
     pub fn accepted(&mut self, accepted: Accepted) -> BTreeSet<ResourceKey> {
-        let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.nonce == accepted.nonce) else {
+        if self.in_flight.front().is_none_or(|in_flight| in_flight.nonce != accepted.nonce) {
             return BTreeSet::new();
-        };
-        self.synced = true;
+        }
+        let Some(in_flight) = self.in_flight.pop_front() else { return BTreeSet::new() };
+        self.synced |= self.in_flight.is_empty();
         let mut touched = BTreeSet::new();
         let mut reasons: BTreeMap<ResourceKey, (String, String)> = accepted
             .rejected
@@ -394,6 +403,35 @@ mod tests {
         session.accepted(Accepted { nonce, generation: 2, rejected: vec![] });
         session.ask_again(Instant::now() + ASK_AGAIN_AFTER);
         assert!(session.refused().is_empty() && !session.push(&wanted).unwrap(), "it is held now");
+    }
+
+    #[test]
+    fn everything_at_once_goes_in_parts_and_each_part_is_answered() {
+        let resource = |n: usize| {
+            Resource { name: format!("n/{n:06}"), version: "1".into(), body: Body::Service(Service::default()) }
+        };
+        let all: BTreeMap<_, _> = (0..RESOURCES_AT_ONCE * 2 + 1).map(resource).map(|r| (r.key(), r)).collect();
+        let (count, wanted) = (all.len(), Fixed(all));
+        let (stream, mut other) = UnixStream::pair().unwrap();
+        let reader = std::thread::spawn(move || {
+            let read = |_| frame::read::<Request>(&mut other).unwrap();
+            let parts: Vec<_> = (0..3).map(read).collect();
+            parts.into_iter().map(|part| if let Request::Update(update) = part { update } else { panic!("{part:?}") })
+                .collect::<Vec<_>>()
+        });
+        let mut session = Session::default();
+        session.connected(1, stream, Versions::new(), 0);
+        assert!(session.push(&wanted).unwrap());
+        let parts = reader.join().unwrap();
+        assert_eq!(parts.iter().map(|part| part.resources.len()).sum::<usize>(), count);
+        assert!(parts.iter().all(|part| !part.full), "what is not in a part is not gone");
+        for (number, part) in parts.iter().enumerate() {
+            assert!(!session.is_synced() && !session.push(&wanted).unwrap(), "an answer is awaited");
+            let touched =
+                session.accepted(Accepted { nonce: part.nonce, generation: number as u64 + 1, rejected: vec![] });
+            assert_eq!(touched.len(), part.resources.len());
+        }
+        assert!(session.is_synced() && !session.push(&wanted).unwrap(), "all is held");
     }
 
     #[test]

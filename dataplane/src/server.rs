@@ -10,6 +10,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tidegate_api::frame::{self, ReadError};
 use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response, Update};
 
-use crate::compile::thread::Handle;
+use crate::compile::thread::{Applying, Handle};
 
 /// Questions that only workers can answer.
 pub mod query;
@@ -37,6 +38,8 @@ const CONNECTIONS_MAX: usize = 64;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client has to greet within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Updates of one client that may wait for their answers behind the one that is being compiled.
+const UPDATES_AHEAD: usize = 1;
 /// How often a waiting announcer looks whether its connection is still there.
 const ANNOUNCE_CHECK: Duration = Duration::from_secs(1);
 
@@ -173,12 +176,14 @@ fn converse(mut stream: UnixStream, served: &Served) {
     let Ok(writing) = stream.try_clone() else { return };
     let voice = Arc::new(Voice { stream: Mutex::new((writing, 0)), closed: AtomicBool::new(false) });
     let mut announcer = None;
+    let mut answerer: Option<Answerer> = None;
     loop {
         let said = match frame::read(&mut stream) {
             Ok(Request::Hello { .. }) => voice.say(&Response::Error { message: "greeted already".into() }),
             Ok(Request::Update(update)) => {
                 announcer = announcer.or_else(|| announce(&voice, served));
-                apply(update, &voice, served)
+                answerer = answerer.or_else(|| Answerer::start(&voice, served).ok());
+                apply(update, &voice, served, answerer.as_ref())
             }
             Ok(Request::Show(question)) => {
                 let answer = show::answer(&question, &served.compiler, served.workers.as_ref());
@@ -198,6 +203,7 @@ fn converse(mut stream: UnixStream, served: &Served) {
     voice.closed.store(true, Ordering::Relaxed);
     let _ = stream.shutdown(Shutdown::Both);
     served.compiler.wake();
+    drop(answerer);
     if let Some(announcer) = announcer {
         let _ = JoinHandle::join(announcer);
     }
@@ -228,8 +234,20 @@ fn greet(stream: &mut UnixStream, served: &Served) -> Result<(), String> {
     frame::write(stream, &welcome).map_err(told)
 }
 
-fn apply(update: Update, voice: &Voice, served: &Served) -> io::Result<()> {
-    match served.compiler.update(update) {
+/// Has an update applied; the answer is the answerer's business, so that the next update can be read meanwhile.
+fn apply(update: Update, voice: &Voice, served: &Served, answerer: Option<&Answerer>) -> io::Result<()> {
+    match served.compiler.begin(update) {
+        Ok(applying) => match answerer.and_then(|answerer| answerer.pending.as_ref()) {
+            Some(pending) => pending.send(applying).map_err(|_| io::ErrorKind::BrokenPipe.into()),
+            None => accept(applying, voice, served),
+        },
+        Err(error) => voice.say(&Response::Error { message: error.to_string() }),
+    }
+}
+
+/// Waits for what became of an update, and says it.
+fn accept(applying: Applying, voice: &Voice, served: &Served) -> io::Result<()> {
+    match applying.finish() {
         Ok(accepted) => {
             let generation = accepted.generation;
             voice.accept(&Response::Accepted(accepted), generation)?;
@@ -237,6 +255,39 @@ fn apply(update: Update, voice: &Voice, served: &Served) -> io::Result<()> {
             voice.announce(served.compiler.reached())
         }
         Err(error) => voice.say(&Response::Error { message: error.to_string() }),
+    }
+}
+
+/// The thread that answers updates in their order. Dropping it waits until all are answered.
+struct Answerer {
+    pending: Option<SyncSender<Applying>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Answerer {
+    fn start(voice: &Arc<Voice>, served: &Served) -> io::Result<Answerer> {
+        let (pending, answered) = sync_channel(UPDATES_AHEAD);
+        let (voice, served) = (Arc::clone(voice), served.clone());
+        let run = move || {
+            for applying in answered {
+                if accept(applying, &voice, &served).is_err() {
+                    // The reading thread must not wait for a client that cannot be spoken to.
+                    let _ = voice.lock().0.shutdown(Shutdown::Both);
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("answerer".into()).spawn(run)?;
+        Ok(Answerer { pending: Some(pending), thread: Some(thread) })
+    }
+}
+
+impl Drop for Answerer {
+    fn drop(&mut self) {
+        self.pending = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

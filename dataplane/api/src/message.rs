@@ -16,6 +16,10 @@ use crate::show::{Show, Shown};
 /// Version of this contract; both sides tolerate unknown fields, so it moves only when meaning changes.
 pub const CONTRACT_VERSION: u32 = 1;
 
+/// Objects of one message when a dataplane that holds nothing is told everything: it compiles one message while it reads
+/// the next and control writes the one after that.
+pub const RESOURCES_AT_ONCE: usize = 4096;
+
 /// From client to dataplane.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -47,6 +51,25 @@ pub struct Update {
     /// Keys of objects that are gone (in a full update: unused).
     #[serde(default)]
     pub removed: Vec<ResourceKey>,
+}
+
+impl Update {
+    /// The same in parts of at most `resources_max` objects, in order, to be sent one after the other without waiting for
+    /// answers: each is read while the one before it is compiled. Only a `full` update to a dataplane that holds nothing
+    /// can be taken apart; nothing has to go there, so that no part is full. Any other stays whole. Nonces count up from
+    /// this one's.
+    pub fn parts(self, resources_max: usize) -> Vec<Update> {
+        if !self.full || self.resources.len() <= resources_max {
+            return vec![self];
+        }
+        let nonce = self.nonce;
+        let mut resources = self.resources.into_iter();
+        let next = |nonce| {
+            let part: Vec<Resource> = resources.by_ref().take(resources_max).collect();
+            (!part.is_empty()).then(|| Update { nonce, resources: part, ..Update::default() })
+        };
+        (nonce..).map_while(next).collect()
+    }
 }
 
 /// From dataplane to client.
@@ -200,7 +223,7 @@ mod versions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::Kind;
+    use crate::resource::{Body, Kind, Service};
 
     #[test]
     fn a_delivery_tells_each_node_and_its_reason() {
@@ -229,6 +252,19 @@ mod tests {
             "{json}"
         );
         assert_eq!(serde_json::from_str::<Response>(&json).unwrap(), told);
+    }
+
+    #[test]
+    fn a_full_update_comes_in_parts_and_any_other_whole() {
+        let resource =
+            |n: u32| Resource { name: n.to_string(), version: "1".into(), body: Body::Service(Service::default()) };
+        let update = |full| Update { nonce: 7, full, resources: (0..10).map(resource).collect(), removed: vec![] };
+        let parts = update(true).parts(4);
+        let sizes: Vec<_> = parts.iter().map(|part| (part.nonce, part.full, part.resources.len())).collect();
+        assert_eq!(sizes, [(7, false, 4), (8, false, 4), (9, false, 2)]);
+        assert_eq!(parts.into_iter().flat_map(|part| part.resources).collect::<Vec<_>>(), update(true).resources);
+        assert_eq!(update(true).parts(10), [update(true)]);
+        assert_eq!(update(false).parts(4), [update(false)]);
     }
 
     #[test]

@@ -133,12 +133,12 @@ impl Latest {
 }
 
 impl Handle {
-    /// Applies `update` and waits until that is published.
+    /// Has `update` applied.
     ///
     /// # Errors
-    /// When the compiler does not answer.
-    pub fn update(&self, update: Update) -> Result<Accepted, NoAnswer> {
-        self.ask(|answer| Event::Update(update, answer))
+    /// When the compiler has ended.
+    pub fn begin(&self, update: Update) -> Result<Applying, NoAnswer> {
+        self.begin_asking(|answer| Event::Update(update, answer)).map(Applying)
     }
 
     /// What is held and reached.
@@ -201,13 +201,34 @@ impl Handle {
     }
 
     fn ask<T>(&self, event: impl FnOnce(Sender<T>) -> Event) -> Result<T, NoAnswer> {
+        answer(&self.begin_asking(event)?)
+    }
+
+    fn begin_asking<T>(&self, event: impl FnOnce(Sender<T>) -> Event) -> Result<Receiver<T>, NoAnswer> {
         let (answer, answered) = bounded(1);
         self.events.send(event(answer)).map_err(|_| NoAnswer::Ended)?;
-        answered.recv_timeout(ANSWER_TIMEOUT).map_err(|error| match error {
-            RecvTimeoutError::Timeout => NoAnswer::Late,
-            RecvTimeoutError::Disconnected => NoAnswer::Ended,
-        })
+        Ok(answered)
     }
+}
+
+/// An update on its way to the workers.
+pub struct Applying(Receiver<Accepted>);
+
+impl Applying {
+    /// Waits until it is published.
+    ///
+    /// # Errors
+    /// When the compiler does not answer.
+    pub fn finish(self) -> Result<Accepted, NoAnswer> {
+        answer(&self.0)
+    }
+}
+
+fn answer<T>(answered: &Receiver<T>) -> Result<T, NoAnswer> {
+    answered.recv_timeout(ANSWER_TIMEOUT).map_err(|error| match error {
+        RecvTimeoutError::Timeout => NoAnswer::Late,
+        RecvTimeoutError::Disconnected => NoAnswer::Ended,
+    })
 }
 
 /// The running thread; stops when dropped, after what has been accepted is saved.
