@@ -70,7 +70,8 @@ pub fn read(
     }
     let l3 = bytes.get(usize::from(link.l3_offset)..).ok_or(DropReason::EthernetTruncated)?;
     if let Err(reason) = network(link.ethertype, l3, &mut packet.l3) {
-        return unsummed(tables, l3, counters, packet, reason);
+        let again = reason == DropReason::Udp6ZeroChecksum && link.ethertype == ethernet::IPV6;
+        return if again { unsummed(tables, l3, counters, packet) } else { Err(reason) };
     }
     match packet.l3.protocol {
         protocol::TCP => Ok(()),
@@ -87,24 +88,16 @@ pub fn read(
     }
 }
 
-/// A second look at a packet that was refused: GUE over IPv6 may come without checksum (RFC 6935), since what is inside has
-/// its own and comes from configured sources alone. Everything else stays refused.
+/// A second look at a datagram over IPv6 without checksum: GUE may come like that (RFC 6935), since what is inside
+/// has its own and comes from configured sources alone. Everything else is refused (N-072).
 #[cold]
 #[inline(never)]
-fn unsummed(
-    tables: &Tables,
-    l3: &[u8],
-    counters: &mut Counters,
-    packet: &mut Packet,
-    reason: DropReason,
-) -> Result<(), DropReason> {
-    let Some(ends) = tables.locals.decap().filter(|_| reason == DropReason::Udp6ZeroChecksum) else {
-        return Err(reason);
-    };
+fn unsummed(tables: &Tables, l3: &[u8], counters: &mut Counters, packet: &mut Packet) -> Result<(), DropReason> {
+    let ends = tables.locals.decap().ok_or(DropReason::Udp6ZeroChecksum)?;
     packet.l3 = parse_l3_accepting_zero_udp6(l3)?;
     let (source, destination) = ipv6::addresses(l3);
     if !ends.is_gue(packet.l3.destination_port) || !ends.ends_at(&destination) {
-        return Err(reason);
+        return Err(DropReason::Udp6ZeroChecksum);
     }
     if ipv6::is_martian_source(source, destination) {
         return Err(DropReason::MartianSource);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidegate_dataplane::rig::expect::from_peer;
 use tidegate_dataplane::rig::fleet::Fleet;
-use tidegate_dataplane::rig::sketch::{Sketch, Trouble, our_trouble, ping, pong, raw, tcp, trouble, udp};
+use tidegate_dataplane::rig::sketch::{Sketch, Trouble, ethernet, our_trouble, ping, pong, raw, tcp, trouble, udp};
 use tidegate_dataplane::rig::{FROM_ROUTER, LAN, Net, Rig, WAN};
 use tidegate_dataplane::table::Tables;
 use tidegate_dataplane::table::decap::Decap;
@@ -361,6 +361,11 @@ fn gue_over_ipv6_may_come_without_checksum_and_nothing_else_may() {
                 drops(&mut rig, &packet, &[(reason, 1)]);
             }
         }
+        // Not behind the EtherType of IPv4 either.
+        let misnamed = ethernet(FROM_ROUTER, 0x0800, &tunnel(around, Way::Gue1, &to_names(net)).unsummed().packet());
+        rig.rx(WAN, &misnamed);
+        rig.expect_silence();
+        rig.expect_counted(&[("received", 1), ("Udp6ZeroChecksum", 1)]);
         let inside = udp(client(around), names(around)).data(*b"who?").unsummed();
         drops(&mut rig, &tunnel(net, Way::IpInIp, &inside), &[("Udp6ZeroChecksum", 1)]);
     }
