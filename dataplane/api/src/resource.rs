@@ -79,6 +79,21 @@ pub struct Gateway {
     /// Clamp the MSS of SYN and SYN-ACK to what fits the overlay (V-013).
     #[serde(default = "yes")]
     pub clamp_mss: bool,
+    /// Tunnels of load balancers in front of the gateway that end here. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decap: Option<Decap>,
+}
+
+/// Tunnels that end at this gateway: IP in IP (protocols 4 and 41) and GUE, of either family in either.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Decap {
+    /// Outer destinations.
+    pub addresses: Vec<IpAddr>,
+    /// Outer sources; packets from elsewhere are dropped.
+    pub sources: Vec<IpNet>,
+    /// UDP port of GUE, host order. Absent: IP in IP alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gue_port: Option<u16>,
 }
 
 /// What to answer to a TCP segment without a flow in `fullnat`.
@@ -189,6 +204,10 @@ pub struct ServicePort {
     /// Seconds for which a client stays with its endpoint after its last new connection (S-090); absent: no affinity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity_timeout_s: Option<u32>,
+    /// Clients that are sent to a certain endpoint by where they come from, longest prefix first; all others, and those
+    /// whose endpoint takes no new flows, are scheduled. In modes that choose the endpoint here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_backends: Vec<SourceBackend>,
     /// How an endpoint is chosen for a new flow.
     #[serde(default)]
     pub scheduler: Scheduler,
@@ -307,6 +326,15 @@ pub struct Backend {
     /// Pod name, for telling people.
     #[serde(default)]
     pub pod: String,
+}
+
+/// Clients whose endpoint is given by their address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SourceBackend {
+    /// Their addresses, before any translation.
+    pub sources: IpNet,
+    /// Address of the endpoint, of the same family. One that is none of the port's backends has no effect.
+    pub address: IpAddr,
 }
 
 /// Versions by key: what one side holds.

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tidegate_api::resource::{
-    Body, DeliveryMode, Gateway, MacAddress, Peer, PeerVtep, Protocol, Resource, Service, ServicePort, Vtep,
+    Body, Decap, DeliveryMode, Gateway, MacAddress, Peer, PeerVtep, Protocol, Resource, Service, ServicePort, Vtep,
 };
 
 use crate::kernel::Layout;
@@ -21,6 +21,9 @@ const VNI_MAX: u32 = (1 << 24) - 1;
 const NAME_BYTES_MAX: usize = 317;
 /// Longest time of affinity, seconds: a day (S-016).
 const AFFINITY_MAX_S: u32 = 86_400;
+
+/// Most sources with an endpoint of their own in one port.
+const SOURCE_BACKENDS_MAX: usize = 4096;
 
 type Checked = Result<(), String>;
 
@@ -136,9 +139,30 @@ fn check_gateway(gateway: &Gateway) -> Checked {
             format!("{address} lies in none of the gateway's pod_cidrs")
         })
     })?;
+    if let Some(decap) = &gateway.decap {
+        check_decap(decap, gateway)?;
+    }
     ensure(gateway.hash_key.is_empty() || hash_key(&gateway.hash_key).is_some(), "hash_key", || {
         "is not 16 bytes as 32 hexadecimal digits".into()
     })
+}
+
+fn check_decap(decap: &Decap, gateway: &Gateway) -> Checked {
+    distinct("decap.addresses", &decap.addresses)?;
+    ensure(!decap.addresses.is_empty(), "decap.addresses", || "is empty".into())?;
+    distinct("decap.sources", &decap.sources)?;
+    each("decap.sources", &decap.sources, |field, prefix| {
+        ensure(prefix.prefix_len() > 0, field, || format!("{prefix} would take packets from anybody"))
+    })?;
+    each("decap.addresses", &decap.addresses, |field, address| {
+        check_address(field, *address)?;
+        let has_source = decap.sources.iter().any(|prefix| prefix.addr().is_ipv4() == address.is_ipv4());
+        ensure(has_source, field, || format!("{address} has no source of its family in decap.sources"))
+    })?;
+    let vteps = [&gateway.vtep_v4, &gateway.vtep_v6];
+    let is_overlay = |port: u16| vteps.into_iter().flatten().any(|vtep| vtep.port == port);
+    ensure(decap.gue_port != Some(0), "decap.gue_port", || "must not be 0".into())?;
+    ensure(!decap.gue_port.is_some_and(is_overlay), "decap.gue_port", || "is the port of the overlay".into())
 }
 
 /// The 16 bytes of a hash key in hexadecimal; `None` when `text` is anything else.
@@ -215,6 +239,7 @@ fn check_service(service: &Service) -> Checked {
                 "is not 0 and no node is named".into()
             })
         })?;
+        check_source_backends(&format!("{field}.source_backends"), port)?;
         let mut known = HashSet::new();
         each(field.member("backends"), &port.backends, |field, backend| {
             ensure(known.insert((backend.address, backend.port)), field, || {
@@ -259,6 +284,17 @@ fn check_port(field: Field<'_>, port: &ServicePort) -> Checked {
     ensure(!port.one_packet || port.mode != DeliveryMode::Fullnat, one_packet, || {
         "needs a mode that keeps the client's address: in fullnat each datagram would take a port that its answer needs"
             .into()
+    })
+}
+
+fn check_source_backends(field: &str, port: &ServicePort) -> Checked {
+    let mut known = HashSet::new();
+    ensure(port.source_backends.len() <= SOURCE_BACKENDS_MAX, field, || {
+        format!("has over {SOURCE_BACKENDS_MAX} entries")
+    })?;
+    each(field, &port.source_backends, |field, entry| {
+        check_family(&format!("{field}.address"), entry.address, entry.sources.addr().is_ipv6())?;
+        ensure(known.insert(entry.sources.trunc()), field, || format!("{} is listed twice", entry.sources))
     })
 }
 

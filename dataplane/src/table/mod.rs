@@ -37,12 +37,16 @@ pub mod service;
 pub mod terms;
 /// Client addresses that may reach a Service.
 pub mod ranges;
+/// Clients whose endpoint is given by where they come from.
+pub mod overrides;
 /// Consistent choice of a backend for a flow.
 pub mod maglev;
 /// Endpoints of Services, with the epochs that flows remember.
 pub mod backend;
 /// Addresses that are ours.
 pub mod local;
+/// Tunnels that end here without being part of the overlay.
+pub mod decap;
 /// Longest-prefix routes.
 pub mod route;
 /// Link-layer neighbours.
