@@ -186,9 +186,9 @@ fn identity(kind: ObjectKind, value: &Value) -> Result<ObjectKey, (&'static str,
     };
     let name = text("/metadata/name").map_err(|message| ("metadata.name", message))?;
     let name = name.ok_or(("metadata.name", "missing"))?;
-    let namespace = match kind {
-        ObjectKind::Node => String::new(),
-        _ => text("/metadata/namespace")
+    let namespace = match kind.is_namespaced() {
+        false => String::new(),
+        true => text("/metadata/namespace")
             .map_err(|message| ("metadata.namespace", message))?
             .unwrap_or_else(|| "default".into()),
     };

@@ -3,6 +3,7 @@
 //! Owns the meaning of the fields of `spec`, `status.loadBalancer` and the annotations that request addresses. Fields of
 //! Services without a frontend that this gateway serves are not looked at: they are none of our business (S-001).
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
 
@@ -13,10 +14,8 @@ use tidegate_api::resource::TrafficPolicy;
 
 use super::{Dialect, Exposed, Invalid, address, annotation, port, protocol};
 use crate::model::Name;
-use crate::model::service::{Service, ServicePort, ServiceType, Wishes};
+use crate::model::service::{AddressRequest, FamilyPolicy, Service, ServicePort, ServiceType, Wishes};
 
-/// MetalLB's forms of a request for addresses (M-004).
-pub const METALLB_ANNOTATIONS: [&str; 2] = ["metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"];
 /// Older form of `loadBalancerSourceRanges` (S-021).
 pub const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 /// Labels that leave an object to another implementation, whatever their value (S-003).
@@ -43,6 +42,7 @@ pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
         left_to: LEFT_TO_OTHERS.into_iter().find(|label| object.labels().contains_key(*label)),
         without_cluster_ip: false,
         families: Vec::new(),
+        family_policy: None,
         addresses: Vec::new(),
         cluster_ips: Vec::new(),
         external_ips: Vec::new(),
@@ -53,6 +53,8 @@ pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
         source_ranges: Vec::new(),
         affinity_timeout_s: None,
         wishes: Wishes::default(),
+        address_request: AddressRequest::default(),
+        labels: BTreeMap::new(),
     };
     if service.service_type == ServiceType::Other {
         return Ok(service);
@@ -63,9 +65,14 @@ pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
         None => dialect == Dialect::Cluster,
     };
     service.families = families(spec)?;
+    service.family_policy = family_policy(spec)?;
     service.wishes = annotation::read(object.annotations(), dialect)?;
     if service.service_type == ServiceType::LoadBalancer {
-        service.addresses = addresses(object, spec, dialect)?;
+        // People who write files by hand know MetalLB's form best; in a cluster it may be meant for MetalLB.
+        let metallb = exposed.metallb_annotations || dialect == Dialect::Files;
+        service.address_request = address_request(object, spec, metallb)?;
+        service.addresses = addresses(object, &service.address_request.addresses, dialect)?;
+        service.labels = object.labels().clone();
         service.source_ranges = source_ranges(object, spec)?;
     } else {
         // Not a Service with VIPs: nothing can make it one.
@@ -160,8 +167,21 @@ fn families(spec: &api::ServiceSpec) -> Result<Vec<bool>, Invalid> {
     Ok(families)
 }
 
+fn family_policy(spec: &api::ServiceSpec) -> Result<Option<FamilyPolicy>, Invalid> {
+    match spec.ip_family_policy.as_deref() {
+        None | Some("") => Ok(None),
+        Some("SingleStack") => Ok(Some(FamilyPolicy::SingleStack)),
+        Some("PreferDualStack") => Ok(Some(FamilyPolicy::PreferDualStack)),
+        Some("RequireDualStack") => Ok(Some(FamilyPolicy::RequireDualStack)),
+        Some(other) => {
+            let message = format!("{other:?} is not SingleStack, PreferDualStack or RequireDualStack");
+            Err(Invalid::new("spec.ipFamilyPolicy", message))
+        }
+    }
+}
+
 /// The addresses to serve: what status says; without status, in files, what is requested.
-fn addresses(object: &api::Service, spec: &api::ServiceSpec, dialect: Dialect) -> Result<Vec<IpAddr>, Invalid> {
+fn addresses(object: &api::Service, requested: &[IpAddr], dialect: Dialect) -> Result<Vec<IpAddr>, Invalid> {
     let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
     if let Some(ingress) = ingress.filter(|ingress| !ingress.is_empty()) {
         let mut addresses = Vec::new();
@@ -173,25 +193,45 @@ fn addresses(object: &api::Service, spec: &api::ServiceSpec, dialect: Dialect) -
         return Ok(addresses);
     }
     match dialect {
-        Dialect::Files => requested(object, spec),
+        Dialect::Files => Ok(requested.to_vec()),
         Dialect::Cluster => Ok(Vec::new()),
     }
 }
 
-/// Addresses asked for by `spec.loadBalancerIP` or one of the annotations; more than one way at once is an error (S-020).
-fn requested(object: &api::Service, spec: &api::ServiceSpec) -> Result<Vec<IpAddr>, Invalid> {
+/// Which addresses are asked for, of which pool, and with whom they may be shared.
+fn address_request(object: &api::Service, spec: &api::ServiceSpec, metallb: bool) -> Result<AddressRequest, Invalid> {
+    let one = |ours: &'static str| {
+        let mut ways = annotation::meaning(object.annotations(), ours, metallb).filter(|(_, value)| !value.is_empty());
+        let Some((first, value)) = ways.next() else { return Ok(None) };
+        match ways.find(|(_, other)| *other != value) {
+            None => Ok(Some(value.to_string())),
+            Some((other, _)) => Err(contradiction(annotation::field(other), &annotation::field(first))),
+        }
+    };
+    let sharing = one(annotation::ALLOW_SHARED_IP)?.unwrap_or_default();
+    let selector = spec.selector.iter().flatten().map(|(key, value)| format!("{key}={value}"));
+    Ok(AddressRequest {
+        addresses: requested(object, spec, metallb)?,
+        pool: one(annotation::ADDRESS_POOL)?,
+        selector: if sharing.is_empty() { String::new() } else { selector.collect::<Vec<_>>().join(",") },
+        sharing,
+    })
+}
+
+/// Addresses asked for by `spec.loadBalancerIP` or one of the annotations; more than one way at once is an error (S-020,
+/// M-004).
+fn requested(object: &api::Service, spec: &api::ServiceSpec, metallb: bool) -> Result<Vec<IpAddr>, Invalid> {
     let mut ways: Vec<(String, &str)> = Vec::new();
     if let Some(ip) = spec.load_balancer_ip.as_deref().filter(|ip| !ip.is_empty()) {
         ways.push(("spec.loadBalancerIP".into(), ip));
     }
-    for name in [annotation::ADDRESSES].into_iter().chain(METALLB_ANNOTATIONS) {
-        if let Some(list) = object.annotations().get(name) {
-            ways.push((annotation::field(name), list));
-        }
+    for ours in [annotation::ADDRESSES, annotation::LOAD_BALANCER_IPS] {
+        let given = annotation::meaning(object.annotations(), ours, metallb);
+        ways.extend(given.map(|(name, list)| (annotation::field(name), list)));
     }
     let Some((field, list)) = ways.first() else { return Ok(Vec::new()) };
     if let Some((other, _)) = ways.get(1) {
-        return Err(Invalid::new(other, format!("addresses are requested here and in {field}; keep one")));
+        return Err(contradiction(other, field));
     }
     let mut addresses = Vec::new();
     for ip in list.split(',') {
@@ -206,6 +246,10 @@ fn requested(object: &api::Service, spec: &api::ServiceSpec) -> Result<Vec<IpAdd
         ));
     }
     Ok(addresses)
+}
+
+fn contradiction(field: impl Into<String>, other: &str) -> Invalid {
+    Invalid::new(field, format!("addresses are requested here and in {other}; keep one"))
 }
 
 fn push_once(addresses: &mut Vec<IpAddr>, text: &str, field: impl Into<String>) -> Result<(), Invalid> {
