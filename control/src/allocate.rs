@@ -146,6 +146,7 @@ pub struct Counts {
 #[derive(Debug, Default)]
 pub struct Allocator {
     pools: Pools,
+    pool_problems: Vec<PoolProblem>,
     namespaces: Namespaces,
     ledger: Ledger,
     cursors: Cursors,
@@ -190,11 +191,14 @@ impl Allocator {
     /// Replaces all pools and everything that is never given out (M-001, M-013). Tells all that is wrong with pools.
     /// What that means for Services is told by [`Allocator::reconsider`].
     pub fn set_pools(&mut self, pools: Vec<AddressPool>, reserved: Vec<Reserved>) -> Vec<PoolProblem> {
-        let problems = self.pools.set(pools, reserved);
+        if self.pools.is_set_to(&pools, &reserved) {
+            return self.pool_problems.clone();
+        }
+        self.pool_problems = self.pools.set(pools, reserved);
         self.had_pools |= !self.pools.is_empty();
         self.cursors.clear();
         self.rules_changed = true;
-        problems
+        self.pool_problems.clone()
     }
 
     /// Replaces the labels of all namespaces, which `namespaceSelectors` of pools look at.

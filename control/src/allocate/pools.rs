@@ -45,6 +45,8 @@ pub(super) struct Pools {
     /// First address of each range → its last, and the pool.
     by_range: BTreeMap<IpAddr, (IpAddr, Arc<str>)>,
     reserved: Vec<Reserved>,
+    /// All pools as they are written.
+    wanted: Vec<AddressPool>,
 }
 
 /// A pool on its way into force.
@@ -126,6 +128,11 @@ impl Pools {
         tiers.into_values().collect()
     }
 
+    /// Whether these were set last.
+    pub(super) fn is_set_to(&self, wanted: &[AddressPool], reserved: &[Reserved]) -> bool {
+        self.wanted == wanted && self.reserved == reserved
+    }
+
     /// Replaces all pools and what is reserved; tells everything that is wrong.
     ///
     /// Everything wanted is tried. Where two pools overlap, the one that changed yields, else the younger one: it goes
@@ -133,6 +140,7 @@ impl Pools {
     /// into force; if it is in force already, it stays and the reserved addresses are left out.
     pub(super) fn set(&mut self, wanted: Vec<AddressPool>, reserved: Vec<Reserved>) -> Vec<PoolProblem> {
         let mut problems = Vec::new();
+        self.wanted.clone_from(&wanted);
         let mut candidates: Vec<Candidate> = wanted.into_iter().map(|pool| self.candidate(pool)).collect();
         for candidate in candidates.iter_mut().filter(|candidate| candidate.is_change()) {
             if let Some((range, whose)) = conflict(&candidate.wanted.ranges, &reserved) {

@@ -286,6 +286,18 @@ mod tests {
     }
 
     #[test]
+    fn pools_have_no_namespace_and_a_group_of_their_own() {
+        let pool = |version: &str| {
+            format!("apiVersion: {version}\nkind: AddressPool\nmetadata: {{ name: p, namespace: x }}\n")
+        };
+        assert_eq!(keys(&parse("a.yaml", &pool("tidegate.io/v1alpha1")).unwrap()), ["AddressPool p"]);
+        let content = parse("a.yaml", &pool("tidegate.io/v1")).unwrap();
+        assert_eq!((content.manifests.len(), content.nameless[0].reason), (0, MISSPELT));
+        assert!(content.nameless[0].message.contains("tidegate.io/v1alpha1"), "{:?}", content.nameless);
+        assert!(parse("a.yaml", &pool("metallb.io/v1beta1")).unwrap().nameless.is_empty(), "somebody else's");
+    }
+
+    #[test]
     fn windows_line_ends_and_an_empty_text_are_fine() {
         assert_eq!(keys(&parse("a.yml", &format!("{SERVICE}---\n{SERVICE}").replace('\n', "\r\n")).unwrap()).len(), 2);
         assert!(parse("a.yaml", "").unwrap().manifests.is_empty());

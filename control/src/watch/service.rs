@@ -342,3 +342,99 @@ fn source_ranges(object: &api::Service, spec: &api::ServiceSpec) -> Result<Vec<I
     ranges.dedup();
     Ok(ranges)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: (Dialect, bool) = (Dialect::Cluster, false);
+    const COMPATIBLE: (Dialect, bool) = (Dialect::Cluster, true);
+    const FILES: (Dialect, bool) = (Dialect::Files, false);
+
+    fn service(
+        (dialect, metallb_annotations): (Dialect, bool),
+        annotations: &str,
+        spec: &str,
+    ) -> Result<Service, Invalid> {
+        let text = format!(
+            "metadata: {{ name: web, namespace: shop, labels: {{ tier: web }}, annotations: {{ {annotations} }} }}\n\
+             spec: {{ type: LoadBalancer, clusterIP: 10.96.0.1, ports: [{{ port: 80 }}], selector: {{ b: c, a: b }}, {spec} }}"
+        );
+        let value: serde_json::Value = serde_norway::from_str(&text).unwrap();
+        let object = super::super::typed(&value, None)?;
+        let name = Name { namespace: "shop".into(), name: "web".into() };
+        read(name, &object, dialect, Exposed { metallb_annotations, ..Exposed::default() })
+    }
+
+    fn asks(how: (Dialect, bool), annotations: &str, spec: &str) -> Result<AddressRequest, String> {
+        service(how, annotations, spec).map(|service| service.address_request).map_err(|invalid| invalid.to_string())
+    }
+
+    #[test]
+    fn what_is_asked_for_is_read_under_our_names_and_metallbs() {
+        // M-003, M-004, M-010, S-020
+        let ours = "tidegate.io/load-balancer-ips: \"192.0.2.1, 2001:db8::1\", tidegate.io/address-pool: p, tidegate.io/allow-shared-ip: k";
+        let theirs = "metallb.io/loadBalancerIPs: \"192.0.2.1,2001:db8::1\", metallb.io/address-pool: p, metallb.io/allow-shared-ip: k";
+        let older = theirs.replace("metallb.io", "metallb.universe.tf");
+        let full = AddressRequest {
+            addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            pool: Some("p".into()),
+            sharing: "k".into(),
+            selector: "a=b,b=c".into(),
+        };
+        for (how, annotations, expected) in [
+            (CLUSTER, ours, &full),
+            (FILES, ours, &full),
+            (COMPATIBLE, theirs, &full),
+            (COMPATIBLE, &older, &full),
+            (FILES, theirs, &full),
+            (CLUSTER, theirs, &AddressRequest::default()),
+            (CLUSTER, "tidegate.io/address-pool: \"\", tidegate.io/allow-shared-ip: \" \"", &AddressRequest::default()),
+        ] {
+            assert_eq!(asks(how, annotations, "").as_ref(), Ok(expected), "{annotations}");
+        }
+        let by_field = asks(CLUSTER, "", "loadBalancerIP: 192.0.2.1").unwrap();
+        assert_eq!(by_field.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        let agreed = asks(COMPATIBLE, "tidegate.io/address-pool: p, metallb.io/address-pool: p", "").unwrap();
+        assert_eq!(agreed.pool.as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn requests_that_contradict_each_other_are_errors() {
+        // M-004, S-020
+        for (annotations, spec, expected) in [
+            ("tidegate.io/load-balancer-ips: 192.0.2.1", "loadBalancerIP: 192.0.2.1", "keep one"),
+            ("tidegate.io/load-balancer-ips: 192.0.2.1, tidegate.io/addresses: 192.0.2.1", "", "keep one"),
+            ("tidegate.io/load-balancer-ips: \"192.0.2.1,192.0.2.2\"", "", "more than one address of a family"),
+            ("tidegate.io/load-balancer-ips: \"192.0.2.1,192.0.2.1\"", "", "listed twice"),
+            ("tidegate.io/load-balancer-ips: \"\"", "", "not an IP address"),
+            ("metallb.io/address-pool: p, tidegate.io/address-pool: q", "", "metallb.io/address-pool"),
+            ("metallb.io/allow-shared-ip: p, tidegate.io/allow-shared-ip: q", "", "keep one"),
+            ("", "ipFamilyPolicy: Both", "spec.ipFamilyPolicy"),
+        ] {
+            let message = asks(COMPATIBLE, annotations, spec).unwrap_err();
+            assert!(message.contains(expected), "{annotations} {spec} gave {message:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_for_addresses_says_families_ports_and_labels() {
+        use crate::allocate::Request;
+
+        // S-120: the API server fills in families; files leave them out and mean both.
+        let request = |how, spec: &str| Request::new(&service(how, "", spec).unwrap(), &[]);
+        let of = |request: &Request| (request.families.clone(), request.family_policy);
+        let both = vec![true, false];
+        assert_eq!(of(&request(FILES, "clusterIP: \"\"")), (both.clone(), FamilyPolicy::PreferDualStack));
+        assert_eq!(of(&request(FILES, "")), (vec![true], FamilyPolicy::SingleStack));
+        let dual = "ipFamilies: [IPv4, IPv6], ipFamilyPolicy";
+        assert_eq!(of(&request(CLUSTER, &format!("{dual}: RequireDualStack"))), (both, FamilyPolicy::RequireDualStack));
+        assert_eq!(of(&request(CLUSTER, &format!("{dual}: SingleStack"))), (vec![true], FamilyPolicy::SingleStack));
+        let local = request(CLUSTER, "externalTrafficPolicy: Local");
+        assert_eq!((local.backend.as_deref(), request(CLUSTER, "").backend), (Some(""), None));
+        assert_eq!(local.ports, [(tidegate_api::resource::Protocol::Tcp, 80)].into());
+        assert_eq!(local.labels["tier"], "web");
+        let every = service(FILES, "tidegate.io/all-ports: \"true\"", "").unwrap();
+        assert_eq!(Request::new(&every, &[]).ports.len(), 2);
+    }
+}
