@@ -21,8 +21,6 @@ use service::ServiceStatus;
 pub mod service;
 /// Whether pods see their clients' addresses, as the dataplane finds it.
 pub mod delivery;
-/// Status of one AddressPool.
-pub mod addresspool;
 
 /// File with everything that is wrong now.
 pub const PROBLEMS_FILE: &str = "problems.json";
