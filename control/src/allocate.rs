@@ -254,7 +254,7 @@ impl Allocator {
         }
         let name = self.admit(Arc::new(request));
         self.settle(&name);
-        self.decision(name).map_or_else(|| starting(), |(_, decision)| decision)
+        self.decision(name).map_or_else(starting, |(_, decision)| decision)
     }
 
     /// Forgets a Service that is gone or not ours any more; what it had.

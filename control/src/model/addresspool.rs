@@ -102,7 +102,7 @@ impl AddressRange {
             return all;
         }
         // How many numbers below `end` end in 0 or 255.
-        let buggy_below = |end: u128| 2 * (end / 256) + u128::from(end % 256 > 0);
+        let buggy_below = |end: u128| 2 * (end / 256) + u128::from(!end.is_multiple_of(256));
         all - (buggy_below(last + 1) - buggy_below(first))
     }
 }
