@@ -85,6 +85,19 @@ pub struct Control {
     /// Which of its addresses; empty: all that its Node lists.
     #[serde(default, deserialize_with = "prefixes")]
     pub node_port_addresses: Vec<IpNet>,
+    /// Give Services addresses out of AddressPools. If false, somebody else does, and the addresses in status are served
+    /// and left alone.
+    #[serde(default = "yes")]
+    pub allocate: bool,
+    /// In a cluster, look at MetalLB's annotations as at our own (M-003).
+    #[serde(default)]
+    pub metallb_annotations: bool,
+    /// Let Services share an address whatever their selectors and traffic policies are (M-012).
+    #[serde(default)]
+    pub relaxed_sharing: bool,
+    /// CIDRs of cluster IPs, which no AddressPool may have addresses of (M-013).
+    #[serde(default, rename = "serviceCIDRs", deserialize_with = "prefixes")]
+    pub service_cidrs: Vec<IpNet>,
 }
 
 /// Tunnels that end here: IP in IP, and GUE if it has a port.
@@ -232,6 +245,7 @@ impl Control {
             external_ips: !self.external_ips.is_empty(),
             cluster_ips: self.expose_cluster_ips,
             node_ports: self.expose_node_ports,
+            metallb_annotations: self.metallb_annotations,
         }
     }
 }
@@ -311,7 +325,10 @@ mod tests {
         let lines = "  deliveryMode: node-dsr\n  topologyHints: true\n  externalIPs: [192.0.2.0/24, \"2001:db8::7\"]\n  \
                      exposeClusterIPs: true\n  exposeNodePorts: true\n  nodePortAddresses: [198.51.100.9]\n";
         let control = NodeFile::parse(&format!("{SMALLEST}{lines}")).unwrap().control;
-        assert_eq!(control.exposed(), Exposed { external_ips: true, cluster_ips: true, node_ports: true });
+        assert_eq!(
+            control.exposed(),
+            Exposed { external_ips: true, cluster_ips: true, node_ports: true, metallb_annotations: false }
+        );
         assert_eq!(
             control.external_ips,
             ["192.0.2.0/24".parse().unwrap(), "2001:db8::7/128".parse::<IpNet>().unwrap()]

@@ -3,13 +3,15 @@
 //! Owns the knowledge of Kubernetes objects, of flannel's annotations and of status. Refuses to know packets, devices
 //! and tables, and needs no network privilege. The story, in the order of the modules: a [`source`] delivers raw
 //! objects; [`watch`] reads one object into a type that cannot be invalid; the [`model`] keeps the last good version
-//! of each and knows which Service an EndpointSlice belongs to; [`resolve`] is a pure function from the model to the
+//! of each and knows which Service an EndpointSlice belongs to; [`allocate`] gives Services addresses; [`resolve`] is a pure function from the model to the
 //! resources of the contract; the [`session`] keeps the dataplane equal to them; [`status`] tells people what became
 //! of it. The [`reconcile`] loop is the one place where these meet, on one thread.
 #![forbid(unsafe_code)]
 
 /// The node file: this process's section of the one configuration file.
 pub mod config;
+/// Kinds of our own: types and schemas.
+pub mod crd;
 /// Something that is wrong, said once, with file, object and field.
 pub mod problem;
 /// Where objects come from: a trait, and the watched directory.
@@ -18,6 +20,8 @@ pub mod source;
 pub mod watch;
 /// The last good version of every object, and the indexes between them.
 pub mod model;
+/// Addresses for Services, out of pools.
+pub mod allocate;
 /// Model → resources of the contract, as pure functions.
 pub mod resolve;
 /// The conversation with the dataplane.

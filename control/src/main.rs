@@ -30,27 +30,44 @@ const STOP_WITHIN: Duration = Duration::from_secs(3);
 #[command(version, about)]
 struct Flags {
     /// The node file.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "print_crds")]
+    config: Option<PathBuf>,
     /// Read the node file and all manifests once, print what is wrong, and end: 0 when there is no error.
     #[arg(long)]
     check: bool,
+    /// Print the definitions of our own kinds for the API server, and end.
+    #[arg(long, exclusive = true)]
+    print_crds: bool,
 }
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
+    let Some(config) = flags.config else { return print_crds() };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let filter = if flags.check { EnvFilter::new("off") } else { filter };
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
     log.with_target(false).init();
-    let result = NodeFile::read(&flags.config)
+    let result = NodeFile::read(&config)
         .map_err(anyhow::Error::from)
         .and_then(|file| if flags.check { check(file) } else { run(file) });
     result.unwrap_or_else(|error| {
         eprintln!("tidegate-control: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn print_crds() -> ExitCode {
+    match tidegate_control::crd::text() {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("tidegate-control: cannot write the definitions: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn run(file: NodeFile) -> anyhow::Result<ExitCode> {

@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 use serde::Serialize;
 
 use crate::source::{ObjectKey, ObjectKind};
+use addresspool::AddressPool;
 use endpointslice::EndpointSlice;
 use node::Node;
 use service::Service;
@@ -21,6 +22,8 @@ pub mod service;
 pub mod endpointslice;
 /// A Node: pod CIDRs and what flannel says of its tunnel end point.
 pub mod node;
+/// An AddressPool: ranges and whom they are for.
+pub mod addresspool;
 
 /// Namespace and name of a namespaced object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -46,6 +49,8 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// A Node.
     Node(Node),
+    /// An AddressPool.
+    AddressPool(AddressPool),
 }
 
 /// What must be resolved again.
@@ -55,6 +60,8 @@ pub struct Dirty {
     pub services: BTreeSet<Name>,
     /// Nodes that changed; they may be gone.
     pub nodes: BTreeSet<String>,
+    /// Whether any AddressPool changed or went.
+    pub pools: bool,
 }
 
 /// All objects.
@@ -65,6 +72,7 @@ pub struct Model {
     /// Service → names of its slices in the same namespace, in name order.
     slices_of: HashMap<Name, BTreeSet<String>>,
     nodes: BTreeMap<String, Node>,
+    pools: BTreeMap<String, AddressPool>,
 }
 
 impl Model {
@@ -89,6 +97,12 @@ impl Model {
                     self.nodes.insert(node.name.clone(), node);
                 }
             }
+            Object::AddressPool(pool) => {
+                if self.pools.get(&pool.name) != Some(&pool) {
+                    dirty.pools = true;
+                    self.pools.insert(pool.name.clone(), pool);
+                }
+            }
         }
     }
 
@@ -107,6 +121,7 @@ impl Model {
                     dirty.nodes.insert(key.name.clone());
                 }
             }
+            ObjectKind::AddressPool => dirty.pools |= self.pools.remove(&key.name).is_some(),
         }
     }
 
@@ -116,6 +131,7 @@ impl Model {
             ObjectKind::Service => self.services.contains_key(&key.name()),
             ObjectKind::EndpointSlice => self.slices.contains_key(&key.name()),
             ObjectKind::Node => self.nodes.contains_key(&key.name),
+            ObjectKind::AddressPool => self.pools.contains_key(&key.name),
         }
     }
 
@@ -146,6 +162,11 @@ impl Model {
     /// All Nodes in name order.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
+    }
+
+    /// All AddressPools in name order.
+    pub fn pools(&self) -> impl Iterator<Item = &AddressPool> {
+        self.pools.values()
     }
 
     fn link(&mut self, slice: EndpointSlice, dirty: &mut Dirty) {
@@ -200,7 +221,7 @@ mod tests {
     fn deleting_what_is_not_there_touches_nothing() {
         let mut model = Model::default();
         let mut dirty = Dirty::default();
-        for kind in [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node] {
+        for kind in ObjectKind::ALL {
             model.delete(&ObjectKey { kind, namespace: "shop".into(), name: "x".into() }, &mut dirty);
         }
         assert_eq!(dirty, Dirty::default());

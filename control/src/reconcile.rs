@@ -314,6 +314,7 @@ impl Reconciler {
             ObjectKind::EndpointSlice => watch::service_of_slice(key, value).map(|name| service_key(&name)),
             ObjectKind::Node if key.name == self.file.node => Some(self.gateway_key()),
             ObjectKind::Node => Some(ResourceKey { kind: Kind::Peer, name: key.name.clone() }),
+            ObjectKind::AddressPool => None,
         }
     }
 

@@ -30,6 +30,8 @@ pub enum ObjectKind {
     EndpointSlice,
     /// `v1` Node.
     Node,
+    /// `tidegate.io/v1alpha1` AddressPool.
+    AddressPool,
 }
 
 /// Kind, namespace and name: the key of an object.
@@ -37,7 +39,7 @@ pub enum ObjectKind {
 pub struct ObjectKey {
     /// Kind.
     pub kind: ObjectKind,
-    /// Namespace; empty for Nodes.
+    /// Namespace; empty for kinds without.
     pub namespace: String,
     /// Name.
     pub name: String,
@@ -112,7 +114,8 @@ impl Drop for Running {
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [ObjectKind; 3] = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node];
+    pub const ALL: [ObjectKind; 4] =
+        [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node, ObjectKind::AddressPool];
 
     /// The kind of that name and group, if it is one of ours.
     pub fn from_type(api_version: &str, kind: &str) -> Option<Self> {
@@ -120,6 +123,7 @@ impl ObjectKind {
             ("v1", "Service") => Some(ObjectKind::Service),
             ("discovery.k8s.io/v1", "EndpointSlice") => Some(ObjectKind::EndpointSlice),
             ("v1", "Node") => Some(ObjectKind::Node),
+            ("tidegate.io/v1alpha1", "AddressPool") => Some(ObjectKind::AddressPool),
             _ => None,
         }
     }
@@ -129,7 +133,9 @@ impl ObjectKind {
     pub fn meant_by(api_version: &str, kind: &str) -> Option<Self> {
         let ours = match api_version.split_once('/') {
             None => true,
-            Some((group, _)) => group.eq_ignore_ascii_case("discovery.k8s.io"),
+            Some((group, _)) => {
+                ["discovery.k8s.io", "tidegate.io"].into_iter().any(|ours| group.eq_ignore_ascii_case(ours))
+            }
         };
         ObjectKind::ALL.into_iter().find(|meant| ours && meant.to_string().eq_ignore_ascii_case(kind))
     }
@@ -140,7 +146,13 @@ impl ObjectKind {
             ObjectKind::Service => "apiVersion: v1, kind: Service",
             ObjectKind::EndpointSlice => "apiVersion: discovery.k8s.io/v1, kind: EndpointSlice",
             ObjectKind::Node => "apiVersion: v1, kind: Node",
+            ObjectKind::AddressPool => "apiVersion: tidegate.io/v1alpha1, kind: AddressPool",
         }
+    }
+
+    /// Whether its objects are in namespaces.
+    pub fn is_namespaced(self) -> bool {
+        matches!(self, ObjectKind::Service | ObjectKind::EndpointSlice)
     }
 }
 
@@ -159,9 +171,9 @@ impl fmt::Display for ObjectKind {
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            ObjectKind::Node => write!(f, "{} {}", self.kind, self.name),
-            _ => write!(f, "{} {}/{}", self.kind, self.namespace, self.name),
+        match self.kind.is_namespaced() {
+            false => write!(f, "{} {}", self.kind, self.name),
+            true => write!(f, "{} {}/{}", self.kind, self.namespace, self.name),
         }
     }
 }

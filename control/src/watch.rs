@@ -21,6 +21,8 @@ pub mod annotation;
 pub mod endpointslice;
 /// `v1` Node with flannel's annotations.
 pub mod node;
+/// `tidegate.io/v1alpha1` AddressPool.
+pub mod addresspool;
 
 /// Who fills in the fields that people leave out of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +34,8 @@ pub enum Dialect {
     Files,
 }
 
-/// Which frontends beyond VIPs a gateway serves. A Service that has none of them is none of our business, and neither are
-/// its mistakes.
+/// Which frontends beyond VIPs a gateway serves, and whose annotations it looks at. A Service that has no frontend is none of
+/// our business, and neither are its mistakes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Exposed {
     /// `externalIPs` (S-023).
@@ -42,6 +44,8 @@ pub struct Exposed {
     pub cluster_ips: bool,
     /// `nodePort`s (S-065).
     pub node_ports: bool,
+    /// MetalLB's annotations count as ours do, in a cluster too (M-003).
+    pub metallb_annotations: bool,
 }
 
 /// Why an object is not taken.
@@ -80,6 +84,7 @@ pub fn read(
             endpointslice::read(key.name(), &typed(value, unknown)?, dialect).map(Object::EndpointSlice)
         }
         ObjectKind::Node => node::read(&key.name, &typed(value, unknown)?).map(Object::Node),
+        ObjectKind::AddressPool => addresspool::read(&key.name, &typed(value, unknown)?).map(Object::AddressPool),
     }
 }
 

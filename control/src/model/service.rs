@@ -29,6 +29,8 @@ pub struct Service {
     pub without_cluster_ip: bool,
     /// `ipFamilies` as "is IPv4", in order; empty when not given, which means both.
     pub families: Vec<bool>,
+    /// `ipFamilyPolicy` (S-120); absent when not given.
+    pub family_policy: Option<FamilyPolicy>,
     /// VIPs, in order of `ipFamilies`, then as listed (S-120); of Services of type LoadBalancer only.
     pub addresses: Vec<IpAddr>,
     /// `clusterIPs`.
@@ -51,6 +53,34 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
     /// What our annotations ask for.
     pub wishes: Wishes,
+    /// Which addresses it wants; of Services of type LoadBalancer only.
+    pub address_request: AddressRequest,
+    /// Labels, which pools choose by; of Services of type LoadBalancer only.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// How many families a Service wants addresses of (S-120).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FamilyPolicy {
+    /// The first of its families.
+    SingleStack,
+    /// As many of its families as there are addresses for.
+    PreferDualStack,
+    /// Both.
+    RequireDualStack,
+}
+
+/// Which addresses a Service wants to be given.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct AddressRequest {
+    /// These, each once (M-004); empty: any.
+    pub addresses: Vec<IpAddr>,
+    /// Of this pool.
+    pub pool: Option<String>,
+    /// Shared with the Services that have the same key; empty: with nobody (M-010).
+    pub sharing: String,
+    /// The Service's selector as text, where sharing asks for it (M-010, S-028); empty otherwise.
+    pub selector: String,
 }
 
 /// Value of `spec.type` as far as it is one of ours.

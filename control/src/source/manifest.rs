@@ -186,9 +186,9 @@ fn identity(kind: ObjectKind, value: &Value) -> Result<ObjectKey, (&'static str,
     };
     let name = text("/metadata/name").map_err(|message| ("metadata.name", message))?;
     let name = name.ok_or(("metadata.name", "missing"))?;
-    let namespace = match kind {
-        ObjectKind::Node => String::new(),
-        _ => text("/metadata/namespace")
+    let namespace = match kind.is_namespaced() {
+        false => String::new(),
+        true => text("/metadata/namespace")
             .map_err(|message| ("metadata.namespace", message))?
             .unwrap_or_else(|| "default".into()),
     };
@@ -283,6 +283,18 @@ mod tests {
             assert_eq!(keys(&content), ["Service shop/web"], "{bad}");
             assert_eq!(content.nameless.len(), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn pools_have_no_namespace_and_a_group_of_their_own() {
+        let pool = |version: &str| {
+            format!("apiVersion: {version}\nkind: AddressPool\nmetadata: {{ name: p, namespace: x }}\n")
+        };
+        assert_eq!(keys(&parse("a.yaml", &pool("tidegate.io/v1alpha1")).unwrap()), ["AddressPool p"]);
+        let content = parse("a.yaml", &pool("tidegate.io/v1")).unwrap();
+        assert_eq!((content.manifests.len(), content.nameless[0].reason), (0, MISSPELT));
+        assert!(content.nameless[0].message.contains("tidegate.io/v1alpha1"), "{:?}", content.nameless);
+        assert!(parse("a.yaml", &pool("metallb.io/v1beta1")).unwrap().nameless.is_empty(), "somebody else's");
     }
 
     #[test]

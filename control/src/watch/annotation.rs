@@ -16,6 +16,14 @@ use crate::model::service::{EndpointName, Wishes};
 pub const PREFIX: &str = "tidegate.io/";
 /// Requests addresses, comma-separated.
 pub const ADDRESSES: &str = "tidegate.io/addresses";
+/// Requests one address of each family, comma-separated, in the form of MetalLB (M-004).
+pub const LOAD_BALANCER_IPS: &str = "tidegate.io/load-balancer-ips";
+/// Requests addresses of an AddressPool, by its name (M-002).
+pub const ADDRESS_POOL: &str = "tidegate.io/address-pool";
+/// Shares addresses with the Services that have the same value (M-010).
+pub const ALLOW_SHARED_IP: &str = "tidegate.io/allow-shared-ip";
+/// Written by ourselves: the AddressPools that the addresses are from (M-003).
+pub const ALLOCATED_FROM: &str = "tidegate.io/ip-allocated-from-pool";
 /// `fullnat` or `node-dsr`.
 pub const DELIVERY_MODE: &str = "tidegate.io/delivery-mode";
 /// How an endpoint is chosen, by the names of the kernel's IPVS.
@@ -42,10 +50,41 @@ const SLOW_START_S_MAX: u16 = 3600;
 /// Most entries of [`SOURCE_BACKENDS`], as many as the contract takes.
 const SOURCE_BACKENDS_MAX: usize = 4096;
 
-const KNOWN: [&str; 10] =
-    [ADDRESSES, DELIVERY_MODE, SCHEDULER, HASH, SLOW_START, ONE_PACKET, ALL_PORTS, PREFIXES, WEIGHTS, SOURCE_BACKENDS];
+const KNOWN: [&str; 13] = [
+    ADDRESSES,
+    LOAD_BALANCER_IPS,
+    ADDRESS_POOL,
+    ALLOW_SHARED_IP,
+    DELIVERY_MODE,
+    SCHEDULER,
+    HASH,
+    SLOW_START,
+    ONE_PACKET,
+    ALL_PORTS,
+    PREFIXES,
+    WEIGHTS,
+    SOURCE_BACKENDS,
+];
 
-/// Reads all but the one that requests addresses.
+/// Each of ours that requests addresses with the names under which MetalLB knows it (M-003).
+const METALLB: [(&str, [&str; 2]); 3] = [
+    (LOAD_BALANCER_IPS, ["metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"]),
+    (ADDRESS_POOL, ["metallb.io/address-pool", "metallb.universe.tf/address-pool"]),
+    (ALLOW_SHARED_IP, ["metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"]),
+];
+
+/// Annotations that mean `ours`, itself first, and their values.
+pub(super) fn meaning<'a>(
+    annotations: &'a BTreeMap<String, String>,
+    ours: &'static str,
+    metallb: bool,
+) -> impl Iterator<Item = (&'static str, &'a str)> {
+    let theirs = METALLB.iter().filter(move |(name, _)| metallb && *name == ours).flat_map(|(_, theirs)| *theirs);
+    let names = [ours].into_iter().chain(theirs);
+    names.filter_map(|name| annotations.get(name).map(|value| (name, value.trim())))
+}
+
+/// Reads all but those that request addresses.
 ///
 /// # Errors
 /// When a value cannot be read.
@@ -65,7 +104,7 @@ pub(super) fn read(annotations: &BTreeMap<String, String>, dialect: Dialect) -> 
             PREFIXES => wishes.prefixes_unassigned = prefixes(value).map_err(wrong)?,
             WEIGHTS => weights(value, &mut wishes).map_err(wrong)?,
             SOURCE_BACKENDS => wishes.source_backends = source_backends(value).map_err(wrong)?,
-            ADDRESSES => {}
+            ADDRESSES | LOAD_BALANCER_IPS | ADDRESS_POOL | ALLOW_SHARED_IP | ALLOCATED_FROM => {}
             _ => wishes.unknown.push(name.clone()),
         }
     }

@@ -3,6 +3,7 @@
 //! Owns the meaning of the fields of `spec`, `status.loadBalancer` and the annotations that request addresses. Fields of
 //! Services without a frontend that this gateway serves are not looked at: they are none of our business (S-001).
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
 
@@ -13,10 +14,8 @@ use tidegate_api::resource::TrafficPolicy;
 
 use super::{Dialect, Exposed, Invalid, address, annotation, port, protocol};
 use crate::model::Name;
-use crate::model::service::{Service, ServicePort, ServiceType, Wishes};
+use crate::model::service::{AddressRequest, FamilyPolicy, Service, ServicePort, ServiceType, Wishes};
 
-/// MetalLB's forms of a request for addresses (M-004).
-pub const METALLB_ANNOTATIONS: [&str; 2] = ["metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"];
 /// Older form of `loadBalancerSourceRanges` (S-021).
 pub const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 /// Labels that leave an object to another implementation, whatever their value (S-003).
@@ -43,6 +42,7 @@ pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
         left_to: LEFT_TO_OTHERS.into_iter().find(|label| object.labels().contains_key(*label)),
         without_cluster_ip: false,
         families: Vec::new(),
+        family_policy: None,
         addresses: Vec::new(),
         cluster_ips: Vec::new(),
         external_ips: Vec::new(),
@@ -54,6 +54,8 @@ pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
         affinity_timeout_s: None,
         health_check_node_port: None,
         wishes: Wishes::default(),
+        address_request: AddressRequest::default(),
+        labels: BTreeMap::new(),
     };
     if service.service_type == ServiceType::Other {
         return Ok(service);
@@ -64,9 +66,14 @@ pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
         None => dialect == Dialect::Cluster,
     };
     service.families = families(spec)?;
+    service.family_policy = family_policy(spec)?;
     service.wishes = annotation::read(object.annotations(), dialect)?;
     if service.service_type == ServiceType::LoadBalancer {
-        service.addresses = addresses(object, spec, dialect)?;
+        // People who write files by hand know MetalLB's form best; in a cluster it may be meant for MetalLB.
+        let metallb = exposed.metallb_annotations || dialect == Dialect::Files;
+        service.address_request = address_request(object, spec, metallb)?;
+        service.addresses = addresses(object, &service.address_request.addresses, dialect)?;
+        service.labels = object.labels().clone();
         service.source_ranges = source_ranges(object, spec)?;
     } else {
         // Not a Service with VIPs: nothing can make it one.
@@ -166,8 +173,21 @@ fn families(spec: &api::ServiceSpec) -> Result<Vec<bool>, Invalid> {
     Ok(families)
 }
 
+fn family_policy(spec: &api::ServiceSpec) -> Result<Option<FamilyPolicy>, Invalid> {
+    match spec.ip_family_policy.as_deref() {
+        None | Some("") => Ok(None),
+        Some("SingleStack") => Ok(Some(FamilyPolicy::SingleStack)),
+        Some("PreferDualStack") => Ok(Some(FamilyPolicy::PreferDualStack)),
+        Some("RequireDualStack") => Ok(Some(FamilyPolicy::RequireDualStack)),
+        Some(other) => {
+            let message = format!("{other:?} is not SingleStack, PreferDualStack or RequireDualStack");
+            Err(Invalid::new("spec.ipFamilyPolicy", message))
+        }
+    }
+}
+
 /// The addresses to serve: what status says; without status, in files, what is requested.
-fn addresses(object: &api::Service, spec: &api::ServiceSpec, dialect: Dialect) -> Result<Vec<IpAddr>, Invalid> {
+fn addresses(object: &api::Service, requested: &[IpAddr], dialect: Dialect) -> Result<Vec<IpAddr>, Invalid> {
     let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
     if let Some(ingress) = ingress.filter(|ingress| !ingress.is_empty()) {
         let mut addresses = Vec::new();
@@ -179,25 +199,45 @@ fn addresses(object: &api::Service, spec: &api::ServiceSpec, dialect: Dialect) -
         return Ok(addresses);
     }
     match dialect {
-        Dialect::Files => requested(object, spec),
+        Dialect::Files => Ok(requested.to_vec()),
         Dialect::Cluster => Ok(Vec::new()),
     }
 }
 
-/// Addresses asked for by `spec.loadBalancerIP` or one of the annotations; more than one way at once is an error (S-020).
-fn requested(object: &api::Service, spec: &api::ServiceSpec) -> Result<Vec<IpAddr>, Invalid> {
+/// Which addresses are asked for, of which pool, and with whom they may be shared.
+fn address_request(object: &api::Service, spec: &api::ServiceSpec, metallb: bool) -> Result<AddressRequest, Invalid> {
+    let one = |ours: &'static str| {
+        let mut ways = annotation::meaning(object.annotations(), ours, metallb).filter(|(_, value)| !value.is_empty());
+        let Some((first, value)) = ways.next() else { return Ok(None) };
+        match ways.find(|(_, other)| *other != value) {
+            None => Ok(Some(value.to_string())),
+            Some((other, _)) => Err(contradiction(annotation::field(other), &annotation::field(first))),
+        }
+    };
+    let sharing = one(annotation::ALLOW_SHARED_IP)?.unwrap_or_default();
+    let selector = spec.selector.iter().flatten().map(|(key, value)| format!("{key}={value}"));
+    Ok(AddressRequest {
+        addresses: requested(object, spec, metallb)?,
+        pool: one(annotation::ADDRESS_POOL)?,
+        selector: if sharing.is_empty() { String::new() } else { selector.collect::<Vec<_>>().join(",") },
+        sharing,
+    })
+}
+
+/// Addresses asked for by `spec.loadBalancerIP` or one of the annotations; more than one way at once is an error (S-020,
+/// M-004).
+fn requested(object: &api::Service, spec: &api::ServiceSpec, metallb: bool) -> Result<Vec<IpAddr>, Invalid> {
     let mut ways: Vec<(String, &str)> = Vec::new();
     if let Some(ip) = spec.load_balancer_ip.as_deref().filter(|ip| !ip.is_empty()) {
         ways.push(("spec.loadBalancerIP".into(), ip));
     }
-    for name in [annotation::ADDRESSES].into_iter().chain(METALLB_ANNOTATIONS) {
-        if let Some(list) = object.annotations().get(name) {
-            ways.push((annotation::field(name), list));
-        }
+    for ours in [annotation::ADDRESSES, annotation::LOAD_BALANCER_IPS] {
+        let given = annotation::meaning(object.annotations(), ours, metallb);
+        ways.extend(given.map(|(name, list)| (annotation::field(name), list)));
     }
     let Some((field, list)) = ways.first() else { return Ok(Vec::new()) };
     if let Some((other, _)) = ways.get(1) {
-        return Err(Invalid::new(other, format!("addresses are requested here and in {field}; keep one")));
+        return Err(contradiction(other, field));
     }
     let mut addresses = Vec::new();
     for ip in list.split(',') {
@@ -212,6 +252,10 @@ fn requested(object: &api::Service, spec: &api::ServiceSpec) -> Result<Vec<IpAdd
         ));
     }
     Ok(addresses)
+}
+
+fn contradiction(field: impl Into<String>, other: &str) -> Invalid {
+    Invalid::new(field, format!("addresses are requested here and in {other}; keep one"))
 }
 
 fn push_once(addresses: &mut Vec<IpAddr>, text: &str, field: impl Into<String>) -> Result<(), Invalid> {
@@ -303,4 +347,100 @@ fn source_ranges(object: &api::Service, spec: &api::ServiceSpec) -> Result<Vec<I
     ranges.sort();
     ranges.dedup();
     Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: (Dialect, bool) = (Dialect::Cluster, false);
+    const COMPATIBLE: (Dialect, bool) = (Dialect::Cluster, true);
+    const FILES: (Dialect, bool) = (Dialect::Files, false);
+
+    fn service(
+        (dialect, metallb_annotations): (Dialect, bool),
+        annotations: &str,
+        spec: &str,
+    ) -> Result<Service, Invalid> {
+        let text = format!(
+            "metadata: {{ name: web, namespace: shop, labels: {{ tier: web }}, annotations: {{ {annotations} }} }}\n\
+             spec: {{ type: LoadBalancer, clusterIP: 10.96.0.1, ports: [{{ port: 80 }}], selector: {{ b: c, a: b }}, {spec} }}"
+        );
+        let value: serde_json::Value = serde_norway::from_str(&text).unwrap();
+        let object = super::super::typed(&value, None)?;
+        let name = Name { namespace: "shop".into(), name: "web".into() };
+        read(name, &object, dialect, Exposed { metallb_annotations, ..Exposed::default() })
+    }
+
+    fn asks(how: (Dialect, bool), annotations: &str, spec: &str) -> Result<AddressRequest, String> {
+        service(how, annotations, spec).map(|service| service.address_request).map_err(|invalid| invalid.to_string())
+    }
+
+    #[test]
+    fn what_is_asked_for_is_read_under_our_names_and_metallbs() {
+        // M-003, M-004, M-010, S-020
+        let ours = "tidegate.io/load-balancer-ips: \"192.0.2.1, 2001:db8::1\", tidegate.io/address-pool: p, tidegate.io/allow-shared-ip: k";
+        let theirs = "metallb.io/loadBalancerIPs: \"192.0.2.1,2001:db8::1\", metallb.io/address-pool: p, metallb.io/allow-shared-ip: k";
+        let older = theirs.replace("metallb.io", "metallb.universe.tf");
+        let full = AddressRequest {
+            addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            pool: Some("p".into()),
+            sharing: "k".into(),
+            selector: "a=b,b=c".into(),
+        };
+        for (how, annotations, expected) in [
+            (CLUSTER, ours, &full),
+            (FILES, ours, &full),
+            (COMPATIBLE, theirs, &full),
+            (COMPATIBLE, &older, &full),
+            (FILES, theirs, &full),
+            (CLUSTER, theirs, &AddressRequest::default()),
+            (CLUSTER, "tidegate.io/address-pool: \"\", tidegate.io/allow-shared-ip: \" \"", &AddressRequest::default()),
+        ] {
+            assert_eq!(asks(how, annotations, "").as_ref(), Ok(expected), "{annotations}");
+        }
+        let by_field = asks(CLUSTER, "", "loadBalancerIP: 192.0.2.1").unwrap();
+        assert_eq!(by_field.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        let agreed = asks(COMPATIBLE, "tidegate.io/address-pool: p, metallb.io/address-pool: p", "").unwrap();
+        assert_eq!(agreed.pool.as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn requests_that_contradict_each_other_are_errors() {
+        // M-004, S-020
+        for (annotations, spec, expected) in [
+            ("tidegate.io/load-balancer-ips: 192.0.2.1", "loadBalancerIP: 192.0.2.1", "keep one"),
+            ("tidegate.io/load-balancer-ips: 192.0.2.1, tidegate.io/addresses: 192.0.2.1", "", "keep one"),
+            ("tidegate.io/load-balancer-ips: \"192.0.2.1,192.0.2.2\"", "", "more than one address of a family"),
+            ("tidegate.io/load-balancer-ips: \"192.0.2.1,192.0.2.1\"", "", "listed twice"),
+            ("tidegate.io/load-balancer-ips: \"\"", "", "not an IP address"),
+            ("metallb.io/address-pool: p, tidegate.io/address-pool: q", "", "metallb.io/address-pool"),
+            ("metallb.io/allow-shared-ip: p, tidegate.io/allow-shared-ip: q", "", "keep one"),
+            ("", "ipFamilyPolicy: Both", "spec.ipFamilyPolicy"),
+        ] {
+            let message = asks(COMPATIBLE, annotations, spec).unwrap_err();
+            assert!(message.contains(expected), "{annotations} {spec} gave {message:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_for_addresses_says_families_ports_and_labels() {
+        use crate::allocate::Request;
+
+        // S-120: the API server fills in families; files leave them out and mean both.
+        let request = |how, spec: &str| Request::new(&service(how, "", spec).unwrap(), &[]);
+        let of = |request: &Request| (request.families.clone(), request.family_policy);
+        let both = vec![true, false];
+        assert_eq!(of(&request(FILES, "clusterIP: \"\"")), (both.clone(), FamilyPolicy::PreferDualStack));
+        assert_eq!(of(&request(FILES, "")), (vec![true], FamilyPolicy::SingleStack));
+        let dual = "ipFamilies: [IPv4, IPv6], ipFamilyPolicy";
+        assert_eq!(of(&request(CLUSTER, &format!("{dual}: RequireDualStack"))), (both, FamilyPolicy::RequireDualStack));
+        assert_eq!(of(&request(CLUSTER, &format!("{dual}: SingleStack"))), (vec![true], FamilyPolicy::SingleStack));
+        let local = request(CLUSTER, "externalTrafficPolicy: Local");
+        assert_eq!((local.backend.as_deref(), request(CLUSTER, "").backend), (Some(""), None));
+        assert_eq!(local.ports, [(tidegate_api::resource::Protocol::Tcp, 80)].into());
+        assert_eq!(local.labels["tier"], "web");
+        let every = service(FILES, "tidegate.io/all-ports: \"true\"", "").unwrap();
+        assert_eq!(Request::new(&every, &[]).ports.len(), 2);
+    }
 }
