@@ -96,10 +96,53 @@ pub struct Control {
 
 /// Where objects come from.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct SourceChoice {
+#[serde(try_from = "SourceFields")]
+pub enum SourceChoice {
     /// A watched directory of manifests.
-    pub directory: PathBuf,
+    Directory(PathBuf),
+    /// The Kubernetes API.
+    Kubernetes(KubernetesChoice),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct SourceFields {
+    directory: Option<PathBuf>,
+    kubernetes: Option<KubernetesChoice>,
+}
+
+/// How the API is reached, and which Lease decides who writes to it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct KubernetesChoice {
+    /// Absent: as a pod of the cluster.
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the Lease; absent: that of the pod or of the kubeconfig's context.
+    pub lease_namespace: Option<String>,
+    /// Its name; the same for all gateways that serve the same class.
+    pub lease_name: Option<String>,
+}
+
+impl TryFrom<SourceFields> for SourceChoice {
+    type Error = &'static str;
+
+    fn try_from(fields: SourceFields) -> Result<Self, Self::Error> {
+        match (fields.directory, fields.kubernetes) {
+            (Some(directory), None) => Ok(SourceChoice::Directory(directory)),
+            (None, Some(kubernetes)) => Ok(SourceChoice::Kubernetes(kubernetes)),
+            _ => Err("control.source: exactly one of directory and kubernetes is needed"),
+        }
+    }
+}
+
+impl SourceChoice {
+    /// The directory, if it is one.
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            SourceChoice::Directory(directory) => Some(directory),
+            SourceChoice::Kubernetes(_) => None,
+        }
+    }
 }
 
 /// A node file that cannot be used.
@@ -168,6 +211,14 @@ impl NodeFile {
         if control.load_balancer_class.as_deref() == Some("") {
             return Err("control.loadBalancerClass: empty; use null to serve Services without a class".into());
         }
+        if let SourceChoice::Kubernetes(kubernetes) = &control.source {
+            for (field, value) in [("leaseNamespace", &kubernetes.lease_namespace), ("leaseName", &kubernetes.lease_name)]
+            {
+                if value.as_deref() == Some("") {
+                    return Err(format!("control.source.kubernetes.{field}: empty"));
+                }
+            }
+        }
         if !control.node_port_addresses.is_empty() && !control.expose_node_ports {
             return Err("control.nodePortAddresses: without effect unless exposeNodePorts is true".into());
         }
@@ -176,6 +227,18 @@ impl NodeFile {
 }
 
 impl Control {
+    /// Name of the Lease: one for each class, since the Services of each are served by others.
+    pub fn lease_name(&self) -> String {
+        let given = match &self.source {
+            SourceChoice::Kubernetes(kubernetes) => kubernetes.lease_name.clone(),
+            SourceChoice::Directory(_) => None,
+        };
+        given.unwrap_or_else(|| match &self.load_balancer_class {
+            None => "tidegate-controller".into(),
+            Some(class) => format!("tidegate-controller-{}", class.to_lowercase().replace(['/', '_'], "-")),
+        })
+    }
+
     /// Which frontends beyond VIPs are served.
     pub fn exposed(&self) -> Exposed {
         Exposed {
@@ -290,6 +353,10 @@ mod tests {
             (format!("{SMALLEST}colour: blue\n"), "colour"),
             (control("fullnatSource: []"), "fullnatSource"),
             ("node: a\ncontrol: { source: { folder: /x } }".into(), "folder"),
+            ("node: a\ncontrol: { source: {} }".into(), "exactly one of directory and kubernetes"),
+            ("node: a\ncontrol: { source: { directory: /x, kubernetes: {} } }".into(), "exactly one"),
+            ("node: a\ncontrol: { source: { kubernetes: { config: /x } } }".into(), "config"),
+            ("node: a\ncontrol: { source: { kubernetes: { leaseName: \"\" } } }".into(), "leaseName"),
             (control("hashKey: \"xyz\""), "control.hashKey"),
             (control("fullnatSources: [10.0.0.1, 10.0.0.1]"), "control.fullnatSources[1]"),
             (control("fullnatSources: [\"ff02::1\"]"), "control.fullnatSources[0]"),
@@ -309,6 +376,18 @@ mod tests {
             let message = NodeFile::parse(&text).unwrap_err();
             assert!(message.contains(expected), "{text:?} gave {message:?}, which does not name {expected}");
         }
+    }
+
+    #[test]
+    fn the_api_is_a_source_with_a_lease_for_each_class() {
+        let text = "node: a\ncontrol:\n  source: { kubernetes: { kubeconfig: /etc/kubeconfig } }\n";
+        let control = NodeFile::parse(text).unwrap().control;
+        assert!(matches!(&control.source, SourceChoice::Kubernetes(choice) if choice.kubeconfig.is_some()));
+        assert_eq!(control.lease_name(), "tidegate-controller");
+        let control = NodeFile::parse(&format!("{text}  loadBalancerClass: example.com/Edge\n")).unwrap().control;
+        assert_eq!(control.lease_name(), "tidegate-controller-example.com-edge");
+        let text = "node: a\ncontrol: { source: { kubernetes: {} } }";
+        assert!(NodeFile::parse(text).unwrap().control.source.directory().is_none());
     }
 
     #[test]

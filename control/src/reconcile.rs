@@ -9,13 +9,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use desired::Desired;
+use latency::Latency as Latencies;
+use office::Office;
 use hashbrown::HashMap;
 use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
 use tidegate_api::message::Response;
 use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
 
 use crate::config::NodeFile;
-use crate::model::{Dirty, Model, Name};
+use crate::lease::Word;
+use crate::model::{Dirty, Model, Name, Object};
 use crate::problem::{Place, Problem, Severity};
 use crate::resolve::claim::Claims;
 use crate::resolve::note::Note;
@@ -25,14 +29,20 @@ use crate::resolve::site::Site;
 use crate::resolve::{self, gateway, peer};
 use crate::session::link::News;
 use crate::session::{Session, Standing};
-use crate::source::{Batch, Manifest, ObjectKey, ObjectKind};
+use crate::source::{Batch, Manifest, ObjectKey, ObjectKind, Reading};
 use crate::status::StatusWriter;
 use crate::status::delivery::Deliveries;
 use crate::status::service::{Findings, Progress, ServiceStatus};
-use crate::watch::{self, Dialect};
+use crate::watch::{self, Dialect, Invalid};
 
 /// What there should be, and how sure that is.
 mod desired;
+/// What the holder of the Lease owes to Services in the API.
+mod office;
+/// How long a change takes from its cause to the last worker.
+mod latency;
+
+pub use latency::Told as Latency;
 
 /// How often a dataplane that owes an answer is looked after.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
@@ -50,6 +60,8 @@ pub enum Input {
     Source(Batch),
     /// Something came from the dataplane.
     Dataplane(News),
+    /// Something is to be known of the Lease.
+    Lease(Word),
     /// End.
     Stop,
 }
@@ -71,6 +83,9 @@ pub struct Reconciler {
     /// What the dataplane found of the ways to nodes.
     deliveries: Deliveries,
     status: StatusWriter,
+    office: Office,
+    latency: Latencies,
+    latency_told: Instant,
     /// Objects whose present form is not used.
     invalid: BTreeMap<ObjectKey, Problem>,
     /// Objects with fields that their kinds do not have.
@@ -97,13 +112,16 @@ impl Reconciler {
             file,
             dialect,
             model,
-            desired: Desired::default(),
+            desired: Desired::of(dialect),
             claims: Claims::default(),
             reach: Reach::default(),
             notes: HashMap::new(),
             session: Session::default(),
             deliveries: Deliveries::default(),
             status,
+            office: Office::default(),
+            latency: Latencies::default(),
+            latency_told: Instant::now(),
             invalid: BTreeMap::new(),
             unknown_fields: BTreeMap::new(),
             places: HashMap::new(),
@@ -119,10 +137,28 @@ impl Reconciler {
 
     /// Runs until [`Input::Stop`] or until nobody can send any more.
     pub fn run(&mut self, inbox: &Receiver<Input>) {
+        let mut next = None;
         loop {
-            match inbox.recv_timeout(LOOK_AFTER_EVERY) {
-                Ok(Input::Source(batch)) => self.take(batch),
+            let input = match next.take() {
+                Some(input) => Ok(input),
+                None => inbox.recv_timeout(LOOK_AFTER_EVERY),
+            };
+            match input {
+                Ok(Input::Source(mut batch)) => {
+                    // What has come while this thread was busy is one change.
+                    while let Ok(input) = inbox.try_recv() {
+                        match input {
+                            Input::Source(later) => batch.merge(later),
+                            other => {
+                                next = Some(other);
+                                break;
+                            }
+                        }
+                    }
+                    self.take(batch);
+                }
                 Ok(Input::Dataplane(news)) => self.hear(news),
+                Ok(Input::Lease(word)) => self.hear_of_lease(word),
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -137,6 +173,9 @@ impl Reconciler {
         let mut dirty = std::mem::take(&mut self.unresolved);
         let mut restated = BTreeSet::new();
         for key in &batch.deleted {
+            if key.kind == ObjectKind::Service {
+                self.keep_record(&key.name(), None);
+            }
             self.settle(key, &mut restated);
             self.unknown_fields.remove(key);
             self.places.remove(key);
@@ -144,6 +183,10 @@ impl Reconciler {
         }
         for manifest in batch.applied {
             self.apply(manifest, &mut dirty, &mut restated);
+        }
+        let mut recorded = Vec::new();
+        for reading in batch.read {
+            self.apply_reading(reading, &mut dirty, &mut restated, &mut recorded);
         }
         if !batch.complete && !self.complete {
             self.source_problems = batch.problems;
@@ -169,6 +212,12 @@ impl Reconciler {
         self.resolve_services(dirty.services);
         for name in restated {
             self.refresh(&name);
+        }
+        for name in recorded {
+            self.attend(&name);
+        }
+        if let Some(asked) = batch.listed_for {
+            self.listed_for(asked);
         }
     }
 
@@ -202,6 +251,7 @@ impl Reconciler {
             problems.extend(found.iter().map(placed));
         }
         problems.extend(self.dataplane_problem.clone());
+        problems.extend(self.office.problem());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
             let object = object_key(key);
@@ -233,6 +283,42 @@ impl Reconciler {
         if let (Some(place), true) = (&place, key.kind != ObjectKind::EndpointSlice) {
             self.places.insert(key.clone(), place.clone());
         }
+        let service = watch::service_of_slice(&key, &value);
+        self.apply_read(key, place, read, service, dirty, restated);
+    }
+
+    /// Takes in an object that the source has read.
+    fn apply_reading(
+        &mut self,
+        reading: Reading,
+        dirty: &mut Dirty,
+        restated: &mut BTreeSet<Name>,
+        recorded: &mut Vec<Name>,
+    ) {
+        let Reading { key, object, service, record, triggered_at } = reading;
+        if key.kind == ObjectKind::Service {
+            let name = key.name();
+            if record.is_some() || self.has_record(&name) {
+                recorded.push(name.clone());
+            }
+            self.keep_record(&name, record.map(|record| *record));
+        }
+        if let Some(at) = triggered_at {
+            self.latency.caused(&key.name(), service.as_ref(), at, self.complete);
+        }
+        self.apply_read(key, None, object, service, dirty, restated);
+    }
+
+    /// Takes an object into the model, or keeps its last good version; `service` is the one that a slice belongs to.
+    fn apply_read(
+        &mut self,
+        key: ObjectKey,
+        place: Option<Place>,
+        read: Result<Object, Invalid>,
+        service: Option<Name>,
+        dirty: &mut Dirty,
+        restated: &mut BTreeSet<Name>,
+    ) {
         match read {
             Ok(object) => {
                 self.settle(&key, restated);
@@ -248,7 +334,7 @@ impl Reconciler {
                 let at_start = !self.complete;
                 if at_start
                     && !held
-                    && let Some(resource) = self.resource_of(&key, &value)
+                    && let Some(resource) = self.resource_of(&key, service)
                 {
                     self.desired.doubtful.insert(key.clone(), resource);
                 }
@@ -296,13 +382,13 @@ impl Reconciler {
     }
 
     /// The resource an object takes part in.
-    fn resource_of(&self, key: &ObjectKey, value: &serde_json::Value) -> Option<ResourceKey> {
+    fn resource_of(&self, key: &ObjectKey, service: Option<Name>) -> Option<ResourceKey> {
         match key.kind {
             ObjectKind::Service => Some(service_key(&key.name())),
-            ObjectKind::EndpointSlice => watch::service_of_slice(key, value).map(|name| service_key(&name)),
+            ObjectKind::EndpointSlice => service.map(|name| service_key(&name)),
             ObjectKind::Node if key.name == self.file.node => Some(self.gateway_key()),
             ObjectKind::Node => Some(ResourceKey { kind: Kind::Peer, name: key.name.clone() }),
-            ObjectKind::AddressPool => None,
+            ObjectKind::AddressPool | ObjectKind::Namespace | ObjectKind::Pod => None,
         }
     }
 
@@ -357,8 +443,8 @@ impl Reconciler {
     fn resolve_peer(&mut self, name: &str) -> Vec<Problem> {
         let key = ResourceKey { kind: Kind::Peer, name: name.into() };
         match self.model.node(name).map(|node| peer::resolve(node, self.file.control.vxlan_port)) {
-            None => self.want(key, None),
-            Some(Ok(peer)) => self.want(key, Some(resolve::resource(name.into(), Body::Peer(peer)))),
+            None => drop(self.want(key, None)),
+            Some(Ok(peer)) => drop(self.want(key, Some(resolve::resource(name.into(), Body::Peer(peer))))),
             Some(Err(reason)) => {
                 self.want(key, None);
                 let message = format!("is not reached through the overlay: {reason}");
@@ -412,7 +498,7 @@ impl Reconciler {
         // First who claims what, then what each is left with: a Service may gain or lose by another's change.
         let mut restated = BTreeSet::new();
         for name in names {
-            let outcome = match self.model.service(&name) {
+            let outcome = match self.model.service(&name).filter(|_| !self.office.lets_go(&name)) {
                 Some(service) => {
                     resolve::service::resolve(service, self.model.slices_of(&name), &self.site, &self.reach)
                 }
@@ -429,7 +515,9 @@ impl Reconciler {
         for name in restated {
             let service = self.claims.granted(&name);
             let resource = service.map(|service| resolve::resource(name.to_string(), Body::Service(service)));
-            self.want(service_key(&name), resource);
+            if !self.want(service_key(&name), resource) && self.session.is_settled(&service_key(&name)) {
+                self.latency.without_effect(&name);
+            }
             self.refresh(&name);
         }
     }
@@ -446,11 +534,13 @@ impl Reconciler {
         self.notes.insert(name.clone(), notes);
     }
 
-    /// Replaces what there should be under `key`.
-    fn want(&mut self, key: ResourceKey, resource: Option<Resource>) {
-        if self.desired.replace(&key, resource) {
+    /// Replaces what there should be under `key`; whether that changes anything.
+    fn want(&mut self, key: ResourceKey, resource: Option<Resource>) -> bool {
+        let changed = self.desired.replace(&key, resource);
+        if changed {
             self.session.touch([key]);
         }
+        changed
     }
 
     /// Takes in what the dataplane tells.
@@ -514,6 +604,7 @@ impl Reconciler {
             self.refresh(name);
         }
         self.status.sweep(names);
+        self.go_on_letting_go();
     }
 
     fn refresh_all(&mut self, keys: BTreeSet<ResourceKey>) {
@@ -535,6 +626,9 @@ impl Reconciler {
             if standing == Standing::Absent {
                 self.status.service(name.clone(), None);
             }
+            if self.office.lets_go(name) {
+                self.attend(name);
+            }
             return;
         };
         let resource = self.desired.resources.get(&key);
@@ -546,6 +640,7 @@ impl Reconciler {
                 Progress::Refused { reason: refused.reason.clone(), earlier: standing != Standing::Absent }
             }
             (Some(resource), None, Standing::Held { version, reached: Some(_) }) if version == resource.version => {
+                self.latency.reached(name, Timestamp::now());
                 Progress::Programmed
             }
             _ => return, // on its way
@@ -562,10 +657,18 @@ impl Reconciler {
             delivery: resource.filter(|resource| by_node_dsr(resource)).map(|_| self.deliveries.words(name)),
         };
         let status = ServiceStatus::new(service, version, &progress, findings);
+        self.report(name, &service.addresses, &status);
         self.status.service(name.clone(), Some(status));
     }
 
     fn look_after(&mut self) {
+        self.look_after_office();
+        if self.latency_told.elapsed() >= LOOK_AFTER_EVERY {
+            self.latency_told = Instant::now();
+            if let Some(latency) = self.latency.news() {
+                self.status.latency(latency);
+            }
+        }
         if !self.session.is_connected() {
             return;
         }
