@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use allocation::Allocation;
 use desired::Desired;
 use latency::Latency as Latencies;
 use office::Office;
@@ -39,6 +40,8 @@ use crate::watch::{self, Dialect, Invalid};
 mod desired;
 /// What the holder of the Lease owes to Services in the API.
 mod office;
+/// Addresses for Services while this process leads.
+mod allocation;
 /// How long a change takes from its cause to the last worker.
 mod latency;
 
@@ -84,6 +87,7 @@ pub struct Reconciler {
     deliveries: Deliveries,
     status: StatusWriter,
     office: Office,
+    allocation: Allocation,
     latency: Latencies,
     latency_told: Instant,
     /// Objects whose present form is not used.
@@ -107,6 +111,7 @@ impl Reconciler {
     /// A process that knows nothing yet.
     pub fn new(file: NodeFile, dialect: Dialect, status: StatusWriter) -> Self {
         let model = Model::default();
+        let allocation = Allocation::new(&file.control);
         Reconciler {
             site: Site::new(&file, &model),
             file,
@@ -120,6 +125,7 @@ impl Reconciler {
             deliveries: Deliveries::default(),
             status,
             office: Office::default(),
+            allocation,
             latency: Latencies::default(),
             latency_told: Instant::now(),
             invalid: BTreeMap::new(),
@@ -184,7 +190,9 @@ impl Reconciler {
         for manifest in batch.applied {
             self.apply(manifest, &mut dirty, &mut restated);
         }
-        let mut recorded = Vec::new();
+        let mut recorded: Vec<Name> =
+            batch.deleted.iter().filter(|key| key.kind == ObjectKind::Service).map(ObjectKey::name).collect();
+        let told = !batch.read.is_empty();
         for reading in batch.read {
             self.apply_reading(reading, &mut dirty, &mut restated, &mut recorded);
         }
@@ -206,10 +214,14 @@ impl Reconciler {
             tracing::info!("deletions confirmed");
             self.session.confirm();
         }
+        if told {
+            dirty.services.extend(self.allocation.expire());
+        }
         self.resolve_nodes(&dirty.nodes);
         self.resolve_site(&mut dirty);
         self.resolve_reach(&mut dirty);
-        self.resolve_services(dirty.services);
+        self.resolve_services(std::mem::take(&mut dirty.services));
+        self.reconsider(&dirty);
         for name in restated {
             self.refresh(&name);
         }
@@ -252,6 +264,7 @@ impl Reconciler {
         }
         problems.extend(self.dataplane_problem.clone());
         problems.extend(self.office.problem());
+        problems.extend(self.allocation.problems());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
             let object = object_key(key);
@@ -500,12 +513,17 @@ impl Reconciler {
         for name in names {
             let outcome = match self.model.service(&name).filter(|_| !self.office.lets_go(&name)) {
                 Some(service) => {
+                    let given = self.allocation.effective(service);
+                    let service = given.as_deref().unwrap_or(service);
                     resolve::service::resolve(service, self.model.slices_of(&name), &self.site, &self.reach)
                 }
                 None => Outcome::NotOurs,
             };
             let (service, notes) = match outcome {
-                Outcome::Ours { service, notes } => (service, Some(notes)),
+                Outcome::Ours { service, mut notes } => {
+                    self.allocation.explain(&name, &mut notes);
+                    (service, Some(notes))
+                }
                 Outcome::NotOurs => (None, None),
             };
             restated.extend(self.claims.replace(&name, service));
@@ -656,6 +674,8 @@ impl Reconciler {
             invalid: invalid.as_deref(),
             delivery: resource.filter(|resource| by_node_dsr(resource)).map(|_| self.deliveries.words(name)),
         };
+        let given = self.allocation.effective(service);
+        let service = given.as_deref().unwrap_or(service);
         let status = ServiceStatus::new(service, version, &progress, findings);
         self.report(name, &service.addresses, &status);
         self.status.service(name.clone(), Some(status));
@@ -663,6 +683,7 @@ impl Reconciler {
 
     fn look_after(&mut self) {
         self.look_after_office();
+        self.tell_pools();
         if self.latency_told.elapsed() >= LOOK_AFTER_EVERY {
             self.latency_told = Instant::now();
             if let Some(latency) = self.latency.news() {

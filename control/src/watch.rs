@@ -21,15 +21,12 @@ pub mod annotation;
 pub mod endpointslice;
 /// `v1` Node with flannel's annotations.
 pub mod node;
-<<<<<<< HEAD
 /// `tidegate.io/v1alpha1` AddressPool.
 pub mod addresspool;
-=======
 /// `v1` Namespace.
 pub mod namespace;
 /// `v1` Pod.
 pub mod pod;
->>>>>>> 744c9e6 (Take objects from the Kubernetes API, and write what became of them under a Lease)
 
 /// Who fills in the fields that people leave out of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,14 +88,11 @@ pub fn read(
             endpointslice::read(key.name(), &typed(value, unknown)?, dialect).map(Object::EndpointSlice)
         }
         ObjectKind::Node => node::read(&key.name, &typed(value, unknown)?).map(Object::Node),
-<<<<<<< HEAD
         ObjectKind::AddressPool => addresspool::read(&key.name, &typed(value, unknown)?).map(Object::AddressPool),
-=======
         ObjectKind::Namespace => {
             Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?)))
         }
         ObjectKind::Pod => Err(Invalid::new("kind", "Pods are read from an API server only")),
->>>>>>> 744c9e6 (Take objects from the Kubernetes API, and write what became of them under a Lease)
     }
 }
 

@@ -11,6 +11,7 @@ use hashbrown::{HashMap, HashSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{Reconciler, service_key};
+use crate::crd::addresspool::AddressPoolStatus;
 use crate::lease::Word;
 use crate::model::Name;
 use crate::problem::{Problem, Severity};
@@ -46,7 +47,7 @@ pub(super) struct Office {
 
 impl Office {
     /// The term, once decisions may be made in it.
-    fn in_force(&self) -> Option<u64> {
+    pub(super) fn in_force(&self) -> Option<u64> {
         self.term.filter(|_| self.informed)
     }
 
@@ -67,10 +68,24 @@ impl Office {
         }
     }
 
-    fn tell(&self, term: u64, name: &Name, tone: Tone, reason: &'static str, note: String) {
-        if let (Some(writer), Some(record)) = (&self.writer, self.records.get(name)) {
+    /// Tells of something that happened to a Service, if this process leads.
+    pub(super) fn tell(&self, name: &Name, tone: Tone, reason: &'static str, note: String) {
+        if let (Some(writer), Some(record), Some(term)) = (&self.writer, self.records.get(name), self.in_force()) {
             let uid = record.uid.clone();
             writer.happened(term, Happening { name: name.clone(), uid, tone, reason, note });
+        }
+    }
+}
+
+impl Office {
+    /// Whether our finalizer holds the Service.
+    pub(super) fn is_held(&self, name: &Name) -> bool {
+        self.records.get(name).is_some_and(Record::is_held)
+    }
+
+    pub(super) fn tell_pool(&self, pool: &str, status: AddressPoolStatus) {
+        if let (Some(writer), Some(term)) = (&self.writer, self.in_force()) {
+            writer.tell_pool(term, pool, status);
         }
     }
 }
@@ -93,6 +108,7 @@ impl Reconciler {
             Word::Lost => {
                 tracing::info!("another control may write status from now on");
                 (self.office.term, self.office.informed) = (None, false);
+                self.allocation.suspend();
                 self.return_to_service();
             }
             Word::Trouble(why) => self.office.trouble = why,
@@ -128,6 +144,7 @@ impl Reconciler {
     pub(super) fn listed_for(&mut self, asked: u64) {
         if self.office.term == Some(asked) && !self.office.informed {
             self.office.informed = true;
+            self.begin_allocation();
             let names: Vec<Name> = self.office.records.keys().cloned().collect();
             for name in names {
                 self.attend(&name);
@@ -138,7 +155,10 @@ impl Reconciler {
     /// Does what is to be done for one Service now, if this process leads.
     pub(super) fn attend(&mut self, name: &Name) {
         let Some(term) = self.office.in_force() else { return };
-        let Some(record) = self.office.records.get(name) else { return };
+        let Some(record) = self.office.records.get(name) else {
+            self.release(name);
+            return;
+        };
         let service = self.model.service(name);
         let ours = service.is_some_and(|service| resolve::service::is_balanced_here(service, &self.site));
         if ours && !record.deleting {
@@ -146,8 +166,13 @@ impl Reconciler {
             if self.office.going.remove(name) {
                 self.resolve_services([name.clone()].into()); // it has come back
             }
-            if !held {
-                self.office.order(term, name, Wanted::Held);
+            if !self.file.control.allocate {
+                self.refresh(name); // another looks after it; only conditions are ours
+                return;
+            }
+            match held {
+                true => self.allocate(name),
+                false => self.office.order(term, name, Wanted::Held),
             }
             self.refresh(name);
             return;
@@ -157,13 +182,15 @@ impl Reconciler {
         let known = ours || record.managed || !record.conditions.is_empty() || self.office.lets_go(name);
         if record.is_held() && known && (record.deleting || !class_of_another) {
             self.let_go(term, name);
+        } else if !ours || !record.is_held() {
+            self.release(name);
         }
     }
 
     /// C-002: told, withdrawn, and only then let go.
     fn let_go(&mut self, term: u64, name: &Name) {
         if self.office.going.insert(name.clone()) {
-            self.office.tell(term, name, Tone::Normal, "DeletingLoadBalancer", "Deleting load balancer".into());
+            self.office.tell(name, Tone::Normal, "DeletingLoadBalancer", "Deleting load balancer".into());
             self.resolve_services([name.clone()].into());
             return; // heard of again when the dataplane has answered, or when nothing was to be withdrawn
         }
@@ -188,7 +215,19 @@ impl Reconciler {
         let Some(record) = self.office.records.get(name) else { return };
         let service = self.model.service(name);
         let ours = service.is_some_and(|service| resolve::service::is_balanced_here(service, &self.site));
-        if !ours || record.deleting || self.office.lets_go(name) || !record.is_held() {
+        if !ours || record.deleting || self.office.lets_go(name) {
+            return;
+        }
+        let conditions = status.conditions.iter().map(|condition| Condition {
+            type_: format!("{CONDITION_PREFIX}{}", condition.type_),
+            ..condition.clone()
+        });
+        let conditions = conditions.collect();
+        if !self.file.control.allocate {
+            self.office.order(term, name, Wanted::Told { conditions });
+            return;
+        }
+        if !record.is_held() || !self.allocation.has_decided(name) {
             return;
         }
         // C-001: an address appears when the dataplane has it. One that people know is not taken back because this one
@@ -198,11 +237,8 @@ impl Reconciler {
             now || record.ingress.contains(ip)
         };
         let ingress = addresses.iter().filter(works).copied().collect();
-        let conditions = status.conditions.iter().map(|condition| Condition {
-            type_: format!("{CONDITION_PREFIX}{}", condition.type_),
-            ..condition.clone()
-        });
-        self.office.order(term, name, Wanted::Served { ingress, conditions: conditions.collect() });
+        let pool = self.allocation.pools_of(name);
+        self.office.order(term, name, Wanted::Served { ingress, pool, conditions });
     }
 
     /// Whether this process is fit to lead, and what waits for a dataplane that does not come.
@@ -220,11 +256,13 @@ impl Reconciler {
         if let Some(writer) = &self.office.writer {
             writer.be_willing(gone_for < UNFIT_AFTER);
         }
-        let Some(term) = self.office.in_force() else { return };
+        if self.office.in_force().is_none() {
+            return;
+        }
         if gone_for >= UNFIT_AFTER && !std::mem::replace(&mut self.office.alone_told, true) {
             for (name, _) in self.office.records.iter().filter(|(_, record)| record.balanced && record.ingress.is_empty()) {
                 let note = "There are no available gateways for the load balancer".into();
-                self.office.tell(term, name, Tone::Warning, "UnAvailableLoadBalancer", note);
+                self.office.tell(name, Tone::Warning, "UnAvailableLoadBalancer", note);
             }
         }
         if gone_for >= WITHDRAWN_AFTER {

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Deliver, ObjectKind, Running, Source};
 use crate::watch::{Dialect, Exposed};
 use follow::{Follow, Told};
-use kinds::{EndpointSlice, Namespace, Node, Pod, Service, Watched};
+use kinds::{AddressPool, EndpointSlice, Namespace, Node, Pod, Service, Watched};
 use ledger::Ledger;
 
 /// The kinds as they are taken from the API.
@@ -152,6 +152,7 @@ impl Kubernetes {
         spawn.follow::<Node>(&mut ledger, "nodes", false);
         spawn.follow::<Namespace>(&mut ledger, "namespaces", false);
         spawn.follow::<Pod>(&mut ledger, "pods", false);
+        spawn.follow::<AddressPool>(&mut ledger, "addresspools in tidegate.io", false);
         drop(spawn);
         gather(ledger, told, deliver).await;
     }

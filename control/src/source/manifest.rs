@@ -186,15 +186,9 @@ fn identity(kind: ObjectKind, value: &Value) -> Result<ObjectKey, (&'static str,
     };
     let name = text("/metadata/name").map_err(|message| ("metadata.name", message))?;
     let name = name.ok_or(("metadata.name", "missing"))?;
-<<<<<<< HEAD
     let namespace = match kind.is_namespaced() {
         false => String::new(),
         true => text("/metadata/namespace")
-=======
-    let namespace = match kind {
-        ObjectKind::Node | ObjectKind::Namespace => String::new(),
-        _ => text("/metadata/namespace")
->>>>>>> 744c9e6 (Take objects from the Kubernetes API, and write what became of them under a Lease)
             .map_err(|message| ("metadata.namespace", message))?
             .unwrap_or_else(|| "default".into()),
     };

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use crate::watch::annotation::ALLOCATED_FROM;
+
 /// Manager of all fields this process writes: one fixed name, so that `managedFields` shows one owner (C-005).
 pub const FIELD_MANAGER: &str = "tidegate-controller";
 /// Finalizer that keeps a Service there until it is cleaned up (C-001).
@@ -32,6 +34,8 @@ pub struct Record {
     pub managed: bool,
     /// Addresses in status, in order.
     pub ingress: Vec<IpAddr>,
+    /// Names of the pools its addresses were told to be of.
+    pub pool: Option<String>,
     /// Something else than plain addresses is in status: host names, other modes.
     pub ingress_foreign: bool,
     /// Our conditions.
@@ -65,6 +69,7 @@ impl Record {
             deleting: metadata.deletion_timestamp.is_some(),
             finalizers,
             managed: metadata.managed_fields.iter().flatten().any(by_us),
+            pool: metadata.annotations.as_ref().and_then(|all| all.get(ALLOCATED_FROM)).cloned(),
             ingress_foreign: addresses.len() != entries.len(),
             ingress: addresses,
             conditions: conditions.iter().filter(ours).cloned().collect(),

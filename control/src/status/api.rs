@@ -15,14 +15,16 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1 as api;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
+use crate::crd::addresspool::{AddressPool, AddressPoolStatus};
 use crate::lease::{Campaign, Settings, Tenure, Word};
 use crate::model::Name;
 use crate::source::kubernetes::{Access, Refresh};
 use crate::source::record::{FIELD_MANAGER, FINALIZER, Record};
+use crate::watch::annotation::ALLOCATED_FROM;
 use book::{Book, Ended, Order, Step};
 use event::{Happening, Tone};
 
@@ -50,6 +52,7 @@ enum Message {
     Write(Box<Order>),
     Forget(Name),
     Happened(u64, Happening),
+    Pool(u64, String, Box<AddressPoolStatus>),
 }
 
 impl ApiWriter {
@@ -99,6 +102,11 @@ impl ApiWriter {
         self.send(Message::Happened(term, happening));
     }
 
+    /// Writes the status of an AddressPool, decided in `term`. One that cannot be written is told again with the next news.
+    pub fn tell_pool(&self, term: u64, pool: &str, status: AddressPoolStatus) {
+        self.send(Message::Pool(term, pool.into(), Box::new(status)));
+    }
+
     /// Whether this process is one that should hold the Lease.
     pub fn be_willing(&self, willing: bool) {
         self.willing.send_if_modified(|present| std::mem::replace(present, willing) != willing);
@@ -142,6 +150,7 @@ async fn run(
     let mut desk = Desk { book: Book::default(), happen };
     let write = async {
         let mut writes = FuturesUnordered::new();
+        let mut pools = FuturesUnordered::new();
         loop {
             while writes.len() < WRITES_MAX
                 && let Some((name, term, record, step)) = desk.book.next(Instant::now())
@@ -157,8 +166,10 @@ async fn run(
                     Some(Message::Write(order)) => desk.book.take(*order),
                     Some(Message::Forget(name)) => desk.book.forget(&name),
                     Some(Message::Happened(term, happening)) => desk.tell(term, happening),
+                    Some(Message::Pool(term, pool, status)) => pools.push(tell_pool(&client, &tenure, term, pool, status)),
                 },
                 Some(done) = writes.next(), if !writes.is_empty() => desk.finish(done),
+                Some(()) = pools.next(), if !pools.is_empty() => {}
                 Some(()) = losses.recv() => desk.book.clear(),
                 () = tokio::time::sleep_until(due.into()) => {}
             }
@@ -281,6 +292,26 @@ async fn take_step(
     Done { name, term, before, step, result }
 }
 
+/// Writes the status of a pool.
+async fn tell_pool(client: &Client, tenure: &Tenure, term: u64, pool: String, status: Box<AddressPoolStatus>) {
+    let Some(_leave) = tenure.write(term) else { return };
+    let pools: Api<AddressPool> = Api::all(client.clone());
+    let object = json!({
+        "apiVersion": AddressPool::api_version(&()),
+        "kind": AddressPool::kind(&()),
+        "metadata": { "name": pool },
+        "status": status,
+    });
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    let patch = Patch::Apply(object);
+    let written = pools.patch_status(&pool, &parameters, &patch);
+    match tokio::time::timeout(WRITE_WITHIN, written).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%pool, %error, "the status of a pool could not be written"),
+        Err(_) => tracing::warn!(%pool, "the status of a pool was not answered"),
+    }
+}
+
 /// Sends one step; the object as it then is.
 async fn send(services: &Api<api::Service>, name: &Name, before: &Record, step: &Step) -> kube::Result<api::Service> {
     let metadata = json!({
@@ -300,6 +331,12 @@ async fn send(services: &Api<api::Service>, name: &Name, before: &Record, step: 
             }
             let mut metadata = metadata;
             metadata["finalizers"] = if finalizers.is_empty() { Value::Null } else { json!(finalizers) };
+            let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+            services.patch(&name.name, &parameters, &Patch::Merge(json!({ "metadata": metadata }))).await
+        }
+        Step::Mark(pool) => {
+            let mut metadata = metadata;
+            metadata["annotations"] = json!({ ALLOCATED_FROM: pool });
             let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
             services.patch(&name.name, &parameters, &Patch::Merge(json!({ "metadata": metadata }))).await
         }

@@ -13,7 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectM
 use kube::Resource;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
 
+use crate::crd::addresspool as crd;
 use crate::model::{Name, Object};
 use crate::source::record::Record;
 use crate::source::{ObjectKey, ObjectKind, Reading};
@@ -175,6 +177,38 @@ impl Watched for Pod {
         let labels = self.metadata.labels.unwrap_or_default();
         let read = watch::pod::read(key.name(), labels, self.spec, self.status);
         reading(key, read.map(|pod| Object::Pod(Box::new(pod))))
+    }
+}
+
+/// An AddressPool. Its schema is ours and may be another version's in the cluster: one that cannot be read must not make
+/// the whole list unreadable.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = crd::AddressPool)]
+pub(super) struct AddressPool {
+    #[serde(deserialize_with = "slim")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Value,
+    #[serde(default)]
+    status: Value,
+}
+
+impl Watched for AddressPool {
+    const KIND: ObjectKind = ObjectKind::AddressPool;
+    const NEEDED: bool = false;
+
+    fn read(self, key: ObjectKey, exposed: Exposed) -> Reading {
+        let mut object = json!({
+            "apiVersion": Self::api_version(&()),
+            "kind": Self::kind(&()),
+            "metadata": self.metadata,
+            "spec": self.spec,
+        });
+        if !self.status.is_null() {
+            object["status"] = self.status;
+        }
+        let read = watch::read(&key, &object, Dialect::Cluster, exposed, &mut Vec::new());
+        reading(key, read)
     }
 }
 

@@ -31,6 +31,8 @@ pub enum Wanted {
     Served {
         /// Addresses, in order.
         ingress: Vec<IpAddr>,
+        /// Names of the pools they are of, for an annotation (M-003).
+        pool: Option<String>,
         /// Our conditions, sorted by type.
         conditions: Vec<Condition>,
     },
@@ -63,6 +65,8 @@ pub enum Step {
     Fetch,
     /// Add our finalizer to those there are.
     Hold,
+    /// Say of which pools the addresses are, or nothing about it.
+    Mark(Option<String>),
     /// Write status: `ingress` unless it is another's.
     Write {
         /// Addresses.
@@ -246,7 +250,8 @@ impl Entry {
                 false => Some(Step::Hold),
             },
             Wanted::Held => None,
-            Wanted::Served { ingress, conditions } => {
+            Wanted::Served { pool, .. } if record.pool != *pool => Some(Step::Mark(pool.clone())),
+            Wanted::Served { ingress, conditions, .. } => {
                 let same = !record.ingress_foreign && record.ingress == *ingress && alike(&record.conditions, conditions);
                 (!same).then(|| Step::Write { ingress: Some(ingress.clone()), conditions: self.timed(conditions) })
             }
@@ -257,6 +262,7 @@ impl Entry {
             Wanted::Released => {
                 let stands = record.ingress_foreign || !record.ingress.is_empty() || !record.conditions.is_empty();
                 match (stands && !record.deleting, record.is_held()) {
+                    (_, true) if record.pool.is_some() && !record.deleting => Some(Step::Mark(None)),
                     (true, true) => Some(Step::Write { ingress: Some(Vec::new()), conditions: Vec::new() }), // C-010
                     (_, true) => Some(Step::LetGo),
                     (_, false) => None,
@@ -318,7 +324,8 @@ mod tests {
     }
 
     fn served(ingress: &[&str]) -> Wanted {
-        Wanted::Served { ingress: ingress.iter().map(|ip| ip.parse().unwrap()).collect(), conditions: Vec::new() }
+        let ingress = ingress.iter().map(|ip| ip.parse().unwrap()).collect();
+        Wanted::Served { ingress, pool: None, conditions: Vec::new() }
     }
 
     fn order(record: Record, wanted: Wanted) -> Order {
@@ -375,6 +382,22 @@ mod tests {
         assert_eq!(step(&mut book, now), Some(Step::LetGo));
         book.ended(&name(), "u1", Ended::Gone, now);
         assert!(book.is_settled(&name()) && book.due().is_none());
+    }
+
+    /// M-003.
+    #[test]
+    fn the_pool_is_told_before_the_addresses_and_no_longer_than_they() {
+        let (mut book, now) = (Book::default(), Instant::now());
+        let wanted = Wanted::Served { ingress: Vec::new(), pool: Some("edge".into()), conditions: Vec::new() };
+        book.take(order(record(1, true, &[]), wanted));
+        assert_eq!(step(&mut book, now), Some(Step::Mark(Some("edge".into()))));
+        let marked = |version| Record { pool: Some("edge".into()), ..record(version, true, &[]) };
+        done(&mut book, marked(2), now);
+        assert_eq!(step(&mut book, now), None);
+        book.take(order(marked(2), Wanted::Released));
+        assert_eq!(step(&mut book, now), Some(Step::Mark(None)));
+        done(&mut book, record(3, true, &[]), now);
+        assert_eq!(step(&mut book, now), Some(Step::LetGo));
     }
 
     /// C-004.
@@ -441,7 +464,7 @@ mod tests {
         };
         let (mut book, now) = (Book::default(), Instant::now());
         let stands = Record { conditions: vec![condition("True", 1)], ..record(1, true, &[]) };
-        let wanted = |condition| Wanted::Served { ingress: Vec::new(), conditions: vec![condition] };
+        let wanted = |condition| Wanted::Served { ingress: Vec::new(), pool: None, conditions: vec![condition] };
         book.take(order(stands.clone(), wanted(condition("True", 9))));
         assert_eq!(step(&mut book, now), None);
         let changed = Condition { message: "more".into(), ..condition("True", 9) };
