@@ -5,12 +5,14 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 use tidegate_api::resource::{DeliveryMode, OrphanTcp};
 
+use crate::lease::Timing;
 use crate::watch::Exposed;
 
 /// The whole node file.
@@ -121,6 +123,38 @@ pub struct KubernetesChoice {
     pub lease_namespace: Option<String>,
     /// Its name; the same for all gateways that serve the same class.
     pub lease_name: Option<String>,
+    /// How long it lasts (C-020); the same for all gateways.
+    pub lease_seconds: LeaseSeconds,
+}
+
+/// Times of the Lease in seconds, fractions allowed; each is longer than the next.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct LeaseSeconds {
+    /// Another gateway writes when it has not been renewed for so long.
+    pub duration: f64,
+    /// This one stops writing when it could not renew it for so long.
+    pub renew: f64,
+    /// It is renewed, or tried for, so often.
+    pub retry: f64,
+}
+
+impl Default for LeaseSeconds {
+    fn default() -> Self {
+        let Timing { duration, renew, retry } = Timing::default();
+        LeaseSeconds { duration: duration.as_secs_f64(), renew: renew.as_secs_f64(), retry: retry.as_secs_f64() }
+    }
+}
+
+impl LeaseSeconds {
+    /// The same as durations; `None` when they are in no order that works.
+    pub fn timing(self) -> Option<Timing> {
+        let seconds = |number| Duration::try_from_secs_f64(number).ok();
+        let timing =
+            Timing { duration: seconds(self.duration)?, renew: seconds(self.renew)?, retry: seconds(self.retry)? };
+        let ordered = timing.duration > timing.renew && timing.renew > timing.retry && !timing.retry.is_zero();
+        (ordered && timing.duration < Duration::from_secs(3600)).then_some(timing)
+    }
 }
 
 impl TryFrom<SourceFields> for SourceChoice {
@@ -217,6 +251,10 @@ impl NodeFile {
                 if value.as_deref() == Some("") {
                     return Err(format!("control.source.kubernetes.{field}: empty"));
                 }
+            }
+            if kubernetes.lease_seconds.timing().is_none() {
+                let message = "duration must be longer than renew, renew longer than retry, and retry longer than 0";
+                return Err(format!("control.source.kubernetes.leaseSeconds: {message}"));
             }
         }
         if !control.node_port_addresses.is_empty() && !control.expose_node_ports {
@@ -357,6 +395,8 @@ mod tests {
             ("node: a\ncontrol: { source: { directory: /x, kubernetes: {} } }".into(), "exactly one"),
             ("node: a\ncontrol: { source: { kubernetes: { config: /x } } }".into(), "config"),
             ("node: a\ncontrol: { source: { kubernetes: { leaseName: \"\" } } }".into(), "leaseName"),
+            ("node: a\ncontrol: { source: { kubernetes: { leaseSeconds: { renew: 20 } } } }".into(), "leaseSeconds"),
+            ("node: a\ncontrol: { source: { kubernetes: { leaseSeconds: { retry: -1 } } } }".into(), "leaseSeconds"),
             (control("hashKey: \"xyz\""), "control.hashKey"),
             (control("fullnatSources: [10.0.0.1, 10.0.0.1]"), "control.fullnatSources[1]"),
             (control("fullnatSources: [\"ff02::1\"]"), "control.fullnatSources[0]"),

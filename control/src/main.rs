@@ -140,7 +140,7 @@ fn api_writer(
         name: file.control.lease_name(),
         // A process that begins anew is another: what it decided before is not known to it any more.
         identity: format!("{}_{:016x}", file.node, RandomState::new().hash_one(std::process::id())),
-        timing: lease::Timing::default(),
+        timing: choice.lease_seconds.timing().unwrap_or_default(),
     };
     ApiWriter::start(access, settings, refresh, move |word| drop(inbox.send(Input::Lease(word))))
         .context("cannot write to the Kubernetes API")
