@@ -29,6 +29,10 @@ use tracing_subscriber::EnvFilter;
 /// What is in progress may take this long to end after a signal.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
+/// What is logged unless the environment says otherwise. The client would log whole answers that it cannot read, and an
+/// answer may be a list of a whole cluster; we say what is wrong with them ourselves.
+const LOGGED: &str = "info,kube_client=error";
+
 /// Tells tidegate-dataplane what the cluster wants.
 #[derive(Parser)]
 #[command(version, about)]
@@ -50,7 +54,7 @@ struct Flags {
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let Some(config) = flags.config else { return print_crds() };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let filter = if flags.check { EnvFilter::new("off") } else { filter };
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);

@@ -10,19 +10,18 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::Reconciler;
-use crate::allocate::{Allocator, Counts, Decision, PoolProblem, Refusal, Request, reserved};
+use crate::allocate::{Allocator, Decision, PoolProblem, Refusal, Request, reserved};
 use crate::config::Control;
-use crate::crd::addresspool::AddressPoolStatus;
 use crate::model::service::{Service, ServiceType};
 use crate::model::{Dirty, Name};
 use crate::problem::{Problem, Severity};
 use crate::resolve;
 use crate::resolve::note::Note;
 use crate::source::{ObjectKey, ObjectKind};
+use crate::status::addresspool;
 use crate::status::api::event::Tone;
 
 /// Figures of pools are written so often at most: they change with every Service.
@@ -40,6 +39,8 @@ pub(super) struct Allocation {
     /// Figures of pools may have changed.
     moved: bool,
     told_at: Option<Instant>,
+    /// Conditions of pools as they were told last.
+    told: HashMap<String, Vec<Condition>>,
 }
 
 /// What was decided about a Service.
@@ -59,6 +60,7 @@ impl Allocation {
             problems: Vec::new(),
             moved: false,
             told_at: None,
+            told: HashMap::new(),
         }
     }
 
@@ -104,12 +106,7 @@ impl Allocation {
     pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
         self.problems.iter().map(|problem| {
             let severity = if problem.refused { Severity::Error } else { Severity::Warning };
-            let key = ObjectKey {
-                kind: ObjectKind::AddressPool,
-                namespace: String::new(),
-                name: problem.pool.clone(),
-            };
-            Problem::new(severity, problem.reason, problem.message.clone()).about(key)
+            Problem::new(severity, problem.reason, problem.message.clone()).about(pool_key(&problem.pool))
         })
     }
 }
@@ -243,39 +240,19 @@ impl Reconciler {
         self.allocation.moved = false;
         self.allocation.told_at = Some(Instant::now());
         for pool in self.model.pools() {
-            self.office.tell_pool(&pool.name, self.pool_status(&pool.name, pool.generation));
+            let key = pool_key(&pool.name);
+            let invalid = self.invalid.get(&key).map(ToString::to_string);
+            let before = self.allocation.told.get(&pool.name).map_or(&[][..], Vec::as_slice);
+            let Allocation { allocator, problems, .. } = &self.allocation;
+            let status = addresspool::status(pool, allocator, problems, invalid.as_deref(), before);
+            self.allocation.told.insert(pool.name.clone(), status.conditions.clone());
+            self.office.tell_pool(&pool.name, status);
         }
     }
+}
 
-    fn pool_status(&self, name: &str, generation: Option<i64>) -> AddressPoolStatus {
-        let allocator = &self.allocation.allocator;
-        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let (v4, v6): (Counts, Counts) = (allocator.counts(name, true), allocator.counts(name, false));
-        let ranges = allocator.in_force().find(|(other, _)| *other == name).map_or(&[][..], |(_, ranges)| ranges);
-        let problem = self.allocation.problems.iter().find(|problem| problem.pool == name);
-        let (status, reason, message) = match problem {
-            None => ("True", "InForce", "the addresses are in force".to_string()),
-            Some(problem) => (if problem.refused { "False" } else { "True" }, problem.reason, problem.message.clone()),
-        };
-        AddressPoolStatus {
-            observed_generation: generation,
-            addresses: ranges.iter().map(ToString::to_string).collect(),
-            total_ipv4: number(v4.total),
-            assigned_ipv4: number(v4.assigned),
-            available_ipv4: number(v4.available),
-            total_ipv6: number(v6.total),
-            assigned_ipv6: number(v6.assigned),
-            available_ipv6: number(v6.available),
-            conditions: vec![Condition {
-                last_transition_time: Time(Timestamp::now()),
-                message,
-                observed_generation: generation,
-                reason: reason.into(),
-                status: status.into(),
-                type_: "Valid".into(),
-            }],
-        }
-    }
+fn pool_key(name: &str) -> ObjectKey {
+    ObjectKey { kind: ObjectKind::AddressPool, namespace: String::new(), name: name.into() }
 }
 
 /// Addresses of a Service that somebody else looks after.

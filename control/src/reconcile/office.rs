@@ -34,6 +34,8 @@ pub(super) struct Office {
     writer: Option<ApiWriter>,
     records: HashMap<Name, Record>,
     term: Option<u64>,
+    /// The term that the last list of all Services was asked for in.
+    listed: u64,
     /// All Services have been listed since the term began.
     informed: bool,
     /// Services that are withdrawn, or on their way to be, because they are to be let go.
@@ -104,6 +106,7 @@ impl Reconciler {
             Word::Taken(term) => {
                 tracing::info!(term, "this control writes status from now on");
                 (self.office.term, self.office.informed) = (Some(term), false);
+                self.begin_if_informed();
             }
             Word::Lost => {
                 tracing::info!("another control may write status from now on");
@@ -142,7 +145,12 @@ impl Reconciler {
 
     /// All Services have been listed anew since this was asked for.
     pub(super) fn listed_for(&mut self, asked: u64) {
-        if self.office.term == Some(asked) && !self.office.informed {
+        self.office.listed = self.office.listed.max(asked);
+        self.begin_if_informed();
+    }
+
+    fn begin_if_informed(&mut self) {
+        if self.office.term == Some(self.office.listed) && self.complete && !self.office.informed {
             self.office.informed = true;
             self.begin_allocation();
             let names: Vec<Name> = self.office.records.keys().cloned().collect();

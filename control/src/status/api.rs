@@ -76,10 +76,14 @@ impl ApiWriter {
         let (willing, wills) = watch::channel(true);
         let thread = thread::Builder::new().name("api".into()).spawn(move || {
             let heard = move |word: Word| {
-                if let Word::Taken(term) = word {
+                let taken = match word {
+                    Word::Taken(term) => Some(term),
+                    _ => None,
+                };
+                tell(word);
+                if let Some(term) = taken {
                     refresh.ask(term);
                 }
-                tell(word);
             };
             runtime.block_on(run(client, settings, taken, wills, heard));
             runtime.shutdown_background();

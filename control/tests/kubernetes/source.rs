@@ -236,10 +236,11 @@ fn a_slow_list_is_waited_for() {
 fn a_bad_object_disturbs_no_other() {
     let server = cluster();
     let gateway = Gateway::start(&server, "gw-1", "");
-    let bad = service("bad", "ports: [{ port: 80 }], loadBalancerSourceRanges: [\"203.0.113.0/99\"]");
+    let annotation = "namespace: shop, annotations: { tidegate.io/load-balancer-ips: everywhere }";
+    let bad = service("bad", "").replace("namespace: shop", annotation);
     server.apply(&(bad + &service("good", "") + &slices("good", &[5]))).unwrap();
     gateway.until_endpoints("good", 2);
-    assert!(gateway.problem("Invalid").contains("loadBalancerSourceRanges"));
+    assert!(gateway.problem("Invalid").contains("load-balancer-ips"));
     // The elder pool stays in force; the one that overlaps it is told so.
     server.apply(&super::stage::pool("again", &["203.0.113.128/25"])).unwrap();
     let again = server

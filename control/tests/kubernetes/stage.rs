@@ -118,11 +118,12 @@ impl Gateway {
     pub fn start(server: &ApiServer, name: &str, control: &str) -> Self {
         let home = TempDir::new().unwrap();
         let at = |file: &str| home.path().join(file).display().to_string();
+        let n = if name == "gw-1" { 9 } else { 10 };
         fs::write(home.path().join("kubeconfig"), server.kubeconfig(name)).unwrap();
         let text = format!(
             "node: {name}\nsocket: {}\nstateDir: {}\ncontrol:\n  source:\n    kubernetes:\n      kubeconfig: {}\n      \
              leaseSeconds: {{ duration: 2.5, renew: 1.5, retry: 0.25 }}\n  \
-             fullnatSources: [10.244.9.2, \"fd00:10:244:9::2\"]\n{control}",
+             fullnatSources: [10.244.{n}.2, \"fd00:10:244:{n}::2\"]\n{control}",
             at("tidegate.sock"),
             at("state"),
             at("kubeconfig")
@@ -134,7 +135,7 @@ impl Gateway {
         thread::spawn(move || {
             while let Ok(stream) = listener.accept() {
                 let state = state.clone();
-                thread::spawn(move || drop(converse(&state, stream)));
+                thread::spawn(move || converse(&state, stream));
             }
         });
         let mut gateway = Gateway { home, dataplane, child: None };
@@ -147,7 +148,7 @@ impl Gateway {
         let log = fs::File::options().create(true).append(true).open(self.home.path().join("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate-control"));
         command.arg("--config").arg(self.home.path().join("node.yaml"));
-        command.env("RUST_LOG", "info,tidegate_control=debug").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.env("RUST_LOG", "info,tidegate_control=debug,kube_client=error").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }
 

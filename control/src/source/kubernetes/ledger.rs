@@ -148,7 +148,7 @@ impl Ledger {
         let mut batch = Batch {
             problems: self.problems(),
             complete,
-            listed_for: self.listed_for.take(),
+            listed_for: self.listed_for.take_if(|_| complete), // it is of use with everything only
             ..Batch::default()
         };
         for (key, Change { gone, seen }) in self.changed.drain() {
