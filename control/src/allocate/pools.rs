@@ -21,7 +21,7 @@ pub(super) type Namespaces = BTreeMap<String, BTreeMap<String, String>>;
 pub struct PoolProblem {
     /// Name of the pool.
     pub pool: String,
-    /// `Overlap` or `Reserved`.
+    /// `Invalid`, `Overlap` or `Reserved`.
     pub reason: &'static str,
     /// Whether the pool as it is written now is not in force. If it is, some of its addresses are not given out.
     pub refused: bool,
@@ -142,6 +142,9 @@ impl Pools {
         let mut problems = Vec::new();
         self.wanted.clone_from(&wanted);
         let mut candidates: Vec<Candidate> = wanted.into_iter().map(|pool| self.candidate(pool)).collect();
+        for candidate in &mut candidates {
+            problems.extend(candidate.complaint());
+        }
         for candidate in candidates.iter_mut().filter(|candidate| candidate.is_change()) {
             if let Some((range, whose)) = conflict(&candidate.wanted.ranges, &reserved) {
                 problems.push(candidate.yields("Reserved", format!("{range} is {whose}")));
@@ -201,6 +204,17 @@ impl Candidate {
             set(before) == set(&self.wanted)
         };
         self.present == Version::Wanted && !self.fallback.as_ref().is_some_and(same)
+    }
+
+    /// What is written now cannot be used: the version before stays, as it is remembered here or by status.
+    fn complaint(&mut self) -> Option<PoolProblem> {
+        let complaint = self.wanted.complaint.as_ref()?;
+        let kept = self.fallback.as_ref().map_or(&self.wanted.ranges, |before| &before.ranges);
+        let message = format!("{complaint}; the last good version stays in force: {}", words(kept));
+        if self.fallback.is_some() {
+            self.present = Version::Fallback;
+        }
+        Some(PoolProblem { pool: self.wanted.name.clone(), reason: "Invalid", refused: true, message })
     }
 
     /// Goes back to the version before, if there is one that could help.

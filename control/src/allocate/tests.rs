@@ -34,6 +34,7 @@ pub(super) fn pool(name: &str, ranges: &str) -> AddressPool {
         generation: None,
         ranges: ranges.split_whitespace().map(range).collect(),
         last_good: Vec::new(),
+        complaint: None,
         auto_assign: true,
         avoid_buggy: false,
         pinning: None,
@@ -418,6 +419,29 @@ fn after_a_restart_status_tells_which_version_was_good() {
     let forgetful = |pool: AddressPool| AddressPool { last_good: Vec::new(), ..pool };
     let problems = allocator.set_pools(vec![forgetful(younger), forgetful(elder)], Vec::new());
     assert_eq!((problems.len(), problems[0].pool.as_str()), (1, "b"));
+}
+
+#[test]
+fn a_pool_that_became_unusable_stays_as_it_was() {
+    let mut allocator = allocator(&[pool("p", "192.0.2.1-192.0.2.2")]);
+    assert_eq!(words(&allocator.assign(request("a"))), "192.0.2.1");
+    let complaint = Some("spec.addresses[0]: 192.0.2.9 comes after 192.0.2.1".to_string());
+    let unusable = AddressPool {
+        complaint,
+        auto_assign: false,
+        last_good: vec![range("192.0.2.1-192.0.2.2")],
+        ..pool("p", "192.0.2.1-192.0.2.2")
+    };
+    let problems = allocator.set_pools(vec![unusable.clone()], Vec::new());
+    assert_eq!((problems.len(), problems[0].reason, problems[0].refused), (1, "Invalid", true));
+    assert!(problems[0].message.ends_with("stays in force: 192.0.2.1-192.0.2.2"), "{}", problems[0].message);
+    assert_eq!(allocator.reconsider(), []);
+    assert_eq!(words(&allocator.assign(request("b"))), "192.0.2.2", "also its other fields");
+    // After a restart only the ranges are known: who has an address keeps it, nobody gets one without asking.
+    let mut allocator = Allocator::default();
+    assert_eq!(allocator.set_pools(vec![unusable], Vec::new()), problems);
+    let decisions = allocator.adopt([Request { status: ips("192.0.2.1"), ..request("a") }, request("b")]);
+    assert_eq!(told(&decisions), ["a 192.0.2.1", "b NoPoolPermits"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Owns the form, which is that of MetalLB's `IPAddressPool` under other names of group and kind, so that its manifests
 //! need no other change. The server checks what a schema can check; what takes arithmetic is checked by
 //! [`crate::watch::addresspool`], which tells it in `status`.
+#![allow(clippy::duplicated_attributes, reason = "several columns have the same type")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};

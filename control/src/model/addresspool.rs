@@ -23,6 +23,8 @@ pub struct AddressPool {
     pub ranges: Vec<AddressRange>,
     /// Ranges that were in force according to status; empty when nothing was written there.
     pub last_good: Vec<AddressRange>,
+    /// Why what is written now cannot be used: the ranges are then those that were in force before.
+    pub complaint: Option<String>,
     /// Whether Services get addresses without asking for this pool.
     pub auto_assign: bool,
     /// Whether IPv4 addresses ending in .0 and .255 are left out.
@@ -100,7 +102,7 @@ impl AddressRange {
             return all;
         }
         // How many numbers below `end` end in 0 or 255.
-        let buggy_below = |end: u128| 2 * (end / 256) + u128::from(end % 256 > 0);
+        let buggy_below = |end: u128| 2 * (end / 256) + u128::from(!end.is_multiple_of(256));
         all - (buggy_below(last + 1) - buggy_below(first))
     }
 }

@@ -33,18 +33,34 @@ pub(super) fn read(name: &str, object: &crd::AddressPool) -> Result<AddressPool,
     let spec = &object.spec;
     let listed = object.status.iter().flat_map(|status| &status.addresses);
     // Written by ourselves; what somebody else wrote there instead is no memory of ours.
-    let last_good: Vec<AddressRange> = listed.filter_map(|text| range(text).ok()).collect();
-    Ok(AddressPool {
+    let mut last_good: Vec<AddressRange> = Vec::new();
+    for range in listed.filter_map(|text| range(text).ok()) {
+        if last_good.iter().all(|other| other.intersection(&range).is_none()) {
+            last_good.push(range);
+        }
+    }
+    let pool = AddressPool {
         name: name.into(),
         uid: object.uid().unwrap_or_default(),
         created_at_s: object.creation_timestamp().map_or(i64::MAX, |time| time.0.as_second()),
         generation: object.metadata.generation,
-        ranges: ranges(&spec.addresses)?,
+        ranges: last_good.clone(),
         last_good,
-        auto_assign: spec.auto_assign,
+        complaint: None,
+        auto_assign: false,
         avoid_buggy: spec.avoid_buggy_ips,
-        pinning: spec.service_allocation.as_ref().map(pinning).transpose()?,
-    })
+        pinning: None,
+    };
+    match (settings(spec), pool.last_good.is_empty()) {
+        (Ok((ranges, pinning)), _) => Ok(AddressPool { ranges, pinning, auto_assign: spec.auto_assign, ..pool }),
+        // Services have addresses of it. They keep them, and who asks gets one: it is not known whom the rest is for.
+        (Err(invalid), false) => Ok(AddressPool { complaint: Some(invalid.to_string()), ..pool }),
+        (Err(invalid), true) => Err(invalid),
+    }
+}
+
+fn settings(spec: &crd::AddressPoolSpec) -> Result<(Vec<AddressRange>, Option<Pinning>), Invalid> {
+    Ok((ranges(&spec.addresses)?, spec.service_allocation.as_ref().map(pinning).transpose()?))
 }
 
 fn ranges(listed: &[String]) -> Result<Vec<AddressRange>, Invalid> {
@@ -253,6 +269,13 @@ mod tests {
         let pool = read("a", &super::super::typed(&value, None).unwrap()).unwrap();
         let last_good: Vec<String> = pool.last_good.iter().map(ToString::to_string).collect();
         assert_eq!(last_good, ["192.0.2.0/25", "2001:db8::1-2001:db8::3"]);
+        assert_eq!((pool.ranges.len(), pool.complaint), (1, None));
+        // It stands in for a spec that cannot be used, and tells so.
+        let text = text.replace("192.0.2.0/24", "192.0.2.9-192.0.2.1");
+        let value: serde_json::Value = serde_norway::from_str(&text).unwrap();
+        let pool = read("a", &super::super::typed(&value, None).unwrap()).unwrap();
+        assert_eq!((pool.ranges, pool.auto_assign), (pool.last_good, false));
+        assert!(pool.complaint.unwrap().starts_with("spec.addresses[0]: 192.0.2.9 comes after"));
     }
 
     proptest! {
