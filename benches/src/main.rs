@@ -3,15 +3,20 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::process::ExitCode;
 
 use tidegate_benches::summary;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let target = summary::target();
     let figures = summary::figures(&target)?;
     println!("{:<36} {:>12} {:>10}  {:<20} met", "figure", "measured", "budget", "unit");
     for figure in &figures {
-        let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.1}"));
+        let number = |value: Option<f64>| match value {
+            None => "-".to_string(),
+            Some(value) if value != 0.0 && value.abs() < 1.0 => format!("{value:.3}"),
+            Some(value) => format!("{value:.1}"),
+        };
         let met = figure.met.map_or("", |met| if met { "yes" } else { "NO" });
         println!(
             "{:<36} {:>12} {:>10}  {:<20} {met}",
@@ -22,11 +27,12 @@ fn main() -> anyhow::Result<()> {
         );
     }
     let missing = figures.iter().filter(|figure| figure.figure.is_none()).count();
-    if missing > 0 {
-        println!("{missing} figures were not measured; `make bench` measures all");
-    }
     let path = target.join("bench-summary.json");
     fs::write(&path, serde_json::to_string_pretty(&figures)?)?;
     println!("written: {}", path.display());
-    Ok(())
+    if missing > 0 {
+        eprintln!("{missing} figures were not measured; `make bench` measures all");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
 }

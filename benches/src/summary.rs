@@ -48,9 +48,11 @@ pub fn budgets() -> anyhow::Result<Vec<Budget>> {
     serde_json::from_str(include_str!("../budgets.json")).context("benches/budgets.json")
 }
 
-/// Nanoseconds per iteration that criterion measured for `name` (group/parameter), if that bench ran.
+/// Nanoseconds per iteration that criterion measured for `name`, if that bench ran. A `group/parameter` has a folder in a
+/// folder; in the name of a bench without a group criterion writes `_` for `/`.
 pub fn criterion_ns(target: &Path, name: &str) -> Option<f64> {
-    let text = fs::read_to_string(target.join("criterion").join(name).join("new/estimates.json")).ok()?;
+    let read = |folder: &str| fs::read_to_string(target.join("criterion").join(folder).join("new/estimates.json"));
+    let text = read(name).or_else(|_| read(&name.replace('/', "_"))).ok()?;
     let estimates: serde_json::Value = serde_json::from_str(&text).ok()?;
     // The median: these machines are shared, and a mean tells of the neighbours.
     estimates.get("median")?.get("point_estimate")?.as_f64()
