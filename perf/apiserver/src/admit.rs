@@ -13,6 +13,13 @@ use crate::problem::{Cause, Problem};
 use crate::schema;
 use crate::service::{self, Addresses};
 
+/// Puts in what is understood when it is not said, as reading an object does: it belongs to whoever wrote the object.
+pub fn defaults(kind: &Kind, value: &mut Value) {
+    if kind.kind == "Service" && kind.group.is_empty() {
+        service::defaults(value);
+    }
+}
+
 /// `value` as it will be stored at `key` over `old`. `status` says that only the status is written.
 ///
 /// # Errors
@@ -27,7 +34,7 @@ pub fn admit(
 ) -> Result<(), Problem> {
     let causes = match kind.kind.as_str() {
         "Service" if kind.group.is_empty() && status => {
-            service::status_defaults(value);
+            service::defaults(value);
             service::check_status(value)
         }
         "Service" if kind.group.is_empty() => service::admit(addresses, key, value, old),

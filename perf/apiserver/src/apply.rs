@@ -177,6 +177,8 @@ pub fn apply(kind: &Kind, live: &Value, applied: &Value, writer: &Writer, force:
     let before = position.map(|at| owners.remove(at));
     if let Some(before) = &before {
         prune(kind, &mut merged, &before.fields, &wanted, &owners);
+        // A map that became empty by that may have been applied empty.
+        merge(kind, &mut merged, &applied, "");
     }
     let mut own = Owner::new(kind, writer, "Apply", wanted);
     if let Some(before) = before
@@ -248,14 +250,22 @@ fn merge(kind: &Kind, live: &mut Value, applied: &Value, names: &str) {
 /// Takes out of `merged` what its manager said before, says no longer, and nobody else owns.
 fn prune(kind: &Kind, merged: &mut Value, before: &Fields, wanted: &Fields, others: &[Owner]) {
     let mut gone: Vec<_> = before.difference(wanted).collect();
-    gone.sort_by_key(|path| std::cmp::Reverse(path.len()));
+    // Items before their fields: without its key an item could not be found.
+    gone.sort_by_key(|path| path.len());
     let kept = |path: &fields::Path| {
         let within = |set: &Fields| set.range(path.clone()..).next().is_some_and(|owned| owned.starts_with(path));
         within(wanted) || others.iter().any(|owner| within(&owner.fields))
     };
-    for path in gone.into_iter().filter(|path| !kept(path)) {
+    for path in gone.into_iter().filter(|path| !kept(path) && !is_key(path)) {
         remove(kind, merged, path, "");
     }
+}
+
+/// Whether the field is part of the key of its item: it goes with the item or not at all.
+fn is_key(path: &[String]) -> bool {
+    let [.., item, field] = path else { return false };
+    let key = item.strip_prefix("k:").and_then(|key| serde_json::from_str::<Map<String, Value>>(key).ok());
+    key.is_some_and(|key| field.strip_prefix("f:").is_some_and(|field| key.contains_key(field)))
 }
 
 /// Removes the value at `path`; what is left empty by that goes too. Returns whether `value` became empty.
@@ -290,6 +300,8 @@ fn remove(kind: &Kind, value: &mut Value, path: &[String], names: &str) -> bool 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::kinds::built_in;
@@ -375,5 +387,63 @@ mod tests {
         let mut later = by("one");
         later.now = "2027-01-01T00:00:00Z".to_owned();
         assert_eq!(apply(&kind, &live, &wanted, &later, false).unwrap(), live);
+    }
+
+    fn config() -> impl Strategy<Value = Value> {
+        let labels = prop::collection::btree_map("[ab]", "[12]", 0..3);
+        let ports = prop::collection::btree_map(80..83_u16, prop::option::of("[xy]"), 0..3);
+        let finalizers = prop::collection::btree_set("[fg]/[h]", 0..3);
+        (labels, ports, finalizers, prop::option::of("[12]")).prop_map(|(labels, ports, finalizers, class)| {
+            let port = |(port, name): (u16, Option<String>)| {
+                name.map_or(json!({"port": port}), |name| json!({"port": port, "name": name}))
+            };
+            let ports: Vec<_> = ports.into_iter().map(port).collect();
+            let mut value = json!({"metadata": {}, "spec": {}});
+            if !labels.is_empty() {
+                value["metadata"]["labels"] = json!(labels);
+            }
+            if !finalizers.is_empty() {
+                value["metadata"]["finalizers"] = json!(finalizers);
+            }
+            if !ports.is_empty() {
+                value["spec"]["ports"] = json!(ports);
+            }
+            if let Some(class) = class {
+                value["spec"]["loadBalancerClass"] = json!(class);
+            }
+            value
+        })
+    }
+
+    proptest! {
+        /// Managers that apply by force: what each said last is there as far as nobody took it since, nothing is there that
+        /// nobody owns, and saying it again changes nothing.
+        #[test]
+        fn only_what_somebody_applies_is_there(steps in prop::collection::vec((0..3_usize, config()), 1..12)) {
+            let kind = service();
+            let managers = ["one", "two", "three"];
+            let mut live = Value::Null;
+            for (manager, wanted) in steps {
+                let writer = by(managers[manager]);
+                live = apply(&kind, &live, &wanted, &writer, true).unwrap();
+                let again = apply(&kind, &live, &wanted, &writer, false).unwrap();
+                prop_assert_eq!(&again, &live);
+                let there = leaves(&kind, &live);
+                let owned: Fields = read(&live).into_iter().flat_map(|owner| owner.fields).collect();
+                prop_assert!(there.iter().all(|path| owned.contains(path)), "{:?} is not owned in {}", there.difference(&owned), live);
+                let said = leaves(&kind, &wanted);
+                prop_assert!(said.is_subset(&there), "{:?} is missing", said.difference(&there));
+            }
+            for manager in managers {
+                live = apply(&kind, &live, &json!({}), &by(manager), true).unwrap();
+            }
+            prop_assert_eq!(leaves(&kind, &live), Fields::new());
+        }
+    }
+
+    /// Fields but for empty maps, which may stay when what was in them goes.
+    fn leaves(kind: &Kind, value: &Value) -> Fields {
+        let empty = [vec!["f:metadata".to_owned()], vec!["f:spec".to_owned()]];
+        fields::of(kind, &ownable(value)).into_iter().filter(|path| !empty.contains(path)).collect()
     }
 }

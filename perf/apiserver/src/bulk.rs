@@ -60,8 +60,16 @@ impl Bulk {
         if self.v6 { v6(0xfd00_0001, at) } else { IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + at)) }
     }
 
+    /// From the end of the ranges, which the server gives out from the beginning; beyond them when they are full.
     fn cluster_ip(&self, number: u32) -> IpAddr {
-        if self.v6 { v6(0xfd00_0096, number) } else { IpAddr::V4(Ipv4Addr::from(0x0b00_0000 + number)) }
+        let low = 0xffff_u32.saturating_sub(number);
+        let full = number > 0xffff;
+        match (self.v6, full) {
+            (false, false) => IpAddr::V4(Ipv4Addr::from(0x0a60_0000 + low)),
+            (false, true) => IpAddr::V4(Ipv4Addr::from(0x0b00_0000 + number)),
+            (true, false) => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, u16::try_from(low).unwrap_or(0))),
+            (true, true) => v6(0xfd00_0096, number),
+        }
     }
 
     fn metadata(&self, name: &str, number: u32, revision: u64, more: &str) -> String {

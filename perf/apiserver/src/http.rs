@@ -32,6 +32,9 @@ use crate::{Shared, discovery};
 /// The largest body that is read, as in the real server.
 const BODY_BYTES_MAX: usize = 3 << 20;
 
+/// Time between the last bytes of an answer and a cut: so long that the bytes have left.
+pub(crate) const BEFORE_CUT: Duration = Duration::from_millis(50);
+
 /// The connection that a request came on.
 #[derive(Clone, Default)]
 pub(crate) struct Connection {
@@ -133,7 +136,12 @@ fn limited(body: Body, bytes: usize, cut: bool) -> Body {
             return None;
         }
         if left == 0 {
-            return cut.then(|| (Err(axum::Error::new(std::io::Error::other("cut by the test"))), (body, 0, true)));
+            if !cut {
+                return None;
+            }
+            tokio::time::sleep(BEFORE_CUT).await;
+            let error = axum::Error::new(std::io::Error::other("cut by the test"));
+            return Some((Err(error), (body, 0, true)));
         }
         let portion = body.next().await?;
         let portion = portion.map(|bytes: Bytes| bytes.slice(..bytes.len().min(left)));

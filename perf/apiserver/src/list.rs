@@ -146,12 +146,12 @@ fn portion(
         At::Resumed { revision: 0, from } => (newest, Some(from)),
         At::Resumed { revision, from } => (revision, Some(from)),
     };
-    let past = if shelf.changed_at().is_some_and(|changed| changed > revision) {
-        shelf.as_of(revision)
-    } else {
-        Some(shelf.objects.clone())
+    let past = shelf.changed_at().is_some_and(|changed| changed > revision).then(|| shelf.as_of(revision));
+    let objects = match &past {
+        None => Some(&shelf.objects),
+        Some(past) => past.as_ref(),
     };
-    let Some(objects) = past.filter(|_| revision >= store.oldest() || revision == newest) else {
+    let Some(objects) = objects.filter(|_| revision >= store.oldest() || revision == newest) else {
         let Some(from) = from else {
             return Err(Problem::expired("The resourceVersion for the provided list is too old.".to_owned()));
         };

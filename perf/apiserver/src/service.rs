@@ -82,6 +82,7 @@ pub fn defaults(value: &mut Value) {
     if is(value, "LoadBalancer") {
         absent(section(value, "spec"), "allocateLoadBalancerNodePorts", json!(true));
     }
+    section(value, "status").entry("loadBalancer").or_insert_with(|| json!({}));
     status_defaults(value);
 }
 
@@ -105,7 +106,7 @@ pub fn admit(addresses: &mut Addresses, key: &Key, value: &mut Value, old: Optio
         carry_over(value, old);
         clear(value, old);
     }
-    if !is(value, "LoadBalancer") && value.get("status").is_some() {
+    if !is(value, "LoadBalancer") {
         section(value, "status").insert("loadBalancer".to_owned(), json!({}));
     }
     rules::check(value, old)?;

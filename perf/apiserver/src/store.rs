@@ -240,6 +240,7 @@ impl Shelf {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -276,5 +277,41 @@ mod tests {
             changes.iter().map(|change| change.what).collect::<Vec<_>>(),
             [What::Deleted, What::Added, What::Deleted]
         );
+    }
+
+    proptest! {
+        /// Whatever happens: the state at any revision and the news since then make the state of now, and the state at a
+        /// revision is what was noted then.
+        #[test]
+        fn the_past_and_the_news_make_the_present(steps in prop::collection::vec((0..5_u8, any::<bool>()), 1..60)) {
+            let mut store = Store::new(1000);
+            let kind = store.kind("", "v1", "services").unwrap();
+            let mut noted = Vec::new();
+            for (name, put) in steps {
+                let name = format!("s{name}");
+                if put {
+                    store.put(&kind, json!({"metadata": {"name": name, "namespace": "n"}}));
+                } else {
+                    store.remove(&kind, &Key::new("n", &name));
+                }
+                noted.push((store.revision(), names(&store.shelf(&kind).unwrap().objects)));
+            }
+            let shelf = store.shelf(&kind).unwrap();
+            for (revision, state) in noted {
+                let mut objects = shelf.as_of(revision).unwrap();
+                prop_assert_eq!(names(&objects), state);
+                let News::Changes(changes, newest) = shelf.news(revision, store.revision()) else { panic!("lost") };
+                prop_assert_eq!(newest, store.revision());
+                for change in changes {
+                    let key = change.object.key.clone();
+                    let before = match change.what {
+                        What::Deleted => objects.remove(&key),
+                        _ => objects.insert(key, change.object.clone()),
+                    };
+                    prop_assert_eq!(before.map(|object| object.revision), change.before.map(|object| object.revision));
+                }
+                prop_assert_eq!(names(&objects), names(&shelf.objects));
+            }
+        }
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::Shared;
 use crate::fault::{Effect, WatchOrders};
+use crate::http::BEFORE_CUT;
 use crate::kinds::Kind;
 use crate::list::{PORTION_BYTES, list, reached, text_of};
 use crate::object::Object;
@@ -179,6 +180,7 @@ impl Watch {
                 return match self.events_left {
                     Some((0, true)) => {
                         self.events_left = None;
+                        tokio::time::sleep(BEFORE_CUT).await;
                         Some(Err(std::io::Error::other("cut by the test")))
                     }
                     _ => None,

@@ -4,20 +4,30 @@
 //! and a write to its status may change, finalizers, generations, and that a write that changes nothing is none. Refuses to
 //! know HTTP and users.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::admit::admit;
+use crate::admit::{admit, defaults};
 use crate::apply::{self, Writer};
-use crate::kinds::{Kind, from_definition};
+use crate::kinds::Kind;
 use crate::object::{Key, Object, section, without_nulls};
 use crate::patch::{PatchType, patched};
 use crate::problem::{Cause, Problem};
 use crate::store::Store;
+
+/// What the server makes up.
+mod mint;
+/// What a write may touch.
+mod parts;
+/// What follows from a write.
+mod follow;
+
+pub use mint::now;
+pub use parts::metadata;
+
+use mint::suffix;
+use parts::{check_name, check_shape, cut, dress, finalizers, keep, part, same, wanted};
 
 /// How a write is meant.
 #[derive(Clone, Debug)]
@@ -54,50 +64,6 @@ impl Write {
     fn status(&self) -> bool {
         self.writer.subresource == "status"
     }
-}
-
-/// The time, as objects have it.
-pub fn now() -> String {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(0);
-    Timestamp::from_second(seconds).unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-fn uid() -> String {
-    let (high, low) = (random(), random());
-    let variant = 0x8000 | (low >> 48 & 0x3fff);
-    format!(
-        "{:08x}-{:04x}-4{:03x}-{variant:04x}-{:012x}",
-        high >> 32,
-        high >> 16 & 0xffff,
-        high & 0xfff,
-        low & 0xffff_ffff_ffff
-    )
-}
-
-fn suffix() -> String {
-    const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut rest = random();
-    let letter = |_| {
-        let at = usize::try_from(rest % 27).unwrap_or(0);
-        rest /= 27;
-        char::from(LETTERS[at])
-    };
-    (0..5).map(letter).collect()
-}
-
-/// Text in the metadata of `value`, empty if there is none.
-pub fn metadata<'v>(value: &'v Value, field: &str) -> &'v str {
-    value.pointer("/metadata").and_then(|metadata| metadata.get(field)).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn finalizers(value: &Value) -> Vec<&str> {
-    let list = value.pointer("/metadata/finalizers").and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 impl Store {
@@ -140,7 +106,8 @@ impl Store {
             return Err(Problem::already_exists(kind, &name));
         }
         dress(kind, &mut value, &key);
-        if !write.whole && kind.has_status && kind.kind != "Node" && kind.kind != "Pod" {
+        // A node comes with its status: the kubelet registers it so.
+        if !write.whole && kind.has_status && kind.kind != "Node" {
             value.as_object_mut().map(|fields| fields.remove("status"));
         }
         self.stored(kind, &key, value, None, write, false)
@@ -291,6 +258,7 @@ impl Store {
         let saved = write.dry_run.then(|| self.addresses.clone());
         let status = write.status() && !write.whole;
         if before.is_none() && !applied {
+            defaults(kind, &mut value);
             apply::note_update(kind, &json!({}), &mut value, &write.writer);
         }
         admit(&mut self.addresses, kind, key, &mut value, before.as_ref(), status)?;
@@ -372,247 +340,4 @@ impl Store {
         }
         Ok(Deleted::Waiting(marked))
     }
-
-    /// Takes an object away, with what follows from that.
-    fn gone(&mut self, kind: &Arc<Kind>, key: &Key) -> Option<Arc<Object>> {
-        let object = self.remove(kind, key)?;
-        if kind.kind == "Service" {
-            self.addresses.free(key);
-        }
-        if kind.kind == "CustomResourceDefinition"
-            && let Some((plural, group)) = key.name.split_once('.')
-        {
-            self.withdraw(group, plural);
-        }
-        if kind.namespaced {
-            self.finish_namespace(&key.namespace);
-        }
-        Some(object)
-    }
-
-    /// What follows from an object that was stored.
-    fn follow(&mut self, kind: &Arc<Kind>, object: &Object) {
-        if kind.kind == "CustomResourceDefinition"
-            && let Ok(defined) = from_definition(&object.value())
-        {
-            self.serve(Arc::new(defined));
-        }
-        if kind.kind == "Namespace" {
-            self.finish_namespace(&object.key.name);
-        }
-    }
-
-    fn check_namespace(&self, kind: &Kind, key: &Key) -> Result<(), Problem> {
-        if !kind.namespaced {
-            return Ok(());
-        }
-        let Some(namespaces) = self.kind("", "v1", "namespaces") else { return Ok(()) };
-        let object = self.get(&namespaces, &Key::new("", &key.namespace));
-        let object = object.ok_or_else(|| Problem::not_found(&namespaces, &key.namespace))?;
-        if metadata(&object.value(), "deletionTimestamp").is_empty() {
-            return Ok(());
-        }
-        let why = format!("unable to create new content in namespace {} because it is being terminated", key.namespace);
-        Err(Problem::forbidden(&kind.group, &kind.plural, &key.name, &why))
-    }
-
-    fn empty_namespace(&mut self, name: &str) {
-        let kinds: Vec<_> = self.kinds().filter(|kind| kind.namespaced).cloned().collect();
-        for kind in kinds {
-            let keys: Vec<_> = self
-                .shelf(&kind)
-                .into_iter()
-                .flat_map(|shelf| shelf.objects.keys().filter(|key| key.namespace == name).cloned())
-                .collect();
-            for key in keys {
-                // Nothing to do about those that wait for finalizers: the namespace waits as well.
-                let _ = self.delete(&kind, &key, &Preconditions::default(), false);
-            }
-        }
-        self.finish_namespace(name);
-    }
-
-    fn finish_namespace(&mut self, name: &str) {
-        let Some(namespaces) = self.kind("", "v1", "namespaces") else { return };
-        let key = Key::new("", name);
-        let Some(object) = self.get(&namespaces, &key) else { return };
-        let value = object.value();
-        let inside = |store: &Store| {
-            let mut shelves = store.kinds().filter(|kind| kind.namespaced).filter_map(|kind| store.shelf(kind));
-            shelves.any(|shelf| {
-                shelf.objects.range(Key::new(name, "")..).next().is_some_and(|(key, _)| key.namespace == name)
-            })
-        };
-        if !metadata(&value, "deletionTimestamp").is_empty() && finalizers(&value).is_empty() && !inside(self) {
-            self.remove(&namespaces, &key);
-        }
-    }
-}
-
-/// Refuses bodies that are no object of `kind`.
-fn check_shape(kind: &Kind, value: &Value) -> Result<(), Problem> {
-    let section = |name: &str| value.get(name).is_none_or(|part| part.is_object() || part.is_null());
-    if !value.is_object() || !section("metadata") || !section("spec") || !section("status") {
-        return Err(Problem::bad_request(format!(
-            "{} in version {:?} cannot be handled as a {}: not an object",
-            kind.kind,
-            kind.api_version(),
-            kind.kind
-        )));
-    }
-    let said = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
-    let (api_version, name) = (said("apiVersion"), said("kind"));
-    if (!api_version.is_empty() && api_version != kind.api_version()) || (!name.is_empty() && name != kind.kind) {
-        let why = format!(
-            "the object provided is unrecognized: apiVersion {api_version:?}, kind {name:?}; expected {:?}, {:?}",
-            kind.api_version(),
-            kind.kind
-        );
-        return Err(Problem::bad_request(why));
-    }
-    for field in ["labels", "annotations"] {
-        let map = value.pointer(&format!("/metadata/{field}"));
-        let texts = |map: &Value| {
-            map.as_object().is_some_and(|map| map.values().all(|text| text.is_string() || text.is_null()))
-        };
-        if map.is_some_and(|map| !map.is_null() && !texts(map)) {
-            return Err(Problem::bad_request(format!("json: cannot unmarshal {field} of type map[string]string")));
-        }
-    }
-    Ok(())
-}
-
-fn check_name(kind: &Kind, name: &str) -> Result<(), Problem> {
-    let letter =
-        |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-' || letter == '.';
-    let ends = |name: &str| {
-        name.chars()
-            .next()
-            .zip(name.chars().last())
-            .is_some_and(|(first, last)| first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric())
-    };
-    let label = matches!(kind.kind.as_str(), "Service" | "Namespace");
-    let good = name.chars().all(letter)
-        && ends(name)
-        && name.len() <= if label { 63 } else { 253 }
-        && !(label && name.contains('.'));
-    if good {
-        return Ok(());
-    }
-    let why = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character";
-    Err(Problem::invalid(kind, name, vec![Cause::invalid("metadata.name", &json!(name), why)]))
-}
-
-/// Gives a new object what the server gives it.
-fn dress(kind: &Kind, value: &mut Value, key: &Key) {
-    let metadata = section(value, "metadata");
-    for gone in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
-        metadata.remove(gone);
-    }
-    metadata.insert("name".to_owned(), json!(key.name));
-    if kind.namespaced {
-        metadata.insert("namespace".to_owned(), json!(key.namespace));
-    } else {
-        metadata.remove("namespace");
-    }
-    metadata.insert("uid".to_owned(), json!(uid()));
-    metadata.insert("creationTimestamp".to_owned(), json!(now()));
-    if kind.generation {
-        metadata.insert("generation".to_owned(), json!(1));
-    }
-    value["apiVersion"] = json!(kind.api_version());
-    value["kind"] = json!(kind.kind);
-}
-
-/// Puts back what only the server writes.
-fn keep(value: &mut Value, before: &Value, applied: bool) {
-    value["apiVersion"] = before["apiVersion"].clone();
-    value["kind"] = before["kind"].clone();
-    let old = before.get("metadata").cloned().unwrap_or_default();
-    let metadata = section(value, "metadata");
-    let owners = if applied { None } else { Some("managedFields") };
-    let fields = [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "generateName",
-        "resourceVersion",
-    ];
-    for field in fields.into_iter().chain(owners) {
-        match old.get(field) {
-            Some(there) => drop(metadata.insert(field.to_owned(), there.clone())),
-            None => drop(metadata.remove(field)),
-        }
-    }
-}
-
-/// Leaves of a write only the part it is for: everything but the status, or the status.
-fn part(kind: &Kind, value: &mut Value, before: &Value, status: bool) {
-    if !kind.has_status {
-        return;
-    }
-    if !status {
-        match before.get("status") {
-            Some(there) => value["status"] = there.clone(),
-            None => drop(value.as_object_mut().map(|fields| fields.remove("status"))),
-        }
-        return;
-    }
-    let new_status = value.get("status").cloned();
-    let new_metadata = value.get("metadata").cloned();
-    *value = before.clone();
-    match new_status {
-        Some(status) => value["status"] = status,
-        None => drop(value.as_object_mut().map(|fields| fields.remove("status"))),
-    }
-    if let Some(metadata) = new_metadata {
-        if kind.custom {
-            let owners = metadata.get("managedFields").cloned();
-            owners.into_iter().for_each(|owners| value["metadata"]["managedFields"] = owners);
-        } else {
-            value["metadata"] = metadata;
-        }
-    }
-}
-
-/// Leaves of what is applied only the part it is for.
-fn cut(kind: &Kind, applied: &mut Value, write: &Write) {
-    let Some(fields) = applied.as_object_mut() else { return };
-    if write.status() {
-        fields.retain(|name, _| matches!(name.as_str(), "apiVersion" | "kind" | "metadata" | "status"));
-        if kind.custom {
-            fields.remove("metadata");
-        }
-    } else if kind.has_status && !write.whole {
-        fields.remove("status");
-    }
-}
-
-/// What counts for the generation.
-fn wanted(kind: &Kind, value: &Value) -> Value {
-    let mut value = value.clone();
-    if let Some(fields) = value.as_object_mut() {
-        fields.remove("metadata");
-        if kind.has_status {
-            fields.remove("status");
-        }
-    }
-    value
-}
-
-/// Whether two states are the same but for the times of owners.
-fn same(new: &Value, old: &Value) -> bool {
-    let timeless = |value: &Value| {
-        let mut value = value.clone();
-        let owners = value.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut);
-        for owner in owners.into_iter().flatten().filter_map(Value::as_object_mut) {
-            owner.remove("time");
-        }
-        value
-    };
-    timeless(new) == timeless(old)
 }

@@ -9,3 +9,18 @@ mod objects;
 /// Lists and watches.
 #[path = "client/watches.rs"]
 mod watches;
+/// Patches, server-side apply and managed fields.
+#[path = "client/owners.rs"]
+mod owners;
+/// Users and their rules.
+#[path = "client/roles.rs"]
+mod roles;
+/// Everything a test may break.
+#[path = "client/faults.rs"]
+mod faults;
+/// Thousands of objects.
+#[path = "client/scale.rs"]
+mod scale;
+/// The program.
+#[path = "client/program.rs"]
+mod program;

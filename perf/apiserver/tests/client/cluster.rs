@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use serde_json::{Value, json};
+use serde_json::json;
 use tidegate_apiserver::{ApiServer, Options};
 
 /// Long enough for a machine that does much else.
@@ -20,7 +20,9 @@ pub fn server() -> ApiServer {
 /// A client of `server` as `user`.
 pub async fn client_as(server: &ApiServer, user: &str) -> Client {
     let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(user)).unwrap();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    // The tests want to see every refusal.
+    config.default_retry = false;
     Client::try_from(config).unwrap()
 }
 
@@ -53,9 +55,4 @@ pub fn refusal<T: std::fmt::Debug>(result: kube::Result<T>) -> kube::core::Statu
         kube::Error::Api(status) => *status,
         other => panic!("not refused: {other}"),
     }
-}
-
-/// A value of the test's hand as a typed object.
-pub fn typed<K: serde::de::DeserializeOwned>(value: Value) -> K {
-    serde_json::from_value(value).unwrap()
 }

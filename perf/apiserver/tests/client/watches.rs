@@ -6,12 +6,17 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, ListParams, PartialObjectMeta, VersionMatch, WatchEvent, WatchParams};
-use kube::runtime::{metadata_watcher, watcher};
+use kube::runtime::watcher;
 use serde_json::json;
 use tidegate_apiserver::{ApiServer, Options};
 use tokio::time::timeout;
 
 use crate::cluster::{SOON, client, create, refusal, server, services};
+
+/// A watch of a second, without bookmarks.
+fn brief() -> WatchParams {
+    WatchParams::default().timeout(1).disable_bookmarks()
+}
 
 fn names(list: &[Service]) -> Vec<&str> {
     list.iter().filter_map(|service| service.metadata.name.as_deref()).collect()
@@ -77,13 +82,13 @@ async fn a_watch_sees_every_change_from_its_revision_on() {
         WatchEvent::Deleted(service) => format!("-{}", service.metadata.name.unwrap()),
         other => format!("{other:?}"),
     };
-    let all = api.watch(&WatchParams::default().timeout(1), &from).await.unwrap();
+    let all = api.watch(&brief(), &from).await.unwrap();
     let all: Vec<_> = all.map_ok(said).try_collect().await.unwrap();
     assert_eq!(all, ["+a", "+b", "~a", "-b"]);
-    let selected = api.watch(&WatchParams::default().timeout(1).labels("app=b"), &from).await.unwrap();
+    let selected = api.watch(&brief().labels("app=b"), &from).await.unwrap();
     let selected: Vec<_> = selected.map_ok(said).try_collect().await.unwrap();
     assert_eq!(selected, ["+b", "+a", "-b"], "what enters a selection is new to it");
-    let other = api.watch(&WatchParams::default().timeout(1).labels("app=a"), &from).await.unwrap();
+    let other = api.watch(&brief().labels("app=a"), &from).await.unwrap();
     let other: Vec<_> = other.map_ok(said).try_collect().await.unwrap();
     assert_eq!(other, ["+a", "-a"], "what leaves a selection is deleted for it");
 }
@@ -122,6 +127,8 @@ async fn bookmarks_come_and_can_be_kept_from_coming() {
     assert!(timeout(Duration::from_millis(300), stream.next()).await.is_err());
 }
 
+const E: &str = "{apiVersion: v1, kind: Service, metadata: {name: e}, spec: {ports: [{port: 1}]}}";
+
 async fn applied(stream: &mut (impl Stream<Item = watcher::Result<watcher::Event<Service>>> + Unpin), until: &[&str]) {
     let wanted: BTreeSet<&str> = until.iter().copied().collect();
     let mut seen = BTreeSet::new();
@@ -129,9 +136,11 @@ async fn applied(stream: &mut (impl Stream<Item = watcher::Result<watcher::Event
         match next(stream).await {
             Ok(watcher::Event::Init) => seen.clear(),
             Ok(watcher::Event::InitApply(service) | watcher::Event::Apply(service)) => {
-                drop(seen.insert(service.metadata.name.unwrap()))
+                seen.insert(service.metadata.name.unwrap());
             }
-            Ok(watcher::Event::Delete(service)) => drop(seen.remove(&service.metadata.name.unwrap())),
+            Ok(watcher::Event::Delete(service)) => {
+                seen.remove(&service.metadata.name.unwrap());
+            }
             Ok(watcher::Event::InitDone) | Err(_) => {}
         }
     }
@@ -154,7 +163,7 @@ async fn the_watcher_lists_watches_and_recovers() {
 
         // Cut: it goes on from where it was.
         server.faults().cut_connections();
-        create(&api, &["e"]).await;
+        server.apply(E).unwrap();
         let mut seen = Vec::new();
         while seen.is_empty() {
             match next(&mut stream).await {
@@ -185,7 +194,8 @@ async fn metadata_can_be_had_alone() {
     let list = api.list_metadata(&ListParams::default()).await.unwrap();
     assert_eq!(list.items[0].types.as_ref().unwrap().kind, "PartialObjectMetadata");
     assert_eq!(api.get_metadata("a").await.unwrap().metadata.labels.unwrap()["app"], "a");
-    let mut stream = metadata_watcher(api.clone(), watcher::Config::default()).boxed();
+    let metadata: Api<PartialObjectMeta<Service>> = Api::default_namespaced(client(&server).await);
+    let mut stream = watcher(metadata, watcher::Config::default()).boxed();
     let mut seen: Vec<PartialObjectMeta<Service>> = Vec::new();
     create(&api, &["b"]).await;
     while seen.len() < 2 {
