@@ -5,12 +5,14 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 use tidegate_api::resource::{DeliveryMode, OrphanTcp};
 
+use crate::lease::Timing;
 use crate::watch::Exposed;
 
 /// The whole node file.
@@ -117,10 +119,85 @@ pub struct Decap {
 
 /// Where objects come from.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct SourceChoice {
+#[serde(try_from = "SourceFields")]
+pub enum SourceChoice {
     /// A watched directory of manifests.
-    pub directory: PathBuf,
+    Directory(PathBuf),
+    /// The Kubernetes API.
+    Kubernetes(KubernetesChoice),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct SourceFields {
+    directory: Option<PathBuf>,
+    kubernetes: Option<KubernetesChoice>,
+}
+
+/// How the API is reached, and which Lease decides who writes to it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct KubernetesChoice {
+    /// Absent: as a pod of the cluster.
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the Lease; absent: that of the pod or of the kubeconfig's context.
+    pub lease_namespace: Option<String>,
+    /// Its name; the same for all gateways that serve the same class.
+    pub lease_name: Option<String>,
+    /// How long it lasts (C-020); the same for all gateways.
+    pub lease_seconds: LeaseSeconds,
+}
+
+/// Times of the Lease in seconds, fractions allowed; each is longer than the next.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct LeaseSeconds {
+    /// Another gateway writes when it has not been renewed for so long.
+    pub duration: f64,
+    /// This one stops writing when it could not renew it for so long.
+    pub renew: f64,
+    /// It is renewed, or tried for, so often.
+    pub retry: f64,
+}
+
+impl Default for LeaseSeconds {
+    fn default() -> Self {
+        let Timing { duration, renew, retry } = Timing::default();
+        LeaseSeconds { duration: duration.as_secs_f64(), renew: renew.as_secs_f64(), retry: retry.as_secs_f64() }
+    }
+}
+
+impl LeaseSeconds {
+    /// The same as durations; `None` when they are in no order that works.
+    pub fn timing(self) -> Option<Timing> {
+        let seconds = |number| Duration::try_from_secs_f64(number).ok();
+        let timing =
+            Timing { duration: seconds(self.duration)?, renew: seconds(self.renew)?, retry: seconds(self.retry)? };
+        let ordered = timing.duration > timing.renew && timing.renew > timing.retry && !timing.retry.is_zero();
+        (ordered && timing.duration < Duration::from_secs(3600)).then_some(timing)
+    }
+}
+
+impl TryFrom<SourceFields> for SourceChoice {
+    type Error = &'static str;
+
+    fn try_from(fields: SourceFields) -> Result<Self, Self::Error> {
+        match (fields.directory, fields.kubernetes) {
+            (Some(directory), None) => Ok(SourceChoice::Directory(directory)),
+            (None, Some(kubernetes)) => Ok(SourceChoice::Kubernetes(kubernetes)),
+            _ => Err("control.source: exactly one of directory and kubernetes is needed"),
+        }
+    }
+}
+
+impl SourceChoice {
+    /// The directory, if it is one.
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            SourceChoice::Directory(directory) => Some(directory),
+            SourceChoice::Kubernetes(_) => None,
+        }
+    }
 }
 
 /// A node file that cannot be used.
@@ -192,6 +269,18 @@ impl NodeFile {
         if control.load_balancer_class.as_deref() == Some("") {
             return Err("control.loadBalancerClass: empty; use null to serve Services without a class".into());
         }
+        if let SourceChoice::Kubernetes(kubernetes) = &control.source {
+            for (field, value) in [("leaseNamespace", &kubernetes.lease_namespace), ("leaseName", &kubernetes.lease_name)]
+            {
+                if value.as_deref() == Some("") {
+                    return Err(format!("control.source.kubernetes.{field}: empty"));
+                }
+            }
+            if kubernetes.lease_seconds.timing().is_none() {
+                let message = "duration must be longer than renew, renew longer than retry, and retry longer than 0";
+                return Err(format!("control.source.kubernetes.leaseSeconds: {message}"));
+            }
+        }
         let chosen = !control.node_port_addresses.is_empty();
         if chosen && !control.expose_node_ports && !control.serve_health_check_node_ports {
             return Err(
@@ -239,6 +328,18 @@ impl Decap {
 }
 
 impl Control {
+    /// Name of the Lease: one for each class, since the Services of each are served by others.
+    pub fn lease_name(&self) -> String {
+        let given = match &self.source {
+            SourceChoice::Kubernetes(kubernetes) => kubernetes.lease_name.clone(),
+            SourceChoice::Directory(_) => None,
+        };
+        given.unwrap_or_else(|| match &self.load_balancer_class {
+            None => "tidegate-controller".into(),
+            Some(class) => format!("tidegate-controller-{}", class.to_lowercase().replace(['/', '_'], "-")),
+        })
+    }
+
     /// Which frontends beyond VIPs are served.
     pub fn exposed(&self) -> Exposed {
         Exposed {
@@ -353,6 +454,12 @@ mod tests {
             (format!("{SMALLEST}colour: blue\n"), "colour"),
             (control("fullnatSource: []"), "fullnatSource"),
             ("node: a\ncontrol: { source: { folder: /x } }".into(), "folder"),
+            ("node: a\ncontrol: { source: {} }".into(), "exactly one of directory and kubernetes"),
+            ("node: a\ncontrol: { source: { directory: /x, kubernetes: {} } }".into(), "exactly one"),
+            ("node: a\ncontrol: { source: { kubernetes: { config: /x } } }".into(), "config"),
+            ("node: a\ncontrol: { source: { kubernetes: { leaseName: \"\" } } }".into(), "leaseName"),
+            ("node: a\ncontrol: { source: { kubernetes: { leaseSeconds: { renew: 20 } } } }".into(), "leaseSeconds"),
+            ("node: a\ncontrol: { source: { kubernetes: { leaseSeconds: { retry: -1 } } } }".into(), "leaseSeconds"),
             (control("hashKey: \"xyz\""), "control.hashKey"),
             (control("fullnatSources: [10.0.0.1, 10.0.0.1]"), "control.fullnatSources[1]"),
             (control("fullnatSources: [\"ff02::1\"]"), "control.fullnatSources[0]"),
@@ -389,6 +496,18 @@ mod tests {
         assert_eq!((decap.addresses.len(), decap.gue_port), (2, Some(6080)));
         assert_eq!(decap.sources, ["198.51.100.0/24".parse().unwrap(), "2001:db8::7/128".parse::<IpNet>().unwrap()]);
         assert!(NodeFile::parse(SMALLEST).unwrap().control.decap.is_none());
+    }
+
+    #[test]
+    fn the_api_is_a_source_with_a_lease_for_each_class() {
+        let text = "node: a\ncontrol:\n  source: { kubernetes: { kubeconfig: /etc/kubeconfig } }\n";
+        let control = NodeFile::parse(text).unwrap().control;
+        assert!(matches!(&control.source, SourceChoice::Kubernetes(choice) if choice.kubeconfig.is_some()));
+        assert_eq!(control.lease_name(), "tidegate-controller");
+        let control = NodeFile::parse(&format!("{text}  loadBalancerClass: example.com/Edge\n")).unwrap().control;
+        assert_eq!(control.lease_name(), "tidegate-controller-example.com-edge");
+        let text = "node: a\ncontrol: { source: { kubernetes: {} } }";
+        assert!(NodeFile::parse(text).unwrap().control.source.directory().is_none());
     }
 
     #[test]

@@ -14,7 +14,9 @@ pub mod config;
 pub mod crd;
 /// Something that is wrong, said once, with file, object and field.
 pub mod problem;
-/// Where objects come from: a trait, and the watched directory.
+/// How long to wait before something that failed is tried again.
+pub mod backoff;
+/// Where objects come from: a trait, the watched directory, the Kubernetes API.
 pub mod source;
 /// One raw object read into a typed, validated one.
 pub mod watch;
@@ -30,6 +32,8 @@ pub mod session;
 pub mod status;
 /// What this node tells load balancers of others about its own endpoints.
 pub mod health;
+/// Which one of several control processes may write.
+pub mod lease;
 /// The loop that joins all of the above.
 pub mod reconcile;
 /// What `--check` prints.

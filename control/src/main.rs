@@ -1,6 +1,8 @@
 //! `tidegate-control`: keeps the dataplane equal to what the cluster, or a directory of manifests, says.
 #![forbid(unsafe_code)]
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
@@ -12,18 +14,25 @@ use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tidegate_control::check::report;
-use tidegate_control::config::NodeFile;
+use tidegate_control::config::{KubernetesChoice, NodeFile, SourceChoice};
 use tidegate_control::health::Health;
+use tidegate_control::lease;
 use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::session::link;
 use tidegate_control::source::Source;
 use tidegate_control::source::directory::Directory;
+use tidegate_control::source::kubernetes::{Access, Kubernetes, Refresh};
 use tidegate_control::source::scan::Scan;
 use tidegate_control::status::StatusWriter;
+use tidegate_control::status::api::ApiWriter;
 use tracing_subscriber::EnvFilter;
 
 /// What is in progress may take this long to end after a signal.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
+
+/// What is logged unless the environment says otherwise. The client would log whole answers that it cannot read, and an
+/// answer may be a list of a whole cluster; we say what is wrong with them ourselves.
+const LOGGED: &str = "info,kube_client=error";
 
 /// Tells tidegate-dataplane what the cluster wants.
 #[derive(Parser)]
@@ -38,19 +47,35 @@ struct Flags {
     /// Print the definitions of our own kinds for the API server, and end.
     #[arg(long, exclusive = true)]
     print_crds: bool,
+    /// Take objects from the Kubernetes API that this file leads to, whatever source the node file names.
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    kubeconfig: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let Some(config) = flags.config else { return print_crds() };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let filter = if flags.check { EnvFilter::new("off") } else { filter };
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
     log.with_target(false).init();
     let result = NodeFile::read(&config)
         .map_err(anyhow::Error::from)
-        .and_then(|file| if flags.check { check(file) } else { run(file) });
+        .and_then(|mut file| {
+            if flags.check {
+                return check(file);
+            }
+            if let Some(kubeconfig) = flags.kubeconfig {
+                let named = match file.control.source {
+                    SourceChoice::Kubernetes(named) => named,
+                    SourceChoice::Directory(_) => KubernetesChoice::default(),
+                };
+                file.control.source =
+                    SourceChoice::Kubernetes(KubernetesChoice { kubeconfig: Some(kubeconfig), ..named });
+            }
+            run(file)
+        });
     result.unwrap_or_else(|error| {
         eprintln!("tidegate-control: {error:#}");
         ExitCode::FAILURE
@@ -72,12 +97,27 @@ fn print_crds() -> ExitCode {
 
 fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     let status = StatusWriter::start(&file.state_dir).context("cannot write status")?;
-    let source = Box::new(Directory::new(&file.control.source.directory).guarding(&file.node));
     let (inbox, taken) = channel();
     stop_on_signals(inbox.clone())?;
+    let (source, writer): (Box<dyn Source>, _) = match &file.control.source {
+        SourceChoice::Directory(directory) => {
+            tracing::info!(node = %file.node, directory = %directory.display(), "tidegate-control started");
+            (Box::new(Directory::new(directory).guarding(&file.node)), None)
+        }
+        SourceChoice::Kubernetes(choice) => {
+            let access = Access::new(choice.kubeconfig.as_deref()).context("cannot reach the Kubernetes API")?;
+            tracing::info!(node = %file.node, server = %access.server(), "tidegate-control started");
+            let source = Kubernetes::new(access.clone(), file.control.exposed());
+            let writer = api_writer(&file, choice, &access, source.refresh(), inbox.clone())?;
+            (Box::new(source), Some(writer))
+        }
+    };
     let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status);
     if file.control.serve_health_check_node_ports {
         reconciler = reconciler.telling(Health::start().context("cannot serve healthCheckNodePorts")?);
+    }
+    if let Some(writer) = writer {
+        reconciler = reconciler.with_api(writer);
     }
     let batches = inbox.clone();
     let running = source
@@ -89,11 +129,29 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
         .name("session".into())
         .spawn(move || link::keep_connected(socket, name, |news| inbox.send(Input::Dataplane(news)).is_ok()))
         .context("cannot start a thread")?;
-    tracing::info!(node = %file.node, directory = %file.control.source.directory.display(), "tidegate-control started");
     reconciler.run(&taken);
     drop((taken, running, reconciler));
     tracing::info!("tidegate-control ends; the dataplane goes on with what it has");
     Ok(ExitCode::SUCCESS)
+}
+
+/// What writes to the API while this process holds the Lease.
+fn api_writer(
+    file: &NodeFile,
+    choice: &KubernetesChoice,
+    access: &Access,
+    refresh: Refresh,
+    inbox: Sender<Input>,
+) -> anyhow::Result<ApiWriter> {
+    let settings = lease::Settings {
+        namespace: choice.lease_namespace.clone().unwrap_or_else(|| access.namespace().into()),
+        name: file.control.lease_name(),
+        // A process that begins anew is another: what it decided before is not known to it any more.
+        identity: format!("{}_{:016x}", file.node, RandomState::new().hash_one(std::process::id())),
+        timing: choice.lease_seconds.timing().unwrap_or_default(),
+    };
+    ApiWriter::start(access, settings, refresh, move |word| drop(inbox.send(Input::Lease(word))))
+        .context("cannot write to the Kubernetes API")
 }
 
 fn stop_on_signals(inbox: Sender<Input>) -> anyhow::Result<()> {
@@ -109,7 +167,9 @@ fn stop_on_signals(inbox: Sender<Input>) -> anyhow::Result<()> {
 }
 
 fn check(file: NodeFile) -> anyhow::Result<ExitCode> {
-    let directory = &file.control.source.directory;
+    let Some(directory) = file.control.source.directory() else {
+        anyhow::bail!("--check reads a directory, and the source of this node file is the Kubernetes API");
+    };
     let mut scan = Scan::new(directory);
     let dialect = Directory::new(directory).dialect();
     let mut reconciler = Reconciler::new(file, dialect, StatusWriter::silent());

@@ -13,7 +13,9 @@ use serde::Serialize;
 use crate::source::{ObjectKey, ObjectKind};
 use addresspool::AddressPool;
 use endpointslice::EndpointSlice;
+use namespace::Namespace;
 use node::Node;
+use pod::{Pod, Pods};
 use service::Service;
 
 /// A Service as far as a gateway cares.
@@ -24,6 +26,10 @@ pub mod endpointslice;
 pub mod node;
 /// An AddressPool: ranges and whom they are for.
 pub mod addresspool;
+/// A Namespace: its labels.
+pub mod namespace;
+/// A Pod: labels, addresses, named ports; and the index from address to Pod.
+pub mod pod;
 
 /// Namespace and name of a namespaced object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -51,6 +57,10 @@ pub enum Object {
     Node(Node),
     /// An AddressPool.
     AddressPool(AddressPool),
+    /// A Namespace.
+    Namespace(Namespace),
+    /// A Pod.
+    Pod(Box<Pod>),
 }
 
 /// What must be resolved again.
@@ -62,6 +72,8 @@ pub struct Dirty {
     pub nodes: BTreeSet<String>,
     /// Whether any AddressPool changed or went.
     pub pools: bool,
+    /// Whether the labels of any Namespace changed.
+    pub namespaces: bool,
 }
 
 /// All objects.
@@ -73,6 +85,8 @@ pub struct Model {
     slices_of: HashMap<Name, BTreeSet<String>>,
     nodes: BTreeMap<String, Node>,
     pools: BTreeMap<String, AddressPool>,
+    namespaces: BTreeMap<String, Namespace>,
+    pods: Pods,
 }
 
 impl Model {
@@ -103,6 +117,13 @@ impl Model {
                     self.pools.insert(pool.name.clone(), pool);
                 }
             }
+            Object::Namespace(namespace) => {
+                if self.namespaces.get(&namespace.name) != Some(&namespace) {
+                    dirty.namespaces = true;
+                    self.namespaces.insert(namespace.name.clone(), namespace);
+                }
+            }
+            Object::Pod(pod) => drop(self.pods.insert(*pod)),
         }
     }
 
@@ -122,6 +143,8 @@ impl Model {
                 }
             }
             ObjectKind::AddressPool => dirty.pools |= self.pools.remove(&key.name).is_some(),
+            ObjectKind::Namespace => dirty.namespaces |= self.namespaces.remove(&key.name).is_some(),
+            ObjectKind::Pod => drop(self.pods.remove(&key.name())),
         }
     }
 
@@ -132,6 +155,8 @@ impl Model {
             ObjectKind::EndpointSlice => self.slices.contains_key(&key.name()),
             ObjectKind::Node => self.nodes.contains_key(&key.name),
             ObjectKind::AddressPool => self.pools.contains_key(&key.name),
+            ObjectKind::Namespace => self.namespaces.contains_key(&key.name),
+            ObjectKind::Pod => self.pods.get(&key.name()).is_some(),
         }
     }
 
@@ -167,6 +192,16 @@ impl Model {
     /// All AddressPools in name order.
     pub fn pools(&self) -> impl Iterator<Item = &AddressPool> {
         self.pools.values()
+    }
+
+    /// All Namespaces in name order.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        self.namespaces.values()
+    }
+
+    /// All Pods.
+    pub fn pods(&self) -> &Pods {
+        &self.pods
     }
 
     fn link(&mut self, slice: EndpointSlice, dirty: &mut Dirty) {

@@ -8,15 +8,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use allocation::Allocation;
 use desired::Desired;
+use latency::Latency as Latencies;
+use office::Office;
 use hashbrown::HashMap;
 use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
 use tidegate_api::message::Response;
 use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
 
 use crate::config::NodeFile;
 use crate::health::{Check, Health};
-use crate::model::{Dirty, Model, Name};
+use crate::lease::Word;
+use crate::model::{Dirty, Model, Name, Object};
 use crate::problem::{Place, Problem, Severity};
 use crate::resolve::claim::Claims;
 use crate::resolve::note::Note;
@@ -26,14 +31,22 @@ use crate::resolve::site::{Site, health_addresses};
 use crate::resolve::{self, gateway, peer};
 use crate::session::link::News;
 use crate::session::{Session, Standing};
-use crate::source::{Batch, Manifest, ObjectKey, ObjectKind};
+use crate::source::{Batch, Manifest, ObjectKey, ObjectKind, Reading};
 use crate::status::StatusWriter;
 use crate::status::delivery::Deliveries;
 use crate::status::service::{Findings, Progress, ServiceStatus};
-use crate::watch::{self, Dialect};
+use crate::watch::{self, Dialect, Invalid};
 
 /// What there should be, and how sure that is.
 mod desired;
+/// What the holder of the Lease owes to Services in the API.
+mod office;
+/// Addresses for Services while this process leads.
+mod allocation;
+/// How long a change takes from its cause to the last worker.
+mod latency;
+
+pub use latency::Told as Latency;
 
 /// How often a dataplane that owes an answer is looked after.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
@@ -51,6 +64,8 @@ pub enum Input {
     Source(Batch),
     /// Something came from the dataplane.
     Dataplane(News),
+    /// Something is to be known of the Lease.
+    Lease(Word),
     /// End.
     Stop,
 }
@@ -74,6 +89,10 @@ pub struct Reconciler {
     /// What the dataplane found of the ways to nodes.
     deliveries: Deliveries,
     status: StatusWriter,
+    office: Office,
+    allocation: Allocation,
+    latency: Latencies,
+    latency_told: Instant,
     /// Objects whose present form is not used.
     invalid: BTreeMap<ObjectKey, Problem>,
     /// Objects with fields that their kinds do not have.
@@ -95,12 +114,13 @@ impl Reconciler {
     /// A process that knows nothing yet.
     pub fn new(file: NodeFile, dialect: Dialect, status: StatusWriter) -> Self {
         let model = Model::default();
+        let allocation = Allocation::new(&file.control);
         Reconciler {
             site: Site::new(&file, &model),
             file,
             dialect,
             model,
-            desired: Desired::default(),
+            desired: Desired::of(dialect),
             claims: Claims::default(),
             reach: Reach::default(),
             notes: HashMap::new(),
@@ -108,6 +128,10 @@ impl Reconciler {
             health: None,
             deliveries: Deliveries::default(),
             status,
+            office: Office::default(),
+            allocation,
+            latency: Latencies::default(),
+            latency_told: Instant::now(),
             invalid: BTreeMap::new(),
             unknown_fields: BTreeMap::new(),
             places: HashMap::new(),
@@ -129,10 +153,28 @@ impl Reconciler {
 
     /// Runs until [`Input::Stop`] or until nobody can send any more.
     pub fn run(&mut self, inbox: &Receiver<Input>) {
+        let mut next = None;
         loop {
-            match inbox.recv_timeout(LOOK_AFTER_EVERY) {
-                Ok(Input::Source(batch)) => self.take(batch),
+            let input = match next.take() {
+                Some(input) => Ok(input),
+                None => inbox.recv_timeout(LOOK_AFTER_EVERY),
+            };
+            match input {
+                Ok(Input::Source(mut batch)) => {
+                    // What has come while this thread was busy is one change.
+                    while let Ok(input) = inbox.try_recv() {
+                        match input {
+                            Input::Source(later) => batch.merge(later),
+                            other => {
+                                next = Some(other);
+                                break;
+                            }
+                        }
+                    }
+                    self.take(batch);
+                }
                 Ok(Input::Dataplane(news)) => self.hear(news),
+                Ok(Input::Lease(word)) => self.hear_of_lease(word),
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -148,6 +190,9 @@ impl Reconciler {
         let mut dirty = std::mem::take(&mut self.unresolved);
         let mut restated = BTreeSet::new();
         for key in &batch.deleted {
+            if key.kind == ObjectKind::Service {
+                self.keep_record(&key.name(), None);
+            }
             self.settle(key, &mut restated);
             self.unknown_fields.remove(key);
             self.places.remove(key);
@@ -155,6 +200,12 @@ impl Reconciler {
         }
         for manifest in batch.applied {
             self.apply(manifest, &mut dirty, &mut restated);
+        }
+        let mut recorded: Vec<Name> =
+            batch.deleted.iter().filter(|key| key.kind == ObjectKind::Service).map(ObjectKey::name).collect();
+        let told = !batch.read.is_empty();
+        for reading in batch.read {
+            self.apply_reading(reading, &mut dirty, &mut restated, &mut recorded);
         }
         if !batch.complete && !self.complete {
             self.source_problems = batch.problems;
@@ -174,12 +225,22 @@ impl Reconciler {
             tracing::info!("deletions confirmed");
             self.session.confirm();
         }
+        if told {
+            dirty.services.extend(self.allocation.expire());
+        }
         self.resolve_nodes(&dirty.nodes);
         self.resolve_site(&mut dirty);
         self.resolve_reach(&mut dirty);
-        self.resolve_services(dirty.services);
+        self.resolve_services(std::mem::take(&mut dirty.services));
+        self.reconsider(&dirty);
         for name in restated {
             self.refresh(&name);
+        }
+        for name in recorded {
+            self.attend(&name);
+        }
+        if let Some(asked) = batch.listed_for {
+            self.listed_for(asked);
         }
     }
 
@@ -214,6 +275,8 @@ impl Reconciler {
         }
         problems.extend(self.dataplane_problem.clone());
         problems.extend(self.health.iter().flat_map(Health::problems));
+        problems.extend(self.office.problem());
+        problems.extend(self.allocation.problems());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
             let object = object_key(key);
@@ -245,6 +308,42 @@ impl Reconciler {
         if let (Some(place), true) = (&place, key.kind != ObjectKind::EndpointSlice) {
             self.places.insert(key.clone(), place.clone());
         }
+        let service = watch::service_of_slice(&key, &value);
+        self.apply_read(key, place, read, service, dirty, restated);
+    }
+
+    /// Takes in an object that the source has read.
+    fn apply_reading(
+        &mut self,
+        reading: Reading,
+        dirty: &mut Dirty,
+        restated: &mut BTreeSet<Name>,
+        recorded: &mut Vec<Name>,
+    ) {
+        let Reading { key, object, service, record, triggered_at } = reading;
+        if key.kind == ObjectKind::Service {
+            let name = key.name();
+            if record.is_some() || self.has_record(&name) {
+                recorded.push(name.clone());
+            }
+            self.keep_record(&name, record.map(|record| *record));
+        }
+        if let Some(at) = triggered_at {
+            self.latency.caused(&key.name(), service.as_ref(), at, self.complete);
+        }
+        self.apply_read(key, None, object, service, dirty, restated);
+    }
+
+    /// Takes an object into the model, or keeps its last good version; `service` is the one that a slice belongs to.
+    fn apply_read(
+        &mut self,
+        key: ObjectKey,
+        place: Option<Place>,
+        read: Result<Object, Invalid>,
+        service: Option<Name>,
+        dirty: &mut Dirty,
+        restated: &mut BTreeSet<Name>,
+    ) {
         match read {
             Ok(object) => {
                 self.settle(&key, restated);
@@ -260,7 +359,7 @@ impl Reconciler {
                 let at_start = !self.complete;
                 if at_start
                     && !held
-                    && let Some(resource) = self.resource_of(&key, &value)
+                    && let Some(resource) = self.resource_of(&key, service)
                 {
                     self.desired.doubtful.insert(key.clone(), resource);
                 }
@@ -308,13 +407,13 @@ impl Reconciler {
     }
 
     /// The resource an object takes part in.
-    fn resource_of(&self, key: &ObjectKey, value: &serde_json::Value) -> Option<ResourceKey> {
+    fn resource_of(&self, key: &ObjectKey, service: Option<Name>) -> Option<ResourceKey> {
         match key.kind {
             ObjectKind::Service => Some(service_key(&key.name())),
-            ObjectKind::EndpointSlice => watch::service_of_slice(key, value).map(|name| service_key(&name)),
+            ObjectKind::EndpointSlice => service.map(|name| service_key(&name)),
             ObjectKind::Node if key.name == self.file.node => Some(self.gateway_key()),
             ObjectKind::Node => Some(ResourceKey { kind: Kind::Peer, name: key.name.clone() }),
-            ObjectKind::AddressPool => None,
+            ObjectKind::AddressPool | ObjectKind::Namespace | ObjectKind::Pod => None,
         }
     }
 
@@ -369,8 +468,8 @@ impl Reconciler {
     fn resolve_peer(&mut self, name: &str) -> Vec<Problem> {
         let key = ResourceKey { kind: Kind::Peer, name: name.into() };
         match self.model.node(name).map(|node| peer::resolve(node, self.file.control.vxlan_port)) {
-            None => self.want(key, None),
-            Some(Ok(peer)) => self.want(key, Some(resolve::resource(name.into(), Body::Peer(peer)))),
+            None => drop(self.want(key, None)),
+            Some(Ok(peer)) => drop(self.want(key, Some(resolve::resource(name.into(), Body::Peer(peer))))),
             Some(Err(reason)) => {
                 self.want(key, None);
                 let message = format!("is not reached through the overlay: {reason}");
@@ -427,14 +526,19 @@ impl Reconciler {
         // First who claims what, then what each is left with: a Service may gain or lose by another's change.
         let mut restated = BTreeSet::new();
         for name in names {
-            let outcome = match self.model.service(&name) {
+            let outcome = match self.model.service(&name).filter(|_| !self.office.lets_go(&name)) {
                 Some(service) => {
+                    let given = self.allocation.effective(service);
+                    let service = given.as_deref().unwrap_or(service);
                     resolve::service::resolve(service, self.model.slices_of(&name), &self.site, &self.reach)
                 }
                 None => Outcome::NotOurs,
             };
             let (service, notes) = match outcome {
-                Outcome::Ours { service, notes } => (service, Some(notes)),
+                Outcome::Ours { service, mut notes } => {
+                    self.allocation.explain(&name, &mut notes);
+                    (service, Some(notes))
+                }
                 Outcome::NotOurs => (None, None),
             };
             self.follow_health(&name, notes.is_some());
@@ -445,7 +549,9 @@ impl Reconciler {
         for name in restated {
             let service = self.claims.granted(&name);
             let resource = service.map(|service| resolve::resource(name.to_string(), Body::Service(service)));
-            self.want(service_key(&name), resource);
+            if !self.want(service_key(&name), resource) && self.session.is_settled(&service_key(&name)) {
+                self.latency.without_effect(&name);
+            }
             self.refresh(&name);
         }
     }
@@ -477,11 +583,13 @@ impl Reconciler {
         self.notes.insert(name.clone(), notes);
     }
 
-    /// Replaces what there should be under `key`.
-    fn want(&mut self, key: ResourceKey, resource: Option<Resource>) {
-        if self.desired.replace(&key, resource) {
+    /// Replaces what there should be under `key`; whether that changes anything.
+    fn want(&mut self, key: ResourceKey, resource: Option<Resource>) -> bool {
+        let changed = self.desired.replace(&key, resource);
+        if changed {
             self.session.touch([key]);
         }
+        changed
     }
 
     /// Takes in what the dataplane tells.
@@ -545,6 +653,7 @@ impl Reconciler {
             self.refresh(name);
         }
         self.status.sweep(names);
+        self.go_on_letting_go();
     }
 
     fn refresh_all(&mut self, keys: BTreeSet<ResourceKey>) {
@@ -566,6 +675,9 @@ impl Reconciler {
             if standing == Standing::Absent {
                 self.status.service(name.clone(), None);
             }
+            if self.office.lets_go(name) {
+                self.attend(name);
+            }
             return;
         };
         let resource = self.desired.resources.get(&key);
@@ -577,6 +689,7 @@ impl Reconciler {
                 Progress::Refused { reason: refused.reason.clone(), earlier: standing != Standing::Absent }
             }
             (Some(resource), None, Standing::Held { version, reached: Some(_) }) if version == resource.version => {
+                self.latency.reached(name, Timestamp::now());
                 Progress::Programmed
             }
             _ => return, // on its way
@@ -592,11 +705,22 @@ impl Reconciler {
             invalid: invalid.as_deref(),
             delivery: resource.filter(|resource| by_node_dsr(resource)).map(|_| self.deliveries.words(name)),
         };
+        let given = self.allocation.effective(service);
+        let service = given.as_deref().unwrap_or(service);
         let status = ServiceStatus::new(service, version, &progress, findings);
+        self.report(name, &service.addresses, &status);
         self.status.service(name.clone(), Some(status));
     }
 
     fn look_after(&mut self) {
+        self.look_after_office();
+        self.tell_pools();
+        if self.latency_told.elapsed() >= LOOK_AFTER_EVERY {
+            self.latency_told = Instant::now();
+            if let Some(latency) = self.latency.news() {
+                self.status.latency(latency);
+            }
+        }
         if !self.session.is_connected() {
             return;
         }

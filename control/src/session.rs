@@ -73,6 +73,8 @@ pub trait Wanted {
     fn uncertain(&self, key: &ResourceKey) -> bool;
     /// Whether this run of control has itself removed `key`.
     fn removed_knowingly(&self, key: &ResourceKey) -> bool;
+    /// Whether what the source lacks is gone for certain, however much it is.
+    fn authoritative(&self) -> bool;
 }
 
 /// The state of the conversation.
@@ -195,6 +197,13 @@ impl Session {
         }
     }
 
+    /// Whether nothing about a resource is on its way: neither to the dataplane nor from there to its workers.
+    pub fn is_settled(&self, key: &ResourceKey) -> bool {
+        let sent = self.in_flight.as_ref().is_some_and(|in_flight| in_flight.sent.contains_key(key));
+        let awaited = self.waiting.values().any(|keys| keys.contains(key));
+        self.synced && !sent && !awaited && !self.changed.contains(key) && !self.compare_all
+    }
+
     /// Sends what differs, unless an answer is still awaited. Returns whether an update went out.
     ///
     /// # Errors
@@ -283,7 +292,7 @@ impl Session {
     fn hold_back(&mut self, removed: &mut Vec<ResourceKey>, wanted: &impl Wanted) {
         let confirmed = std::mem::take(&mut self.confirmed);
         self.held_back.clear();
-        if confirmed {
+        if confirmed || wanted.authoritative() {
             return;
         }
         for kind in [Kind::Gateway, Kind::Peer, Kind::Service] {
@@ -373,6 +382,10 @@ mod tests {
 
         fn removed_knowingly(&self, _: &ResourceKey) -> bool {
             true
+        }
+
+        fn authoritative(&self) -> bool {
+            false
         }
     }
 

@@ -3,16 +3,20 @@
 //! Owns the trait every source implements and what it delivers: batches of raw objects that appeared, changed or went,
 //! and what is wrong with the source itself. One batch is applied whole, so what changed together is published
 //! together. Refuses to know what the objects mean. The directory is the source without a cluster; the Kubernetes API
-//! is another implementation of the same trait.
+//! is another implementation of the same trait, which reads its objects where they arrive: a cluster has hundreds of
+//! thousands of them, and their types are certain.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::thread::JoinHandle;
 
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
-use crate::model::Name;
+use crate::model::{Name, Object};
 use crate::problem::{Place, Problem};
-use crate::watch::Dialect;
+use crate::watch::{Dialect, Invalid};
+use record::Record;
 
 /// A watched directory of manifests.
 pub mod directory;
@@ -20,6 +24,10 @@ pub mod directory;
 pub mod scan;
 /// A text of YAML or JSON taken apart into objects.
 pub mod manifest;
+/// The Kubernetes API.
+pub mod kubernetes;
+/// What an API server holds of a Service beyond what is asked for: who looks after it and what was told of it.
+pub mod record;
 
 /// The kinds of objects that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +40,10 @@ pub enum ObjectKind {
     Node,
     /// `tidegate.io/v1alpha1` AddressPool.
     AddressPool,
+    /// `v1` Namespace.
+    Namespace,
+    /// `v1` Pod, which only an API server knows with its addresses.
+    Pod,
 }
 
 /// Kind, namespace and name: the key of an object.
@@ -56,11 +68,28 @@ pub struct Manifest {
     pub value: Value,
 }
 
-/// What changed since the batch before.
+/// One object that was read where it arrived.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Its key.
+    pub key: ObjectKey,
+    /// What it says, or why that cannot be worked with.
+    pub object: Result<Object, Invalid>,
+    /// The Service an EndpointSlice says it belongs to, also of one that is otherwise invalid.
+    pub service: Option<Name>,
+    /// What the API server holds of a Service that may be ours to look after.
+    pub record: Option<Box<Record>>,
+    /// When what led to this EndpointSlice happened, as its author says.
+    pub triggered_at: Option<Timestamp>,
+}
+
+/// What changed since the batch before. No object occurs twice in it, but one may be both deleted and new: deleted first.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Objects that are new or may have changed.
     pub applied: Vec<Manifest>,
+    /// The same, read already.
+    pub read: Vec<Reading>,
     /// Objects that are gone.
     pub deleted: Vec<ObjectKey>,
     /// Everything that is wrong with the source now (not only since the batch before).
@@ -71,6 +100,8 @@ pub struct Batch {
     pub unreadable: bool,
     /// An operator has confirmed deletions that waited for it.
     pub deletes_confirmed: bool,
+    /// All Services have been listed anew since this was asked for with [`kubernetes::Refresh::ask`].
+    pub listed_for: Option<u64>,
 }
 
 /// Takes batches; false when nobody wants more.
@@ -112,10 +143,35 @@ impl Drop for Running {
     }
 }
 
+impl Batch {
+    /// Takes in what came after: as if both had happened at once.
+    pub fn merge(&mut self, later: Batch) {
+        let again: HashSet<ObjectKey> = {
+            let applied = later.applied.iter().map(|manifest| &manifest.key);
+            applied.chain(later.read.iter().map(|reading| &reading.key)).chain(&later.deleted).cloned().collect()
+        };
+        self.applied.retain(|manifest| !again.contains(&manifest.key));
+        self.read.retain(|reading| !again.contains(&reading.key));
+        self.applied.extend(later.applied);
+        self.read.extend(later.read);
+        self.deleted.extend(later.deleted);
+        self.problems = later.problems;
+        self.complete |= later.complete;
+        self.unreadable = later.unreadable;
+        self.deletes_confirmed |= later.deletes_confirmed;
+        self.listed_for = later.listed_for.or(self.listed_for);
+    }
+}
+
 impl ObjectKind {
-    /// All kinds.
-    pub const ALL: [ObjectKind; 4] =
-        [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node, ObjectKind::AddressPool];
+    /// All kinds that a manifest may have.
+    pub const ALL: [ObjectKind; 5] = [
+        ObjectKind::Service,
+        ObjectKind::EndpointSlice,
+        ObjectKind::Node,
+        ObjectKind::Namespace,
+        ObjectKind::AddressPool,
+    ];
 
     /// The kind of that name and group, if it is one of ours.
     pub fn from_type(api_version: &str, kind: &str) -> Option<Self> {
@@ -124,6 +180,7 @@ impl ObjectKind {
             ("discovery.k8s.io/v1", "EndpointSlice") => Some(ObjectKind::EndpointSlice),
             ("v1", "Node") => Some(ObjectKind::Node),
             ("tidegate.io/v1alpha1", "AddressPool") => Some(ObjectKind::AddressPool),
+            ("v1", "Namespace") => Some(ObjectKind::Namespace),
             _ => None,
         }
     }
@@ -147,12 +204,14 @@ impl ObjectKind {
             ObjectKind::EndpointSlice => "apiVersion: discovery.k8s.io/v1, kind: EndpointSlice",
             ObjectKind::Node => "apiVersion: v1, kind: Node",
             ObjectKind::AddressPool => "apiVersion: tidegate.io/v1alpha1, kind: AddressPool",
+            ObjectKind::Namespace => "apiVersion: v1, kind: Namespace",
+            ObjectKind::Pod => "apiVersion: v1, kind: Pod",
         }
     }
 
     /// Whether its objects are in namespaces.
     pub fn is_namespaced(self) -> bool {
-        matches!(self, ObjectKind::Service | ObjectKind::EndpointSlice)
+        matches!(self, ObjectKind::Service | ObjectKind::EndpointSlice | ObjectKind::Pod)
     }
 }
 

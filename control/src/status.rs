@@ -15,21 +15,29 @@ use serde::Serialize;
 
 use crate::model::Name;
 use crate::problem::Problem;
+use crate::reconcile::Latency;
 use service::ServiceStatus;
 
 /// Conditions of one Service.
 pub mod service;
 /// Whether pods see their clients' addresses, as the dataplane finds it.
 pub mod delivery;
+/// Status of one AddressPool.
+pub mod addresspool;
+/// The writer to the API: finalizers, status and events.
+pub mod api;
 
 /// File with everything that is wrong now.
 pub const PROBLEMS_FILE: &str = "problems.json";
+/// File with figures of how long changes took.
+pub const LATENCY_FILE: &str = "latency.json";
 
 /// What is to be written.
 #[derive(Debug)]
 enum Order {
     Service(Name, Option<Box<ServiceStatus>>),
     Problems(Vec<Problem>),
+    Latency(Latency),
     /// Remove the files of all other Services.
     Sweep(BTreeSet<Name>),
 }
@@ -76,6 +84,11 @@ impl StatusWriter {
         self.order(Order::Problems(problems));
     }
 
+    /// Replaces the figures of how long changes took.
+    pub fn latency(&self, latency: Latency) {
+        self.order(Order::Latency(latency));
+    }
+
     /// Removes the files of all Services but these: an earlier run may have left some.
     pub fn sweep(&self, keep: BTreeSet<Name>) {
         self.order(Order::Sweep(keep));
@@ -119,6 +132,7 @@ impl Files {
     fn execute(&mut self, order: Order) -> io::Result<()> {
         match order {
             Order::Problems(problems) => self.write(PROBLEMS_FILE.into(), &ProblemList { problems: &problems }),
+            Order::Latency(latency) => self.write(LATENCY_FILE.into(), &latency),
             Order::Service(name, Some(mut status)) => {
                 let file = file_name(&name);
                 if let Some(before) = self.content(&file) {
@@ -151,11 +165,12 @@ impl Files {
 
     fn sweep(&mut self, keep: &BTreeSet<Name>) -> io::Result<()> {
         let keep: BTreeSet<String> = keep.iter().map(file_name).collect();
-        self.written.retain(|file, _| file == PROBLEMS_FILE || keep.contains(file));
+        let no_service = |file: &str| [PROBLEMS_FILE, LATENCY_FILE].contains(&file);
+        self.written.retain(|file, _| no_service(file) || keep.contains(file));
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             let Ok(file) = entry.file_name().into_string() else { continue };
-            if file.ends_with(".json") && file != PROBLEMS_FILE && !keep.contains(&file) {
+            if file.ends_with(".json") && !no_service(&file) && !keep.contains(&file) {
                 remove(&entry.path())?;
             }
         }

@@ -23,6 +23,10 @@ pub mod endpointslice;
 pub mod node;
 /// `tidegate.io/v1alpha1` AddressPool.
 pub mod addresspool;
+/// `v1` Namespace.
+pub mod namespace;
+/// `v1` Pod.
+pub mod pod;
 
 /// Who fills in the fields that people leave out of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +89,10 @@ pub fn read(
         }
         ObjectKind::Node => node::read(&key.name, &typed(value, unknown)?).map(Object::Node),
         ObjectKind::AddressPool => addresspool::read(&key.name, &typed(value, unknown)?).map(Object::AddressPool),
+        ObjectKind::Namespace => {
+            Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?)))
+        }
+        ObjectKind::Pod => Err(Invalid::new("kind", "Pods are read from an API server only")),
     }
 }
 

@@ -52,7 +52,7 @@ impl Control {
     fn start_with(home: TempDir, extra: &str) -> Self {
         let file = node_file(home.path(), extra);
         let (inbox, taken) = channel();
-        let source = Box::new(Directory::new(&file.control.source.directory));
+        let source = Box::new(Directory::new(file.control.source.directory().unwrap()));
         let status = StatusWriter::start(&file.state_dir).unwrap();
         let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status);
         let batches = inbox.clone();

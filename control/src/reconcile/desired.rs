@@ -11,6 +11,7 @@ use tidegate_api::resource::{Body, Kind, Resource, ResourceKey};
 
 use crate::session::Wanted;
 use crate::source::ObjectKey;
+use crate::watch::Dialect;
 
 /// What there should be, and how sure that is.
 #[derive(Debug, Default)]
@@ -20,6 +21,8 @@ pub(super) struct Desired {
     removed: HashSet<ResourceKey>,
     /// Services that have had an endpoint in this run.
     had_backends: HashSet<ResourceKey>,
+    /// The source is an API server, which knows all there is.
+    pub(super) of_a_cluster: bool,
     /// Files of the source could never be read since start.
     pub(super) unreadable: bool,
     /// Objects that were invalid at start, with the resource each one belongs to: its earlier version, which only the
@@ -28,6 +31,11 @@ pub(super) struct Desired {
 }
 
 impl Desired {
+    /// What there should be according to a source of that kind: nothing yet.
+    pub(super) fn of(dialect: Dialect) -> Self {
+        Desired { of_a_cluster: dialect == Dialect::Cluster, ..Desired::default() }
+    }
+
     /// Replaces what there should be under `key`; whether that changes anything.
     pub(super) fn replace(&mut self, key: &ResourceKey, resource: Option<Resource>) -> bool {
         match resource {
@@ -77,6 +85,11 @@ impl Wanted for Desired {
 
     fn removed_knowingly(&self, key: &ResourceKey) -> bool {
         self.removed.contains(key)
+    }
+
+    /// An API server's list is whole. But one that lacks the very Node of this gateway may be another cluster's.
+    fn authoritative(&self) -> bool {
+        self.of_a_cluster && self.resources.keys().any(|key| key.kind == Kind::Gateway)
     }
 }
 

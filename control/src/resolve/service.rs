@@ -84,6 +84,11 @@ pub fn resolve<'a>(
     Outcome::Ours { service: Some(Box::new(resolved)), notes }
 }
 
+/// Whether the Service is one whose VIPs we look after, also when nothing of it can be served now.
+pub fn is_balanced_here(service: &Service, site: &Site) -> bool {
+    service.service_type == ServiceType::LoadBalancer && may_be_ours(service, site)
+}
+
 fn may_be_ours(service: &Service, site: &Site) -> bool {
     let of_our_class = match service.service_type {
         ServiceType::LoadBalancer => service.class == site.class, // S-001

@@ -15,7 +15,7 @@ pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 ///
 /// # Errors
 /// When a field cannot be worked with.
-pub(super) fn read(name: Name, object: &api::EndpointSlice, dialect: Dialect) -> Result<EndpointSlice, Invalid> {
+pub(crate) fn read(name: Name, object: &api::EndpointSlice, dialect: Dialect) -> Result<EndpointSlice, Invalid> {
     let left_to_others = LEFT_TO_OTHERS.iter().any(|label| object.labels().contains_key(*label));
     let service = object.labels().get(SERVICE_NAME_LABEL).filter(|service| !service.is_empty() && !left_to_others);
     let mut slice = EndpointSlice { name, service: service.cloned(), ports: Vec::new(), endpoints: Vec::new() };

@@ -34,7 +34,7 @@ struct BackendData {
 ///
 /// # Errors
 /// When a field or annotation cannot be worked with.
-pub(super) fn read(name: &str, object: &api::Node) -> Result<Node, Invalid> {
+pub(crate) fn read(name: &str, object: &api::Node) -> Result<Node, Invalid> {
     let spec = object.spec.as_ref();
     let mut pod_cidrs = Vec::new();
     let listed = spec.and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();

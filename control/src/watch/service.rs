@@ -29,7 +29,7 @@ const AFFINITY_TIMEOUT_S_MAX: u32 = 86_400;
 ///
 /// # Errors
 /// When a field cannot be worked with.
-pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed: Exposed) -> Result<Service, Invalid> {
+pub(crate) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed: Exposed) -> Result<Service, Invalid> {
     let spec = object.spec.as_ref().ok_or_else(|| Invalid::new("spec", "is missing"))?;
     let mut service = Service {
         name,

@@ -1,0 +1,288 @@
+//! What the holder of the Lease owes to Services in the API: the contract between a Service and its controller.
+//!
+//! Owns *when*: the finalizer before anything else, status after the dataplane, letting go after the withdrawal
+//! (C-001, C-002). What is written and how is the business of [`crate::status::api`]. Nothing is decided in a term before
+//! a fresh list of all Services has come in, so that whatever the leader before has written is known (C-006, M-006).
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use hashbrown::{HashMap, HashSet};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::{Reconciler, service_key};
+use crate::crd::addresspool::AddressPoolStatus;
+use crate::lease::Word;
+use crate::model::Name;
+use crate::problem::{Problem, Severity};
+use crate::resolve;
+use crate::session::Standing;
+use crate::source::record::{CONDITION_PREFIX, Record};
+use crate::status::api::ApiWriter;
+use crate::status::api::book::{Order, Wanted};
+use crate::status::api::event::{Happening, Tone};
+use crate::status::service::ServiceStatus;
+
+/// A dataplane that is gone for so long makes this process no good leader.
+const UNFIT_AFTER: Duration = Duration::from_secs(10);
+/// What a dataplane that is gone for so long has served is taken as withdrawn: nothing is forwarded without one.
+const WITHDRAWN_AFTER: Duration = Duration::from_secs(30);
+
+/// The office and what it looks after.
+#[derive(Debug, Default)]
+pub(super) struct Office {
+    writer: Option<ApiWriter>,
+    records: HashMap<Name, Record>,
+    term: Option<u64>,
+    /// The term that the last list of all Services was asked for in.
+    listed: u64,
+    /// All Services have been listed since the term began.
+    informed: bool,
+    /// Services that are withdrawn, or on their way to be, because they are to be let go.
+    going: HashSet<Name>,
+    /// Since when no dataplane is there.
+    alone_since: Option<Instant>,
+    /// That no gateway serves has been told.
+    alone_told: bool,
+    trouble: Option<String>,
+}
+
+impl Office {
+    /// The term, once decisions may be made in it.
+    pub(super) fn in_force(&self) -> Option<u64> {
+        self.term.filter(|_| self.informed)
+    }
+
+    /// Whether the Service is served no more because it is to be let go.
+    pub(super) fn lets_go(&self, name: &Name) -> bool {
+        self.going.contains(name)
+    }
+
+    pub(super) fn problem(&self) -> Option<Problem> {
+        let why = self.trouble.as_ref()?;
+        let message = format!("status of Services cannot be written: {why}");
+        Some(Problem::new(Severity::Error, "LeaseUnavailable", message))
+    }
+
+    fn order(&self, term: u64, name: &Name, wanted: Wanted) {
+        if let (Some(writer), Some(record)) = (&self.writer, self.records.get(name)) {
+            writer.write(Order { term, name: name.clone(), record: record.clone(), wanted });
+        }
+    }
+
+    /// Tells of something that happened to a Service, if this process leads.
+    pub(super) fn tell(&self, name: &Name, tone: Tone, reason: &'static str, note: String) {
+        if let (Some(writer), Some(record), Some(term)) = (&self.writer, self.records.get(name), self.in_force()) {
+            let uid = record.uid.clone();
+            writer.happened(term, Happening { name: name.clone(), uid, tone, reason, note });
+        }
+    }
+}
+
+impl Office {
+    /// Whether our finalizer holds the Service.
+    pub(super) fn is_held(&self, name: &Name) -> bool {
+        self.records.get(name).is_some_and(Record::is_held)
+    }
+
+    pub(super) fn tell_pool(&self, pool: &str, status: AddressPoolStatus) {
+        if let (Some(writer), Some(term)) = (&self.writer, self.in_force()) {
+            writer.tell_pool(term, pool, status);
+        }
+    }
+}
+
+impl Reconciler {
+    /// The same with a writer to the API.
+    #[must_use]
+    pub fn with_api(mut self, writer: ApiWriter) -> Self {
+        self.office.writer = Some(writer);
+        self
+    }
+
+    /// Hears of the Lease.
+    pub fn hear_of_lease(&mut self, word: Word) {
+        match word {
+            Word::Taken(term) => {
+                tracing::info!(term, "this control writes status from now on");
+                (self.office.term, self.office.informed) = (Some(term), false);
+                self.begin_if_informed();
+            }
+            Word::Lost => {
+                tracing::info!("another control may write status from now on");
+                (self.office.term, self.office.informed) = (None, false);
+                self.allocation.suspend();
+                self.return_to_service();
+            }
+            Word::Trouble(why) => self.office.trouble = why,
+        }
+    }
+
+    /// Whoever leads next cleans up; until then what is to go stays served (C-002).
+    fn return_to_service(&mut self) {
+        let going: Vec<Name> = self.office.going.drain().collect();
+        self.resolve_services(going.into_iter().collect());
+    }
+
+    /// What the source has told of a Service that may be ours to look after; `None`: nothing (any more).
+    pub(super) fn keep_record(&mut self, name: &Name, record: Option<Record>) {
+        let before = match record {
+            Some(record) => self.office.records.insert(name.clone(), record),
+            None => self.office.records.remove(name),
+        };
+        let now = self.office.records.get(name);
+        if before.is_some() && before.as_ref().map(|before| &before.uid) != now.map(|now| &now.uid) {
+            self.office.going.remove(name); // S-005: what comes now is another object
+            if let (Some(writer), None) = (&self.office.writer, now) {
+                writer.forget(name.clone());
+            }
+        }
+    }
+
+    pub(super) fn has_record(&self, name: &Name) -> bool {
+        self.office.records.contains_key(name)
+    }
+
+    /// All Services have been listed anew since this was asked for.
+    pub(super) fn listed_for(&mut self, asked: u64) {
+        self.office.listed = self.office.listed.max(asked);
+        self.begin_if_informed();
+    }
+
+    fn begin_if_informed(&mut self) {
+        if self.office.term == Some(self.office.listed) && self.complete && !self.office.informed {
+            self.office.informed = true;
+            self.begin_allocation();
+            let names: Vec<Name> = self.office.records.keys().cloned().collect();
+            for name in names {
+                self.attend(&name);
+            }
+        }
+    }
+
+    /// Does what is to be done for one Service now, if this process leads.
+    pub(super) fn attend(&mut self, name: &Name) {
+        let Some(term) = self.office.in_force() else { return };
+        let Some(record) = self.office.records.get(name) else {
+            self.release(name);
+            return;
+        };
+        let service = self.model.service(name);
+        let ours = service.is_some_and(|service| resolve::service::is_balanced_here(service, &self.site));
+        if ours && !record.deleting {
+            let held = record.is_held();
+            if self.office.going.remove(name) {
+                self.resolve_services([name.clone()].into()); // it has come back
+            }
+            if !self.file.control.allocate {
+                self.refresh(name); // another looks after it; only conditions are ours
+                return;
+            }
+            match held {
+                true => self.allocate(name),
+                false => self.office.order(term, name, Wanted::Held),
+            }
+            self.refresh(name);
+            return;
+        }
+        // Of another class is another's, however it came to bear our finalizer; but what we have held must be able to go.
+        let class_of_another = record.balanced && service.is_some_and(|service| service.class != self.site.class);
+        let known = ours || record.managed || !record.conditions.is_empty() || self.office.lets_go(name);
+        if record.is_held() && known && (record.deleting || !class_of_another) {
+            self.let_go(term, name);
+        } else if !ours || !record.is_held() {
+            self.release(name);
+        }
+    }
+
+    /// C-002: told, withdrawn, and only then let go.
+    fn let_go(&mut self, term: u64, name: &Name) {
+        if self.office.going.insert(name.clone()) {
+            self.office.tell(name, Tone::Normal, "DeletingLoadBalancer", "Deleting load balancer".into());
+            self.resolve_services([name.clone()].into());
+            return; // heard of again when the dataplane has answered, or when nothing was to be withdrawn
+        }
+        if self.is_withdrawn(name) {
+            self.office.order(term, name, Wanted::Released);
+        }
+    }
+
+    fn is_withdrawn(&self, name: &Name) -> bool {
+        let key = service_key(name);
+        if self.desired.resources.contains_key(&key) {
+            return false;
+        }
+        let gone_for = self.office.alone_since.map(|since| since.elapsed());
+        let absent = self.session.standing(&key) == Standing::Absent && self.session.is_settled(&key);
+        absent || gone_for.is_some_and(|gone_for| gone_for >= WITHDRAWN_AFTER)
+    }
+
+    /// The status of a Service that is ours is certain: it goes to the API too.
+    pub(super) fn report(&self, name: &Name, addresses: &[IpAddr], status: &ServiceStatus) {
+        let Some(term) = self.office.in_force() else { return };
+        let Some(record) = self.office.records.get(name) else { return };
+        let service = self.model.service(name);
+        let ours = service.is_some_and(|service| resolve::service::is_balanced_here(service, &self.site));
+        if !ours || record.deleting || self.office.lets_go(name) {
+            return;
+        }
+        let conditions = status.conditions.iter().map(|condition| Condition {
+            type_: format!("{CONDITION_PREFIX}{}", condition.type_),
+            ..condition.clone()
+        });
+        let conditions = conditions.collect();
+        if !self.file.control.allocate {
+            self.office.order(term, name, Wanted::Told { conditions });
+            return;
+        }
+        if !record.is_held() || !self.allocation.has_decided(name) {
+            return;
+        }
+        // C-001: an address appears when the dataplane has it. One that people know is not taken back because this one
+        // gateway has trouble with it (C-006).
+        let works = |ip: &&IpAddr| {
+            let now = status.load_balancer.ingress.iter().any(|ingress| ingress.ip == **ip);
+            now || record.ingress.contains(ip)
+        };
+        let ingress = addresses.iter().filter(works).copied().collect();
+        let pool = self.allocation.pools_of(name);
+        self.office.order(term, name, Wanted::Served { ingress, pool, conditions });
+    }
+
+    /// Whether this process is fit to lead, and what waits for a dataplane that does not come.
+    pub(super) fn look_after_office(&mut self) {
+        if self.office.writer.is_none() {
+            return;
+        }
+        if self.session.is_connected() {
+            (self.office.alone_since, self.office.alone_told) = (None, false);
+        }
+        let gone_for = match self.session.is_connected() {
+            true => Duration::ZERO,
+            false => self.office.alone_since.get_or_insert_with(Instant::now).elapsed(),
+        };
+        if let Some(writer) = &self.office.writer {
+            writer.be_willing(gone_for < UNFIT_AFTER);
+        }
+        if self.office.in_force().is_none() {
+            return;
+        }
+        if gone_for >= UNFIT_AFTER && !std::mem::replace(&mut self.office.alone_told, true) {
+            for (name, _) in self.office.records.iter().filter(|(_, record)| record.balanced && record.ingress.is_empty()) {
+                let note = "There are no available gateways for the load balancer".into();
+                self.office.tell(name, Tone::Warning, "UnAvailableLoadBalancer", note);
+            }
+        }
+        if gone_for >= WITHDRAWN_AFTER {
+            self.go_on_letting_go();
+        }
+    }
+
+    /// Something may have happened that Services on their way out have waited for.
+    pub(super) fn go_on_letting_go(&mut self) {
+        let going: Vec<Name> = self.office.going.iter().cloned().collect();
+        for name in going {
+            self.attend(&name);
+        }
+    }
+}

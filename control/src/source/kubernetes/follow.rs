@@ -1,0 +1,301 @@
+//! One kind, listed in pages and then watched from where the list ended.
+//!
+//! Owns the protocol: resource versions, bookmarks, 410 Gone, pages, and when to list again. kube's own watcher does the
+//! same but for three things that are needed here. It tells nobody that a broken watch stands again until an object
+//! changes, so an outage could not be told as over. It goes on behind an event it could not parse, which loses that
+//! event; here the watch is taken up before it. And it cannot be asked for a fresh list, which a new leader needs before
+//! it gives out addresses. Refuses to know what objects mean and what is done about trouble.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use kube::core::Status;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::kinds::{Watched, key_of};
+use crate::backoff::Backoff;
+use crate::source::{ObjectKey, ObjectKind, Reading};
+use crate::watch::Exposed;
+
+/// Objects of one page of a list: memory for a page at a time, and few enough round trips.
+const PAGE: u32 = 1000;
+/// First and longest wait before a failed request is sent again.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+/// See [`RETRY_MIN`].
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// A page that takes longer is given up; each time it happens the next may take twice as long, up to the maximum.
+const PAGE_WITHIN: Duration = Duration::from_secs(60);
+/// See [`PAGE_WITHIN`].
+const PAGE_WITHIN_MAX: Duration = Duration::from_secs(600);
+/// A server that does not begin to answer a watch within this time is not there.
+const WATCH_BEGINS_WITHIN: Duration = Duration::from_secs(30);
+/// A watch is ended by the server after so many seconds, and given up here soon after if it was not.
+const WATCH_S: u32 = 290;
+/// See [`WATCH_S`].
+const WATCH_OVERDUE: Duration = Duration::from_secs(15);
+/// A watch that ends sooner than this, without a word, is no reason to ask again at once.
+const WATCH_SHORT: Duration = Duration::from_secs(1);
+/// So many answers in a row that make no sense at one place: it is listed anew.
+const NONSENSE_MAX: u32 = 4;
+
+/// What is told of a kind.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// A list begins: what it does not bring is gone.
+    Listing,
+    /// Objects that are new or may have changed.
+    Seen(Vec<Reading>),
+    /// An object that is gone, or is none of those asked for any more.
+    Gone(ObjectKey),
+    /// The list is at its end; it began after this was asked for.
+    Listed {
+        /// See [`super::Refresh`].
+        asked: u64,
+    },
+    /// The server answers.
+    Healthy,
+    /// It did not work.
+    Failed(Failure),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) fault: Fault,
+    /// For people.
+    pub(super) message: String,
+    /// When the server wants to be asked again.
+    pub(super) not_before: Option<Duration>,
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nobody answers, or says that he cannot now.
+    Unreachable,
+    /// The server forbids it (401, 403).
+    Forbidden,
+    /// The server has no such kind (404).
+    Missing,
+    /// The place in the history is gone (410): list anew.
+    Expired,
+    /// The answer makes no sense.
+    Nonsense,
+}
+
+/// One kind and where it stands.
+pub(super) struct Follow<K> {
+    pub(super) api: Api<K>,
+    pub(super) exposed: Exposed,
+    pub(super) tell: mpsc::Sender<(ObjectKind, Told)>,
+    pub(super) refresh: watch::Receiver<u64>,
+}
+
+/// Where to go on after a watch.
+struct Ended {
+    /// Version to watch from; none: list anew.
+    resume: Option<String>,
+    failure: Option<Failure>,
+}
+
+/// Nobody listens any more.
+struct Deaf;
+
+impl<K: Watched> Follow<K> {
+    /// Follows until nobody listens.
+    pub(super) async fn run(mut self) {
+        let _: Result<(), Deaf> = self.forever().await;
+    }
+
+    async fn forever(&mut self) -> Result<(), Deaf> {
+        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        let mut page_within = PAGE_WITHIN;
+        let mut version: Option<String> = None;
+        let mut nonsense = 0;
+        loop {
+            let failure = match version.take() {
+                None => match self.list(page_within).await? {
+                    Ok(listed) => {
+                        version = Some(listed);
+                        page_within = PAGE_WITHIN;
+                        backoff.reset();
+                        None
+                    }
+                    Err(failure) => {
+                        page_within = (page_within * 2).min(PAGE_WITHIN_MAX);
+                        Some(failure)
+                    }
+                },
+                Some(from) => {
+                    let begun = Instant::now();
+                    let Ended { resume, failure } = self.watch(from.clone()).await?;
+                    let moved = resume.as_ref() != Some(&from);
+                    if moved {
+                        backoff.reset();
+                        nonsense = 0;
+                    }
+                    version = resume;
+                    if failure.is_none() && !moved && begun.elapsed() < WATCH_SHORT {
+                        tokio::time::sleep(backoff.wait()).await;
+                    }
+                    failure
+                }
+            };
+            let Some(failure) = failure else { continue };
+            if failure.fault == Fault::Nonsense {
+                nonsense += 1;
+                if nonsense >= NONSENSE_MAX {
+                    (version, nonsense) = (None, 0);
+                }
+            }
+            let wait = backoff.wait();
+            let wait = failure.not_before.map_or(wait, |asked| wait.max(asked.min(RETRY_MAX)));
+            if failure.fault != Fault::Expired {
+                self.told(Told::Failed(failure)).await?;
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn told(&self, told: Told) -> Result<(), Deaf> {
+        self.tell.send((K::KIND, told)).await.map_err(|_| Deaf)
+    }
+
+    /// Everything, page by page; the version to watch from.
+    async fn list(&mut self, within: Duration) -> Result<Result<String, Failure>, Deaf> {
+        let asked = *self.refresh.borrow_and_update();
+        let mut params = ListParams { limit: Some(PAGE), ..ListParams::default() };
+        params.label_selector = K::LABELS.map(Into::into);
+        params.field_selector = K::FIELDS.map(Into::into);
+        let mut first = true;
+        loop {
+            let page = match timeout(within, self.api.list(&params)).await {
+                Ok(Ok(page)) => page,
+                Ok(Err(error)) => return Ok(Err(Failure::of(&error))),
+                Err(_) => return Ok(Err(Failure::unreachable(format!("no answer within {} s", within.as_secs())))),
+            };
+            if std::mem::take(&mut first) {
+                self.told(Told::Listing).await?;
+            }
+            let readings: Vec<Reading> = page.items.into_iter().map(|object| self.read(object)).collect();
+            self.told(Told::Seen(readings)).await?;
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params.continue_token = Some(token),
+                None => {
+                    let version = page.metadata.resource_version.filter(|version| !version.is_empty());
+                    let Some(version) = version else {
+                        return Ok(Err(Failure::nonsense("a list without resourceVersion".into())));
+                    };
+                    self.told(Told::Listed { asked }).await?;
+                    return Ok(Ok(version));
+                }
+            }
+        }
+    }
+
+    /// Changes after `version`, until the watch ends.
+    async fn watch(&mut self, mut version: String) -> Result<Ended, Deaf> {
+        let params = WatchParams {
+            label_selector: K::LABELS.map(Into::into),
+            field_selector: K::FIELDS.map(Into::into),
+            timeout: Some(WATCH_S),
+            bookmarks: true,
+            send_initial_events: false,
+        };
+        let stream = match timeout(WATCH_BEGINS_WITHIN, self.api.watch(&params, &version)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Ok(Ended::failed(version, Failure::of(&error))),
+            Err(_) => return Ok(Ended::failed(version, Failure::unreachable("no answer to a watch".into()))),
+        };
+        let mut stream = stream.boxed();
+        self.told(Told::Healthy).await?;
+        let overdue = tokio::time::sleep(Duration::from_secs(WATCH_S.into()) + WATCH_OVERDUE);
+        tokio::pin!(overdue);
+        loop {
+            let item = tokio::select! {
+                item = stream.next() => item,
+                () = &mut overdue => None,
+                Ok(()) = self.refresh.changed() => return Ok(Ended { resume: None, failure: None }),
+            };
+            let changed = match item {
+                None => return Ok(Ended { resume: Some(version), failure: None }),
+                Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => Ok((object, true)),
+                Some(Ok(WatchEvent::Deleted(object))) => Ok((object, false)),
+                Some(Ok(WatchEvent::Bookmark(bookmark))) => {
+                    version = bookmark.metadata.resource_version;
+                    continue;
+                }
+                Some(Ok(WatchEvent::Error(status))) => Err(Failure::of_status(&status)),
+                Some(Err(error)) => Err(Failure::of(&error)),
+            };
+            let (object, present) = match changed {
+                Ok(changed) => changed,
+                Err(failure) => return Ok(Ended::failed(version, failure)),
+            };
+            let Some(at) = object.meta().resource_version.clone().filter(|at| !at.is_empty()) else {
+                let failure = Failure::nonsense("an object without resourceVersion".into());
+                return Ok(Ended::failed(version, failure));
+            };
+            version = at;
+            match present {
+                true => self.told(Told::Seen(vec![self.read(object)])).await?,
+                false => self.told(Told::Gone(key_of(&object))).await?,
+            }
+        }
+    }
+
+    fn read(&self, object: K) -> Reading {
+        let key = key_of(&object);
+        object.read(key, self.exposed)
+    }
+}
+
+impl Ended {
+    fn failed(version: String, failure: Failure) -> Self {
+        let resume = (failure.fault != Fault::Expired).then_some(version);
+        Ended { resume, failure: Some(failure) }
+    }
+}
+
+impl Failure {
+    fn unreachable(message: String) -> Self {
+        Failure { fault: Fault::Unreachable, message, not_before: None }
+    }
+
+    fn nonsense(message: String) -> Self {
+        Failure { fault: Fault::Nonsense, message, not_before: None }
+    }
+
+    fn of_status(status: &Status) -> Self {
+        let fault = match status.code {
+            401 | 403 => Fault::Forbidden,
+            404 => Fault::Missing,
+            410 => Fault::Expired,
+            429 | 500.. => Fault::Unreachable,
+            _ => Fault::Nonsense,
+        };
+        let asked = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+        let not_before = (asked > 0).then(|| Duration::from_secs(asked.into()));
+        Failure { fault, message: format!("{} ({})", status.message, status.code), not_before }
+    }
+
+    fn of(error: &kube::Error) -> Self {
+        use std::error::Error;
+        match error {
+            kube::Error::Api(status) => Failure::of_status(status),
+            kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) | kube::Error::LinesCodecMaxLineLengthExceeded => {
+                Failure::nonsense(error.to_string())
+            }
+            other => {
+                // The outer layers say little; the innermost cause is what people look for.
+                let mut cause: &dyn Error = other;
+                while let Some(inner) = cause.source() {
+                    cause = inner;
+                }
+                Failure::unreachable(cause.to_string())
+            }
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! The writer to the API: finalizers, `status.loadBalancer`, conditions and events of Services.
+//!
+//! Owns one thread on which the campaign for the Lease and all writes run, so that a slow API server never delays an
+//! update to the dataplane. [`book`] knows what is to be written and in which order; this file sends it, several Services
+//! at a time. Refuses to decide anything about a Service. A write is sent only while the Lease covers the term in which
+//! it was decided, and names the identity and version of the object it was decided for: what was decided by a leader
+//! that slept is refused by its own clock, and after that by the server.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use k8s_openapi::api::core::v1 as api;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, Resource};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use crate::crd::addresspool::{AddressPool, AddressPoolStatus};
+use crate::lease::{Campaign, Settings, Tenure, Word};
+use crate::model::Name;
+use crate::source::kubernetes::{Access, Refresh};
+use crate::source::record::{FIELD_MANAGER, FINALIZER, Record};
+use crate::watch::annotation::ALLOCATED_FROM;
+use book::{Book, Ended, Order, Step};
+use event::{Happening, Tone};
+
+/// What is to be written, and the next step.
+pub mod book;
+/// Events about Services.
+pub mod event;
+
+/// Writes on their way at once.
+const WRITES_MAX: usize = 16;
+/// A write that is not answered has failed. Shorter than what lies between the end of writing and the end of the Lease,
+/// so that none arrives in another's term.
+const WRITE_WITHIN: Duration = Duration::from_secs(4);
+
+/// Takes orders; dropping it gives the Lease away and ends the thread.
+#[derive(Debug)]
+pub struct ApiWriter {
+    orders: Option<mpsc::UnboundedSender<Message>>,
+    willing: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Write(Box<Order>),
+    Forget(Name),
+    Happened(u64, Happening),
+    Pool(u64, String, Box<AddressPoolStatus>),
+}
+
+impl ApiWriter {
+    /// Starts the thread. `tell` hears of the Lease; when it is taken, a fresh list of Services is asked of `refresh`
+    /// under the number of the term.
+    ///
+    /// # Errors
+    /// When there can be no thread or no client.
+    pub fn start(
+        access: &Access,
+        settings: Settings,
+        refresh: Refresh,
+        mut tell: impl FnMut(Word) + Send + 'static,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let client = {
+            let _inside = runtime.enter();
+            access.client().map_err(|error| io::Error::other(error.to_string()))?
+        };
+        let (orders, taken) = mpsc::unbounded_channel();
+        let (willing, wills) = watch::channel(true);
+        let thread = thread::Builder::new().name("api".into()).spawn(move || {
+            let heard = move |word: Word| {
+                let taken = match word {
+                    Word::Taken(term) => Some(term),
+                    _ => None,
+                };
+                tell(word);
+                if let Some(term) = taken {
+                    refresh.ask(term);
+                }
+            };
+            runtime.block_on(run(client, settings, taken, wills, heard));
+            runtime.shutdown_background();
+        })?;
+        Ok(ApiWriter { orders: Some(orders), willing, thread: Some(thread) })
+    }
+
+    /// Has the API made what the order says.
+    pub fn write(&self, order: Order) {
+        self.send(Message::Write(Box::new(order)));
+    }
+
+    /// The Service is gone.
+    pub fn forget(&self, name: Name) {
+        self.send(Message::Forget(name));
+    }
+
+    /// Something happened in `term`.
+    pub fn happened(&self, term: u64, happening: Happening) {
+        self.send(Message::Happened(term, happening));
+    }
+
+    /// Writes the status of an AddressPool, decided in `term`. One that cannot be written is told again with the next news.
+    pub fn tell_pool(&self, term: u64, pool: &str, status: AddressPoolStatus) {
+        self.send(Message::Pool(term, pool.into(), Box::new(status)));
+    }
+
+    /// Whether this process is one that should hold the Lease.
+    pub fn be_willing(&self, willing: bool) {
+        self.willing.send_if_modified(|present| std::mem::replace(present, willing) != willing);
+    }
+
+    fn send(&self, message: Message) {
+        if let Some(orders) = &self.orders {
+            let _ = orders.send(message);
+        }
+    }
+}
+
+impl Drop for ApiWriter {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn run(
+    client: Client,
+    settings: Settings,
+    mut orders: mpsc::UnboundedReceiver<Message>,
+    willing: watch::Receiver<bool>,
+    mut tell: impl FnMut(Word),
+) {
+    let tenure = Arc::new(Tenure::default());
+    let (end, ended) = watch::channel(false);
+    let (lost, mut losses) = mpsc::unbounded_channel();
+    let (happen, happened) = mpsc::channel(event::WAITING_MAX);
+    let events = event::send(client.clone(), settings.identity.clone(), tenure.clone(), happened);
+    let heard = |word: Word| {
+        if word == Word::Lost {
+            let _ = lost.send(());
+        }
+        tell(word);
+    };
+    let campaign = Campaign::new(client.clone(), settings, &tenure, heard).run(willing, ended);
+    let mut desk = Desk { book: Book::default(), happen };
+    let write = async {
+        let mut writes = FuturesUnordered::new();
+        let mut pools = FuturesUnordered::new();
+        loop {
+            while writes.len() < WRITES_MAX
+                && let Some((name, term, record, step)) = desk.book.next(Instant::now())
+            {
+                desk.tell_before(&name, term, &record, &step);
+                let services = Api::namespaced(client.clone(), &name.namespace);
+                writes.push(take_step(services, &tenure, name, term, record, step));
+            }
+            let due = desk.book.due().map_or_else(|| Instant::now() + Duration::from_secs(3600), |due| due);
+            tokio::select! {
+                message = orders.recv() => match message {
+                    None => break,
+                    Some(Message::Write(order)) => desk.book.take(*order),
+                    Some(Message::Forget(name)) => desk.book.forget(&name),
+                    Some(Message::Happened(term, happening)) => desk.tell(term, happening),
+                    Some(Message::Pool(term, pool, status)) => pools.push(tell_pool(&client, &tenure, term, pool, status)),
+                },
+                Some(done) = writes.next(), if !writes.is_empty() => desk.finish(done),
+                Some(()) = pools.next(), if !pools.is_empty() => {}
+                Some(()) = losses.recv() => desk.book.clear(),
+                () = tokio::time::sleep_until(due.into()) => {}
+            }
+        }
+        let _ = end.send(true);
+    };
+    tokio::pin!(events);
+    let both = async { tokio::join!(campaign, write) };
+    tokio::select! {
+        _ = both => {}
+        () = &mut events => {}
+    }
+}
+
+struct Desk {
+    book: Book,
+    happen: mpsc::Sender<(u64, Happening)>,
+}
+
+/// A step that has ended, with what it was about.
+struct Done {
+    name: Name,
+    term: u64,
+    before: Record,
+    step: Step,
+    result: Result<api::Service, Trouble>,
+}
+
+/// Why a step did not go through.
+enum Trouble {
+    /// The Lease does not cover it any more.
+    OutOfOffice,
+    Late,
+    Api(kube::Error),
+}
+
+impl Desk {
+    fn tell(&self, term: u64, happening: Happening) {
+        let _ = self.happen.try_send((term, happening)); // a full queue loses some
+    }
+
+    fn tell_about(&self, name: &Name, uid: &str, term: u64, tone: Tone, reason: &'static str, note: String) {
+        self.tell(term, Happening { name: name.clone(), uid: uid.into(), tone, reason, note });
+    }
+
+    /// C-001: it is told before the first write.
+    fn tell_before(&self, name: &Name, term: u64, record: &Record, step: &Step) {
+        if *step == Step::Hold {
+            let note = "Ensuring load balancer".into();
+            self.tell_about(name, &record.uid, term, Tone::Normal, "EnsuringLoadBalancer", note);
+        }
+    }
+
+    fn finish(&mut self, done: Done) {
+        let Done { name, term, before, step, result } = done;
+        let ended = match result {
+            Ok(object) => {
+                self.tell_after(&name, term, &before, &step);
+                Ended::Done(Record::of(&object))
+            }
+            // Either that is heard soon and the book is cleared, or a late renewal has made it good.
+            Err(Trouble::OutOfOffice | Trouble::Late) => Ended::Failed,
+            Err(Trouble::Api(kube::Error::Api(status))) => match status.code {
+                404 => Ended::Gone,
+                409 => Ended::Conflict,
+                _ => {
+                    tracing::warn!(service = %name, ?step, error = %status.message, "a write was refused");
+                    let (reason, doing) = match (&step, before.deleting || !before.balanced) {
+                        (_, true) => ("DeleteLoadBalancerFailed", "cleaning up"),
+                        (Step::Write { .. }, _) if !before.ingress.is_empty() => {
+                            ("UpdateLoadBalancerFailed", "updating")
+                        }
+                        _ => ("SyncLoadBalancerFailed", "ensuring"),
+                    };
+                    let note = format!("Error {doing} load balancer: {}", status.message);
+                    self.tell_about(&name, &before.uid, term, Tone::Warning, reason, note);
+                    Ended::Failed
+                }
+            },
+            Err(Trouble::Api(error)) => {
+                tracing::debug!(service = %name, ?step, %error, "a write failed");
+                Ended::Failed
+            }
+        };
+        self.book.ended(&name, &before.uid, ended, Instant::now());
+    }
+
+    fn tell_after(&self, name: &Name, term: u64, before: &Record, step: &Step) {
+        match step {
+            Step::Write { ingress: Some(ingress), .. } if !ingress.is_empty() && before.ingress != *ingress => {
+                let list: Vec<String> = ingress.iter().map(ToString::to_string).collect();
+                let note = format!("Ensured load balancer: served at {}", list.join(", "));
+                self.tell_about(name, &before.uid, term, Tone::Normal, "EnsuredLoadBalancer", note);
+            }
+            Step::LetGo => {
+                let note = "Deleted load balancer".into();
+                self.tell_about(name, &before.uid, term, Tone::Normal, "DeletedLoadBalancer", note);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Sends one step if the term still covers it.
+async fn take_step(
+    services: Api<api::Service>,
+    tenure: &Tenure,
+    name: Name,
+    term: u64,
+    before: Record,
+    step: Step,
+) -> Done {
+    let result = match tenure.write(term) {
+        None => Err(Trouble::OutOfOffice),
+        Some(_leave) => match tokio::time::timeout(WRITE_WITHIN, send(&services, &name, &before, &step)).await {
+            Ok(result) => result.map_err(Trouble::Api),
+            Err(_) => Err(Trouble::Late),
+        },
+    };
+    Done { name, term, before, step, result }
+}
+
+/// Writes the status of a pool.
+async fn tell_pool(client: &Client, tenure: &Tenure, term: u64, pool: String, status: Box<AddressPoolStatus>) {
+    let Some(_leave) = tenure.write(term) else { return };
+    let pools: Api<AddressPool> = Api::all(client.clone());
+    let object = json!({
+        "apiVersion": AddressPool::api_version(&()),
+        "kind": AddressPool::kind(&()),
+        "metadata": { "name": pool },
+        "status": status,
+    });
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    let patch = Patch::Apply(object);
+    let written = pools.patch_status(&pool, &parameters, &patch);
+    match tokio::time::timeout(WRITE_WITHIN, written).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%pool, %error, "the status of a pool could not be written"),
+        Err(_) => tracing::warn!(%pool, "the status of a pool was not answered"),
+    }
+}
+
+/// Sends one step; the object as it then is.
+async fn send(services: &Api<api::Service>, name: &Name, before: &Record, step: &Step) -> kube::Result<api::Service> {
+    let metadata = json!({
+        "name": name.name,
+        "namespace": name.namespace,
+        "uid": before.uid,
+        "resourceVersion": before.resource_version,
+    });
+    match step {
+        Step::Fetch => services.get(&name.name).await,
+        Step::Hold | Step::LetGo => {
+            // The whole list under the version it was read at: nobody else's finalizer gets lost.
+            let mut finalizers: Vec<&str> = before.finalizers.iter().map(String::as_str).collect();
+            finalizers.retain(|finalizer| *finalizer != FINALIZER);
+            if *step == Step::Hold {
+                finalizers.push(FINALIZER);
+            }
+            let mut metadata = metadata;
+            metadata["finalizers"] = if finalizers.is_empty() { Value::Null } else { json!(finalizers) };
+            let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+            services.patch(&name.name, &parameters, &Patch::Merge(json!({ "metadata": metadata }))).await
+        }
+        Step::Mark(pool) => {
+            let mut metadata = metadata;
+            metadata["annotations"] = json!({ ALLOCATED_FROM: pool });
+            let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+            services.patch(&name.name, &parameters, &Patch::Merge(json!({ "metadata": metadata }))).await
+        }
+        Step::Write { ingress, conditions } => {
+            let mut status = serde_json::Map::new();
+            if let Some(ingress) = ingress {
+                // C-007: an address each, and the mode unset.
+                let entries: Vec<Value> = ingress.iter().map(|ip| json!({ "ip": ip })).collect();
+                status.insert("loadBalancer".into(), json!({ "ingress": entries }));
+            }
+            if !conditions.is_empty() {
+                status.insert("conditions".into(), json!(conditions));
+            }
+            let object = json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "status": status });
+            let parameters = PatchParams::apply(FIELD_MANAGER).force(); // C-005
+            services.patch_status(&name.name, &parameters, &Patch::Apply(object)).await
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Events about Services (`events.k8s.io/v1`), for people who ask `kubectl describe`.
+//!
+//! Owns how many there are: each Service has a small purse of events that fills slowly, all together are sent at a
+//! steady rate, and what does not fit is left out. Equal ones within some minutes become a series of one. Events are a
+//! courtesy: one that cannot be sent is forgotten and holds up nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::mpsc;
+
+use crate::lease::Tenure;
+use crate::model::Name;
+use crate::source::record::FIELD_MANAGER;
+
+/// Events of one Service that may follow each other at once.
+const PURSE: f64 = 20.0;
+/// One more may be sent after so many seconds.
+const PURSE_FILLS_S: f64 = 15.0;
+/// Purses kept; when there are more, those that are full again are forgotten.
+const PURSES_MAX: usize = 4096;
+/// Between two events of all Services together.
+const APART: Duration = Duration::from_millis(20);
+/// A server that does not answer about an event is not waited for.
+const WITHIN: Duration = Duration::from_secs(4);
+/// Events that wait to be sent; more are left out.
+pub(super) const WAITING_MAX: usize = 2000;
+
+/// How bad the news is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    /// As it should be.
+    Normal,
+    /// Something asked for is not done.
+    Warning,
+}
+
+/// Something that happened to a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Happening {
+    /// Namespace and name.
+    pub name: Name,
+    /// Object identity.
+    pub uid: String,
+    /// How bad it is.
+    pub tone: Tone,
+    /// Reason in CamelCase, as Kubernetes' own service controller has them (C-001 … C-004).
+    pub reason: &'static str,
+    /// For people.
+    pub note: String,
+}
+
+/// What each Service has left to spend.
+#[derive(Debug, Default)]
+struct Purses(HashMap<String, (f64, Instant)>);
+
+impl Purses {
+    fn pay(&mut self, uid: &str, now: Instant) -> bool {
+        if self.0.len() >= PURSES_MAX {
+            self.0.retain(|_, (left, at)| *left + seconds(*at, now) / PURSE_FILLS_S < PURSE);
+        }
+        let (left, at) = self.0.entry(uid.into()).or_insert((PURSE, now));
+        *left = (*left + seconds(*at, now) / PURSE_FILLS_S).min(PURSE);
+        *at = now;
+        let pays = *left >= 1.0;
+        if pays {
+            *left -= 1.0;
+        }
+        pays
+    }
+}
+
+fn seconds(since: Instant, now: Instant) -> f64 {
+    now.saturating_duration_since(since).as_secs_f64()
+}
+
+/// Sends what comes until nobody sends more. Each event carries the term in which it happened.
+pub(super) async fn send(
+    client: Client,
+    instance: String,
+    tenure: Arc<Tenure>,
+    mut happened: mpsc::Receiver<(u64, Happening)>,
+) {
+    let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: Some(instance) };
+    let recorder = Recorder::new(client, reporter);
+    let mut purses = Purses::default();
+    while let Some((term, happening)) = happened.recv().await {
+        if !purses.pay(&happening.uid, Instant::now()) {
+            continue;
+        }
+        let Some(_leave) = tenure.write(term) else { continue };
+        let (event, about) = form(happening);
+        match tokio::time::timeout(WITHIN, recorder.publish(&event, &about)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(reason = event.reason, %error, "an event could not be sent"),
+            Err(_) => tracing::debug!(reason = event.reason, "an event was not answered"),
+        }
+        tokio::time::sleep(APART).await;
+    }
+}
+
+fn form(happening: Happening) -> (Event, ObjectReference) {
+    let Happening { name, uid, tone, reason, mut note } = happening;
+    let mut end = note.len().min(1000); // events.k8s.io takes 1024 bytes
+    while !note.is_char_boundary(end) {
+        end -= 1;
+    }
+    note.truncate(end);
+    let event = Event {
+        type_: match tone {
+            Tone::Normal => EventType::Normal,
+            Tone::Warning => EventType::Warning,
+        },
+        reason: reason.into(),
+        note: Some(note),
+        action: reason.into(),
+        secondary: None,
+    };
+    let about = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Service".into()),
+        namespace: Some(name.namespace),
+        name: Some(name.name),
+        uid: Some(uid),
+        ..ObjectReference::default()
+    };
+    (event, about)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_service_cannot_flood_and_does_not_silence_another() {
+        let (mut purses, now) = (Purses::default(), Instant::now());
+        let sent = (0..100).filter(|_| purses.pay("a", now)).count();
+        assert_eq!(sent, 20);
+        assert!(purses.pay("b", now));
+        assert!(purses.pay("a", now + Duration::from_secs(16)));
+        assert!(!purses.pay("a", now + Duration::from_secs(16)));
+        for n in 0..3 * PURSES_MAX {
+            purses.pay(&n.to_string(), now + Duration::from_secs(n as u64));
+        }
+        assert!(purses.0.len() <= PURSES_MAX, "memory of those long gone");
+    }
+
+    #[test]
+    fn a_long_note_is_cut_between_letters() {
+        let name = Name { namespace: "shop".into(), name: "web".into() };
+        let happening =
+            Happening { name, uid: "u".into(), tone: Tone::Warning, reason: "R", note: "ä".repeat(1000) };
+        let (event, _) = form(happening);
+        assert_eq!(event.note.unwrap().len(), 1000);
+    }
+}

@@ -1,0 +1,123 @@
+//! A Pod read from the few fields that tell who it is (C-024).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::Deserialize;
+use tidegate_api::resource::Protocol;
+
+use super::{Invalid, address, port, protocol};
+use crate::model::Name;
+use crate::model::pod::{Pod, PodPort};
+
+/// `spec` as far as it is looked at.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Spec {
+    node_name: String,
+    host_network: bool,
+    containers: Vec<Container>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Container {
+    ports: Vec<ContainerPort>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerPort {
+    #[serde(default)]
+    name: String,
+    container_port: i32,
+    protocol: Option<String>,
+}
+
+/// `status` as far as it is looked at.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Status {
+    phase: String,
+    #[serde(rename = "podIPs")]
+    pod_ips: Vec<PodIp>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodIp {
+    ip: String,
+}
+
+/// Reads one Pod.
+///
+/// # Errors
+/// When an address or a named port cannot be worked with.
+pub(crate) fn read(
+    name: Name,
+    labels: BTreeMap<String, String>,
+    spec: Spec,
+    status: Status,
+) -> Result<Pod, Invalid> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for (index, entry) in status.pod_ips.iter().enumerate().filter(|(_, entry)| !entry.ip.is_empty()) {
+        addresses.push(address(&entry.ip, format!("status.podIPs[{index}].ip"))?);
+    }
+    let mut ports: Vec<PodPort> = Vec::new();
+    for (c, container) in spec.containers.iter().enumerate() {
+        for (p, entry) in container.ports.iter().enumerate().filter(|(_, entry)| !entry.name.is_empty()) {
+            let field = |field: &str| format!("spec.containers[{c}].ports[{p}].{field}");
+            ports.push(PodPort {
+                name: entry.name.clone(),
+                protocol: kind(entry.protocol.as_deref(), field("protocol"))?,
+                port: port(entry.container_port, field("containerPort"))?,
+            });
+        }
+    }
+    ports.sort();
+    Ok(Pod {
+        name,
+        labels,
+        addresses,
+        node: spec.node_name,
+        host_network: spec.host_network,
+        ended: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
+        ports,
+    })
+}
+
+fn kind(text: Option<&str>, field: String) -> Result<Protocol, Invalid> {
+    protocol(text.filter(|text| !text.is_empty()), field)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn who_a_pod_is_can_be_read_in_both_families() {
+        let spec = json!({ "nodeName": "w1", "volumes": [1], "containers": [
+            { "name": "a", "ports": [{ "name": "http", "containerPort": 8080, "protocol": "TCP" }, { "containerPort": 9 }] },
+            { "name": "b", "ports": [{ "name": "dns", "containerPort": 53, "protocol": "UDP" }] },
+            { "name": "c" },
+        ]});
+        let status = json!({ "phase": "Running", "podIPs": [{ "ip": "10.244.1.5" }, { "ip": "fd00:10:244:1::5" }] });
+        let name = Name { namespace: "shop".into(), name: "web-1".into() };
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        let pod = read(name, BTreeMap::new(), spec, serde_json::from_value(status).unwrap()).unwrap();
+        assert_eq!(pod.addresses, ["10.244.1.5".parse::<IpAddr>().unwrap(), "fd00:10:244:1::5".parse().unwrap()]);
+        let ports: Vec<_> = pod.ports.iter().map(|port| (port.name.as_str(), port.protocol, port.port)).collect();
+        assert_eq!(ports, [("dns", Protocol::Udp, 53), ("http", Protocol::Tcp, 8080)]);
+        assert!((pod.node.as_str(), pod.host_network, pod.ended) == ("w1", false, false));
+    }
+
+    #[test]
+    fn an_address_that_is_none_names_its_field() {
+        let status = json!({ "podIPs": [{ "ip": "10.244.1.5" }, { "ip": "here" }] });
+        let name = Name { namespace: "shop".into(), name: "web-1".into() };
+        let read = read(name, BTreeMap::new(), Spec::default(), serde_json::from_value(status).unwrap());
+        assert_eq!(read.unwrap_err().field, "status.podIPs[1].ip");
+    }
+}
