@@ -48,5 +48,7 @@ pub mod objects;
 pub mod compile;
 /// Is a node able to deliver what `node-dsr` sends it?
 pub mod probe;
+/// Gateways know each other: who lives, who announces which VIP, and how that is said.
+pub mod gateways;
 /// The contract socket: who may speak, and what is answered.
 pub mod server;

@@ -79,6 +79,18 @@ pub struct Gateway {
     /// Clamp the MSS of SYN and SYN-ACK to what fits the overlay (V-013).
     #[serde(default = "yes")]
     pub clamp_mss: bool,
+    /// The other gateways of the set, in the order of names. They share the announcement of VIPs on common links.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<GatewayPeer>,
+}
+
+/// Another gateway of the set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayPeer {
+    /// Name of its Node.
+    pub node: String,
+    /// Where it is reached with heartbeats, any number of either family.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What to answer to a TCP segment without a flow in `fullnat`.

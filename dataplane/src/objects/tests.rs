@@ -25,6 +25,7 @@ pub(crate) fn gateway() -> Gateway {
         hash_key: "00112233445566778899aabbccddeeff".into(),
         orphan_tcp: OrphanTcp::Drop,
         clamp_mss: true,
+        gateways: vec![],
     }
 }
 

@@ -86,7 +86,7 @@ fn bench_of(pinholes: Box<dyn Pinholes>, late: bool) -> Bench {
     let (thread, handle) = CompilerThread::start(compiler, wanted, Some(saver), Instant::now()).unwrap();
     let path = directory.path().join("t.sock");
     let listener = Listener::bind(&path, 0o600).unwrap();
-    let server = Server::start(listener, handle.clone(), Arc::new(Fixed { late })).unwrap();
+    let server = Server::start(listener, handle.clone(), Arc::new(Fixed { late }), None).unwrap();
     Bench { directory, reader, wants, handle, _server: server, _compiler: thread }
 }
 
