@@ -100,6 +100,9 @@ pub struct Control {
     /// CIDRs of cluster IPs, which no AddressPool may have addresses of (M-013).
     #[serde(default, rename = "serviceCIDRs", deserialize_with = "prefixes")]
     pub service_cidrs: Vec<IpNet>,
+    /// Label of the Nodes that are gateways of this one's set, whatever its value but "false". They share announcements.
+    #[serde(default = "gateway_label_default")]
+    pub gateway_label: String,
 }
 
 /// Tunnels that end here: IP in IP, and GUE if it has a port.
@@ -269,6 +272,9 @@ impl NodeFile {
         if control.load_balancer_class.as_deref() == Some("") {
             return Err("control.loadBalancerClass: empty; use null to serve Services without a class".into());
         }
+        if control.gateway_label.is_empty() {
+            return Err("control.gatewayLabel: empty; leave it out for the default".into());
+        }
         if let SourceChoice::Kubernetes(kubernetes) = &control.source {
             for (field, value) in [("leaseNamespace", &kubernetes.lease_namespace), ("leaseName", &kubernetes.lease_name)]
             {
@@ -393,6 +399,10 @@ fn state_dir_default() -> PathBuf {
     "/var/lib/tidegate".into()
 }
 
+fn gateway_label_default() -> String {
+    "tidegate.io/gateway".into()
+}
+
 fn vxlan_port_default() -> u16 {
     8472 // V-020
 }
@@ -419,6 +429,7 @@ mod tests {
         assert_eq!(file.control.exposed(), Exposed::default());
         assert!(!file.control.topology_hints);
         assert_eq!(file.control.delivery_mode, None);
+        assert_eq!(file.control.gateway_label, "tidegate.io/gateway");
     }
 
     #[test]
@@ -481,6 +492,7 @@ mod tests {
             (control("exposeClusterIPs: maybe"), "exposeClusterIPs"),
             (control("exposeNodePorts: true\n  nodePortAddresses: [here]"), "nodePortAddresses"),
             (control("nodePortAddresses: [198.51.100.9]"), "exposeNodePorts"),
+            (control("gatewayLabel: ''"), "control.gatewayLabel"),
             (SMALLEST.replace("gw-1", "\"\""), "node"),
         ] {
             let message = NodeFile::parse(&text).unwrap_err();

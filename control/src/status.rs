@@ -26,6 +26,8 @@ pub mod delivery;
 pub mod addresspool;
 /// The writer to the API: finalizers, status and events.
 pub mod api;
+/// Addresses for which somebody else answers, as the dataplane hears it.
+pub mod conflict;
 
 /// File with everything that is wrong now.
 pub const PROBLEMS_FILE: &str = "problems.json";

@@ -83,6 +83,31 @@ pub struct Dataplane {
     /// What becomes of our traffic when no worker lives (design 3).
     #[serde(default)]
     pub on_death: OnDeath,
+    /// How this gateway speaks with the others of its set.
+    #[serde(default)]
+    pub gateways: Gateways,
+}
+
+/// How gateways of one set speak with each other.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Gateways {
+    /// File with the key that all gateways of the set share; absent: this one is alone.
+    pub key_file: Option<PathBuf>,
+    /// UDP port of heartbeats, the same on all gateways.
+    pub port: u16,
+    /// Between two heartbeats, milliseconds.
+    pub interval_ms: u16,
+    /// Silence after which a gateway is dead, milliseconds.
+    pub dead_after_ms: u16,
+    /// At an orderly end, how long to wait for others to take over, milliseconds.
+    pub drain_ms: u16,
+}
+
+impl Default for Gateways {
+    fn default() -> Self {
+        Gateways { key_file: None, port: 7947, interval_ms: 50, dead_after_ms: 300, drain_ms: 2000 }
+    }
 }
 
 /// One served device.
@@ -294,9 +319,29 @@ impl Dataplane {
                 format!("{flows} is outside 1..={FLOWS_MAX}")
             })?;
         }
+        self.gateways.check()?;
         let percent = self.half_open_percent;
         ensure((1..=100).contains(&percent), "dataplane.halfOpenPercent", || format!("{percent} is outside 1..=100"))?;
         Ok(())
+    }
+}
+
+impl Gateways {
+    fn check(&self) -> Result<(), (String, String)> {
+        let field = |name: &str| format!("dataplane.gateways.{name}");
+        let empty = self.key_file.as_ref().is_some_and(|path| path.as_os_str().is_empty());
+        ensure(!empty, &field("keyFile"), || "must not be empty; leave it out to stay alone".into())?;
+        ensure(self.port != 0, &field("port"), || "0 is not a port".into())?;
+        let interval = self.interval_ms;
+        ensure((10..=10_000).contains(&interval), &field("intervalMs"), || {
+            format!("{interval} is outside 10..=10000")
+        })?;
+        let dead_after = self.dead_after_ms;
+        ensure(dead_after / 3 >= interval && dead_after <= 30_000, &field("deadAfterMs"), || {
+            format!("{dead_after} is less than three times intervalMs ({interval}), or above 30000")
+        })?;
+        let drain = self.drain_ms;
+        ensure(drain <= 30_000, &field("drainMs"), || format!("{drain} is above 30000"))
     }
 }
 
@@ -370,6 +415,7 @@ dataplane:
   halfOpenPercent: 10
   idle: poll
   onDeath: pass
+  gateways: { keyFile: /etc/tidegate/key, port: 7000, intervalMs: 100, deadAfterMs: 400, drainMs: 0 }
 control:
   source: { directory: /etc/tidegate/manifests }
   anything: [1, 2, { three: 4 }]
@@ -390,6 +436,9 @@ control:
         assert_eq!((section.idle, section.on_death), (Idle::Poll, OnDeath::Pass));
         assert_eq!((section.frames, section.frame_bytes, section.cores.as_slice()), (8192, 4096, &[1][..]));
         assert_eq!((section.flows_max, section.half_open_percent), (FlowsMax { ipv4: 1000, ipv6: 500 }, 10));
+        let key_file = Some("/etc/tidegate/key".into());
+        let gateways = Gateways { key_file, port: 7000, interval_ms: 100, dead_after_ms: 400, drain_ms: 0 };
+        assert_eq!(section.gateways, gateways);
     }
 
     #[test]
@@ -401,6 +450,8 @@ control:
         assert_eq!(file.dataplane.flows_max, FlowsMax { ipv4: 1_048_576, ipv6: 262_144 });
         assert_eq!(file.dataplane.half_open_percent, 25);
         assert_eq!((file.dataplane.mode, file.dataplane.on_death), (Mode::Auto, OnDeath::Drop));
+        let gateways = &file.dataplane.gateways;
+        assert_eq!((&gateways.key_file, gateways.interval_ms, gateways.dead_after_ms), (&None, 50, 300));
     }
 
     #[test]
@@ -443,6 +494,12 @@ control:
             (with(&format!("  cores: {:?}", (0..65).collect::<Vec<_>>())), "dataplane.cores: 65 cores given"),
             (with("  flowsMax: { ipv4: 0 }"), "dataplane.flowsMax.ipv4: 0 is outside"),
             (with("  halfOpenPercent: 0"), "dataplane.halfOpenPercent: 0 is outside 1..=100"),
+            (with("  gateways: { keyFile: '' }"), "dataplane.gateways.keyFile: must not be empty"),
+            (with("  gateways: { port: 0 }"), "dataplane.gateways.port: 0 is not a port"),
+            (with("  gateways: { intervalMs: 5 }"), "dataplane.gateways.intervalMs: 5 is outside"),
+            (with("  gateways: { intervalMs: 100, deadAfterMs: 250 }"), "dataplane.gateways.deadAfterMs: 250 is less"),
+            (with("  gateways: { drainMs: 60000 }"), "dataplane.gateways.drainMs: 60000"),
+            (with("  gateways: { secret: x }"), "unknown field `secret`"),
             (with("  mode: fast"), "unknown variant `fast`"),
             (with("  speed: high"), "unknown field `speed`"),
             (with("colour: blue"), "unknown field `colour`"),

@@ -24,6 +24,8 @@ pub mod handover;
 pub mod wheel;
 /// Questions that only the owner of state can answer.
 pub mod mailbox;
+/// Do the workers turn?
+pub mod health;
 /// Why a packet may end here: the one list.
 pub mod drops;
 /// What happened, counted by each worker for itself.
@@ -46,5 +48,7 @@ pub mod objects;
 pub mod compile;
 /// Is a node able to deliver what `node-dsr` sends it?
 pub mod probe;
+/// Gateways know each other: who lives, who announces which VIP, and how that is said.
+pub mod gateways;
 /// The contract socket: who may speak, and what is answered.
 pub mod server;

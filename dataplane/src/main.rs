@@ -1,7 +1,8 @@
 //! The dataplane process: reads the node file, opens the devices, starts the threads, and ends them in order.
 //!
 //! Threads: one per worker (frames and state), the compiler (tables), one that follows the kernel, one that saves, one
-//! that proves the ways to nodes, one that listens and one per client. They are started from the inside out (nobody is answered before they can be served)
+//! that proves the ways to nodes, one that speaks with other gateways and one with neighbours on the links, one that listens
+//! and one per client. They are started from the inside out (nobody is answered before they can be served)
 //! and end the other way round. The pinholes stay on the devices: while nobody is here they drop what is ours, which a
 //! kernel without our flows would answer with resets, and the next process takes them over.
 #![forbid(unsafe_code)]
@@ -28,7 +29,11 @@ use tidegate_io::{Guarded, HugePages, OnDeath, Owned, OwnedChange, Pinhole, Port
 use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::compile::{Compiler, Pinholes};
 use tidegate_dataplane::config::{self, NodeFile};
+use tidegate_dataplane::gateways;
+use tidegate_dataplane::gateways::speaker::Speaker;
+use tidegate_dataplane::gateways::thread::{Ends, Heartbeats};
 use tidegate_dataplane::handover;
+use tidegate_dataplane::health::Pulse;
 use tidegate_dataplane::kernel::monitor::Monitor;
 use tidegate_dataplane::kernel::request::Kernel;
 use tidegate_dataplane::limits;
@@ -116,18 +121,26 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         let directory = file.state_dir.display();
         tracing::warn!(%directory, %error, "nothing can be saved here: after a restart there is no service before control has spoken");
     }
+    let heartbeats = Ends::open(&file.dataplane.gateways)?;
     let mut opened = afxdp::open(&open_config(&file.dataplane))?;
     tell_ports(&opened);
     let pinholes = SharedPinholes(Arc::new(Mutex::new(std::mem::take(&mut opened.pinholes))), Watch::default());
-    let running = start(&file, listener, opened, &pinholes, &stop).inspect_err(|_| pinholes.give_back())?;
+    // Set when the threads are to end: at an orderly end some time after `stop`.
+    let end = Arc::new(AtomicBool::new(false));
+    let running = start(&file, listener, opened, &pinholes, &end, heartbeats).inspect_err(|_| pinholes.give_back())?;
     tracing::info!(node = file.node, socket = %file.socket.display(), "tidegate-dataplane ready");
 
-    let failed = watch(&stop, &running.workers, &running.compiler);
-    stop.store(true, Ordering::Relaxed);
+    let mut failed = watch(&stop, &running.workers, &running.compiler);
+    if failed.is_none() {
+        failed = give_up(&file.dataplane.gateways, &running);
+    }
+    end.store(true, Ordering::Relaxed);
     tracing::info!("stopping");
-    let Running { server, prober, workers, compiler, monitor, forwarder } = running;
+    let Running { server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder, .. } = running;
     drop(server);
     drop(prober);
+    drop(heartbeats);
+    drop(speaker);
     // All are waited for, whatever became of the first.
     let panicked = workers.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
     drop(compiler);
@@ -156,8 +169,11 @@ fn checked(file: &NodeFile, path: &Path) -> String {
 
 /// The threads, in the order in which they end.
 struct Running {
+    council: gateways::Handle,
     server: Server,
     prober: Prober,
+    heartbeats: Heartbeats,
+    speaker: Speaker,
     workers: Vec<JoinHandle<()>>,
     compiler: CompilerThread,
     monitor: Monitor,
@@ -171,6 +187,7 @@ fn start(
     opened: Opened,
     pinholes: &SharedPinholes,
     stop: &Arc<AtomicBool>,
+    ends: Option<Ends>,
 ) -> anyhow::Result<Running> {
     let clock = Instant::now();
     let section = &file.dataplane;
@@ -181,6 +198,10 @@ fn start(
     let mut compiler = Compiler::new(names, publisher, Box::new(pinholes.clone()), requests);
     let board = Board::default();
     compiler.set_probes(Box::new(board.clone()));
+    let epoch = gateways::thread::epoch(&file.state_dir);
+    let council = gateways::thread::council(&file.node, &section.gateways, epoch);
+    let council = gateways::Handle::new(council).context("a bell for the gateways' thread")?;
+    compiler.set_herald(Box::new(council.clone()));
 
     let (wants, wanted) = bounded(WANTS_MAX);
     let links =
@@ -205,6 +226,7 @@ fn start(
     // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
     let (early, news) = bounded(64);
     let (facts, monitor) = Monitor::start(move |change| early.send(change).is_ok()).context("reading kernel facts")?;
+    let pulse = Pulse::new(workers.iter().map(|worker| worker.counters().shared()));
     // They turn before the pinhole hands anything over. If one cannot, those before it are told to end.
     let started = workers.into_iter().zip(&mailboxes);
     let started = started.map(|(worker, mailbox)| start_worker(worker, idle(section), mailbox.core, Arc::clone(stop)));
@@ -222,10 +244,36 @@ fn start(
 
     let finder = handle.clone();
     let prober = Prober::start(board, move |found| finder.found(found)).context("starting the prober")?;
+    let (speaker, orders) = Speaker::start(council.clone(), handle.clone()).context("starting to announce")?;
+    let heartbeats = Heartbeats::start(council.clone(), ends, pulse, orders).context("starting heartbeats")?;
     let read = pinholes.clone();
     let mailboxes = Mailboxes::new(mailboxes, Arc::new(move |device| read.counters(device)));
-    let server = Server::start(listener, handle, Arc::new(mailboxes)).context("starting to answer")?;
-    Ok(Running { server, prober, workers, compiler, monitor, forwarder })
+    let server =
+        Server::start(listener, handle, Arc::new(mailboxes), Some(council.clone())).context("starting to answer")?;
+    Ok(Running { council, server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder })
+}
+
+/// Gives what is announced to other gateways before the end, if there are any that take it, and goes on serving meanwhile;
+/// the name of a thread that ended by itself. Whoever cannot wait signals again.
+fn give_up(section: &config::Gateways, running: &Running) -> Option<&'static str> {
+    let again = Arc::new(AtomicBool::new(false));
+    let handled = [SIGTERM, SIGINT].map(|signal| signal_hook::flag::register(signal, Arc::clone(&again)));
+    let until = Instant::now() + Duration::from_millis(section.drain_ms.into());
+    if handled.iter().any(Result::is_err) || !running.council.has_heirs() {
+        return None;
+    }
+    tracing::info!(announced = running.council.announced(), "giving what is announced here to other gateways");
+    running.council.drain(true);
+    while running.council.announced() > 0 && Instant::now() < until && !again.load(Ordering::Relaxed) {
+        if running.workers.iter().any(JoinHandle::is_finished) {
+            return Some("a worker");
+        }
+        if !running.compiler.is_alive() {
+            return Some("the compiler");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
 }
 
 /// Waits until the process should end; the name of a thread that ended by itself, if that is why.

@@ -12,11 +12,13 @@
 //! and the state before the update had no conflict.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::Hasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use home::Homes;
 use ipnet::IpNet;
+use siphasher::sip::SipHasher13;
 use tidegate_api::message::{Rejection, Update};
 use tidegate_api::resource::{Body, Kind, Protocol, Resource, ResourceKey, Versions};
 
@@ -43,6 +45,8 @@ pub struct Objects {
     reserved: BTreeSet<IpAddr>,
     /// Where accepted peers live.
     homes: Homes,
+    /// Sum over names and versions of Services.
+    digest: u64,
 }
 
 /// An object as it is in force from now on; `None`: not any more.
@@ -119,6 +123,12 @@ impl Objects {
         &self.places
     }
 
+    /// A digest of the names and versions of all Services, whatever the order in which they came: gateways with the same
+    /// Services have the same.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
     /// How many objects there are.
     pub fn len(&self) -> usize {
         self.accepted.len()
@@ -151,6 +161,10 @@ impl Objects {
                 Some(resource) => self.accepted.insert(key.clone(), Arc::clone(resource)),
                 None => self.accepted.remove(&key),
             };
+            if key.kind == Kind::Service {
+                self.digest = self.digest.wrapping_sub(before.as_deref().map_or(0, digest_of));
+                self.digest = self.digest.wrapping_add(after.as_deref().map_or(0, digest_of));
+            }
             if key.kind == Kind::Peer {
                 before.iter().for_each(|peer| self.homes.remove(peer));
                 after.iter().for_each(|peer| self.homes.add(peer));
@@ -324,6 +338,15 @@ impl Objects {
         let address = self.reserved.range(whole.network()..=whole.broadcast()).next()?;
         Some((*address, self.claims.get(&Claim::Reserved(*address))?))
     }
+}
+
+/// One Service's part of the digest.
+fn digest_of(resource: &Resource) -> u64 {
+    let mut hasher = SipHasher13::new_with_keys(0x7469_6465_6761_7465, 0x6f62_6a65_6374_7301);
+    hasher.write(resource.name.as_bytes());
+    hasher.write_u8(0);
+    hasher.write(resource.version.as_bytes());
+    hasher.finish()
 }
 
 fn age(resource: &Resource) -> i64 {

@@ -20,6 +20,7 @@ use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response, Update};
 
 use crate::compile::thread::{Applying, Handle};
+use crate::gateways;
 
 /// Questions that only workers can answer.
 pub mod query;
@@ -48,6 +49,7 @@ const ANNOUNCE_CHECK: Duration = Duration::from_secs(1);
 struct Served {
     compiler: Handle,
     workers: Arc<dyn WorkerQuery>,
+    gateways: Option<gateways::Handle>,
     connections: Arc<AtomicUsize>,
 }
 
@@ -63,11 +65,16 @@ impl Server {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(listener: Listener, compiler: Handle, workers: Arc<dyn WorkerQuery>) -> io::Result<Self> {
+    pub fn start(
+        listener: Listener,
+        compiler: Handle,
+        workers: Arc<dyn WorkerQuery>,
+        gateways: Option<gateways::Handle>,
+    ) -> io::Result<Self> {
         let path = listener.path().to_path_buf();
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
-        let served = Served { compiler, workers, connections: Arc::default() };
+        let served = Served { compiler, workers, gateways, connections: Arc::default() };
         let run = move || listen(&listener, &seen, &served);
         let thread = std::thread::Builder::new().name("contract".into()).spawn(run)?;
         Ok(Server { stop, path, thread: Some(thread) })
@@ -186,9 +193,11 @@ fn converse(mut stream: UnixStream, served: &Served) {
                 apply(update, &voice, served, answerer.as_ref())
             }
             Ok(Request::Show(question)) => {
-                let answer = show::answer(&question, &served.compiler, served.workers.as_ref());
+                let answer =
+                    show::answer(&question, &served.compiler, served.workers.as_ref(), served.gateways.as_ref());
                 voice.say(&answer.map_or_else(|message| Response::Error { message }, Response::Shown))
             }
+            Ok(Request::Drain { draining }) => voice.say(&drain(draining, served)),
             Err(error @ ReadError::NotUnderstood(_)) => voice.say(&Response::Error { message: error.to_string() }),
             Err(error @ ReadError::TooLong(_)) => {
                 let _ = voice.say(&Response::Error { message: error.to_string() });
@@ -232,6 +241,18 @@ fn greet(stream: &mut UnixStream, served: &Served) -> Result<(), String> {
         reached: holdings.reached,
     };
     frame::write(stream, &welcome).map_err(told)
+}
+
+/// Who may speak here at all may do this too: the socket's mode decides.
+fn drain(draining: bool, served: &Served) -> Response {
+    match &served.gateways {
+        Some(gateways) => {
+            tracing::info!(draining, "asked to drain, or not to");
+            gateways.drain(draining);
+            Response::Draining { draining }
+        }
+        None => Response::Error { message: "nothing is announced here".into() },
+    }
 }
 
 /// Has an update applied; the answer is the answerer's business, so that the next update can be read meanwhile.
@@ -298,9 +319,14 @@ fn announce(voice: &Arc<Voice>, served: &Served) -> Option<JoinHandle<()>> {
         let mut edition = 0;
         while !voice.closed.load(Ordering::Relaxed) {
             let reached = compiler.wait_news(voice.announced(), edition, ANNOUNCE_CHECK);
+            let conflicts = compiler.conflicts(edition);
             let (services, newest) = compiler.deliveries(edition);
             edition = newest;
             let told = if services.is_empty() { Ok(()) } else { voice.say(&Response::Delivery { services }) };
+            let told = told.and_then(|()| match conflicts {
+                Some(addresses) => voice.say(&Response::Conflicts { addresses }),
+                None => Ok(()),
+            });
             if voice.announce(reached).and(told).is_err() {
                 // The reading thread must not wait for a client that cannot be spoken to.
                 let _ = voice.lock().0.shutdown(Shutdown::Both);

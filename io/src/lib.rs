@@ -29,6 +29,7 @@ pub mod pool;
 pub mod port;
 pub mod memory;
 pub mod netdev;
+pub mod link;
 pub mod pinhole;
 pub mod afxdp;
 pub mod pcap;

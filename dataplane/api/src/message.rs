@@ -6,11 +6,13 @@
 //! A client opens with [`Request::Hello`]. Control then sends [`Request::Update`]s and receives one
 //! [`Response::Accepted`] per update, a [`Response::Reached`] whenever the workers have reached a newer generation, and a
 //! [`Response::Delivery`] whenever a Service that asked for `node-dsr` is delivered in another way than last told. A
-//! reader sends [`Request::Show`]. The server never speaks first, except `Reached` and `Delivery` to control.
+//! reader sends [`Request::Show`]. The server never speaks first, except `Reached`, `Delivery` and `Conflicts` to control.
+
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::resource::{DeliveryMode, Protocol, Resource, ResourceKey, Versions};
+use crate::resource::{DeliveryMode, MacAddress, Protocol, Resource, ResourceKey, Versions};
 use crate::show::{Show, Shown};
 
 /// Version of this contract; both sides tolerate unknown fields, so it moves only when meaning changes.
@@ -35,6 +37,11 @@ pub enum Request {
     Update(Update),
     /// A question of the read side.
     Show(Show),
+    /// Give up what is announced to other gateways, or take it back.
+    Drain {
+        /// False: take it back.
+        draining: bool,
+    },
 }
 
 /// One batch of changes, applied in one publish.
@@ -101,13 +108,36 @@ pub enum Response {
         /// In the order of names.
         services: Vec<ServiceDelivery>,
     },
+    /// Addresses of ours for which a stranger answers: all there are. Told to control when it begins, and when they change.
+    Conflicts {
+        /// In the order of addresses.
+        addresses: Vec<AddressConflict>,
+    },
     /// Answer to `Show`.
     Shown(Shown),
+    /// Answer to `Drain`: it is told to the other gateways. [`Show::Gateways`] tells how far that has come.
+    Draining {
+        /// As asked for.
+        draining: bool,
+    },
     /// The request could not be understood or served; the connection stays usable.
     Error {
         /// What is wrong, for people.
         message: String,
     },
+}
+
+/// An address of ours for which somebody answers who is no gateway of the set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressConflict {
+    /// The address.
+    pub address: IpAddr,
+    /// Who answers.
+    pub mac: MacAddress,
+    /// Device that heard it.
+    pub device: String,
+    /// Whether it is not announced because of that. Otherwise it was announced already, and is defended.
+    pub withheld: bool,
 }
 
 /// How one Service is delivered.

@@ -82,6 +82,18 @@ pub struct Gateway {
     /// Tunnels of load balancers in front of the gateway that end here. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decap: Option<Decap>,
+    /// The other gateways of the set, in the order of names. They share the announcement of VIPs on common links.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<GatewayPeer>,
+}
+
+/// Another gateway of the set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayPeer {
+    /// Name of its Node.
+    pub node: String,
+    /// Where it is reached with heartbeats, any number of either family.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Tunnels that end at this gateway: IP in IP (protocols 4 and 41) and GUE, of either family in either.

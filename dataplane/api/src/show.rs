@@ -40,6 +40,8 @@ pub enum Show {
     Counters,
     /// Drop reasons with counts and meaning.
     Drops,
+    /// The gateways of the set: who lives, who announces how much.
+    Gateways,
 }
 
 /// An answer; the variant matches the question.
@@ -66,6 +68,8 @@ pub enum Shown {
     Counters(Counters),
     /// Answer to [`Show::Drops`].
     Drops(Vec<DropRow>),
+    /// Answer to [`Show::Gateways`].
+    Gateways(Gateways),
 }
 
 /// One frontend of a Service.
@@ -273,4 +277,42 @@ pub struct DropRow {
     pub help: String,
     /// Packets dropped.
     pub packets: u64,
+}
+
+/// The gateways of the set, as one of them knows them.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Gateways {
+    /// Why this gateway is alone and announces everything; absent: it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alone: Option<String>,
+    /// All of them in the order of names, this one among them.
+    pub rows: Vec<GatewayRow>,
+    /// Counters of heartbeats, announcements and probes by name.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// One gateway.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GatewayRow {
+    /// Name of its Node.
+    pub node: String,
+    /// This is the gateway that answers.
+    pub is_own: bool,
+    /// `live`, `draining`, `not ready` (no tables, or workers that do not turn), `one-way` (it does not hear us), `lost`,
+    /// `never heard`; of our own also `listening`.
+    pub state: String,
+    /// Where it is sent heartbeats.
+    pub addresses: Vec<IpAddr>,
+    /// Milliseconds since its last heartbeat.
+    pub heard_ms: Option<u64>,
+    /// Generation of its tables.
+    pub generation: u64,
+    /// Digest of its Services and its hash key, 16 hexadecimal digits.
+    pub objects: String,
+    /// Whether that, and its VIPs, are the same as ours.
+    pub is_equal: Option<bool>,
+    /// How many VIPs it announces on its links.
+    pub announced: u32,
+    /// Milliseconds for which it announced what we announced too; of our own: for which anybody did.
+    pub dual_owner_ms: u64,
 }

@@ -6,6 +6,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
+use crate::gateways::Link;
 use crate::kernel::Layout;
 use crate::table::DeviceId;
 use crate::table::device::{DeviceRow, DeviceTable};
@@ -60,6 +63,19 @@ impl Devices {
     /// Whether a device is up, with carrier.
     pub fn is_up(&self, id: DeviceId) -> bool {
         self.served.get(usize::from(id.0)).is_some_and(|served| served.up)
+    }
+
+    /// The devices that are there as their neighbours see them. Of prefixes those count that hold neighbours: no link-local
+    /// ones, and none of a single address.
+    pub fn links(&self, layout: &Layout) -> Vec<Link> {
+        let link = |(_, row, up): (DeviceId, &DeviceRow, bool)| {
+            let own = layout.addresses.iter().filter(|entry| entry.ifindex == row.ifindex);
+            let mut prefixes: Vec<IpNet> =
+                own.map(|entry| entry.prefix.trunc()).filter(super::local::holds_neighbours).collect();
+            prefixes.dedup();
+            Link { ifindex: row.ifindex, name: Arc::clone(&row.name), mac: row.mac, up, prefixes }
+        };
+        self.iter().map(link).collect()
     }
 
     /// Writes the rows that differ.

@@ -2,8 +2,8 @@
 //!
 //! Roles are added up by cause: every place at which a Service is reached, the gateway object, the machine. A VIP that
 //! the kernel has meanwhile taken for itself is left to it (design 6), and a VTEP whose underlay address has left the
-//! machine is no VTEP. A VIP inside a connected prefix of a served device is announced: routers reach the others by
-//! route. A prefix of VIPs that holds an address of the kernel is left to it whole, since there is no way to leave out a
+//! machine is no VTEP. A VIP inside a connected prefix of a served device is announced, by the gateway of the set that
+//! owns it ([`Locals::announce`]): routers reach the others by route. A prefix of VIPs that holds an address of the kernel is left to it whole, since there is no way to leave out a
 //! part.
 //!
 //! Node ports are the reverse: their address must be the kernel's, which keeps everything but those ports.
@@ -12,7 +12,7 @@
 //! pinhole is told what has changed since it was told last ([`Locals::news`]). Everything is looked at when the gateway
 //! object or the machine's own addresses changed ([`Locals::surround`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -45,6 +45,12 @@ pub struct Locals {
     /// Addresses of Services that the kernel has taken.
     taken: BTreeSet<IpNet>,
     untold: Untold,
+    /// VIPs on links that this gateway answers for; absent: all.
+    owned: Option<HashSet<IpNet>>,
+    /// VIPs that lie on a link.
+    on_link: BTreeSet<IpNet>,
+    /// VIPs that came onto a link, or left, since that was asked last.
+    moved: BTreeMap<IpNet, bool>,
 }
 
 /// What roles depend on besides Services.
@@ -82,6 +88,29 @@ pub enum News {
 }
 
 impl Locals {
+    /// From now on this gateway answers on its links for those VIPs that it is told to.
+    pub fn own_nothing(&mut self) {
+        self.owned = Some(HashSet::new());
+    }
+
+    /// Answers on the links for VIPs, or does not any more; true when any role differs. Costs what is named.
+    pub fn announce(&mut self, changes: &[(IpNet, bool)], places: &Places, table: &mut Arc<LocalTable>) -> bool {
+        let Some(owned) = &mut self.owned else { return false };
+        for (vip, announced) in changes {
+            if *announced {
+                owned.insert(*vip)
+            } else {
+                owned.remove(vip)
+            };
+        }
+        self.follow(changes.iter().map(|(vip, _)| Place::Vip(*vip)), places, table)
+    }
+
+    /// VIPs that came onto a link (true), or left, since the last call.
+    pub fn take_moved(&mut self) -> Vec<(IpNet, bool)> {
+        std::mem::take(&mut self.moved).into_iter().collect()
+    }
+
     /// Takes in the gateway object and the machine. True when any role may differ: then [`Locals::follow_all`] is due.
     pub fn surround(&mut self, gateway: Option<&Gateway>, layout: &Layout, devices: &Devices) -> bool {
         let around = Around::of(gateway, layout, devices);
@@ -143,7 +172,7 @@ impl Locals {
         if !wanted {
             self.taken.remove(&prefix);
         }
-        let kind = if wanted && !self.is_taken(prefix) { self.vip(&prefix) } else { LocalKind::NONE };
+        let kind = if wanted && !self.is_taken(prefix) { self.vip(prefix) } else { self.no_vip(prefix) };
         let before = self.prefixes.get(&prefix).copied().unwrap_or_default();
         if kind == before {
             return false;
@@ -186,14 +215,12 @@ impl Locals {
         let service = places.contains_key(&Place::Service(address));
         if !vip && !service {
             self.taken.remove(&whole);
-            return kind;
+            return kind | self.no_vip(whole);
         }
         if self.is_taken(whole) {
-            return kind;
+            return kind | self.no_vip(whole);
         }
-        if vip {
-            kind |= self.vip(&whole);
-        }
+        kind |= if vip { self.vip(whole) } else { self.no_vip(whole) };
         if service {
             kind |= LocalKind::SERVICE;
         }
@@ -201,8 +228,24 @@ impl Locals {
     }
 
     /// The roles of VIPs.
-    fn vip(&self, whole: &IpNet) -> LocalKind {
-        if self.around.connected.covers(whole) { LocalKind::VIP | LocalKind::ANNOUNCED } else { LocalKind::VIP }
+    fn vip(&mut self, whole: IpNet) -> LocalKind {
+        let on_link = self.around.connected.covers(&whole);
+        self.note(whole, on_link);
+        let owned = self.owned.as_ref().is_none_or(|owned| owned.contains(&whole));
+        if on_link && owned { LocalKind::VIP | LocalKind::ANNOUNCED } else { LocalKind::VIP }
+    }
+
+    /// The roles of what is no VIP, or none of ours.
+    fn no_vip(&mut self, whole: IpNet) -> LocalKind {
+        self.note(whole, false);
+        LocalKind::NONE
+    }
+
+    fn note(&mut self, whole: IpNet, on_link: bool) {
+        let moved = if on_link { self.on_link.insert(whole) } else { self.on_link.remove(&whole) };
+        if moved {
+            self.moved.insert(whole, on_link);
+        }
     }
 
     /// Whether the kernel uses an address of `whole`, where a Service is reached; tells people when it begins to.
@@ -310,9 +353,11 @@ fn owned_flags(kind: LocalKind) -> OwnedFlags {
 /// Prefixes of the links we serve, where neighbours ask for addresses by ARP and NDP.
 fn connected(layout: &Layout, devices: &Devices) -> net::Set {
     let served = layout.addresses.iter().filter(|entry| devices.by_ifindex(entry.ifindex).is_some());
-    served
-        .map(|entry| entry.prefix)
-        .filter(|prefix| prefix.prefix_len() < prefix.max_prefix_len())
-        .filter(|prefix| !matches!(prefix.addr(), IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80))
-        .collect()
+    served.map(|entry| entry.prefix).filter(holds_neighbours).collect()
+}
+
+/// Whether hosts beside us may have addresses of a prefix, other than link-local ones.
+pub fn holds_neighbours(prefix: &IpNet) -> bool {
+    prefix.prefix_len() < prefix.max_prefix_len()
+        && !matches!(prefix.addr(), IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80)
 }

@@ -27,6 +27,7 @@ use tidegate_api::message::{Accepted, Rejection, ServiceDelivery, Update};
 use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, ResourceKey, Service};
 use tidegate_io::{Owned, OwnedChange};
 
+use crate::gateways::{Herald, Site};
 use crate::kernel::request::NeighbourRequests;
 use crate::kernel::{Change, KernelFacts, NeighbourKey};
 use crate::objects::place::{Place, places};
@@ -119,6 +120,10 @@ pub struct Compiler {
     guard_held: bool,
     /// What was refused last, so that control asking again and again is told once.
     refused: HashMap<ResourceKey, (String, String)>,
+    /// Who decides which VIPs this gateway answers for on its links; absent: all.
+    herald: Option<Box<dyn Herald>>,
+    /// What it was told last.
+    heralded: Site,
 }
 
 /// What has arrived since the last turn.
@@ -132,12 +137,18 @@ pub struct Arrived {
     pub wants: Vec<(DeviceId, [u8; 16])>,
     /// What the prober found, in order.
     pub found: Found,
+    /// VIPs to answer for on links, or not to, in order.
+    pub announce: Vec<(IpNet, bool)>,
 }
 
 impl Arrived {
     /// Whether nothing has arrived.
     pub fn is_empty(&self) -> bool {
-        self.updates.is_empty() && self.changes.is_empty() && self.wants.is_empty() && self.found.is_empty()
+        self.updates.is_empty()
+            && self.changes.is_empty()
+            && self.wants.is_empty()
+            && self.found.is_empty()
+            && self.announce.is_empty()
     }
 }
 
@@ -190,7 +201,16 @@ impl Compiler {
             guard_due: true,
             guard_held: false,
             refused: HashMap::new(),
+            herald: None,
+            heralded: Site::default(),
         }
+    }
+
+    /// Has `herald` decide which VIPs this gateway answers for on its links: none until it says so. To be called before
+    /// anything else; without, all are answered for.
+    pub fn set_herald(&mut self, herald: Box<dyn Herald>) {
+        self.locals.own_nothing();
+        self.herald = Some(herald);
     }
 
     /// Has the ways to nodes watched by `probes`; without, none is ever proven. To be called before anything else.
@@ -264,6 +284,10 @@ impl Compiler {
         }
         if new_rows {
             changed |= self.neighbours.write(&self.facts, &self.devices, Arc::make_mut(&mut tables.neighbours));
+        }
+        if !arrived.announce.is_empty() {
+            let moved = self.locals.announce(&arrived.announce, self.objects.places(), &mut tables.locals);
+            (changed, self.guard_due) = (changed | moved, self.guard_due | moved);
         }
         turned.published = self.finish(tables, changed, moved, now);
         let generation = self.publisher.generation();
@@ -405,6 +429,7 @@ impl Compiler {
     /// Writes what depends on several things at once, publishes if anything `changed`, and tells the outside world.
     fn finish(&mut self, mut tables: Tables, mut changed: bool, moved: Moved, now: Nanos) -> bool {
         let gateway = gateway(&self.objects).cloned();
+        let moved_around = moved.layout || moved.gateway;
         if moved.layout || moved.gateway || moved.peers {
             changed |= self.write_ways(gateway.as_ref(), &mut tables);
         }
@@ -429,11 +454,36 @@ impl Compiler {
             self.publisher.publish(tables);
         }
         self.guard();
+        self.tell_herald(gateway.as_ref().filter(|_| moved_around), moved_around);
         if self.neighbours.is_fresh() {
             self.neighbours.tick(&self.facts, &self.devices, now);
         }
         self.ask_kernel();
         changed
+    }
+
+    /// Tells who announces what has been published.
+    fn tell_herald(&mut self, gateway: Option<&Gateway>, moved_around: bool) {
+        let vips = self.locals.take_moved();
+        let Some(herald) = &mut self.herald else { return };
+        // VIPs first: those that are there when it all begins are none that have come since.
+        if !vips.is_empty() {
+            herald.vips(vips);
+        }
+        if moved_around {
+            let site = Site {
+                others: gateway.map(|gateway| gateway.gateways.clone()).unwrap_or_default(),
+                has_tables: gateway.is_some(),
+                links: self.devices.links(&self.facts.layout),
+            };
+            if site != self.heralded {
+                self.heralded = site.clone();
+                herald.site(site);
+            }
+        }
+        let key = u128::from_be_bytes(self.publisher.current().settings.hash_key);
+        let [high, low] = [key >> 64, key & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or_default());
+        herald.published(self.publisher.generation(), self.objects.digest() ^ high ^ low.rotate_left(1));
     }
 
     /// Routes, tunnels and the neighbours they lead to.

@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select_biased};
-use tidegate_api::message::{Accepted, ServiceDelivery, Update};
+use ipnet::IpNet;
+use tidegate_api::message::{Accepted, AddressConflict, ServiceDelivery, Update};
 use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 
 use super::{Arrived, Compiler, Nanos};
@@ -39,6 +40,7 @@ enum Event {
     Update(Update, Sender<Accepted>),
     Kernel(Change),
     Found(Found),
+    Announce(Vec<(IpNet, bool)>, Sender<u64>),
     Holdings(Sender<Holdings>),
     View(Option<Kind>, Sender<View>),
     Stop,
@@ -110,6 +112,8 @@ struct Latest {
     edition: u64,
     /// The report about each Service and its edition.
     deliveries: BTreeMap<String, (u64, ServiceDelivery)>,
+    /// Addresses for which strangers answer, and the edition of that; edition 0: nobody looks for any.
+    conflicts: (u64, Vec<AddressConflict>),
 }
 
 impl Latest {
@@ -170,6 +174,28 @@ impl Handle {
     /// Tells what the prober found; waits while the queue is full. False when the compiler has ended.
     pub fn found(&self, found: Found) -> bool {
         self.events.send(Event::Found(found)).is_ok()
+    }
+
+    /// Answers for VIPs on links, or does not any more, and waits until that is published; returns the generation.
+    ///
+    /// # Errors
+    /// When the compiler does not answer.
+    pub fn announce(&self, changes: Vec<(IpNet, bool)>) -> Result<u64, NoAnswer> {
+        self.ask(|answer| Event::Announce(changes, answer))
+    }
+
+    /// Tells control for which addresses strangers answer: all there are.
+    pub fn tell_conflicts(&self, conflicts: Vec<AddressConflict>) {
+        let mut latest = lock(&self.news.latest);
+        latest.edition += 1;
+        latest.conflicts = (latest.edition, conflicts);
+        self.news.moved.notify_all();
+    }
+
+    /// The same, if it is newer than `edition`.
+    pub fn conflicts(&self, edition: u64) -> Option<Vec<AddressConflict>> {
+        let latest = lock(&self.news.latest);
+        (latest.conflicts.0 > edition).then(|| latest.conflicts.1.clone())
     }
 
     /// Waits until more than `after` is reached or `timeout` is over; returns what is reached.
@@ -290,6 +316,7 @@ struct Run {
 #[derive(Default)]
 struct Askers {
     updates: Vec<Sender<Accepted>>,
+    announcers: Vec<Sender<u64>>,
     holdings: Vec<Sender<Holdings>>,
     views: Vec<(Option<Kind>, Sender<View>)>,
     stop: bool,
@@ -353,6 +380,9 @@ impl Run {
         for (asker, accepted) in askers.updates.iter().zip(turned.accepted) {
             let _ = asker.try_send(accepted);
         }
+        for asker in &askers.announcers {
+            let _ = asker.try_send(self.compiler.generation());
+        }
     }
 
     fn answer(&mut self, askers: Askers) {
@@ -398,6 +428,10 @@ fn sort(event: Event, arrived: &mut Arrived, askers: &mut Askers) {
         }
         Event::Kernel(change) => arrived.changes.push(change),
         Event::Found(found) => arrived.found.extend(found),
+        Event::Announce(changes, asker) => {
+            arrived.announce.extend(changes);
+            askers.announcers.push(asker);
+        }
         Event::Holdings(asker) => askers.holdings.push(asker),
         Event::View(kind, asker) => askers.views.push((kind, asker)),
         Event::Stop => askers.stop = true,

@@ -12,6 +12,7 @@ use tidegate_api::show::{BackendRow, NeighbourRow, RouteRow, ServiceRow, Show, S
 use super::query::{BackendUsage, WorkerQuery};
 use crate::compile::thread::{Handle, View};
 use crate::compile::{address_of, mapped_ip, tunnel};
+use crate::gateways;
 use crate::kernel::NeighbourKey;
 use crate::table::backend::{BackendRow as BackendRowOf, BackendState};
 use crate::table::neighbour::NeighbourState;
@@ -23,7 +24,12 @@ use crate::table::{BackendId, NeighbourId, ServiceId, Tables};
 ///
 /// # Errors
 /// Who has not answered, for people.
-pub fn answer(question: &Show, compiler: &Handle, workers: &dyn WorkerQuery) -> Result<Shown, String> {
+pub fn answer(
+    question: &Show,
+    compiler: &Handle,
+    workers: &dyn WorkerQuery,
+    gateways: Option<&gateways::Handle>,
+) -> Result<Shown, String> {
     let view = |objects| compiler.view(objects).map_err(|error| error.to_string());
     let told = |error: super::query::QueryError| error.to_string();
     Ok(match question {
@@ -51,6 +57,7 @@ pub fn answer(question: &Show, compiler: &Handle, workers: &dyn WorkerQuery) -> 
         Show::Ports => Shown::Ports(workers.ports().map_err(told)?),
         Show::Counters => Shown::Counters(workers.counters().map_err(told)?),
         Show::Drops => Shown::Drops(workers.drops().map_err(told)?),
+        Show::Gateways => Shown::Gateways(gateways.map(gateways::Handle::show).unwrap_or_default()),
     })
 }
 
