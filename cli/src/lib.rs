@@ -10,6 +10,8 @@
 pub mod args;
 /// `tidegate show`: one question, one answer, as aligned columns or as JSON.
 pub mod show;
+/// `tidegate health`: whether the dataplane does its work, as an exit status.
+pub mod health;
 /// `tidegate import`: another balancer's configuration as manifests.
 pub mod import;
 /// Conversations that could not be had, in words that help.

@@ -4,6 +4,7 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use tidegate_cli::args::{Arguments, Command};
@@ -16,6 +17,14 @@ fn main() -> ExitCode {
             Ok(text) => print(&text),
             Err(error) => fail(&format!("{error:#}")),
         },
+        Command::Health(_) if arguments.json => fail("--json is for `tidegate show`; health is an exit status"),
+        Command::Health(health) => {
+            let timeout = Duration::from_secs(health.timeout_s);
+            match tidegate_cli::health::run(&arguments.socket(), health.ready, timeout) {
+                Ok(text) => print(&text),
+                Err(error) => fail(&format!("{error:#}")),
+            }
+        }
         Command::Import(_) if arguments.json => fail("--json is for `tidegate show`; manifests are YAML"),
         Command::Import(from) => match tidegate_cli::import::run(from) {
             Ok(imported) => tell(&imported),

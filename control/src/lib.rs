@@ -12,6 +12,8 @@
 pub mod config;
 /// Something that is wrong, said once, with file, object and field.
 pub mod problem;
+/// What is asked of the Kubernetes API: the one list of resources and verbs.
+pub mod access;
 /// Where objects come from: a trait, and the watched directory.
 pub mod source;
 /// One raw object read into a typed, validated one.

@@ -28,9 +28,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(3);
 #[derive(Parser)]
 #[command(version, about)]
 struct Flags {
-    /// The node file.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    /// The node file; of several, the first one that is there.
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Vec<PathBuf>,
     /// Read the node file and all manifests once, print what is wrong, and end: 0 when there is no error.
     #[arg(long)]
     check: bool,
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
     log.with_target(false).init();
-    let result = NodeFile::read(&flags.config)
+    let result = NodeFile::read(tidegate_api::node_file::first(&flags.config))
         .map_err(anyhow::Error::from)
         .and_then(|file| if flags.check { check(file) } else { run(file) });
     result.unwrap_or_else(|error| {

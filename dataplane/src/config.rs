@@ -30,6 +30,7 @@ const FLOWS_MAX: u32 = 1 << 30;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodeFile {
     /// Name of this gateway's own Node object.
+    #[serde(deserialize_with = "tidegate_api::node_file::name")]
     pub node: String,
     /// Contract socket the dataplane listens on.
     #[serde(default = "default_socket")]
@@ -83,6 +84,9 @@ pub struct Dataplane {
     /// What becomes of our traffic when no worker lives (design 3).
     #[serde(default)]
     pub on_death: OnDeath,
+    /// Directory in a BPF file system by which the next process finds the XDP programs of this one.
+    #[serde(default = "default_bpf_dir")]
+    pub bpf_dir: PathBuf,
 }
 
 /// One served device.
@@ -273,6 +277,9 @@ impl Dataplane {
     }
 
     fn check(&self) -> Result<(), (String, String)> {
+        ensure(self.bpf_dir.is_absolute(), "dataplane.bpfDir", || {
+            format!("{:?} is not an absolute path", self.bpf_dir.display().to_string())
+        })?;
         ensure(!self.interfaces.is_empty(), "dataplane.interfaces", || "at least one interface is needed".into())?;
         let mut names = BTreeSet::new();
         for (number, interface) in self.interfaces.iter().enumerate() {
@@ -333,6 +340,10 @@ fn default_socket_mode() -> String {
 
 fn default_state_dir() -> PathBuf {
     "/var/lib/tidegate".into()
+}
+
+fn default_bpf_dir() -> PathBuf {
+    "/sys/fs/bpf/tidegate".into()
 }
 
 fn default_frames() -> u32 {
@@ -401,6 +412,7 @@ control:
         assert_eq!(file.dataplane.flows_max, FlowsMax { ipv4: 1_048_576, ipv6: 262_144 });
         assert_eq!(file.dataplane.half_open_percent, 25);
         assert_eq!((file.dataplane.mode, file.dataplane.on_death), (Mode::Auto, OnDeath::Drop));
+        assert_eq!(file.dataplane.bpf_dir, Path::new("/sys/fs/bpf/tidegate"));
     }
 
     #[test]
@@ -433,6 +445,8 @@ control:
             ("node: a\ndataplane: { interfaces: [{ name: e, queue: 0 }] }".into(), "unknown field `queue`"),
             ("node: a\ndataplane: { interfaces: [{ name: e, queues: [] }] }".into(), "interfaces[0].queues"),
             ("node: a\ndataplane: { interfaces: [{ name: e, queues: [1, 1] }] }".into(), "a queue is listed twice"),
+            (with("  bpfDir: tidegate"), "dataplane.bpfDir: \"tidegate\" is not an absolute path"),
+            ("node: {}\ndataplane: { interfaces: [{ name: e }] }".into(), "node: give a name"),
             (with("  frameBytes: 1024"), "dataplane.frameBytes: 1024 is neither 2048 nor 4096"),
             (with("  frames: 10"), "dataplane.frames: 10 is outside"),
             (with("  frames: many"), "dataplane.frames"),
