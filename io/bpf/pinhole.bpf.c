@@ -224,6 +224,8 @@ enum owner { KERNEL, TIDEGATE, MALFORMED };
 static __always_inline void *behind(void *at, __u32 words)
 {
 	STEP(at, words, 5);
+	if (words == 5)
+		return at;
 	STEP(at, words, 6);
 	STEP(at, words, 7);
 	STEP(at, words, 8);
