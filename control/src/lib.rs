@@ -12,8 +12,6 @@
 pub mod config;
 /// Something that is wrong, said once, with file, object and field.
 pub mod problem;
-/// What is asked of the Kubernetes API: the one list of resources and verbs.
-pub mod access;
 /// Where objects come from: a trait, and the watched directory.
 pub mod source;
 /// One raw object read into a typed, validated one.
@@ -30,3 +28,5 @@ pub mod status;
 pub mod reconcile;
 /// What `--check` prints.
 pub mod check;
+/// What is asked of the Kubernetes API: the one list of resources and verbs.
+pub mod rights;

@@ -56,5 +56,9 @@ fn the_chart_offers_every_field_of_the_dataplanes_section() {
     let schema: Value =
         serde_json::from_str(&std::fs::read_to_string(deploy("chart/tidegate/values.schema.json")).unwrap()).unwrap();
     let offered = schema["definitions"]["dataplane"]["properties"].as_object().unwrap().keys().cloned();
-    assert_eq!(offered.collect::<BTreeSet<_>>(), expected, "deploy/chart/tidegate/values.schema.json");
+    assert_eq!(
+        offered.collect::<BTreeSet<_>>(),
+        expected,
+        "deploy/chart/tidegate/values.schema.json, definitions.dataplane"
+    );
 }
