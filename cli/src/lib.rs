@@ -12,6 +12,8 @@ pub mod args;
 pub mod show;
 /// `tidegate drain`: what is announced here goes to other gateways.
 pub mod drain;
+/// `tidegate health`: whether the dataplane does its work, as an exit status.
+pub mod health;
 /// `tidegate import`: another balancer's configuration as manifests.
 pub mod import;
 /// Conversations that could not be had, in words that help.

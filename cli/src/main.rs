@@ -19,6 +19,11 @@ fn main() -> ExitCode {
             said(tidegate_cli::drain::run(&arguments.socket(), Some(Duration::from_secs(*wait))))
         }
         Command::Undrain => said(tidegate_cli::drain::run(&arguments.socket(), None)),
+        Command::Health(_) if arguments.json => fail("--json is for `tidegate show`; health is an exit status"),
+        Command::Health(health) => {
+            let timeout = Duration::from_secs(health.timeout_s);
+            said(tidegate_cli::health::run(&arguments.socket(), health.ready, timeout))
+        }
         Command::Import(_) if arguments.json => fail("--json is for `tidegate show`; manifests are YAML"),
         Command::Import(from) => match tidegate_cli::import::run(from) {
             Ok(imported) => tell(&imported),

@@ -20,6 +20,7 @@ use crate::watch::Exposed;
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct NodeFile {
     /// Name of this gateway's own Node object.
+    #[serde(deserialize_with = "tidegate_api::node_file::name")]
     pub node: String,
     /// Contract socket, where the dataplane listens.
     #[serde(default = "socket_default")]
@@ -49,6 +50,9 @@ pub struct Control {
     /// Overlay addresses reserved for `fullnat`, inside the own Node's pod CIDRs (V-024).
     #[serde(default, deserialize_with = "addresses")]
     pub fullnat_sources: Vec<IpAddr>,
+    /// Numbers of further such addresses in each of the own Node's pod CIDRs, for gateways that share a node file.
+    #[serde(default)]
+    pub fullnat_hosts: Vec<u32>,
     /// Key of the Maglev hash, 16 bytes as hex, equal on all gateways of a set; empty: the fixed default.
     #[serde(default)]
     pub hash_key: String,
@@ -263,6 +267,14 @@ impl NodeFile {
                 return Err(format!("control.fullnatSources[{index}]: {source} is listed twice"));
             }
         }
+        for (index, host) in control.fullnat_hosts.iter().enumerate() {
+            if *host == 0 {
+                return Err(format!("control.fullnatHosts[{index}]: 0 is the overlay address of the VTEP itself"));
+            }
+            if control.fullnat_hosts[..index].contains(host) {
+                return Err(format!("control.fullnatHosts[{index}]: {host} is listed twice"));
+            }
+        }
         if control.vxlan_port == 0 {
             return Err("control.vxlanPort: 0 is not a port".into());
         }
@@ -475,6 +487,10 @@ mod tests {
             (control("fullnatSources: [10.0.0.1, 10.0.0.1]"), "control.fullnatSources[1]"),
             (control("fullnatSources: [\"ff02::1\"]"), "control.fullnatSources[0]"),
             (control("fullnatSources: [ten]"), "fullnatSources: \"ten\" is not an IP address"),
+            (control("fullnatHosts: [2, 0]"), "control.fullnatHosts[1]"),
+            (control("fullnatHosts: [2, 3, 2]"), "control.fullnatHosts[2]: 2 is listed twice"),
+            (control("fullnatHosts: [-1]"), "fullnatHosts"),
+            (SMALLEST.replace("gw-1", "{ env: TIDEGATE_NO_SUCH_VARIABLE }"), "no variable TIDEGATE_NO_SUCH_VARIABLE"),
             (control("orphanTcp: ignore"), "orphanTcp"),
             (control("vxlanPort: 0"), "control.vxlanPort"),
             (control("decap: { addresses: [], sources: [] }"), "control.decap.addresses"),

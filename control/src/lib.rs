@@ -38,3 +38,5 @@ pub mod lease;
 pub mod reconcile;
 /// What `--check` prints.
 pub mod check;
+/// What is asked of the Kubernetes API: the one list of resources and verbs.
+pub mod rights;

@@ -38,9 +38,9 @@ const LOGGED: &str = "info,kube_client=error";
 #[derive(Parser)]
 #[command(version, about)]
 struct Flags {
-    /// The node file.
+    /// The node file; of several, the first one that is there.
     #[arg(long, value_name = "FILE", required_unless_present = "print_crds")]
-    config: Option<PathBuf>,
+    config: Vec<PathBuf>,
     /// Read the node file and all manifests once, print what is wrong, and end: 0 when there is no error.
     #[arg(long)]
     check: bool,
@@ -54,13 +54,15 @@ struct Flags {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    let Some(config) = flags.config else { return print_crds() };
+    if flags.print_crds {
+        return print_crds();
+    }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let filter = if flags.check { EnvFilter::new("off") } else { filter };
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
     log.with_target(false).init();
-    let result = NodeFile::read(&config)
+    let result = NodeFile::read(tidegate_api::node_file::first(&flags.config))
         .map_err(anyhow::Error::from)
         .and_then(|mut file| {
             if flags.check {

@@ -48,6 +48,37 @@ fn without_its_own_node_it_says_so_and_waits() {
     rig.expect_problem(&["Node gw-1", "not there"]);
 }
 
+/// A rig whose node file has this in its control section, and no `fullnatSources` but those.
+fn gateway_with(line: &str) -> Rig {
+    let file = format!("node: gw-1\ncontrol:\n  source: {{ directory: /nowhere }}\n  {line}\n");
+    let file = tidegate_control::config::NodeFile::parse(&file).unwrap();
+    let status = tidegate_control::status::StatusWriter::silent();
+    let dialect = tidegate_control::watch::Dialect::Files;
+    Rig(tidegate_control::reconcile::Reconciler::new(file, dialect, status))
+}
+
+#[test]
+fn fullnat_hosts_are_addresses_of_whatever_pod_cidrs_the_own_node_has() {
+    // V-024: gateways that share a node file reserve the same number in pod CIDRs of their own.
+    let mut rig = gateway_with("fullnatHosts: [250, 2]");
+    rig.apply(&node("gw-1", 9));
+    let sources: Vec<String> = rig.gateway().unwrap().fullnat_sources.iter().map(ToString::to_string).collect();
+    assert_eq!(sources, ["10.244.9.2", "10.244.9.250", "fd00:10:244:9::2", "fd00:10:244:9::fa"]);
+    assert!(rig.problems().is_empty(), "{:?}", rig.problems());
+
+    // Listed both ways is listed once.
+    let mut rig = gateway_with("fullnatHosts: [2]\n  fullnatSources: [10.244.9.2]");
+    rig.apply(&node("gw-1", 9));
+    assert_eq!(rig.gateway().unwrap().fullnat_sources.len(), 2);
+
+    for (hosts, word) in [("[2, 256]", "10.244.9.0/24 has no address 256"), ("[255]", "10.244.9.255 is the broadcast")] {
+        let mut rig = gateway_with(&format!("fullnatHosts: {hosts}"));
+        rig.apply(&node("gw-1", 9));
+        rig.expect_problem(&["Node gw-1", "control.fullnatHosts", word]);
+        assert!(rig.gateway().is_none(), "{hosts}");
+    }
+}
+
 #[test]
 fn fullnat_sources_must_lie_in_the_own_pod_cidrs_and_be_nobody_else_s() {
     // V-024
@@ -58,11 +89,7 @@ fn fullnat_sources_must_lie_in_the_own_pod_cidrs_and_be_nobody_else_s() {
         ("[\"fd00:10:244:9::\"]", "control.fullnatSources[0]", "the VTEP itself"),
         ("[10.244.9.255]", "control.fullnatSources[0]", "broadcast"),
     ] {
-        let file = format!("node: gw-1\ncontrol:\n  source: {{ directory: /nowhere }}\n  fullnatSources: {sources}\n");
-        let file = tidegate_control::config::NodeFile::parse(&file).unwrap();
-        let status = tidegate_control::status::StatusWriter::silent();
-        let dialect = tidegate_control::watch::Dialect::Files;
-        let mut rig = Rig(tidegate_control::reconcile::Reconciler::new(file, dialect, status));
+        let mut rig = gateway_with(&format!("fullnatSources: {sources}"));
         rig.apply(&node("gw-1", 9));
         rig.expect_problem(&["Node gw-1", field, word]);
         assert!(rig.gateway().is_none(), "{sources}");

@@ -30,6 +30,7 @@ const FLOWS_MAX: u32 = 1 << 30;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodeFile {
     /// Name of this gateway's own Node object.
+    #[serde(deserialize_with = "tidegate_api::node_file::name")]
     pub node: String,
     /// Contract socket the dataplane listens on.
     #[serde(default = "default_socket")]
@@ -86,6 +87,9 @@ pub struct Dataplane {
     /// How this gateway speaks with the others of its set.
     #[serde(default)]
     pub gateways: Gateways,
+    /// Directory in a BPF file system by which the next process finds the XDP programs of this one.
+    #[serde(default = "default_bpf_dir")]
+    pub bpf_dir: PathBuf,
 }
 
 /// How gateways of one set speak with each other.
@@ -298,6 +302,9 @@ impl Dataplane {
     }
 
     fn check(&self) -> Result<(), (String, String)> {
+        ensure(self.bpf_dir.is_absolute(), "dataplane.bpfDir", || {
+            format!("{:?} is not an absolute path", self.bpf_dir.display().to_string())
+        })?;
         ensure(!self.interfaces.is_empty(), "dataplane.interfaces", || "at least one interface is needed".into())?;
         let mut names = BTreeSet::new();
         for (number, interface) in self.interfaces.iter().enumerate() {
@@ -380,6 +387,10 @@ fn default_state_dir() -> PathBuf {
     "/var/lib/tidegate".into()
 }
 
+fn default_bpf_dir() -> PathBuf {
+    "/sys/fs/bpf/tidegate".into()
+}
+
 fn default_frames() -> u32 {
     16384
 }
@@ -452,6 +463,7 @@ control:
         assert_eq!((file.dataplane.mode, file.dataplane.on_death), (Mode::Auto, OnDeath::Drop));
         let gateways = &file.dataplane.gateways;
         assert_eq!((&gateways.key_file, gateways.interval_ms, gateways.dead_after_ms), (&None, 50, 300));
+        assert_eq!(file.dataplane.bpf_dir, Path::new("/sys/fs/bpf/tidegate"));
     }
 
     #[test]
@@ -484,6 +496,8 @@ control:
             ("node: a\ndataplane: { interfaces: [{ name: e, queue: 0 }] }".into(), "unknown field `queue`"),
             ("node: a\ndataplane: { interfaces: [{ name: e, queues: [] }] }".into(), "interfaces[0].queues"),
             ("node: a\ndataplane: { interfaces: [{ name: e, queues: [1, 1] }] }".into(), "a queue is listed twice"),
+            (with("  bpfDir: tidegate"), "dataplane.bpfDir: \"tidegate\" is not an absolute path"),
+            ("node: {}\ndataplane: { interfaces: [{ name: e }] }".into(), "node: give a name"),
             (with("  frameBytes: 1024"), "dataplane.frameBytes: 1024 is neither 2048 nor 4096"),
             (with("  frames: 10"), "dataplane.frames: 10 is outside"),
             (with("  frames: many"), "dataplane.frames"),

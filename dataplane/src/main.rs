@@ -65,9 +65,9 @@ const WATCH: Duration = Duration::from_millis(100);
 #[derive(Parser, Debug)]
 #[command(name = "tidegate-dataplane", version)]
 struct Flags {
-    /// The node file (YAML).
+    /// The node file (YAML); of several, the first one that is there.
     #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/node.yaml")]
-    config: PathBuf,
+    config: Vec<PathBuf>,
     /// Read and check the node file, then end.
     #[arg(long)]
     check: bool,
@@ -105,9 +105,10 @@ fn log() {
 }
 
 fn run(flags: &Flags) -> anyhow::Result<()> {
-    let file = NodeFile::read(&flags.config)?;
+    let path = tidegate_api::node_file::first(&flags.config);
+    let file = NodeFile::read(path)?;
     if flags.check {
-        println!("{}", checked(&file, &flags.config));
+        println!("{}", checked(&file, path));
         return Ok(());
     }
     let stop = Arc::new(AtomicBool::new(false));
@@ -313,6 +314,7 @@ fn open_config(section: &config::Dataplane) -> OpenConfig {
             config::OnDeath::Pass => OnDeath::Pass,
         },
         busy_poll: section.idle == config::Idle::Poll,
+        pin_dir: Some(section.bpf_dir.clone()),
     }
 }
 
@@ -338,6 +340,14 @@ fn tell_ports(opened: &Opened) {
     }
     for pinhole in opened.pinholes.iter().filter(|pinhole| pinhole.is_adopted()) {
         tracing::info!(device = pinhole.device(), "took over the pinhole of an earlier process");
+    }
+    // With it this is no loss: the next one can look at every program.
+    for (pinhole, reason) in opened.pinholes.iter().filter_map(|pinhole| Some((pinhole, pinhole.not_pinned()?))) {
+        tracing::warn!(
+            device = pinhole.device(),
+            reason,
+            "the XDP program could not be pinned (dataplane.bpfDir): the next start needs CAP_SYS_ADMIN to take it over"
+        );
     }
 }
 

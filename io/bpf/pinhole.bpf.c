@@ -207,8 +207,40 @@ struct arp {
 
 enum owner { KERNEL, TIDEGATE, MALFORMED };
 
-/* One header at `at`, or nothing if the packet ends before it does. */
-#define HEADER(kind, at, end) ((void *)((struct kind *)(at) + 1) > (end) ? (struct kind *)0 : (struct kind *)(at))
+/*
+ * Does the packet end before the header does that `header` points at? A question and not a pointer that may be nothing: the
+ * verifier lets only CAP_PERFMON compare a pointer into a packet with zero.
+ */
+#define CUT(header, end) ((void *)((header) + 1) > (end))
+
+/*
+ * What is behind an IPv4 header of `words` 32-bit words, 5 to 15. Steps whose length stands in the program, since the verifier
+ * lets only CAP_PERFMON add a variable to a pointer into a packet; in assembler, so that the compiler does not make one
+ * addition of them.
+ */
+#define STEP(at, words, n)                                            \
+	do {                                                          \
+		if ((words) == (n))                                   \
+			asm volatile("%0 += %1" : "+r"(at) : "i"((n)*4)); \
+	} while (0)
+
+static __always_inline void *behind(void *at, __u32 words)
+{
+	STEP(at, words, 5);
+	if (words == 5)
+		return at;
+	STEP(at, words, 6);
+	STEP(at, words, 7);
+	STEP(at, words, 8);
+	STEP(at, words, 9);
+	STEP(at, words, 10);
+	STEP(at, words, 11);
+	STEP(at, words, 12);
+	STEP(at, words, 13);
+	STEP(at, words, 14);
+	STEP(at, words, 15);
+	return at;
+}
 
 static __always_inline __u32 flags_v4(const __u8 *address)
 {
@@ -228,8 +260,8 @@ static __always_inline __u32 flags_v6(const __u8 *address)
 
 static __always_inline enum owner owner_arp(void *at, void *end)
 {
-	struct arp *arp = HEADER(arp, at, end);
-	if (!arp)
+	struct arp *arp = at;
+	if (CUT(arp, end))
 		return MALFORMED;
 	if (arp->protocol != bpf_htons(ETHERTYPE_IPV4) || arp->hardware_length != 6 || arp->protocol_length != 4)
 		return KERNEL;
@@ -241,8 +273,8 @@ static __always_inline enum owner owner_arp(void *at, void *end)
 /* Is the segment or datagram at `at` for the endpoint whose address is in `key`? */
 static __always_inline enum owner owner_port(struct endpoint *key, __u8 protocol, void *at, void *end)
 {
-	struct ports *ports = HEADER(ports, at, end);
-	if (!ports)
+	struct ports *ports = at;
+	if (CUT(ports, end))
 		return MALFORMED;
 	key->port = ports->destination;
 	key->protocol = protocol;
@@ -265,8 +297,8 @@ static __always_inline enum owner owner_tunnel(struct endpoint *key, __u8 protoc
 /* Was the segment or datagram quoted at `at` sent from the endpoint whose address is in `key`? */
 static __always_inline enum owner owner_quoted(struct endpoint *key, __u8 protocol, void *at, void *end)
 {
-	struct ports *ports = HEADER(ports, at, end);
-	if (!ports || (protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP))
+	struct ports *ports = at;
+	if (CUT(ports, end) || (protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP))
 		return KERNEL;
 	key->port = ports->source;
 	key->protocol = protocol;
@@ -275,40 +307,40 @@ static __always_inline enum owner owner_quoted(struct endpoint *key, __u8 protoc
 
 static __always_inline enum owner owner_error_v4(struct endpoint *key, void *at, void *end)
 {
-	struct icmp *icmp = HEADER(icmp, at, end);
-	if (!icmp)
+	struct icmp *icmp = at;
+	if (CUT(icmp, end))
 		return MALFORMED;
 	if (icmp->type != ICMP_UNREACHABLE && icmp->type != ICMP_TIME_EXCEEDED && icmp->type != ICMP_PARAMETER_PROBLEM)
 		return KERNEL;
-	struct ipv4 *quoted = HEADER(ipv4, icmp + 1, end);
-	if (!quoted || quoted->fragment & bpf_htons(0x1fff))
+	struct ipv4 *quoted = (void *)(icmp + 1);
+	if (CUT(quoted, end) || quoted->fragment & bpf_htons(0x1fff))
 		return KERNEL;
-	__u32 header_bytes = (quoted->version_length & 0x0f) * 4;
-	if (header_bytes < sizeof(*quoted))
+	__u32 words = quoted->version_length & 0x0f;
+	if (words < 5)
 		return KERNEL;
-	return owner_quoted(key, quoted->protocol, (void *)quoted + header_bytes, end);
+	return owner_quoted(key, quoted->protocol, behind(quoted, words), end);
 }
 
 static __always_inline enum owner owner_error_v6(struct endpoint *key, void *at, void *end)
 {
-	struct icmp *icmp = HEADER(icmp, at, end);
-	if (!icmp)
+	struct icmp *icmp = at;
+	if (CUT(icmp, end))
 		return MALFORMED;
 	if (icmp->type == 0 || icmp->type > ICMPV6_ERROR_MAX)
 		return KERNEL;
-	struct ipv6 *quoted = HEADER(ipv6, icmp + 1, end);
-	if (!quoted)
+	struct ipv6 *quoted = (void *)(icmp + 1);
+	if (CUT(quoted, end))
 		return KERNEL;
 	return owner_quoted(key, quoted->next_header, quoted + 1, end);
 }
 
 static __always_inline enum owner owner_v4(void *at, void *end)
 {
-	struct ipv4 *ip = HEADER(ipv4, at, end);
-	if (!ip)
+	struct ipv4 *ip = at;
+	if (CUT(ip, end))
 		return MALFORMED;
-	__u32 header_bytes = (ip->version_length & 0x0f) * 4;
-	if (ip->version_length >> 4 != 4 || header_bytes < sizeof(*ip))
+	__u32 words = ip->version_length & 0x0f;
+	if (ip->version_length >> 4 != 4 || words < 5)
 		return MALFORMED;
 	if (flags_v4(ip->destination) & TRAFFIC)
 		return TIDEGATE;
@@ -319,16 +351,16 @@ static __always_inline enum owner owner_v4(void *at, void *end)
 	if (ip->fragment & bpf_htons(0x1fff))
 		return KERNEL;
 	if (ip->protocol == PROTOCOL_ICMP)
-		return owner_error_v4(&key, at + header_bytes, end);
+		return owner_error_v4(&key, behind(ip, words), end);
 	if (ip->protocol != PROTOCOL_TCP && ip->protocol != PROTOCOL_UDP)
 		return KERNEL;
-	return owner_port(&key, ip->protocol, at + header_bytes, end);
+	return owner_port(&key, ip->protocol, behind(ip, words), end);
 }
 
 static __always_inline enum owner owner_v6(void *at, void *end)
 {
-	struct ipv6 *ip = HEADER(ipv6, at, end);
-	if (!ip || ip->version >> 4 != 6)
+	struct ipv6 *ip = at;
+	if (CUT(ip, end) || ip->version >> 4 != 6)
 		return MALFORMED;
 	if (flags_v6(ip->destination) & TRAFFIC)
 		return TIDEGATE;
@@ -337,16 +369,16 @@ static __always_inline enum owner owner_v6(void *at, void *end)
 	struct endpoint key = {};
 	__builtin_memcpy(key.address, ip->destination, 16);
 	if (next_header == PROTOCOL_ICMPV6) {
-		struct solicitation *ns = HEADER(solicitation, at, end);
-		if (ns && ns->type == ICMPV6_NEIGHBOR_SOLICITATION)
+		struct solicitation *ns = at;
+		if (!CUT(ns, end) && ns->type == ICMPV6_NEIGHBOR_SOLICITATION)
 			return flags_v6(ns->target) & ANNOUNCED ? TIDEGATE : KERNEL;
 		return owner_error_v6(&key, at, end);
 	}
 	if (is_ip_in_ip(next_header))
 		return owner_tunnel(&key, next_header);
 	if (next_header == PROTOCOL_FRAGMENT) {
-		struct fragment *fragment = HEADER(fragment, at, end);
-		if (!fragment)
+		struct fragment *fragment = at;
+		if (CUT(fragment, end))
 			return MALFORMED;
 		if (is_ip_in_ip(fragment->next_header))
 			return owner_tunnel(&key, fragment->next_header);
@@ -362,8 +394,8 @@ static __always_inline enum owner owner_v6(void *at, void *end)
 
 static __always_inline enum owner owner(void *at, void *end)
 {
-	struct ethernet *ethernet = HEADER(ethernet, at, end);
-	if (!ethernet)
+	struct ethernet *ethernet = at;
+	if (CUT(ethernet, end))
 		return MALFORMED;
 	__be16 type = ethernet->type;
 	at = ethernet + 1;
@@ -371,8 +403,8 @@ static __always_inline enum owner owner(void *at, void *end)
 	for (int tag = 0; tag < 2; tag++) {
 		if (type != bpf_htons(ETHERTYPE_VLAN) && type != bpf_htons(ETHERTYPE_QINQ))
 			break;
-		struct vlan *vlan = HEADER(vlan, at, end);
-		if (!vlan)
+		struct vlan *vlan = at;
+		if (CUT(vlan, end))
 			return MALFORMED;
 		type = vlan->type;
 		at = vlan + 1;

@@ -7,7 +7,8 @@
 //! maps. When the process dies, its sockets leave the socket map, and what is ours is dropped and counted. The next
 //! start recognises the program by its name, takes its maps over with everything in them, and puts its own program in
 //! its place in one step, so that there is no moment in which ours passes to the kernel. Only [`Pinhole::close`] takes
-//! it off; dropping a `Pinhole`, as a panic would, leaves it.
+//! it off; dropping a `Pinhole`, as a panic would, leaves it. So that the next start needs no right to look at every
+//! program of the machine, program and maps are pinned (`pin.rs`).
 //!
 //! A `Pinhole` is separate from the ports of its device and can be used from another thread than they are.
 
@@ -22,8 +23,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, libbpf_sys};
 
+mod pin;
 mod table;
 
+pub(crate) use pin::Pins;
 use table::{Prefixes, Table, endpoint_key, masked};
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, clippy::unwrap_used)]
@@ -36,6 +39,9 @@ const UDP: u8 = 17;
 
 /// Name of the program in the kernel, by which an earlier instance is recognised.
 const PROGRAM_NAME: &str = "tidegate";
+
+/// Names of its maps.
+const MAPS: [&str; 6] = ["prefixes_v4", "prefixes_v6", "endpoints", "sockets", "settings", "counters"];
 
 /// Bytes of a kernel object's name, with its final zero (`BPF_OBJ_NAME_LEN`, include/uapi/linux/bpf.h).
 const NAME_BYTES: usize = 16;
@@ -182,13 +188,16 @@ pub struct Pinhole {
     settings: MapHandle,
     counters: MapHandle,
     reattached: u64,
+    pins: Option<Pins>,
+    /// Why the next process will not find it by pins.
+    not_pinned: Option<io::Error>,
 }
 
 impl Pinhole {
     /// Loads the program for a device, with the maps of the one that `found` says is there, if that is ours.
     ///
-    /// It is not attached yet.
-    pub(crate) fn load(device: &str, ifindex: u32, found: Option<&Found>) -> io::Result<Pinhole> {
+    /// It is not attached yet, and will be pinned where `pins` says before it is.
+    pub(crate) fn load(device: &str, ifindex: u32, found: Option<&Found>, pins: Option<Pins>) -> io::Result<Pinhole> {
         let ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
         let mut object = MaybeUninit::uninit();
         let mut open = skeleton::PinholeSkelBuilder::default().open(&mut object).map_err(with_log)?;
@@ -219,6 +228,8 @@ impl Pinhole {
             settings: handle(&loaded.maps.settings)?,
             counters: handle(&loaded.maps.counters)?,
             reattached: 0,
+            pins,
+            not_pinned: None,
         })
     }
 
@@ -226,7 +237,34 @@ impl Pinhole {
     ///
     /// A pinhole that was attached the other way (native or generic) has to go first; the kernel knows no step for
     /// that.
+    ///
+    /// That it cannot be pinned is no failure, since nothing is missing until the next start: see
+    /// [`Pinhole::not_pinned`].
     pub(crate) fn attach(&mut self, attachment: Attachment, found: Option<&Found>) -> io::Result<()> {
+        self.not_pinned = self.pin().err();
+        let attached = self.put(attachment, found);
+        if let Some(pins) = &self.pins {
+            match (&attached, self.adopted) {
+                // A pin too many holds memory and misleads nobody.
+                (Ok(()), _) => drop(describe(self.program.as_fd()).and_then(|about| pins.keep_only(about.id))),
+                (Err(_), false) => pins.forget(),
+                // Those of the one before are still right.
+                (Err(_), true) => {}
+            }
+        }
+        attached
+    }
+
+    /// Pins program and maps, if there is a place for that.
+    fn pin(&self) -> io::Result<()> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        let tables = [&self.prefixes_v4, &self.prefixes_v6, &self.endpoints].map(Table::map);
+        let maps = tables.into_iter().chain([&*self.sockets, &self.settings, &self.counters]).map(AsFd::as_fd);
+        let maps: Vec<_> = MAPS.into_iter().zip(maps).collect();
+        pins.keep(describe(self.program.as_fd())?.id, self.program.as_fd(), &maps)
+    }
+
+    fn put(&mut self, attachment: Attachment, found: Option<&Found>) -> io::Result<()> {
         let program = Some(self.program.as_fd());
         match found {
             Some(old) if old.attachment == attachment => {
@@ -250,7 +288,22 @@ impl Pinhole {
     ///
     /// What the kernel reports, for instance that another program has taken its place.
     pub fn close(self) -> io::Result<()> {
-        set_program(self.ifindex, None, self.attachment.flags(), Some(self.program.as_fd()))
+        set_program(self.ifindex, None, self.attachment.flags(), Some(self.program.as_fd()))?;
+        if let Some(pins) = &self.pins {
+            pins.forget();
+        }
+        Ok(())
+    }
+
+    /// Why the next process will not find this pinhole unless it may look at every program of the machine
+    /// (`CAP_SYS_ADMIN`): no place for pins was given, or pinning failed. `None`: it will.
+    #[must_use]
+    pub fn not_pinned(&self) -> Option<String> {
+        match (&self.pins, &self.not_pinned) {
+            (None, _) => Some("no directory in a BPF file system is given".to_owned()),
+            (Some(pins), Some(error)) => Some(format!("{}: {error}", pins.directory().display())),
+            (Some(_), None) => None,
+        }
     }
 
     /// Looks whether the program is still on its device and puts it back if nothing is. A program that somebody else has put
@@ -424,10 +477,13 @@ fn adopt(map: &mut libbpf_rs::OpenMapMut<'_>, found: &Found) -> io::Result<()> {
     map.reuse_fd(old.as_fd()).map_err(error)
 }
 
-/// The program on a device, if any.
-pub(crate) fn find(ifindex: u32) -> io::Result<Option<Found>> {
+/// The program on a device, if any: by its pins, else by its number, which needs `CAP_SYS_ADMIN`.
+pub(crate) fn find(ifindex: u32, pins: Option<&Pins>) -> io::Result<Option<Found>> {
     let ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
     let Some((id, attachment)) = attached(ifindex)? else { return Ok(None) };
+    if let Some(found) = pins.and_then(|pins| pinned(pins, id, attachment).ok()) {
+        return Ok(Some(found));
+    }
     // SAFETY: no pointers are passed.
     let program = own(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) })?;
     let About { name, map_ids, .. } = describe(program.as_fd())?;
@@ -453,13 +509,30 @@ fn attached(ifindex: i32) -> io::Result<Option<(u32, Attachment)>> {
     })
 }
 
-/// What the kernel says of a program.
+/// The program with this number and all its maps, by their pins.
+fn pinned(pins: &Pins, id: u32, attachment: Attachment) -> io::Result<Found> {
+    let program = pins.program(id)?;
+    let about = describe(program.as_fd())?;
+    let mut maps = BTreeMap::new();
+    for name in MAPS {
+        maps.insert(name.to_owned(), pins.map(name)?);
+    }
+    // The pins of its maps could be those of another program.
+    let mut ids = maps.values().map(|map| map.info().map(|info| info.info.id).map_err(error));
+    if about.id != id || !ids.all(|map| map.is_ok_and(|map| about.map_ids.contains(&map))) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(Found { id, name: about.name, attachment, program, maps })
+}
+
+/// What the kernel tells about a program.
 struct About {
     id: u32,
     name: String,
     map_ids: Vec<u32>,
 }
 
+/// Number, name and map numbers of a program.
 fn describe(program: BorrowedFd<'_>) -> io::Result<About> {
     const MAPS_MAX: u32 = 64;
     let mut ids = vec![0u32; MAPS_MAX as usize];

@@ -343,6 +343,14 @@ fn single_ports_of_the_nodes_own_addresses_are_ours() {
             kernels.push(("an error that quotes no ports", error(from, node, errors[0], &support_echo(node, from))));
             kernels.push(("an error that quotes too little", error(from, node, errors[0], &answer(30_080)[..24])));
         }
+        let (from, node) = (CLIENTS[0], NOT_OURS[0]);
+        for words in 6..=15 {
+            let answer = options(&tcp(node, from, (30_080, 40_000)), words);
+            ours.push(("behind options", options(&tcp(from, node, (40_000, 30_080)), words)));
+            ours.push(("an error that quotes options", error(from, node, 3, &answer)));
+            ours.push(("an error behind options", options(&error(from, node, 3, &answer), words)));
+            kernels.push(("ssh behind options", options(&tcp(from, node, (40_000, 22)), words)));
+        }
         ours.push(("first fragment", fragment(&tcp(CLIENTS[0], NOT_OURS[0], (9, 30_080)), 0x2000)));
         ours.push(("first fragment over IPv6", fragment_v6(&tcp(CLIENTS[1], NOT_OURS[1], (9, 30_080)), 1)));
         kernels.push(("later fragment", fragment(&tcp(CLIENTS[0], NOT_OURS[0], (9, 30_080)), 0x0002)));
@@ -676,6 +684,87 @@ fn no_packet_passes_while_one_process_follows_another() {
             assert_eq!((counted.redirected + counted.dropped_dead, counted.passed), (sent, 0));
         });
         assert_eq!(kernel.drain(), Vec::<Vec<u8>>::new());
+    });
+}
+
+/// Called by the test below in a process of its own: opens, says what it found or why it could not.
+#[test]
+fn role_successor() {
+    let Ok(pin_dir) = std::env::var("TIDEGATE_TEST_PINS") else { return };
+    match open(&OpenConfig { pin_dir: Some(pin_dir.into()), ..config(&["wan0"]) }) {
+        Ok(Opened { mut pinholes, .. }) => {
+            let before = counters(&pinholes).redirected;
+            let pinhole = &mut pinholes[0];
+            pinhole.update(&vips()).unwrap();
+            println!(
+                "\nadopted {}, pinned {}, redirected {before}",
+                pinhole.is_adopted(),
+                pinhole.not_pinned().is_none()
+            );
+        }
+        Err(error) => println!("\nrefused: {error}"),
+    }
+}
+
+/// What a process says that opens `wan0` with the capabilities of a gateway in production and no others.
+fn unprivileged_successor(pin_dir: &str) -> String {
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", "-all,+net_admin,+net_raw,+bpf,+ipc_lock", "--no-new-privs"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "role_successor", "--nocapture", "--test-threads=1"])
+        .env("TIDEGATE_TEST_PINS", pin_dir)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = text.lines().find(|line| line.starts_with("adopted ") || line.starts_with("refused: "));
+    said.unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&output.stderr))).to_owned()
+}
+
+#[test]
+fn without_the_right_to_look_at_every_program_the_pinhole_is_found_by_its_pins() {
+    isolated("without_the_right_to_look_at_every_program_the_pinhole_is_found_by_its_pins", || {
+        run("mount -t tmpfs tmpfs /run && mkdir /run/bpf && mount -t bpf bpf /run/bpf");
+        let pins = "/run/bpf/tidegate";
+        let pinned = || run(&format!("ls {pins}/*")).lines().filter(|name| name.starts_with("program-")).count();
+        veth("wan0", "wan1", 1);
+        let client = Wire::open("wan1");
+        assert_eq!(unprivileged_successor(pins), "adopted false, pinned true, redirected 0");
+        assert_eq!(pinned(), 1);
+        // What it left drops what is ours, and is taken over with all it knows, again and again. The kernel needs a moment
+        // to close the sockets of a process that ended.
+        std::thread::sleep(Duration::from_millis(300));
+        to_vips(&client, 4);
+        for _ in 0..2 {
+            assert_eq!(unprivileged_successor(pins), "adopted true, pinned true, redirected 0");
+            assert_eq!(pinned(), 1, "a successor leaves one pin");
+        }
+        let Opened { pinholes, ports, .. } =
+            open(&OpenConfig { pin_dir: Some(pins.into()), ..config(&["wan0"]) }).unwrap();
+        assert!(pinholes[0].is_adopted() && counters(&pinholes).dropped_dead == 4, "{:?}", counters(&pinholes));
+        drop((pinholes, ports));
+
+        // Elsewhere it is not found: refused with what to do, and left alone.
+        let refused = unprivileged_successor("/run/bpf/elsewhere");
+        for part in ["refused: wan0 has an XDP program", "/run/bpf/elsewhere", "bpfDir", "CAP_SYS_ADMIN", "xdp off"] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        assert!(attached("wan0"));
+        // Who may look at everything needs no pins, and one that cannot pin works all the same.
+        let Opened { mut pinholes, .. } =
+            open(&OpenConfig { pin_dir: Some("/run/no-bpf".into()), ..config(&["wan0"]) }).unwrap();
+        assert!(pinholes[0].is_adopted());
+        let reason = pinholes[0].not_pinned().unwrap();
+        assert!(reason.contains("/run/no-bpf"), "{reason}");
+        pinholes.remove(0).close().unwrap();
+
+        // Pins of a program that is not there any more mislead nobody, and are replaced.
+        assert_eq!(unprivileged_successor(pins), "adopted false, pinned true, redirected 0");
+        assert_eq!(pinned(), 1);
+        // A clean end takes them away.
+        let Opened { mut pinholes, .. } =
+            open(&OpenConfig { pin_dir: Some(pins.into()), ..config(&["wan0"]) }).unwrap();
+        pinholes.remove(0).close().unwrap();
+        assert_eq!(run(&format!("ls {pins}")), "");
     });
 }
 
@@ -1029,6 +1118,17 @@ fn solicitation(to: &str, target: &str) -> Vec<u8> {
 }
 
 /// The IPv4 packet with another flags-and-offset field; nobody here looks at the header's sum.
+/// The packet with an IPv4 header of so many 32-bit words, filled up with options that do nothing.
+fn options(packet: &[u8], words: u8) -> Vec<u8> {
+    let more = usize::from(words - 5) * 4;
+    let mut packet = packet.to_vec();
+    packet.splice(34..34, std::iter::repeat_n(1, more));
+    packet[14] = 0x40 | words;
+    let length = u16::try_from(packet.len() - 14).unwrap();
+    packet[16..18].copy_from_slice(&length.to_be_bytes());
+    packet
+}
+
 fn fragment(packet: &[u8], field: u16) -> Vec<u8> {
     let mut packet = packet.to_vec();
     packet[20..22].copy_from_slice(&field.to_be_bytes());

@@ -47,13 +47,23 @@ pub fn resolve(node: &Node, control: &Control, others: Vec<GatewayPeer>) -> Resu
     if let (Err(v4), Err(v6)) = (&v4, &v6) {
         return Err(format!("this gateway's own Node has no usable address family: IPv4: {v4}; IPv6: {v6}"));
     }
+    let vtep = |source: IpAddr| if source.is_ipv4() { &v4 } else { &v6 };
     for (index, source) in control.fullnat_sources.iter().enumerate() {
-        let vtep = if source.is_ipv4() { &v4 } else { &v6 };
-        check_source(*source, node, vtep)
+        check_source(*source, node, vtep(*source))
             .map_err(|reason| format!("control.fullnatSources[{index}] in the node file: {source} {reason}"))?;
     }
     let mut fullnat_sources = control.fullnat_sources.clone();
+    for (index, host) in control.fullnat_hosts.iter().enumerate() {
+        let field = |reason: String| format!("control.fullnatHosts[{index}] in the node file: {reason}");
+        // A family that the Node has no tunnel for has nothing to translate.
+        for cidr in node.pod_cidrs.iter().filter(|cidr| vtep(cidr.network()).is_ok()) {
+            let source = numbered(cidr, *host).ok_or_else(|| field(format!("{cidr} has no address {host}")))?;
+            check_source(source, node, vtep(source)).map_err(|reason| field(format!("{source} {reason}")))?;
+            fullnat_sources.push(source);
+        }
+    }
     fullnat_sources.sort();
+    fullnat_sources.dedup();
     let mut pod_cidrs: Vec<IpNet> = node.pod_cidrs.clone();
     pod_cidrs.sort();
     Ok(Gateway {
@@ -74,6 +84,15 @@ fn decap(asked: &config::Decap) -> Decap {
     addresses.sort();
     sources.sort();
     Decap { addresses, sources, gue_port: asked.gue_port }
+}
+
+/// Address number `host` of a prefix, counted from its first one.
+fn numbered(cidr: &IpNet, host: u32) -> Option<IpAddr> {
+    let source = match cidr.network() {
+        IpAddr::V4(first) => IpAddr::from(first.to_bits().checked_add(host)?.to_be_bytes()),
+        IpAddr::V6(first) => IpAddr::from(first.to_bits().checked_add(host.into())?.to_be_bytes()),
+    };
+    cidr.contains(&source).then_some(source)
 }
 
 /// V-024: inside the own pod CIDRs, so that workers route replies here, and never an address the kernel uses.

@@ -8,6 +8,7 @@
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use super::refuse::{OpenError, attach_error, enough_queues, permission, refuse};
 use super::{AfXdpPort, Parts, SocketOwner, socket};
 use crate::mem::{HugePages, Pages};
 use crate::netdev::NetDevice;
-use crate::pinhole::{self, Attachment, Found, OnDeath, Pinhole};
+use crate::pinhole::{self, Attachment, Found, OnDeath, Pinhole, Pins};
 use crate::pool::{self, Memory, Pool};
 use crate::port::{Mode, PortFacts};
 
@@ -81,6 +82,9 @@ pub struct OpenConfig {
     pub on_death: OnDeath,
     /// In zero-copy mode, let the workers' system calls drive the device. For workers that never sleep.
     pub busy_poll: bool,
+    /// Directory in a BPF file system where pinholes are pinned, so that the next process can follow without
+    /// `CAP_SYS_ADMIN`; made if it is not there.
+    pub pin_dir: Option<PathBuf>,
 }
 
 impl Default for OpenConfig {
@@ -94,6 +98,7 @@ impl Default for OpenConfig {
             huge: HugePages::Auto,
             on_death: OnDeath::Drop,
             busy_poll: false,
+            pin_dir: None,
         }
     }
 }
@@ -113,6 +118,7 @@ pub struct Opened {
 struct Candidate {
     device: NetDevice,
     queues: Vec<u32>,
+    pins: Option<Pins>,
     found: Option<Found>,
     zero_copy: bool,
 }
@@ -189,13 +195,19 @@ fn candidates(config: &OpenConfig) -> Result<Vec<Candidate>, OpenError> {
         if let (Some(_), Some(queue)) = (candidates.iter().find(|one| one.device.name == device.name), queues.first()) {
             return Err(OpenError::Twice { device: device.name, queue: *queue });
         }
-        let found = pinhole::find(device.ifindex)
-            .map_err(|source| permission(format!("asking {} for its XDP program", device.name), source))?;
+        let pins = config.pin_dir.as_deref().map(|root| Pins::of(root, device.ifindex));
+        let found = pinhole::find(device.ifindex, pins.as_ref()).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => OpenError::HiddenProgram {
+                device: device.name.clone(),
+                pins: pins.as_ref().map_or_else(|| "nowhere".to_owned(), |pins| pins.directory().display().to_string()),
+            },
+            _ => OpenError::Other { what: format!("asking {} for its XDP program", device.name), source },
+        })?;
         if let Some(foreign) = found.as_ref().filter(|found| !found.is_ours()) {
             let (program, id) = (foreign.name.clone(), foreign.id);
             return Err(OpenError::ForeignProgram { device: device.name, program, id });
         }
-        candidates.push(Candidate { device, queues, found, zero_copy: false });
+        candidates.push(Candidate { device, queues, pins, found, zero_copy: false });
     }
     for candidate in &mut candidates {
         candidate.zero_copy = can_zero_copy(config, candidate)?;
@@ -353,7 +365,7 @@ fn assemble(
         let device = &candidate.device;
         let what = |doing: &str| format!("{doing} {}", device.name);
         let found = candidate.found.as_ref();
-        let mut pinhole = Pinhole::load(&device.name, device.ifindex, found)
+        let mut pinhole = Pinhole::load(&device.name, device.ifindex, found, candidate.pins.clone())
             .map_err(|source| permission(what("loading the XDP program for"), source))?;
         let other = |source| OpenError::Other { what: what("preparing"), source };
         pinhole.set_on_death(config.on_death).map_err(other)?;

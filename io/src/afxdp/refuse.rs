@@ -113,6 +113,16 @@ pub enum OpenError {
         /// The kernel's number for it.
         id: u32,
     },
+    /// A program is attached that this process may not look at.
+    #[error(
+        "{device} has an XDP program that this process may not look at: it is not pinned at {pins}, and looking at others needs CAP_SYS_ADMIN; if an earlier tidegate-dataplane left it, give this one the same bpfDir (a BPF file system), or take it off with `ip link set dev {device} xdp off`"
+    )]
+    HiddenProgram {
+        /// Device.
+        device: String,
+        /// Where its pins would be.
+        pins: String,
+    },
     /// Another socket has the queue.
     #[error(
         "queue {queue} of {device} is in use by another AF_XDP socket; stop the process that has it (another tidegate-dataplane?)"

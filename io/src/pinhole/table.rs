@@ -27,6 +27,10 @@ impl Table {
         Ok(Table { map, known })
     }
 
+    pub(super) fn map(&self) -> &MapHandle {
+        &self.map
+    }
+
     pub(super) fn add(&mut self, wanted: &BTreeMap<Vec<u8>, u32>) -> io::Result<()> {
         wanted.iter().try_for_each(|(key, value)| self.write(key.clone(), Some(*value)))
     }
