@@ -32,6 +32,8 @@ pub mod selector;
 pub mod write;
 /// Defaults and refusals by kind.
 pub mod admit;
+/// Built-in kinds by their types.
+pub mod typed;
 /// What the server does to a Service.
 pub mod service;
 /// Structural schemas of custom resources.

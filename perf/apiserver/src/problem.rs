@@ -194,6 +194,11 @@ impl Problem {
         Problem::new(406, "NotAcceptable", "only the following media types are accepted: application/json".to_owned())
     }
 
+    /// A failure of the server's own.
+    pub fn internal(message: String) -> Problem {
+        Problem::new(500, "InternalError", message)
+    }
+
     /// An answer that a test asked for.
     pub fn wanted(code: u16, retry_after_s: Option<u32>) -> Problem {
         let (reason, message) = match code {
