@@ -16,7 +16,8 @@
 //! * Only the stored version of a custom resource is served. No `scale` subresource, no `exec`, `log` or `proxy`.
 //! * Fields of managers follow the rules of structured merge, but one schema stands for all versions, the number of managers is
 //!   not limited, and an object without managers is not given `before-first-apply`.
-//! * Names are checked as subdomains or labels; most other fields of built-in kinds only where Tidegate uses them.
+//! * Built-in kinds are read through their types (but Pods and definitions), and checked where Tidegate writes or depends on
+//!   them; other values that the real server would refuse are stored.
 //! * Revisions count writes only, so they are denser than in a cluster.
 #![forbid(unsafe_code)]
 
