@@ -286,12 +286,22 @@ impl ApiServer {
         self.shared.requests().clear();
     }
 
+    /// Refuses new connections until `start_again`; those that are open go on.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn refuse(&self) -> io::Result<()> {
+        self.order(Order::Refuse)
+    }
+
     /// Cuts all connections and refuses new ones until `start_again`. The store stays and the test may go on changing it.
     ///
     /// # Errors
     /// The server is gone.
     pub fn stop(&self) -> io::Result<()> {
-        self.order(Order::Stop)
+        self.refuse()?;
+        self.shared.faults.cut_connections();
+        Ok(())
     }
 
     /// Accepts connections again, at the same address.

@@ -184,7 +184,7 @@ impl Problem {
     /// A body of a type that the verb does not read.
     pub fn unsupported_media(given: &str) -> Problem {
         let message = format!(
-            "the body of the request was in an unknown format ({given}) - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+            "the body of the request was in an unknown format ({given}) - accepted media types include: application/json, application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
         );
         Problem::new(415, "UnsupportedMediaType", message)
     }
