@@ -287,13 +287,13 @@ fn check_port(field: Field<'_>, port: &ServicePort) -> Checked {
     })
 }
 
-fn check_source_backends(field: &str, port: &ServicePort) -> Checked {
+fn check_source_backends(field: Field<'_>, port: &ServicePort) -> Checked {
     let mut known = HashSet::new();
     ensure(port.source_backends.len() <= SOURCE_BACKENDS_MAX, field, || {
         format!("has over {SOURCE_BACKENDS_MAX} entries")
     })?;
     each(field, &port.source_backends, |field, entry| {
-        check_family(&format!("{field}.address"), entry.address, entry.sources.addr().is_ipv6())?;
+        check_family(field.member("address"), entry.address, entry.sources.addr().is_ipv6())?;
         ensure(known.insert(entry.sources.trunc()), field, || format!("{} is listed twice", entry.sources))
     })
 }

@@ -32,6 +32,10 @@ pub fn admit(
     old: Option<&Value>,
     status: bool,
 ) -> Result<(), Problem> {
+    let bad_finalizers = if kind.custom { Vec::new() } else { finalizers(value) };
+    if !bad_finalizers.is_empty() {
+        return Err(Problem::invalid(kind, &key.name, bad_finalizers));
+    }
     let causes = match kind.kind.as_str() {
         "Service" if kind.group.is_empty() && status => {
             service::defaults(value);
@@ -51,6 +55,7 @@ pub fn admit(
             Ok(())
         }
         "EndpointSlice" => slice(value, old),
+        "Event" => event(kind, key, value),
         "CustomResourceDefinition" => definition(value),
         _ => match &kind.schema {
             Some(schema) => schema::admit(schema, value),
@@ -132,6 +137,55 @@ fn slice(value: &mut Value, old: Option<&Value>) -> Result<(), Vec<Cause>> {
     for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
         port.entry("name").or_insert_with(|| json!(""));
         port.entry("protocol").or_insert_with(|| json!("TCP"));
+    }
+    if causes.is_empty() { Ok(()) } else { Err(causes) }
+}
+
+/// A finalizer is qualified by a domain, or one of the server's own.
+fn finalizers(value: &Value) -> Vec<Cause> {
+    let list = value.pointer("/metadata/finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let qualified =
+        |name: &str| name.split_once('/').is_some_and(|(domain, rest)| !domain.is_empty() && !rest.is_empty());
+    let good = |name: &Value| {
+        name.as_str()
+            .is_some_and(|name| qualified(name) || matches!(name, "foregroundDeletion" | "orphan" | "kubernetes"))
+    };
+    let bad = list.iter().filter(|name| !good(name));
+    bad.map(|name| {
+        Cause::invalid(
+            "metadata.finalizers",
+            name,
+            "name is neither a standard finalizer name nor is it fully qualified",
+        )
+    })
+    .collect()
+}
+
+/// What an event must say (`pkg/apis/core/validation/events.go`).
+fn event(kind: &Kind, key: &Key, value: &Value) -> Result<(), Vec<Cause>> {
+    let mut causes = Vec::new();
+    let text = |field: &str| value.pointer(&format!("/{field}")).and_then(Value::as_str).unwrap_or_default();
+    let about = if kind.group.is_empty() { "involvedObject" } else { "regarding" };
+    let namespace = text(&format!("{about}/namespace"));
+    let home = if namespace.is_empty() { "default" } else { namespace };
+    if home != key.namespace {
+        causes.push(Cause::invalid(&format!("{about}.namespace"), &json!(namespace), "does not match event.namespace"));
+    }
+    if !kind.group.is_empty() {
+        for field in ["eventTime", "reportingController", "reportingInstance", "action", "reason"] {
+            let said = text(field);
+            if said.is_empty() {
+                causes.push(Cause::required(field, ""));
+            } else if said.len() > 128 {
+                causes.push(Cause::invalid(field, &json!(said), "can have at most 128 characters"));
+            }
+        }
+        if !matches!(text("type"), "Normal" | "Warning") {
+            causes.push(Cause::invalid("type", &json!(text("type")), "has invalid value"));
+        }
+        if text("note").len() > 1024 {
+            causes.push(Cause::invalid("note", &json!(text("note")), "can have at most 1024 bytes"));
+        }
     }
     if causes.is_empty() { Ok(()) } else { Err(causes) }
 }

@@ -21,8 +21,8 @@ use crate::http::{Connection, answer};
 
 /// What the owner of the server tells the task that listens; answered when it is done.
 pub(crate) enum Order {
-    /// Refuse connections from now on.
-    Stop(mpsc::Sender<io::Result<()>>),
+    /// Refuse connections from now on; those that are open stay.
+    Refuse(mpsc::Sender<io::Result<()>>),
     /// Accept them again.
     Start(mpsc::Sender<io::Result<()>>),
     /// Nothing more.
@@ -69,9 +69,8 @@ pub(crate) async fn serve(
             order = orders.recv() => order,
         };
         match order {
-            Some(Order::Stop(done)) => {
+            Some(Order::Refuse(done)) => {
                 drop(listener.take());
-                shared.faults.cut_connections();
                 held = held.or_else(|| hold(address).ok());
                 // Nobody may be waiting for it.
                 let _ = done.send(Ok(()));

@@ -15,6 +15,7 @@ use crate::ApiServer;
 use crate::apply::Writer;
 use crate::kinds::Kind;
 use crate::object::{Key, section};
+use crate::patch::PatchType;
 use crate::problem::Problem;
 use crate::store::Store;
 use crate::write::{Deleted, Preconditions, Write, metadata, now};
@@ -68,8 +69,9 @@ fn kind(store: &Store, name: &str) -> Result<Arc<Kind>, HandError> {
 }
 
 impl ApiServer {
-    /// Creates or replaces all objects in `yaml`, any number of documents or `List`s, as they are: with their status, and
-    /// with the namespace `default` where none is said. Returns them as stored.
+    /// Applies all objects in `yaml`, any number of documents or `List`s, by force and as they are: with their status, and
+    /// with the namespace `default` where none is said. What others own (finalizers, addresses) stays; what an earlier apply
+    /// said and this one does not goes. Returns them as stored.
     ///
     /// # Errors
     /// Text that is no YAML, unknown kinds, and what the server refuses.
@@ -88,7 +90,7 @@ impl ApiServer {
         Ok(stored)
     }
 
-    /// Creates or replaces one object, as `apply` does.
+    /// Applies one object, as `apply` does.
     ///
     /// # Errors
     /// Unknown kinds, and what the server refuses.
@@ -110,15 +112,7 @@ impl ApiServer {
         for field in ["resourceVersion", "uid", "managedFields"] {
             section(&mut value, "metadata").remove(field);
         }
-        let object = match store.get(&kind, &key) {
-            Some(live) => {
-                if let (None, Some(status)) = (value.get("status"), live.value().get("status")) {
-                    value["status"] = status.clone();
-                }
-                store.update(&kind, &key, value, &hand(false))?
-            }
-            None => store.create(&kind, &namespace, value, &hand(false))?,
-        };
+        let (object, _) = store.patch(&kind, &key, value, PatchType::Apply, &hand(false))?;
         Ok(object.value())
     }
 

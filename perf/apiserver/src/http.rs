@@ -246,6 +246,10 @@ impl Call<'_> {
         }
     }
 
+    fn content_type(&self) -> &str {
+        self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
     fn key(&self) -> Key {
         Key::new(&self.asked().namespace, &self.asked().name)
     }
@@ -262,6 +266,9 @@ impl Call<'_> {
 
     fn write(&self, kind: &Arc<Kind>, bytes: &[u8]) -> Result<Response, Problem> {
         let shape = shape(self.headers)?;
+        if self.content_type().contains("protobuf") {
+            return Err(Problem::unsupported_media(self.content_type()));
+        }
         let (code, object) = match self.asked().verb.as_str() {
             "create" if self.asked().name.is_empty() => (201, self.create(kind, bytes)?),
             "update" if !self.asked().name.is_empty() => {
@@ -287,8 +294,7 @@ impl Call<'_> {
     }
 
     fn patch(&self, kind: &Arc<Kind>, bytes: &[u8]) -> Result<(Arc<Object>, bool), Problem> {
-        let content_type =
-            self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let content_type = self.content_type();
         let of = PatchType::named(content_type).ok_or_else(|| Problem::unsupported_media(content_type))?;
         let apply = of == PatchType::Apply;
         if apply && self.query().get("fieldManager").is_empty() {

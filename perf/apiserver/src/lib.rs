@@ -16,7 +16,8 @@
 //! * Only the stored version of a custom resource is served. No `scale` subresource, no `exec`, `log` or `proxy`.
 //! * Fields of managers follow the rules of structured merge, but one schema stands for all versions, the number of managers is
 //!   not limited, and an object without managers is not given `before-first-apply`.
-//! * Names are checked as subdomains or labels; most other fields of built-in kinds only where Tidegate uses them.
+//! * Built-in kinds are read through their types (but Pods and definitions), and checked where Tidegate writes or depends on
+//!   them; other values that the real server would refuse are stored.
 //! * Revisions count writes only, so they are denser than in a cluster.
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,8 @@ pub mod selector;
 pub mod write;
 /// Defaults and refusals by kind.
 pub mod admit;
+/// Built-in kinds by their types.
+pub mod typed;
 /// What the server does to a Service.
 pub mod service;
 /// Structural schemas of custom resources.
@@ -283,12 +286,22 @@ impl ApiServer {
         self.shared.requests().clear();
     }
 
+    /// Refuses new connections until `start_again`; those that are open go on.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn refuse(&self) -> io::Result<()> {
+        self.order(Order::Refuse)
+    }
+
     /// Cuts all connections and refuses new ones until `start_again`. The store stays and the test may go on changing it.
     ///
     /// # Errors
     /// The server is gone.
     pub fn stop(&self) -> io::Result<()> {
-        self.order(Order::Stop)
+        self.refuse()?;
+        self.shared.faults.cut_connections();
+        Ok(())
     }
 
     /// Accepts connections again, at the same address.

@@ -184,7 +184,7 @@ impl Problem {
     /// A body of a type that the verb does not read.
     pub fn unsupported_media(given: &str) -> Problem {
         let message = format!(
-            "the body of the request was in an unknown format ({given}) - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+            "the body of the request was in an unknown format ({given}) - accepted media types include: application/json, application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
         );
         Problem::new(415, "UnsupportedMediaType", message)
     }
@@ -192,6 +192,11 @@ impl Problem {
     /// An answer of a type that we cannot give.
     pub fn not_acceptable() -> Problem {
         Problem::new(406, "NotAcceptable", "only the following media types are accepted: application/json".to_owned())
+    }
+
+    /// A failure of the server's own.
+    pub fn internal(message: String) -> Problem {
+        Problem::new(500, "InternalError", message)
     }
 
     /// An answer that a test asked for.

@@ -15,6 +15,7 @@ use crate::object::{Key, Object, section, without_nulls};
 use crate::patch::{PatchType, patched};
 use crate::problem::{Cause, Problem};
 use crate::store::Store;
+use crate::typed;
 
 /// What the server makes up.
 mod mint;
@@ -181,6 +182,12 @@ impl Store {
         }
         let revision = metadata(&applied, "resourceVersion").to_owned();
         let asked_uid = metadata(&applied, "uid").to_owned();
+        if let Some(field) = typed::lost(&applied, &typed::read(kind, &applied)?) {
+            let what = format!("({}/{}; {}, Kind={})", key.namespace, key.name, kind.api_version(), kind.kind);
+            return Err(Problem::internal(format!(
+                "failed to create typed patch object {what}: {field}: field not declared in schema"
+            )));
+        }
         cut(kind, &mut applied, write);
         crate::service::status_defaults(&mut applied);
         let Some(live) = live else {
@@ -255,6 +262,7 @@ impl Store {
         write: &Write,
         applied: bool,
     ) -> Result<Arc<Object>, Problem> {
+        value = typed::read(kind, &value)?;
         let saved = write.dry_run.then(|| self.addresses.clone());
         let status = write.status() && !write.whole;
         if before.is_none() && !applied {

@@ -1,4 +1,5 @@
 //! The stand-in as a client sees it: everything here goes over its socket, most of it through the `kube` client.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 /// A server, a client of it, and small objects.
 #[path = "client/cluster.rs"]

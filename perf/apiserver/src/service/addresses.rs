@@ -3,6 +3,7 @@
 //! Owns who holds which. Given in order, from the first free one on; freed with the Service. Refuses to know defaults.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
@@ -174,9 +175,9 @@ impl Addresses {
         for _ in NODE_PORTS.0..=NODE_PORTS.1 {
             let number = NODE_PORTS.0 + self.port_next % (NODE_PORTS.1 - NODE_PORTS.0 + 1);
             self.port_next = self.port_next.wrapping_add(1) % (NODE_PORTS.1 - NODE_PORTS.0 + 1);
-            if !self.ports.contains_key(&number) {
+            if let Entry::Vacant(free) = self.ports.entry(number) {
                 // Held until `hold` says what the Service really has: two ports of one Service must differ.
-                self.ports.insert(number, Key::new("", ""));
+                free.insert(Key::new("", ""));
                 return number;
             }
         }

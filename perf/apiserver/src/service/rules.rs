@@ -54,7 +54,36 @@ pub fn check_status(value: &Value) -> Result<(), Vec<Cause>> {
             causes.push(Cause::unsupported(&field("ipMode"), &entry["ipMode"], &["Proxy", "VIP"]));
         }
     }
+    let conditions = value.pointer("/status/conditions").and_then(Value::as_array);
+    for (index, condition) in conditions.into_iter().flatten().enumerate() {
+        check_condition(index, condition, &mut causes);
+    }
     if causes.is_empty() { Ok(()) } else { Err(causes) }
+}
+
+/// `metav1.Condition`: what every condition must have.
+fn check_condition(index: usize, condition: &Value, causes: &mut Vec<Cause>) {
+    let field = |name: &str| format!("status.conditions[{index}].{name}");
+    let said = |name: &str| condition.get(name).and_then(Value::as_str).unwrap_or_default();
+    for name in ["type", "reason", "lastTransitionTime"] {
+        if said(name).is_empty() {
+            causes.push(Cause::required(&field(name), ""));
+        }
+    }
+    if !matches!(said("status"), "True" | "False" | "Unknown") {
+        let status = condition.get("status").unwrap_or(&Value::Null);
+        causes.push(Cause::unsupported(&field("status"), status, &["False", "True", "Unknown"]));
+    }
+    let word = |letter: char| letter.is_ascii_alphanumeric() || "_,:".contains(letter);
+    let first = said("reason").chars().next();
+    if first.is_some_and(|first| !first.is_ascii_alphabetic()) || !said("reason").chars().all(word) {
+        let why = "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:'";
+        causes.push(Cause::invalid(&field("reason"), &condition["reason"], why));
+    }
+    if said("message").len() > 32_768 {
+        let message = "Too long: may not be more than 32768 bytes".to_owned();
+        causes.push(Cause { reason: "FieldValueTooLong", message, field: field("message") });
+    }
 }
 
 fn choices(value: &Value, causes: &mut Vec<Cause>) {

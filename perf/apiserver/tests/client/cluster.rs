@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use serde_json::json;
+use serde_json::{Value, json};
 use tidegate_apiserver::{ApiServer, Options};
 
 /// Long enough for a machine that does much else.
@@ -55,4 +55,9 @@ pub fn refusal<T: std::fmt::Debug>(result: kube::Result<T>) -> kube::core::Statu
         kube::Error::Api(status) => *status,
         other => panic!("not refused: {other}"),
     }
+}
+
+/// A typed object of its JSON.
+pub fn typed<K: serde::de::DeserializeOwned>(value: Value) -> K {
+    serde_json::from_value(value).unwrap()
 }

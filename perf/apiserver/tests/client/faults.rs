@@ -144,6 +144,19 @@ async fn a_stopped_server_refuses_and_comes_back_at_the_same_port() {
 }
 
 #[tokio::test]
+async fn new_connections_can_be_refused_while_old_ones_go_on() {
+    let server = server();
+    let api = services(&server).await;
+    let mut stream = api.watch(&WatchParams::default(), &server.revision().to_string()).await.unwrap().boxed();
+    server.refuse().unwrap();
+    assert!(std::net::TcpStream::connect(server.address()).is_err());
+    server.apply("{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {ports: [{port: 1}]}}").unwrap();
+    assert!(matches!(timeout(SOON, stream.next()).await.unwrap(), Some(Ok(WatchEvent::Added(_)))));
+    server.start_again().unwrap();
+    create(&services(&server).await, &["other"]).await;
+}
+
+#[tokio::test]
 async fn a_store_can_be_lost() {
     let server = server();
     let api = services(&server).await;

@@ -2,13 +2,14 @@
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::DynamicObject;
 use kube::discovery::Discovery;
 use serde_json::json;
 use tidegate_apiserver::{ApiServer, Options};
 
-use crate::cluster::{client, create, refusal, server, service, services};
+use crate::cluster::{client, create, refusal, server, service, services, typed};
 
 #[tokio::test]
 async fn a_client_reaches_the_server_on_both_families_with_and_without_tls() {
@@ -234,4 +235,46 @@ spec:
     assert_eq!(refusal(strategic).code, 415);
     server.delete("CustomResourceDefinition", "", "tides.example.io").unwrap();
     assert_eq!(refusal(tides.get("t").await).code, 404);
+}
+
+// C-004
+#[tokio::test]
+async fn events_must_say_what_the_real_server_wants() {
+    let server = server();
+    let events: Api<Event> = Api::default_namespaced(client(&server).await);
+    let event = |namespace: &str, reason: &str| -> Event {
+        typed(
+            json!({"metadata": {"generateName": "web."}, "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "tidegate.io/controller",
+            "reportingInstance": "gw-1", "action": "Ensure", "reason": reason, "type": "Normal", "note": "n",
+            "regarding": {"kind": "Service", "name": "web", "namespace": namespace}}),
+        )
+    };
+    let made = events.create(&PostParams::default(), &event("default", "EnsuredLoadBalancer")).await.unwrap();
+    assert!(made.metadata.name.unwrap().starts_with("web."));
+    assert_eq!(refusal(events.create(&PostParams::default(), &event("other", "R")).await).code, 422);
+    let causes = refusal(events.create(&PostParams::default(), &event("default", "")).await).details.unwrap().causes;
+    assert_eq!(causes[0].field, "reason");
+}
+
+#[tokio::test]
+async fn fields_that_a_kind_does_not_have_are_not_kept() {
+    let server = server();
+    let api = services(&server).await;
+    create(&api, &["web"]).await;
+    let misspelt = json!({"status": {"loadbalancer": {"ingress": [{"ip": "192.0.2.1"}]}}});
+    api.patch_status("web", &PatchParams::default(), &Patch::Merge(&misspelt)).await.unwrap();
+    assert!(server.get("Service", "default", "web").unwrap()["status"].get("loadbalancer").is_none());
+    let applied = json!({"apiVersion": "v1", "kind": "Service", "status": {"loadbalancer": {}}});
+    let refused = refusal(api.patch_status("web", &PatchParams::apply("x"), &Patch::Apply(&applied)).await);
+    assert!(
+        refused.code == 500 && refused.message.contains(".status.loadbalancer: field not declared in schema"),
+        "{}",
+        refused.message
+    );
+    let wrong = json!({"spec": {"ports": [{"port": "eighty"}]}});
+    assert_eq!(refusal(api.patch("web", &PatchParams::default(), &Patch::Merge(&wrong)).await).code, 400);
+    let finalizer = json!({"metadata": {"finalizers": ["unqualified"]}});
+    assert_eq!(refusal(api.patch("web", &PatchParams::default(), &Patch::Merge(&finalizer)).await).code, 422);
+    let condition = json!({"status": {"conditions": [{"type": "A", "status": "Perhaps", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    assert_eq!(refusal(api.patch_status("web", &PatchParams::default(), &Patch::Merge(&condition)).await).code, 422);
 }

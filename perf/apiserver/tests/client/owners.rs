@@ -156,3 +156,24 @@ async fn a_change_of_type_clears_status_and_node_ports() {
     assert_eq!(object.spec.unwrap().ports.unwrap()[0].node_port, None);
     assert_eq!(refusal(api.patch_status("web", &PatchParams::apply("one"), &ingress("192.0.2.1")).await).code, 422);
 }
+
+#[tokio::test]
+async fn the_tests_hand_leaves_what_others_own() {
+    let server = server();
+    let yaml = |port: u16| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: web, labels: {{a: '1'}}}}, spec: {{type: LoadBalancer, ports: [{{port: {port}}}]}}}}"
+        )
+    };
+    server.apply(&yaml(80)).unwrap();
+    let api = services(&server).await;
+    let finalizer = applied(json!({"metadata": {"finalizers": ["a/b"]}}));
+    api.patch("web", &PatchParams::apply("control"), &finalizer).await.unwrap();
+    api.patch_status("web", &PatchParams::apply("control"), &ingress("192.0.2.1")).await.unwrap();
+    let value = server.apply(&yaml(81)).unwrap().remove(0);
+    assert_eq!(value["metadata"]["finalizers"], json!(["a/b"]));
+    assert_eq!(value["status"]["loadBalancer"]["ingress"][0]["ip"], "192.0.2.1");
+    let ports: Vec<_> = value["spec"]["ports"].as_array().unwrap().iter().map(|port| port["port"].clone()).collect();
+    assert_eq!(ports, [81]);
+    assert!(server.apply("{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {typo: 1}}").is_err());
+}
