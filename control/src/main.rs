@@ -59,22 +59,19 @@ fn main() -> ExitCode {
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
     log.with_target(false).init();
-    let result = NodeFile::read(&config)
-        .map_err(anyhow::Error::from)
-        .and_then(|mut file| {
-            if flags.check {
-                return check(file);
-            }
-            if let Some(kubeconfig) = flags.kubeconfig {
-                let named = match file.control.source {
-                    SourceChoice::Kubernetes(named) => named,
-                    SourceChoice::Directory(_) => KubernetesChoice::default(),
-                };
-                file.control.source =
-                    SourceChoice::Kubernetes(KubernetesChoice { kubeconfig: Some(kubeconfig), ..named });
-            }
-            run(file)
-        });
+    let result = NodeFile::read(&config).map_err(anyhow::Error::from).and_then(|mut file| {
+        if flags.check {
+            return check(file);
+        }
+        if let Some(kubeconfig) = flags.kubeconfig {
+            let named = match file.control.source {
+                SourceChoice::Kubernetes(named) => named,
+                SourceChoice::Directory(_) => KubernetesChoice::default(),
+            };
+            file.control.source = SourceChoice::Kubernetes(KubernetesChoice { kubeconfig: Some(kubeconfig), ..named });
+        }
+        run(file)
+    });
     result.unwrap_or_else(|error| {
         eprintln!("tidegate-control: {error:#}");
         ExitCode::FAILURE
