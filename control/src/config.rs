@@ -288,7 +288,8 @@ impl NodeFile {
             return Err("control.gatewayLabel: empty; leave it out for the default".into());
         }
         if let SourceChoice::Kubernetes(kubernetes) = &control.source {
-            for (field, value) in [("leaseNamespace", &kubernetes.lease_namespace), ("leaseName", &kubernetes.lease_name)]
+            for (field, value) in
+                [("leaseNamespace", &kubernetes.lease_namespace), ("leaseName", &kubernetes.lease_name)]
             {
                 if value.as_deref() == Some("") {
                     return Err(format!("control.source.kubernetes.{field}: empty"));

@@ -62,9 +62,8 @@ fn main() -> ExitCode {
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
     log.with_target(false).init();
-    let result = NodeFile::read(tidegate_api::node_file::first(&flags.config))
-        .map_err(anyhow::Error::from)
-        .and_then(|mut file| {
+    let result = NodeFile::read(tidegate_api::node_file::first(&flags.config)).map_err(anyhow::Error::from).and_then(
+        |mut file| {
             if flags.check {
                 return check(file);
             }
@@ -77,7 +76,8 @@ fn main() -> ExitCode {
                     SourceChoice::Kubernetes(KubernetesChoice { kubeconfig: Some(kubeconfig), ..named });
             }
             run(file)
-        });
+        },
+    );
     result.unwrap_or_else(|error| {
         eprintln!("tidegate-control: {error:#}");
         ExitCode::FAILURE

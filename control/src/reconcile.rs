@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use allocation::Allocation;
 use desired::Desired;
-use latency::Latency as Latencies;
-use office::Office;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
+use latency::Latency as Latencies;
+use office::Office;
 use tidegate_api::message::Response;
 use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
 

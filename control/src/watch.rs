@@ -89,9 +89,7 @@ pub fn read(
         }
         ObjectKind::Node => node::read(&key.name, &typed(value, unknown)?).map(Object::Node),
         ObjectKind::AddressPool => addresspool::read(&key.name, &typed(value, unknown)?).map(Object::AddressPool),
-        ObjectKind::Namespace => {
-            Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?)))
-        }
+        ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
         ObjectKind::Pod => Err(Invalid::new("kind", "Pods are read from an API server only")),
     }
 }

@@ -212,11 +212,9 @@ impl Reconciler {
             self.office.tell(name, Tone::Normal, "ClearAssignment", note); // M-005
         }
         let given = match decision.result {
-            Ok(assignment) => Given {
-                pools: assignment.pool_names(),
-                addresses: assignment.addresses,
-                refusal: assignment.lacks,
-            },
+            Ok(assignment) => {
+                Given { pools: assignment.pool_names(), addresses: assignment.addresses, refusal: assignment.lacks }
+            }
             Err(refusal) => Given { addresses: Vec::new(), pools: String::new(), refusal: Some(refusal) },
         };
         if self.allocation.given.get(name) == Some(&given) {

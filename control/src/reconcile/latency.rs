@@ -14,8 +14,7 @@ use serde::Serialize;
 use crate::model::Name;
 
 /// Upper ends of the buckets, in milliseconds; one more holds what took longer.
-const BUCKETS_MS: [u32; 16] =
-    [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 60_000, 300_000];
+const BUCKETS_MS: [u32; 16] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 60_000, 300_000];
 /// Causes remembered of a Service whose change is on its way.
 const CAUSES_MAX: usize = 64;
 

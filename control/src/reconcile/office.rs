@@ -85,6 +85,12 @@ impl Office {
         self.records.get(name).is_some_and(Record::is_held)
     }
 
+    /// C-004.
+    fn tell_unavailable(&self, name: &Name) {
+        let note = "There are no available gateways for the load balancer".into();
+        self.tell(name, Tone::Warning, "UnAvailableLoadBalancer", note);
+    }
+
     pub(super) fn tell_pool(&self, pool: &str, status: AddressPoolStatus) {
         if let (Some(writer), Some(term)) = (&self.writer, self.in_force()) {
             writer.tell_pool(term, pool, status);
@@ -105,7 +111,7 @@ impl Reconciler {
         match word {
             Word::Taken(term) => {
                 tracing::info!(term, "this control writes status from now on");
-                (self.office.term, self.office.informed) = (Some(term), false);
+                (self.office.term, self.office.informed, self.office.alone_told) = (Some(term), false, false);
                 self.begin_if_informed();
             }
             Word::Lost => {
@@ -171,6 +177,9 @@ impl Reconciler {
         let ours = service.is_some_and(|service| resolve::service::is_balanced_here(service, &self.site));
         if ours && !record.deleting {
             let held = record.is_held();
+            if self.office.alone_told && record.ingress.is_empty() {
+                self.office.tell_unavailable(name);
+            }
             if self.office.going.remove(name) {
                 self.resolve_services([name.clone()].into()); // it has come back
             }
@@ -268,9 +277,10 @@ impl Reconciler {
             return;
         }
         if gone_for >= UNFIT_AFTER && !std::mem::replace(&mut self.office.alone_told, true) {
-            for (name, _) in self.office.records.iter().filter(|(_, record)| record.balanced && record.ingress.is_empty()) {
-                let note = "There are no available gateways for the load balancer".into();
-                self.office.tell(name, Tone::Warning, "UnAvailableLoadBalancer", note);
+            let unserved =
+                self.office.records.iter().filter(|(_, record)| record.balanced && record.ingress.is_empty());
+            for (name, _) in unserved.filter(|(name, _)| self.notes.contains_key(*name)) {
+                self.office.tell_unavailable(name);
             }
         }
         if gone_for >= WITHDRAWN_AFTER {

@@ -58,7 +58,8 @@ impl Access {
         let file = Kubeconfig::read_from(path).map_err(|error| explain(&error))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let context = KubeConfigOptions::default();
-        let config = runtime.block_on(Config::from_custom_kubeconfig(file, &context)).map_err(|error| explain(&error))?;
+        let config =
+            runtime.block_on(Config::from_custom_kubeconfig(file, &context)).map_err(|error| explain(&error))?;
         Ok(Access { config })
     }
 

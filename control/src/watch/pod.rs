@@ -53,12 +53,7 @@ struct PodIp {
 ///
 /// # Errors
 /// When an address or a named port cannot be worked with.
-pub(crate) fn read(
-    name: Name,
-    labels: BTreeMap<String, String>,
-    spec: Spec,
-    status: Status,
-) -> Result<Pod, Invalid> {
+pub(crate) fn read(name: Name, labels: BTreeMap<String, String>, spec: Spec, status: Status) -> Result<Pod, Invalid> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for (index, entry) in status.pod_ips.iter().enumerate().filter(|(_, entry)| !entry.ip.is_empty()) {
         addresses.push(address(&entry.ip, format!("status.podIPs[{index}].ip"))?);

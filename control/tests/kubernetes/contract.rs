@@ -97,8 +97,7 @@ fn a_service_keeps_its_addresses_while_everything_else_changes() {
         let before = gateway.service("web").unwrap();
         server.edit("services", "shop", "web", |web| change(&mut web["spec"])).unwrap();
         gateway.until("changed", |gateway| gateway.service("web").as_ref() != Some(&before));
-        let texts: Vec<String> =
-            gateway.service("web").unwrap().addresses.iter().map(ToString::to_string).collect();
+        let texts: Vec<String> = gateway.service("web").unwrap().addresses.iter().map(ToString::to_string).collect();
         assert_eq!(texts, addresses);
     };
     edit(&|spec| spec["ports"][0]["port"] = json!(81));
@@ -119,6 +118,7 @@ fn a_service_keeps_its_addresses_while_everything_else_changes() {
     server.apply(&slices("web", &[5, 6])).unwrap();
     gateway.until_endpoints("web", 4);
     assert_eq!(ingress(&server.get("services", "shop", "web").unwrap()), addresses);
+    edit(&|spec| drop(spec.as_object_mut().unwrap().remove("loadBalancerSourceRanges")));
     change_type(&server, "web", "NodePort");
     let web = until_service(&server, "web", |web| ingress(web).is_empty() && !is_held(web)); // S-029
     assert_eq!(web["spec"]["type"], "NodePort");
@@ -161,7 +161,9 @@ fn addresses_of_another_allocator_are_served_and_left_alone() {
     let gateway = Gateway::start(&server, "gw-1", "  allocate: false\n");
     server.apply(&(service("web", "") + &slices("web", &[5]) + &service("proxied", ""))).unwrap();
     let set = |name: &str, entries: Value| {
-        server.edit("services", "shop", name, |web| web["status"]["loadBalancer"] = json!({ "ingress": entries })).unwrap();
+        server
+            .edit("services", "shop", name, |web| web["status"]["loadBalancer"] = json!({ "ingress": entries }))
+            .unwrap();
     };
     set("web", json!([{ "ip": "192.0.2.7" }, { "ip": "2001:db8:9::7", "ipMode": "VIP" }]));
     set("proxied", json!([{ "ip": "192.0.2.8", "ipMode": "Proxy" }]));

@@ -74,7 +74,9 @@ fn a_leader_that_slept_does_not_write() {
     let before = writes(&server, "gw-1");
     let tried = |server: &ApiServer| {
         let requests = server.requests().into_iter();
-        requests.filter(|request| request.is_write() && request.user == "gw-1" && request.asked.resource == "services").count()
+        requests
+            .filter(|request| request.is_write() && request.user == "gw-1" && request.asked.resource == "services")
+            .count()
     };
     let tried_before = tried(&server);
     first.signal("-CONT");
@@ -132,6 +134,9 @@ fn who_has_no_dataplane_lets_another_lead() {
     until_served(&server, "web");
     second.terminate();
     until_held_by(&server, "gw-1");
+    // C-004: nobody is there to serve what comes now.
+    server.apply(&service("late", "")).unwrap();
+    until("told", || super::stage::events(&server, "late").contains(&"UnAvailableLoadBalancer".into()));
     // What is not forwarded anywhere can be let go (C-002).
     server.delete("services", "shop", "web").unwrap();
     server.wait_gone("services", "shop", "web", PATIENCE).unwrap();

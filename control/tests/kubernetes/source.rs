@@ -45,7 +45,9 @@ fn what_the_cluster_has_is_served_whatever_comes_first() {
         set(json!({}));
         gateway.until_endpoints("first", 2);
         let slice = |value| {
-            server.edit("endpointslices", "shop", "first-ipv4", |slice| slice["metadata"]["labels"][label] = value).unwrap();
+            server
+                .edit("endpointslices", "shop", "first-ipv4", |slice| slice["metadata"]["labels"][label] = value)
+                .unwrap();
         };
         slice(json!("x"));
         gateway.until_endpoints("first", 1);
@@ -279,4 +281,47 @@ fn nodes_come_and_go() {
     gateway.until("another", |gateway| gateway.dataplane().resources.len() == 5);
     server.delete("nodes", "", "w3").unwrap();
     gateway.until("without", |gateway| gateway.dataplane().resources.len() == 4);
+}
+
+/// C-021: what went while control was away is gone afterwards, however much it was. No person is asked: an API server's
+/// list is whole, unless it lacks the very Node of this gateway.
+#[test]
+fn what_went_while_control_was_away_is_gone() {
+    let server = cluster();
+    for n in 0..5 {
+        server.apply(&service(&format!("web{n}"), "")).unwrap();
+    }
+    let mut gateway = Gateway::start(&server, "gw-1", "");
+    for n in 0..5 {
+        until_served(&server, &format!("web{n}"));
+    }
+    let stop = |gateway: &mut Gateway| {
+        gateway.kill();
+        let held = gateway.dataplane().resources.len();
+        gateway.run();
+        held
+    };
+    gateway.kill();
+    for n in 0..5 {
+        let name = format!("web{n}");
+        server.edit("services", "shop", &name, |web| web["metadata"]["finalizers"] = json!([])).unwrap();
+        server.delete("services", "shop", &name).unwrap();
+    }
+    for name in ["w1", "w2", "gw-2"] {
+        server.delete("nodes", "", name).unwrap();
+    }
+    gateway.run();
+    gateway.until("only itself", |gateway| gateway.dataplane().resources.len() == 1);
+    server.delete("nodes", "", "gw-1").unwrap();
+    gateway.problem("OwnNodeMissing");
+    // Another cluster, by mistake: it knows nothing of this gateway.
+    server.apply(&(node("gw-1", 9) + &node("w1", 1) + &node("w2", 2) + &node("w3", 3))).unwrap();
+    gateway.until("again", |gateway| gateway.dataplane().resources.len() == 4);
+    gateway.kill();
+    for name in ["gw-1", "w1", "w2", "w3"] {
+        server.delete("nodes", "", name).unwrap();
+    }
+    let held = stop(&mut gateway);
+    gateway.problem("DeletesHeld");
+    assert_eq!(gateway.dataplane().resources.len(), held);
 }

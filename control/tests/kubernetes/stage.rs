@@ -80,7 +80,8 @@ pub fn service(name: &str, spec: &str) -> String {
 /// Slices of `shop/SERVICE`, one of each family; hosts are last numbers of pods on `w1`.
 pub fn slices(service: &str, hosts: &[u8]) -> String {
     let slice = |family: &str, prefix: &str| {
-        let endpoint = |host: &u8| format!("{{ addresses: [\"{prefix}{host}\"], conditions: {{ ready: true }}, nodeName: w1 }}");
+        let endpoint =
+            |host: &u8| format!("{{ addresses: [\"{prefix}{host}\"], conditions: {{ ready: true }}, nodeName: w1 }}");
         let endpoints: Vec<String> = hosts.iter().map(endpoint).collect();
         format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
@@ -148,7 +149,11 @@ impl Gateway {
         let log = fs::File::options().create(true).append(true).open(self.home.path().join("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate-control"));
         command.arg("--config").arg(self.home.path().join("node.yaml"));
-        command.env("RUST_LOG", "info,tidegate_control=debug,kube_client=error").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+            .env("RUST_LOG", "info,tidegate_control=debug,kube_client=error")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         self.child = Some(command.spawn().unwrap());
     }
 
@@ -239,7 +244,11 @@ impl Drop for Gateway {
         if thread::panicking() {
             let log = self.log();
             let tail = log.len().saturating_sub(12_000);
-            eprintln!("--- log of {}\n{}", self.home.path().display(), String::from_utf8_lossy(&log.as_bytes()[tail..]));
+            eprintln!(
+                "--- log of {}\n{}",
+                self.home.path().display(),
+                String::from_utf8_lossy(&log.as_bytes()[tail..])
+            );
         }
     }
 }

@@ -239,7 +239,7 @@ fn check_service(service: &Service) -> Checked {
                 "is not 0 and no node is named".into()
             })
         })?;
-        check_source_backends(&format!("{field}.source_backends"), port)?;
+        check_source_backends(field.member("source_backends"), port)?;
         let mut known = HashSet::new();
         each(field.member("backends"), &port.backends, |field, backend| {
             ensure(known.insert((backend.address, backend.port)), field, || {

@@ -22,7 +22,9 @@ use crate::source::{ObjectKey, ObjectKind, Reading};
 use crate::watch::{self, Dialect, Exposed, Invalid, endpointslice};
 
 /// One kind that is watched.
-pub(super) trait Watched: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static {
+pub(super) trait Watched:
+    Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static
+{
     /// Its kind.
     const KIND: ObjectKind;
     /// Nothing can be concluded before it has been listed. What a cluster may lack, or withhold, is not needed.
@@ -88,9 +90,8 @@ impl Watched for EndpointSlice {
     const NEEDED: bool = true;
     /// S-003: what is left to others is not even sent; a slice that gets such a label is told as gone. The form is the one
     /// that kube-proxy uses.
-    const LABELS: Option<&'static str> = Some(
-        "kubernetes.io/service-name,!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name",
-    );
+    const LABELS: Option<&'static str> =
+        Some("kubernetes.io/service-name,!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name");
 
     fn read(self, key: ObjectKey, _: Exposed) -> Reading {
         let trigger = self.metadata.annotations.as_ref().and_then(|annotations| annotations.get(TRIGGER_ANNOTATION));

@@ -55,14 +55,7 @@ struct Standing {
 impl Ledger {
     /// Also keeps a kind. `rule` is what it takes to be allowed to.
     pub(super) fn keep(&mut self, kind: ObjectKind, needed: bool, rule: &'static str) {
-        let standing = Standing {
-            needed,
-            rule,
-            known: HashSet::new(),
-            fresh: None,
-            settled: false,
-            failure: None,
-        };
+        let standing = Standing { needed, rule, known: HashSet::new(), fresh: None, settled: false, failure: None };
         self.kinds.insert(kind, standing);
     }
 
@@ -111,9 +104,8 @@ impl Ledger {
     fn answered(&mut self, kind: ObjectKind) {
         let Some(standing) = self.kinds.get_mut(&kind) else { return };
         self.news |= standing.failure.take().is_some();
-        let unreachable = |standing: &Standing| {
-            standing.failure.as_ref().is_some_and(|failure| failure.fault == Fault::Unreachable)
-        };
+        let unreachable =
+            |standing: &Standing| standing.failure.as_ref().is_some_and(|failure| failure.fault == Fault::Unreachable);
         if !self.kinds.values().any(unreachable) {
             self.outage = None;
         }
@@ -176,8 +168,10 @@ impl Ledger {
             let problem = match failure.fault {
                 Fault::Unreachable | Fault::Expired => continue,
                 Fault::Forbidden => {
-                    let message =
-                        format!("objects of kind {kind} may not be read: the role needs get, list and watch of {rule}{kept} ({})", failure.message);
+                    let message = format!(
+                        "objects of kind {kind} may not be read: the role needs get, list and watch of {rule}{kept} ({})",
+                        failure.message
+                    );
                     Problem::new(severity, "ApiForbidden", message)
                 }
                 Fault::Missing if standing.needed => {

@@ -252,7 +252,8 @@ impl Entry {
             Wanted::Held => None,
             Wanted::Served { pool, .. } if record.pool != *pool => Some(Step::Mark(pool.clone())),
             Wanted::Served { ingress, conditions, .. } => {
-                let same = !record.ingress_foreign && record.ingress == *ingress && alike(&record.conditions, conditions);
+                let same =
+                    !record.ingress_foreign && record.ingress == *ingress && alike(&record.conditions, conditions);
                 (!same).then(|| Step::Write { ingress: Some(ingress.clone()), conditions: self.timed(conditions) })
             }
             Wanted::Told { conditions } => {

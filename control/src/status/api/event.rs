@@ -152,8 +152,7 @@ mod tests {
     #[test]
     fn a_long_note_is_cut_between_letters() {
         let name = Name { namespace: "shop".into(), name: "web".into() };
-        let happening =
-            Happening { name, uid: "u".into(), tone: Tone::Warning, reason: "R", note: "ä".repeat(1000) };
+        let happening = Happening { name, uid: "u".into(), tone: Tone::Warning, reason: "R", note: "ä".repeat(1000) };
         let (event, _) = form(happening);
         assert_eq!(event.note.unwrap().len(), 1000);
     }
