@@ -15,6 +15,8 @@ use crate::topology::{ECHO_PORT, FAMILIES, Family, Pod, VIP_KEEP, WEB_PORT};
 
 /// How long the next pod may take to answer a client that keeps its source port.
 const FOLLOW_LIMIT: Duration = Duration::from_secs(5);
+/// How long everybody may take to hear that pods terminate.
+const HEARD: Duration = Duration::from_millis(500);
 /// Connections made to pods that terminate, per family and mode.
 const CONNECTIONS: u32 = 300;
 
@@ -71,6 +73,8 @@ pub(super) fn terminating(rig: &mut Rig) -> Found {
         settle(rig, &ready, mode)?;
         let ending = LabService { pods: Vec::new(), terminating: ready.pods.clone(), ..ready.clone() };
         settle(rig, &ending, mode)?;
+        // Nothing that could be waited for changes.
+        std::thread::sleep(HEARD);
         for family in FAMILIES {
             let spread = rig.spread(VIP_KEEP.at(family, WEB_PORT), CONNECTIONS)?;
             let expected: BTreeSet<String> = ending.terminating.iter().map(Pod::name).collect();
