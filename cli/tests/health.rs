@@ -24,6 +24,8 @@ fn worker(number: u32, generation: u64) -> WorkerRow {
         sleeps: 0,
         flows: 2,
         flows_max: 4,
+        half_open: 0,
+        half_open_max: 1,
         held: 0,
         ports: vec![format!("wan0/{number}")],
     }

@@ -199,7 +199,7 @@ impl Session {
 
     /// Whether nothing about a resource is on its way: neither to the dataplane nor from there to its workers.
     pub fn is_settled(&self, key: &ResourceKey) -> bool {
-        let sent = self.in_flight.as_ref().is_some_and(|in_flight| in_flight.sent.contains_key(key));
+        let sent = self.in_flight.iter().any(|in_flight| in_flight.sent.contains_key(key));
         let awaited = self.waiting.values().any(|keys| keys.contains(key));
         self.synced && !sent && !awaited && !self.changed.contains(key) && !self.compare_all
     }
@@ -420,8 +420,10 @@ mod tests {
 
     #[test]
     fn everything_at_once_goes_in_parts_and_each_part_is_answered() {
-        let resource = |n: usize| {
-            Resource { name: format!("n/{n:06}"), version: "1".into(), body: Body::Service(Service::default()) }
+        let resource = |n: usize| Resource {
+            name: format!("n/{n:06}"),
+            version: "1".into(),
+            body: Body::Service(Service::default()),
         };
         let all: BTreeMap<_, _> = (0..RESOURCES_AT_ONCE * 2 + 1).map(resource).map(|r| (r.key(), r)).collect();
         let (count, wanted) = (all.len(), Fixed(all));
@@ -429,7 +431,9 @@ mod tests {
         let reader = std::thread::spawn(move || {
             let read = |_| frame::read::<Request>(&mut other).unwrap();
             let parts: Vec<_> = (0..3).map(read).collect();
-            parts.into_iter().map(|part| if let Request::Update(update) = part { update } else { panic!("{part:?}") })
+            parts
+                .into_iter()
+                .map(|part| if let Request::Update(update) = part { update } else { panic!("{part:?}") })
                 .collect::<Vec<_>>()
         });
         let mut session = Session::default();

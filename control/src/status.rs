@@ -22,6 +22,8 @@ use service::ServiceStatus;
 pub mod service;
 /// Whether pods see their clients' addresses, as the dataplane finds it.
 pub mod delivery;
+/// Status of one AddressPool.
+pub mod addresspool;
 /// The writer to the API: finalizers, status and events.
 pub mod api;
 /// Addresses for which somebody else answers, as the dataplane hears it.

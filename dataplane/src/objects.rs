@@ -397,7 +397,10 @@ fn claims(resource: &Resource) -> Vec<(ClaimedBy, Claim)> {
                     list.push((ClaimedBy::field("underlay").of(field), Claim::Underlay(vtep.underlay, vtep.vni)));
                     list.push((ClaimedBy::field("overlay").of(field), Claim::Reserved(vtep.overlay)));
                     // No node port may take what peers send.
-                    list.push((ClaimedBy::field("port").of(field), Claim::Frontend(vtep.underlay, Protocol::Udp, vtep.port)));
+                    list.push((
+                        ClaimedBy::field("port").of(field),
+                        Claim::Frontend(vtep.underlay, Protocol::Udp, vtep.port),
+                    ));
                 }
             }
             for (number, address) in gateway.fullnat_sources.iter().enumerate() {

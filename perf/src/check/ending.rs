@@ -11,7 +11,7 @@ use crate::check::{Found, Row};
 use crate::client::Outcome;
 use crate::manifest::LabService;
 use crate::rig::{Rig, wait_until, way};
-use crate::topology::{ECHO_PORT, FAMILIES, Family, Pod, VIP_KEEP, WEB_PORT};
+use crate::topology::{ECHO_PORT, FAMILIES, Family, VIP_KEEP, WEB_PORT};
 
 /// How long the next pod may take to answer a client that keeps its source port.
 const FOLLOW_LIMIT: Duration = Duration::from_secs(5);
@@ -77,7 +77,7 @@ pub(super) fn terminating(rig: &mut Rig) -> Found {
         std::thread::sleep(HEARD);
         for family in FAMILIES {
             let spread = rig.spread(VIP_KEEP.at(family, WEB_PORT), CONNECTIONS)?;
-            let expected: BTreeSet<String> = ending.terminating.iter().map(Pod::name).collect();
+            let expected: BTreeSet<String> = ending.terminating.iter().map(|pod| pod.name()).collect();
             let pass = spread.ok == CONNECTIONS && spread.failed == 0 && spread.by_pod.keys().eq(expected.iter());
             rows.push(Row::new(
                 format!("{mode} {family}, all pods terminating"),
