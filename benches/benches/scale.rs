@@ -133,7 +133,7 @@ impl Dataplane {
         let (compiler, handle) = CompilerThread::start(compiler, wants, Some(saver), Instant::now())?;
         let path = directory.join("bench.sock");
         let mailboxes = Mailboxes::new(vec![], Arc::new(|_: &str| None));
-        let server = Server::start(Listener::bind(&path, 0o600)?, handle, Arc::new(mailboxes))?;
+        let server = Server::start(Listener::bind(&path, 0o600)?, handle, Arc::new(mailboxes), None)?;
         let mut client = Client::connect(&path, "bench")?;
         client.set_timeout(Some(PATIENCE))?;
         let stop = Arc::new(AtomicBool::new(false));
