@@ -68,6 +68,7 @@ mod tests {
             generation: Some(3),
             ranges: vec![AddressRange::new(first.parse().unwrap(), last.parse().unwrap()).unwrap()],
             last_good: Vec::new(),
+            complaint: None,
             auto_assign: true,
             avoid_buggy: false,
             pinning: None,
