@@ -70,6 +70,7 @@ fn every_truncation_of_every_frame_is_a_drop_of_its_own_name() {
 
 #[test]
 fn every_truncation_inside_vxlan_is_a_drop_of_its_own_name() {
+    // T-168: "truncated inner (each length 0..54)", and beyond.
     for net in Net::BOTH {
         let mut scene = scene();
         let outer = Outer { source_port: 50_000, id: 1, tos: 0 };

@@ -6,7 +6,8 @@
 //! `externalTrafficPolicy: Local` a client from outside gets an endpoint of this very node and is not masqueraded; without
 //! an endpoint here its packets are dropped. With `Cluster` it gets any endpoint and is masqueraded.
 //!
-//! The rules are replaced in one transaction, as kube-proxy does, so that no packet meets half of them.
+//! The rules are replaced in one transaction, as kube-proxy does, so that no packet meets half of them. Afterwards the
+//! connection tracker forgets datagram flows to pods that are gone, as kube-proxy has it do.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use anyhow::Result;
 
 use crate::manifest::{LabService, Port};
 use crate::process::{self, in_namespace};
-use crate::topology::{FAMILIES, Family, Node, Pod, workers};
+use crate::topology::{FAMILIES, Family, Node, Pod, pods, workers};
 
 /// How long loading may take on a busy machine.
 const LOAD_LIMIT: Duration = Duration::from_secs(20);
@@ -41,6 +42,35 @@ pub fn program_one(worker: Node, services: &[LabService]) -> Result<()> {
     nft.args(["-f", "-"]);
     let text: String = FAMILIES.iter().map(|family| rules(worker, *family, services)).collect();
     process::run(nft, &text, LOAD_LIMIT)?.success(&format!("nft in {} with\n{text}", worker.name()))?;
+    let datagrams = |service: &&LabService| service.ports.iter().any(|port| port.protocol == "UDP");
+    services.iter().filter(datagrams).try_for_each(|service| forget_stale(worker, service))
+}
+
+/// Ends the kernel's memory of datagrams that went to pods which are no endpoints any more: the rules are asked for the
+/// first packet of a flow only, so a client that keeps its source port would never come to another pod (T-020, T-023).
+/// Nothing is forgotten while nobody serves.
+fn forget_stale(worker: Node, service: &LabService) -> Result<()> {
+    let serving: Vec<Pod> = service.pods.iter().chain(&service.terminating).copied().collect();
+    if serving.is_empty() {
+        return Ok(());
+    }
+    for family in FAMILIES {
+        let (name, vip) = (if family == Family::V4 { "ipv4" } else { "ipv6" }, service.vip.of(family).to_string());
+        let way = |what| [what, "-f", name, "-p", "udp", "--orig-dst", &vip].map(String::from);
+        let mut list = in_namespace(&worker.name(), "conntrack");
+        list.args(way("-L"));
+        let known = process::run(list, "", LOAD_LIMIT)?.success(&format!("conntrack in {}", worker.name()))?;
+        for pod in pods().filter(|pod| !serving.contains(pod)) {
+            let address = pod.address(family).to_string();
+            if !known.split_whitespace().any(|word| word.strip_prefix("src=") == Some(&address)) {
+                continue;
+            }
+            let mut delete = in_namespace(&worker.name(), "conntrack");
+            delete.args(way("-D")).args(["--reply-src", &address]);
+            // It fails when there is nothing to delete: the flow may have ended since.
+            process::run(delete, "", LOAD_LIMIT)?;
+        }
+    }
     Ok(())
 }
 

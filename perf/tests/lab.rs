@@ -296,8 +296,18 @@ fn an_endpoint_may_move_from_node_to_node() {
 }
 
 #[test]
+fn a_pod_may_be_swapped_on_its_own_node() {
+    check(&["node-cycled"]); // T-023
+}
+
+#[test]
+fn pods_that_all_terminate_still_serve() {
+    check(&["terminating"]); // T-029
+}
+
+#[test]
 fn a_rolling_update_loses_no_request() {
-    check(&["rolling"]); // S-104
+    check(&["rolling"]); // T-024, S-104
 }
 
 #[test]

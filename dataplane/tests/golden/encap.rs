@@ -9,7 +9,7 @@ use crate::{HIT_OUT, STARTS, and, ask, client, connect, inner_mtu, names, names_
 
 #[test]
 fn the_outer_source_port_is_one_per_flow_and_spread_over_the_dynamic_range() {
-    // V-003: "10 000 flows ⇒ chi-square flat over range; all packets of a flow share one port".
+    // T-169, V-003: "10 000 flows ⇒ chi-square flat over range; all packets of a flow share one port".
     for net in Net::BOTH {
         let mut rig = Rig::with(crate::tables(), 16_384, 1024, 3).unwrap();
         let mut bins = [0u32; 64];

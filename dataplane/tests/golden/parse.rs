@@ -127,14 +127,14 @@ fn a_vxlan_header_needs_its_flag_and_may_have_others() {
             let accepted = [("decapsulated", 1), ("vxlan_unknown_flags", 1), ("slow_walk", 1), ("NoFlow", 1)];
             drops(&mut rig, LAN, &with(header), &accepted);
         }
-        // V-002
+        // T-168, V-002
         drops(&mut rig, LAN, &with([8, 0, 0, 0, 0, 0, 2, 0]), &[("VxlanUnknownVni", 1)]);
     }
 }
 
 #[test]
 fn only_known_peers_send_to_our_vtep() {
-    // V-015
+    // T-168: unknown VTEP, wrong inner MAC; V-015
     for net in Net::BOTH {
         let mut rig = town();
         let macs = (peer_mac(0), LAN_MAC);
@@ -162,7 +162,7 @@ fn what_must_not_be_inside() {
     for net in Net::BOTH {
         let mut rig = town();
         let (macs, ends) = ((peer_mac(0), LAN_MAC), (net.peer(0), net.underlay()));
-        // V-014
+        // T-168, V-014
         let frame = vxlan(macs, ends, OUTER, VNI, &tagged(&inner_frame(net), 5));
         drops(&mut rig, LAN, &frame, &[("VxlanInnerVlan", 1)]);
         // V-020
@@ -183,7 +183,7 @@ fn what_must_not_be_inside() {
 
 #[test]
 fn fragmented_vxlan_is_dropped_whatever_piece_comes_first() {
-    // V-012
+    // T-168, V-012
     for net in Net::BOTH {
         let mut rig = town();
         for (offset, more) in [(0, true), (512, true), (1024, false)] {

@@ -15,6 +15,8 @@ mod change;
 mod operator;
 /// Nodes: Services whose pods see the client.
 mod nodes;
+/// Ending: pods that are replaced on their own node, and pods that all terminate.
+mod ending;
 /// Accounting: a flood and the counters of everyone who saw it.
 mod accounting;
 /// Outage: programs that die or hang.
@@ -79,6 +81,8 @@ pub const CHECKS: &[Check] = &[
     check("node-strict", "a node with a strict rp_filter leaves the set", nodes::strict),
     check("node-rules", "a node whose kube-proxy does not know the VIP leaves the set", nodes::without_rules),
     check("node-moves", "the only endpoint moves from node to node, TCP and UDP", nodes::moves),
+    check("node-cycled", "UDP with a fixed source port while the pod is swapped on its node", ending::cycled),
+    check("terminating", "pods that all terminate still serve, both modes", ending::terminating),
     check("rolling", "a rolling update of all pods under load, both modes", nodes::rolling),
     check("new-service", "a Service added to the directory answers", change::new_service),
     check("control-killed", "SIGKILL of control", outage::control_killed),

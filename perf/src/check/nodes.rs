@@ -19,7 +19,7 @@ use crate::rig::{Rig, RunningClient, wait_until, way};
 use crate::topology::{CLIENT_HOSTS, ECHO_PORT, FAMILIES, Family, Node, Pod, VIP_KEEP, WEB_PORT, client_address};
 
 /// How long a way may take to be proven: kube-proxy's rules are there, so that the first question is answered.
-const PROVEN_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const PROVEN_LIMIT: Duration = Duration::from_secs(10);
 /// How long a node that stops to deliver may stay: a period of ten seconds, two silences of one, and the machine's own slack.
 const FAILED_LIMIT: Duration = Duration::from_secs(30);
 /// Connections per pod. Four deviations of a third of three times as many are below a tenth.
@@ -31,24 +31,24 @@ const ROLLING: u32 = 4000;
 /// How long a pod that is told to end still serves: longer than it takes everybody to hear of it.
 const GRACE: Duration = Duration::from_millis(1500);
 
-fn pod(number: u8) -> Pod {
+pub(super) fn pod(number: u8) -> Pod {
     Pod { number }
 }
 
 /// TCP 80 and UDP 53 with `externalTrafficPolicy: Local` on these pods.
-fn keep(pods: &[u8]) -> LabService {
+pub(super) fn keep(pods: &[u8]) -> LabService {
     let pods = pods.iter().copied().map(pod).collect();
     LabService { local: true, pods, ..LabService::new("keep", VIP_KEEP, &[HTTP, ECHO]) }
 }
 
 /// Tells kube-proxy and the gateway, in this order; the other way round the gateway would ask once in vain.
-fn tell(rig: &mut Rig, service: &LabService) -> Result<()> {
+pub(super) fn tell(rig: &mut Rig, service: &LabService) -> Result<()> {
     kube_proxy::program(std::slice::from_ref(service))?;
     rig.manifests.put(service)
 }
 
 /// Takes the Service away again.
-fn forget(rig: &mut Rig, service: &LabService) -> Result<()> {
+pub(super) fn forget(rig: &mut Rig, service: &LabService) -> Result<()> {
     rig.manifests.delete(service)?;
     kube_proxy::program(&[])?;
     let gone = wait_until(PROVEN_LIMIT, || Ok(frontends(rig)?.is_empty()))?;
@@ -72,12 +72,17 @@ fn proven(rig: &Rig, family: Family) -> Result<BTreeSet<String>> {
     Ok(nodes.into_iter().filter(takes).map(|node| node.node).collect())
 }
 
-fn nodes_of(service: &LabService) -> BTreeSet<String> {
+pub(super) fn nodes_of(service: &LabService) -> BTreeSet<String> {
     service.pods.iter().map(|pod| pod.node().name()).collect()
 }
 
 /// Waits until new connections go to exactly these nodes; `None`: any family, both.
-fn await_nodes(rig: &Rig, families: &[Family], nodes: &BTreeSet<String>, limit: Duration) -> Result<Duration> {
+pub(super) fn await_nodes(
+    rig: &Rig,
+    families: &[Family],
+    nodes: &BTreeSet<String>,
+    limit: Duration,
+) -> Result<Duration> {
     let mut seen = Vec::new();
     let took = wait_until(limit, || {
         seen = families.iter().map(|family| proven(rig, *family)).collect::<Result<Vec<_>>>()?;
@@ -268,7 +273,7 @@ pub(super) fn moves(rig: &mut Rig) -> Found {
     Ok(rows)
 }
 
-/// S-104: all pods are replaced one by one while clients go on.
+/// T-024, S-104: all pods are replaced one by one while clients go on.
 pub(super) fn rolling(rig: &mut Rig) -> Found {
     let mut rows = Vec::new();
     for mode in ["fullnat", "node-dsr"] {
