@@ -15,6 +15,8 @@ pub mod service;
 pub mod frontend;
 /// Which endpoints of its slices are used, with which weight.
 pub mod endpointslice;
+/// Clients that are sent to an endpoint of their own.
+pub mod source;
 /// What people must know of a Service.
 pub mod note;
 /// Why a port has no endpoint.

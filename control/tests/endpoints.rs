@@ -289,3 +289,49 @@ proptest! {
         prop_assert_eq!(weights(HINTS, "", "", &gateway, &texts, v4), expected);
     }
 }
+
+#[test]
+fn sources_are_sent_to_endpoints_of_their_own() {
+    // T-122: by address and by pod, both families; what names no endpoint is told and not sent.
+    let endpoint = |host: &str, pod: &str, letters: &str| {
+        let base = rig::endpoints(&[&format!("{host}={letters}")]);
+        let more = format!(", nodeName: w1, targetRef: {{ kind: Pod, name: {pod} }} }}");
+        base[..base.len() - 2].to_string() + &more
+    };
+    let slices = slice(
+        "s4",
+        "web",
+        "IPv4",
+        HTTP_8080,
+        &[
+            endpoint("10.244.1.1", "web-0", "rs"),
+            endpoint("10.244.1.2", "web-1", "rs"),
+            endpoint("10.244.1.3", "web-2", "st"),
+        ]
+        .join(", "),
+    ) + &slice("s6", "web", "IPv6", HTTP_8080, &endpoint("fd00:10:244:1::1", "web-0", "rs"));
+    let sent = |metadata: &str| {
+        let mut rig = Rig::new();
+        rig.apply(&(web(metadata, "") + &slices));
+        let port = &rig.service("shop/web").ports[0];
+        let sent: Vec<String> =
+            port.source_backends.iter().map(|entry| format!("{} {}", entry.sources, entry.address)).collect();
+        let note = rig.note("shop/web", "SourceBackendsHonoured");
+        (sent, note.map(|(reason, message)| (reason, message.to_owned())))
+    };
+    let (entries, note) =
+        sent("tidegate.io/source-backends: \"10.1.0.0/17=10.244.1.2, 192.0.2.7=web-0, 2001:db8::/48=web-0\"");
+    assert_eq!(entries, ["10.1.0.0/17 10.244.1.2", "192.0.2.7/32 10.244.1.1", "2001:db8::/48 fd00:10:244:1::1"]);
+    assert_eq!(note, None);
+    let (entries, note) =
+        sent("tidegate.io/source-backends: \"10.1.0.0/17=web-2, 10.2.0.0/16=10.244.1.9, 2001:db8::/48=web-1\"");
+    assert_eq!(entries, ["10.1.0.0/17 10.244.1.3"], "one that may be ready again is known");
+    let (reason, message) = note.unwrap();
+    assert_eq!(reason, "NoSuchEndpoint");
+    for part in ["10.1.0.0/17=web-2 at port 80/TCP", "10.2.0.0/16=10.244.1.9", "2001:db8::/48=web-1"] {
+        assert!(message.contains(part), "{message}");
+    }
+    let (entries, note) =
+        sent("tidegate.io/delivery-mode: node-dsr, tidegate.io/source-backends: \"10.1.0.0/17=web-0\"");
+    assert_eq!((entries.len(), note.unwrap().0), (0, "OnlyInFullnat"));
+}

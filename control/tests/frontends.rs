@@ -353,6 +353,10 @@ fn a_wrong_annotation_keeps_the_last_good_version() {
         ("weights", "224.0.0.1=1", "multicast"),
         ("weights", "web-0=1, web-0=2", "twice"),
         ("weights", "fd00::5=1,fd00:0::5=2", "twice"),
+        ("source-backends", "10.1.0.0/17", "prefix=address"),
+        ("source-backends", "10.1.0.1/17=web-0", "10.1.0.0/17"),
+        ("source-backends", "10.1.0.0/17=fd00::5", "families"),
+        ("source-backends", "10.1.0.0/17=224.0.0.1", "multicast"),
     ] {
         let mut rig = Rig::new();
         rig.apply(&web("", ""));

@@ -317,6 +317,7 @@ pub fn toggle_affinity(tables: &mut Tables, id: u32, timeout_s: u32) {
             affinity_timeout_s: timeout_s,
             scheduler: Scheduler::Mh,
             hash: HashFields::Flow,
+            overrides: None,
             one_packet: false,
             weights: Weights::new(row.cluster.members.iter().map(|_| 1), Scheduler::Mh),
             local: None,

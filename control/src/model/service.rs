@@ -89,8 +89,28 @@ pub struct Wishes {
     pub weights_by_address: BTreeMap<IpAddr, u16>,
     /// `weights`, by name of the pod.
     pub weights_by_pod: BTreeMap<String, u16>,
+    /// `source-backends`: clients and the endpoint they are sent to, sorted.
+    pub source_backends: Vec<(IpNet, EndpointName)>,
     /// Annotations under our prefix that mean nothing.
     pub unknown: Vec<String>,
+}
+
+/// How an annotation names an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointName {
+    /// By its address.
+    Address(IpAddr),
+    /// By its pod.
+    Pod(String),
+}
+
+impl std::fmt::Display for EndpointName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            EndpointName::Address(address) => address.fmt(f),
+            EndpointName::Pod(name) => name.fmt(f),
+        }
+    }
 }
 
 /// One (port, protocol) of a Service.

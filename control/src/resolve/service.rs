@@ -12,6 +12,7 @@ use super::lack;
 use super::note::{Note, notes};
 use super::reach::Reach;
 use super::site::Site;
+use super::source;
 use crate::model::endpointslice::EndpointSlice;
 use crate::model::service::{Service, ServicePort, ServiceType};
 
@@ -62,6 +63,7 @@ pub fn resolve<'a>(
     let mut notes = notes(service, &frontends, &delivery, site);
     let slices: Vec<&EndpointSlice> = slices.collect();
     let ports = ports(service, &delivery, site, &slices);
+    notes.extend(source::note(service, &delivery, &ports));
     notes.extend(lack::note(service, &frontends, &ports, &slices));
     if frontends.is_empty() || ports.is_empty() {
         return Outcome::Ours { service: None, notes };
@@ -142,6 +144,11 @@ fn ports(service: &Service, delivery: &Delivery, site: &Site, slices: &[&Endpoin
             ..template(service, delivery, port.protocol)
         }
     }));
+    if delivery.mode == DeliveryMode::Fullnat {
+        for port in &mut ports {
+            port.source_backends = source::entries(&service.wishes, &port.backends);
+        }
+    }
     ports
 }
 

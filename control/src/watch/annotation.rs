@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tidegate_api::resource::{DeliveryMode, HashFields, Scheduler};
 
 use super::{Dialect, Invalid, address};
-use crate::model::service::Wishes;
+use crate::model::service::{EndpointName, Wishes};
 
 /// What all of them begin with.
 pub const PREFIX: &str = "tidegate.io/";
@@ -33,11 +33,17 @@ pub const PREFIXES: &str = "tidegate.io/prefixes";
 /// `pod=weight` and `address=weight`, comma-separated.
 pub const WEIGHTS: &str = "tidegate.io/weights";
 
+/// `prefix=address` and `prefix=pod`, comma-separated.
+pub const SOURCE_BACKENDS: &str = "tidegate.io/source-backends";
+
 /// Longest slow start: an endpoint that takes longer to warm up than an hour is held back for another reason.
 const SLOW_START_S_MAX: u16 = 3600;
 
-const KNOWN: [&str; 9] =
-    [ADDRESSES, DELIVERY_MODE, SCHEDULER, HASH, SLOW_START, ONE_PACKET, ALL_PORTS, PREFIXES, WEIGHTS];
+/// Most entries of [`SOURCE_BACKENDS`], as many as the contract takes.
+const SOURCE_BACKENDS_MAX: usize = 4096;
+
+const KNOWN: [&str; 10] =
+    [ADDRESSES, DELIVERY_MODE, SCHEDULER, HASH, SLOW_START, ONE_PACKET, ALL_PORTS, PREFIXES, WEIGHTS, SOURCE_BACKENDS];
 
 /// Reads all but the one that requests addresses.
 ///
@@ -58,6 +64,7 @@ pub(super) fn read(annotations: &BTreeMap<String, String>, dialect: Dialect) -> 
             PREFIXES if dialect == Dialect::Files => wishes.prefixes = prefixes(value).map_err(wrong)?,
             PREFIXES => wishes.prefixes_unassigned = prefixes(value).map_err(wrong)?,
             WEIGHTS => weights(value, &mut wishes).map_err(wrong)?,
+            SOURCE_BACKENDS => wishes.source_backends = source_backends(value).map_err(wrong)?,
             ADDRESSES => {}
             _ => wishes.unknown.push(name.clone()),
         }
@@ -156,19 +163,52 @@ fn weights(list: &str, wishes: &mut Wishes) -> Result<(), String> {
             entry.split_once('=').ok_or_else(|| format!("{entry:?} is not pod=weight or address=weight"))?;
         let (whose, number) = (whose.trim(), number.trim());
         let weight: u16 = number.parse().map_err(|_| format!("{number:?} is not a weight (0 to {})", u16::MAX))?;
-        let before = match whose.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-            Ok(ip) => {
-                let ip = address(&ip.to_string(), WEIGHTS).map_err(|invalid| invalid.message)?;
-                wishes.weights_by_address.insert(ip, weight)
-            }
-            Err(_) if is_pod_name(whose) => wishes.weights_by_pod.insert(whose.into(), weight),
-            Err(_) => return Err(format!("{whose:?} is neither an address nor the name of a pod")),
+        let before = match endpoint_name(whose)? {
+            EndpointName::Address(ip) => wishes.weights_by_address.insert(ip, weight),
+            EndpointName::Pod(name) => wishes.weights_by_pod.insert(name, weight),
         };
         if before.is_some() {
             return Err(format!("{whose} is listed twice"));
         }
     }
     Ok(())
+}
+
+/// Sorted by prefix.
+fn source_backends(list: &str) -> Result<Vec<(IpNet, EndpointName)>, String> {
+    let mut backends: BTreeMap<IpNet, EndpointName> = BTreeMap::new();
+    for entry in list.split(',').map(str::trim) {
+        let (sources, whose) =
+            entry.split_once('=').ok_or_else(|| format!("{entry:?} is not prefix=address or prefix=pod"))?;
+        let sources = sources.trim();
+        let one = || sources.parse::<IpAddr>().map(IpNet::from);
+        let prefix = sources.parse::<IpNet>().or_else(|_| one()).map_err(|_| format!("{sources:?} is not a CIDR"))?;
+        if prefix != prefix.trunc() {
+            return Err(format!("{prefix} has bits set behind its length; is {} meant?", prefix.trunc()));
+        }
+        let endpoint = endpoint_name(whose.trim())?;
+        if let EndpointName::Address(ip) = &endpoint
+            && ip.is_ipv4() != prefix.addr().is_ipv4()
+        {
+            return Err(format!("{prefix} and {ip} are of different families"));
+        }
+        if backends.insert(prefix, endpoint).is_some() {
+            return Err(format!("{prefix} is listed twice"));
+        }
+    }
+    match backends.len() {
+        0..=SOURCE_BACKENDS_MAX => Ok(backends.into_iter().collect()),
+        more => Err(format!("{more} entries; at most {SOURCE_BACKENDS_MAX} are taken")),
+    }
+}
+
+/// An endpoint by its address, with or without brackets, or by the name of its pod.
+fn endpoint_name(text: &str) -> Result<EndpointName, String> {
+    match text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        Ok(ip) => address(&ip.to_string(), "").map(EndpointName::Address).map_err(|invalid| invalid.message),
+        Err(_) if is_pod_name(text) => Ok(EndpointName::Pod(text.into())),
+        Err(_) => Err(format!("{text:?} is neither an address nor the name of a pod")),
+    }
 }
 
 /// A name as Kubernetes allows for pods (RFC 1123 subdomain).
@@ -212,6 +252,26 @@ mod tests {
         assert_eq!(weight("10.244.1.6", "web-0"), 3);
         assert_eq!(weight("10.244.1.6", "web-1"), 1);
         assert_eq!((weight("fd00::5", ""), weight("fd00::6", "")), (7, 65535));
+    }
+
+    #[test]
+    fn sources_name_their_endpoint_by_address_or_pod() {
+        // T-122
+        let wishes = one(SOURCE_BACKENDS, "2001:db8::/48=[fd00::5], 10.1.0.0/17 = 10.244.1.5,10.1.0.7=web-0").unwrap();
+        let told: Vec<String> = wishes.source_backends.iter().map(|(net, whose)| format!("{net} {whose}")).collect();
+        assert_eq!(told, ["10.1.0.0/17 10.244.1.5", "10.1.0.7/32 web-0", "2001:db8::/48 fd00::5"]);
+        for (value, expected) in [
+            ("10.1.0.0/17", "prefix=address"),
+            ("10.1.0.0/33=web-0", "CIDR"),
+            ("10.1.0.1/17=web-0", "is 10.1.0.0/17 meant?"),
+            ("10.1.0.0/17=fd00::5", "different families"),
+            ("10.1.0.0/17=a, 10.1.0.0/17=b", "twice"),
+            ("10.1.0.0/17=Web", "neither"),
+            ("", "prefix=address"),
+        ] {
+            let error = one(SOURCE_BACKENDS, value).unwrap_err();
+            assert!(error.message.contains(expected), "{value:?}: {}", error.message);
+        }
     }
 
     proptest! {

@@ -189,6 +189,10 @@ pub struct ServicePort {
     /// Seconds for which a client stays with its endpoint after its last new connection (S-090); absent: no affinity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity_timeout_s: Option<u32>,
+    /// Clients that are sent to a certain endpoint by where they come from, longest prefix first; all others, and those
+    /// whose endpoint takes no new flows, are scheduled. In modes that choose the endpoint here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_backends: Vec<SourceBackend>,
     /// How an endpoint is chosen for a new flow.
     #[serde(default)]
     pub scheduler: Scheduler,
@@ -307,6 +311,15 @@ pub struct Backend {
     /// Pod name, for telling people.
     #[serde(default)]
     pub pod: String,
+}
+
+/// Clients whose endpoint is given by their address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SourceBackend {
+    /// Their addresses, before any translation.
+    pub sources: IpNet,
+    /// Address of the endpoint, of the same family. One that is none of the port's backends has no effect.
+    pub address: IpAddr,
 }
 
 /// Versions by key: what one side holds.

@@ -9,12 +9,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tidegate_api::resource::{DeliveryMode, Protocol, Service, ServicePort};
+use tidegate_api::resource::{DeliveryMode, Protocol, Service, ServicePort, SourceBackend};
 
 use super::backend::{Backends, QUARANTINE};
 use super::{Nanos, mapped_ip};
 use crate::table::backend::BackendState;
 use crate::table::maglev::{RingCache, member_key};
+use crate::table::overrides::Overrides;
 use crate::table::ranges::Ranges;
 use crate::table::service::{EndpointSet, Frontend, FrontendKind, Mode, PrefixFrontend, ServiceRow, ServiceTable};
 use crate::table::terms::{HashFields, Scheduler, Terms, TrafficPolicy, Weights, identity};
@@ -86,6 +87,7 @@ struct Asked {
     internal_policy: TrafficPolicy,
     ranges: Option<Arc<Ranges>>,
     affinity_timeout_s: u32,
+    source_backends: Vec<SourceBackend>,
     scheduler: Scheduler,
     hash: HashFields,
     slow_start_s: u16,
@@ -100,6 +102,7 @@ impl Asked {
             internal_policy: port.internal_policy,
             ranges,
             affinity_timeout_s: port.affinity_timeout_s.unwrap_or(0),
+            source_backends: port.source_backends.clone(),
             scheduler: port.scheduler,
             hash: port.hash,
             slow_start_s: port.slow_start_s,
@@ -113,6 +116,7 @@ impl Asked {
             && self.internal_policy == TrafficPolicy::Cluster
             && self.ranges.is_none()
             && self.affinity_timeout_s == 0
+            && self.source_backends.is_empty()
             && self.scheduler == Scheduler::Mh
             && self.hash == HashFields::Flow
             && !self.one_packet
@@ -315,6 +319,7 @@ impl Services {
             internal_policy: asked.internal_policy,
             ranges: asked.ranges.clone(),
             affinity_timeout_s: asked.affinity_timeout_s,
+            overrides: compiled.overrides(family).map(Arc::new),
             scheduler: asked.scheduler,
             hash: asked.hash,
             one_packet: asked.one_packet,
@@ -373,6 +378,21 @@ impl CompiledPort {
         endpoints()
             .map(|endpoint| endpoint.weights.map(|weight| endpoint.ramp.weight(weight, scale, duration, now)))
             .collect()
+    }
+
+    /// Clients that are sent to an endpoint by their address: its place among the members. Those of an endpoint that is
+    /// not there are not entered, so that they are scheduled as all others.
+    fn overrides(&self, family: Family) -> Option<Overrides> {
+        let asked = &self.asked.source_backends;
+        if asked.is_empty() {
+            return None;
+        }
+        let mut members: HashMap<[u8; 16], u16> = HashMap::new();
+        for (member, (address, _)) in (0..=u16::MAX).zip(self.backends.keys()) {
+            members.entry(*address).or_insert(member);
+        }
+        let member = |entry: &SourceBackend| Some((entry.sources, *members.get(&mapped_ip(entry.address))?));
+        Overrides::of(asked.iter().filter_map(member), family)
     }
 
     fn is_growing(&self, now: Nanos) -> bool {

@@ -21,6 +21,9 @@ const NAME_BYTES_MAX: usize = 317;
 /// Longest time of affinity, seconds: a day (S-016).
 const AFFINITY_MAX_S: u32 = 86_400;
 
+/// Most sources with an endpoint of their own in one port.
+const SOURCE_BACKENDS_MAX: usize = 4096;
+
 type Checked = Result<(), String>;
 
 /// Checks `resource` by itself.
@@ -184,6 +187,7 @@ fn check_service(service: &Service) -> Checked {
                 "is not 0 and no node is named".into()
             })
         })?;
+        check_source_backends(&format!("{field}.source_backends"), port)?;
         let mut known = HashSet::new();
         each(&format!("{field}.backends"), &port.backends, |field, backend| {
             ensure(known.insert((backend.address, backend.port)), field, || {
@@ -228,6 +232,17 @@ fn check_port(field: &str, port: &ServicePort) -> Checked {
     ensure(!port.one_packet || port.mode != DeliveryMode::Fullnat, &one_packet, || {
         "needs a mode that keeps the client's address: in fullnat each datagram would take a port that its answer needs"
             .into()
+    })
+}
+
+fn check_source_backends(field: &str, port: &ServicePort) -> Checked {
+    let mut known = HashSet::new();
+    ensure(port.source_backends.len() <= SOURCE_BACKENDS_MAX, field, || {
+        format!("has over {SOURCE_BACKENDS_MAX} entries")
+    })?;
+    each(field, &port.source_backends, |field, entry| {
+        check_family(&format!("{field}.address"), entry.address, entry.sources.addr().is_ipv6())?;
+        ensure(known.insert(entry.sources.trunc()), field, || format!("{} is listed twice", entry.sources))
     })
 }
 

@@ -1,10 +1,10 @@
 //! # Service: choose a backend for a new flow
 //!
-//! reads   `table::service`, `terms`, `ranges`, `maglev`; affinity, pointers and connections of this worker
+//! reads   `table::service`, `terms`, `ranges`, `overrides`, `maglev`; affinity, pointers and connections of this worker
 //! writes  nothing; returns the backend and what is to be remembered of the choice
 //! drops   `NoFrontend`, `ProtocolUnsupported`, `SourceDenied`, `NoLocalEndpoint`, `InternalPolicyLocal`, `NodePortLocal`
 //! cost    two hash lookups, one ring slot, one backend row; with terms what those ask for, see `stage::schedule`
-//! spec    S-048, S-051, S-058 … S-066, S-068 … S-074, S-080 … S-082, S-090 … S-096, L-009, L-020; Maglev, NSDI 2016, 3.4
+//! spec    S-048, S-051, S-058 … S-066, S-068 … S-074, S-080 … S-082, S-090 … S-096, L-009, L-020, T-122; Maglev, NSDI 2016, 3.4
 //! tests   `dataplane/tests/golden/service.rs`, `terms.rs`, `affinity.rs`, `schedule.rs`
 //!
 //! In two steps. [`admit`] decides whether this client is served at this frontend and by which set of endpoints; [`choose`]
@@ -168,6 +168,9 @@ fn choose_by<A: Family>(
     tuple: &Tuple<A>,
     moment: Moment,
 ) -> Option<Chosen> {
+    if let Some(backend) = overridden(offer.set, terms, weights, tuple) {
+        return Some(Chosen { backend, learn: Learn::default() });
+    }
     let mut learn = Learn { service: offer.service, ..Learn::default() };
     let mut by_client = false;
     if terms.is_sticky() {
@@ -197,6 +200,12 @@ fn choose_by<A: Family>(
     let (at, pointer) = schedule::choose(terms.scheduler, offer.set, weights, &facts)?;
     learn.pointer = pointer.map(|pointer| (offer.which, pointer));
     Some(Chosen { backend: *offer.set.members.get(at)?, learn })
+}
+
+/// The endpoint that the client's own address is sent to, whatever its affinity, while that takes new flows.
+fn overridden<A: Family>(set: &EndpointSet, terms: &Terms, weights: &Weights, tuple: &Tuple<A>) -> Option<BackendId> {
+    let member = terms.overrides.as_ref()?.member(&tuple.source.mapped())?;
+    set.members.get(member).copied().filter(|_| weights.at(member) > 0)
 }
 
 /// S-092: an endpoint that left the set, or drains in it, is no choice any more.

@@ -37,6 +37,8 @@ pub mod service;
 pub mod terms;
 /// Client addresses that may reach a Service.
 pub mod ranges;
+/// Clients whose endpoint is given by where they come from.
+pub mod overrides;
 /// Consistent choice of a backend for a flow.
 pub mod maglev;
 /// Endpoints of Services, with the epochs that flows remember.

@@ -45,7 +45,7 @@ impl Ranges {
 }
 
 /// First and last address of a prefix in mapped form.
-fn span(net: &IpNet) -> (u128, u128) {
+pub(super) fn span(net: &IpNet) -> (u128, u128) {
     let ends = match net {
         IpNet::V4(net) => [mapped(&net.network().octets()), mapped(&net.broadcast().octets())],
         IpNet::V6(net) => [net.network().octets(), net.broadcast().octets()],

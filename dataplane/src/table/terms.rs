@@ -10,6 +10,7 @@ use std::sync::Arc;
 use siphasher::sip::SipHasher13;
 pub use tidegate_api::resource::{HashFields, Scheduler, TrafficPolicy};
 
+use super::overrides::Overrides;
 use super::ranges::Ranges;
 use super::service::EndpointSet;
 
@@ -29,6 +30,8 @@ pub struct Terms {
     pub ranges: Option<Arc<Ranges>>,
     /// Seconds a client stays with its endpoint after its last new connection (S-091); 0: no affinity.
     pub affinity_timeout_s: u32,
+    /// Clients whose endpoint is given by their address, as members of the row's sets; `None`: there are none.
+    pub overrides: Option<Arc<Overrides>>,
     /// How an endpoint is chosen.
     pub scheduler: Scheduler,
     /// What the scheduler `mh` hashes.
@@ -63,6 +66,11 @@ impl Terms {
         for (first, last) in self.ranges.iter().flat_map(|ranges| ranges.spans()) {
             hasher.write_u128(*first);
             hasher.write_u128(*last);
+        }
+        for (first, last, member) in self.overrides.iter().flat_map(|overrides| overrides.spans()) {
+            hasher.write_u128(*first);
+            hasher.write_u128(*last);
+            hasher.write_u16(*member);
         }
         hasher.write_u64(self.weights.digest());
         if let Some((set, weights)) = &self.local {

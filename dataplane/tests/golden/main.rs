@@ -14,6 +14,7 @@ mod parse;
 mod flow;
 mod service;
 mod terms;
+mod overrides;
 mod affinity;
 mod schedule;
 mod node;
