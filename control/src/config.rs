@@ -76,6 +76,9 @@ pub struct Control {
     /// Serve node ports at this gateway's own addresses (S-014, S-065).
     #[serde(default)]
     pub expose_node_ports: bool,
+    /// Answer load balancers at the `healthCheckNodePort` of Services (S-110). Not beside kube-proxy, which has these ports.
+    #[serde(default)]
+    pub serve_health_check_node_ports: bool,
     /// Which of its addresses; empty: all that its Node lists.
     #[serde(default, deserialize_with = "prefixes")]
     pub node_port_addresses: Vec<IpNet>,
@@ -155,8 +158,13 @@ impl NodeFile {
         if control.load_balancer_class.as_deref() == Some("") {
             return Err("control.loadBalancerClass: empty; use null to serve Services without a class".into());
         }
-        if !control.node_port_addresses.is_empty() && !control.expose_node_ports {
-            return Err("control.nodePortAddresses: without effect unless exposeNodePorts is true".into());
+        let chosen = !control.node_port_addresses.is_empty();
+        if chosen && !control.expose_node_ports && !control.serve_health_check_node_ports {
+            return Err(
+                "control.nodePortAddresses: without effect unless exposeNodePorts or serveHealthCheckNodePorts is \
+                        true"
+                    .into(),
+            );
         }
         Ok(())
     }

@@ -24,6 +24,8 @@ pub mod resolve;
 pub mod session;
 /// Conditions per Service and the list of problems, written for people.
 pub mod status;
+/// What this node tells load balancers of others about its own endpoints.
+pub mod health;
 /// The loop that joins all of the above.
 pub mod reconcile;
 /// What `--check` prints.

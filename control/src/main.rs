@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tidegate_control::check::report;
 use tidegate_control::config::NodeFile;
+use tidegate_control::health::Health;
 use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::session::link;
 use tidegate_control::source::Source;
@@ -58,6 +59,9 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     let (inbox, taken) = channel();
     stop_on_signals(inbox.clone())?;
     let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status);
+    if file.control.serve_health_check_node_ports {
+        reconciler = reconciler.telling(Health::start().context("cannot serve healthCheckNodePorts")?);
+    }
     let batches = inbox.clone();
     let running = source
         .start(Box::new(move |batch| batches.send(Input::Source(batch)).is_ok()))

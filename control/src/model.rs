@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use hashbrown::HashMap;
+use serde::Serialize;
 
 use crate::source::{ObjectKey, ObjectKind};
 use endpointslice::EndpointSlice;
@@ -22,7 +23,7 @@ pub mod endpointslice;
 pub mod node;
 
 /// Namespace and name of a namespaced object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Name {
     /// Namespace, never empty.
     pub namespace: String,

@@ -15,13 +15,14 @@ use tidegate_api::message::Response;
 use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
 
 use crate::config::NodeFile;
+use crate::health::{Check, Health};
 use crate::model::{Dirty, Model, Name};
 use crate::problem::{Place, Problem, Severity};
 use crate::resolve::claim::Claims;
 use crate::resolve::note::Note;
 use crate::resolve::reach::{Reach, Way};
 use crate::resolve::service::Outcome;
-use crate::resolve::site::Site;
+use crate::resolve::site::{Site, health_addresses};
 use crate::resolve::{self, gateway, peer};
 use crate::session::link::News;
 use crate::session::{Session, Standing};
@@ -68,6 +69,8 @@ pub struct Reconciler {
     /// Notes of the Services that are ours.
     notes: HashMap<Name, Vec<Note>>,
     session: Session,
+    /// Where load balancers ask for local endpoints, if that is served.
+    health: Option<Health>,
     /// What the dataplane found of the ways to nodes.
     deliveries: Deliveries,
     status: StatusWriter,
@@ -102,6 +105,7 @@ impl Reconciler {
             reach: Reach::default(),
             notes: HashMap::new(),
             session: Session::default(),
+            health: None,
             deliveries: Deliveries::default(),
             status,
             invalid: BTreeMap::new(),
@@ -117,6 +121,12 @@ impl Reconciler {
         }
     }
 
+    /// Has load balancers told of local endpoints. Before the first batch.
+    #[must_use]
+    pub fn telling(self, health: Health) -> Self {
+        Reconciler { health: Some(health), ..self }
+    }
+
     /// Runs until [`Input::Stop`] or until nobody can send any more.
     pub fn run(&mut self, inbox: &Receiver<Input>) {
         loop {
@@ -127,6 +137,7 @@ impl Reconciler {
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
             self.look_after();
+            self.tell_health();
             self.push();
             self.tell_problems();
         }
@@ -202,6 +213,7 @@ impl Reconciler {
             problems.extend(found.iter().map(placed));
         }
         problems.extend(self.dataplane_problem.clone());
+        problems.extend(self.health.iter().flat_map(Health::problems));
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
             let object = object_key(key);
@@ -372,6 +384,9 @@ impl Reconciler {
         if dirty.nodes.is_empty() {
             return;
         }
+        if let Some(health) = &mut self.health {
+            health.listen_at(health_addresses(&self.file, &self.model));
+        }
         let site = Site::new(&self.file, &self.model);
         if site != self.site {
             self.site = site;
@@ -421,6 +436,7 @@ impl Reconciler {
                 Outcome::Ours { service, notes } => (service, Some(notes)),
                 Outcome::NotOurs => (None, None),
             };
+            self.follow_health(&name, notes.is_some());
             restated.extend(self.claims.replace(&name, service));
             self.note(&name, notes);
             restated.insert(name);
@@ -430,6 +446,21 @@ impl Reconciler {
             let resource = service.map(|service| resolve::resource(name.to_string(), Body::Service(service)));
             self.want(service_key(&name), resource);
             self.refresh(&name);
+        }
+    }
+
+    fn follow_health(&mut self, name: &Name, is_ours: bool) {
+        let Some(health) = &mut self.health else { return };
+        let service = self.model.service(name).filter(|_| is_ours);
+        let check = service.and_then(|service| Check::of(service, self.model.slices_of(name), &self.file.node));
+        health.follow(name, check);
+    }
+
+    /// The dataplane does what it is told when it has answered and owes no answer.
+    fn tell_health(&mut self) {
+        let healthy = self.session.is_synced() && self.dataplane_problem.is_none();
+        if let Some(health) = &mut self.health {
+            health.say_healthy(healthy);
         }
     }
 

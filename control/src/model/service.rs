@@ -47,6 +47,8 @@ pub struct Service {
     pub source_ranges: Vec<IpNet>,
     /// `sessionAffinity: ClientIP` with its timeout in seconds (S-015, S-016).
     pub affinity_timeout_s: Option<u32>,
+    /// `healthCheckNodePort`, host order, never 0; of Services of type LoadBalancer under the policy Local (S-017).
+    pub health_check_node_port: Option<u16>,
     /// What our annotations ask for.
     pub wishes: Wishes,
 }

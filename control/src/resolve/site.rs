@@ -66,6 +66,11 @@ impl Site {
     }
 }
 
+/// Where the own Node answers at its `healthCheckNodePort`s: the addresses of its node ports, whether those are served or not.
+pub fn health_addresses(file: &NodeFile, model: &Model) -> Vec<IpAddr> {
+    node_addresses(model.node(&file.node), &file.control.node_port_addresses)
+}
+
 /// The own addresses: the internal ones of the Node's status and those of its VTEPs, as far as `chosen` has them; a single address that is
 /// chosen counts even if the Node does not list it.
 fn node_addresses(own: Option<&Node>, chosen: &[IpNet]) -> Vec<IpAddr> {

@@ -52,6 +52,7 @@ pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
         internal_policy: TrafficPolicy::Cluster,
         source_ranges: Vec::new(),
         affinity_timeout_s: None,
+        health_check_node_port: None,
         wishes: Wishes::default(),
     };
     if service.service_type == ServiceType::Other {
@@ -87,6 +88,11 @@ pub(super) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
         service.external_policy = TrafficPolicy::Cluster; // T-007: nobody outside reaches it
     }
     service.affinity_timeout_s = affinity(spec)?;
+    // The API clears the field when the policy is no longer Local (S-116); a file may not.
+    let checked = service.service_type == ServiceType::LoadBalancer && service.external_policy == TrafficPolicy::Local;
+    if let Some(number) = spec.health_check_node_port.filter(|number| checked && *number != 0) {
+        service.health_check_node_port = Some(port(number, "spec.healthCheckNodePort")?);
+    }
     Ok(service)
 }
 
