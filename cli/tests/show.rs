@@ -281,6 +281,8 @@ fn worker(number: u32, core: Option<u32>) -> WorkerRow {
         sleeps: 56,
         flows: 2,
         flows_max: 1_310_720,
+        half_open: 1_204,
+        half_open_max: 327_680,
         held: 1,
         ports: vec![format!("wan0/{number}"), format!("lan0/{number}")],
     }

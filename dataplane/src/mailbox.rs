@@ -52,6 +52,10 @@ pub struct Status {
     pub flows: u64,
     /// Capacity of both families.
     pub flows_max: u64,
+    /// Flows of both families whose handshake no client has finished.
+    pub half_open: u64,
+    /// The share of both families for them.
+    pub half_open_max: u64,
     /// Frames it holds: waiting for neighbours, pending, in flight.
     pub held: u64,
     /// Its ports.
@@ -113,6 +117,8 @@ fn status(worker: &Worker) -> Status {
         generation: worker.reader.generation(),
         flows: worker.state.live(),
         flows_max: u64::from(worker.state.v4.capacity()) + u64::from(worker.state.v6.capacity()),
+        half_open: u64::from(worker.state.v4.opening()) + u64::from(worker.state.v6.opening()),
+        half_open_max: u64::from(worker.state.v4.opening_max()) + u64::from(worker.state.v6.opening_max()),
         held: worker.held(),
         ports: worker.exits.ports.iter().map(port).collect(),
         events: Event::ALL.iter().map(|event| (event.name(), counters.events(*event))).collect(),

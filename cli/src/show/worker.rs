@@ -18,6 +18,8 @@ pub fn workers(rows: &[WorkerRow]) -> String {
         number("SLEEPS"),
         number("FLOWS"),
         number("FLOWS MAX"),
+        number("HALF OPEN"),
+        number("HALF OPEN MAX"),
         number("HELD"),
         text("PORTS"),
     ]);
@@ -31,6 +33,8 @@ pub fn workers(rows: &[WorkerRow]) -> String {
             row.sleeps.to_string(),
             row.flows.to_string(),
             row.flows_max.to_string(),
+            row.half_open.to_string(),
+            row.half_open_max.to_string(),
             row.held.to_string(),
             row.ports.join(", "),
         ]);

@@ -222,6 +222,12 @@ pub struct WorkerRow {
     pub flows: u64,
     /// Capacity of the flow table.
     pub flows_max: u64,
+    /// Flows of a handshake that no client has finished; they are among `flows`.
+    #[serde(default)]
+    pub half_open: u64,
+    /// Their share: one more takes the place of the oldest.
+    #[serde(default)]
+    pub half_open_max: u64,
     /// Frames held back (waiting for a neighbour, queued for transmission).
     pub held: u64,
     /// Ports it serves, as `device/queue`.

@@ -140,6 +140,8 @@ fn worker_row(status: &Status, core: Option<usize>) -> WorkerRow {
         sleeps: event(status, Event::Sleeps),
         flows: status.flows,
         flows_max: status.flows_max,
+        half_open: status.half_open,
+        half_open_max: status.half_open_max,
         held: status.held,
         ports: status.ports.iter().map(|port| format!("{}/{}", port.facts.device, port.facts.queue)).collect(),
     }
@@ -232,6 +234,8 @@ mod tests {
             generation: 3,
             flows: 1,
             flows_max: 2,
+            half_open: 1,
+            half_open_max: 1,
             held,
             ports: vec![],
             events: vec![("received", received), ("consumed", 1)],
