@@ -6,6 +6,7 @@
 //! kernel without our flows would answer with resets, and the next process takes them over.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tidegate_api::listen::Listener;
 use tidegate_io::afxdp::{self, AfXdpPort, InterfaceConfig, ModeChoice, OpenConfig, Opened};
 use tidegate_io::mem::now_ns;
-use tidegate_io::{HugePages, OnDeath, Owned, OwnedChange, Pinhole, Port};
+use tidegate_io::{Guarded, HugePages, OnDeath, Owned, OwnedChange, Pinhole, Port};
 
 use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::compile::{Compiler, Pinholes};
@@ -117,7 +118,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     }
     let mut opened = afxdp::open(&open_config(&file.dataplane))?;
     tell_ports(&opened);
-    let pinholes = SharedPinholes(Arc::new(Mutex::new(std::mem::take(&mut opened.pinholes))));
+    let pinholes = SharedPinholes(Arc::new(Mutex::new(std::mem::take(&mut opened.pinholes))), Watch::default());
     let running = start(&file, listener, opened, &pinholes, &stop).inspect_err(|_| pinholes.give_back())?;
     tracing::info!(node = file.node, socket = %file.socket.display(), "tidegate-dataplane ready");
 
@@ -362,9 +363,50 @@ fn start_worker(
     Ok(thread)
 }
 
+/// How often it is looked whether the pinholes are still on their devices.
+const GUARD_EVERY_NS: u64 = 2_000_000_000;
+
 /// The pinholes of all devices: the compiler says what is ours, clients read what they counted.
 #[derive(Clone)]
-struct SharedPinholes(Arc<Mutex<Vec<Pinhole>>>);
+struct SharedPinholes(Arc<Mutex<Vec<Pinhole>>>, Watch);
+
+/// When the pinholes were last looked at, and what was last said of those that are not in place, by device.
+#[derive(Clone, Default)]
+struct Watch {
+    looked_ns: u64,
+    said: BTreeMap<String, String>,
+}
+
+impl Watch {
+    /// Says what is new about a pinhole.
+    fn tell(&mut self, device: &str, found: io::Result<Guarded>) {
+        let wrong = match found {
+            Ok(Guarded::InPlace) => None,
+            Ok(Guarded::Reattached) => {
+                tracing::error!(
+                    device,
+                    "somebody took the XDP program off; it is attached again. Meanwhile everything passed to the kernel"
+                );
+                None
+            }
+            Ok(Guarded::Replaced(id)) => Some(format!(
+                "another XDP program ({id}) is in the place of ours; `ip link set dev {device} xdp off` gives it back"
+            )),
+            Err(error) => Some(format!("cannot look after the XDP program: {error}")),
+        };
+        let before = self.said.remove(device);
+        match wrong {
+            Some(text) => {
+                if before.as_ref() != Some(&text) {
+                    tracing::error!(device, "{text}");
+                }
+                self.said.insert(device.to_owned(), text);
+            }
+            None if before.is_some() => tracing::info!(device, "the XDP program is in its place again"),
+            None => {}
+        }
+    }
+}
 
 impl SharedPinholes {
     /// Takes off what this process attached: a start that was refused must not leave traffic to be dropped. A pinhole
@@ -397,5 +439,17 @@ impl Pinholes for SharedPinholes {
         let mut pinholes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let results: Vec<_> = pinholes.iter_mut().map(|pinhole| pinhole.change(change)).collect();
         results.into_iter().collect()
+    }
+
+    fn look_after(&mut self, now: u64) {
+        let SharedPinholes(pinholes, watch) = self;
+        if now.saturating_sub(watch.looked_ns) < GUARD_EVERY_NS {
+            return;
+        }
+        watch.looked_ns = now;
+        for pinhole in pinholes.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            let found = pinhole.guard();
+            watch.tell(pinhole.device(), found);
+        }
     }
 }

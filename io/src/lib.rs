@@ -37,6 +37,6 @@ pub mod pin;
 
 pub use frame::{BATCH_MAX, Batch, Frame, GroupId, HEADROOM_BYTES};
 pub use mem::HugePages;
-pub use pinhole::{OnDeath, Owned, OwnedChange, OwnedFlags, Pinhole, PinholeCounters};
+pub use pinhole::{Guarded, OnDeath, Owned, OwnedChange, OwnedFlags, Pinhole, PinholeCounters};
 pub use pool::{Depot, Homing, Magazine, Pool};
 pub use port::{Mode, Port, PortCounters, PortFacts, SocketStatistics};

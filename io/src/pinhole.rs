@@ -97,8 +97,8 @@ pub enum OnDeath {
     Pass,
 }
 
-/// What the program has done since it was first attached, summed over processors. Every packet is in exactly one of
-/// the first four.
+/// What the program has done since it was first attached, summed over processors, and what was done about it. Every packet
+/// is in exactly one of the first four.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PinholeCounters {
     /// Packets that are not ours, passed to the kernel.
@@ -111,6 +111,19 @@ pub struct PinholeCounters {
     pub passed_dead: u64,
     /// Packets too broken to tell; among those passed.
     pub malformed: u64,
+    /// How often this process found the program taken off its device and put it back. Meanwhile everything passed.
+    pub reattached: u64,
+}
+
+/// What [`Pinhole::guard`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guarded {
+    /// The program is on its device.
+    InPlace,
+    /// Somebody had taken it off; it is there again.
+    Reattached,
+    /// Somebody has put another program in its place, which is left alone: the kernel's number for that one.
+    Replaced(u32),
 }
 
 /// How a program is attached to its device.
@@ -167,6 +180,7 @@ pub struct Pinhole {
     sockets: Arc<MapHandle>,
     settings: MapHandle,
     counters: MapHandle,
+    reattached: u64,
 }
 
 impl Pinhole {
@@ -203,6 +217,7 @@ impl Pinhole {
             sockets: Arc::new(handle(&loaded.maps.sockets)?),
             settings: handle(&loaded.maps.settings)?,
             counters: handle(&loaded.maps.counters)?,
+            reattached: 0,
         })
     }
 
@@ -235,6 +250,26 @@ impl Pinhole {
     /// What the kernel reports, for instance that another program has taken its place.
     pub fn close(self) -> io::Result<()> {
         set_program(self.ifindex, None, self.attachment.flags(), Some(self.program.as_fd()))
+    }
+
+    /// Looks whether the program is still on its device and puts it back if nothing is. A program that somebody else has put
+    /// there is left alone.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports, for instance that the device is gone.
+    pub fn guard(&mut self) -> io::Result<Guarded> {
+        let own = describe(self.program.as_fd())?.id;
+        match attached(self.ifindex)? {
+            Some((id, _)) if id == own => Ok(Guarded::InPlace),
+            Some((other, _)) => Ok(Guarded::Replaced(other)),
+            None => {
+                let flags = self.attachment.flags() | libbpf_sys::XDP_FLAGS_UPDATE_IF_NOEXIST;
+                set_program(self.ifindex, Some(self.program.as_fd()), flags, None)?;
+                self.reattached += 1;
+                Ok(Guarded::Reattached)
+            }
+        }
     }
 
     /// Name of the device.
@@ -334,7 +369,8 @@ impl Pinhole {
             }
         }
         let [passed, redirected, dropped_dead, passed_dead, malformed] = sums;
-        Ok(PinholeCounters { passed, redirected, dropped_dead, passed_dead, malformed })
+        let reattached = self.reattached;
+        Ok(PinholeCounters { passed, redirected, dropped_dead, passed_dead, malformed, reattached })
     }
 
     /// Hands packets of `queue` that are ours to `socket` from now on, and returns what takes that back when dropped.
@@ -390,19 +426,10 @@ fn adopt(map: &mut libbpf_rs::OpenMapMut<'_>, found: &Found) -> io::Result<()> {
 /// The program on a device, if any.
 pub(crate) fn find(ifindex: u32) -> io::Result<Option<Found>> {
     let ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
-    let mut query =
-        libbpf_sys::bpf_xdp_query_opts { sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as _, ..Default::default() };
-    // SAFETY: `query` is a valid structure that says its own size.
-    check(unsafe { libbpf_sys::bpf_xdp_query(ifindex, 0, &raw mut query) })?;
-    let (id, attachment) = match (query.drv_prog_id, query.skb_prog_id, query.hw_prog_id) {
-        (0, 0, 0) => return Ok(None),
-        (0, 0, hardware) => (hardware, Attachment::Native),
-        (0, generic, _) => (generic, Attachment::Generic),
-        (native, _, _) => (native, Attachment::Native),
-    };
+    let Some((id, attachment)) = attached(ifindex)? else { return Ok(None) };
     // SAFETY: no pointers are passed.
     let program = own(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) })?;
-    let (name, map_ids) = describe(program.as_fd())?;
+    let About { name, map_ids, .. } = describe(program.as_fd())?;
     let mut maps = BTreeMap::new();
     for map in map_ids.into_iter().map(MapHandle::from_map_id) {
         let map = map.map_err(error)?;
@@ -411,8 +438,28 @@ pub(crate) fn find(ifindex: u32) -> io::Result<Option<Found>> {
     Ok(Some(Found { id, name, attachment, program, maps }))
 }
 
-/// Name and map numbers of a program.
-fn describe(program: BorrowedFd<'_>) -> io::Result<(String, Vec<u32>)> {
+/// Number of the program on a device, and how it is attached.
+fn attached(ifindex: i32) -> io::Result<Option<(u32, Attachment)>> {
+    let mut query =
+        libbpf_sys::bpf_xdp_query_opts { sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as _, ..Default::default() };
+    // SAFETY: `query` is a valid structure that says its own size.
+    check(unsafe { libbpf_sys::bpf_xdp_query(ifindex, 0, &raw mut query) })?;
+    Ok(match (query.drv_prog_id, query.skb_prog_id, query.hw_prog_id) {
+        (0, 0, 0) => None,
+        (0, 0, hardware) => Some((hardware, Attachment::Native)),
+        (0, generic, _) => Some((generic, Attachment::Generic)),
+        (native, _, _) => Some((native, Attachment::Native)),
+    })
+}
+
+/// What the kernel says of a program.
+struct About {
+    id: u32,
+    name: String,
+    map_ids: Vec<u32>,
+}
+
+fn describe(program: BorrowedFd<'_>) -> io::Result<About> {
     const MAPS_MAX: u32 = 64;
     let mut ids = vec![0u32; MAPS_MAX as usize];
     let mut about = libbpf_sys::bpf_prog_info {
@@ -429,7 +476,7 @@ fn describe(program: BorrowedFd<'_>) -> io::Result<(String, Vec<u32>)> {
         *to = from.cast_unsigned();
     }
     let end = name.iter().position(|byte| *byte == 0).unwrap_or(NAME_BYTES);
-    Ok((String::from_utf8_lossy(&name[..end]).into_owned(), ids))
+    Ok(About { id: about.id, name: String::from_utf8_lossy(&name[..end]).into_owned(), map_ids: ids })
 }
 
 /// Attaches `program` (or none) to a device, in the place of `old` if that is given and still there.

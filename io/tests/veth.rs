@@ -13,7 +13,8 @@ use std::time::Duration;
 use support::{Namespace, Wire, config, forward, isolated, run, tagged, udp, until, veth};
 use tidegate_io::afxdp::{InterfaceConfig, ModeChoice, OpenConfig, OpenError, Opened, open};
 use tidegate_io::{
-    BATCH_MAX, Batch, HugePages, Mode, OnDeath, Owned, OwnedFlags, Pinhole, PinholeCounters, Pool, Port, PortCounters,
+    BATCH_MAX, Batch, Guarded, HugePages, Mode, OnDeath, Owned, OwnedFlags, Pinhole, PinholeCounters, Pool, Port,
+    PortCounters,
 };
 
 const CLIENTS: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
@@ -637,6 +638,38 @@ fn a_stopped_process_keeps_its_packets() {
         assert_eq!(kernel.drain(), Vec::<Vec<u8>>::new());
         owner.signal(libc::SIGCONT);
         owner.kill();
+    });
+}
+
+#[test]
+fn a_program_that_is_taken_off_is_put_back_and_another_is_left_alone() {
+    isolated("a_program_that_is_taken_off_is_put_back_and_another_is_left_alone", || {
+        veth("wan0", "wan1", 1);
+        let client = Wire::open("wan1");
+        let Opened { mut ports, pools, mut pinholes } = open(&config(&["wan0"])).unwrap();
+        pinholes[0].update(&vips()).unwrap();
+        let packet = udp(CLIENTS[0], VIPS[0], (9, 80), b"x");
+        let mut arrives = || {
+            client.send(&packet);
+            assert_eq!(receive_all(&mut ports, &pools[0]), std::slice::from_ref(&packet));
+        };
+        assert_eq!(pinholes[0].guard().unwrap(), Guarded::InPlace);
+        arrives();
+        run("ip link set wan0 xdp off");
+        assert!(!attached("wan0"));
+        assert_eq!(pinholes[0].guard().unwrap(), Guarded::Reattached);
+        assert_eq!(pinholes[0].guard().unwrap(), Guarded::InPlace);
+        // It has its maps and its sockets still.
+        arrives();
+        assert_eq!((counters(&pinholes).redirected, counters(&pinholes).reattached), (2, 1));
+        run("mount -t tmpfs none /mnt");
+        let source = "__attribute__((section(\"xdp\"), used)) int other(void *context) { return 2; }";
+        std::fs::write("/mnt/other.c", source).unwrap();
+        run("cd /mnt && clang -O2 -g -target bpf -c other.c -o other.o");
+        run("ip link set wan0 xdp off; cd /mnt && ip link set dev wan0 xdp obj other.o sec xdp");
+        assert!(matches!(pinholes[0].guard().unwrap(), Guarded::Replaced(id) if id > 0));
+        assert!(attached("wan0"), "it is still there");
+        assert_eq!(counters(&pinholes).reattached, 1);
     });
 }
 

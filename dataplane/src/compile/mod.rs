@@ -88,6 +88,9 @@ pub trait Pinholes: Send {
     /// # Errors
     /// What the kernel says; some devices may have been changed. Then only [`Pinholes::update`] makes them right again.
     fn change(&mut self, change: &OwnedChange) -> io::Result<()>;
+
+    /// Looks whether they are where they were put, and puts them back where somebody took them off. Called every tick.
+    fn look_after(&mut self, _now: Nanos) {}
 }
 
 /// Everything the compiler decides with, and what it decided last.
@@ -300,6 +303,7 @@ impl Compiler {
         }
         self.ask_kernel();
         self.guard();
+        self.pinholes.look_after(now);
         self.publisher.collect();
     }
 

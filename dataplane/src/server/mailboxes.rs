@@ -181,6 +181,7 @@ fn port_row(port: &PortStatus, pinhole: Option<PinholeCounters>) -> PortRow {
             ("pinhole_dropped_dead", pinhole.dropped_dead),
             ("pinhole_passed_dead", pinhole.passed_dead),
             ("pinhole_malformed", pinhole.malformed),
+            ("pinhole_reattached", pinhole.reattached),
         ]);
     }
     PortRow {
