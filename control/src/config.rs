@@ -59,6 +59,9 @@ pub struct Control {
     /// UDP port of the overlay, which flannel does not write into its annotations; 8472 unless its `Port` is set.
     #[serde(default = "vxlan_port_default")]
     pub vxlan_port: u16,
+    /// Tunnels of load balancers in front of this gateway that end here.
+    #[serde(default)]
+    pub decap: Option<Decap>,
     /// How packets reach endpoints unless a Service's annotation says otherwise (S-062). Absent: by its
     /// `externalTrafficPolicy`, `node-dsr` for Local and `fullnat` for Cluster.
     #[serde(default)]
@@ -82,6 +85,21 @@ pub struct Control {
     /// Which of its addresses; empty: all that its Node lists.
     #[serde(default, deserialize_with = "prefixes")]
     pub node_port_addresses: Vec<IpNet>,
+}
+
+/// Tunnels that end here: IP in IP, and GUE if it has a port.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Decap {
+    /// Outer destinations: addresses of this machine, or routed to it.
+    #[serde(deserialize_with = "addresses")]
+    pub addresses: Vec<IpAddr>,
+    /// Outer sources: who may send into them.
+    #[serde(deserialize_with = "prefixes")]
+    pub sources: Vec<IpNet>,
+    /// UDP port of GUE.
+    #[serde(default)]
+    pub gue_port: Option<u16>,
 }
 
 /// Where objects come from.
@@ -155,6 +173,9 @@ impl NodeFile {
         if control.vxlan_port == 0 {
             return Err("control.vxlanPort: 0 is not a port".into());
         }
+        if let Some(decap) = &control.decap {
+            decap.check(control.vxlan_port)?;
+        }
         if control.load_balancer_class.as_deref() == Some("") {
             return Err("control.loadBalancerClass: empty; use null to serve Services without a class".into());
         }
@@ -167,6 +188,40 @@ impl NodeFile {
             );
         }
         Ok(())
+    }
+}
+
+impl Decap {
+    fn check(&self, vxlan_port: u16) -> Result<(), String> {
+        if self.addresses.is_empty() {
+            return Err("control.decap.addresses: empty; leave decap out where no tunnel ends".into());
+        }
+        for (index, address) in self.addresses.iter().enumerate() {
+            let wrong = |reason: &str| Err(format!("control.decap.addresses[{index}]: {address} {reason}"));
+            if let Err(reason) = crate::watch::unicast(*address) {
+                return wrong(reason);
+            }
+            if self.addresses[..index].contains(address) {
+                return wrong("is listed twice");
+            }
+            if !self.sources.iter().any(|prefix| prefix.addr().is_ipv4() == address.is_ipv4()) {
+                return wrong("has no source of its family in control.decap.sources");
+            }
+        }
+        for (index, prefix) in self.sources.iter().enumerate() {
+            let wrong = |reason: &str| Err(format!("control.decap.sources[{index}]: {prefix} {reason}"));
+            if prefix.prefix_len() == 0 {
+                return wrong("would take packets from anybody");
+            }
+            if self.sources[..index].contains(prefix) {
+                return wrong("is listed twice");
+            }
+        }
+        match self.gue_port {
+            Some(0) => Err("control.decap.guePort: 0 is not a port".into()),
+            Some(port) if port == vxlan_port => Err("control.decap.guePort: is the port of the overlay".into()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -287,6 +342,13 @@ mod tests {
             (control("fullnatSources: [ten]"), "fullnatSources: \"ten\" is not an IP address"),
             (control("orphanTcp: ignore"), "orphanTcp"),
             (control("vxlanPort: 0"), "control.vxlanPort"),
+            (control("decap: { addresses: [], sources: [] }"), "control.decap.addresses"),
+            (control("decap: { addresses: [10.0.0.1] }"), "sources"),
+            (control("decap: { addresses: [10.0.0.1], sources: [\"2001:db8::/32\"] }"), "control.decap.addresses[0]"),
+            (control("decap: { addresses: [10.0.0.1], sources: [0.0.0.0/0] }"), "control.decap.sources[0]"),
+            (control("decap: { addresses: [10.0.0.1], sources: [10.0.0.9], guePort: 8472 }"), "control.decap.guePort"),
+            (control("decap: { addresses: [10.0.0.1], sources: [10.0.0.9], guePort: 0 }"), "control.decap.guePort"),
+            (control("decap: { addresses: [127.0.0.1], sources: [10.0.0.9] }"), "control.decap.addresses[0]"),
             (control("vxlanPort: 70000"), "vxlanPort"),
             (control("vxlanPort: 70000"), "expected a whole number from 0 to 65535"),
             (control("deliveryMode: dsr"), "deliveryMode"),
@@ -300,6 +362,16 @@ mod tests {
             let message = NodeFile::parse(&text).unwrap_err();
             assert!(message.contains(expected), "{text:?} gave {message:?}, which does not name {expected}");
         }
+    }
+
+    #[test]
+    fn tunnels_that_end_here_are_named_with_their_sources() {
+        let line = "  decap: { addresses: [192.0.2.1, \"2001:db8:1::1\"], sources: [198.51.100.0/24, \"2001:db8::7\"], \
+                    guePort: 6080 }\n";
+        let decap = NodeFile::parse(&format!("{SMALLEST}{line}")).unwrap().control.decap.unwrap();
+        assert_eq!((decap.addresses.len(), decap.gue_port), (2, Some(6080)));
+        assert_eq!(decap.sources, ["198.51.100.0/24".parse().unwrap(), "2001:db8::7/128".parse::<IpNet>().unwrap()]);
+        assert!(NodeFile::parse(SMALLEST).unwrap().control.decap.is_none());
     }
 
     #[test]

@@ -57,6 +57,7 @@ events! {
     PickedUp,           "picked_up", "Flows to nodes that began in the middle of a connection (L-010, N-088).";
     Passed,             "passed", "Packets sent to a node without a flow, by hash (L-021).";
     Decapsulated,       "decapsulated", "Packets taken out of VXLAN.";
+    TunnelEnded,        "tunnel_ended", "Packets taken out of IP in IP or GUE.";
     Encapsulated,       "encapsulated", "Packets put into VXLAN.";
     VxlanUnknownFlags,  "vxlan_unknown_flags", "VXLAN headers with reserved bits set, accepted (V-001).";
     MssClamped,         "mss_clamped", "SYN segments whose MSS was lowered (V-013).";

@@ -107,6 +107,11 @@ drops! {
     VxlanInnerVlan,        parse, Warning, "The inner frame carries an 802.1Q tag (V-014).";
     VxlanWrongFamily,      parse, Warning, "Inner and outer family differ, which no peer of this overlay sends (V-020).";
     EcnMismatch,           parse, Warning, "Outer CE on an inner packet that is not ECN capable (V-007, RFC 6040).";
+    DecapUnknownSource,    decap, Warning, "The outer source may not send into a tunnel that ends here.";
+    DecapOuterFragment,    decap, Warning, "A fragment of a packet that a tunnel brought: it must arrive whole.";
+    DecapNested,           decap, Warning, "A tunnel inside a tunnel that ends here.";
+    GueTruncated,          decap, Warning, "The datagram ends inside the GUE header.";
+    GueUnsupported,        decap, Warning, "GUE with flags, of an unknown variant, a control message, or without an IP packet.";
     FragmentUntracked,     flow, Info,     "A fragment whose flow is not known, or of a protocol whose fragments are not followed.";
     FragmentOverlap,       fragment, Warning, "A fragment that overlaps another of its datagram, or comes after one that did (N-061).";
     FragmentExpired,       fragment, Info, "The first fragment of its datagram did not come in time (N-060).";
@@ -179,6 +184,8 @@ impl From<Malformed> for DropReason {
             Malformed::NdpMalformed => DropReason::NdpMalformed,
             Malformed::VxlanTruncated => DropReason::VxlanTruncated,
             Malformed::VxlanNoVni => DropReason::VxlanNoVni,
+            Malformed::GueTruncated => DropReason::GueTruncated,
+            Malformed::GueUnsupported => DropReason::GueUnsupported,
         }
     }
 }

@@ -577,11 +577,25 @@ pub fn answer(
     }
     counters.count(event);
     match packet.domain {
-        Domain::Wire => encap::back(tables, packet, frame),
+        Domain::Wire if encap::is_bare(packet, frame) => encap::back(tables, packet, frame),
+        // A tunnel brought it, and who is at its other end need not be on the way back.
+        Domain::Wire => match homeward(tables, packet, frame, hash) {
+            Ok(hop) => depart(tables, counters, &relearn(packet, frame), frame, hop, hash),
+            Err(reason) => Verdict::Drop(reason),
+        },
         Domain::Overlay => {
             let made = relearn(packet, frame);
             depart(tables, counters, &made, frame, Hop::Tunnel(packet.tunnel), hash)
         }
+    }
+}
+
+/// The hop towards the destination of an answer.
+fn homeward(tables: &Tables, packet: &Packet, frame: &Frame, hash: u64) -> Result<Hop, DropReason> {
+    let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
+    match packet.l3.family {
+        Version::V4 => route::toward(tables, <[u8; 4]>::addresses(l3).1, hash),
+        Version::V6 => route::toward(tables, <[u8; 16]>::addresses(l3).1, hash),
     }
 }
 

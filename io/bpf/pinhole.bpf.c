@@ -3,8 +3,8 @@
 // The pinhole: decides which packets of a device are Tidegate's and hands those to its AF_XDP sockets.
 //
 // Ours are: packets to a TRAFFIC prefix; TCP and UDP to one of our endpoints (address, protocol, port: a tunnel's, or a
-// node port), and ICMP errors about what we sent from one; ARP requests and neighbour solicitations for an ANNOUNCED
-// address. Everything else passes to the kernel untouched, so that a mistake here cannot
+// node port), and ICMP errors about what we sent from one; IP in IP to one of our endpoints (port 0); ARP requests and
+// neighbour solicitations for an ANNOUNCED address. Everything else passes to the kernel untouched, so that a mistake here cannot
 // take a node's management away. What is ours and finds no socket on its queue is dropped and counted, never passed (a
 // kernel without our state would answer it with resets), unless the setting says otherwise.
 //
@@ -14,6 +14,7 @@
 //   - Fragments other than the first carry no port. Those for an endpoint's address pass to the kernel, which holds them
 //     until its reassembly times out; it never has the first one, so it answers nothing. (RFC 7348 section 4.3: VXLAN
 //     packets must not be fragmented, and may be discarded when they are.) First fragments reach Tidegate.
+//   - Fragments of IP in IP are all ours, since their protocol is in each of them; Tidegate counts and drops them.
 //   - In IPv6, TCP and UDP are recognised directly after the IPv6 header or after one fragment header. Packets with other
 //     extension headers are ours by TRAFFIC prefix only. An ICMP error's quote is read where it has no extension header.
 //   - A neighbour solicitation for an address that is not ANNOUNCED is treated as any packet to its destination.
@@ -41,8 +42,10 @@
 #define ETHERTYPE_QINQ 0x88a8
 
 #define PROTOCOL_ICMP 1
+#define PROTOCOL_IPIP 4
 #define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
+#define PROTOCOL_IPV6 41
 #define PROTOCOL_FRAGMENT 44
 #define PROTOCOL_ICMPV6 58
 #define ICMP_UNREACHABLE 3
@@ -246,6 +249,19 @@ static __always_inline enum owner owner_port(struct endpoint *key, __u8 protocol
 	return bpf_map_lookup_elem(&endpoints, key) ? TIDEGATE : KERNEL;
 }
 
+static __always_inline int is_ip_in_ip(__u8 protocol)
+{
+	return protocol == PROTOCOL_IPIP || protocol == PROTOCOL_IPV6;
+}
+
+/* Does a tunnel of this protocol end at the endpoint whose address is in `key`? */
+static __always_inline enum owner owner_tunnel(struct endpoint *key, __u8 protocol)
+{
+	key->port = 0;
+	key->protocol = protocol;
+	return bpf_map_lookup_elem(&endpoints, key) ? TIDEGATE : KERNEL;
+}
+
 /* Was the segment or datagram quoted at `at` sent from the endpoint whose address is in `key`? */
 static __always_inline enum owner owner_quoted(struct endpoint *key, __u8 protocol, void *at, void *end)
 {
@@ -296,10 +312,12 @@ static __always_inline enum owner owner_v4(void *at, void *end)
 		return MALFORMED;
 	if (flags_v4(ip->destination) & TRAFFIC)
 		return TIDEGATE;
-	if (ip->fragment & bpf_htons(0x1fff))
-		return KERNEL;
 	struct endpoint key = { .address = { [10] = 0xff, [11] = 0xff } };
 	__builtin_memcpy(key.address + 12, ip->destination, 4);
+	if (is_ip_in_ip(ip->protocol))
+		return owner_tunnel(&key, ip->protocol);
+	if (ip->fragment & bpf_htons(0x1fff))
+		return KERNEL;
 	if (ip->protocol == PROTOCOL_ICMP)
 		return owner_error_v4(&key, at + header_bytes, end);
 	if (ip->protocol != PROTOCOL_TCP && ip->protocol != PROTOCOL_UDP)
@@ -324,10 +342,14 @@ static __always_inline enum owner owner_v6(void *at, void *end)
 			return flags_v6(ns->target) & ANNOUNCED ? TIDEGATE : KERNEL;
 		return owner_error_v6(&key, at, end);
 	}
+	if (is_ip_in_ip(next_header))
+		return owner_tunnel(&key, next_header);
 	if (next_header == PROTOCOL_FRAGMENT) {
 		struct fragment *fragment = HEADER(fragment, at, end);
 		if (!fragment)
 			return MALFORMED;
+		if (is_ip_in_ip(fragment->next_header))
+			return owner_tunnel(&key, fragment->next_header);
 		if (fragment->offset & bpf_htons(0xfff8))
 			return KERNEL;
 		next_header = fragment->next_header;

@@ -70,7 +70,8 @@ pub struct Owned {
     /// Tunnel endpoints: UDP packets to this address and port (host order) are ours.
     pub vteps: Vec<(IpAddr, u16)>,
     /// Single ports of addresses whose every other port is the kernel's: address, IANA protocol number (TCP or UDP),
-    /// port (host order). ICMP errors that quote a packet from there are ours too.
+    /// port (host order). ICMP errors that quote a packet from there are ours too. With IP in IP (protocols 4 and 41),
+    /// which has no ports: port 0.
     pub ports: Vec<(IpAddr, u8, u16)>,
 }
 

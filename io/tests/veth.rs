@@ -379,6 +379,61 @@ fn single_ports_of_the_nodes_own_addresses_are_ours() {
     });
 }
 
+/// T-125: tunnels that end at the node's own addresses are ours, whole and in pieces, and nothing else of theirs.
+#[test]
+fn tunnels_that_end_here_are_ours() {
+    isolated("tunnels_that_end_here_are_ours", || {
+        const GUE: u16 = 6080;
+        veth("wan0", "wan1", 1);
+        let (client, kernel) = (Wire::open("wan1"), Wire::open("wan0"));
+        let Opened { mut ports, pools, mut pinholes } = open(&config(&["wan0"])).unwrap();
+        let mut owned = vips();
+        for node in NOT_OURS {
+            owned.ports.extend([(ip(node), 4, 0), (ip(node), 41, 0), (ip(node), 17, GUE)]);
+        }
+        pinholes[0].update(&owned).unwrap();
+        let (mut ours, mut kernels) = (Vec::new(), Vec::new());
+        for family in [0, 1] {
+            let (from, node, other) = (CLIENTS[family], NOT_OURS[family], ["192.0.2.2", "2001:db8:1::2"][family]);
+            for (protocol, inner) in [(4, 0), (41, 1)] {
+                let inside = tcp(CLIENTS[inner], VIPS[inner], (40_000, 80));
+                let piece = |field: u16| match family {
+                    0 => fragment(&ip_in_ip(from, node, protocol, &inside[14..]), field),
+                    _ => fragment_v6(&ip_in_ip(from, node, protocol, &inside[14..]), field),
+                };
+                ours.push(("ip in ip", ip_in_ip(from, node, protocol, &inside[14..])));
+                ours.push(("gue", udp(from, node, (9, GUE), &inside[14..])));
+                ours.push(("first piece", piece([0x2000, 1][family])));
+                ours.push(("later piece", piece([0x0002, 0x10][family])));
+                kernels.push(("ip in ip to another address", ip_in_ip(from, other, protocol, &inside[14..])));
+                kernels.push(("gue to another address", udp(from, other, (9, GUE), &inside[14..])));
+            }
+            kernels.push(("from the port of gue", udp(from, node, (GUE, 9), b"x")));
+            kernels.push(("another protocol", ip_in_ip(from, node, 47, &[0; 40])));
+            kernels.push(("tcp to the port of gue", tcp(from, node, (9, GUE))));
+            kernels.push(("udp to port 0", udp(from, node, (9, 0), b"x")));
+        }
+        for (number, (what, packet)) in (1..).zip(&ours) {
+            client.send(packet);
+            until(what, || counters(&pinholes).redirected == number || counters(&pinholes).passed > 0);
+            assert_eq!(counters(&pinholes).passed, 0, "{what}");
+            assert_eq!(receive_all(&mut ports, &pools[0]), std::slice::from_ref(packet), "{what}");
+        }
+        let redirected = counters(&pinholes).redirected;
+        for (number, (what, packet)) in (1..).zip(&kernels) {
+            client.send(packet);
+            until(what, || counters(&pinholes).passed == number || counters(&pinholes).redirected > redirected);
+            assert_eq!(counters(&pinholes).redirected, redirected, "{what}");
+        }
+        let reached = kernel.drain();
+        kernels.iter().for_each(|(what, packet)| assert!(reached.contains(packet), "{what}"));
+        // Taken back, they are the kernel's again.
+        pinholes[0].update(&vips()).unwrap();
+        client.send(&ours[0].1);
+        until("not ours any more", || counters(&pinholes).passed == kernels.len() as u64 + 1);
+    });
+}
+
 #[test]
 fn what_stays_ours_is_ours_while_the_rest_changes() {
     isolated("what_stays_ours_is_ours_while_the_rest_changes", || {
@@ -926,6 +981,13 @@ fn ip_packet(from: &str, to: &str) -> etherparse::PacketBuilderStep<etherparse::
 fn tcp(from: &str, to: &str, ports: (u16, u16)) -> Vec<u8> {
     let mut packet = Vec::new();
     ip_packet(from, to).tcp(ports.0, ports.1, 1, 1000).write(&mut packet, b"segment").unwrap();
+    packet
+}
+
+/// A packet of this protocol with this payload.
+fn ip_in_ip(from: &str, to: &str, protocol: u8, inside: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    ip_packet(from, to).write(&mut packet, etherparse::IpNumber(protocol), inside).unwrap();
     packet
 }
 

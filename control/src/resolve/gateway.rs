@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tidegate_api::resource::{Gateway, Vtep};
+use tidegate_api::resource::{Decap, Gateway, Vtep};
 
-use crate::config::Control;
+use crate::config::{self, Control};
 use crate::model::node::{Node, Tunnel};
 
 /// This gateway, from its own Node.
@@ -50,7 +50,15 @@ pub fn resolve(node: &Node, control: &Control) -> Result<Gateway, String> {
         hash_key: control.hash_key.to_ascii_lowercase(),
         orphan_tcp: control.orphan_tcp,
         clamp_mss: control.clamp_mss,
+        decap: control.decap.as_ref().map(decap),
     })
+}
+
+fn decap(asked: &config::Decap) -> Decap {
+    let (mut addresses, mut sources) = (asked.addresses.clone(), asked.sources.clone());
+    addresses.sort();
+    sources.sort();
+    Decap { addresses, sources, gue_port: asked.gue_port }
 }
 
 /// V-024: inside the own pod CIDRs, so that workers route replies here, and never an address the kernel uses.

@@ -79,6 +79,21 @@ pub struct Gateway {
     /// Clamp the MSS of SYN and SYN-ACK to what fits the overlay (V-013).
     #[serde(default = "yes")]
     pub clamp_mss: bool,
+    /// Tunnels of load balancers in front of the gateway that end here. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decap: Option<Decap>,
+}
+
+/// Tunnels that end at this gateway: IP in IP (protocols 4 and 41) and GUE, of either family in either.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Decap {
+    /// Outer destinations.
+    pub addresses: Vec<IpAddr>,
+    /// Outer sources; packets from elsewhere are dropped.
+    pub sources: Vec<IpNet>,
+    /// UDP port of GUE, host order. Absent: IP in IP alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gue_port: Option<u16>,
 }
 
 /// What to answer to a TCP segment without a flow in `fullnat`.

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tidegate_api::resource::{Gateway, Vtep};
+use tidegate_api::resource::{Decap as Told, Gateway, Vtep};
 use tidegate_io::{Owned, OwnedChange, OwnedFlags};
 
 use super::device::Devices;
@@ -25,7 +25,9 @@ use super::{address_of, mapped_ip, net};
 use crate::kernel::Layout;
 use crate::objects::place::{Place, is_one};
 use crate::table::Family;
+use crate::table::decap::Decap;
 use crate::table::local::{LocalKind, LocalTable, VtepRow};
+use crate::wire::protocol;
 
 /// How many Services are reached at each place.
 pub type Places = HashMap<Place, u32>;
@@ -55,6 +57,9 @@ struct Around {
     connected: net::Set,
     vtep_v4: Option<VtepRow>,
     vtep_v6: Option<VtepRow>,
+    decap: Option<Arc<Decap>>,
+    /// What the pinhole takes for them: protocols have no port.
+    decap_ends: Vec<AddressPort>,
 }
 
 /// What the pinhole has been told about what has changed since.
@@ -84,6 +89,7 @@ impl Locals {
             return false;
         }
         self.untold.vteps |= (around.vtep_v4, around.vtep_v6) != (self.around.vtep_v4, self.around.vtep_v6);
+        self.untold.vteps |= around.decap_ends != self.around.decap_ends;
         self.around = around;
         true
     }
@@ -98,6 +104,7 @@ impl Locals {
         let table = Arc::make_mut(table);
         table.set_vtep(Family::V4, self.around.vtep_v4);
         table.set_vtep(Family::V6, self.around.vtep_v6);
+        table.set_decap(self.around.decap.clone());
     }
 
     /// Writes the roles of what lies at `touched` places where they differ; true when any does. Costs what is named.
@@ -249,7 +256,7 @@ impl Locals {
         Owned {
             prefixes: all.filter(|(_, _, flags)| *flags != OwnedFlags::default()).collect(),
             vteps: vteps.map(|vtep| (address_of(&vtep.underlay), vtep.port)).collect(),
-            ports: self.node_ports.iter().copied().collect(),
+            ports: self.node_ports.iter().chain(&self.around.decap_ends).copied().collect(),
         }
     }
 }
@@ -276,8 +283,19 @@ impl Around {
             })
         };
         let (vtep_v4, vtep_v6) = (vtep(&gateway.vtep_v4), vtep(&gateway.vtep_v6));
-        Around { kernel, vtep_v4, vtep_v6, ..around }
+        let decap = gateway.decap.as_ref();
+        let table = |decap: &Told| Arc::new(Decap::new(&decap.addresses, &decap.sources, decap.gue_port.unwrap_or(0)));
+        let decap_ends = decap.map(decap_ends).unwrap_or_default();
+        Around { kernel, vtep_v4, vtep_v6, decap: decap.map(table), decap_ends, ..around }
     }
+}
+
+/// What belongs to tunnels that end here: IP in IP of both kinds, and GUE's port.
+fn decap_ends(decap: &Told) -> Vec<AddressPort> {
+    let gue = decap.gue_port.map(|port| (protocol::UDP, port));
+    let kinds = [(protocol::IPIP, 0), (protocol::IPV6, 0)].into_iter().chain(gue);
+    let ends = kinds.flat_map(|(kind, port)| decap.addresses.iter().map(move |address| (*address, kind, port)));
+    ends.collect()
 }
 
 /// What the pinhole does with packets to an address of these roles.

@@ -2,7 +2,8 @@ use std::fs;
 
 use proptest::prelude::*;
 use tidegate_api::resource::{
-    Backend, Body, DeliveryMode, Gateway, MacAddress, OrphanTcp, Peer, PeerVtep, Protocol, Service, ServicePort, Vtep,
+    Backend, Body, Decap, DeliveryMode, Gateway, MacAddress, OrphanTcp, Peer, PeerVtep, Protocol, Service, ServicePort,
+    SourceBackend, Vtep,
 };
 
 use super::*;
@@ -25,6 +26,7 @@ pub(crate) fn gateway() -> Gateway {
         hash_key: "00112233445566778899aabbccddeeff".into(),
         orphan_tcp: OrphanTcp::Drop,
         clamp_mss: true,
+        decap: None,
     }
 }
 
@@ -240,9 +242,39 @@ fn bad_peers_are_refused_by_field() {
 }
 
 #[test]
+fn bad_tunnel_ends_are_refused_by_field() {
+    type Spoil = fn(&mut Decap);
+    let table: [(Spoil, &str); 7] = [
+        (|d| d.addresses.clear(), "decap.addresses: is empty"),
+        (|d| d.addresses.push(d.addresses[0]), "decap.addresses[1]: 192.0.2.1 is listed twice"),
+        (|d| d.addresses[0] = "224.0.0.1".parse().unwrap(), "decap.addresses[0]: 224.0.0.1 is a multicast"),
+        (|d| d.addresses[0] = "2001:db8::1".parse().unwrap(), "decap.addresses[0]: 2001:db8::1 has no source"),
+        (
+            |d| d.sources[0] = "0.0.0.0/0".parse().unwrap(),
+            "decap.sources[0]: 0.0.0.0/0 would take packets from anybody",
+        ),
+        (|d| d.gue_port = Some(0), "decap.gue_port: must not be 0"),
+        (|d| d.gue_port = Some(8472), "decap.gue_port: is the port of the overlay"),
+    ];
+    for (spoil, expected) in table {
+        let addresses = vec!["192.0.2.1".parse().unwrap()];
+        let mut decap = Decap { addresses, sources: vec!["198.51.100.0/24".parse().unwrap()], gue_port: Some(6080) };
+        let body = |decap: &Decap| Gateway { decap: Some(decap.clone()), ..gateway() };
+        assert_eq!(validate::resource(&named("gw", "1", body(&decap))), Ok(()));
+        spoil(&mut decap);
+        let got = refusal(named("gw", "1", body(&decap)));
+        assert!(got.starts_with(expected), "{got}\nis not\n{expected}");
+    }
+}
+
+fn sent(sources: &str, address: &str) -> SourceBackend {
+    SourceBackend { sources: sources.parse().unwrap(), address: address.parse().unwrap() }
+}
+
+#[test]
 fn bad_services_are_refused_by_field() {
     type Spoil = fn(&mut Service);
-    let table: [(Spoil, &str); 34] = [
+    let table: [(Spoil, &str); 36] = [
         (|s| s.ports[0].backends[0].port = 0, "ports[0].backends[0].port: must not be 0"),
         (|s| s.ports[0].protocol = Protocol::Sctp, "ports[0].protocol: SCTP"),
         (|s| s.ports.push(s.ports[0].clone()), "ports[1]: 80/TCP is listed twice"),
@@ -308,6 +340,14 @@ fn bad_services_are_refused_by_field() {
         (
             |s| (s.ports[0].one_packet, s.ports[0].protocol) = (true, Protocol::Udp),
             "ports[0].one_packet: needs a mode that keeps the client's address",
+        ),
+        (
+            |s| s.ports[0].source_backends = vec![sent("10.1.0.0/17", "2001:db8::5")],
+            "ports[0].source_backends[0].address: 2001:db8::5 is not IPv4",
+        ),
+        (
+            |s| s.ports[0].source_backends = vec![sent("2001:db8::/48", "fd00::5"); 2],
+            "ports[0].source_backends[1]: 2001:db8::/48 is listed twice",
         ),
         (|s| s.ports[0].backends[0].node.clear(), "ports[0].backends[0].local_weight: is not 0 and no node is named"),
     ];

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tidegate_api::resource::{
-    Body, DeliveryMode, Gateway, MacAddress, Peer, PeerVtep, Protocol, Resource, Service, ServicePort, Vtep,
+    Body, Decap, DeliveryMode, Gateway, MacAddress, Peer, PeerVtep, Protocol, Resource, Service, ServicePort, Vtep,
 };
 
 use crate::kernel::Layout;
@@ -108,9 +108,30 @@ fn check_gateway(gateway: &Gateway) -> Checked {
             format!("{address} lies in none of the gateway's pod_cidrs")
         })
     })?;
+    if let Some(decap) = &gateway.decap {
+        check_decap(decap, gateway)?;
+    }
     ensure(gateway.hash_key.is_empty() || hash_key(&gateway.hash_key).is_some(), "hash_key", || {
         "is not 16 bytes as 32 hexadecimal digits".into()
     })
+}
+
+fn check_decap(decap: &Decap, gateway: &Gateway) -> Checked {
+    distinct("decap.addresses", &decap.addresses)?;
+    ensure(!decap.addresses.is_empty(), "decap.addresses", || "is empty".into())?;
+    distinct("decap.sources", &decap.sources)?;
+    each("decap.sources", &decap.sources, |field, prefix| {
+        ensure(prefix.prefix_len() > 0, field, || format!("{prefix} would take packets from anybody"))
+    })?;
+    each("decap.addresses", &decap.addresses, |field, address| {
+        check_address(field, *address)?;
+        let has_source = decap.sources.iter().any(|prefix| prefix.addr().is_ipv4() == address.is_ipv4());
+        ensure(has_source, field, || format!("{address} has no source of its family in decap.sources"))
+    })?;
+    let vteps = [&gateway.vtep_v4, &gateway.vtep_v6];
+    let is_overlay = |port: u16| vteps.into_iter().flatten().any(|vtep| vtep.port == port);
+    ensure(decap.gue_port != Some(0), "decap.gue_port", || "must not be 0".into())?;
+    ensure(!decap.gue_port.is_some_and(is_overlay), "decap.gue_port", || "is the port of the overlay".into())
 }
 
 /// The 16 bytes of a hash key in hexadecimal; `None` when `text` is anything else.

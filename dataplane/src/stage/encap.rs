@@ -95,6 +95,11 @@ pub fn ethernet(tables: &Tables, packet: &Packet, frame: &mut Frame, departure: 
     header.emit(frame.bytes_mut()).map(|_| ()).ok_or(DropReason::NoHeadroom)
 }
 
+/// Whether nothing stands between the link-layer header and the packet: no tunnel brought it.
+pub fn is_bare(packet: &Packet, frame: &Frame) -> bool {
+    ethernet::parse_ethernet(frame.bytes()).is_ok_and(|link| link.l3_offset == packet.l3_offset)
+}
+
 /// Sends the frame back where it came from on the wire, tags kept: source becomes destination, unless the answer goes to a
 /// group (RFC 2464 section 7).
 pub fn back(tables: &Tables, packet: &Packet, frame: &mut Frame) -> Verdict {

@@ -5,6 +5,8 @@
 
 /// Frame to packet: headers checked, VXLAN taken off.
 pub mod parse;
+/// Take off what a load balancer in front of us put on.
+pub mod decap;
 /// Which worker does it belong to?
 pub mod owner;
 /// Fragments find the ports that only the first of them has.

@@ -14,8 +14,9 @@ use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
 use crate::family::Family;
 use crate::packet::{Domain, Kind, Packet};
+use crate::stage::decap;
 use crate::table::{DeviceId, Tables, TunnelId};
-use crate::wire::packet::{Fragment, L3, parse_l3_into};
+use crate::wire::packet::{Fragment, L3, parse_l3_accepting_zero_udp6, parse_l3_into};
 use crate::wire::{Family as Version, ethernet, ipv4, ipv6, ndp, protocol, vxlan};
 
 /// Where a frame came in.
@@ -68,16 +69,45 @@ pub fn read(
         return Err(DropReason::EthertypeUnknown);
     }
     let l3 = bytes.get(usize::from(link.l3_offset)..).ok_or(DropReason::EthernetTruncated)?;
-    network(link.ethertype, l3, &mut packet.l3)?;
-    if packet.l3.protocol == protocol::UDP && tunnelled(tables, &packet.l3, l3)? {
-        return overlay(tables, l3, counters, packet);
+    if let Err(reason) = network(link.ethertype, l3, &mut packet.l3) {
+        let again = reason == DropReason::Udp6ZeroChecksum && link.ethertype == ethernet::IPV6;
+        return if again { unsummed(tables, l3, counters, packet) } else { Err(reason) };
     }
-    Ok(())
+    match packet.l3.protocol {
+        protocol::TCP => Ok(()),
+        protocol::UDP if tunnelled(tables, &packet.l3, l3)? => overlay(tables, l3, counters, packet),
+        protocol::UDP => match tables.locals.decap() {
+            Some(ends) if ends.is_gue(packet.l3.destination_port) => decap::run(tables, ends, l3, counters, packet),
+            _ => Ok(()),
+        },
+        protocol::IPIP | protocol::IPV6 => match tables.locals.decap() {
+            Some(ends) => decap::run(tables, ends, l3, counters, packet),
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// A second look at a datagram over IPv6 without checksum: GUE may come like that (RFC 6935), since what is inside
+/// has its own and comes from configured sources alone. Everything else is refused (N-072).
+#[cold]
+#[inline(never)]
+fn unsummed(tables: &Tables, l3: &[u8], counters: &mut Counters, packet: &mut Packet) -> Result<(), DropReason> {
+    let ends = tables.locals.decap().ok_or(DropReason::Udp6ZeroChecksum)?;
+    packet.l3 = parse_l3_accepting_zero_udp6(l3)?;
+    let (source, destination) = ipv6::addresses(l3);
+    if !ends.is_gue(packet.l3.destination_port) || !ends.ends_at(&destination) {
+        return Err(DropReason::Udp6ZeroChecksum);
+    }
+    if ipv6::is_martian_source(source, destination) {
+        return Err(DropReason::MartianSource);
+    }
+    decap::run(tables, ends, l3, counters, packet)
 }
 
 /// A checked IP header of the version that the EtherType promises, from a possible source.
 #[inline(always)]
-fn network(ethertype: u16, l3: &[u8], at: &mut L3) -> Result<(), DropReason> {
+pub(super) fn network(ethertype: u16, l3: &[u8], at: &mut L3) -> Result<(), DropReason> {
     // The EtherType says which header is meant, so that one of the wrong version is counted under the right name.
     match (ethertype == ethernet::IPV6, l3.first().map(|first| first >> 4)) {
         (true, Some(6)) | (false, _) => {}
@@ -106,7 +136,7 @@ fn network(ethertype: u16, l3: &[u8], at: &mut L3) -> Result<(), DropReason> {
 /// # Errors
 /// Why it is and cannot be read.
 #[inline(always)]
-fn tunnelled(tables: &Tables, outer: &L3, l3: &[u8]) -> Result<bool, DropReason> {
+pub(super) fn tunnelled(tables: &Tables, outer: &L3, l3: &[u8]) -> Result<bool, DropReason> {
     let Some(vtep) = tables.locals.vtep(outer.family) else { return Ok(false) };
     let ours = match outer.family {
         Version::V4 => <[u8; 4]>::unmapped(&vtep.underlay) == Some(ipv4::addresses(l3).1),

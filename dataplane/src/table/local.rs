@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::{Prefix, PrefixMap};
 
+use super::decap::Decap;
 use super::exact::{self, ExactMap};
 use super::{Family, mapped, unmapped};
 
@@ -161,6 +162,7 @@ pub struct LocalTable {
     prefixes_v6: Prefixes<Ipv6Net>,
     vtep_v4: Option<VtepRow>,
     vtep_v6: Option<VtepRow>,
+    decap: Option<Arc<Decap>>,
 }
 
 impl LocalTable {
@@ -204,6 +206,12 @@ impl LocalTable {
         }
     }
 
+    /// Tunnels that end here without being part of the overlay, if there are any. Read side.
+    #[inline]
+    pub fn decap(&self) -> Option<&Decap> {
+        self.decap.as_deref()
+    }
+
     /// Every address of ours in mapped form, IPv4 first, in no order that means anything.
     pub fn iter(&self) -> impl Iterator<Item = ([u8; 16], LocalKind)> {
         self.v4.iter().map(|(address, kind)| (mapped(&address), kind)).chain(self.v6.iter())
@@ -234,6 +242,11 @@ impl LocalTable {
             IpNet::V4(prefix) => self.prefixes_v4.set(prefix, kind),
             IpNet::V6(prefix) => self.prefixes_v6.set(prefix, kind),
         }
+    }
+
+    /// Sets or removes the tunnels that end here. Build side.
+    pub fn set_decap(&mut self, decap: Option<Arc<Decap>>) {
+        self.decap = decap;
     }
 
     /// Sets or removes our VTEP whose outer packets are of `family`; its addresses need their roles too. Build side.

@@ -45,6 +45,8 @@ pub mod maglev;
 pub mod backend;
 /// Addresses that are ours.
 pub mod local;
+/// Tunnels that end here without being part of the overlay.
+pub mod decap;
 /// Longest-prefix routes.
 pub mod route;
 /// Link-layer neighbours.

@@ -24,6 +24,7 @@ pub mod icmp;
 pub mod icmpv6;
 pub mod ndp;
 pub mod vxlan;
+pub mod gue;
 pub mod encap;
 pub mod quote;
 pub mod edit;
@@ -45,10 +46,14 @@ pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     /// ICMP for IPv4, RFC 792.
     pub const ICMP: u8 = 1;
+    /// IPv4 inside another packet, RFC 2003.
+    pub const IPIP: u8 = 4;
     /// Transmission Control Protocol, RFC 9293.
     pub const TCP: u8 = 6;
     /// User Datagram Protocol, RFC 768.
     pub const UDP: u8 = 17;
+    /// IPv6 inside another packet, RFC 2473 and RFC 4213.
+    pub const IPV6: u8 = 41;
     /// IPv6 routing header, RFC 8200 section 4.4.
     pub const ROUTING: u8 = 43;
     /// IPv6 fragment header, RFC 8200 section 4.5.
@@ -133,6 +138,10 @@ pub enum Malformed {
     VxlanTruncated,
     /// VXLAN header without the I flag (V-001).
     VxlanNoVni,
+    /// Fewer bytes than the GUE header announces, or none at all.
+    GueTruncated,
+    /// GUE with flags, of an unknown variant, a control message, or with something other than IP inside.
+    GueUnsupported,
     /// The packet quoted in an ICMP error is too short to name its flow, or is of the wrong family.
     QuoteTruncated,
     /// The quoted IPv4 header's checksum does not verify (N-031, RFC 5508 REQ-3a).

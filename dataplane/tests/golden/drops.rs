@@ -18,7 +18,7 @@ use tidegate_dataplane::state::fragment::WAIT_NS;
 use tidegate_dataplane::table::neighbour::{NeighbourRow, NeighbourState};
 use tidegate_dataplane::table::{DeviceId, Tables};
 
-use crate::{gateway_of, terms, to_names, to_web, web, web_pod};
+use crate::{decap, gateway_of, terms, to_names, to_web, web, web_pod};
 
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -122,6 +122,23 @@ fn short(change: impl FnOnce(&mut Tables)) -> Rig {
     let mut tables = crate::tables();
     change(&mut tables);
     Rig::new(tables).unwrap()
+}
+
+/// What only tunnels that end here can have.
+fn tunnels(seen: &mut BTreeSet<&'static str>) {
+    for net in Net::BOTH {
+        let mut rig = Rig::new(decap::tables()).unwrap();
+        let kind = if net == Net::BOTH[0] { 4 } else { 41 };
+        let tunnel = |from| raw(from, net.gateway(), kind);
+        let inside = tunnel(decap::balancer(net)).data(to_web(net).syn(1).packet());
+        rig.rx_wan(&tunnel(net.client(1)));
+        rig.rx_wan(&inside.clone().fragment(0, true));
+        rig.rx_wan(&tunnel(decap::balancer(net)).data(inside.packet()));
+        let gue = udp((decap::balancer(net), 1), (net.gateway(), 6080));
+        rig.rx_wan(&gue.clone().data([0; 2]));
+        rig.rx_wan(&gue.data([0x80, 0, 0, 0]));
+        reasons(&rig, seen);
+    }
 }
 
 /// What only fragments and several workers can have.
@@ -253,6 +270,7 @@ fn every_reason_is_reached_by_a_frame() {
         reasons(&rig, &mut seen);
     }
     fragments_and_hand_overs(&mut seen);
+    tunnels(&mut seen);
     // Reached by `nat::every_port_of_a_backend_can_be_used_and_the_next_flow_is_a_counted_drop`, which takes 64,512 flows.
     seen.insert(DropReason::PortsExhausted.name());
     let missing: Vec<_> = DropReason::ALL.iter().filter(|reason| !seen.contains(reason.name())).collect();

@@ -21,6 +21,7 @@ mod node;
 mod nat;
 mod route;
 mod encap;
+mod decap;
 mod local;
 mod error;
 mod overload;

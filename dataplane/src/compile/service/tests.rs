@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tidegate_api::resource::{Backend, HashFields, Protocol, Scheduler, Service, ServicePort, TrafficPolicy};
+use tidegate_api::resource::{Backend, Decap, HashFields, Protocol, Scheduler, Service, ServicePort, TrafficPolicy};
 use tidegate_io::{Owned, OwnedFlags};
 
 use crate::compile::tests::{SECOND, Told, layout, on_machine, routed, update, update_at};
@@ -134,6 +134,36 @@ fn what_the_kernel_has_is_left_to_it_and_node_ports_wait_for_their_address() {
         layout(&mut compiler, routed());
         assert_eq!(owned(&mut pinhole, &notebook.take()).ports.len(), 1, "it is back");
     }
+}
+
+#[test]
+fn tunnels_that_end_here_are_known_to_parse_and_pinhole() {
+    // T-125
+    let with = |decap: Option<Decap>| tidegate_api::resource::Gateway { decap, ..gateway() };
+    let (mut compiler, notebook) = on_machine();
+    let mut pinhole = Owned::default();
+    update(&mut compiler, full(vec![named("gw", "1", with(None))]));
+    assert!(compiler.tables().locals.decap().is_none());
+    assert_eq!(owned(&mut pinhole, &notebook.take()).ports, []);
+    let addresses: Vec<IpAddr> = ["192.0.2.1", "2001:db8:1::1"].map(|text| text.parse().unwrap()).to_vec();
+    let sources = vec!["198.51.100.0/24".parse().unwrap(), "2001:db8:9::/64".parse().unwrap()];
+    let mut decap = Decap { addresses: addresses.clone(), sources, gue_port: Some(6080) };
+    let accepted = update(&mut compiler, incremental(vec![named("gw", "2", with(Some(decap.clone())))]));
+    assert_eq!(accepted.rejected, []);
+    let table = compiler.tables().locals.decap().unwrap();
+    assert!(addresses.iter().all(|address| table.ends_at(&mapped_ip(*address))) && table.is_gue(6080));
+    assert!(table.takes_from(&mapped_ip("198.51.100.9".parse().unwrap()), crate::table::Family::V4));
+    let mut ports = owned(&mut pinhole, &notebook.take()).ports;
+    ports.sort_unstable();
+    let expected = addresses.iter().flat_map(|address| [(*address, 4, 0), (*address, 17, 6080), (*address, 41, 0)]);
+    assert_eq!(ports, expected.collect::<Vec<_>>());
+    // Without GUE, then without any.
+    decap.gue_port = None;
+    update(&mut compiler, incremental(vec![named("gw", "3", with(Some(decap)))]));
+    assert_eq!(owned(&mut pinhole, &notebook.take()).ports.len(), 4);
+    update(&mut compiler, incremental(vec![named("gw", "4", with(None))]));
+    assert_eq!(owned(&mut pinhole, &notebook.take()).ports, []);
+    assert!(compiler.tables().locals.decap().is_none());
 }
 
 #[test]
