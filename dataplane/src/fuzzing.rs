@@ -17,16 +17,18 @@ use crate::rig::sketch::{self, Sketch, Trouble};
 use crate::rig::{self, FROM_ROUTER, LAN, LAN_MAC, Net, ROUTER_MAC, Rig, VNI, VTEP_MAC, WAN};
 use crate::stage::parse::{self, Ingress};
 use crate::state::{State, Tuple};
+use crate::table::decap::Decap;
 use crate::table::{DeviceId, Tables};
 use crate::wire::checksum::Delta;
 use crate::wire::ethernet::Mac;
 use crate::wire::packet::{L3, l4_checksum_verifies, parse_l3, parse_l3_accepting_zero_udp6};
-use crate::wire::{self, arp, edit, ethernet, ipv4, ipv6, ndp, quote, tcp, udp, vxlan as vxlan_header};
+use crate::wire::{self, arp, edit, ethernet, gue, ipv4, ipv6, ndp, quote, tcp, udp, vxlan as vxlan_header};
 
 /// Every parser of the wire on any bytes: no panic, offsets inside the packet, and no disagreement with etherparse.
 pub fn parse(bytes: &[u8]) {
     let _ = arp::Repr::parse(bytes);
     let _ = vxlan_header::parse(bytes);
+    let _ = gue::parse(bytes).map(|gue| assert!(usize::from(gue.inner_offset) <= bytes.len()));
     let _ = tcp::parse(bytes, true).map(|(header, _)| header.header_len());
     let _ = udp::parse(bytes, true);
     if let Ok(link) = ethernet::parse_ethernet(bytes) {
@@ -148,7 +150,16 @@ pub struct Scene {
     balanced: (u64, u64),
 }
 
-/// Tables with TCP 80 and UDP 53 of `vip(1)` on two pods, TCP 81 and UDP 54 without any, and an announced `vip(200)`.
+/// UDP port of GUE that ends at the gateway's own addresses.
+const GUE: u16 = 6080;
+
+/// Who sends into tunnels that end here.
+fn balancer(net: Net) -> IpAddr {
+    net.client(60_000)
+}
+
+/// Tables with TCP 80 and UDP 53 of `vip(1)` on two pods, TCP 81 and UDP 54 without any, an announced `vip(200)`, TCP 80
+/// and UDP 53 of `vip(4)` delivered to nodes, and tunnels that end at the gateway's own addresses.
 pub fn tables() -> Tables {
     let mut tables = rig::tables();
     for (base, net) in [(0, Net::BOTH[0]), (10, Net::BOTH[1])] {
@@ -158,9 +169,20 @@ pub fn tables() -> Tables {
         rig::add_service(&mut tables, base + 3, net.vip(1), 81, 6, &[]);
         rig::add_service(&mut tables, base + 4, net.vip(1), 54, 17, &[]);
         rig::add_service(&mut tables, base + 5, net.vip(200), 80, 6, &pods(8080));
+        rig::add_service(&mut tables, base + 8, net.vip(4), 80, 6, &pods(8080));
+        rig::add_service(&mut tables, base + 9, net.vip(4), 53, 17, &pods(5353));
+        deliver(&mut tables, base, &[(0, 1), (1, 1)]);
     }
+    let ends = Decap::new(&Net::BOTH.map(Net::gateway), &Net::BOTH.map(|net| balancer(net).into()), GUE);
+    std::sync::Arc::make_mut(&mut tables.locals).set_decap(Some(ends.into()));
     tables.settings.reject_rate_per_s = 1_000_000;
     tables
+}
+
+/// Delivers what goes to `vip(4)` to these nodes: number of the peer, weight (0: not proven). `base` is 0 for IPv4, 10 for
+/// IPv6.
+pub fn deliver(tables: &mut Tables, base: u32, nodes: &[(u8, u16)]) {
+    (8..10).for_each(|id| rig::deliver_to_nodes(tables, base + id, nodes));
 }
 
 fn client(net: Net) -> sketch::End {
@@ -249,6 +271,10 @@ impl Scene {
         for (family, net) in [(0, Net::BOTH[0]), (1, Net::BOTH[1])] {
             self.on_the_wire(net, family, &mut all);
             self.in_the_overlay(net, family, &mut all);
+        }
+        for (family, net) in [(0, Net::BOTH[0]), (1, Net::BOTH[1])] {
+            to_nodes(net, family, &mut all);
+            through_tunnels(net, family, &mut all);
         }
         all
     }
@@ -406,12 +432,45 @@ impl Scene {
         };
         state.v4.visit(0, u32::MAX, |_, entry| count(entry.backend, entry.state.is_active()));
         state.v6.visit(0, u32::MAX, |_, entry| count(entry.backend, entry.state.is_active()));
-        for backend in (0..20_000).step_by(1000).flat_map(|base| base..base + 64) {
+        let rows = |base| (base..base + 64).chain(base + 500..base + 502);
+        for backend in (0..20_000).step_by(1000).flat_map(rows) {
             let (live, active) = live.get(&backend).copied().unwrap_or_default();
             let counted = (state.usage.live(backend), state.usage.connections(backend));
             assert_eq!(counted, (live, (active, live - active)), "backend {backend}");
         }
     }
+}
+
+/// What nodes deliver themselves.
+fn to_nodes(net: Net, family: usize, all: &mut Vec<Specimen>) {
+    let (web, names, client) = ((net.vip(4), 80), (net.vip(4), 53), client(net));
+    let mut add = |name: &str, packet: &Sketch| {
+        all.push((format!("{name} to a node v{}", 4 + 2 * family), WAN, packet.frame(FROM_ROUTER)));
+    };
+    add("syn", &sketch::tcp(client, web).syn(7));
+    add("middle", &sketch::tcp((net.client(8), 1), web).segment("PA", 101, 501).data(*b"GET / HTTP/1.1"));
+    add("rst", &sketch::tcp(client, web).segment("R", 101, 0));
+    add("datagram", &sketch::udp(client, names).data(*b"who?"));
+    add("later fragment", &sketch::udp(client, names).data([1; 64]).fragment(64, false));
+    add("last hop", &sketch::udp(client, names).data(*b"who?").ttl(1));
+    let seen = sketch::tcp(web, client).segment("PA", 501, 101).data([7; 40]).packet();
+    add("error", &sketch::trouble(net.client(99), net.vip(4), Trouble::TooBig(1400), &seen));
+}
+
+/// What a load balancer in front sends in tunnels.
+fn through_tunnels(net: Net, family: usize, all: &mut Vec<Specimen>) {
+    let (from, to) = (balancer(net), net.gateway());
+    let protocol = if family == 0 { 4 } else { 41 };
+    let segment = sketch::tcp(client(net), (net.vip(1), 80)).segment("PA", 101, 501).data(*b"GET /");
+    let refused = sketch::udp(client(net), (net.vip(1), 54)).data(*b"x");
+    let mut add = |name: &str, packet: &Sketch| {
+        all.push((format!("{name} v{}", 4 + 2 * family), WAN, packet.frame(FROM_ROUTER)));
+    };
+    add("ip in ip", &sketch::raw(from, to, protocol).data(segment.packet()));
+    add("refused in ip", &sketch::raw(from, to, protocol).data(refused.packet()));
+    add("gue", &sketch::udp((from, 31_000), (to, GUE)).data(segment.packet()));
+    let header = [&[1, protocol, 0, 0, 9, 9, 9, 9][..], &segment.packet()].concat();
+    add("gue with a header", &sketch::udp((from, 31_000), (to, GUE)).data(header));
 }
 
 fn decides_alike<A: Family + std::fmt::Debug + PartialEq>(
@@ -430,8 +489,11 @@ fn decides_alike<A: Family + std::fmt::Debug + PartialEq>(
 }
 
 /// Addresses at which some scene has Services.
-const SERVED: [fn(Net) -> IpAddr; 5] =
-    [|net| net.vip(1), |net| net.vip(2), |net| net.vip(3), |net| net.vip(21), |net| net.vip(200)];
+const SERVED: [fn(Net) -> IpAddr; 6] =
+    [|net| net.vip(1), |net| net.vip(2), |net| net.vip(3), |net| net.vip(4), |net| net.vip(21), |net| net.vip(200)];
+
+/// The one of them that nodes deliver themselves: what is sent there keeps its client's address.
+const BY_NODES: fn(Net) -> IpAddr = |net| net.vip(4);
 
 /// S-078: nothing leaves untranslated. To the wire only Service addresses and the gateway itself speak, to the overlay
 /// only our VTEP; and what leaves can be read.
@@ -476,10 +538,16 @@ fn check_inside(frame: &[u8]) {
     let l3 = inner.get(usize::from(link.l3_offset)..).unwrap_or_default();
     let Ok(at) = parse_l3(l3) else { panic!("inside: {inner:02x?}") };
     assert_eq!(usize::from(at.total_len), l3.len(), "no padding travels");
-    let source = match at.family {
-        wire::Family::V4 => ipv4::addresses(l3).0.mapped(),
-        wire::Family::V6 => ipv6::addresses(l3).0,
+    let (source, destination) = match at.family {
+        wire::Family::V4 => {
+            let (source, destination) = ipv4::addresses(l3);
+            (source.mapped(), destination.mapped())
+        }
+        wire::Family::V6 => ipv6::addresses(l3),
     };
+    if Net::BOTH.iter().any(|net| rig::mapped(BY_NODES(*net)) == destination) {
+        return;
+    }
     // The gateway's own address speaks from its node ports.
     let ours: [fn(Net) -> IpAddr; 3] = [Net::source, Net::vtep, Net::gateway];
     let mut all = ours.iter().chain(&SERVED);
@@ -619,6 +687,11 @@ fn change(scene: &mut Scene, kind: u8, how: u8) {
             tables.settings.orphan_tcp =
                 if how & 4 == 0 { crate::table::OrphanTcp::Drop } else { crate::table::OrphanTcp::Reset };
         }),
+        247 => {
+            let nodes = [(0, u16::from(how >> 1 & 1)), (1, u16::from(how >> 2 & 1))];
+            let there = if how & 8 == 0 { &nodes[..] } else { &nodes[..1] };
+            scene.rig.publish(|tables| deliver(tables, base, there));
+        }
         _ => {}
     }
     scene.rig.turn();

@@ -127,7 +127,7 @@ fn the_seeds_cover_every_kind_of_frame() {
         let everything: Vec<u8> = (0..specimens.len()).flat_map(|n| [u8::try_from(n).unwrap(), 0]).collect();
         write("decide", "everything", &everything);
         let changes: Vec<u8> =
-            (240..=246).flat_map(|kind| (0..4).flat_map(move |how| [kind, how, 1, 0, 22, 0, 26, 0, 50, 0])).collect();
+            (240..=247).flat_map(|kind| (0..4).flat_map(move |how| [kind, how, 1, 0, 22, 0, 26, 0, 50, 0])).collect();
         write("decide", "changes", &changes);
         write("decide", "raw", &[255, 4, 1, 2, 3, 4, 255, 0]);
     }

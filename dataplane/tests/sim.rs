@@ -1,5 +1,5 @@
 //! A seeded simulation: clients and pods that talk through one, two or eight workers over a bad network, while tables
-//! change, affinity is toggled and time jumps.
+//! change, affinity is toggled, nodes come and go and time jumps.
 //!
 //! Packets arrive on any queue, workers turn in any order, datagrams come in fragments. Whatever happens, the books of
 //! every worker balance, no frame is lost, nothing leaves untranslated, usage equals flows, and no packet changes hands
@@ -115,17 +115,19 @@ impl World {
     fn speak(&mut self) {
         let net = self.net();
         let client = (net.client(self.random.small(40)), 1024 + self.random.small(8));
+        // One in four speaks to a Service that nodes deliver themselves.
+        let vip = if self.random.one_in(4) { net.vip(4) } else { net.vip(2) };
         let (seq, ack) = (1000 + u32::from(self.random.small(100)), 5000 + u32::from(self.random.small(100)));
         let packet = match self.random.below(11) {
-            0..=2 => tcp(client, (net.vip(2), 80)).syn(seq),
-            3 => tcp(client, (net.vip(2), 80)).segment("FA", seq, ack),
-            4 => tcp(client, (net.vip(2), 80)).segment("R", seq, ack),
-            5 | 6 => tcp(client, (net.vip(2), 80)).segment("PA", seq, ack).data([1; 200]),
+            0..=2 => tcp(client, (vip, 80)).syn(seq),
+            3 => tcp(client, (vip, 80)).segment("FA", seq, ack),
+            4 => tcp(client, (vip, 80)).segment("R", seq, ack),
+            5 | 6 => tcp(client, (vip, 80)).segment("PA", seq, ack).data([1; 200]),
             7 if self.random.one_in(3) => {
-                return self.speak_long(tcp(client, (net.vip(2), 80)).segment("PA", seq, ack).data([9; 700]));
+                return self.speak_long(tcp(client, (vip, 80)).segment("PA", seq, ack).data([9; 700]));
             }
-            7 => return self.speak_long(udp(client, (net.vip(2), 53)).data([5; 900])),
-            _ => udp(client, (net.vip(2), 53)).data([2; 60]),
+            7 => return self.speak_long(udp(client, (vip, 53)).data([5; 900])),
+            _ => udp(client, (vip, 53)).data([2; 60]),
         };
         self.air.push((WAN, packet.frame(FROM_ROUTER)));
     }
@@ -227,7 +229,9 @@ impl World {
         let family = usize::from(self.random.one_in(2));
         let (net, base) = (Net::BOTH[family], [0, 10][family]);
         let n = self.random.below(4) as usize;
-        let what = self.random.below(10);
+        let what = self.random.below(12);
+        let weights = [0, 1].map(|node| (node, self.random.small(2)));
+        let nodes = if self.random.one_in(4) { &weights[..1] } else { &weights[..] };
         self.toggled |= what == 9;
         let alive = &mut self.alive[family];
         self.fleet.publish(|tables| match what {
@@ -244,6 +248,7 @@ impl World {
             }
             5 => tables.settings.routes_epoch = tables.settings.routes_epoch.wrapping_add(1),
             6..=8 => neighbours(tables, net, what == 6),
+            10 | 11 => fuzzing::deliver(tables, base, nodes),
             _ => rig::toggle_affinity(tables, base + 6, 100),
         });
     }
@@ -324,7 +329,7 @@ fn check_usage(fleet: &Fleet) {
         let state = worker.state();
         state.v4.visit(0, u32::MAX, |_, entry| *live.entry(entry.backend).or_insert(0u32) += 1);
         state.v6.visit(0, u32::MAX, |_, entry| *live.entry(entry.backend).or_insert(0u32) += 1);
-        for backend in (0..20_000).step_by(1000).flat_map(|base| base..base + 8) {
+        for backend in (0..20_000).step_by(1000).flat_map(|base| (base..base + 8).chain(base + 500..base + 502)) {
             assert_eq!(state.usage.live(backend), live.get(&backend).copied().unwrap_or(0), "backend {backend}");
         }
     }
@@ -376,7 +381,9 @@ fn simulate(workers: u16, seed: u64, faults: bool, steps: u32) {
     world.run(steps);
     assert!(world.delivered > u64::from(steps), "the simulation talks: {}", world.delivered);
     assert!(world.fragments > u64::from(steps), "and in fragments: {}", world.fragments);
-    let handed = world.fleet.counted().get("handed_over").copied().unwrap_or(0);
+    let counted = |name| world.fleet.counted().get(name).copied().unwrap_or(0);
+    assert!(counted("passed") > 0 && counted("picked_up") > 0, "and with nodes: {}", world.fleet.told());
+    let handed = counted("handed_over");
     assert_eq!(handed > 0, workers > 1, "{handed} handed over");
     world.end();
 }
