@@ -165,17 +165,22 @@ impl Reconciler {
                 None => inbox.recv_timeout(LOOK_AFTER_EVERY),
             };
             match input {
-                Ok(Input::Source(mut batch)) => {
+                Ok(Input::Source(batch)) => {
                     // What has come while this thread was busy is one change.
+                    let mut batches = vec![batch];
                     while let Ok(input) = inbox.try_recv() {
                         match input {
-                            Input::Source(later) => batch.merge(later),
+                            Input::Source(later) => batches.push(later),
                             other => {
                                 next = Some(other);
                                 break;
                             }
                         }
                     }
+                    let batch = match batches.len() {
+                        1 => batches.pop().unwrap_or_default(),
+                        _ => Batch::merge(batches),
+                    };
                     self.take(batch);
                 }
                 Ok(Input::Dataplane(news)) => self.hear(news),
@@ -368,8 +373,10 @@ impl Reconciler {
                 {
                     self.desired.doubtful.insert(key.clone(), resource);
                 }
-                if key.kind == ObjectKind::Service {
-                    restated.insert(key.name());
+                match key.kind {
+                    ObjectKind::Service => drop(restated.insert(key.name())),
+                    ObjectKind::AddressPool => self.allocation.touch(),
+                    _ => {}
                 }
                 self.invalid.insert(key, problem);
             }

@@ -144,22 +144,28 @@ impl Drop for Running {
 }
 
 impl Batch {
-    /// Takes in what came after: as if both had happened at once.
-    pub fn merge(&mut self, later: Batch) {
-        let again: HashSet<ObjectKey> = {
-            let applied = later.applied.iter().map(|manifest| &manifest.key);
-            applied.chain(later.read.iter().map(|reading| &reading.key)).chain(&later.deleted).cloned().collect()
-        };
-        self.applied.retain(|manifest| !again.contains(&manifest.key));
-        self.read.retain(|reading| !again.contains(&reading.key));
-        self.applied.extend(later.applied);
-        self.read.extend(later.read);
-        self.deleted.extend(later.deleted);
-        self.problems = later.problems;
-        self.complete |= later.complete;
-        self.unreadable = later.unreadable;
-        self.deletes_confirmed |= later.deletes_confirmed;
-        self.listed_for = later.listed_for.or(self.listed_for);
+    /// Several batches in the order in which they came, as if all had happened at once. Costs what they hold together.
+    pub fn merge(batches: Vec<Batch>) -> Batch {
+        let mut merged = Batch::default();
+        let mut decided: HashSet<ObjectKey> = HashSet::new(); // by what came later
+        let mut deleted: HashSet<ObjectKey> = HashSet::new();
+        for (age, batch) in batches.into_iter().rev().enumerate() {
+            if age == 0 {
+                (merged.problems, merged.unreadable) = (batch.problems, batch.unreadable);
+            }
+            merged.applied.extend(batch.applied.into_iter().filter(|manifest| decided.insert(manifest.key.clone())));
+            merged.read.extend(batch.read.into_iter().filter(|reading| decided.insert(reading.key.clone())));
+            for key in batch.deleted {
+                // Gone at some time: another object of the name, if one came after.
+                decided.insert(key.clone());
+                deleted.insert(key);
+            }
+            merged.complete |= batch.complete;
+            merged.deletes_confirmed |= batch.deletes_confirmed;
+            merged.listed_for = merged.listed_for.or(batch.listed_for);
+        }
+        merged.deleted = deleted.into_iter().collect();
+        merged
     }
 }
 
@@ -234,5 +240,38 @@ impl fmt::Display for ObjectKey {
             false => write!(f, "{} {}", self.kind, self.name),
             true => write!(f, "{} {}/{}", self.kind, self.namespace, self.name),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey { kind: ObjectKind::Service, namespace: "shop".into(), name: name.into() }
+    }
+
+    fn batch(applied: &[(&str, u8)], deleted: &[&str]) -> Batch {
+        let manifest =
+            |(name, version): &(&str, u8)| Manifest { key: key(name), place: None, value: (*version).into() };
+        Batch {
+            applied: applied.iter().map(manifest).collect(),
+            deleted: deleted.iter().map(|name| key(name)).collect(),
+            ..Batch::default()
+        }
+    }
+
+    #[test]
+    fn merged_batches_mean_what_they_mean_one_after_the_other() {
+        let first = Batch { listed_for: Some(3), complete: true, ..batch(&[("a", 1), ("b", 1), ("c", 1)], &["d"]) };
+        let merged = Batch::merge(vec![first, batch(&[("a", 2)], &["b"]), batch(&[("b", 2), ("d", 1)], &["c"])]);
+        let applied = merged.applied.iter().map(|manifest| (manifest.key.name.as_str(), manifest.value.as_u64()));
+        let mut applied: Vec<_> = applied.collect();
+        applied.sort();
+        assert_eq!(applied, [("a", Some(2)), ("b", Some(2)), ("d", Some(1))]);
+        let mut deleted: Vec<&str> = merged.deleted.iter().map(|key| key.name.as_str()).collect();
+        deleted.sort_unstable();
+        assert_eq!(deleted, ["b", "c", "d"], "b and d are other objects now");
+        assert!(merged.complete && merged.listed_for == Some(3));
     }
 }

@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::Reconciler;
 use crate::allocate::{Allocator, Decision, PoolProblem, Refusal, Request, reserved};
 use crate::config::Control;
+use crate::crd::addresspool::AddressPoolStatus;
 use crate::model::service::{Service, ServiceType};
 use crate::model::{Dirty, Name};
 use crate::problem::{Problem, Severity};
@@ -46,6 +47,8 @@ pub(super) struct Allocation {
 /// What was decided about a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Given {
+    /// Identity of the Service: another of its name has nothing yet (S-005).
+    uid: String,
     addresses: Vec<IpAddr>,
     pools: String,
     refusal: Option<Refusal>,
@@ -64,6 +67,11 @@ impl Allocation {
         }
     }
 
+    /// Something is to be told of pools.
+    pub(super) fn touch(&mut self) {
+        self.moved = true;
+    }
+
     /// The term is over: what was decided stays until somebody else's decisions are heard of.
     pub(super) fn suspend(&mut self) {
         self.stale = true;
@@ -79,7 +87,7 @@ impl Allocation {
 
     /// The Service with the addresses that it was given, if they are others than status says.
     pub(super) fn effective(&self, service: &Service) -> Option<Box<Service>> {
-        let given = self.given.get(&service.name)?;
+        let given = self.given.get(&service.name).filter(|given| given.uid == service.uid)?;
         let differs = given.addresses != service.addresses;
         differs.then(|| Box::new(Service { addresses: given.addresses.clone(), ..service.clone() }))
     }
@@ -90,8 +98,8 @@ impl Allocation {
     }
 
     /// Whether it was decided about.
-    pub(super) fn has_decided(&self, name: &Name) -> bool {
-        !self.stale && self.given.contains_key(name)
+    pub(super) fn has_decided(&self, name: &Name, uid: &str) -> bool {
+        !self.stale && self.given.get(name).is_some_and(|given| given.uid == uid)
     }
 
     /// Says why an address is missing, in the allocator's words instead of those of somebody who only sees none.
@@ -131,6 +139,9 @@ impl Reconciler {
                 }
                 true => {}
             }
+        }
+        for (name, addresses) in self.office.ingress().filter(|(name, _)| self.model.service(name).is_none()) {
+            self.allocation.allocator.occupy(name, addresses);
         }
         let before: Vec<Name> = self.allocation.given.drain().map(|(name, _)| name).collect();
         let mut changed: BTreeSet<Name> = before.into_iter().collect();
@@ -182,11 +193,19 @@ impl Reconciler {
     /// Decides about a Service that is ours and held.
     pub(super) fn allocate(&mut self, name: &Name) {
         let Some(service) = self.model.service(name) else { return };
+        self.allocation.allocator.occupy(name, &[]);
         let decision = self.allocation.allocator.assign(Request::new(service, &service.addresses));
         if self.give(name, decision) {
             self.resolve_services([name.clone()].into());
         }
         self.serve_waiting();
+    }
+
+    /// Nobody else gets what a Service has that cannot be read now.
+    pub(super) fn reserve(&mut self, name: &Name) {
+        if self.allocates() && !self.allocation.given.contains_key(name) {
+            self.allocation.allocator.occupy(name, self.office.ingress_of(name));
+        }
     }
 
     /// What a Service had is free again: it is gone, let go, or somebody else's.
@@ -211,11 +230,15 @@ impl Reconciler {
             let note = format!("{} is taken back: {}", cleared.address, cleared.why);
             self.office.tell(name, Tone::Normal, "ClearAssignment", note); // M-005
         }
+        let uid = self.model.service(name).map(|service| service.uid.clone()).unwrap_or_default();
         let given = match decision.result {
-            Ok(assignment) => {
-                Given { pools: assignment.pool_names(), addresses: assignment.addresses, refusal: assignment.lacks }
-            }
-            Err(refusal) => Given { addresses: Vec::new(), pools: String::new(), refusal: Some(refusal) },
+            Ok(assignment) => Given {
+                uid,
+                pools: assignment.pool_names(),
+                addresses: assignment.addresses,
+                refusal: assignment.lacks,
+            },
+            Err(refusal) => Given { uid, addresses: Vec::new(), pools: String::new(), refusal: Some(refusal) },
         };
         if self.allocation.given.get(name) == Some(&given) {
             return false;
@@ -237,14 +260,23 @@ impl Reconciler {
         }
         self.allocation.moved = false;
         self.allocation.told_at = Some(Instant::now());
+        let mut statuses: Vec<(String, AddressPoolStatus)> = Vec::new();
+        let before = |pool: &str| self.allocation.told.get(pool).map_or(&[][..], Vec::as_slice);
         for pool in self.model.pools() {
-            let key = pool_key(&pool.name);
-            let invalid = self.invalid.get(&key).map(ToString::to_string);
-            let before = self.allocation.told.get(&pool.name).map_or(&[][..], Vec::as_slice);
+            let invalid = self.invalid.get(&pool_key(&pool.name)).map(ToString::to_string);
             let Allocation { allocator, problems, .. } = &self.allocation;
-            let status = addresspool::status(pool, allocator, problems, invalid.as_deref(), before);
-            self.allocation.told.insert(pool.name.clone(), status.conditions.clone());
-            self.office.tell_pool(&pool.name, status);
+            let status = addresspool::status(pool, allocator, problems, invalid.as_deref(), before(&pool.name));
+            statuses.push((pool.name.clone(), status));
+        }
+        let unread =
+            self.invalid.iter().filter(|(key, _)| key.kind == ObjectKind::AddressPool && !self.model.holds(key));
+        for (key, problem) in unread {
+            statuses.push((key.name.clone(), addresspool::unread(&problem.to_string(), before(&key.name))));
+        }
+        self.allocation.told =
+            statuses.iter().map(|(name, status)| (name.clone(), status.conditions.clone())).collect();
+        for (name, status) in statuses {
+            self.office.tell_pool(&name, status);
         }
     }
 }

@@ -91,6 +91,15 @@ impl Office {
         self.tell(name, Tone::Warning, "UnAvailableLoadBalancer", note);
     }
 
+    /// Addresses in status of the Services that the API server has.
+    pub(super) fn ingress(&self) -> impl Iterator<Item = (&Name, &[IpAddr])> {
+        self.records.iter().map(|(name, record)| (name, record.ingress.as_slice()))
+    }
+
+    pub(super) fn ingress_of(&self, name: &Name) -> &[IpAddr] {
+        self.records.get(name).map_or(&[], |record| &record.ingress)
+    }
+
     pub(super) fn tell_pool(&self, pool: &str, status: AddressPoolStatus) {
         if let (Some(writer), Some(term)) = (&self.writer, self.in_force()) {
             writer.tell_pool(term, pool, status);
@@ -194,12 +203,14 @@ impl Reconciler {
             self.refresh(name);
             return;
         }
-        // Of another class is another's, however it came to bear our finalizer; but what we have held must be able to go.
-        let class_of_another = record.balanced && service.is_some_and(|service| service.class != self.site.class);
         let known = ours || record.managed || !record.conditions.is_empty() || self.office.lets_go(name);
-        if record.is_held() && known && (record.deleting || !class_of_another) {
+        // Of another class is another's, however it came to bear our finalizer; but what we have held must be able to go.
+        let of_our_class = service.is_some_and(|service| service.class == self.site.class);
+        if record.is_held() && known && (record.deleting || !record.balanced || of_our_class) {
             self.let_go(term, name);
-        } else if !ours || !record.is_held() {
+        } else if service.is_none() && record.balanced {
+            self.reserve(name); // it cannot be read: what it has is its own until it can be
+        } else {
             self.release(name);
         }
     }
@@ -244,7 +255,7 @@ impl Reconciler {
             self.office.order(term, name, Wanted::Told { conditions });
             return;
         }
-        if !record.is_held() || !self.allocation.has_decided(name) {
+        if !record.is_held() || !self.allocation.has_decided(name, &record.uid) {
             return;
         }
         // C-001: an address appears when the dataplane has it. One that people know is not taken back because this one

@@ -32,6 +32,15 @@ pub fn status(
     }
 }
 
+/// The status of a pool that cannot be read and never could.
+pub fn unread(why: &str, before: &[Condition]) -> AddressPoolStatus {
+    let message = format!("not in force: {why}");
+    AddressPoolStatus {
+        conditions: vec![condition(None, "False", "Invalid", message, before)],
+        ..AddressPoolStatus::default()
+    }
+}
+
 fn valid(pool: &AddressPool, problems: &[PoolProblem], invalid: Option<&str>, before: &[Condition]) -> Condition {
     let own: Vec<&PoolProblem> = problems.iter().filter(|problem| problem.pool == pool.name).collect();
     let worst = own.iter().find(|problem| problem.refused).or(own.first());
@@ -43,12 +52,16 @@ fn valid(pool: &AddressPool, problems: &[PoolProblem], invalid: Option<&str>, be
         }
         (None, None) => ("True", "InForce", "addresses are given out as written".into()),
     };
+    condition(pool.generation, status, reason, message, before)
+}
+
+fn condition(generation: Option<i64>, status: &str, reason: &str, message: String, before: &[Condition]) -> Condition {
     let same = |old: &&Condition| old.type_ == VALID && old.status == status;
     let since = before.iter().find(same).map(|old| old.last_transition_time.clone());
     Condition {
         last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
         message,
-        observed_generation: pool.generation,
+        observed_generation: generation,
         reason: reason.into(),
         status: status.into(),
         type_: VALID.into(),

@@ -163,7 +163,7 @@ async fn run(
                 let services = Api::namespaced(client.clone(), &name.namespace);
                 writes.push(take_step(services, &tenure, name, term, record, step));
             }
-            let due = desk.book.due().map_or_else(|| Instant::now() + Duration::from_secs(3600), |due| due);
+            let due = desk.book.due().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 message = orders.recv() => match message {
                     None => break,

@@ -98,6 +98,7 @@ fn an_address_whose_pool_is_gone_is_taken_back() {
 fn no_address_changes_and_none_is_given_twice_however_often_it_is_killed() {
     const SERVICES: usize = 1000;
     let server = cluster();
+    server.apply(&pool("large", &["198.18.0.0/20", "2001:db8:99::/116"])).unwrap();
     for n in 0..SERVICES {
         server.apply(&service(&format!("web{n}"), "")).unwrap();
     }

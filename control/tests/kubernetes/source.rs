@@ -249,6 +249,11 @@ fn a_bad_object_disturbs_no_other() {
         .wait_for("addresspools", "", "again", super::stage::PATIENCE, |pool| !condition(pool, "Valid").is_null())
         .unwrap();
     assert_eq!(condition(&again, "Valid")["status"], "False", "{again:#}");
+    server.apply(&super::stage::pool("backwards", &["203.0.113.9-203.0.113.1"])).unwrap();
+    let backwards = server
+        .wait_for("addresspools", "", "backwards", super::stage::PATIENCE, |pool| !condition(pool, "Valid").is_null())
+        .unwrap();
+    assert_eq!(condition(&backwards, "Valid")["reason"], "Invalid", "{backwards:#}");
     until_served(&server, "good");
 }
 
