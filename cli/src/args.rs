@@ -17,6 +17,9 @@ pub const SOCKET_VARIABLE: &str = "TIDEGATE_SOCKET";
 /// Flows asked for unless `--limit` says otherwise.
 pub const FLOWS_LIMIT_DEFAULT: u32 = 100;
 
+/// Seconds that `tidegate drain` waits unless `--wait` says otherwise.
+pub const DRAIN_WAIT_S_DEFAULT: u64 = 5;
+
 /// One command line.
 #[derive(Debug, Parser)]
 #[command(
@@ -30,6 +33,7 @@ Examples:
   tidegate show backends shop/web
   tidegate show drops
   tidegate show counters --json
+  tidegate drain
   ipvsadm -Sn | tidegate import ipvs > services.yaml")]
 pub struct Arguments {
     /// Socket of the dataplane [default: $TIDEGATE_SOCKET, else /run/tidegate/tidegate.sock]
@@ -48,6 +52,14 @@ pub struct Arguments {
 pub enum Command {
     /// Print the dataplane's view of Services, flows, routes, ports and counters
     Show(ShowArguments),
+    /// Give what this gateway announces to the other gateways, and wait until they have it; it goes on forwarding
+    Drain {
+        /// Longest wait, in seconds
+        #[arg(long, default_value_t = DRAIN_WAIT_S_DEFAULT, value_name = "SECONDS")]
+        wait: u64,
+    },
+    /// Take part in announcing again
+    Undrain,
     /// Turn another balancer's configuration into manifests
     Import(ImportArguments),
 }
@@ -124,6 +136,8 @@ pub enum What {
         #[arg(long)]
         all: bool,
     },
+    /// Gateways of the set: who lives, who announces how many VIPs
+    Gateways,
 }
 
 impl Arguments {
@@ -154,6 +168,7 @@ impl What {
             What::Ports => api::Show::Ports,
             What::Counters => api::Show::Counters,
             What::Drops { .. } => api::Show::Drops,
+            What::Gateways => api::Show::Gateways,
         }
     }
 }

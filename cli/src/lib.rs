@@ -10,6 +10,8 @@
 pub mod args;
 /// `tidegate show`: one question, one answer, as aligned columns or as JSON.
 pub mod show;
+/// `tidegate drain`: what is announced here goes to other gateways.
+pub mod drain;
 /// `tidegate import`: another balancer's configuration as manifests.
 pub mod import;
 /// Conversations that could not be had, in words that help.

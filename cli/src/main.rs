@@ -4,6 +4,7 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use tidegate_cli::args::{Arguments, Command};
@@ -12,15 +13,25 @@ use tidegate_cli::import::Imported;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {
-        Command::Show(show) => match tidegate_cli::show::run(&arguments.socket(), show, arguments.json || show.json) {
-            Ok(text) => print(&text),
-            Err(error) => fail(&format!("{error:#}")),
-        },
+        Command::Show(show) => {
+            said(tidegate_cli::show::run(&arguments.socket(), show, arguments.json || show.json))
+        }
+        Command::Drain { .. } | Command::Undrain if arguments.json => fail("--json is for `tidegate show`"),
+        Command::Drain { wait } => said(tidegate_cli::drain::run(&arguments.socket(), Some(Duration::from_secs(*wait)))),
+        Command::Undrain => said(tidegate_cli::drain::run(&arguments.socket(), None)),
         Command::Import(_) if arguments.json => fail("--json is for `tidegate show`; manifests are YAML"),
         Command::Import(from) => match tidegate_cli::import::run(from) {
             Ok(imported) => tell(&imported),
             Err(error) => fail(&format!("{error:#}")),
         },
+    }
+}
+
+/// A text to standard output, or why there is none to standard error.
+fn said(text: anyhow::Result<String>) -> ExitCode {
+    match text {
+        Ok(text) => print(&text),
+        Err(error) => fail(&format!("{error:#}")),
     }
 }
 

@@ -23,6 +23,8 @@ mod route;
 mod worker;
 /// What was counted: totals, books, drop reasons.
 mod counter;
+/// The gateways of the set.
+mod gateway;
 
 /// Longest wait for one answer.
 const ANSWER_TIMEOUT_S: u64 = 30;
@@ -82,6 +84,7 @@ fn json(answer: &Shown) -> anyhow::Result<String> {
         Shown::Ports(rows) => pretty(rows),
         Shown::Counters(counters) => pretty(counters),
         Shown::Drops(rows) => pretty(rows),
+        Shown::Gateways(gateways) => pretty(gateways),
     }
 }
 
@@ -104,6 +107,7 @@ fn text(answer: &Shown, what: &What) -> String {
         Shown::Ports(rows) => worker::ports(rows),
         Shown::Counters(counters) => counter::counters(counters),
         Shown::Drops(rows) => counter::drops(rows, matches!(what, What::Drops { all: true })),
+        Shown::Gateways(shown) => gateway::gateways(shown),
     }
 }
 
@@ -119,6 +123,7 @@ fn name_of_question(question: &Show) -> &'static str {
         Show::Ports => "ports",
         Show::Counters => "counters",
         Show::Drops => "drops",
+        Show::Gateways => "gateways",
     }
 }
 
@@ -134,5 +139,6 @@ fn name_of_answer(answer: &Shown) -> &'static str {
         Shown::Ports(_) => "ports",
         Shown::Counters(_) => "counters",
         Shown::Drops(_) => "drops",
+        Shown::Gateways(_) => "gateways",
     }
 }

@@ -21,7 +21,7 @@ use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{MacAddress, Protocol};
 use tidegate_api::show::{
-    BackendRow, Counters, DropRow, FlowRow, NeighbourRow, PortRow, RouteRow, ServiceRow, Show, Shown, TunnelRow,
+    BackendRow, Counters, DropRow, FlowRow, GatewayRow, Gateways, NeighbourRow, PortRow, RouteRow, ServiceRow, Show, Shown, TunnelRow,
     WorkerRow,
 };
 
@@ -196,6 +196,15 @@ fn canned(question: &Show) -> Shown {
             drop_reason("SpoofedSource", "flow", "warning", "inner source is not behind this peer", 17),
             drop_reason("NoRoute", "route", "warning", "no route to the destination", 0),
         ]),
+        Show::Gateways => Shown::Gateways(Gateways {
+            alone: None,
+            rows: vec![
+                gateway("gw-1", true, "live", None, 3, &[]),
+                gateway("gw-2", false, "draining", Some(12), 2, &["198.51.100.2", "2001:db8:2::2"]),
+                gateway("gw-3", false, "never heard", None, 0, &["198.51.100.3"]),
+            ],
+            counters: counters(&[("heartbeats_heard", 1200), ("refused_wrong_key", 0), ("vips_taken_over", 5)]),
+        }),
     }
 }
 
@@ -297,6 +306,21 @@ fn port(device: &str, queue: u32, mode: &str, pairs: &[(&str, u64)]) -> PortRow 
     }
 }
 
+fn gateway(node: &str, is_own: bool, state: &str, heard_ms: Option<u64>, announced: u32, addresses: &[&str]) -> GatewayRow {
+    GatewayRow {
+        node: node.into(),
+        is_own,
+        state: state.into(),
+        addresses: addresses.iter().map(|address| ip(address)).collect(),
+        heard_ms,
+        generation: 41,
+        objects: "0123456789abcdef".into(),
+        is_equal: heard_ms.map(|_| true),
+        announced,
+        dual_owner_ms: 17,
+    }
+}
+
 fn drop_reason(reason: &str, stage: &str, severity: &str, help: &str, packets: u64) -> DropRow {
     DropRow { reason: reason.into(), stage: stage.into(), severity: severity.into(), help: help.into(), packets }
 }
@@ -314,6 +338,7 @@ fn empty(question: &Show) -> Shown {
         Show::Ports => Shown::Ports(vec![]),
         Show::Counters => Shown::Counters(Counters::default()),
         Show::Drops => Shown::Drops(vec![]),
+        Show::Gateways => Shown::Gateways(Gateways::default()),
     }
 }
 
@@ -330,6 +355,7 @@ fn subcommands() -> Vec<(&'static str, Show)> {
         ("ports", Show::Ports),
         ("counters", Show::Counters),
         ("drops", Show::Drops),
+        ("gateways", Show::Gateways),
     ]
 }
 
@@ -379,7 +405,7 @@ fn no_rows_are_said_in_words_and_are_an_empty_list_in_json() {
             other => format!("no {other}\n"),
         };
         assert_eq!(printed(&output), expected);
-        if name != "counters" {
+        if !["counters", "gateways"].contains(&name) {
             let dataplane = Dataplane::answering(empty(&question));
             let output = tidegate(&dataplane.socket(), &["show", "--json", name]).output().unwrap();
             assert_eq!(printed(&output), "[]\n", "{name}");
@@ -597,4 +623,48 @@ fn an_answer_that_cannot_be_written_is_an_error() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let output = tidegate(&dataplane.socket(), &["show", "routes"]).stdout(full).output().unwrap();
     assert!(complaint(&output).contains("writing the answer"));
+}
+
+/// A dataplane that is asked to drain, or not to, and tells how many VIPs are left each time it is asked.
+fn draining(left: &'static [u32]) -> (TempDir, JoinHandle<Option<bool>>) {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = Listener::bind(&directory.path().join("tidegate.sock"), 0o600).unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap();
+        let Ok(Request::Hello { .. }) = frame::read(&mut stream) else { return None };
+        let welcome = Response::Welcome { contract: 1, server: "x".into(), holds: Default::default(), reached: 1 };
+        frame::write(&mut stream, &welcome).unwrap();
+        let Ok(Request::Drain { draining }) = frame::read(&mut stream) else { return None };
+        frame::write(&mut stream, &Response::Draining { draining }).unwrap();
+        let mut left = left.iter().copied();
+        let mut last = 0;
+        while let Ok(Request::Show(Show::Gateways)) = frame::read(&mut stream) {
+            last = left.next().unwrap_or(last);
+            let rows = vec![
+                gateway("gw-1", true, "draining", None, last, &[]),
+                gateway("gw-2", false, "lost", Some(9000), 0, &["198.51.100.2"]),
+            ];
+            let shown = Shown::Gateways(Gateways { alone: None, rows, counters: counters(&[]) });
+            frame::write(&mut stream, &Response::Shown(shown)).unwrap();
+        }
+        Some(draining)
+    });
+    (directory, thread)
+}
+
+#[test]
+fn a_drain_waits_until_others_announce() {
+    let (directory, thread) = draining(&[3, 1, 0]);
+    let output = tidegate(&directory.path().join("tidegate.sock"), &["drain"]).output().unwrap();
+    assert!(printed(&output).starts_with("drained after "));
+    assert_eq!(thread.join().unwrap(), Some(true));
+    let (directory, thread) = draining(&[3]);
+    let output = tidegate(&directory.path().join("tidegate.sock"), &["drain", "--wait", "0"]).output().unwrap();
+    let text = complaint(&output);
+    assert!(text.contains("3 VIPs are still announced here") && text.contains("gw-2 is lost"), "{text}");
+    assert_eq!(thread.join().unwrap(), Some(true));
+    let (directory, thread) = draining(&[]);
+    let output = tidegate(&directory.path().join("tidegate.sock"), &["undrain"]).output().unwrap();
+    assert_eq!(printed(&output), "takes part in announcing again\n");
+    assert_eq!(thread.join().unwrap(), Some(false));
 }

@@ -79,6 +79,9 @@ pub struct Control {
     /// Which of its addresses; empty: all that its Node lists.
     #[serde(default, deserialize_with = "prefixes")]
     pub node_port_addresses: Vec<IpNet>,
+    /// Label of the Nodes that are gateways of this one's set, whatever its value but "false". They share announcements.
+    #[serde(default = "gateway_label_default")]
+    pub gateway_label: String,
 }
 
 /// Where objects come from.
@@ -155,6 +158,9 @@ impl NodeFile {
         if control.load_balancer_class.as_deref() == Some("") {
             return Err("control.loadBalancerClass: empty; use null to serve Services without a class".into());
         }
+        if control.gateway_label.is_empty() {
+            return Err("control.gatewayLabel: empty; leave it out for the default".into());
+        }
         if !control.node_port_addresses.is_empty() && !control.expose_node_ports {
             return Err("control.nodePortAddresses: without effect unless exposeNodePorts is true".into());
         }
@@ -215,6 +221,10 @@ fn state_dir_default() -> PathBuf {
     "/var/lib/tidegate".into()
 }
 
+fn gateway_label_default() -> String {
+    "tidegate.io/gateway".into()
+}
+
 fn vxlan_port_default() -> u16 {
     8472 // V-020
 }
@@ -241,6 +251,7 @@ mod tests {
         assert_eq!(file.control.exposed(), Exposed::default());
         assert!(!file.control.topology_hints);
         assert_eq!(file.control.delivery_mode, None);
+        assert_eq!(file.control.gateway_label, "tidegate.io/gateway");
     }
 
     #[test]
@@ -287,6 +298,7 @@ mod tests {
             (control("exposeClusterIPs: maybe"), "exposeClusterIPs"),
             (control("exposeNodePorts: true\n  nodePortAddresses: [here]"), "nodePortAddresses"),
             (control("nodePortAddresses: [198.51.100.9]"), "exposeNodePorts"),
+            (control("gatewayLabel: ''"), "control.gatewayLabel"),
             (SMALLEST.replace("gw-1", "\"\""), "node"),
         ] {
             let message = NodeFile::parse(&text).unwrap_err();

@@ -5,6 +5,7 @@
 //! each of these has its module, and this file is where they meet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use crate::session::link::News;
 use crate::session::{Session, Standing};
 use crate::source::{Batch, Manifest, ObjectKey, ObjectKind};
 use crate::status::StatusWriter;
+use crate::status::conflict::Conflicts;
 use crate::status::delivery::Deliveries;
 use crate::status::service::{Findings, Progress, ServiceStatus};
 use crate::watch::{self, Dialect};
@@ -70,6 +72,8 @@ pub struct Reconciler {
     session: Session,
     /// What the dataplane found of the ways to nodes.
     deliveries: Deliveries,
+    /// Addresses for which strangers answer, as the dataplane heard.
+    conflicts: Conflicts,
     status: StatusWriter,
     /// Objects whose present form is not used.
     invalid: BTreeMap<ObjectKey, Problem>,
@@ -103,6 +107,7 @@ impl Reconciler {
             notes: HashMap::new(),
             session: Session::default(),
             deliveries: Deliveries::default(),
+            conflicts: Conflicts::default(),
             status,
             invalid: BTreeMap::new(),
             unknown_fields: BTreeMap::new(),
@@ -310,7 +315,10 @@ impl Reconciler {
     }
 
     fn resolve_nodes(&mut self, nodes: &BTreeSet<String>) {
-        for name in nodes {
+        // Others of the set are part of this gateway.
+        let own = self.file.node.clone();
+        let anew = (!nodes.is_empty() && !nodes.contains(&own)).then_some(&own);
+        for name in nodes.iter().chain(anew) {
             let problems = if *name == self.file.node { self.resolve_gateway() } else { self.resolve_peer(name) };
             match problems.is_empty() {
                 true => drop(self.node_problems.remove(name)),
@@ -330,7 +338,8 @@ impl Reconciler {
             ];
         };
         let about = format!("Node {}", node.name);
-        match gateway::resolve(node, &self.file.control) {
+        let others = gateway::others(self.model.nodes(), &node.name, &self.file.control);
+        match gateway::resolve(node, &self.file.control, others) {
             Ok(gateway) => {
                 let lacking = gateway::families_without_source(&gateway);
                 let resource = resolve::resource(self.file.node.clone(), Body::Gateway(gateway));
@@ -492,14 +501,24 @@ impl Reconciler {
                     self.refresh(&name);
                 }
             }
+            Response::Conflicts { addresses } => {
+                let concerned = self.conflicts.take(addresses);
+                let names: Vec<Name> = self.notes.keys().filter(|name| self.has_any(name, &concerned)).cloned().collect();
+                names.iter().for_each(|name| self.refresh(name));
+            }
             Response::Error { message } => {
                 tracing::error!(%message, "the dataplane could not serve a request; connecting again");
                 self.session.give_up();
             }
-            Response::Welcome { .. } | Response::Shown(_) => {
+            Response::Welcome { .. } | Response::Shown(_) | Response::Draining { .. } => {
                 tracing::warn!("the dataplane answered what was not asked")
             }
         }
+    }
+
+    /// Whether a Service is reached at one of these addresses.
+    fn has_any(&self, name: &Name, addresses: &BTreeSet<IpAddr>) -> bool {
+        self.model.service(name).is_some_and(|service| service.addresses.iter().any(|own| addresses.contains(own)))
     }
 
     /// The dataplane has taken everything: what it does is now known for every Service.
@@ -559,6 +578,7 @@ impl Reconciler {
             lost: &lost,
             invalid: invalid.as_deref(),
             delivery: resource.filter(|resource| by_node_dsr(resource)).map(|_| self.deliveries.words(name)),
+            conflict: self.conflicts.words(&service.addresses),
         };
         let status = ServiceStatus::new(service, version, &progress, findings);
         self.status.service(name.clone(), Some(status));

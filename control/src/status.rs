@@ -21,6 +21,8 @@ use service::ServiceStatus;
 pub mod service;
 /// Whether pods see their clients' addresses, as the dataplane finds it.
 pub mod delivery;
+/// Addresses for which somebody else answers, as the dataplane hears it.
+pub mod conflict;
 
 /// File with everything that is wrong now.
 pub const PROBLEMS_FILE: &str = "problems.json";

@@ -232,3 +232,26 @@ fn an_invalid_node_keeps_its_last_good_version_and_says_which_field() {
         assert!(rig.peer("w1").unwrap().v6.is_some(), "{word}");
     }
 }
+
+#[test]
+fn labelled_nodes_are_the_other_gateways_of_the_set() {
+    let mut rig = Rig::new();
+    rig.apply(&node("gw-1", 9));
+    assert!(rig.gateway().unwrap().gateways.is_empty());
+    let labelled = |name: &str, number: u8, value: &str| {
+        rig::labelled(&node(name, number), &format!("tidegate.io/gateway: \"{value}\""))
+    };
+    rig.apply(&labelled("gw-3", 7, "true"));
+    rig.apply(&labelled("gw-2", 8, ""));
+    rig.apply(&labelled("gw-4", 6, "false"));
+    rig.apply(&node("w1", 1));
+    let gateway = rig.gateway().unwrap();
+    let names: Vec<&str> = gateway.gateways.iter().map(|other| other.node.as_str()).collect();
+    assert_eq!(names, ["gw-2", "gw-3"]);
+    let expected: [std::net::IpAddr; 2] = ["198.51.100.8".parse().unwrap(), "2001:db8:2::8".parse().unwrap()];
+    assert!(expected.iter().all(|address| gateway.gateways[0].addresses.contains(address)), "{gateway:?}");
+    rig.delete(ObjectKind::Node, "gw-2");
+    rig.apply(&labelled("gw-1", 9, "true"));
+    let names: Vec<String> = rig.gateway().unwrap().gateways.iter().map(|other| other.node.clone()).collect();
+    assert_eq!(names, ["gw-3"], "nobody is another of himself");
+}

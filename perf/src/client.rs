@@ -85,6 +85,15 @@ pub enum Task {
         #[arg(long, default_value_t = 10_000)]
         limit_ms: u64,
     },
+    /// GET /who again and again, and the longest time without an answer.
+    Knock {
+        /// From where to where; the timeout is that of one attempt.
+        #[command(flatten)]
+        way: Way,
+        /// For how long, in milliseconds; the first line tells when it begins.
+        #[arg(long)]
+        for_ms: u64,
+    },
     /// Echo requests; the port of the target is not used.
     Ping {
         /// From where to where.
@@ -140,8 +149,48 @@ pub fn perform(task: &Task) -> Result<bool> {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
+        Task::Knock { way, for_ms } => {
+            println!("knocking");
+            tell(&knock(way, Duration::from_millis(*for_ms)))
+        }
         Task::Ping { way, count } => tell(&judged(|| ping(way, *count))),
     }
+}
+
+/// Outcome of asking again and again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Knocked {
+    /// Answers.
+    pub ok: u32,
+    /// Attempts without one.
+    pub failed: u32,
+    /// Longest time between two answers in milliseconds, before the first and after the last one too.
+    pub longest_gap_ms: u64,
+    /// The first failure.
+    pub error: String,
+}
+
+/// Asks for so long, one connection after the other with a few milliseconds between them.
+fn knock(way: &Way, time: Duration) -> Knocked {
+    let began = Instant::now();
+    let mut knocked = Knocked::default();
+    let mut answered = began;
+    while began.elapsed() < time {
+        let outcome = judged(|| who(way));
+        if outcome.ok {
+            knocked.ok += 1;
+            knocked.longest_gap_ms = knocked.longest_gap_ms.max(millis(answered.elapsed()));
+            answered = Instant::now();
+        } else {
+            knocked.failed += 1;
+            if knocked.error.is_empty() {
+                knocked.error = outcome.error;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    knocked.longest_gap_ms = knocked.longest_gap_ms.max(millis(answered.elapsed()));
+    knocked
 }
 
 /// What tells by itself whether it is good.
@@ -156,6 +205,12 @@ impl Told for Outcome {
 }
 
 impl Told for Spread {
+    fn is_good(&self) -> bool {
+        self.failed == 0
+    }
+}
+
+impl Told for Knocked {
     fn is_good(&self) -> bool {
         self.failed == 0
     }

@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::check::{self, Check, Row};
 use crate::enclosure;
-use crate::gateway::BIN_DIR;
+use crate::gateway::{BIN_DIR, Gateway};
 use crate::lab::{LabOptions, namespaces};
 use crate::process;
 use crate::rig::Rig;
@@ -48,7 +48,8 @@ pub fn run(title: &'static str, checks: &[&Check], options: &DemoOptions, stop: 
     }
     let pods_run = rig.lab.pods_run();
     rows.push(Row::new("lab: pods", if pods_run { "all run" } else { "some ended" }, "all run", pods_run));
-    let panics = rig.gateway.panics();
+    let mut panics = rig.gateway.panics();
+    panics.extend(rig.second.iter().flat_map(Gateway::panics));
     let told = panics.first().cloned().unwrap_or_else(|| "none".into());
     rows.push(Row::new("logs: panics of the gateway", told, "none", panics.is_empty()));
     let pass = rows.iter().all(|row| row.pass);
@@ -70,6 +71,7 @@ fn tell_failures(rows: &[Row], rig: &Rig) {
         println!("{}:\n{}\n", row.check, row.measured);
     }
     println!("{}", rig.gateway.log_tails(LOG_LINES));
+    rig.second.iter().for_each(|second| println!("--- second gateway\n{}", second.log_tails(LOG_LINES)));
     match rig.gateway.drops() {
         Ok(rows) => rows.iter().for_each(|row| println!("drops {:>10} {} ({})", row.packets, row.reason, row.help)),
         Err(error) => println!("drops: {error:#}"),
@@ -120,7 +122,7 @@ pub fn commands_to_try() -> String {
          {lab} ls {dir}/manifests {dir}\n\nNamespaces: {}\n",
         VIP_ONLINK.v4,
         VIP_ECHO.v4,
-        namespaces().join(" "),
+        namespaces(1).join(" "),
         dir = enclosure::STATE_DIR,
     )
 }
@@ -132,9 +134,11 @@ pub fn commands_to_try() -> String {
 pub fn up(options: &LabOptions, with_gateway: bool, stop: &AtomicBool) -> Result<()> {
     let began = Instant::now();
     let mut rig = Rig::up(options)?;
-    if with_gateway && let Err(error) = rig.gateway.start() {
-        eprintln!("{}", process::tail(&rig.gateway.log_tails(LOG_LINES), 2 * LOG_LINES));
-        return Err(error);
+    for gateway in std::iter::once(&mut rig.gateway).chain(&mut rig.second).filter(|_| with_gateway) {
+        if let Err(error) = gateway.start() {
+            eprintln!("{}", process::tail(&gateway.log_tails(LOG_LINES), 2 * LOG_LINES));
+            return Err(error);
+        }
     }
     println!("lab: up in {} ms", began.elapsed().as_millis());
     keep(stop);

@@ -10,11 +10,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use tidegate_api::client::Client;
-use tidegate_api::show::{Counters, DropRow, PortRow, Show, Shown};
+use tidegate_api::show::{Counters, DropRow, Gateways, PortRow, Show, Shown};
 
 use crate::enclosure::{self, BPF_DIR};
+use crate::lab::LabOptions;
 use crate::process::{self, Daemon, Finished, in_namespace};
-use crate::topology::{FULLNAT_V4, FULLNAT_V6, GATEWAY};
+use crate::topology::{Family, GATEWAY, GATEWAY_2, GATEWAY_2_NODE, GATEWAY_NODE, Node};
 
 /// Longest wait for a program to say that it is ready.
 pub const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -44,9 +45,29 @@ impl Program {
     }
 }
 
+/// Where a gateway stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Seat {
+    /// Its Node.
+    pub node: Node,
+    /// Its network namespace.
+    pub namespace: &'static str,
+    /// Where its dataplane listens.
+    pub socket: &'static str,
+}
+
+impl Seat {
+    /// The gateway of every lab.
+    pub const FIRST: Seat = Seat { node: GATEWAY_NODE, namespace: GATEWAY, socket: SOCKET };
+    /// The second one.
+    pub const SECOND: Seat = Seat { node: GATEWAY_2_NODE, namespace: GATEWAY_2, socket: "/run/tidegate/second.sock" };
+}
+
 /// A gateway of the lab.
 #[derive(Debug)]
 pub struct Gateway {
+    /// Where it stands.
+    pub seat: Seat,
     bin_dir: PathBuf,
     state_dir: PathBuf,
     config: PathBuf,
@@ -55,11 +76,12 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Writes the node file, for so many workers; starts nothing yet.
+    /// Writes the node file, with a worker per queue, and the key where there are two gateways; starts nothing yet.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn new(state_dir: &Path, manifests: &Path, workers: u32) -> Result<Gateway> {
+    pub fn new(state_dir: &Path, manifests: &Path, options: &LabOptions, seat: Seat) -> Result<Gateway> {
+        let state_dir = if seat.node == GATEWAY_NODE { state_dir.into() } else { state_dir.join(seat.namespace) };
         let bin_dir = match std::env::var_os(BIN_DIR) {
             Some(directory) => PathBuf::from(directory),
             None => enclosure::this_program()?.parent().context("this program has no directory")?.to_path_buf(),
@@ -69,8 +91,15 @@ impl Gateway {
             std::fs::create_dir_all(directory)?;
         }
         let config = state_dir.join("node.yaml");
-        std::fs::write(&config, node_file(&saved, manifests, workers))?;
-        Ok(Gateway { bin_dir, state_dir: state_dir.into(), config, dataplane: None, control: None })
+        let mut text = node_file(&saved, manifests, options.queues, seat);
+        if options.gateways > 1 {
+            let key = state_dir.join("gateway-key");
+            std::fs::write(&key, "the key of the two gateways of the lab\n")?;
+            let section = format!("  gateways: {{ keyFile: {} }}\ncontrol:\n", key.display());
+            text = text.replacen("control:\n", &section, 1);
+        }
+        std::fs::write(&config, text)?;
+        Ok(Gateway { seat, bin_dir, state_dir, config, dataplane: None, control: None })
     }
 
     /// The node file both programs read.
@@ -113,7 +142,7 @@ impl Gateway {
             bail!("{} is not there: build it, or set {BIN_DIR}", path.display());
         }
         // `ip netns exec` gives the program a fresh /sys; the lab's BPF file system goes where programs expect one.
-        let mut command = in_namespace(GATEWAY, "sh");
+        let mut command = in_namespace(self.seat.namespace, "sh");
         command.args(["-c", &format!("mount --bind {BPF_DIR} /sys/fs/bpf && exec \"$0\" \"$@\"")]);
         command.arg(&path).arg("--config").arg(&self.config);
         let log = self.state_dir.join(format!("{}.log", program.name()));
@@ -157,6 +186,35 @@ impl Gateway {
     /// When it does not run.
     pub fn resume(&mut self, program: Program) -> Result<()> {
         self.daemon(program)?.signal(Signal::CONT)
+    }
+
+    /// Asks one program to end (SIGTERM) and waits until it has; returns how long that took.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end in time.
+    pub fn end(&mut self, program: Program) -> Result<Duration> {
+        let began = std::time::Instant::now();
+        self.daemon(program)?.signal(Signal::TERM)?;
+        self.daemon(program)?.wait_for_end(READY_LIMIT)?;
+        *self.slot(program) = None;
+        Ok(began.elapsed())
+    }
+
+    /// What control says of a Service in its status file.
+    pub fn status(&self, service: &str) -> String {
+        let path = self.state_dir.join(format!("saved/status/shop.{service}.json"));
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// The gateways of the set, as this one knows them.
+    ///
+    /// # Errors
+    /// When nothing answers.
+    pub fn gateways(&self) -> Result<Gateways> {
+        match self.show(Show::Gateways)? {
+            Shown::Gateways(shown) => Ok(shown),
+            other => bail!("asked for gateways, got {other:?}"),
+        }
     }
 
     /// Brings back what does not run, so that one failed check does not fail the ones after it.
@@ -203,7 +261,7 @@ impl Gateway {
     /// # Errors
     /// When nothing answers.
     pub fn show(&self, question: Show) -> Result<Shown> {
-        Ok(Client::connect(Path::new(SOCKET), "tidegate-lab")?.show(question)?)
+        Ok(Client::connect(Path::new(self.seat.socket), "tidegate-lab")?.show(question)?)
     }
 
     /// All counters and the imbalance of the books.
@@ -244,7 +302,7 @@ impl Gateway {
     /// # Errors
     /// When it is missing or hangs.
     pub fn command(&self, arguments: &[&str]) -> Result<Finished> {
-        self.command_at(SOCKET, arguments)
+        self.command_at(self.seat.socket, arguments)
     }
 
     /// Runs the `tidegate` command against another socket.
@@ -258,12 +316,14 @@ impl Gateway {
     }
 }
 
-fn node_file(saved: &Path, manifests: &Path, workers: u32) -> String {
+fn node_file(saved: &Path, manifests: &Path, workers: u32, seat: Seat) -> String {
+    let (v4, v6) = (seat.node.fullnat_source(Family::V4), seat.node.fullnat_source(Family::V6));
+    let (node, socket) = (seat.node.name(), seat.socket);
     format!(
-        "node: gw-1\nsocket: {SOCKET}\nsocketMode: \"0660\"\nstateDir: {}\ndataplane:\n  interfaces:\n    \
+        "node: {node}\nsocket: {socket}\nsocketMode: \"0660\"\nstateDir: {}\ndataplane:\n  interfaces:\n    \
          - name: wan0\n    - name: lan0\n  mode: auto\n  workers: {workers}\n  frames: 16384\n  frameBytes: 2048\n  hugePages: auto\n  \
          flowsMax: {{ ipv4: 65536, ipv6: 65536 }}\n  idle: sleep\n  onDeath: drop\ncontrol:\n  \
-         source: {{ directory: {} }}\n  loadBalancerClass: null\n  fullnatSources: [{FULLNAT_V4}, \"{FULLNAT_V6}\"]\n  \
+         source: {{ directory: {} }}\n  loadBalancerClass: null\n  fullnatSources: [{v4}, \"{v6}\"]\n  \
          hashKey: \"00112233445566778899aabbccddeeff\"\n  orphanTcp: drop\n  clampMss: true\n",
         saved.display(),
         manifests.display()

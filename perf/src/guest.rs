@@ -107,7 +107,7 @@ pub fn run(options: &GuestOptions, stop: &AtomicBool) -> Result<bool> {
 
 fn play_all(options: &GuestOptions, began: Instant, stop: &AtomicBool) -> Result<Vec<Row>> {
     let kernel = Kernel::find(&options.kernel)?;
-    let rig = Rig::up(&LabOptions { queues: options.workers })?;
+    let rig = Rig::up(&LabOptions { queues: options.workers, gateways: 1 })?;
     make_wires()?;
     forget_old_connections()?;
     let image = image::build(&kernel, &rig)?;

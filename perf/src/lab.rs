@@ -17,8 +17,8 @@ use anyhow::{Context, Result};
 use crate::enclosure::{self, STATE_DIR};
 use crate::process::{self, Daemon, in_namespace};
 use crate::topology::{
-    CLIENT, CLIENT_HOSTS, CLIENT_MAC, FABRIC, FAMILIES, FLOOD_NET_V4, FLOOD_NET_V6, Family, GATEWAY, GATEWAY_LAN_MAC,
-    GATEWAY_NODE, GATEWAY_WAN_MAC, NOBODY_MAC, NOBODY_V4, NOBODY_V6, Node, OVERLAY_MTU_V4, OVERLAY_MTU_V6, Pod,
+    self, CLIENT, CLIENT_HOSTS, CLIENT_MAC, FABRIC, FAMILIES, FLOOD_NET_V4, FLOOD_NET_V6, Family, GATEWAY, GATEWAY_2,
+    GATEWAY_2_LAN_MAC, GATEWAY_2_NODE, GATEWAY_2_WAN_MAC, GATEWAY_LAN_MAC, GATEWAY_NODE, GATEWAY_WAN_MAC, LAN, NOBODY_MAC, NOBODY_V4, NOBODY_V6, Node, OVERLAY_MTU_V4, OVERLAY_MTU_V6, Pod,
     ROUTER_V4, ROUTER_V6, UNDERLAY_MTU, VNI, VXLAN_PORT, client_address, pods, workers,
 };
 
@@ -39,11 +39,13 @@ const NO_REVERSE_PATH_FILTER: &str = "for file in /proc/sys/net/ipv4/conf/*/rp_f
 pub struct LabOptions {
     /// Queues of `wan0`, `lan0` and their peers.
     pub queues: u32,
+    /// Gateways: one, on a link of its own with the clients, or two that share a switch with them.
+    pub gateways: u32,
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        LabOptions { queues: 1 }
+        LabOptions { queues: 1, gateways: 1 }
     }
 }
 
@@ -66,11 +68,11 @@ impl Lab {
         let began = Instant::now();
         enclosure::furnish()?;
         let state_dir = PathBuf::from(STATE_DIR);
-        add_namespaces()?;
-        add_links(options.queues)?;
-        configure_all()?;
+        add_namespaces(options.gateways)?;
+        add_links(options)?;
+        configure_all(options.gateways)?;
         let pods = start_pods(&state_dir)?;
-        await_links()?;
+        await_links(options.gateways)?;
         Ok(Lab { state_dir, took: began.elapsed(), pods })
     }
 
@@ -80,9 +82,12 @@ impl Lab {
     }
 }
 
-/// All network namespaces of the lab.
-pub fn namespaces() -> Vec<String> {
+/// All network namespaces of a lab with so many gateways.
+pub fn namespaces(gateways: u32) -> Vec<String> {
     let mut names: Vec<String> = [CLIENT, GATEWAY, FABRIC].map(String::from).into();
+    if gateways > 1 {
+        names.extend([GATEWAY_2, LAN].map(String::from));
+    }
     names.extend(workers().map(Node::name));
     names.extend(pods().map(Pod::name));
     names
@@ -95,19 +100,20 @@ fn ip_batch(lines: &str, what: &str) -> Result<()> {
     Ok(())
 }
 
-fn add_namespaces() -> Result<()> {
-    let lines: String = namespaces().iter().map(|name| format!("netns add {name}\n")).collect();
+fn add_namespaces(gateways: u32) -> Result<()> {
+    let lines: String = namespaces(gateways).iter().map(|name| format!("netns add {name}\n")).collect();
     ip_batch(&lines, "adding namespaces")
 }
 
 /// Waits until every link carries frames. The kernel notices carriers at its own pace (at most once a second when many
 /// come at once), and until then a queue of the device or a port of the bridge swallows what is sent.
-fn await_links() -> Result<()> {
-    let namespaces = namespaces().join(" ");
+fn await_links(gateways: u32) -> Result<()> {
+    let namespaces = namespaces(gateways).join(" ");
+    let switch = if gateways > 1 { LAN } else { "" };
     let waits = format!(
         "for try in $(seq 250); do
            down=$(for name in {namespaces}; do ip -n $name -o link | grep -w UP | grep -v 'state UP\\|state UNKNOWN'; done
-                  ip netns exec {FABRIC} bridge -o link | grep -v 'state forwarding')
+                  for name in {FABRIC} {switch}; do ip netns exec $name bridge -o link; done | grep -v 'state forwarding')
            [ -n \"$down\" ] || exit 0
            sleep 0.02
          done
@@ -120,16 +126,33 @@ fn await_links() -> Result<()> {
     Ok(())
 }
 
-fn add_links(queues: u32) -> Result<()> {
+fn add_links(options: &LabOptions) -> Result<()> {
+    let queues = options.queues;
     let many = format!("numrxqueues {queues} numtxqueues {queues} mtu {UNDERLAY_MTU}");
     let mut lines = format!(
         "link add name back netns {CLIENT} mtu {UNDERLAY_MTU} type veth \
          peer name router netns {FABRIC} mtu {UNDERLAY_MTU}\n\
-         link add name wan0 netns {GATEWAY} address {GATEWAY_WAN_MAC} {many} type veth \
-         peer name eth0 netns {CLIENT} address {CLIENT_MAC} {many}\n\
          link add name lan0 netns {GATEWAY} address {GATEWAY_LAN_MAC} {many} type veth \
          peer name gw netns {FABRIC} {many}\n"
     );
+    if options.gateways == 1 {
+        writeln!(
+            lines,
+            "link add name wan0 netns {GATEWAY} address {GATEWAY_WAN_MAC} {many} type veth \
+             peer name eth0 netns {CLIENT} address {CLIENT_MAC} {many}"
+        )?;
+    } else {
+        writeln!(
+            lines,
+            "link add name eth0 netns {CLIENT} address {CLIENT_MAC} mtu {UNDERLAY_MTU} type veth \
+             peer name client netns {LAN} mtu {UNDERLAY_MTU}\n\
+             link add name wan0 netns {GATEWAY} address {GATEWAY_WAN_MAC} {many} type veth peer name gw netns {LAN} {many}\n\
+             link add name wan0 netns {GATEWAY_2} address {GATEWAY_2_WAN_MAC} {many} type veth \
+             peer name gw2 netns {LAN} {many}\n\
+             link add name lan0 netns {GATEWAY_2} address {GATEWAY_2_LAN_MAC} {many} type veth \
+             peer name gw2 netns {FABRIC} {many}"
+        )?;
+    }
     for worker in workers() {
         let name = worker.name();
         let mac = format!("02:00:00:00:02:{:02x}", 0x10 + worker.number);
@@ -152,13 +175,19 @@ fn add_links(queues: u32) -> Result<()> {
 }
 
 /// Runs one shell per namespace, all at once.
-fn configure_all() -> Result<()> {
+fn configure_all(gateways: u32) -> Result<()> {
+    let fabric: Vec<&str> = [GATEWAY, "router", GATEWAY_2].into_iter().take(if gateways > 1 { 3 } else { 2 }).collect();
+    let names: Vec<String> = fabric.into_iter().map(String::from).chain(workers().map(Node::name)).collect();
     let mut scripts = vec![
         (CLIENT.to_string(), client_script()),
         (GATEWAY.into(), gateway_script()),
-        (FABRIC.into(), fabric_script()),
+        (FABRIC.into(), switch_script(&names)),
     ];
-    scripts.extend(workers().map(|worker| (worker.name(), worker_script(worker))));
+    if gateways > 1 {
+        scripts.push((GATEWAY_2.into(), gateway_script_of(GATEWAY_2_NODE)));
+        scripts.push((LAN.into(), switch_script(&["client", GATEWAY, GATEWAY_2].map(String::from))));
+    }
+    scripts.extend(workers().map(|worker| (worker.name(), worker_script(worker, gateways))));
     scripts.extend(pods().map(|pod| (pod.name(), pod_script(pod))));
     std::thread::scope(|scope| {
         let running: Vec<_> = scripts
@@ -212,10 +241,16 @@ fn client_script() -> String {
 
 /// Addresses, routes and offloads of the gateway's devices, for a shell beside them.
 pub(crate) fn gateway_script() -> String {
+    gateway_script_of(GATEWAY_NODE)
+}
+
+fn gateway_script_of(node: Node) -> String {
+    let (lan_v4, lan_v6) = (node.underlay(Family::V4), node.underlay(Family::V6));
+    let host = if node == GATEWAY_NODE { 1 } else { 2 };
     let lines = format!(
         "link set wan0 up\nlink set lan0 up\n\
-         addr add 192.0.2.1/24 dev wan0\naddr add 2001:db8:1::1/64 dev wan0 nodad\n\
-         addr add 198.51.100.1/24 dev lan0\naddr add 2001:db8:2::1/64 dev lan0 nodad\n\
+         addr add 192.0.2.{host}/24 dev wan0\naddr add 2001:db8:1::{host}/64 dev wan0 nodad\n\
+         addr add {lan_v4}/24 dev lan0\naddr add {lan_v6}/64 dev lan0 nodad\n\
          neigh add {NOBODY_V4} lladdr {NOBODY_MAC} dev wan0 nud permanent\n\
          neigh add {NOBODY_V6} lladdr {NOBODY_MAC} dev wan0 nud permanent\n\
          route add {FLOOD_NET_V4}/15 via {NOBODY_V4}\n\
@@ -229,11 +264,10 @@ pub(crate) fn gateway_script() -> String {
         + NO_REVERSE_PATH_FILTER
 }
 
-fn fabric_script() -> String {
+/// A switch with these ports.
+fn switch_script(ports: &[String]) -> String {
     let mut lines = String::from("link add br0 type bridge stp_state 0 mcast_snooping 0\nlink set br0 up\n");
-    let mut ports = vec![GATEWAY.to_string(), "router".into()];
-    ports.extend(workers().map(Node::name));
-    for port in &ports {
+    for port in ports {
         lines += &format!("link set {port} master br0 up\n");
     }
     let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
@@ -248,7 +282,7 @@ pub fn vxlan_device(family: Family) -> &'static str {
     }
 }
 
-fn worker_script(worker: Node) -> String {
+fn worker_script(worker: Node, gateways: u32) -> String {
     let mut lines = String::from("link set eth0 up\n");
     lines += &format!("addr add {}/24 dev eth0\n", worker.underlay(Family::V4));
     lines += &format!("addr add {}/64 dev eth0 nodad\n", worker.underlay(Family::V6));
@@ -265,7 +299,7 @@ fn worker_script(worker: Node) -> String {
         );
         let (length, flags) = if family == Family::V4 { (32, "") } else { (128, " nodad") };
         lines += &format!("addr add {}/{length} dev {device}{flags}\n", worker.overlay(family));
-        for peer in workers().chain([GATEWAY_NODE]).filter(|peer| *peer != worker) {
+        for peer in workers().chain(topology::gateways(gateways)).filter(|peer| *peer != worker) {
             let (overlay, mac) = (peer.overlay(family), peer.vtep_mac(family));
             lines += &format!("neigh add {overlay} lladdr {mac} dev {device} nud permanent\n");
             lines += &format!("route add {} via {overlay} dev {device} onlink\n", peer.pod_cidr(family));

@@ -34,6 +34,9 @@ enum Command {
         /// Queues of wan0 and lan0, and workers.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         queues: u32,
+        /// Gateways; two share a switch with the clients.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+        gateways: u32,
     },
     /// Run some checks by name, in a lab of their own.
     Check {
@@ -45,6 +48,9 @@ enum Command {
         /// Queues of wan0 and lan0, and workers.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         queues: u32,
+        /// Gateways; two share a switch with the clients.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+        gateways: u32,
     },
     /// Bring the lab up and keep it until Ctrl-C.
     Up {
@@ -54,6 +60,9 @@ enum Command {
         /// Queues of wan0 and lan0, and workers.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         queues: u32,
+        /// Gateways; two share a switch with the clients.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+        gateways: u32,
     },
     /// Run the gateway in a virtual machine with zero-copy AF_XDP, and check every packet that passes.
     ZeroCopyGuest(GuestOptions),
@@ -101,13 +110,15 @@ fn run(command: Command) -> Result<u8> {
         Command::Check { list: true, .. } => {
             CHECKS.iter().for_each(|check| println!("{:20} {}", check.name, check.about));
         }
-        Command::Check { names, queues, .. } => {
+        Command::Check { names, queues, gateways, .. } => {
             let checks = named(&names)?;
-            return in_lab("check", &checks, &DemoOptions { keep: false, lab: LabOptions { queues } });
+            // The lab that all of them need.
+            let gateways = checks.iter().map(|check| check.gateways).fold(gateways, u32::max);
+            return in_lab("check", &checks, &DemoOptions { keep: false, lab: LabOptions { queues, gateways } });
         }
-        Command::Demo { keep, queues } => {
-            let checks: Vec<&Check> = CHECKS.iter().collect();
-            return in_lab("demo", &checks, &DemoOptions { keep, lab: LabOptions { queues } });
+        Command::Demo { keep, queues, gateways } => {
+            let checks: Vec<&Check> = CHECKS.iter().filter(|check| check.gateways <= gateways).collect();
+            return in_lab("demo", &checks, &DemoOptions { keep, lab: LabOptions { queues, gateways } });
         }
         Command::ZeroCopyGuest(_) if !enclosure::is_inside() => return enclosure::run_inside(),
         Command::ZeroCopyGuest(options) => {
@@ -115,9 +126,9 @@ fn run(command: Command) -> Result<u8> {
             return Ok(u8::from(!guest::run(&options, &stop)?));
         }
         Command::Up { .. } if !enclosure::is_inside() => return enclosure::run_inside(),
-        Command::Up { no_gateway, queues } => {
+        Command::Up { no_gateway, queues, gateways } => {
             let stop = enclosure::stop_flag()?;
-            demo::up(&LabOptions { queues }, !no_gateway, &stop)?;
+            demo::up(&LabOptions { queues, gateways }, !no_gateway, &stop)?;
         }
     }
     Ok(0)

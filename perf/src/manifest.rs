@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::topology::{
-    ECHO_PORT, FAMILIES, Family, GATEWAY_NODE, Node, POD_TCP_PORT, POD_UDP_PORT, Pod, VIP_ECHO, VIP_EMPTY, VIP_ONLINK,
+    ECHO_PORT, FAMILIES, Family, GATEWAY_2_NUMBER, GATEWAY_NUMBER, Node, POD_TCP_PORT, POD_UDP_PORT, Pod, VIP_ECHO, VIP_EMPTY, VIP_ONLINK,
     VIP_WEB, VNI, Vip, WEB_PORT, pods, workers,
 };
 
@@ -88,14 +88,14 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// Makes `directory` with the Nodes and [`first_services`].
+    /// Makes `directory` with the Nodes, so many gateways among them, and [`first_services`].
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn create(directory: &Path) -> Result<Manifests> {
+    pub fn create(directory: &Path, gateways: u32) -> Result<Manifests> {
         std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         let mut manifests = Manifests { directory: directory.into(), resource_version: 1000 };
-        for node in workers().chain([GATEWAY_NODE]) {
+        for node in workers().chain(crate::topology::gateways(gateways)) {
             let version = manifests.next_version();
             manifests.write(&format!("node-{}.yaml", node.name()), &node_yaml(node, version))?;
         }
@@ -268,13 +268,15 @@ fn node_yaml(node: Node, version: u64) -> String {
     let flannel = "flannel.alpha.coreos.com";
     let data = |family| format!("'{{\"VNI\":{VNI},\"VtepMAC\":\"{}\"}}'", node.vtep_mac(family));
     let (v4, v6) = (node.underlay(Family::V4), node.underlay(Family::V6));
+    let is_gateway = [GATEWAY_NUMBER, GATEWAY_2_NUMBER].contains(&node.number);
+    let label = if is_gateway { "    tidegate.io/gateway: \"\"\n" } else { "" };
     let (cidr_v4, cidr_v6) = (node.pod_cidr(Family::V4), node.pod_cidr(Family::V6));
     format!(
         "apiVersion: v1\nkind: Node\nmetadata:\n  annotations:\n    {flannel}/backend-data: {}\n    \
          {flannel}/backend-type: vxlan\n    {flannel}/backend-v6-data: {}\n    \
          {flannel}/kube-subnet-manager: \"true\"\n    {flannel}/public-ip: {v4}\n    {flannel}/public-ipv6: {v6}\n  \
          creationTimestamp: \"2025-01-15T07:00:00Z\"\n  labels:\n    kubernetes.io/hostname: {name}\n    \
-         kubernetes.io/os: linux\n  name: {name}\n  resourceVersion: \"{version}\"\n  uid: {}\nspec:\n  \
+         kubernetes.io/os: linux\n{label}  name: {name}\n  resourceVersion: \"{version}\"\n  uid: {}\nspec:\n  \
          podCIDR: {cidr_v4}\n  podCIDRs:\n  - {cidr_v4}\n  - {cidr_v6}\nstatus:\n  addresses:\n  \
          - address: {v4}\n    type: InternalIP\n  - address: {v6}\n    type: InternalIP\n  - address: {name}\n    \
          type: Hostname\n  conditions:\n  - lastHeartbeatTime: \"2025-01-15T08:00:00Z\"\n    \

@@ -13,7 +13,7 @@ use tidegate_api::show::{BackendRow, Show, Shown};
 
 use crate::client::{Outcome, SourcePorts, Spread};
 use crate::enclosure;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Seat};
 use crate::lab::{Lab, LabOptions};
 use crate::manifest::Manifests;
 use crate::process::{self, in_namespace};
@@ -33,6 +33,8 @@ pub struct Rig {
     pub manifests: Manifests,
     /// The gateway, started or not.
     pub gateway: Gateway,
+    /// The second one, where the lab has two.
+    pub second: Option<Gateway>,
     /// Source ports not used yet.
     pub ports: SourcePorts,
 }
@@ -44,9 +46,11 @@ impl Rig {
     /// When the lab cannot be built.
     pub fn up(options: &LabOptions) -> Result<Rig> {
         let lab = Lab::up(options)?;
-        let manifests = Manifests::create(&lab.state_dir.join("manifests"))?;
-        let gateway = Gateway::new(&lab.state_dir, manifests.directory(), options.queues)?;
-        Ok(Rig { lab, manifests, gateway, ports: SourcePorts::default() })
+        let manifests = Manifests::create(&lab.state_dir.join("manifests"), options.gateways)?;
+        let new = |seat| Gateway::new(&lab.state_dir, manifests.directory(), options, seat);
+        let gateway = new(Seat::FIRST)?;
+        let second = (options.gateways > 1).then(|| new(Seat::SECOND)).transpose()?;
+        Ok(Rig { lab, manifests, gateway, second, ports: SourcePorts::default() })
     }
 
     /// A source address with a port nobody used before.

@@ -18,6 +18,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub const CLIENT: &str = "client";
 /// Network namespace of the gateway.
 pub const GATEWAY: &str = "gw";
+/// Network namespace of the second gateway, where there is one.
+pub const GATEWAY_2: &str = "gw2";
+/// Network namespace of the clients' switch, where there are two gateways.
+pub const LAN: &str = "lan";
 /// Network namespace of the bridge between gateway and workers.
 pub const FABRIC: &str = "fabric";
 
@@ -29,6 +33,9 @@ pub const PODS_PER_WORKER: u8 = 2;
 pub const PODS: u8 = WORKERS * PODS_PER_WORKER;
 /// Number that stands for the gateway in overlay addresses: 10.244.9.0/24.
 pub const GATEWAY_NUMBER: u8 = 9;
+
+/// Number that stands for the second gateway: 10.244.8.0/24.
+pub const GATEWAY_2_NUMBER: u8 = 8;
 
 /// Port of the pods' HTTP server.
 pub const POD_TCP_PORT: u16 = 8080;
@@ -49,6 +56,10 @@ pub const OVERLAY_MTU_V6: u32 = UNDERLAY_MTU - 70;
 pub const GATEWAY_WAN_MAC: &str = "02:00:00:00:01:01";
 /// Link-layer address of the gateway's `lan0`.
 pub const GATEWAY_LAN_MAC: &str = "02:00:00:00:02:01";
+/// Link-layer address of the second gateway's `wan0`.
+pub const GATEWAY_2_WAN_MAC: &str = "02:00:00:00:01:02";
+/// Link-layer address of the second gateway's `lan0`.
+pub const GATEWAY_2_LAN_MAC: &str = "02:00:00:00:02:02";
 /// Link-layer address of the client's `eth0`.
 pub const CLIENT_MAC: &str = "02:00:00:00:01:10";
 /// Link-layer address nobody has: answers to the generator's made-up clients go there and end on the wire.
@@ -183,17 +194,38 @@ pub fn workers() -> impl Iterator<Item = Node> {
 
 /// The gateway as a node of the overlay.
 pub const GATEWAY_NODE: Node = Node { number: GATEWAY_NUMBER };
+/// The second gateway as a node of the overlay.
+pub const GATEWAY_2_NODE: Node = Node { number: GATEWAY_2_NUMBER };
+
+/// The first `count` gateways, of which there are at most two.
+pub fn gateways(count: u32) -> impl Iterator<Item = Node> {
+    [GATEWAY_NODE, GATEWAY_2_NODE].into_iter().zip(0..count).map(|(node, _)| node)
+}
+
+/// A pair of addresses in the clients' own network, so that a gateway announces them: 192.0.2.`host` and
+/// 2001:db8:1::`host`.
+pub const fn on_link(host: u8) -> Vip {
+    Vip { v4: Ipv4Addr::new(192, 0, 2, host), v6: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, spell(host)) }
+}
 
 impl Node {
     /// Namespace name, and for workers also the name of the Node object.
     pub fn name(self) -> String {
-        if self.number == GATEWAY_NUMBER { "gw-1".into() } else { format!("w{}", self.number) }
+        match self.number {
+            GATEWAY_NUMBER => "gw-1".into(),
+            GATEWAY_2_NUMBER => "gw-2".into(),
+            number => format!("w{number}"),
+        }
     }
 
     /// Address in the underlay.
     pub fn underlay(self, family: Family) -> IpAddr {
         if self.number == GATEWAY_NUMBER {
             return family.pick(GATEWAY_LAN_V4, GATEWAY_LAN_V6);
+        }
+        if self.number == GATEWAY_2_NUMBER {
+            let v6 = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
+            return family.pick(Ipv4Addr::new(198, 51, 100, 2), v6);
         }
         let host = 10 + self.number;
         family.pick(Ipv4Addr::new(198, 51, 100, host), Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, spell(host)))
@@ -210,6 +242,11 @@ impl Node {
             Family::V4 => format!("{}/24", self.overlay(family)),
             Family::V6 => format!("{}/64", self.overlay(family)),
         }
+    }
+
+    /// Source a gateway gives to Service traffic in `fullnat`.
+    pub fn fullnat_source(self, family: Family) -> IpAddr {
+        self.in_prefix(family, 2)
     }
 
     /// Link-layer address of the VTEP of this family.
@@ -271,6 +308,12 @@ mod tests {
         assert_eq!(GATEWAY_NODE.pod_cidr(Family::V6), "fd00:10:244:9::/64");
         assert_eq!(client_address(Family::V6, 21).to_string(), "2001:db8:1::21");
         assert_eq!(FULLNAT_V6.to_string(), "fd00:10:244:9::2");
+        assert_eq!(GATEWAY_NODE.fullnat_source(Family::V6), FULLNAT_V6);
+        assert_eq!(GATEWAY_NODE.fullnat_source(Family::V4), FULLNAT_V4);
+        let second: Vec<String> = gateways(2).map(Node::name).collect();
+        assert_eq!(second, ["gw-1", "gw-2"]);
+        assert_eq!(GATEWAY_2_NODE.underlay(Family::V6).to_string(), "2001:db8:2::2");
+        assert_eq!(on_link(201).v6.to_string(), "2001:db8:1::201");
         assert_eq!(VIP_ONLINK.at(Family::V6, 80).to_string(), "[2001:db8:1::200]:80");
     }
 }

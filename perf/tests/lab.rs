@@ -110,7 +110,7 @@ fn wait_for_none_in(namespace: &Path) {
 /// What a lab could leave on the machine: mounts, named namespaces, files, devices. Only names that are the lab's, since
 /// other tests may be at work on the same machine.
 fn traces() -> Vec<String> {
-    let mut ours = tidegate_perf::lab::namespaces();
+    let mut ours = tidegate_perf::lab::namespaces(2);
     ours.extend(["wan0", "lan0", "flannel.1", "flannel-v6.1", "br0"].map(String::from));
     let mut found = Vec::new();
     for directory in ["/run", "/run/netns", "/tmp", "/var/tmp", "/sys/class/net", "/sys/fs/bpf"] {
@@ -308,6 +308,21 @@ fn two_workers_serve_both_modes() {
 #[test]
 fn a_flood_of_syns_costs_established_connections_nothing() {
     check(&["syn-flood"]); // L-022, N-100
+}
+
+#[test]
+fn one_of_two_gateways_may_die_or_hang() {
+    check(&["gateway-killed", "gateway-stopped"]); // M-020, M-023, M-024, M-026
+}
+
+#[test]
+fn a_cut_between_gateways_and_a_drain_cost_nothing() {
+    check(&["gateways-cut", "gateway-drained"]); // M-020, M-026
+}
+
+#[test]
+fn a_stranger_that_answers_for_a_vip_is_named() {
+    check(&["stranger"]);
 }
 
 #[test]

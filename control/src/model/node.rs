@@ -1,5 +1,6 @@
 //! A Node: which pod prefixes live on it and how flannel's VXLAN reaches it (V-021).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -18,6 +19,8 @@ pub struct Node {
     pub zone: String,
     /// Label `node.kubernetes.io/exclude-from-external-load-balancers`: not a target of modes that choose nodes (S-006).
     pub excluded: bool,
+    /// Its labels that are not "false", by which the gateways of a set are found.
+    pub labels: BTreeSet<String>,
     /// Internal addresses of `status.addresses`, as listed (S-065).
     pub addresses: Vec<IpAddr>,
     /// What flannel says, or why this Node is not part of the VXLAN overlay.

@@ -1,18 +1,32 @@
 //! The own Node and the node file → this gateway: its VTEPs and the addresses reserved for `fullnat`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tidegate_api::resource::{Gateway, Vtep};
+use tidegate_api::resource::{Gateway, GatewayPeer, Vtep};
 
 use crate::config::Control;
 use crate::model::node::{Node, Tunnel};
 
-/// This gateway, from its own Node.
+/// The other gateways of the set: Nodes with the label, in the order of names. A Node tells where it is reached by its
+/// internal addresses, and those of its tunnels.
+pub fn others<'a>(nodes: impl Iterator<Item = &'a Node>, own: &str, control: &Control) -> Vec<GatewayPeer> {
+    let gateways = nodes.filter(|node| node.name != own && node.labels.contains(&control.gateway_label));
+    let peer = |node: &Node| {
+        let tunnels = node.overlay.iter().flat_map(|overlay| [&overlay.v4, &overlay.v6]).flatten();
+        let addresses: BTreeSet<IpAddr> =
+            node.addresses.iter().copied().chain(tunnels.map(|tunnel| tunnel.underlay)).collect();
+        GatewayPeer { node: node.name.clone(), addresses: addresses.into_iter().collect() }
+    };
+    gateways.map(peer).collect()
+}
+
+/// This gateway, from its own Node; `others` are those of its set.
 ///
 /// # Errors
 /// What in the Node or in the node file keeps this machine from being a gateway, naming the field.
-pub fn resolve(node: &Node, control: &Control) -> Result<Gateway, String> {
+pub fn resolve(node: &Node, control: &Control, others: Vec<GatewayPeer>) -> Result<Gateway, String> {
     let overlay = node
         .overlay
         .as_ref()
@@ -50,6 +64,7 @@ pub fn resolve(node: &Node, control: &Control) -> Result<Gateway, String> {
         hash_key: control.hash_key.to_ascii_lowercase(),
         orphan_tcp: control.orphan_tcp,
         clamp_mss: control.clamp_mss,
+        gateways: others,
     })
 }
 

@@ -14,6 +14,7 @@ use crate::model::Name;
 use crate::model::service::Service;
 use crate::resolve::claim::Frontend;
 use crate::resolve::note::{CLIENT_ADDRESS_KEPT, Note};
+use crate::status::conflict::ADDRESSES_OURS;
 use crate::status::delivery::Words;
 
 /// Type of the condition that says whether the dataplane does what the Service asks.
@@ -88,6 +89,8 @@ pub struct Findings<'a> {
     pub invalid: Option<&'a str>,
     /// Whether clients' addresses are kept, of a Service that is to be delivered by `node-dsr`.
     pub delivery: Option<Words>,
+    /// Strangers that answer for its addresses.
+    pub conflict: Option<Words>,
 }
 
 impl ServiceStatus {
@@ -96,6 +99,7 @@ impl ServiceStatus {
         let mut words = vec![programmed(progress)];
         words.extend(findings.notes.iter().map(|note| (note.kind, Holds::False, note.reason, note.message.clone())));
         words.extend(findings.delivery.map(|(holds, reason, message)| (CLIENT_ADDRESS_KEPT, holds, reason, message)));
+        words.extend(findings.conflict.map(|(holds, reason, message)| (ADDRESSES_OURS, holds, reason, message)));
         if !findings.lost.is_empty() {
             let belongs = |(frontend, owner): &(Frontend, Name)| format!("{frontend} belongs to {owner}");
             let list: Vec<String> = findings.lost.iter().map(belongs).collect();

@@ -51,6 +51,7 @@ pub(super) fn read(name: &str, object: &api::Node) -> Result<Node, Invalid> {
         zone: object.labels().get(ZONE_LABEL).cloned().unwrap_or_default(),
         // S-006: "false" is not excluded; what cannot be read as a truth value is.
         excluded: object.labels().get(EXCLUDE_LABEL).is_some_and(|value| !is_false(value)),
+        labels: object.labels().iter().filter(|(_, value)| !is_false(value)).map(|(name, _)| name.clone()).collect(),
         addresses: addresses(object),
         overlay: overlay(object.annotations())?,
     })

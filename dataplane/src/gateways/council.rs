@@ -287,9 +287,10 @@ impl Council {
         self.counts.heard += 1;
         self.hurry |= proof_ns.is_none() || before.as_ref().map(|told| told.0) != member.last.as_ref().map(|l| l.message.epoch);
         self.stale |= before != member.last.as_ref().map(told) || new_part;
-        if !was_alive && member.state(now_ns, dead_after_ns).is_alive() {
-            self.stale = true;
-            self.count_unheard_dual(number, now_ns);
+        let is_alive = member.state(now_ns, dead_after_ns).is_alive();
+        self.stale |= was_alive != is_alive;
+        if !was_alive {
+            self.count_unheard_dual(number, is_alive, now_ns);
         }
         self.look_at_dual(now_ns);
         true
@@ -536,28 +537,33 @@ impl Council {
 
     fn is_dual(&self, member: &Member, now_ns: Nanos) -> bool {
         let alive = !member.is_own && member.state(now_ns, self.settings.dead_after_ns).is_alive();
-        let view = member.last.as_ref().map(|last| &last.message.view);
-        alive && view.is_some_and(|view| *view != self.acted && !view.is_empty()) && self.overlaps(member)
+        alive && self.overlaps(member)
     }
 
+    /// Whether a member says that it announces what we do. With a view equal to ours it does not.
     fn overlaps(&self, member: &Member) -> bool {
-        let announced = self.vips.iter().filter(|(_, vip)| vip.announced);
-        announced.into_iter().any(|(prefix, vip)| member.holds(prefix) && self.announces(member, prefix, vip))
+        let view = member.last.as_ref().map(|last| &last.message.view);
+        if view.is_none_or(|view| *view == self.acted || view.is_empty()) {
+            return false;
+        }
+        let mut announced = self.vips.iter().filter(|(_, vip)| vip.announced);
+        announced.any(|(prefix, vip)| member.holds(prefix) && self.announces(member, prefix, vip))
     }
 
-    /// A member that was not heard is heard again. While it was not, both may have announced: since the younger view of the
-    /// two.
-    fn count_unheard_dual(&mut self, number: usize, now_ns: Nanos) {
+    /// A member that did not live is heard again. Until then both may have announced: since the younger view of the two. That
+    /// is counted once it lives; until it has heard us too, what it says is only noted.
+    fn count_unheard_dual(&mut self, number: usize, is_alive: bool, now_ns: Nanos) {
         let Some(member) = self.members.get(number) else { return };
-        if !self.is_dual(member, now_ns) {
-            return;
-        }
         let theirs_ms = member.last.as_ref().map_or(0, |last| last.message.view_age_ms);
         let ours_ns = now_ns.saturating_sub(self.acted_since_ns);
-        let both_ns = ours_ns.min(u64::from(theirs_ms) * 1_000_000);
-        self.dual_owner_ns += both_ns;
-        if let Some(member) = self.members.get_mut(number) {
+        let both_ns = if self.overlaps(member) { ours_ns.min(u64::from(theirs_ms) * 1_000_000) } else { 0 };
+        let Some(member) = self.members.get_mut(number) else { return };
+        if is_alive {
+            let both_ns = both_ns.max(std::mem::take(&mut member.unproven_dual_ns));
             member.dual_owner_ns += both_ns;
+            self.dual_owner_ns += both_ns;
+        } else {
+            member.unproven_dual_ns = both_ns;
         }
     }
 

@@ -35,6 +35,8 @@ pub struct Member {
     pub dual_owner_ns: u64,
     /// That is so now.
     pub is_dual: bool,
+    /// For how long that was so by what it said last before it was proven to live.
+    pub unproven_dual_ns: u64,
 }
 
 /// The last that was heard of a gateway.
@@ -80,7 +82,7 @@ impl Member {
     /// A gateway of which nothing is known.
     pub fn new(name: &str, addresses: Vec<IpAddr>, is_own: bool) -> Member {
         let id = election::id(name);
-        Member { name: name.into(), id, addresses, is_own, last: None, dual_owner_ns: 0, is_dual: false }
+        Member { name: name.into(), id, addresses, is_own, last: None, dual_owner_ns: 0, is_dual: false, unproven_dual_ns: 0 }
     }
 
     /// Takes in a message, which echoes one of ours sent at `proof_ns`. False, and nothing taken in: it is older than one

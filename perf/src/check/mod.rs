@@ -19,6 +19,8 @@ mod nodes;
 mod accounting;
 /// Outage: programs that die or hang.
 mod outage;
+/// Gateways: two of them, of which one dies, hangs, is cut off or drained.
+mod gateways;
 
 /// One line of the demo's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,17 +54,29 @@ pub struct Check {
     pub about: &'static str,
     /// Whether the gateway must run.
     pub needs_gateway: bool,
+    /// Gateways the lab must have.
+    pub gateways: u32,
     /// The check itself.
     run: fn(&mut Rig) -> Found,
 }
 
 const fn check(name: &'static str, about: &'static str, run: fn(&mut Rig) -> Found) -> Check {
-    Check { name, about, needs_gateway: true, run }
+    Check { name, about, needs_gateway: true, gateways: 1, run }
+}
+
+const fn check_of_two(name: &'static str, about: &'static str, run: fn(&mut Rig) -> Found) -> Check {
+    Check { name, about, needs_gateway: true, gateways: 2, run }
 }
 
 /// All checks, in the order of the demo.
 pub const CHECKS: &[Check] = &[
-    Check { name: "overlay", about: "the workers' own VXLAN, pod to pod", needs_gateway: false, run: serving::overlay },
+    Check {
+        name: "overlay",
+        about: "the workers' own VXLAN, pod to pod",
+        needs_gateway: false,
+        gateways: 1,
+        run: serving::overlay,
+    },
     check("http", "HTTP through routed and on-link VIPs; whom the pod saw", serving::http),
     check("curl", "the same with curl", serving::curl),
     check("ping", "echo requests to VIPs", serving::ping),
@@ -84,6 +98,11 @@ pub const CHECKS: &[Check] = &[
     check("control-killed", "SIGKILL of control", outage::control_killed),
     check("dataplane-stopped", "SIGSTOP of the dataplane", outage::dataplane_stopped),
     check("dataplane-killed", "SIGKILL of the dataplane", outage::dataplane_killed),
+    check_of_two("gateway-killed", "SIGKILL of one of two gateways' dataplanes", gateways::killed),
+    check_of_two("gateway-stopped", "SIGSTOP of one of two gateways' dataplanes", gateways::stopped),
+    check_of_two("gateways-cut", "heartbeats between two gateways are cut, and come back", gateways::cut),
+    check_of_two("gateway-drained", "planned drains of two gateways in turn, node-dsr under load", gateways::drained),
+    check_of_two("stranger", "a machine on the link answers for a VIP", gateways::stranger),
     check("books", "every packet is accounted for after all that", accounting::balance),
 ];
 
@@ -96,7 +115,10 @@ impl Check {
     /// Runs the check, starting the gateway's programs first if they do not run. Never fails: what goes wrong is a row.
     pub fn run(&self, rig: &mut Rig) -> Vec<Row> {
         let began = Instant::now();
-        let found = if self.needs_gateway { rig.gateway.revive() } else { Ok(()) };
+        let mut found = if self.needs_gateway { rig.gateway.revive() } else { Ok(()) };
+        if let Some(second) = rig.second.as_mut().filter(|_| self.needs_gateway) {
+            found = found.and_then(|()| second.revive());
+        }
         let mut rows = match found.and_then(|()| (self.run)(rig)) {
             Ok(rows) => rows,
             Err(error) => vec![Row::new("ran", format!("{error:#}"), "can be checked", false)],

@@ -131,7 +131,7 @@ impl Sim {
             while node.pending.front().is_some_and(|(at, _)| *at <= now) {
                 let (_, decision) = node.pending.pop_front().unwrap();
                 node.announces.extend(decision.announce.iter().map(|(vip, _)| *vip));
-                decision.withdraw.iter().for_each(|vip| drop(node.announces.remove(vip)));
+                node.announces.retain(|vip| !decision.withdraw.contains(vip));
                 node.council.acted(decision.number, 0, now);
             }
             if node.council.is_due(now) {
