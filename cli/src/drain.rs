@@ -37,7 +37,8 @@ pub fn run(socket: &Path, wait: Option<Duration>) -> anyhow::Result<String> {
         let Shown::Gateways(shown) = client.show(Show::Gateways).map_err(explain)? else {
             return Err(anyhow!("unexpected answer to show gateways"));
         };
-        let own = shown.rows.iter().find(|row| row.is_own).ok_or_else(|| anyhow!("this gateway is not in its own set"))?;
+        let own =
+            shown.rows.iter().find(|row| row.is_own).ok_or_else(|| anyhow!("this gateway is not in its own set"))?;
         if own.announced == 0 {
             return Ok(format!("drained after {} ms: others announce\n", began.elapsed().as_millis()));
         }
@@ -53,5 +54,7 @@ fn not_taken(own: &GatewayRow, rows: &[GatewayRow]) -> String {
         rows.iter().filter(|row| !row.is_own).map(|row| format!("{} is {}", row.node, row.state)).collect();
     let others = if others.is_empty() { "there is no other gateway".into() } else { others.join(", ") };
     let count = own.announced;
-    format!("{count} VIPs are still announced here, since nobody takes them: {others}; `tidegate undrain` takes the wish back")
+    format!(
+        "{count} VIPs are still announced here, since nobody takes them: {others}; `tidegate undrain` takes the wish back"
+    )
 }

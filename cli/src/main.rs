@@ -13,11 +13,11 @@ use tidegate_cli::import::Imported;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {
-        Command::Show(show) => {
-            said(tidegate_cli::show::run(&arguments.socket(), show, arguments.json || show.json))
-        }
+        Command::Show(show) => said(tidegate_cli::show::run(&arguments.socket(), show, arguments.json || show.json)),
         Command::Drain { .. } | Command::Undrain if arguments.json => fail("--json is for `tidegate show`"),
-        Command::Drain { wait } => said(tidegate_cli::drain::run(&arguments.socket(), Some(Duration::from_secs(*wait)))),
+        Command::Drain { wait } => {
+            said(tidegate_cli::drain::run(&arguments.socket(), Some(Duration::from_secs(*wait))))
+        }
         Command::Undrain => said(tidegate_cli::drain::run(&arguments.socket(), None)),
         Command::Import(_) if arguments.json => fail("--json is for `tidegate show`; manifests are YAML"),
         Command::Import(from) => match tidegate_cli::import::run(from) {

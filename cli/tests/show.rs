@@ -21,8 +21,8 @@ use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{MacAddress, Protocol};
 use tidegate_api::show::{
-    BackendRow, Counters, DropRow, FlowRow, GatewayRow, Gateways, NeighbourRow, PortRow, RouteRow, ServiceRow, Show, Shown, TunnelRow,
-    WorkerRow,
+    BackendRow, Counters, DropRow, FlowRow, GatewayRow, Gateways, NeighbourRow, PortRow, RouteRow, ServiceRow, Show,
+    Shown, TunnelRow, WorkerRow,
 };
 
 /// A dataplane's read side for one conversation; the thread returns the question it was asked.
@@ -306,7 +306,14 @@ fn port(device: &str, queue: u32, mode: &str, pairs: &[(&str, u64)]) -> PortRow 
     }
 }
 
-fn gateway(node: &str, is_own: bool, state: &str, heard_ms: Option<u64>, announced: u32, addresses: &[&str]) -> GatewayRow {
+fn gateway(
+    node: &str,
+    is_own: bool,
+    state: &str,
+    heard_ms: Option<u64>,
+    announced: u32,
+    addresses: &[&str],
+) -> GatewayRow {
     GatewayRow {
         node: node.into(),
         is_own,

@@ -503,7 +503,8 @@ impl Reconciler {
             }
             Response::Conflicts { addresses } => {
                 let concerned = self.conflicts.take(addresses);
-                let names: Vec<Name> = self.notes.keys().filter(|name| self.has_any(name, &concerned)).cloned().collect();
+                let names: Vec<Name> =
+                    self.notes.keys().filter(|name| self.has_any(name, &concerned)).cloned().collect();
                 names.iter().for_each(|name| self.refresh(name));
             }
             Response::Error { message } => {

@@ -333,7 +333,9 @@ impl Gateways {
         ensure(!empty, &field("keyFile"), || "must not be empty; leave it out to stay alone".into())?;
         ensure(self.port != 0, &field("port"), || "0 is not a port".into())?;
         let interval = self.interval_ms;
-        ensure((10..=10_000).contains(&interval), &field("intervalMs"), || format!("{interval} is outside 10..=10000"))?;
+        ensure((10..=10_000).contains(&interval), &field("intervalMs"), || {
+            format!("{interval} is outside 10..=10000")
+        })?;
         let dead_after = self.dead_after_ms;
         ensure(dead_after / 3 >= interval && dead_after <= 30_000, &field("deadAfterMs"), || {
             format!("{dead_after} is less than three times intervalMs ({interval}), or above 30000")

@@ -247,7 +247,8 @@ fn start(
     let heartbeats = Heartbeats::start(council.clone(), ends, pulse, orders).context("starting heartbeats")?;
     let read = pinholes.clone();
     let mailboxes = Mailboxes::new(mailboxes, Arc::new(move |device| read.counters(device)));
-    let server = Server::start(listener, handle, Arc::new(mailboxes), Some(council.clone())).context("starting to answer")?;
+    let server =
+        Server::start(listener, handle, Arc::new(mailboxes), Some(council.clone())).context("starting to answer")?;
     Ok(Running { council, server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder })
 }
 

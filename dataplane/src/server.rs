@@ -188,7 +188,8 @@ fn converse(mut stream: UnixStream, served: &Served) {
                 apply(update, &voice, served)
             }
             Ok(Request::Show(question)) => {
-                let answer = show::answer(&question, &served.compiler, served.workers.as_ref(), served.gateways.as_ref());
+                let answer =
+                    show::answer(&question, &served.compiler, served.workers.as_ref(), served.gateways.as_ref());
                 voice.say(&answer.map_or_else(|message| Response::Error { message }, Response::Shown))
             }
             Ok(Request::Drain { draining }) => voice.say(&drain(draining, served)),

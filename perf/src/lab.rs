@@ -18,8 +18,9 @@ use crate::enclosure::{self, STATE_DIR};
 use crate::process::{self, Daemon, in_namespace};
 use crate::topology::{
     self, CLIENT, CLIENT_HOSTS, CLIENT_MAC, FABRIC, FAMILIES, FLOOD_NET_V4, FLOOD_NET_V6, Family, GATEWAY, GATEWAY_2,
-    GATEWAY_2_LAN_MAC, GATEWAY_2_NODE, GATEWAY_2_WAN_MAC, GATEWAY_LAN_MAC, GATEWAY_NODE, GATEWAY_WAN_MAC, LAN, NOBODY_MAC, NOBODY_V4, NOBODY_V6, Node, OVERLAY_MTU_V4, OVERLAY_MTU_V6, Pod,
-    ROUTER_V4, ROUTER_V6, UNDERLAY_MTU, VNI, VXLAN_PORT, client_address, pods, workers,
+    GATEWAY_2_LAN_MAC, GATEWAY_2_NODE, GATEWAY_2_WAN_MAC, GATEWAY_LAN_MAC, GATEWAY_NODE, GATEWAY_WAN_MAC, LAN,
+    NOBODY_MAC, NOBODY_V4, NOBODY_V6, Node, OVERLAY_MTU_V4, OVERLAY_MTU_V6, Pod, ROUTER_V4, ROUTER_V6, UNDERLAY_MTU,
+    VNI, VXLAN_PORT, client_address, pods, workers,
 };
 
 /// How long one building command may take on a busy machine.

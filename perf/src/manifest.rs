@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::topology::{
-    ECHO_PORT, FAMILIES, Family, GATEWAY_2_NUMBER, GATEWAY_NUMBER, Node, POD_TCP_PORT, POD_UDP_PORT, Pod, VIP_ECHO, VIP_EMPTY, VIP_ONLINK,
-    VIP_WEB, VNI, Vip, WEB_PORT, pods, workers,
+    ECHO_PORT, FAMILIES, Family, GATEWAY_2_NUMBER, GATEWAY_NUMBER, Node, POD_TCP_PORT, POD_UDP_PORT, Pod, VIP_ECHO,
+    VIP_EMPTY, VIP_ONLINK, VIP_WEB, VNI, Vip, WEB_PORT, pods, workers,
 };
 
 /// Namespace of all the lab's Services.

@@ -61,7 +61,9 @@ mod tests {
         assert_eq!(conflicts.take(first.clone()), [v4, v6].into());
         let (holds, reason, message) = conflicts.words(&[v4, v6]).unwrap();
         assert_eq!((holds, reason), (Holds::False, "AddressConflict"));
-        for part in ["02:00:00:00:be:ef answers for 192.0.2.200 on wan0: it is not announced", "2001:db8:1::200", "strictARP"] {
+        for part in
+            ["02:00:00:00:be:ef answers for 192.0.2.200 on wan0: it is not announced", "2001:db8:1::200", "strictARP"]
+        {
             assert!(message.contains(part), "{message}");
         }
         assert_eq!(conflicts.words(&[other]), None);

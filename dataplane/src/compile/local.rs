@@ -92,7 +92,11 @@ impl Locals {
     pub fn announce(&mut self, changes: &[(IpNet, bool)], places: &Places, table: &mut Arc<LocalTable>) -> bool {
         let Some(owned) = &mut self.owned else { return false };
         for (vip, announced) in changes {
-            if *announced { owned.insert(*vip) } else { owned.remove(vip) };
+            if *announced {
+                owned.insert(*vip)
+            } else {
+                owned.remove(vip)
+            };
         }
         self.follow(changes.iter().map(|(vip, _)| Place::Vip(*vip)), places, table)
     }

@@ -462,6 +462,10 @@ impl Compiler {
     fn tell_herald(&mut self, gateway: Option<&Gateway>, moved_around: bool) {
         let vips = self.locals.take_moved();
         let Some(herald) = &mut self.herald else { return };
+        // VIPs first: those that are there when it all begins are none that have come since.
+        if !vips.is_empty() {
+            herald.vips(vips);
+        }
         if moved_around {
             let site = Site {
                 others: gateway.map(|gateway| gateway.gateways.clone()).unwrap_or_default(),
@@ -472,9 +476,6 @@ impl Compiler {
                 self.heralded = site.clone();
                 herald.site(site);
             }
-        }
-        if !vips.is_empty() {
-            herald.vips(vips);
         }
         let key = u128::from_be_bytes(self.publisher.current().settings.hash_key);
         let [high, low] = [key >> 64, key & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or_default());

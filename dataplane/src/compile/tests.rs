@@ -810,3 +810,94 @@ proptest! {
         prop_assert_eq!(guarded(walked_notes.take()), guarded(notes.take()), "what the pinhole was told adds up");
     }
 }
+
+/// What a herald was told, in order.
+#[derive(Clone, Default)]
+struct Ear(Arc<Mutex<Vec<Heard>>>);
+
+#[derive(Clone, Debug, PartialEq)]
+enum Heard {
+    Site(Site),
+    Vips(Vec<(IpNet, bool)>),
+    Published(u64, u64),
+}
+
+impl Herald for Ear {
+    fn site(&mut self, site: Site) {
+        self.0.lock().unwrap().push(Heard::Site(site));
+    }
+
+    fn vips(&mut self, changes: Vec<(IpNet, bool)>) {
+        self.0.lock().unwrap().push(Heard::Vips(changes));
+    }
+
+    fn published(&mut self, generation: u64, objects: u64) {
+        self.0.lock().unwrap().push(Heard::Published(generation, objects));
+    }
+}
+
+impl Ear {
+    fn take(&self) -> Vec<Heard> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+fn announce(compiler: &mut Compiler, changes: &[(&str, bool)]) -> bool {
+    let announce = changes.iter().map(|(vip, there)| (vip.parse().unwrap(), *there)).collect();
+    compiler.turn(Arrived { announce, ..Arrived::default() }, SECOND).published
+}
+
+/// M-020: who decides about announcements is told which VIPs lie on a link, and nothing is answered for before it says so.
+#[test]
+fn vips_are_answered_for_on_links_when_the_herald_says_so() {
+    let (mut compiler, notebook) = compiler();
+    let ear = Ear::default();
+    compiler.set_herald(Box::new(ear.clone()));
+    layout(&mut compiler, routed());
+    update(&mut compiler, full(everything()));
+    let heard = ear.take();
+    let sites: Vec<&Site> =
+        heard.iter().filter_map(|heard| if let Heard::Site(site) = heard { Some(site) } else { None }).collect();
+    assert_eq!((sites.len(), sites[0].has_tables, sites[1].has_tables), (2, false, true), "{heard:?}");
+    let wan = &sites[1].links[0];
+    assert_eq!((&*wan.name, wan.ifindex, wan.up), ("wan0", 2, true));
+    let prefixes: Vec<IpNet> = ["192.0.2.0/24", "2001:db8:1::/64"].map(|prefix| prefix.parse().unwrap()).into();
+    assert_eq!(wan.prefixes, prefixes, "no link-local ones");
+    let on_link: Vec<(IpNet, bool)> =
+        ["192.0.2.80/32", "2001:db8:1::80/128"].map(|vip| (vip.parse().unwrap(), true)).into();
+    assert!(heard.contains(&Heard::Vips(on_link.clone())), "{heard:?}");
+    let digest = |heard: &[Heard]| {
+        heard.iter().rev().find_map(|h| if let Heard::Published(_, digest) = h { Some(*digest) } else { None })
+    };
+    let first = digest(&heard).unwrap();
+    let kind = |compiler: &Compiler, vip: &str| compiler.tables().locals.kind(&ip16(vip));
+    for vip in ["192.0.2.80", "2001:db8:1::80"] {
+        assert_eq!(kind(&compiler, vip), LocalKind::VIP, "served, and not answered for");
+    }
+    notebook.take();
+    assert!(announce(&mut compiler, &[("192.0.2.80/32", true), ("2001:db8:1::80/128", true)]));
+    for vip in ["192.0.2.80", "2001:db8:1::80"] {
+        assert_eq!(kind(&compiler, vip), LocalKind::VIP | LocalKind::ANNOUNCED);
+    }
+    let both = OwnedFlags::TRAFFIC | OwnedFlags::ANNOUNCED;
+    let told = notebook.take();
+    let Some(Told::Change(change)) = told.first() else { panic!("{told:?}") };
+    assert_eq!(change.set.len(), 2);
+    assert!(change.set.iter().all(|(.., flags)| *flags == both));
+    assert!(!announce(&mut compiler, &[("192.0.2.80/32", true)]), "no news, no publish");
+    assert!(announce(&mut compiler, &[("192.0.2.80/32", false)]));
+    assert_eq!(kind(&compiler, "192.0.2.80"), LocalKind::VIP, "still served");
+    // A VIP that leaves the link is told, and what was said about it before comes back with it.
+    let mut elsewhere = routed();
+    elsewhere.addresses.retain(|entry| entry.ifindex != 2);
+    layout(&mut compiler, elsewhere);
+    let gone = on_link.into_iter().map(|(vip, _)| (vip, false)).collect();
+    assert!(ear.take().contains(&Heard::Vips(gone)));
+    assert_eq!(kind(&compiler, "2001:db8:1::80"), LocalKind::VIP);
+    // Equal objects have equal digests, whatever came between.
+    update(&mut compiler, Update { removed: vec![key(Kind::Service, "shop/web")], ..incremental(vec![]) });
+    let without = digest(&ear.take()).unwrap();
+    let web = everything().pop().unwrap();
+    update(&mut compiler, incremental(vec![web]));
+    assert_eq!((digest(&ear.take()), without == first), (Some(first), false));
+}

@@ -123,9 +123,12 @@ pub fn told(address: IpAddr, form: Form, mac: [u8; 6]) -> Vec<u8> {
             };
             arp::Repr::gratuitous(operation, Mac(mac), v4.octets()).emit_frame(&mut out, Mac::BROADCAST, None)
         }
-        IpAddr::V6(v6) => {
-            ndp::Advertisement::unsolicited(Mac(mac), v6.octets(), true).emit_frame(&mut out, Mac::BROADCAST, Mac(mac), None)
-        }
+        IpAddr::V6(v6) => ndp::Advertisement::unsolicited(Mac(mac), v6.octets(), true).emit_frame(
+            &mut out,
+            Mac::BROADCAST,
+            Mac(mac),
+            None,
+        ),
     };
     out.get(..length.unwrap_or_default()).unwrap_or_default().to_vec()
 }

@@ -49,10 +49,10 @@ pub struct Settings {
 pub struct Decision {
     /// Decisions are numbered from 1.
     pub number: u64,
-    /// VIPs to announce, and whether they are new: then strangers are asked about before, otherwise meanwhile.
-    pub announce: Vec<(IpNet, bool)>,
     /// VIPs to announce no longer.
     pub withdraw: Vec<IpNet>,
+    /// VIPs to announce after that, and whether they are new: then strangers are asked about before, otherwise meanwhile.
+    pub announce: Vec<(IpNet, bool)>,
 }
 
 /// What is counted.
@@ -115,6 +115,8 @@ pub struct Council {
     stale: bool,
     /// These are.
     touched: BTreeSet<IpNet>,
+    /// These are there no more, or others under the same address, and were announced.
+    removed: Vec<IpNet>,
     decided: Vec<Seat>,
     decisions: u64,
     /// Decisions on their way to the links, with their views.
@@ -156,6 +158,7 @@ impl Council {
             has_settled: false,
             stale: true,
             touched: BTreeSet::new(),
+            removed: Vec::new(),
             decided: Vec::new(),
             decisions: 0,
             outstanding: VecDeque::new(),
@@ -176,7 +179,8 @@ impl Council {
     /// The machine or the set is another one.
     pub fn site(&mut self, site: Site, now_ns: Nanos) {
         let named = |member: &Member| !member.is_own;
-        let before: BTreeSet<String> = self.members.iter().filter(|member| named(member)).map(|m| m.name.clone()).collect();
+        let before: BTreeSet<String> =
+            self.members.iter().filter(|member| named(member)).map(|m| m.name.clone()).collect();
         let mut wanted: BTreeMap<&str, Vec<std::net::IpAddr>> = BTreeMap::new();
         if self.settings.alone.is_none() {
             let others = site.others.iter().filter(|other| other.node != self.settings.node);
@@ -219,7 +223,8 @@ impl Council {
                 *self.marks.entry(mark).or_default() += 1;
                 self.vips_digest = self.vips_digest.wrapping_add(spread(mark));
             } else {
-                self.vips.remove(&prefix);
+                let before = self.vips.remove(&prefix);
+                self.removed.extend(before.filter(|vip| vip.announced).map(|_| prefix));
                 if let Some(count) = self.marks.get_mut(&mark) {
                     *count -= 1;
                     if *count == 0 {
@@ -285,7 +290,8 @@ impl Council {
             return false;
         }
         self.counts.heard += 1;
-        self.hurry |= proof_ns.is_none() || before.as_ref().map(|told| told.0) != member.last.as_ref().map(|l| l.message.epoch);
+        self.hurry |=
+            proof_ns.is_none() || before.as_ref().map(|told| told.0) != member.last.as_ref().map(|l| l.message.epoch);
         self.stale |= before != member.last.as_ref().map(told) || new_part;
         let is_alive = member.state(now_ns, dead_after_ns).is_alive();
         self.stale |= was_alive != is_alive;
@@ -314,7 +320,7 @@ impl Council {
         self.look_at_dual(now_ns);
         let touched = std::mem::take(&mut self.touched);
         let mut decision = Decision::default();
-        decision.withdraw.extend(touched.iter().filter(|vip| !self.vips.contains_key(*vip)));
+        decision.withdraw.append(&mut self.removed);
         let all = view_moved || std::mem::take(&mut self.stale);
         let looked: Vec<IpNet> = if all { self.vips.keys().copied().collect() } else { touched.into_iter().collect() };
         for prefix in looked {
@@ -388,7 +394,9 @@ impl Council {
         let old = now_ns.saturating_sub(vip.since_ns) >= GRACE_NS;
         let can = |number: u8| match (self.members.get(usize::from(number)), cans.get(usize::from(number))) {
             (Some(member), Some(can)) if member.is_own => *can,
-            (Some(member), Some(can)) if member.holds(prefix) && !(old && member.lacks(vip.mark, self.vips_digest)) => *can,
+            (Some(member), Some(can)) if member.holds(prefix) && !(old && member.lacks(vip.mark, self.vips_digest)) => {
+                *can
+            }
             _ => Can::Not,
         };
         match election::owner(&vip.order, can).and_then(|number| self.members.get(usize::from(number))) {
@@ -571,9 +579,11 @@ impl Council {
     pub fn show(&mut self, now_ns: Nanos) -> Gateways {
         self.look_at_dual(now_ns);
         Gateways {
-            alone: self.settings.alone.clone().or_else(|| {
-                (self.members.len() == 1).then(|| "no other Node is a gateway of this set".to_owned())
-            }),
+            alone: self
+                .settings
+                .alone
+                .clone()
+                .or_else(|| (self.members.len() == 1).then(|| "no other Node is a gateway of this set".to_owned())),
             rows: self.members.iter().map(|member| self.row(member, now_ns)).collect(),
             counters: self.counters(),
         }

@@ -100,7 +100,8 @@ mod tests {
     fn the_order_is_that_of_metallb() {
         let by_hand = |name: &str| -> Vec<u8> { Sha256::digest(format!("{name}#203.0.113.10")).to_vec() };
         let mut names = ["gw-a", "gw-b", "gw-c"];
-        let got: Vec<&str> = order(names, &"203.0.113.10/32".parse().unwrap()).iter().map(|n| names[usize::from(*n)]).collect();
+        let got: Vec<&str> =
+            order(names, &"203.0.113.10/32".parse().unwrap()).iter().map(|n| names[usize::from(*n)]).collect();
         names.sort_by_key(|name| by_hand(name));
         assert_eq!(got, names);
         let v6 = "2001:db8:f::10/128".parse().unwrap();
@@ -123,7 +124,8 @@ mod tests {
 
     #[test]
     fn addresses_of_vips() {
-        let list = |text: &str, max| addresses(&text.parse().unwrap(), max).map(|ip| ip.to_string()).collect::<Vec<_>>();
+        let list =
+            |text: &str, max| addresses(&text.parse().unwrap(), max).map(|ip| ip.to_string()).collect::<Vec<_>>();
         assert_eq!(list("203.0.113.7/32", 9), ["203.0.113.7"]);
         assert_eq!(list("203.0.113.4/30", 9), ["203.0.113.4", "203.0.113.5", "203.0.113.6", "203.0.113.7"]);
         assert_eq!(list("2001:db8::/64", 2), ["2001:db8::", "2001:db8::1"]);

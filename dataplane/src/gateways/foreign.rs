@@ -267,9 +267,11 @@ mod tests {
     #[test]
     fn claims_are_read_from_both_forms_of_arp_and_from_advertisements() {
         let [v4, v6] = both();
-        for (frame, address) in
-            [(told(v4, Form::First, STRANGER), v4), (told(v4, Form::Second, STRANGER), v4), (told(v6, Form::First, STRANGER), v6)]
-        {
+        for (frame, address) in [
+            (told(v4, Form::First, STRANGER), v4),
+            (told(v4, Form::Second, STRANGER), v4),
+            (told(v6, Form::First, STRANGER), v6),
+        ] {
             assert_eq!(claim(&frame), Some(Claim { address, mac: STRANGER }));
             for cut in 0..frame.len() - 1 {
                 assert!(claim(&frame[..cut]).is_none_or(|claim| claim.mac == STRANGER), "{cut}");

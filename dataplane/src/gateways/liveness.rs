@@ -82,7 +82,16 @@ impl Member {
     /// A gateway of which nothing is known.
     pub fn new(name: &str, addresses: Vec<IpAddr>, is_own: bool) -> Member {
         let id = election::id(name);
-        Member { name: name.into(), id, addresses, is_own, last: None, dual_owner_ns: 0, is_dual: false, unproven_dual_ns: 0 }
+        Member {
+            name: name.into(),
+            id,
+            addresses,
+            is_own,
+            last: None,
+            dual_owner_ns: 0,
+            is_dual: false,
+            unproven_dual_ns: 0,
+        }
     }
 
     /// Takes in a message, which echoes one of ours sent at `proof_ns`. False, and nothing taken in: it is older than one
@@ -129,7 +138,11 @@ impl Member {
     pub fn expires_ns(&self, now_ns: Nanos, dead_after_ns: Nanos) -> Option<Nanos> {
         let last = self.last.as_ref()?;
         let proven = last.proven_ns.map(|at| at.saturating_add(2 * dead_after_ns));
-        [Some(last.heard_ns.saturating_add(dead_after_ns)), proven].into_iter().flatten().filter(|at| *at > now_ns).min()
+        [Some(last.heard_ns.saturating_add(dead_after_ns)), proven]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > now_ns)
+            .min()
     }
 
     /// Whether `vip` lies on a link of it, as it tells.

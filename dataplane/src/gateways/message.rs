@@ -301,8 +301,7 @@ impl Bytes<'_> {
 
     fn prefix(&mut self) -> Result<IpNet, Refusal> {
         let length = self.u8()?;
-        let address: IpAddr =
-            if length & V6 == 0 { self.array::<4>()?.into() } else { self.array::<16>()?.into() };
+        let address: IpAddr = if length & V6 == 0 { self.array::<4>()?.into() } else { self.array::<16>()?.into() };
         let prefix = IpNet::new(address, length & !V6).map_err(|_| Refusal::Malformed)?;
         if prefix.network() == address { Ok(prefix) } else { Err(Refusal::Malformed) }
     }

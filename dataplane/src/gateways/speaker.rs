@@ -156,10 +156,12 @@ impl Run {
 
     /// Takes over other links. One that comes up is told everything again: its neighbours may be others.
     fn follow(&mut self, links: Vec<Link>, now: Nanos) {
-        let gone: Vec<u32> = self.ends.keys().filter(|index| !links.iter().any(|link| link.ifindex == **index)).copied().collect();
+        let gone: Vec<u32> =
+            self.ends.keys().filter(|index| !links.iter().any(|link| link.ifindex == **index)).copied().collect();
         for index in gone {
-            self.move_groups(index, &[], &[]);
-            self.ends.remove(&index);
+            if let Some(end) = self.ends.remove(&index) {
+                self.move_groups(index, &end.link.prefixes, &[]);
+            }
         }
         for link in links {
             let before = self.ends.get(&link.ifindex).map(|end| end.link.clone());
@@ -169,7 +171,10 @@ impl Run {
             let prefixes = before.as_ref().map(|before| before.prefixes.clone()).unwrap_or_default();
             self.move_groups(link.ifindex, &prefixes, &link.prefixes);
             let index = link.ifindex;
-            let anew = link.up && before.as_ref().is_none_or(|before| !before.up || before.mac != link.mac || before.prefixes != link.prefixes);
+            let anew = link.up
+                && before
+                    .as_ref()
+                    .is_none_or(|before| !before.up || before.mac != link.mac || before.prefixes != link.prefixes);
             match self.ends.get_mut(&index) {
                 Some(end) => end.link = link,
                 None => drop(self.ends.insert(index, End::open(link))),
@@ -268,7 +273,8 @@ impl Run {
         if changes.is_empty() {
             return;
         }
-        if let Err(error) = self.compiler.announce(changes.iter().map(|(vip, announced)| (*vip, *announced)).collect()) {
+        if let Err(error) = self.compiler.announce(changes.iter().map(|(vip, announced)| (*vip, *announced)).collect())
+        {
             tracing::error!(%error, "announcements could not be published");
         }
         let now = now_ns();
@@ -283,7 +289,8 @@ impl Run {
                 self.told.remove(&vip);
                 for index in indices {
                     v6(&vip).for_each(|address| self.groups.leave(index, address));
-                    election::addresses(&vip, PREFIX_ADDRESSES_MAX).for_each(|address| self.schedule.end(index, address));
+                    election::addresses(&vip, PREFIX_ADDRESSES_MAX)
+                        .for_each(|address| self.schedule.end(index, address));
                 }
             }
         }
@@ -317,7 +324,8 @@ impl Run {
         }
         let Some(conflicts) = self.inquiries.take_news() else { return };
         for conflict in &conflicts {
-            let (address, mac, device, withheld) = (conflict.address, conflict.mac, &conflict.device, conflict.withheld);
+            let (address, mac, device, withheld) =
+                (conflict.address, conflict.mac, &conflict.device, conflict.withheld);
             tracing::warn!(%address, %mac, %device, withheld, "a stranger answers for an address of ours");
         }
         self.council.withheld(self.inquiries.withheld());

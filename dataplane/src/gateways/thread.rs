@@ -99,7 +99,8 @@ impl Ends {
         let bytes = message.encode(&self.keys);
         let send = |address: &IpAddr| {
             let to = SocketAddr::new(*address, self.port);
-            let socket = self.sockets.iter().find(|socket| socket.local_addr().is_ok_and(|own| own.is_ipv4() == to.is_ipv4()));
+            let socket =
+                self.sockets.iter().find(|socket| socket.local_addr().is_ok_and(|own| own.is_ipv4() == to.is_ipv4()));
             // The first error may be news about an earlier datagram: port unreachable, say.
             socket.is_some_and(|socket| socket.send_to(&bytes, to).is_ok() || socket.send_to(&bytes, to).is_ok())
         };
@@ -156,7 +157,8 @@ impl Heartbeats {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(council: Handle, ends: Option<Ends>, pulse: Pulse, orders: Sender<Order>) -> io::Result<Heartbeats> {
-        let run = Run { council: council.clone(), ends, pulse, orders, health: Health::Turning, refused: BTreeMap::new() };
+        let run =
+            Run { council: council.clone(), ends, pulse, orders, health: Health::Turning, refused: BTreeMap::new() };
         let thread = std::thread::Builder::new().name("gateways".into()).spawn(move || run.run())?;
         Ok(Heartbeats { council, thread: Some(thread) })
     }
@@ -240,7 +242,8 @@ impl Run {
                 let refused = match message {
                     Ok(message) => {
                         let node = message.node.clone();
-                        (!council.hear(message, now)).then(|| format!("of {node}: not of this set, our own name, or old"))
+                        (!council.hear(message, now))
+                            .then(|| format!("of {node}: not of this set, our own name, or old"))
                     }
                     Err(refusal) => {
                         council.refuse(refusal);
@@ -259,7 +262,10 @@ impl Run {
         let decision = self.council.council().decide(now_ns());
         if let Some(decision) = decision {
             let (announced, withdrawn) = (decision.announce.len(), decision.withdraw.len());
-            tracing::info!(number = decision.number, announced, withdrawn, "announcements move");
+            // New VIPs come with every new Service.
+            if decision.announce.iter().any(|(_, is_new)| !is_new) || withdrawn > 0 {
+                tracing::info!(number = decision.number, announced, withdrawn, "announcements move");
+            }
             let _ = self.orders.send(Order::Act(decision));
         }
     }

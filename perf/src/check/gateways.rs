@@ -156,11 +156,20 @@ pub(super) fn killed(rig: &mut Rig) -> Found {
     let captured = at_client.finish()?;
     let vip = VIP_FIRST.v4;
     for (what, filter) in [
-        ("gratuitous ARP requests", format!("ether src {GATEWAY_2_WAN_MAC} and arp[6:2] = 1 and arp src host {vip} and arp dst host {vip}")),
-        ("gratuitous ARP replies", format!("ether src {GATEWAY_2_WAN_MAC} and arp[6:2] = 2 and arp src host {vip} and arp dst host {vip}")),
+        (
+            "gratuitous ARP requests",
+            format!("ether src {GATEWAY_2_WAN_MAC} and arp[6:2] = 1 and arp src host {vip} and arp dst host {vip}"),
+        ),
+        (
+            "gratuitous ARP replies",
+            format!("ether src {GATEWAY_2_WAN_MAC} and arp[6:2] = 2 and arp src host {vip} and arp dst host {vip}"),
+        ),
         (
             "unsolicited advertisements",
-            format!("ether src {GATEWAY_2_WAN_MAC} and icmp6 and ip6[40] = 136 and src host {} and dst host ff02::1", VIP_FIRST.v6),
+            format!(
+                "ether src {GATEWAY_2_WAN_MAC} and icmp6 and ip6[40] = 136 and src host {} and dst host ff02::1",
+                VIP_FIRST.v6
+            ),
         ),
     ] {
         let count = captured.lines(&filter)?.len();
@@ -241,11 +250,21 @@ pub(super) fn cut(rig: &mut Rig) -> Found {
     let yielded = one.zip(heard).map(|(one, heard)| one.saturating_sub(heard));
     let measured = format!("{heard:?} until heard, then {yielded:?}");
     let limit = Duration::from_millis(100);
-    rows.push(Row::new("healed: one owner", measured, "≤ 100 ms from hearing", yielded.is_some_and(|took| took <= limit)));
+    rows.push(Row::new(
+        "healed: one owner",
+        measured,
+        "≤ 100 ms from hearing",
+        yielded.is_some_and(|took| took <= limit),
+    ));
     for (name, (shown, before)) in ["first", "second"].iter().zip(both(rig)?.iter().zip(before)) {
         let dual = dual_owner_ms(shown).saturating_sub(before);
         let pass = dual > 1500 && u128::from(dual) < cut_ms + 500;
-        rows.push(Row::new(format!("{name} gateway: two owners"), format!("{dual} ms of a cut of {cut_ms} ms"), "counted", pass));
+        rows.push(Row::new(
+            format!("{name} gateway: two owners"),
+            format!("{dual} ms of a cut of {cut_ms} ms"),
+            "counted",
+            pass,
+        ));
     }
     rows.extend(judge(clients, "during the cut", GAP_MAX_MS)?);
     rows.extend(finish(rig, vips)?);
@@ -264,7 +283,9 @@ fn await_nodes(rig: &Rig) -> Result<()> {
         let Shown::Services(rows) = gateway.show(Show::Services)? else { return Ok(false) };
         let rows: Vec<_> = rows.into_iter().filter(|row| row.service == "shop/moving").collect();
         let good = |row: &tidegate_api::show::ServiceRow| {
-            row.mode == "node-dsr" && row.nodes.len() == 3 && row.nodes.iter().all(|node| node.state == WayState::Proven)
+            row.mode == "node-dsr"
+                && row.nodes.len() == 3
+                && row.nodes.iter().all(|node| node.state == WayState::Proven)
         };
         Ok(rows.len() == 4 && rows.iter().all(good))
     };
@@ -314,14 +335,24 @@ pub(super) fn drained(rig: &mut Rig) -> Found {
     rows.extend(moved(VIP_MOVING, GATEWAY_WAN_MAC, "after the undrain")?);
     let took = rig.gateway.end(Program::Dataplane)?;
     let limit = Duration::from_millis(2500);
-    rows.push(Row::new("SIGTERM", format!("ended after {} ms", took.as_millis()), "given away first, < 2.5 s", took < limit));
+    rows.push(Row::new(
+        "SIGTERM",
+        format!("ended after {} ms", took.as_millis()),
+        "given away first, < 2.5 s",
+        took < limit,
+    ));
     rig.gateway.revive()?;
     settle(rig, 4)?;
     for (family, client) in spreads {
         let spread: Spread = client?.last()?;
         let measured = format!("{} answered, {} failed {:?}", spread.ok, spread.failed, spread.errors.first());
         let pass = spread.failed == 0 && spread.ok == CONNECTIONS;
-        rows.push(Row::new(format!("{family} meanwhile"), measured, format!("{CONNECTIONS} answered, 0 failed (M-026)"), pass));
+        rows.push(Row::new(
+            format!("{family} meanwhile"),
+            measured,
+            format!("{CONNECTIONS} answered, 0 failed (M-026)"),
+            pass,
+        ));
     }
     for (family, download) in downloads {
         let outcome = download.outcome()?;
@@ -338,10 +369,7 @@ fn stranger_has(address: bool) -> Result<()> {
     let mut ip = in_namespace(LAN, "ip");
     ip.args(["-batch", "-"]);
     let nodad = if address { " nodad" } else { "" };
-    let text = format!(
-        "addr {verb} {}/24 dev br0\naddr {verb} {}/64 dev br0{nodad}\n",
-        VIP_STRANGE.v4, VIP_STRANGE.v6
-    );
+    let text = format!("addr {verb} {}/24 dev br0\naddr {verb} {}/64 dev br0{nodad}\n", VIP_STRANGE.v4, VIP_STRANGE.v6);
     process::run(ip, &text, Duration::from_secs(5))?.success("ip")?;
     Ok(())
 }
@@ -362,7 +390,8 @@ pub(super) fn stranger(rig: &mut Rig) -> Found {
         Ok(FAMILIES.iter().all(|family| told.contains(&format!("{mac} answers for {} ", VIP_STRANGE.of(*family)))))
     })?;
     let measured = found.map_or_else(|| told.clone(), |took| format!("{mac} named after {} ms", took.as_millis()));
-    let mut rows = vec![Row::new("condition AddressConflict", measured, "the stranger's MAC, both families", found.is_some())];
+    let mut rows =
+        vec![Row::new("condition AddressConflict", measured, "the stranger's MAC, both families", found.is_some())];
     let count = |rig: &Rig| Ok::<u32, anyhow::Error>(both(rig)?.iter().map(announced).sum());
     let withheld = count(rig)?;
     rows.push(Row::new("VIPs announced", withheld.to_string(), "2: those of the other Service", withheld == 2));

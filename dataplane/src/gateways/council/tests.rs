@@ -130,8 +130,8 @@ impl Sim {
             }
             while node.pending.front().is_some_and(|(at, _)| *at <= now) {
                 let (_, decision) = node.pending.pop_front().unwrap();
-                node.announces.extend(decision.announce.iter().map(|(vip, _)| *vip));
                 node.announces.retain(|vip| !decision.withdraw.contains(vip));
+                node.announces.extend(decision.announce.iter().map(|(vip, _)| *vip));
                 node.council.acted(decision.number, 0, now);
             }
             if node.council.is_due(now) {
@@ -312,7 +312,11 @@ fn a_vip_on_another_link_or_not_served_elsewhere_is_not_waited_for() {
     let new: Vec<IpNet> = (100..120).map(vip).collect();
     new.iter().for_each(|vip| sim.change(0, *vip, true));
     sim.run(GRACE_NS + 500 * MS);
-    assert!(new.iter().all(|vip| sim.announcers(vip) == [0]), "{:?}", new.iter().map(|v| sim.announcers(v)).collect::<Vec<_>>());
+    assert!(
+        new.iter().all(|vip| sim.announcers(vip) == [0]),
+        "{:?}",
+        new.iter().map(|v| sim.announcers(v)).collect::<Vec<_>>()
+    );
     // It comes back, and takes its share.
     new.iter().for_each(|vip| sim.change(1, *vip, true));
     sim.vips.extend(new);
@@ -334,6 +338,10 @@ fn a_new_vip_is_new_and_a_taken_one_is_not() {
     council.vips([(vip(200), false)], now + 2 * MS);
     assert_eq!(council.decide(now + 2 * MS).unwrap().withdraw, [vip(200)]);
     assert_eq!(council.decide(now + 3 * MS), None);
+    // Gone and back between two looks: what was announced was another's.
+    council.vips([(vip(10), false), (vip(10), true)], now + 4 * MS);
+    let decision = council.decide(now + 4 * MS).unwrap();
+    assert_eq!((decision.withdraw, decision.announce), (vec![vip(10)], vec![(vip(10), true)]));
     sim.step();
 }
 
@@ -341,7 +349,8 @@ fn a_new_vip_is_new_and_a_taken_one_is_not() {
 fn strangers_namesakes_and_replays_are_counted_and_change_nothing() {
     let mut council = Council::new(settings(0, 9));
     council.site(around(0, 2), 0);
-    let from = |node: &str, sequence| Message { node: node.into(), epoch: 3, sequence, ready: true, ..Message::default() };
+    let from =
+        |node: &str, sequence| Message { node: node.into(), epoch: 3, sequence, ready: true, ..Message::default() };
     assert!(!council.hear(from("gw-7", 1), 1));
     assert!(!council.hear(from("gw-0", 1), 2));
     assert!(council.hear(from("gw-1", 5), 3));
