@@ -17,12 +17,18 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
-use tidegate_api::show::{GatewayRow, Gateways};
 
 use super::election::{self, Can};
 use super::liveness::{Member, State};
-use super::message::{Echo, GATEWAYS_MAX, Id, MACS_MAX, Message, PREFIXES_MAX, Part, Refusal, Seat};
+use super::message::{GATEWAYS_MAX, Id, Message, Refusal, Seat};
 use super::{Nanos, Site};
+
+/// What is said to the others, and when.
+mod say;
+/// VIPs that another gateway announces as we do.
+mod dual;
+/// What one gateway knows, for people.
+mod show;
 
 /// A VIP that another gateway lacks is its own affair for so long: Services reach gateways at different moments.
 pub const GRACE_NS: Nanos = 1_000_000_000;
@@ -435,78 +441,6 @@ impl Council {
         self.withheld = withheld;
     }
 
-    /// Whether a message is due.
-    pub fn is_due(&self, now_ns: Nanos) -> bool {
-        now_ns >= self.due_ns()
-    }
-
-    fn due_ns(&self) -> Nanos {
-        let after = if self.hurry { GAP_NS } else { self.settings.interval_ns };
-        self.last_sent_ns.map_or(0, |sent| sent.saturating_add(after))
-    }
-
-    /// When to look again, if nothing comes before.
-    pub fn next_ns(&self, now_ns: Nanos) -> Nanos {
-        let dead_after_ns = self.settings.dead_after_ns;
-        let expiries = self.members.iter().filter_map(|member| member.expires_ns(now_ns, dead_after_ns));
-        let listening = self.listens_until_ns.filter(|until| *until > now_ns);
-        expiries.chain(listening).fold(self.due_ns(), Nanos::min)
-    }
-
-    /// The next message to all others.
-    pub fn message(&mut self, now_ns: Nanos) -> Message {
-        self.sequence += 1;
-        self.hurry = false;
-        self.last_sent_ns = Some(now_ns);
-        let low = low_half(self.sequence);
-        let horizon_ns = now_ns.saturating_sub(2 * self.settings.dead_after_ns);
-        self.sent.push_back((low, now_ns));
-        while self.sent.front().is_some_and(|(_, at)| *at < horizon_ns) {
-            self.sent.pop_front();
-        }
-        let links = &self.site.links;
-        let mut prefixes: Vec<IpNet> = links.iter().flat_map(|link| &link.prefixes).map(IpNet::trunc).collect();
-        prefixes.sort_unstable();
-        prefixes.dedup();
-        prefixes.truncate(PREFIXES_MAX);
-        let echo = |member: &Member| {
-            let said = &member.last.as_ref()?.message;
-            Some(Echo { id: member.id, epoch: said.epoch, sequence: low_half(said.sequence) })
-        };
-        let mut message = Message {
-            node: self.settings.node.clone(),
-            epoch: self.settings.epoch,
-            sequence: self.sequence,
-            ready: self.is_ready(),
-            draining: self.draining,
-            generation: self.generation,
-            objects: self.objects,
-            vips: self.vips_digest,
-            announced: self.announced(),
-            view_age_ms: u32::try_from(now_ns.saturating_sub(self.acted_since_ns) / 1_000_000).unwrap_or(u32::MAX),
-            macs: links.iter().map(|link| link.mac).take(MACS_MAX).collect(),
-            prefixes,
-            view: self.acted.clone(),
-            echoes: self.members.iter().filter_map(echo).collect(),
-            part: None,
-        };
-        let differs = |member: &Member| member.vips().is_some_and(|vips| vips != self.vips_digest);
-        if self.members.iter().any(differs) {
-            message.part = Some(self.next_part(message.room()));
-        }
-        message
-    }
-
-    /// The next hashes of our VIPs, round and round.
-    fn next_part(&mut self, room: usize) -> Part {
-        let first = self.part_from;
-        let hashes: Vec<u32> = self.marks.range(first..).map(|(mark, _)| *mark).take(room.max(1)).collect();
-        let more = hashes.last().and_then(|last| self.marks.range(last.checked_add(1)?..).next().map(|_| *last));
-        let last = more.unwrap_or(u32::MAX);
-        self.part_from = last.checked_add(1).unwrap_or(0);
-        Part { first, last, hashes }
-    }
-
     /// Whom to send messages, each with its addresses.
     pub fn others(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| !member.is_own)
@@ -528,114 +462,6 @@ impl Council {
         let announced = self.vips.values().filter(|vip| vip.announced).count();
         u32::try_from(announced).unwrap_or(u32::MAX).saturating_sub(self.withheld)
     }
-
-    /// Counts the time since the last look for members that announced what we did, and looks who does now. Gateways of equal
-    /// views do not; that is all there is to look at on nearly every day.
-    fn look_at_dual(&mut self, now_ns: Nanos) {
-        let passed_ns = now_ns.saturating_sub(self.dual_looked_ns);
-        self.dual_looked_ns = now_ns;
-        let any = self.members.iter().any(|member| member.is_dual);
-        self.dual_owner_ns += if any { passed_ns } else { 0 };
-        let now: Vec<bool> = self.members.iter().map(|member| self.is_dual(member, now_ns)).collect();
-        for (member, now) in self.members.iter_mut().zip(now) {
-            member.dual_owner_ns += if member.is_dual { passed_ns } else { 0 };
-            member.is_dual = now;
-        }
-    }
-
-    fn is_dual(&self, member: &Member, now_ns: Nanos) -> bool {
-        let alive = !member.is_own && member.state(now_ns, self.settings.dead_after_ns).is_alive();
-        alive && self.overlaps(member)
-    }
-
-    /// Whether a member says that it announces what we do. With a view equal to ours it does not.
-    fn overlaps(&self, member: &Member) -> bool {
-        let view = member.last.as_ref().map(|last| &last.message.view);
-        if view.is_none_or(|view| *view == self.acted || view.is_empty()) {
-            return false;
-        }
-        let mut announced = self.vips.iter().filter(|(_, vip)| vip.announced);
-        announced.any(|(prefix, vip)| member.holds(prefix) && self.announces(member, prefix, vip))
-    }
-
-    /// A member that did not live is heard again. Until then both may have announced: since the younger view of the two. That
-    /// is counted once it lives; until it has heard us too, what it says is only noted.
-    fn count_unheard_dual(&mut self, number: usize, is_alive: bool, now_ns: Nanos) {
-        let Some(member) = self.members.get(number) else { return };
-        let theirs_ms = member.last.as_ref().map_or(0, |last| last.message.view_age_ms);
-        let ours_ns = now_ns.saturating_sub(self.acted_since_ns);
-        let both_ns = if self.overlaps(member) { ours_ns.min(u64::from(theirs_ms) * 1_000_000) } else { 0 };
-        let Some(member) = self.members.get_mut(number) else { return };
-        if is_alive {
-            let both_ns = both_ns.max(std::mem::take(&mut member.unproven_dual_ns));
-            member.dual_owner_ns += both_ns;
-            self.dual_owner_ns += both_ns;
-        } else {
-            member.unproven_dual_ns = both_ns;
-        }
-    }
-
-    /// Everything that `tidegate show gateways` prints.
-    pub fn show(&mut self, now_ns: Nanos) -> Gateways {
-        self.look_at_dual(now_ns);
-        Gateways {
-            alone: self
-                .settings
-                .alone
-                .clone()
-                .or_else(|| (self.members.len() == 1).then(|| "no other Node is a gateway of this set".to_owned())),
-            rows: self.members.iter().map(|member| self.row(member, now_ns)).collect(),
-            counters: self.counters(),
-        }
-    }
-
-    fn row(&self, member: &Member, now_ns: Nanos) -> GatewayRow {
-        let last = member.last.as_ref();
-        let said = last.map(|last| &last.message);
-        let state = match member.is_own {
-            true if !self.has_settled => "listening",
-            true if !self.is_ready() => State::NotReady.name(),
-            true if self.draining => State::Draining.name(),
-            true => State::Live.name(),
-            false => member.state(now_ns, self.settings.dead_after_ns).name(),
-        };
-        let dual_owner_ns = if member.is_own { self.dual_owner_ns } else { member.dual_owner_ns };
-        GatewayRow {
-            node: member.name.clone(),
-            is_own: member.is_own,
-            state: state.to_owned(),
-            addresses: member.addresses.clone(),
-            heard_ms: last.map(|last| now_ns.saturating_sub(last.heard_ns) / 1_000_000),
-            generation: if member.is_own { self.generation } else { said.map_or(0, |said| said.generation) },
-            objects: format!("{:016x}", if member.is_own { self.objects } else { said.map_or(0, |said| said.objects) }),
-            is_equal: said.map(|said| (said.objects, said.vips) == (self.objects, self.vips_digest)),
-            announced: if member.is_own { self.announced() } else { said.map_or(0, |said| said.announced) },
-            dual_owner_ms: dual_owner_ns / 1_000_000,
-        }
-    }
-
-    fn counters(&self) -> BTreeMap<String, u64> {
-        let counts = &self.counts;
-        let list = [
-            ("heartbeats_sent", counts.sent),
-            ("heartbeats_heard", counts.heard),
-            ("refused_malformed", counts.malformed),
-            ("refused_version", counts.version),
-            ("refused_wrong_key", counts.wrong_key),
-            ("refused_replayed", counts.replayed),
-            ("refused_stranger", counts.stranger),
-            ("refused_namesake", counts.namesake),
-            ("vips_taken_over", counts.taken_over),
-            ("vips_yielded", counts.yielded),
-            ("vips_withheld", u64::from(self.withheld)),
-            ("dual_owner_ms", self.dual_owner_ns / 1_000_000),
-        ];
-        list.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
-    }
-}
-
-fn low_half(sequence: u64) -> u32 {
-    u32::try_from(sequence & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 /// A mark as 64 bits that add up to a digest: splitmix64, Steele and others, OOPSLA 2014.
