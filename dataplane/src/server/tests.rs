@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
 use tidegate_api::client::{Client, ClientError};
-use tidegate_api::message::{Accepted, WayState};
+use tidegate_api::message::{Accepted, AddressConflict, WayState};
 use tidegate_api::resource::{Body, DeliveryMode, Kind};
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, Show, Shown, WorkerRow};
 
@@ -13,6 +13,7 @@ use super::*;
 use crate::compile::tests::Notebook;
 use crate::compile::thread::CompilerThread;
 use crate::compile::{Compiler, Pinholes};
+use crate::config;
 use crate::kernel::{Change, KernelFacts, Neighbour, NeighbourKey, nud};
 use crate::objects::key;
 use crate::objects::saved::{self, Saver};
@@ -66,6 +67,7 @@ struct Bench {
     reader: Reader,
     wants: Sender<Want>,
     handle: Handle,
+    gateways: gateways::Handle,
     _server: Server,
     _compiler: CompilerThread,
 }
@@ -86,8 +88,10 @@ fn bench_of(pinholes: Box<dyn Pinholes>, late: bool) -> Bench {
     let (thread, handle) = CompilerThread::start(compiler, wanted, Some(saver), Instant::now()).unwrap();
     let path = directory.path().join("t.sock");
     let listener = Listener::bind(&path, 0o600).unwrap();
-    let server = Server::start(listener, handle.clone(), Arc::new(Fixed { late }), None).unwrap();
-    Bench { directory, reader, wants, handle, _server: server, _compiler: thread }
+    let alone = config::Gateways::default();
+    let gateways = gateways::Handle::new(gateways::thread::council("gw-1", &alone, 1)).unwrap();
+    let server = Server::start(listener, handle.clone(), Arc::new(Fixed { late }), Some(gateways.clone())).unwrap();
+    Bench { directory, reader, wants, handle, gateways, _server: server, _compiler: thread }
 }
 
 impl Bench {
@@ -350,4 +354,47 @@ fn a_second_server_on_the_same_socket_is_refused() {
     let second = Listener::bind(&bench.path(), 0o600);
     assert_eq!(second.err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
     assert!(bench.client().show(Show::Routes).is_ok(), "the first goes on");
+}
+
+#[test]
+fn a_drain_is_passed_on_and_the_set_is_shown() {
+    let bench = bench();
+    let mut client = bench.client();
+    for draining in [true, false] {
+        client.send(&Request::Drain { draining }).unwrap();
+        assert_eq!(client.receive().unwrap(), Response::Draining { draining });
+    }
+    let Shown::Gateways(shown) = client.show(Show::Gateways).unwrap() else { panic!("not asked for") };
+    assert!(shown.alone.unwrap().contains("keyFile"));
+    assert_eq!((shown.rows.len(), shown.rows[0].node.as_str(), shown.rows[0].is_own), (1, "gw-1", true));
+    assert_eq!(bench.gateways.announced(), 0);
+}
+
+#[test]
+fn control_is_told_of_strangers_whole_and_when_they_change() {
+    let bench = bench();
+    let conflict = AddressConflict {
+        address: "192.0.2.80".parse().unwrap(),
+        mac: "02:00:00:00:be:ef".parse().unwrap(),
+        device: "wan0".into(),
+        withheld: true,
+    };
+    let told = |client: &mut Client| loop {
+        match client.receive().unwrap() {
+            Response::Conflicts { addresses } => return addresses,
+            Response::Reached { .. } | Response::Accepted(_) | Response::Delivery { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    bench.handle.tell_conflicts(vec![]);
+    let mut client = bench.client();
+    client.send(&Request::Update(full(everything()))).unwrap();
+    assert_eq!(told(&mut client), [], "a new conversation begins with all there are");
+    bench.handle.tell_conflicts(vec![conflict.clone()]);
+    assert_eq!(told(&mut client), [conflict.clone()]);
+    let mut another = bench.client();
+    another.send(&Request::Update(full(everything()))).unwrap();
+    assert_eq!(told(&mut another), [conflict]);
+    bench.handle.tell_conflicts(vec![]);
+    assert_eq!((told(&mut client), told(&mut another)), (vec![], vec![]));
 }
