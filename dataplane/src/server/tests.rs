@@ -341,7 +341,7 @@ fn what_was_accepted_survives_a_restart_without_control() {
     let mut control = bench.client();
     control.send(&Request::Update(full(everything()))).unwrap();
     accepted(&mut control);
-    let Bench { directory, reader, wants, handle, _server, _compiler } = bench;
+    let Bench { directory, reader, wants, handle, _server, _compiler, .. } = bench;
     drop((_server, _compiler, reader, wants, handle));
     assert!(!directory.path().join("t.sock").exists(), "the socket file goes with the server");
     let saved = saved::load(directory.path());

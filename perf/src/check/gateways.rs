@@ -225,9 +225,8 @@ pub(super) fn cut(rig: &mut Rig) -> Found {
         Ok(both(rig)?.iter().all(|shown| announced(shown) == vips && !hears_the_other(shown)))
     });
     std::thread::sleep(Duration::from_secs(2));
+    let (cut_ms, healed) = (began.elapsed().as_millis(), Instant::now());
     cut_heartbeats(false)?;
-    let cut_ms = began.elapsed().as_millis();
-    let healed = Instant::now();
     let mut heard = None;
     let one = wait_until(SETTLED_LIMIT, || {
         let [first, second] = both(rig)?;
@@ -244,7 +243,8 @@ pub(super) fn cut(rig: &mut Rig) -> Found {
         doubled.is_some(),
     )];
     let yielded = one.zip(heard).map(|(one, heard)| one.saturating_sub(heard));
-    let measured = format!("{heard:?} until heard, then {yielded:?}");
+    let ms = |time: Option<Duration>| time.map_or("never".into(), |time| format!("{} ms", time.as_millis()));
+    let measured = format!("heard after {}, then {}", ms(heard), ms(yielded));
     let limit = Duration::from_millis(100);
     rows.push(Row::new(
         "healed: one owner",
