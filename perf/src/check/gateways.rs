@@ -139,6 +139,16 @@ fn finish(rig: &mut Rig, vips: u32) -> Found {
     Ok(vec![Row::new("one owner each again", measured, "exactly one (M-020)", true)])
 }
 
+/// Whether the second gateway's NIC admits questions for the VIP (M-024).
+fn joined() -> Result<Row> {
+    let mut command = in_namespace(GATEWAY_2, "ip");
+    command.args(["maddr", "show", "dev", "wan0"]);
+    let text = process::run(command, "", Duration::from_secs(5))?.success("ip maddr")?;
+    let group = "ff02::1:ff00:213";
+    let found = text.contains(group);
+    Ok(Row::new("solicited-node group", if found { group } else { "not joined" }, "joined (M-024)", found))
+}
+
 /// One of two gateways is killed (SIGKILL): the other takes over.
 pub(super) fn killed(rig: &mut Rig) -> Found {
     let vips = begin(rig)?;
@@ -149,6 +159,7 @@ pub(super) fn killed(rig: &mut Rig) -> Found {
     rig.gateway.kill(Program::Dataplane)?;
     rows.extend(judge(clients, "after SIGKILL", GAP_MAX_MS)?);
     rows.extend(moved(VIP_FIRST, GATEWAY_2_WAN_MAC, "afterwards")?);
+    rows.push(joined()?);
     let captured = at_client.finish()?;
     let vip = VIP_FIRST.v4;
     for (what, filter) in [
