@@ -16,8 +16,8 @@ use tempfile::TempDir;
 use tidegate_api::frame;
 use tidegate_api::listen::Listener;
 use tidegate_api::message::{
-    Accepted, CONTRACT_VERSION, IpFamily, NodeDelivery, PortDelivery, Rejection, Request, Response, ServiceDelivery,
-    Update, WayState,
+    Accepted, AddressConflict, CONTRACT_VERSION, IpFamily, NodeDelivery, PortDelivery, Rejection, Request, Response,
+    ServiceDelivery, Update, WayState,
 };
 use tidegate_api::resource::{Body, DeliveryMode, Protocol, Resource, ResourceKey, Versions};
 use tidegate_control::reconcile::{Input, Reconciler};
@@ -641,5 +641,47 @@ fn node_ports_outlast_a_restart(healed: bool) {
     control.remove("node.yaml");
     let update = talk.update();
     assert_eq!(at(&update), 0);
+    control.stop();
+}
+
+#[test]
+fn a_stranger_that_answers_for_an_address_is_named_in_its_service_s_condition() {
+    let home = Control::home();
+    write(home.path(), "web.yaml", &(web(1) + &web(2)));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    talk.accept(&full, 1);
+    talk.reached(1);
+    let quiet = |status: &Value| is_programmed(status) && condition(status, "AddressesOurs").is_null();
+    let addresses = |file: &str| {
+        let status = control.status(file, quiet);
+        status["loadBalancer"]["ingress"][0]["ip"].as_str().unwrap().to_owned()
+    };
+    let address = addresses("shop.web1.json").parse().unwrap();
+    addresses("shop.web2.json");
+    let mac = "02:00:00:00:be:ef".parse().unwrap();
+    talk.say(&Response::Conflicts {
+        addresses: vec![AddressConflict { address, mac, device: "wan0".into(), withheld: true }],
+    });
+    let conflict = |status: &Value| condition(status, "AddressesOurs")["reason"] == "AddressConflict";
+    let status = control.status("shop.web1.json", conflict);
+    let told = condition(&status, "AddressesOurs");
+    assert_eq!(told["status"], "False");
+    let message = told["message"].as_str().unwrap();
+    assert!(
+        message.contains("02:00:00:00:be:ef") && message.contains("wan0") && message.contains("not announced"),
+        "{message}"
+    );
+    control.status("shop.web2.json", quiet);
+    // Another conversation: what was found stays until it is told otherwise (C-006).
+    talk.end();
+    let talk = dataplane.accept(&versions(&full), 1);
+    let update = talk.update();
+    talk.accept(&update, 1);
+    control.status("shop.web1.json", conflict);
+    talk.say(&Response::Conflicts { addresses: vec![] });
+    control.status("shop.web1.json", quiet);
     control.stop();
 }

@@ -391,11 +391,11 @@ pub(crate) mod tests {
         message.node = "n".repeat(NAME_BYTES_MAX);
         message.macs = vec![[2; 6]; MACS_MAX + 3];
         let prefix = |n: u8| format!("2001:db8:{n:x}::/64").parse().unwrap();
-        message.prefixes = (0..PREFIXES_MAX as u8).map(prefix).collect();
-        message.view = (0..GATEWAYS_MAX as u32).map(|id| Seat { id, draining: false }).collect();
-        message.echoes = (0..GATEWAYS_MAX as u32).map(|id| Echo { id, epoch: 1, sequence: 1 }).collect();
+        message.prefixes = (0u8..).take(PREFIXES_MAX).map(prefix).collect();
+        message.view = (0u32..).take(GATEWAYS_MAX).map(|id| Seat { id, draining: false }).collect();
+        message.echoes = (0u32..).take(GATEWAYS_MAX).map(|id| Echo { id, epoch: 1, sequence: 1 }).collect();
         message.macs.truncate(MACS_MAX);
-        let hashes: Vec<u32> = (0..message.room() as u32).collect();
+        let hashes: Vec<u32> = (0u32..).take(message.room()).collect();
         assert!(hashes.len() >= 8, "{}", hashes.len());
         message.part = Some(Part { first: 0, last: 1000, hashes });
         let bytes = message.encode(&keys());
