@@ -161,15 +161,15 @@ impl Handle {
         self.council().has_heirs(now_ns())
     }
 
-    /// The speaker has done what decision `number` asked for; so many VIPs are withheld because of strangers.
-    pub fn acted(&self, number: u64, withheld: u32) {
-        self.council().acted(number, withheld, now_ns());
+    /// The speaker has done what decision `number` asked for.
+    pub fn acted(&self, number: u64) {
+        self.council().acted(number, now_ns());
         self.0.bell.ring();
     }
 
-    /// So many VIPs are withheld because of strangers.
-    pub fn withheld(&self, withheld: u32) {
-        self.council().withheld(withheld);
+    /// So many VIPs are announced now, and so many are not because of strangers.
+    pub fn announces(&self, announced: u32, withheld: u32) {
+        self.council().announces(announced, withheld);
     }
 
     /// Link-layer addresses of other gateways, and our own.

@@ -129,6 +129,7 @@ pub struct Council {
     outstanding: VecDeque<(u64, Vec<Seat>)>,
     acted: Vec<Seat>,
     acted_since_ns: Nanos,
+    announced: u32,
     withheld: u32,
     sequence: u64,
     /// Low halves of sequence numbers and when they were sent, as far back as an echo proves anything.
@@ -170,6 +171,7 @@ impl Council {
             outstanding: VecDeque::new(),
             acted: Vec::new(),
             acted_since_ns: 0,
+            announced: 0,
             withheld: 0,
             sequence: 0,
             sent: VecDeque::new(),
@@ -408,12 +410,12 @@ impl Council {
         match election::owner(&vip.order, can).and_then(|number| self.members.get(usize::from(number))) {
             None => vip.announced,
             Some(owner) if owner.is_own => vip.announced || self.listens_until_ns.is_none(),
-            Some(owner) => vip.announced && !self.announces(owner, prefix, vip),
+            Some(owner) => vip.announced && !self.is_announced_by(owner, prefix, vip),
         }
     }
 
     /// Whether another gateway announces a VIP, by the view that it tells.
-    fn announces(&self, member: &Member, prefix: &IpNet, vip: &Vip) -> bool {
+    fn is_announced_by(&self, member: &Member, prefix: &IpNet, vip: &Vip) -> bool {
         let Some(last) = &member.last else { return false };
         let view = &last.message.view;
         let known = |seat: &Seat| self.members.iter().any(|member| member.id == seat.id);
@@ -426,8 +428,7 @@ impl Council {
     }
 
     /// The speaker has done what a decision asked for.
-    pub fn acted(&mut self, number: u64, withheld: u32, now_ns: Nanos) {
-        self.withheld = withheld;
+    pub fn acted(&mut self, number: u64, now_ns: Nanos) {
         while self.outstanding.front().is_some_and(|(decided, _)| *decided <= number) {
             let Some((_, view)) = self.outstanding.pop_front() else { return };
             if view != self.acted {
@@ -436,9 +437,9 @@ impl Council {
         }
     }
 
-    /// So many VIPs are withheld because of strangers.
-    pub fn withheld(&mut self, withheld: u32) {
-        self.withheld = withheld;
+    /// So many VIPs are announced now, and so many are not because of strangers.
+    pub fn announces(&mut self, announced: u32, withheld: u32) {
+        (self.announced, self.withheld) = (announced, withheld);
     }
 
     /// Whom to send messages, each with its addresses.
@@ -457,10 +458,9 @@ impl Council {
         self.others().any(|member| member.state(now_ns, self.settings.dead_after_ns) == State::Live)
     }
 
-    /// How many VIPs are announced here.
+    /// How many VIPs are announced here, as the speaker says.
     pub fn announced(&self) -> u32 {
-        let announced = self.vips.values().filter(|vip| vip.announced).count();
-        u32::try_from(announced).unwrap_or(u32::MAX).saturating_sub(self.withheld)
+        self.announced
     }
 }
 

@@ -77,6 +77,7 @@ impl Speaker {
             wanted: BTreeSet::new(),
             told: BTreeSet::new(),
             undone: None,
+            reported: (0, 0),
         };
         let thread = std::thread::Builder::new().name("speaker".into()).spawn(move || run.run())?;
         Ok((Speaker { orders: orders.clone(), thread: Some(thread) }, orders))
@@ -116,6 +117,8 @@ struct Run {
     told: BTreeSet<IpNet>,
     /// The last decision that the council has not been told the end of.
     undone: Option<u64>,
+    /// How many VIPs the council knows to be announced, and not to be because of strangers.
+    reported: (u32, u32),
 }
 
 impl Run {
@@ -317,10 +320,15 @@ impl Run {
 
     /// Tells the council what is done, and control what was found.
     fn report(&mut self) {
+        let announces = (u32::try_from(self.told.len()).unwrap_or(u32::MAX), self.inquiries.withheld());
+        if announces != self.reported {
+            self.reported = announces;
+            self.council.announces(announces.0, announces.1);
+        }
         if !self.schedule.has_unsaid()
             && let Some(number) = self.undone.take()
         {
-            self.council.acted(number, self.inquiries.withheld());
+            self.council.acted(number);
         }
         let Some(conflicts) = self.inquiries.take_news() else { return };
         for conflict in &conflicts {
@@ -328,7 +336,6 @@ impl Run {
                 (conflict.address, conflict.mac, &conflict.device, conflict.withheld);
             tracing::warn!(%address, %mac, %device, withheld, "a stranger answers for an address of ours");
         }
-        self.council.withheld(self.inquiries.withheld());
         let told = conflicts.into_iter().map(|conflict| AddressConflict {
             address: conflict.address,
             mac: conflict.mac,

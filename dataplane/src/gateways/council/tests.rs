@@ -132,7 +132,8 @@ impl Sim {
                 let (_, decision) = node.pending.pop_front().unwrap();
                 node.announces.retain(|vip| !decision.withdraw.contains(vip));
                 node.announces.extend(decision.announce.iter().map(|(vip, _)| *vip));
-                node.council.acted(decision.number, 0, now);
+                node.council.acted(decision.number, now);
+                node.council.announces(u32::try_from(node.announces.len()).unwrap(), 0);
             }
             if node.council.is_due(now) {
                 let message = node.council.message(now);
