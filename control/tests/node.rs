@@ -71,7 +71,8 @@ fn fullnat_hosts_are_addresses_of_whatever_pod_cidrs_the_own_node_has() {
     rig.apply(&node("gw-1", 9));
     assert_eq!(rig.gateway().unwrap().fullnat_sources.len(), 2);
 
-    for (hosts, word) in [("[2, 256]", "10.244.9.0/24 has no address 256"), ("[255]", "10.244.9.255 is the broadcast")] {
+    for (hosts, word) in [("[2, 256]", "10.244.9.0/24 has no address 256"), ("[255]", "10.244.9.255 is the broadcast")]
+    {
         let mut rig = gateway_with(&format!("fullnatHosts: {hosts}"));
         rig.apply(&node("gw-1", 9));
         rig.expect_problem(&["Node gw-1", "control.fullnatHosts", word]);
