@@ -27,7 +27,7 @@ use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::counters::Event;
 use tidegate_dataplane::objects::saved::Saver;
 use tidegate_dataplane::rig::{self, Net};
-use tidegate_dataplane::server::Server;
+use tidegate_dataplane::server::{Announcers, Server};
 use tidegate_dataplane::server::mailboxes::Mailboxes;
 use tidegate_dataplane::table::Tables;
 use tidegate_dataplane::table::publish::Reader;
@@ -133,7 +133,7 @@ impl Dataplane {
         let (compiler, handle) = CompilerThread::start(compiler, wants, Some(saver), Instant::now())?;
         let path = directory.join("bench.sock");
         let mailboxes = Mailboxes::new(vec![], Arc::new(|_: &str| None));
-        let server = Server::start(Listener::bind(&path, 0o600)?, handle, Arc::new(mailboxes), None)?;
+        let server = Server::start(Listener::bind(&path, 0o600)?, handle, Arc::new(mailboxes), Announcers::default())?;
         let mut client = Client::connect(&path, "bench")?;
         client.set_timeout(Some(PATIENCE))?;
         let stop = Arc::new(AtomicBool::new(false));
