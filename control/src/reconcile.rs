@@ -224,6 +224,7 @@ impl Reconciler {
         }
         if !self.complete {
             self.complete = true;
+            tracing::info!(services = dirty.services.len(), "the source is known as a whole");
             dirty.nodes.insert(self.file.node.clone()); // so that its absence is told
         }
         if self.desired.unreadable && !batch.unreadable {
