@@ -27,8 +27,8 @@ use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::counters::Event;
 use tidegate_dataplane::objects::saved::Saver;
 use tidegate_dataplane::rig::{self, Net};
-use tidegate_dataplane::server::{Announcers, Server};
 use tidegate_dataplane::server::mailboxes::Mailboxes;
+use tidegate_dataplane::server::{Announcers, Server};
 use tidegate_dataplane::table::Tables;
 use tidegate_dataplane::table::publish::Reader;
 
