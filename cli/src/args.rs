@@ -138,6 +138,8 @@ pub enum What {
     },
     /// Gateways of the set: who lives, who announces how many VIPs
     Gateways,
+    /// Routes to VIPs in the kernel, for routing daemons
+    Announcements,
 }
 
 impl Arguments {
@@ -169,6 +171,7 @@ impl What {
             What::Counters => api::Show::Counters,
             What::Drops { .. } => api::Show::Drops,
             What::Gateways => api::Show::Gateways,
+            What::Announcements => api::Show::Announcements,
         }
     }
 }

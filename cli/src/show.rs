@@ -25,6 +25,8 @@ mod worker;
 mod counter;
 /// The gateways of the set.
 mod gateway;
+/// Routes to VIPs in the kernel.
+mod announcement;
 
 /// Longest wait for one answer.
 const ANSWER_TIMEOUT_S: u64 = 30;
@@ -85,6 +87,7 @@ fn json(answer: &Shown) -> anyhow::Result<String> {
         Shown::Counters(counters) => pretty(counters),
         Shown::Drops(rows) => pretty(rows),
         Shown::Gateways(gateways) => pretty(gateways),
+        Shown::Announcements(announcements) => pretty(announcements),
     }
 }
 
@@ -108,6 +111,7 @@ fn text(answer: &Shown, what: &What) -> String {
         Shown::Counters(counters) => counter::counters(counters),
         Shown::Drops(rows) => counter::drops(rows, matches!(what, What::Drops { all: true })),
         Shown::Gateways(shown) => gateway::gateways(shown),
+        Shown::Announcements(shown) => announcement::announcements(shown),
     }
 }
 
@@ -124,6 +128,7 @@ fn name_of_question(question: &Show) -> &'static str {
         Show::Counters => "counters",
         Show::Drops => "drops",
         Show::Gateways => "gateways",
+        Show::Announcements => "announcements",
     }
 }
 
@@ -140,5 +145,6 @@ fn name_of_answer(answer: &Shown) -> &'static str {
         Shown::Counters(_) => "counters",
         Shown::Drops(_) => "drops",
         Shown::Gateways(_) => "gateways",
+        Shown::Announcements(_) => "announcements",
     }
 }

@@ -86,6 +86,99 @@ pub struct Dataplane {
     /// How this gateway speaks with the others of its set.
     #[serde(default)]
     pub gateways: Gateways,
+    /// VIPs as routes of the kernel, for routing daemons.
+    #[serde(default)]
+    pub routes: Routes,
+}
+
+/// VIPs as routes of the kernel, for routing daemons.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Routes {
+    /// Whether there are any.
+    pub enabled: bool,
+    /// Name of the device they lead to; another dataplane of the same network namespace needs another one.
+    pub device: String,
+    /// Protocol number by which they are told from others. Nobody else may use it.
+    pub protocol: u8,
+    /// The table they stand in.
+    pub table: RouteTable,
+    /// Their metric; 0: the kernel's default, which is 1024 for IPv6.
+    pub metric: u32,
+    /// Length of routes at most: VIPs of one such prefix share a route.
+    pub aggregate: Aggregate,
+    /// No route to a VIP that has no usable endpoint (M-021). Without, clients are refused at once there (S-070).
+    pub withdraw_when_empty: bool,
+    /// Silence of the dataplane after which routes are withdrawn, milliseconds.
+    pub silence_ms: u16,
+    /// At an orderly end, how long packets are served after routes were withdrawn, milliseconds: routers need a moment.
+    pub linger_ms: u16,
+}
+
+impl Default for Routes {
+    fn default() -> Self {
+        Routes {
+            enabled: false,
+            device: "tidegate-vip".into(),
+            protocol: 116,
+            table: RouteTable::default(),
+            metric: 0,
+            aggregate: Aggregate::default(),
+            withdraw_when_empty: false,
+            silence_ms: 300,
+            linger_ms: 1000,
+        }
+    }
+}
+
+/// A table of the kernel's routes: `main` or its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "`main` or the number of a table")]
+pub enum RouteTable {
+    /// By name.
+    Named(NamedTable),
+    /// By number.
+    Number(u32),
+}
+
+/// Tables with names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NamedTable {
+    /// RT_TABLE_MAIN.
+    Main,
+}
+
+impl Default for RouteTable {
+    fn default() -> Self {
+        RouteTable::Named(NamedTable::Main)
+    }
+}
+
+impl RouteTable {
+    /// Its number (uapi/linux/rtnetlink.h).
+    pub fn number(self) -> u32 {
+        match self {
+            RouteTable::Named(NamedTable::Main) => 254,
+            RouteTable::Number(number) => number,
+        }
+    }
+}
+
+/// Length of routes at most, by family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Aggregate {
+    /// 1..=32.
+    pub ipv4: u8,
+    /// 1..=128.
+    pub ipv6: u8,
+}
+
+impl Default for Aggregate {
+    fn default() -> Self {
+        Aggregate { ipv4: 32, ipv6: 128 }
+    }
 }
 
 /// How gateways of one set speak with each other.
@@ -320,6 +413,7 @@ impl Dataplane {
             })?;
         }
         self.gateways.check()?;
+        self.routes.check(&self.interfaces)?;
         let percent = self.half_open_percent;
         ensure((1..=100).contains(&percent), "dataplane.halfOpenPercent", || format!("{percent} is outside 1..=100"))?;
         Ok(())
@@ -345,12 +439,39 @@ impl Gateways {
     }
 }
 
+impl Routes {
+    fn check(&self, interfaces: &[Interface]) -> Result<(), (String, String)> {
+        let field = |name: &str| format!("dataplane.routes.{name}");
+        let device = &self.device;
+        let is_served = interfaces.iter().any(|interface| interface.name == *device);
+        ensure(is_device_name(device) && !device.contains('%') && !is_served, &field("device"), || {
+            format!("{device:?} is not a device name (1 to {INTERFACE_NAME_BYTES_MAX} bytes), or is one of the interfaces")
+        })?;
+        // 0 to 4: what the kernel and `ip` themselves use (uapi/linux/rtnetlink.h, up to RTPROT_STATIC).
+        let protocol = self.protocol;
+        ensure(protocol > 4, &field("protocol"), || format!("{protocol} is a number of the kernel's own"))?;
+        let table = self.table.number();
+        ensure(table > 0 && table != 255, &field("table"), || format!("{table} is not a table for routes of ours"))?;
+        let Aggregate { ipv4, ipv6 } = self.aggregate;
+        ensure((1..=32).contains(&ipv4), &field("aggregate.ipv4"), || format!("{ipv4} is outside 1..=32"))?;
+        ensure((1..=128).contains(&ipv6), &field("aggregate.ipv6"), || format!("{ipv6} is outside 1..=128"))?;
+        let silence = self.silence_ms;
+        ensure((150..=10_000).contains(&silence), &field("silenceMs"), || {
+            format!("{silence} is outside 150..=10000 (three beats at least)")
+        })?;
+        let linger = self.linger_ms;
+        ensure(linger <= 30_000, &field("lingerMs"), || format!("{linger} is above 30000"))
+    }
+}
+
+fn is_device_name(name: &str) -> bool {
+    let fits = !name.is_empty() && name.len() <= INTERFACE_NAME_BYTES_MAX;
+    fits && !name.contains(|c: char| c == '/' || c.is_whitespace())
+}
+
 impl Interface {
     fn check(&self, field: &str) -> Result<(), (String, String)> {
-        let name_fits = !self.name.is_empty()
-            && self.name.len() <= INTERFACE_NAME_BYTES_MAX
-            && !self.name.contains(|c: char| c == '/' || c.is_whitespace());
-        ensure(name_fits, &format!("{field}.name"), || {
+        ensure(is_device_name(&self.name), &format!("{field}.name"), || {
             format!("{:?} is not an interface name (1 to {INTERFACE_NAME_BYTES_MAX} bytes)", self.name)
         })?;
         if let Some(queues) = &self.queues {
@@ -416,6 +537,7 @@ dataplane:
   idle: poll
   onDeath: pass
   gateways: { keyFile: /etc/tidegate/key, port: 7000, intervalMs: 100, deadAfterMs: 400, drainMs: 0 }
+  routes: { enabled: true, device: vips, protocol: 200, table: 100, metric: 50, aggregate: { ipv4: 24 }, withdrawWhenEmpty: true, silenceMs: 400, lingerMs: 0 }
 control:
   source: { directory: /etc/tidegate/manifests }
   anything: [1, 2, { three: 4 }]
@@ -439,6 +561,18 @@ control:
         let key_file = Some("/etc/tidegate/key".into());
         let gateways = Gateways { key_file, port: 7000, interval_ms: 100, dead_after_ms: 400, drain_ms: 0 };
         assert_eq!(section.gateways, gateways);
+        let routes = Routes {
+            enabled: true,
+            device: "vips".into(),
+            protocol: 200,
+            table: RouteTable::Number(100),
+            metric: 50,
+            aggregate: Aggregate { ipv4: 24, ipv6: 128 },
+            withdraw_when_empty: true,
+            silence_ms: 400,
+            linger_ms: 0,
+        };
+        assert_eq!(section.routes, routes);
     }
 
     #[test]
@@ -451,6 +585,8 @@ control:
         assert_eq!(file.dataplane.half_open_percent, 25);
         assert_eq!((file.dataplane.mode, file.dataplane.on_death), (Mode::Auto, OnDeath::Drop));
         let gateways = &file.dataplane.gateways;
+        let routes = &file.dataplane.routes;
+        assert_eq!((routes.enabled, routes.protocol, routes.table.number()), (false, 116, 254));
         assert_eq!((&gateways.key_file, gateways.interval_ms, gateways.dead_after_ms), (&None, 50, 300));
     }
 
@@ -500,6 +636,18 @@ control:
             (with("  gateways: { intervalMs: 100, deadAfterMs: 250 }"), "dataplane.gateways.deadAfterMs: 250 is less"),
             (with("  gateways: { drainMs: 60000 }"), "dataplane.gateways.drainMs: 60000"),
             (with("  gateways: { secret: x }"), "unknown field `secret`"),
+            (with("  routes: { device: a-name-of-sixteen }"), "dataplane.routes.device"),
+            (with("  routes: { device: eth0 }"), "dataplane.routes.device: \"eth0\" is not"),
+            (with("  routes: { device: 'vip%d' }"), "dataplane.routes.device"),
+            (with("  routes: { protocol: 2 }"), "dataplane.routes.protocol: 2 is a number of the kernel's"),
+            (with("  routes: { protocol: 256 }"), "dataplane.routes.protocol"),
+            (with("  routes: { table: 255 }"), "dataplane.routes.table: 255 is not"),
+            (with("  routes: { table: other }"), "`main` or the number of a table"),
+            (with("  routes: { aggregate: { ipv4: 33 } }"), "dataplane.routes.aggregate.ipv4: 33 is outside"),
+            (with("  routes: { aggregate: { ipv6: 0 } }"), "dataplane.routes.aggregate.ipv6: 0 is outside"),
+            (with("  routes: { silenceMs: 50 }"), "dataplane.routes.silenceMs: 50 is outside"),
+            (with("  routes: { lingerMs: 40000 }"), "dataplane.routes.lingerMs: 40000"),
+            (with("  routes: { daemon: bird }"), "unknown field `daemon`"),
             (with("  mode: fast"), "unknown variant `fast`"),
             (with("  speed: high"), "unknown field `speed`"),
             (with("colour: blue"), "unknown field `colour`"),

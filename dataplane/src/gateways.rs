@@ -146,6 +146,16 @@ impl Handle {
         self.0.bell.ring();
     }
 
+    /// Whether it has been asked to give up what is announced.
+    pub fn is_draining(&self) -> bool {
+        self.council().is_draining()
+    }
+
+    /// Whether there are tables, so that packets can be served at all.
+    pub fn has_tables(&self) -> bool {
+        self.council().has_tables()
+    }
+
     /// Everything that `tidegate show gateways` prints.
     pub fn show(&self) -> Gateways {
         self.council().show(now_ns())

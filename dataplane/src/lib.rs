@@ -50,5 +50,7 @@ pub mod compile;
 pub mod probe;
 /// Gateways know each other: who lives, who announces which VIP, and how that is said.
 pub mod gateways;
+/// VIPs as routes of the kernel, for routing daemons, gone within half a second when this gateway should not be used.
+pub mod routes;
 /// The contract socket: who may speak, and what is answered.
 pub mod server;

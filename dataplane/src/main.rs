@@ -3,14 +3,16 @@
 //! Threads: one per worker (frames and state), the compiler (tables), one that follows the kernel, one that saves, one
 //! that proves the ways to nodes, one that speaks with other gateways and one with neighbours on the links, one that listens
 //! and one per client. They are started from the inside out (nobody is answered before they can be served)
-//! and end the other way round. The pinholes stay on the devices: while nobody is here they drop what is ours, which a
+//! and end the other way round. One process hangs on this one: the keeper of routes to VIPs, the same program by another
+//! command, which ends with this one whatever happens to it. The pinholes stay on the devices: while nobody is here they drop what is ours, which a
 //! kernel without our flows would answer with resets, and the next process takes them over.
 #![forbid(unsafe_code)]
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -32,14 +34,15 @@ use tidegate_dataplane::gateways;
 use tidegate_dataplane::gateways::speaker::Speaker;
 use tidegate_dataplane::gateways::thread::{Ends, Heartbeats};
 use tidegate_dataplane::handover;
-use tidegate_dataplane::health::Pulse;
+use tidegate_dataplane::health::{Health, Pulse};
 use tidegate_dataplane::kernel::monitor::Monitor;
 use tidegate_dataplane::kernel::request::Kernel;
 use tidegate_dataplane::limits;
 use tidegate_dataplane::objects::saved::{self, Saver};
 use tidegate_dataplane::probe::Board;
 use tidegate_dataplane::probe::thread::Prober;
-use tidegate_dataplane::server::Server;
+use tidegate_dataplane::routes::{self, keeper, plan, program, thread::Announcer};
+use tidegate_dataplane::server::{Announcers, Server};
 use tidegate_dataplane::server::mailboxes::{Mailbox, Mailboxes};
 use tidegate_dataplane::stage::parse::Ingress;
 use tidegate_dataplane::stage::verdict::Exits;
@@ -70,6 +73,27 @@ struct Flags {
     /// Read and check the node file, then end.
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// What this program runs as a process of its own.
+#[derive(clap::Subcommand, Debug)]
+enum Part {
+    /// Holds routes to VIPs for the dataplane that started it, and says so on its standard input
+    #[command(hide = true)]
+    KeepRoutes {
+        #[arg(long)]
+        device: String,
+        #[arg(long)]
+        protocol: u8,
+        #[arg(long)]
+        table: u32,
+        #[arg(long)]
+        metric: u32,
+        #[arg(long)]
+        silence_ms: u16,
+    },
 }
 
 fn main() -> ExitCode {
@@ -104,6 +128,9 @@ fn log() {
 }
 
 fn run(flags: &Flags) -> anyhow::Result<()> {
+    if let Some(part) = &flags.part {
+        return keep_routes(part);
+    }
     let file = NodeFile::read(&flags.config)?;
     if flags.check {
         println!("{}", checked(&file, &flags.config));
@@ -131,11 +158,12 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
 
     let mut failed = watch(&stop, &running.workers, &running.compiler);
     if failed.is_none() {
-        failed = give_up(&file.dataplane.gateways, &running);
+        failed = give_up(&file.dataplane, &running);
     }
     end.store(true, Ordering::Relaxed);
     tracing::info!("stopping");
-    let Running { server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder, .. } = running;
+    let Running { announcer, server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder, .. } = running;
+    drop(announcer);
     drop(server);
     drop(prober);
     drop(heartbeats);
@@ -169,6 +197,8 @@ fn checked(file: &NodeFile, path: &Path) -> String {
 /// The threads, in the order in which they end.
 struct Running {
     council: gateways::Handle,
+    routes: Option<routes::Handle>,
+    announcer: Option<Announcer>,
     server: Server,
     prober: Prober,
     heartbeats: Heartbeats,
@@ -201,6 +231,10 @@ fn start(
     let council = gateways::thread::council(&file.node, &section.gateways, epoch);
     let council = gateways::Handle::new(council).context("a bell for the gateways' thread")?;
     compiler.set_herald(Box::new(council.clone()));
+    let routes = section.routes.enabled.then(routes::Handle::default);
+    if let Some(routes) = &routes {
+        compiler.set_routes(Box::new(routes.clone()), section.routes.withdraw_when_empty);
+    }
 
     let (wants, wanted) = bounded(WANTS_MAX);
     let links =
@@ -224,7 +258,8 @@ fn start(
 
     // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
     let (early, news) = bounded(64);
-    let (facts, monitor) = Monitor::start(move |change| early.send(change).is_ok()).context("reading kernel facts")?;
+    let ours = section.routes.enabled.then_some(section.routes.protocol);
+    let (facts, monitor) = Monitor::start(ours, move |change| early.send(change).is_ok()).context("reading kernel facts")?;
     let pulse = Pulse::new(workers.iter().map(|worker| worker.counters().shared()));
     // They turn before the pinhole hands anything over. If one cannot, those before it are told to end.
     let started = workers.into_iter().zip(&mailboxes);
@@ -244,26 +279,89 @@ fn start(
     let finder = handle.clone();
     let prober = Prober::start(board, move |found| finder.found(found)).context("starting the prober")?;
     let (speaker, orders) = Speaker::start(council.clone(), handle.clone()).context("starting to announce")?;
+    let judge = judge(pulse.clone(), council.clone());
+    let announcer = routes.clone().map(|routes| announce(&section.routes, routes, judge)).transpose()?;
     let heartbeats = Heartbeats::start(council.clone(), ends, pulse, orders).context("starting heartbeats")?;
     let read = pinholes.clone();
     let mailboxes = Mailboxes::new(mailboxes, Arc::new(move |device| read.counters(device)));
-    let server =
-        Server::start(listener, handle, Arc::new(mailboxes), Some(council.clone())).context("starting to answer")?;
-    Ok(Running { council, server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder })
+    let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone() };
+    let server = Server::start(listener, handle, Arc::new(mailboxes), announcers).context("starting to answer")?;
+    Ok(Running { council, routes, announcer, server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder })
 }
 
-/// Gives what is announced to other gateways before the end, if there are any that take it, and goes on serving meanwhile;
-/// the name of a thread that ended by itself. Whoever cannot wait signals again.
-fn give_up(section: &config::Gateways, running: &Running) -> Option<&'static str> {
+/// This program as the keeper of routes.
+fn keep_routes(part: &Part) -> anyhow::Result<()> {
+    let Part::KeepRoutes { device, protocol, table, metric, silence_ms } = part;
+    let stream = io::stdin().as_fd().try_clone_to_owned().context("standard input")?;
+    let settings = keeper::Settings {
+        device: device.clone(),
+        mark: program::Mark { protocol: *protocol, table: *table, metric: *metric },
+        patience_ns: u64::from(*silence_ms) * 1_000_000,
+    };
+    keeper::keep(settings, stream.into()).context("keeping routes")
+}
+
+/// Whether this gateway should be used: it has tables, its workers turn, and nobody wants it drained.
+fn judge(mut pulse: Pulse, council: gateways::Handle) -> routes::thread::Judge {
+    Box::new(move |now| match pulse.feel(now) {
+        Health::Stuck { worker } => Some(format!("worker {worker} does not turn")),
+        Health::Turning if council.is_draining() => Some("draining".into()),
+        Health::Turning if !council.has_tables() => Some("control has not spoken yet".into()),
+        Health::Turning => None,
+    })
+}
+
+/// Starts to announce VIPs by route.
+fn announce(
+    section: &config::Routes,
+    handle: routes::Handle,
+    judge: routes::thread::Judge,
+) -> anyhow::Result<Announcer> {
+    let mark =
+        program::Mark { protocol: section.protocol, table: section.table.number(), metric: section.metric };
+    let patience_ns = u64::from(section.silence_ms) * 1_000_000;
+    let settings = keeper::Settings { device: section.device.clone(), mark, patience_ns };
+    let aggregate = plan::Aggregate { ipv4: section.aggregate.ipv4, ipv6: section.aggregate.ipv6 };
+    let arguments = [
+        "keep-routes".to_owned(),
+        format!("--device={}", section.device),
+        format!("--protocol={}", mark.protocol),
+        format!("--table={}", mark.table),
+        format!("--metric={}", mark.metric),
+        format!("--silence-ms={}", section.silence_ms),
+    ];
+    let command = move || {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(&arguments);
+        command
+    };
+    Announcer::start(handle, &settings, aggregate, command, judge).context("starting to announce VIPs by route")
+}
+
+/// Takes routes to VIPs back before the end, gives what is announced on links to other gateways, if there are any that take
+/// it, and goes on serving meanwhile; the name of a thread that ended by itself. Whoever cannot wait signals again.
+fn give_up(section: &config::Dataplane, running: &Running) -> Option<&'static str> {
     let again = Arc::new(AtomicBool::new(false));
     let handled = [SIGTERM, SIGINT].map(|signal| signal_hook::flag::register(signal, Arc::clone(&again)));
-    let until = Instant::now() + Duration::from_millis(section.drain_ms.into());
-    if handled.iter().any(Result::is_err) || !running.council.has_heirs() {
+    let began = Instant::now();
+    let has_heirs = running.council.has_heirs();
+    let had_routes = running.routes.as_ref().is_some_and(|routes| routes.announced() > 0);
+    if handled.iter().any(Result::is_err) || !(has_heirs || had_routes) {
         return None;
     }
-    tracing::info!(announced = running.council.announced(), "giving what is announced here to other gateways");
-    running.council.drain(true);
-    while running.council.announced() > 0 && Instant::now() < until && !again.load(Ordering::Relaxed) {
+    if let Some(routes) = running.routes.as_ref().filter(|_| had_routes) {
+        tracing::info!(routes = routes.announced(), "routes to VIPs are taken back");
+        routes.end();
+    }
+    if has_heirs {
+        tracing::info!(announced = running.council.announced(), "giving what is announced here to other gateways");
+        running.council.drain(true);
+    }
+    let drain = Duration::from_millis(section.gateways.drain_ms.into());
+    let linger = Duration::from_millis(section.routes.linger_ms.into());
+    let lingers = || had_routes && began.elapsed() < linger;
+    let drains = || has_heirs && running.council.announced() > 0 && began.elapsed() < drain;
+    while (lingers() || drains()) && !again.load(Ordering::Relaxed) {
         if running.workers.iter().any(JoinHandle::is_finished) {
             return Some("a worker");
         }

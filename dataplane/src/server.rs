@@ -20,6 +20,7 @@ use tidegate_api::message::{CONTRACT_VERSION, Request, Response, Update};
 
 use crate::compile::thread::Handle;
 use crate::gateways;
+use crate::routes;
 
 /// Questions that only workers can answer.
 pub mod query;
@@ -41,12 +42,21 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a waiting announcer looks whether its connection is still there.
 const ANNOUNCE_CHECK: Duration = Duration::from_secs(1);
 
+/// Who announces VIPs, and can be asked about it.
+#[derive(Clone, Default)]
+pub struct Announcers {
+    /// On links, with other gateways.
+    pub gateways: Option<gateways::Handle>,
+    /// By route.
+    pub routes: Option<routes::Handle>,
+}
+
 /// What every connection shares.
 #[derive(Clone)]
 struct Served {
     compiler: Handle,
     workers: Arc<dyn WorkerQuery>,
-    gateways: Option<gateways::Handle>,
+    announcers: Announcers,
     connections: Arc<AtomicUsize>,
 }
 
@@ -66,12 +76,12 @@ impl Server {
         listener: Listener,
         compiler: Handle,
         workers: Arc<dyn WorkerQuery>,
-        gateways: Option<gateways::Handle>,
+        announcers: Announcers,
     ) -> io::Result<Self> {
         let path = listener.path().to_path_buf();
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
-        let served = Served { compiler, workers, gateways, connections: Arc::default() };
+        let served = Served { compiler, workers, announcers, connections: Arc::default() };
         let run = move || listen(&listener, &seen, &served);
         let thread = std::thread::Builder::new().name("contract".into()).spawn(run)?;
         Ok(Server { stop, path, thread: Some(thread) })
@@ -188,8 +198,7 @@ fn converse(mut stream: UnixStream, served: &Served) {
                 apply(update, &voice, served)
             }
             Ok(Request::Show(question)) => {
-                let answer =
-                    show::answer(&question, &served.compiler, served.workers.as_ref(), served.gateways.as_ref());
+                let answer = show::answer(&question, &served.compiler, served.workers.as_ref(), &served.announcers);
                 voice.say(&answer.map_or_else(|message| Response::Error { message }, Response::Shown))
             }
             Ok(Request::Drain { draining }) => voice.say(&drain(draining, served)),
@@ -239,7 +248,7 @@ fn greet(stream: &mut UnixStream, served: &Served) -> Result<(), String> {
 
 /// Who may speak here at all may do this too: the socket's mode decides.
 fn drain(draining: bool, served: &Served) -> Response {
-    match &served.gateways {
+    match &served.announcers.gateways {
         Some(gateways) => {
             tracing::info!(draining, "asked to drain, or not to");
             gateways.drain(draining);

@@ -30,6 +30,7 @@ pub mod port;
 pub mod memory;
 pub mod netdev;
 pub mod link;
+pub mod tun;
 pub mod pinhole;
 pub mod afxdp;
 pub mod pcap;

@@ -42,6 +42,8 @@ pub enum Show {
     Drops,
     /// The gateways of the set: who lives, who announces how much.
     Gateways,
+    /// Routes to VIPs in the kernel, for routing daemons.
+    Announcements,
 }
 
 /// An answer; the variant matches the question.
@@ -70,6 +72,8 @@ pub enum Shown {
     Drops(Vec<DropRow>),
     /// Answer to [`Show::Gateways`].
     Gateways(Gateways),
+    /// Answer to [`Show::Announcements`].
+    Announcements(Announcements),
 }
 
 /// One frontend of a Service.
@@ -309,4 +313,30 @@ pub struct GatewayRow {
     pub announced: u32,
     /// Milliseconds for which it announced what we announced too; of our own: for which anybody did.
     pub dual_owner_ms: u64,
+}
+
+/// Routes to VIPs in the kernel, which a routing daemon hands on.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Announcements {
+    /// Device that the routes lead to; absent: this gateway announces none by route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Why there are no routes now; absent: there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withdrawn: Option<String>,
+    /// The routes that there should be, in the order of prefixes.
+    pub rows: Vec<AnnouncementRow>,
+    /// Counters by name (`discarded_packets`, `restored_routes`, `keepers_lost`).
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// One route to VIPs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AnnouncementRow {
+    /// Its prefix.
+    pub prefix: String,
+    /// How many VIPs it stands for: more than one where routes are aggregated.
+    pub vips: u32,
+    /// `announced` (it stands in the kernel), `withdrawn`, or `refused: ` and why.
+    pub state: String,
 }

@@ -49,6 +49,10 @@ pub struct Locals {
     on_link: BTreeSet<IpNet>,
     /// VIPs that came onto a link, or left, since that was asked last.
     moved: BTreeMap<IpNet, bool>,
+    /// VIPs that are ours, and whether they lie on a link.
+    served: BTreeMap<IpNet, bool>,
+    /// VIPs that became ours, or are not any more (`None`), since that was asked last.
+    served_moved: BTreeMap<IpNet, Option<bool>>,
 }
 
 /// What roles depend on besides Services.
@@ -104,6 +108,11 @@ impl Locals {
     /// VIPs that came onto a link (true), or left, since the last call.
     pub fn take_moved(&mut self) -> Vec<(IpNet, bool)> {
         std::mem::take(&mut self.moved).into_iter().collect()
+    }
+
+    /// VIPs that became ours (and lie on a link, or do not), or are not any more, since the last call.
+    pub fn take_served(&mut self) -> Vec<(IpNet, Option<bool>)> {
+        std::mem::take(&mut self.served_moved).into_iter().collect()
     }
 
     /// Takes in the gateway object and the machine. True when any role may differ: then [`Locals::follow_all`] is due.
@@ -224,6 +233,9 @@ impl Locals {
     fn vip(&mut self, whole: IpNet) -> LocalKind {
         let on_link = self.around.connected.covers(&whole);
         self.note(whole, on_link);
+        if self.served.insert(whole, on_link) != Some(on_link) {
+            self.served_moved.insert(whole, Some(on_link));
+        }
         let owned = self.owned.as_ref().is_none_or(|owned| owned.contains(&whole));
         if on_link && owned { LocalKind::VIP | LocalKind::ANNOUNCED } else { LocalKind::VIP }
     }
@@ -231,6 +243,9 @@ impl Locals {
     /// The roles of what is no VIP, or none of ours.
     fn no_vip(&mut self, whole: IpNet) -> LocalKind {
         self.note(whole, false);
+        if self.served.remove(&whole).is_some() {
+            self.served_moved.insert(whole, None);
+        }
         LocalKind::NONE
     }
 

@@ -34,6 +34,7 @@ use crate::objects::place::{Place, places};
 use crate::objects::{self, InForce, Objects, Outcome, validate};
 use crate::probe::schedule::Found;
 use crate::probe::{Probes, Unwatched};
+use crate::routes::Routes;
 use crate::table::publish::Publisher;
 use crate::table::route::RouteRow;
 use crate::table::{DeviceId, Tables, mapped};
@@ -46,6 +47,8 @@ pub mod node;
 pub mod backend;
 /// Addresses that are ours, and what the pinhole takes for us.
 pub mod local;
+/// VIPs to be announced by route.
+pub mod announced;
 /// Source addresses for `fullnat`.
 pub mod nat;
 /// Kernel routes and pod prefixes → routes.
@@ -65,6 +68,7 @@ pub mod thread;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use announced::Announced;
 use device::Devices;
 use local::{Locals, News};
 use neighbour::{Ask, Neighbours};
@@ -121,6 +125,8 @@ pub struct Compiler {
     herald: Option<Box<dyn Herald>>,
     /// What it was told last.
     heralded: Site,
+    /// Who announces VIPs by route, and which; absent: nobody.
+    routes: Option<(Box<dyn Routes>, Announced)>,
 }
 
 /// What has arrived since the last turn.
@@ -200,6 +206,7 @@ impl Compiler {
             refused: HashMap::new(),
             herald: None,
             heralded: Site::default(),
+            routes: None,
         }
     }
 
@@ -208,6 +215,12 @@ impl Compiler {
     pub fn set_herald(&mut self, herald: Box<dyn Herald>) {
         self.locals.own_nothing();
         self.herald = Some(herald);
+    }
+
+    /// Has VIPs announced by `routes` too; with `withdraw_when_empty` only those with a usable endpoint (M-021). To be called
+    /// before anything else.
+    pub fn set_routes(&mut self, routes: Box<dyn Routes>, withdraw_when_empty: bool) {
+        self.routes = Some((routes, Announced::new(withdraw_when_empty)));
     }
 
     /// Has the ways to nodes watched by `probes`; without, none is ever proven. To be called before anything else.
@@ -232,6 +245,9 @@ impl Compiler {
         }
         for change in &outcome.changes {
             if change.key.kind == Kind::Service {
+                if let Some((_, announced)) = &mut self.routes {
+                    announced.service(change.before.as_deref(), change.after.as_deref());
+                }
                 self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
             }
         }
@@ -263,6 +279,9 @@ impl Compiler {
                         let (before, after) = (of(&change.before), of(&change.after));
                         if before != after {
                             moved.places.extend(before.into_iter().chain(after));
+                        }
+                        if let Some((_, announced)) = &mut self.routes {
+                            announced.service(change.before.as_deref(), change.after.as_deref());
                         }
                         changed |= self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
                     }
@@ -451,6 +470,7 @@ impl Compiler {
         }
         self.guard();
         self.tell_herald(gateway.as_ref().filter(|_| moved_around), moved_around);
+        self.tell_routes();
         if self.neighbours.is_fresh() {
             self.neighbours.tick(&self.facts, &self.devices, now);
         }
@@ -480,6 +500,17 @@ impl Compiler {
         let key = u128::from_be_bytes(self.publisher.current().settings.hash_key);
         let [high, low] = [key >> 64, key & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or_default());
         herald.published(self.publisher.generation(), self.objects.digest() ^ high ^ low.rotate_left(1));
+    }
+
+    /// Tells which VIPs to announce by route: workers and pinholes know them by now.
+    fn tell_routes(&mut self) {
+        let served = self.locals.take_served();
+        let Some((routes, announced)) = &mut self.routes else { return };
+        announced.served(served);
+        let news = announced.take();
+        if !news.is_empty() {
+            routes.vips(news);
+        }
     }
 
     /// Routes, tunnels and the neighbours they lead to.

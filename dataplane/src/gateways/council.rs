@@ -263,6 +263,16 @@ impl Council {
         }
     }
 
+    /// Whether it gives up what is announced.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Whether there are tables.
+    pub fn has_tables(&self) -> bool {
+        self.site.has_tables
+    }
+
     /// A datagram that is no message of our set.
     pub fn refuse(&mut self, refusal: Refusal) {
         match refusal {

@@ -15,7 +15,7 @@ use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourMessage;
-use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::Netlink;
@@ -47,15 +47,19 @@ impl Monitor {
     ///
     /// # Errors
     /// When netlink cannot be opened or the first dump fails.
-    pub fn start(mut tell: impl FnMut(Change) -> bool + Send + 'static) -> io::Result<(KernelFacts, Self)> {
+    ///
+    /// Routes with the protocol number `ours` are our own, put there for others to read: they are no facts, and thousands of
+    /// them that come are no reason to read anything again.
+    pub fn start(ours: Option<u8>, mut tell: impl FnMut(Change) -> bool + Send + 'static) -> io::Result<(KernelFacts, Self)> {
         let events = Netlink::subscribe(GROUPS)?;
         let mut requests = Netlink::open()?;
-        let facts = read_all(&mut requests)?;
+        let ours = ours.map(RouteProtocol::from);
+        let facts = read_all(&mut requests, ours)?;
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let layout = facts.layout.clone();
         let thread = std::thread::Builder::new().name("kernel-facts".into()).spawn(move || {
-            let mut watch = Watch { events, requests, layout, dirty: None, not_before: Instant::now() };
+            let mut watch = Watch { events, requests, ours, layout, dirty: None, not_before: Instant::now() };
             while !seen.load(Ordering::Relaxed) {
                 if !watch.step(&mut tell) {
                     break;
@@ -85,6 +89,7 @@ struct Burst {
 struct Watch {
     events: Netlink,
     requests: Netlink,
+    ours: Option<RouteProtocol>,
     layout: Layout,
     dirty: Option<Burst>,
     not_before: Instant,
@@ -137,6 +142,8 @@ impl Watch {
                 RouteNetlinkMessage::DelNeighbour(message) => {
                     neighbours.extend(parse::neighbour(&message).map(|(key, _)| (key, None)));
                 }
+                RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message)
+                    if Some(message.header.protocol) == self.ours => {}
                 _ => {
                     let now = Instant::now();
                     let first = self.dirty.map_or(now, |burst| burst.first);
@@ -150,7 +157,7 @@ impl Watch {
     fn dump_layout(&mut self, tell: &mut impl FnMut(Change) -> bool) -> bool {
         let started = Instant::now();
         self.dirty = None;
-        let layout = match read_layout(&mut self.requests) {
+        let layout = match read_layout(&mut self.requests, self.ours) {
             Ok(layout) => layout,
             Err(error) => return self.try_later(&error, started),
         };
@@ -165,7 +172,7 @@ impl Watch {
     fn dump_all(&mut self, tell: &mut impl FnMut(Change) -> bool) -> bool {
         let started = Instant::now();
         self.dirty = None;
-        match read_all(&mut self.requests) {
+        match read_all(&mut self.requests, self.ours) {
             Ok(facts) => {
                 self.not_before = started + started.elapsed() * PAUSE_PER_DUMP;
                 self.layout.clone_from(&facts.layout);
@@ -186,12 +193,12 @@ impl Watch {
     }
 }
 
-/// Reads links, addresses, routes and neighbours.
+/// Reads links, addresses, routes (but for those with the protocol number `ours`) and neighbours.
 ///
 /// # Errors
 /// What the kernel answers.
-pub fn read_all(netlink: &mut Netlink) -> io::Result<KernelFacts> {
-    let mut facts = KernelFacts { layout: read_layout(netlink)?, ..KernelFacts::default() };
+pub fn read_all(netlink: &mut Netlink, ours: Option<RouteProtocol>) -> io::Result<KernelFacts> {
+    let mut facts = KernelFacts { layout: read_layout(netlink, ours)?, ..KernelFacts::default() };
     for row in netlink.dump(&RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))? {
         if let RouteNetlinkMessage::NewNeighbour(message) = row {
             facts.neighbours.extend(parse::neighbour(&message));
@@ -200,7 +207,7 @@ pub fn read_all(netlink: &mut Netlink) -> io::Result<KernelFacts> {
     Ok(facts)
 }
 
-fn read_layout(netlink: &mut Netlink) -> io::Result<Layout> {
+fn read_layout(netlink: &mut Netlink, ours: Option<RouteProtocol>) -> io::Result<Layout> {
     let mut layout = Layout::default();
     for row in netlink.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
         if let RouteNetlinkMessage::NewLink(message) = row {
@@ -216,7 +223,9 @@ fn read_layout(netlink: &mut Netlink) -> io::Result<Layout> {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         for row in netlink.dump(&RouteNetlinkMessage::GetRoute(request))? {
-            if let RouteNetlinkMessage::NewRoute(message) = row {
+            if let RouteNetlinkMessage::NewRoute(message) = row
+                && Some(message.header.protocol) != ours
+            {
                 layout.routes.extend(parse::route(&message));
             }
         }

@@ -4,7 +4,7 @@
 //! when `send` returns and reading it blocks on nobody. One socket belongs to one thread.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
@@ -85,6 +85,15 @@ impl Netlink {
         Ok(messages)
     }
 
+    /// The same without waiting: `WouldBlock` at once when there is nothing.
+    ///
+    /// # Errors
+    /// As [`Netlink::receive`].
+    pub fn receive_now(&self) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+        self.socket.set_non_blocking(true)?;
+        self.receive()
+    }
+
     /// Sends `request` with `flags` and waits for the acknowledgement.
     ///
     /// # Errors
@@ -148,5 +157,11 @@ impl Netlink {
         message.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
         Ok(self.sequence)
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

@@ -65,7 +65,7 @@ struct Watched {
 impl Watched {
     fn start() -> Self {
         let (tell, news) = mpsc::channel();
-        let (facts, monitor) = Monitor::start(move |change| tell.send(change).is_ok()).unwrap();
+        let (facts, monitor) = Monitor::start(None, move |change| tell.send(change).is_ok()).unwrap();
         Watched { facts, news, _monitor: monitor }
     }
 

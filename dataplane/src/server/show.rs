@@ -9,11 +9,13 @@ use tidegate_api::message::{IpFamily, NodeDelivery};
 use tidegate_api::resource::{Body, Kind, MacAddress, Protocol, Service};
 use tidegate_api::show::{BackendRow, NeighbourRow, RouteRow, ServiceRow, Show, Shown, TunnelRow};
 
+use super::Announcers;
 use super::query::{BackendUsage, WorkerQuery};
 use crate::compile::thread::{Handle, View};
 use crate::compile::{address_of, mapped_ip, tunnel};
 use crate::gateways;
 use crate::kernel::NeighbourKey;
+use crate::routes;
 use crate::table::backend::{BackendRow as BackendRowOf, BackendState};
 use crate::table::neighbour::NeighbourState;
 use crate::table::route::{NextHops, RouteTarget};
@@ -28,7 +30,7 @@ pub fn answer(
     question: &Show,
     compiler: &Handle,
     workers: &dyn WorkerQuery,
-    gateways: Option<&gateways::Handle>,
+    others: &Announcers,
 ) -> Result<Shown, String> {
     let view = |objects| compiler.view(objects).map_err(|error| error.to_string());
     let told = |error: super::query::QueryError| error.to_string();
@@ -57,7 +59,10 @@ pub fn answer(
         Show::Ports => Shown::Ports(workers.ports().map_err(told)?),
         Show::Counters => Shown::Counters(workers.counters().map_err(told)?),
         Show::Drops => Shown::Drops(workers.drops().map_err(told)?),
-        Show::Gateways => Shown::Gateways(gateways.map(gateways::Handle::show).unwrap_or_default()),
+        Show::Gateways => Shown::Gateways(others.gateways.as_ref().map(gateways::Handle::show).unwrap_or_default()),
+        Show::Announcements => {
+            Shown::Announcements(others.routes.as_ref().map(routes::Handle::show).unwrap_or_default())
+        }
     })
 }
 

@@ -90,7 +90,8 @@ fn bench_of(pinholes: Box<dyn Pinholes>, late: bool) -> Bench {
     let listener = Listener::bind(&path, 0o600).unwrap();
     let alone = config::Gateways::default();
     let gateways = gateways::Handle::new(gateways::thread::council("gw-1", &alone, 1)).unwrap();
-    let server = Server::start(listener, handle.clone(), Arc::new(Fixed { late }), Some(gateways.clone())).unwrap();
+    let announcers = Announcers { gateways: Some(gateways.clone()), routes: None };
+    let server = Server::start(listener, handle.clone(), Arc::new(Fixed { late }), announcers).unwrap();
     Bench { directory, reader, wants, handle, gateways, _server: server, _compiler: thread }
 }
 
