@@ -18,7 +18,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Compilers and headers for the XDP program and the C libraries under AF_XDP (m4 is needed by libxdp's build), then
 # what the lab uses: namespaces, offload switches, captures, real clients.
 PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang llvm m4 \
-            iproute2 ethtool tcpdump curl procps util-linux nftables
+            iproute2 ethtool tcpdump curl procps util-linux nftables bird2 frr
 
 # A virtual machine, what it starts from, and the keys that its kernel is checked by.
 GUEST_PACKAGES := qemu-system-x86 busybox-static cpio binutils xz-utils debian-archive-keyring

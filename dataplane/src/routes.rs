@@ -36,6 +36,9 @@ pub mod program;
 pub mod keeper;
 /// The thread that gives it orders.
 pub mod thread;
+#[cfg(test)]
+#[cfg(feature = "kernel-tests")]
+mod tests;
 
 use plan::Wanted;
 

@@ -24,6 +24,8 @@ pub mod manifest;
 pub mod kube_proxy;
 /// The gateway's two programs, started, watched and hurt.
 pub mod gateway;
+/// Routing daemons of the lab: BIRD 2 and FRR, on a gateway and on the router it speaks with.
+pub mod router;
 /// What went over a link, seen from outside.
 pub mod capture;
 /// What every check is given.

@@ -321,6 +321,12 @@ fn a_cut_between_gateways_and_a_drain_cost_nothing() {
 }
 
 #[test]
+fn vips_reach_routers_by_bgp_and_leave_within_half_a_second() {
+    check(&["routes-bird"]); // M-021, M-030, M-031, M-033
+    check(&["routes-frr"]);
+}
+
+#[test]
 fn a_stranger_that_answers_for_a_vip_is_named() {
     check(&["stranger"]);
 }

@@ -23,7 +23,7 @@ pub mod monitor;
 pub mod request;
 #[cfg(test)]
 #[cfg(feature = "kernel-tests")]
-mod tests;
+pub(crate) mod tests;
 
 /// Everything the kernel told, as of one moment.
 #[derive(Clone, Debug, Default, PartialEq)]

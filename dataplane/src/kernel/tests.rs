@@ -15,7 +15,7 @@ use super::*;
 const INSIDE: &str = "TIDEGATE_TEST_NAMESPACE";
 
 /// Runs `body` in a namespace of its own; `name` is the full path of the calling test.
-fn in_namespace(name: &str, body: impl FnOnce()) {
+pub(crate) fn in_namespace(name: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return body();
     }
@@ -31,7 +31,7 @@ fn in_namespace(name: &str, body: impl FnOnce()) {
     assert!(text.contains("1 passed"), "{name} did not run:\n{text}");
 }
 
-fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("ip(8) is needed");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }

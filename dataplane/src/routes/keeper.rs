@@ -49,10 +49,10 @@ pub struct Settings {
     pub patience_ns: Nanos,
 }
 
-/// Keeps the device and its routes as `stream` says, until that ends.
+/// Makes this process a keeper, which ends with `stream` or with its parent.
 ///
 /// # Errors
-/// When the system gives no descriptors; the words of the other side are not understood.
+/// As [`serve`].
 pub fn keep(settings: Settings, stream: UnixStream) -> io::Result<()> {
     // From here on it ends with the connection alone: at an orderly end of the dataplane, whose whole group may be signalled,
     // routes go when the dataplane says so.
@@ -61,6 +61,14 @@ pub fn keep(settings: Settings, stream: UnixStream) -> io::Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&ignored))?;
     }
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    serve(settings, stream)
+}
+
+/// Keeps the device and its routes as `stream` says, until that ends.
+///
+/// # Errors
+/// When the words of the other side are not understood.
+pub fn serve(settings: Settings, stream: UnixStream) -> io::Result<()> {
     let line = Line::new(stream)?;
     let keeper = Keeper {
         settings,
@@ -233,7 +241,13 @@ impl Keeper {
         const SOON_NS: Nanos = 2_000_000;
         let busy = self.held.is_some() && self.ledger.is_busy();
         let unsaid = !self.line.flush().unwrap_or(true);
-        let timeout_ns = if busy { 0 } else if unsaid { SOON_NS } else { SLEEP_NS };
+        let patience_ends_ns = self.beat_ns.saturating_add(self.settings.patience_ns);
+        let until_silence_ns = match self.held {
+            Some(_) => patience_ends_ns.saturating_sub(now_ns()),
+            None => SLEEP_NS,
+        };
+        let most_ns = if unsaid { SOON_NS } else { SLEEP_NS };
+        let timeout_ns = if busy { 0 } else { most_ns.min(until_silence_ns) };
         let held = self.held.iter().flat_map(|held| [held.tun.as_fd(), held.program.events().as_fd()]);
         let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(self.line.as_fd()).chain(held).collect();
         if sleep_on(&descriptors, Duration::from_nanos(timeout_ns)).is_err() {

@@ -21,6 +21,8 @@ mod accounting;
 mod outage;
 /// Gateways: two of them, of which one dies, hangs, is cut off or drained.
 mod gateways;
+/// Routes: VIPs reach a router by BGP, and leave it when the gateway should not be used.
+mod routes;
 
 /// One line of the demo's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +100,8 @@ pub const CHECKS: &[Check] = &[
     check("control-killed", "SIGKILL of control", outage::control_killed),
     check("dataplane-stopped", "SIGSTOP of the dataplane", outage::dataplane_stopped),
     check("dataplane-killed", "SIGKILL of the dataplane", outage::dataplane_killed),
+    check("routes-bird", "VIPs by BGP: BIRD on the gateway, FRR on the router", routes::bird),
+    check("routes-frr", "VIPs by BGP: FRR on the gateway, BIRD on the router", routes::frr),
     check_of_two("gateway-killed", "SIGKILL of one of two gateways' dataplanes", gateways::killed),
     check_of_two("gateway-stopped", "SIGSTOP of one of two gateways' dataplanes", gateways::stopped),
     check_of_two("gateways-cut", "heartbeats between two gateways are cut, and come back", gateways::cut),
