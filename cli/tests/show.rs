@@ -21,8 +21,8 @@ use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{MacAddress, Protocol};
 use tidegate_api::show::{
-    BackendRow, Counters, DropRow, FlowRow, GatewayRow, Gateways, NeighbourRow, PortRow, RouteRow, ServiceRow, Show,
-    Shown, TunnelRow, WorkerRow,
+    AnnouncementRow, Announcements, BackendRow, Counters, DropRow, FlowRow, GatewayRow, Gateways, NeighbourRow,
+    PortRow, RouteRow, ServiceRow, Show, Shown, TunnelRow, WorkerRow,
 };
 
 /// A dataplane's read side for one conversation; the thread returns the question it was asked.
@@ -205,7 +205,20 @@ fn canned(question: &Show) -> Shown {
             ],
             counters: counters(&[("heartbeats_heard", 1200), ("refused_wrong_key", 0), ("vips_taken_over", 5)]),
         }),
+        Show::Announcements => Shown::Announcements(Announcements {
+            device: Some("tidegate-vip".into()),
+            withdrawn: None,
+            rows: vec![
+                announcement("203.0.113.0/24", 12, "announced"),
+                announcement("2001:db8:f::10/128", 1, "refused: the kernel has another route for it"),
+            ],
+            counters: counters(&[("discarded_packets", 0), ("restored_routes", 3)]),
+        }),
     }
+}
+
+fn announcement(prefix: &str, vips: u32, state: &str) -> AnnouncementRow {
+    AnnouncementRow { prefix: prefix.into(), vips, state: state.into() }
 }
 
 fn service(name: &str, address: &str, protocol: Protocol, port: u16, backends: u32, slots: u32) -> ServiceRow {
@@ -346,6 +359,7 @@ fn empty(question: &Show) -> Shown {
         Show::Counters => Shown::Counters(Counters::default()),
         Show::Drops => Shown::Drops(vec![]),
         Show::Gateways => Shown::Gateways(Gateways::default()),
+        Show::Announcements => Shown::Announcements(Announcements::default()),
     }
 }
 
@@ -363,6 +377,7 @@ fn subcommands() -> Vec<(&'static str, Show)> {
         ("counters", Show::Counters),
         ("drops", Show::Drops),
         ("gateways", Show::Gateways),
+        ("announcements", Show::Announcements),
     ]
 }
 
@@ -409,10 +424,11 @@ fn no_rows_are_said_in_words_and_are_an_empty_list_in_json() {
         let expected = match name {
             "services" => "no Services\n".into(),
             "counters" => "no counters\n\nbooks balance\n".into(),
+            "announcements" => "no announcements by route: dataplane.routes is not enabled in the node file\n".into(),
             other => format!("no {other}\n"),
         };
         assert_eq!(printed(&output), expected);
-        if !["counters", "gateways"].contains(&name) {
+        if !["announcements", "counters", "gateways"].contains(&name) {
             let dataplane = Dataplane::answering(empty(&question));
             let output = tidegate(&dataplane.socket(), &["show", "--json", name]).output().unwrap();
             assert_eq!(printed(&output), "[]\n", "{name}");

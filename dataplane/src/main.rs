@@ -42,8 +42,8 @@ use tidegate_dataplane::objects::saved::{self, Saver};
 use tidegate_dataplane::probe::Board;
 use tidegate_dataplane::probe::thread::Prober;
 use tidegate_dataplane::routes::{self, keeper, plan, program, thread::Announcer};
-use tidegate_dataplane::server::{Announcers, Server};
 use tidegate_dataplane::server::mailboxes::{Mailbox, Mailboxes};
+use tidegate_dataplane::server::{Announcers, Server};
 use tidegate_dataplane::stage::parse::Ingress;
 use tidegate_dataplane::stage::verdict::Exits;
 use tidegate_dataplane::state::{Capacity, Entropy, State};
@@ -259,7 +259,8 @@ fn start(
     // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
     let (early, news) = bounded(64);
     let ours = section.routes.enabled.then_some(section.routes.protocol);
-    let (facts, monitor) = Monitor::start(ours, move |change| early.send(change).is_ok()).context("reading kernel facts")?;
+    let (facts, monitor) =
+        Monitor::start(ours, move |change| early.send(change).is_ok()).context("reading kernel facts")?;
     let pulse = Pulse::new(workers.iter().map(|worker| worker.counters().shared()));
     // They turn before the pinhole hands anything over. If one cannot, those before it are told to end.
     let started = workers.into_iter().zip(&mailboxes);
@@ -286,7 +287,19 @@ fn start(
     let mailboxes = Mailboxes::new(mailboxes, Arc::new(move |device| read.counters(device)));
     let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone() };
     let server = Server::start(listener, handle, Arc::new(mailboxes), announcers).context("starting to answer")?;
-    Ok(Running { council, routes, announcer, server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder })
+    Ok(Running {
+        council,
+        routes,
+        announcer,
+        server,
+        prober,
+        heartbeats,
+        speaker,
+        workers,
+        compiler,
+        monitor,
+        forwarder,
+    })
 }
 
 /// This program as the keeper of routes.
@@ -317,8 +330,7 @@ fn announce(
     handle: routes::Handle,
     judge: routes::thread::Judge,
 ) -> anyhow::Result<Announcer> {
-    let mark =
-        program::Mark { protocol: section.protocol, table: section.table.number(), metric: section.metric };
+    let mark = program::Mark { protocol: section.protocol, table: section.table.number(), metric: section.metric };
     let patience_ns = u64::from(section.silence_ms) * 1_000_000;
     let settings = keeper::Settings { device: section.device.clone(), mark, patience_ns };
     let aggregate = plan::Aggregate { ipv4: section.aggregate.ipv4, ipv6: section.aggregate.ipv6 };

@@ -86,14 +86,16 @@ impl Router {
             IpAddr::V4(v4) => {
                 // Iface, Destination, Gateway, Flags, RefCnt, Use, Metric, Mask, …: addresses as the machine's own integers.
                 let wanted = format!("{:08X}", u32::from_ne_bytes(v4.octets()));
-                let is_wanted = |words: &Vec<&str>| words.get(1) == Some(&wanted.as_str()) && words.get(7) == Some(&"FFFFFFFF");
+                let is_wanted =
+                    |words: &Vec<&str>| words.get(1) == Some(&wanted.as_str()) && words.get(7) == Some(&"FFFFFFFF");
                 let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
                 words.filter(is_wanted).filter_map(|words| words.first().map(|word| (*word).to_owned())).collect()
             }
             IpAddr::V6(v6) => {
                 // Destination, its length, source, its length, next hop, metric, counters, flags, device.
                 let wanted: String = v6.octets().iter().map(|byte| format!("{byte:02x}")).collect();
-                let is_wanted = |words: &Vec<&str>| words.first() == Some(&wanted.as_str()) && words.get(1) == Some(&"80");
+                let is_wanted =
+                    |words: &Vec<&str>| words.first() == Some(&wanted.as_str()) && words.get(1) == Some(&"80");
                 let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
                 words.filter(is_wanted).filter_map(|words| words.last().map(|word| (*word).to_owned())).collect()
             }

@@ -131,7 +131,11 @@ mod tests {
             assert_eq!(plan.change([(net(b), Wanted::Alone)]), [(net(route), 0), (net(b), 1)]);
             assert_eq!(plan.change([(net(b), Wanted::No)]), [(net(b), 0)]);
         }
-        assert_eq!(plan.change([(net("203.0.0.0/16"), Wanted::Shared)]), [(net("203.0.0.0/16"), 1)], "shorter by itself");
+        assert_eq!(
+            plan.change([(net("203.0.0.0/16"), Wanted::Shared)]),
+            [(net("203.0.0.0/16"), 1)],
+            "shorter by itself"
+        );
     }
 
     fn vip() -> impl Strategy<Value = IpNet> {

@@ -77,7 +77,11 @@ impl Kept {
             if holds(&self.answers) {
                 return;
             }
-            assert!(began.elapsed() < LIMIT, "never: {what}; the last answers: {:?}", self.answers.iter().rev().take(5));
+            assert!(
+                began.elapsed() < LIMIT,
+                "never: {what}; the last answers: {:?}",
+                self.answers.iter().rev().take(5)
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -94,7 +98,8 @@ fn routes_come_go_and_are_put_back() {
         ip("link set lo up");
         for table in [254, 70_000] {
             let mut kept = Kept::start(table); // M-030, M-033
-            let first = BTreeSet::from(["203.0.113.10/32", "203.0.112.0/28", "2001:db8:f::10/128", "2001:db8:e::/64"].map(net));
+            let first =
+                BTreeSet::from(["203.0.113.10/32", "203.0.112.0/28", "2001:db8:f::10/128", "2001:db8:e::/64"].map(net));
             kept.want(first.iter().copied());
             kept.until("routes", true, |_| routes(table) == first);
             assert!(ip_says(&format!("addr show dev {DEVICE}")).lines().all(|line| !line.contains("inet")));
@@ -123,7 +128,9 @@ fn silence_and_ill_health_take_everything_away() {
         let mut kept = Kept::start(254);
         let vips = BTreeSet::from(["203.0.113.10/32", "2001:db8:f::10/128"].map(net));
         kept.want(vips.iter().copied());
-        kept.until("nothing yet", false, |answers| answers.iter().any(|answer| matches!(answer, Answer::Alive { up: false, .. })));
+        kept.until("nothing yet", false, |answers| {
+            answers.iter().any(|answer| matches!(answer, Answer::Alive { up: false, .. }))
+        });
         assert!(!device_is_there(), "nobody has said that all is well");
         for _ in 0..3 {
             kept.until("routes", true, |_| routes(254) == vips);
@@ -152,7 +159,8 @@ fn routes_of_others_are_left_alone() {
         let vips = ["203.0.113.10/32", "2001:db8:f::10/128"].map(net);
         kept.want(vips);
         kept.until("refusals", true, |answers| {
-            vips.iter().all(|vip| answers.iter().any(|answer| matches!(answer, Answer::Refused(prefix, _) if prefix == vip)))
+            vips.iter()
+                .all(|vip| answers.iter().any(|answer| matches!(answer, Answer::Refused(prefix, _) if prefix == vip)))
         });
         assert!(routes(254).is_empty());
         ip("route del 203.0.113.10/32 dev near0");

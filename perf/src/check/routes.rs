@@ -14,7 +14,7 @@ use crate::client::Outcome;
 use crate::enclosure;
 use crate::gateway::Program;
 use crate::manifest::{HTTP, LabService};
-use crate::process::{run, in_namespace};
+use crate::process::{in_namespace, run};
 use crate::rig::{Rig, wait_until};
 use crate::router::{Router, Speaker};
 use crate::topology::{CLIENT, FAMILIES, Family, GATEWAY, VIP_ECHO, VIP_EMPTY, VIP_WEB, Vip, WEB_PORT};
@@ -113,7 +113,10 @@ fn restart(rig: &mut Rig, node_file: &str) -> Result<()> {
 
 /// Both families of a VIP are there, or none is.
 fn stands(router: &Router, vip: Vip) -> Result<bool> {
-    Ok(FAMILIES.map(|family| router.ways(vip.of(family)).map(|ways| !ways.is_empty())).into_iter().collect::<Result<Vec<_>>>()?
+    Ok(FAMILIES
+        .map(|family| router.ways(vip.of(family)).map(|ways| !ways.is_empty()))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?
         == [true, true])
 }
 
@@ -189,7 +192,12 @@ fn keeper(rig: &mut Rig) -> Result<Pid> {
 
 fn walk(rig: &mut Rig, pair: &mut Pair) -> Found {
     let took = await_route(pair, "at the beginning")?;
-    let mut rows = vec![Row::new("VIPs reach the router", format!("after {} ms", took.as_millis()), "both families (M-030)", true)];
+    let mut rows = vec![Row::new(
+        "VIPs reach the router",
+        format!("after {} ms", took.as_millis()),
+        "both families (M-030)",
+        true,
+    )];
     for family in FAMILIES {
         let ways = pair.gateway.ways(VIP_WEB.of(family))?;
         rows.push(Row::new(format!("{family} way of a VIP on the gateway"), ways.join(" "), DEVICE, ways == [DEVICE]));
