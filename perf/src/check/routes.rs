@@ -4,6 +4,7 @@
 //! there reaches VIPs by BGP alone. Then the gateway is hurt in every way there is; each time routes must be gone from the
 //! kernel within half a second.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +18,7 @@ use crate::manifest::{HTTP, LabService};
 use crate::process::{in_namespace, run};
 use crate::rig::{Rig, wait_until};
 use crate::router::{Router, Speaker};
-use crate::topology::{CLIENT, FAMILIES, Family, GATEWAY, VIP_ECHO, VIP_EMPTY, VIP_WEB, Vip, WEB_PORT};
+use crate::topology::{FAMILIES, Family, GATEWAY, VIP_ECHO, VIP_EMPTY, VIP_WEB, Vip, WEB_PORT};
 
 /// Network namespace of the site behind the router.
 const SITE: &str = "site";
@@ -50,7 +51,7 @@ pub(super) fn frr(rig: &mut Rig) -> Found {
 
 fn with_speakers(rig: &mut Rig, on_gateway: Speaker, on_router: Speaker) -> Found {
     let node_file = std::fs::read_to_string(rig.gateway.config())?;
-    shell(CLIENT, SITE_UP)?;
+    shell(SITE_UP)?;
     let found = (|| {
         restart(rig, &node_file.replacen("control:\n", SECTION, 1))?;
         let router = Router::on_router(on_router, SITE_NETWORKS)?;
@@ -60,7 +61,7 @@ fn with_speakers(rig: &mut Rig, on_gateway: Speaker, on_router: Speaker) -> Foun
         found.with_context(|| format!("{on_gateway} on the gateway: {gateway}\n{on_router} on the router: {router}"))
     })();
     // Whatever was found, the lab is left as it was.
-    let down = shell(CLIENT, SITE_DOWN);
+    let down = shell(SITE_DOWN);
     let back = restart(rig, &node_file);
     let rows = found?;
     down?;
@@ -70,36 +71,37 @@ fn with_speakers(rig: &mut Rig, on_gateway: Speaker, on_router: Speaker) -> Foun
 
 /// The site and its way to the router; and the router forgets what it knew without BGP.
 const SITE_UP: &str = "ip netns add site
-ip link add site0 type veth peer name eth0 netns site
-ethtool -K site0 tx off >/dev/null
-ip addr add 100.64.7.1/24 dev site0
-ip addr add 2001:db8:7::1/64 dev site0 nodad
-ip link set site0 up
+ip -n client link add site0 type veth peer name eth0 netns site
+ip -n client addr add 100.64.7.1/24 dev site0
+ip -n client addr add 2001:db8:7::1/64 dev site0 nodad
+ip -n client link set site0 up
 ip -n site addr add 100.64.7.2/24 dev eth0
 ip -n site addr add 2001:db8:7::2/64 dev eth0 nodad
 ip -n site link set lo up
 ip -n site link set eth0 up
 ip -n site route add default via 100.64.7.1
 ip -n site route add default via 2001:db8:7::1
+ip netns exec client ethtool -K site0 tx off >/dev/null
 ip netns exec site ethtool -K eth0 tx off >/dev/null
-echo 1 > /proc/sys/net/ipv4/ip_forward
-echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
-ip route del 203.0.113.0/24
-ip -6 route del 2001:db8:f::/64
+ip netns exec client sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding'
+ip netns exec client sh -c 'for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $file; done'
+ip -n client route del 203.0.113.0/24
+ip -n client route del 2001:db8:f::/64
 ";
 
-const SITE_DOWN: &str = "echo 0 > /proc/sys/net/ipv4/ip_forward
-echo 0 > /proc/sys/net/ipv6/conf/all/forwarding
-ip link del site0
+const SITE_DOWN: &str = "ip netns exec client sh -c 'echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding'
+ip -n client link del site0
 ip netns del site
-ip route replace 203.0.113.0/24 via 192.0.2.1
-ip -6 route replace 2001:db8:f::/64 via 2001:db8:1::1
+ip -n client route replace 203.0.113.0/24 via 192.0.2.1
+ip -n client route replace 2001:db8:f::/64 via 2001:db8:1::1
 ";
 
-fn shell(namespace: &str, script: &str) -> Result<String> {
-    let mut command = in_namespace(namespace, "sh");
+/// Namespaces are made and named outside of all of them.
+fn shell(script: &str) -> Result<()> {
+    let mut command = Command::new("sh");
     command.args(["-e", "-s"]);
-    run(command, script, LIMIT)?.success(&format!("a shell in namespace {namespace}"))
+    run(command, script, LIMIT)?.success("a shell")?;
+    Ok(())
 }
 
 /// The gateway with another node file.
@@ -270,7 +272,7 @@ fn wishes(rig: &mut Rig, pair: &Pair) -> Found {
     rows.push(Row::new("show announcements", shown, "withdrawn: draining", told));
     await_route(pair, "after undrain")?;
 
-    shell(GATEWAY, &format!("ip route flush dev {DEVICE}\nip -6 route flush dev {DEVICE}\n"))?;
+    shell(&format!("ip -n {GATEWAY} route flush dev {DEVICE}\nip -n {GATEWAY} -6 route flush dev {DEVICE}\n"))?;
     let back = await_route(pair, "after somebody took them away")?;
     rows.push(Row::new("somebody takes all routes away", format!("back after {} ms", back.as_millis()), "back", true));
 
