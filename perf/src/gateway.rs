@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use tidegate_api::client::Client;
 use tidegate_api::show::{Counters, DropRow, Gateways, PortRow, Show, Shown};
 
+use crate::cluster::LEASE_NAMESPACE;
 use crate::enclosure::{self, BPF_DIR};
 use crate::lab::LabOptions;
 use crate::process::{self, Daemon, Finished, in_namespace};
@@ -71,6 +72,8 @@ pub struct Gateway {
     bin_dir: PathBuf,
     state_dir: PathBuf,
     config: PathBuf,
+    /// What control reads instead, while it follows an API server.
+    control_config: Option<PathBuf>,
     dataplane: Option<Daemon>,
     control: Option<Daemon>,
 }
@@ -99,7 +102,7 @@ impl Gateway {
             text = text.replacen("control:\n", &section, 1);
         }
         std::fs::write(&config, text)?;
-        Ok(Gateway { seat, bin_dir, state_dir, config, dataplane: None, control: None })
+        Ok(Gateway { seat, bin_dir, state_dir, config, control_config: None, dataplane: None, control: None })
     }
 
     /// The node file both programs read.
@@ -144,11 +147,41 @@ impl Gateway {
         // `ip netns exec` gives the program a fresh /sys; the lab's BPF file system goes where programs expect one.
         let mut command = in_namespace(self.seat.namespace, "sh");
         command.args(["-c", &format!("mount --bind {BPF_DIR} /sys/fs/bpf && exec \"$0\" \"$@\"")]);
-        command.arg(&path).arg("--config").arg(&self.config);
+        let config = self.control_config.as_ref().filter(|_| program == Program::Control);
+        command.arg(&path).arg("--config").arg(config.unwrap_or(&self.config));
         let log = self.state_dir.join(format!("{}.log", program.name()));
         let daemon = Daemon::start(program.name(), command, &log)?;
         *self.slot(program) = Some(daemon);
         Ok(())
+    }
+
+    /// Has control take objects from the API server that a kubeconfig leads to, or from the directory again. A control
+    /// that runs is ended; [`Gateway::revive`] starts the next one.
+    ///
+    /// # Errors
+    /// When the node file cannot be written, or control does not end.
+    pub fn follow(&mut self, kubeconfig: Option<&Path>) -> Result<()> {
+        self.control_config = kubeconfig.map(|kubeconfig| self.node_file_of(kubeconfig)).transpose()?;
+        if self.control.as_mut().is_some_and(Daemon::is_running) {
+            self.end(Program::Control)?;
+        }
+        Ok(())
+    }
+
+    /// The node file with another source. The Lease is a short one: a control that is killed leaves it behind, and no
+    /// check shall wait for the usual fifteen seconds.
+    fn node_file_of(&self, kubeconfig: &Path) -> Result<PathBuf> {
+        let text = std::fs::read_to_string(&self.config)?;
+        let (before, rest) = text.split_once("  source:").context("a node file without a source")?;
+        let (_, after) = rest.split_once('\n').context("a source without an end")?;
+        let source = format!(
+            "{{ kubernetes: {{ kubeconfig: {}, leaseNamespace: {LEASE_NAMESPACE}, \
+             leaseSeconds: {{ duration: 2.5, renew: 1.5, retry: 0.25 }} }} }}",
+            kubeconfig.display()
+        );
+        let path = self.state_dir.join("node-of-cluster.yaml");
+        std::fs::write(&path, format!("{before}  source: {source}\n{after}"))?;
+        Ok(path)
     }
 
     fn slot(&mut self, program: Program) -> &mut Option<Daemon> {

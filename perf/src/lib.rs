@@ -20,6 +20,8 @@ pub mod pod;
 pub mod client;
 /// The YAML that control watches.
 pub mod manifest;
+/// The API server that control may follow instead of the YAML.
+pub mod cluster;
 /// kube-proxy's rules on the workers.
 pub mod kube_proxy;
 /// The gateway's two programs, started, watched and hurt.

@@ -1,13 +1,15 @@
 //! The manifests of the lab's cluster: YAML as `kubectl get -o yaml` would print it, one file per object.
 //!
-//! Owns the directory control watches; refuses to know what control makes of it. Files are written beside their place
+//! Owns the directory control watches, and writes into a cluster instead while control follows one; refuses to know what control makes of it. Files are written beside their place
 //! and renamed into it, as every careful writer does.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
+use crate::cluster::Cluster;
 use crate::topology::{
     ECHO_PORT, FAMILIES, Family, GATEWAY_2_NUMBER, GATEWAY_NUMBER, Node, POD_TCP_PORT, POD_UDP_PORT, Pod, VIP_ECHO,
     VIP_EMPTY, VIP_ONLINK, VIP_WEB, VNI, Vip, WEB_PORT, pods, workers,
@@ -85,6 +87,8 @@ pub struct Manifests {
     directory: PathBuf,
     /// Counts up with every object written.
     resource_version: u64,
+    /// Where objects go instead of the directory.
+    cluster: Option<Arc<Cluster>>,
 }
 
 impl Manifests {
@@ -94,7 +98,7 @@ impl Manifests {
     /// When it cannot be written.
     pub fn create(directory: &Path, gateways: u32) -> Result<Manifests> {
         std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
-        let mut manifests = Manifests { directory: directory.into(), resource_version: 1000 };
+        let mut manifests = Manifests { directory: directory.into(), resource_version: 1000, cluster: None };
         for node in workers().chain(crate::topology::gateways(gateways)) {
             let version = manifests.next_version();
             manifests.write(&format!("node-{}.yaml", node.name()), &node_yaml(node, version))?;
@@ -103,6 +107,11 @@ impl Manifests {
             manifests.put(&service)?;
         }
         Ok(manifests)
+    }
+
+    /// Writes into `cluster` from now on, or into the directory again.
+    pub fn turn_to(&mut self, cluster: Option<Arc<Cluster>>) {
+        self.cluster = cluster;
     }
 
     /// Where the files are.
@@ -137,8 +146,12 @@ impl Manifests {
     /// Removes a Service and its EndpointSlices.
     ///
     /// # Errors
-    /// When a file is not there.
+    /// When it is not there.
     pub fn delete(&mut self, service: &LabService) -> Result<()> {
+        if let Some(cluster) = &self.cluster {
+            FAMILIES.into_iter().try_for_each(|family| cluster.delete_slice(&slice_name(service, family)))?;
+            return cluster.delete_service(&service.name);
+        }
         std::fs::remove_file(self.directory.join(format!("service-{}.yaml", service.name)))?;
         for family in FAMILIES {
             let name = slice_name(service, family);
@@ -153,6 +166,9 @@ impl Manifests {
     }
 
     fn write(&self, name: &str, text: &str) -> Result<()> {
+        if let Some(cluster) = &self.cluster {
+            return cluster.apply(text);
+        }
         let hidden = self.directory.join(format!(".{name}.new"));
         std::fs::write(&hidden, text).with_context(|| format!("writing {}", hidden.display()))?;
         std::fs::rename(&hidden, self.directory.join(name)).with_context(|| format!("renaming {}", hidden.display()))

@@ -5,13 +5,16 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use tidegate_api::show::{BackendRow, Show, Shown};
 
+use crate::check::Source;
 use crate::client::{Outcome, SourcePorts, Spread};
+use crate::cluster::Cluster;
 use crate::enclosure;
 use crate::gateway::{Gateway, Seat};
 use crate::lab::{Lab, LabOptions};
@@ -35,6 +38,8 @@ pub struct Rig {
     pub gateway: Gateway,
     /// The second one, where the lab has two.
     pub second: Option<Gateway>,
+    /// The API server, while control follows one.
+    pub cluster: Option<Arc<Cluster>>,
     /// Source ports not used yet.
     pub ports: SourcePorts,
 }
@@ -50,7 +55,37 @@ impl Rig {
         let new = |seat| Gateway::new(&lab.state_dir, manifests.directory(), options, seat);
         let gateway = new(Seat::FIRST)?;
         let second = (options.gateways > 1).then(|| new(Seat::SECOND)).transpose()?;
-        Ok(Rig { lab, manifests, gateway, second, ports: SourcePorts::default() })
+        Ok(Rig { lab, manifests, gateway, second, cluster: None, ports: SourcePorts::default() })
+    }
+
+    /// Has control take its objects from `source`, and puts those of the lab there. A control that has to change ends.
+    ///
+    /// # Errors
+    /// When there can be no API server, or it refuses an object.
+    pub fn take_objects_from(&mut self, source: Source) -> Result<()> {
+        match (source, &self.cluster) {
+            (Source::Directory, None) | (Source::Cluster, Some(_)) => return Ok(()),
+            (Source::Directory, Some(_)) => {
+                self.gateway.follow(None)?;
+                self.cluster = None;
+            }
+            (Source::Cluster, None) => {
+                let cluster = Cluster::start(self.gateway.seat.namespace, &self.lab.state_dir)?;
+                cluster.load(self.manifests.directory())?;
+                self.gateway.follow(Some(cluster.kubeconfig()))?;
+                self.cluster = Some(Arc::new(cluster));
+            }
+        }
+        self.manifests.turn_to(self.cluster.clone());
+        Ok(())
+    }
+
+    /// The API server.
+    ///
+    /// # Errors
+    /// When control follows a directory.
+    pub fn cluster(&self) -> Result<Arc<Cluster>> {
+        self.cluster.clone().context("control follows a directory")
     }
 
     /// A source address with a port nobody used before.
@@ -93,17 +128,30 @@ impl Rig {
     /// # Errors
     /// As [`Rig::client`].
     pub fn spread(&self, target: SocketAddr, count: u32) -> Result<Spread> {
+        self.client("spread", &self.spread_arguments(target, count)?)
+    }
+
+    /// Starts `count` connections that go on beside the check, sixteen at a time with a pause between two of each.
+    ///
+    /// # Errors
+    /// When they cannot be started.
+    pub fn start_spread(&self, target: SocketAddr, count: u32, pause_ms: u32) -> Result<RunningClient> {
+        let mut arguments = self.spread_arguments(target, count)?;
+        arguments.push(format!("--pause-ms={pause_ms}"));
+        self.start_client("spread", &arguments)
+    }
+
+    fn spread_arguments(&self, target: SocketAddr, count: u32) -> Result<Vec<String>> {
         let family = if target.is_ipv4() { Family::V4 } else { Family::V6 };
         let sources: Vec<String> = CLIENT_HOSTS.map(|host| client_address(family, host).to_string()).collect();
         let ports = u16::try_from(count.div_ceil(u32::try_from(sources.len())?))?;
         let first_port = self.ports.take(ports);
-        let arguments = [
+        Ok(vec![
             format!("--target={target}"),
             format!("--count={count}"),
             format!("--from={}", sources.join(",")),
             format!("--first-port={first_port}"),
-        ];
-        self.client("spread", &arguments)
+        ])
     }
 
     /// Starts a client task that goes on beside the check.

@@ -345,3 +345,18 @@ fn a_stranger_that_answers_for_a_vip_is_named() {
 fn programs_may_die_and_hang() {
     check(&["control-killed", "dataplane-stopped", "dataplane-killed"]);
 }
+
+#[test]
+fn services_of_the_api_get_addresses_that_answer() {
+    check(&["cluster-new", "cluster-changes"]); // C-001, C-002, C-003, C-011, C-012, T-022, T-026, T-027
+}
+
+#[test]
+fn a_rolling_update_through_the_api_loses_no_request() {
+    check(&["cluster-rolling"]); // T-024, S-104
+}
+
+#[test]
+fn the_api_may_go_away_and_control_may_die_with_it() {
+    check(&["cluster-outage", "cluster-crowd"]); // T-031, M-006
+}

@@ -21,6 +21,8 @@ mod ending;
 mod accounting;
 /// Outage: programs that die or hang.
 mod outage;
+/// Cluster: control follows an API server.
+mod cluster;
 /// Gateways: two of them, of which one dies, hangs, is cut off or drained.
 mod gateways;
 /// Routes: VIPs reach a router by BGP, and leave it when the gateway should not be used.
@@ -49,6 +51,15 @@ impl Row {
 /// What a check found, or why it could not look.
 pub type Found = anyhow::Result<Vec<Row>>;
 
+/// Where control takes its objects from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of manifests.
+    Directory,
+    /// An API server.
+    Cluster,
+}
+
 /// A named check.
 #[derive(Debug, Clone, Copy)]
 pub struct Check {
@@ -60,16 +71,24 @@ pub struct Check {
     pub needs_gateway: bool,
     /// Gateways the lab must have.
     pub gateways: u32,
+    /// Where control takes its objects from.
+    pub source: Source,
+    /// Whether it is part of the demo.
+    pub in_demo: bool,
     /// The check itself.
     run: fn(&mut Rig) -> Found,
 }
 
 const fn check(name: &'static str, about: &'static str, run: fn(&mut Rig) -> Found) -> Check {
-    Check { name, about, needs_gateway: true, gateways: 1, run }
+    Check { name, about, needs_gateway: true, gateways: 1, source: Source::Directory, in_demo: true, run }
 }
 
 const fn check_of_two(name: &'static str, about: &'static str, run: fn(&mut Rig) -> Found) -> Check {
-    Check { name, about, needs_gateway: true, gateways: 2, run }
+    Check { gateways: 2, ..check(name, about, run) }
+}
+
+const fn check_of_cluster(name: &'static str, about: &'static str, run: fn(&mut Rig) -> Found) -> Check {
+    Check { source: Source::Cluster, in_demo: false, ..check(name, about, run) }
 }
 
 /// All checks, in the order of the demo.
@@ -79,6 +98,8 @@ pub const CHECKS: &[Check] = &[
         about: "the workers' own VXLAN, pod to pod",
         needs_gateway: false,
         gateways: 1,
+        source: Source::Directory,
+        in_demo: true,
         run: serving::overlay,
     },
     check("http", "HTTP through routed and on-link VIPs; whom the pod saw", serving::http),
@@ -111,6 +132,14 @@ pub const CHECKS: &[Check] = &[
     check_of_two("gateways-cut", "heartbeats between two gateways are cut, and come back", gateways::cut),
     check_of_two("gateway-drained", "planned drains of two gateways in turn, node-dsr under load", gateways::drained),
     check_of_two("stranger", "a machine on the link answers for a VIP", gateways::stranger),
+    Check {
+        in_demo: true,
+        ..check_of_cluster("cluster-new", "a Service of the API gets addresses and answers", cluster::new)
+    },
+    check_of_cluster("cluster-changes", "ports, endpoints, type and fields of a Service of the API", cluster::changes),
+    check_of_cluster("cluster-rolling", "a rolling update through the API under load, both modes", nodes::rolling),
+    check_of_cluster("cluster-outage", "the API server goes away under load, control restarts meanwhile", cluster::outage),
+    check_of_cluster("cluster-crowd", "SIGKILL of control while it gives out addresses", cluster::crowd),
     check("books", "every packet is accounted for after all that", accounting::balance),
 ];
 
@@ -123,7 +152,10 @@ impl Check {
     /// Runs the check, starting the gateway's programs first if they do not run. Never fails: what goes wrong is a row.
     pub fn run(&self, rig: &mut Rig) -> Vec<Row> {
         let began = Instant::now();
-        let mut found = if self.needs_gateway { rig.gateway.revive() } else { Ok(()) };
+        let mut found = rig.take_objects_from(self.source);
+        if self.needs_gateway {
+            found = found.and_then(|()| rig.gateway.revive());
+        }
         if let Some(second) = rig.second.as_mut().filter(|_| self.needs_gateway) {
             found = found.and_then(|()| second.revive());
         }

@@ -15,7 +15,7 @@ use crate::kube_proxy;
 use crate::lab::vxlan_device;
 use crate::manifest::{ECHO, HTTP, LabService};
 use crate::process::{self, in_namespace};
-use crate::rig::{Rig, RunningClient, wait_until, way};
+use crate::rig::{Rig, wait_until, way};
 use crate::topology::{CLIENT_HOSTS, ECHO_PORT, FAMILIES, Family, Node, Pod, VIP_KEEP, WEB_PORT, client_address};
 
 /// How long a way may take to be proven: kube-proxy's rules are there, so that the first question is answered.
@@ -283,7 +283,7 @@ pub(super) fn rolling(rig: &mut Rig) -> Found {
         let expected = if mode == "node-dsr" { nodes_of(&service) } else { BTreeSet::new() };
         await_nodes(rig, &FAMILIES, &expected, PROVEN_LIMIT)?;
         wait_until(PROVEN_LIMIT, || Ok(rig.who(VIP_KEEP.at(Family::V6, WEB_PORT), 500)?.ok))?;
-        let clients = FAMILIES.map(|family| (family, start_spread(rig, family)));
+        let clients = FAMILIES.map(|family| (family, rig.start_spread(VIP_KEEP.at(family, WEB_PORT), ROLLING, 25)));
         let began = Instant::now();
         for (old, new) in [(1, 4), (3, 6), (5, 2)] {
             // A Deployment's surge: the new one is ready, then the old one is told to end, serves on, and is gone.
@@ -345,18 +345,4 @@ fn end(pod: Pod, ended: bool) -> Result<()> {
     let text = format!("add table inet gone\ndelete table inet gone\n{}", if ended { gone } else { "" });
     process::run(nft, &text, Duration::from_secs(5))?.success("ending a pod")?;
     Ok(())
-}
-
-/// Starts [`ROLLING`] connections that are spread over some seconds.
-fn start_spread(rig: &Rig, family: Family) -> Result<RunningClient> {
-    let sources: Vec<String> = CLIENT_HOSTS.map(|host| client_address(family, host).to_string()).collect();
-    let ports = u16::try_from(ROLLING.div_ceil(u32::try_from(sources.len())?))?;
-    let arguments = [
-        format!("--target={}", VIP_KEEP.at(family, WEB_PORT)),
-        format!("--count={ROLLING}"),
-        format!("--from={}", sources.join(",")),
-        format!("--first-port={}", rig.ports.take(ports)),
-        "--pause-ms=25".into(),
-    ];
-    rig.start_client("spread", &arguments)
 }
