@@ -26,8 +26,8 @@ use tidegate_benches::fleet::{self, ENDPOINTS, SERVICES};
 use tidegate_benches::summary;
 use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::objects::saved::Saver;
-use tidegate_dataplane::server::Server;
 use tidegate_dataplane::server::mailboxes::Mailboxes;
+use tidegate_dataplane::server::{Announcers, Server};
 use tidegate_dataplane::table::Tables;
 
 /// Set for the process that is the dataplane: its directory.
@@ -130,7 +130,7 @@ fn dataplane(directory: &Path) -> anyhow::Result<()> {
     let (_compiler, handle) = CompilerThread::start(compiler, wants, Some(saver), Instant::now())?;
     let mailboxes = Mailboxes::new(vec![], Arc::new(|_: &str| None));
     let listener = Listener::bind(&directory.join("bench.sock"), 0o600)?;
-    let _server = Server::start(listener, handle, Arc::new(mailboxes), None)?;
+    let _server = Server::start(listener, handle, Arc::new(mailboxes), Announcers::default())?;
     let (note, seen) = mpsc::channel();
     for mut reader in readers {
         let note = note.clone();

@@ -8,6 +8,7 @@ use super::*;
 use crate::kernel::{Hop, Neighbour, Route, RouteKind, Table, nud};
 use crate::objects::key;
 use crate::objects::tests::{backend, full, gateway as gateway_object, incremental, machine, named, peer, service};
+use crate::routes::plan::Wanted;
 use crate::table::backend::BackendState;
 use crate::table::local::LocalKind;
 use crate::table::neighbour::NeighbourState;
@@ -900,4 +901,56 @@ fn vips_are_answered_for_on_links_when_the_herald_says_so() {
     let web = everything().pop().unwrap();
     update(&mut compiler, incremental(vec![web]));
     assert_eq!((digest(&ear.take()), without == first), (Some(first), false));
+}
+
+/// What whoever announces by route was told.
+#[derive(Clone, Default)]
+struct RouteEar(Arc<Mutex<Vec<(IpNet, Wanted)>>>);
+
+impl crate::routes::Routes for RouteEar {
+    fn vips(&mut self, changes: Vec<(IpNet, Wanted)>) {
+        self.0.lock().unwrap().extend(changes);
+    }
+}
+
+impl RouteEar {
+    fn take(&self) -> Vec<(IpNet, Wanted)> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+/// M-021, M-030: routes follow what is served, and what has endpoints.
+#[test]
+fn vips_are_announced_by_route_while_they_are_ours_and_have_somebody() {
+    let (mut compiler, _) = compiler();
+    let ear = RouteEar::default();
+    compiler.set_routes(Box::new(ear.clone()), true);
+    layout(&mut compiler, routed());
+    assert_eq!(ear.take(), []);
+    update(&mut compiler, full(everything()));
+    let vips = ["192.0.2.80/32", "203.0.113.10/32", "2001:db8:1::80/128", "2001:db8:f::10/128"];
+    let [v4, routed_v4, v6, routed_v6]: [IpNet; 4] = vips.map(|vip| vip.parse().unwrap());
+    let all = [
+        (v4, Wanted::Alone), // on a link
+        (routed_v4, Wanted::Shared),
+        (v6, Wanted::Alone),
+        (routed_v6, Wanted::Shared),
+    ];
+    assert_eq!(ear.take(), all);
+    update(&mut compiler, incremental(vec![named("shop/web", "2", both_families(80, &[("10.244.1.5", 1)]))]));
+    assert_eq!(ear.take(), [(v6, Wanted::No), (routed_v6, Wanted::No)], "nobody answers there");
+    update(&mut compiler, incremental(vec![named("shop/web", "3", both_families(80, &[("fd00:10:244:1::5", 1)]))]));
+    let other_family = [(v4, Wanted::No), (routed_v4, Wanted::No), (v6, Wanted::Alone), (routed_v6, Wanted::Shared)];
+    assert_eq!(ear.take(), other_family);
+    update(&mut compiler, incremental(vec![everything().pop().unwrap()]));
+    assert_eq!(ear.take(), all[..2]);
+    let mut elsewhere = routed();
+    elsewhere.addresses.retain(|entry| entry.ifindex != 2);
+    layout(&mut compiler, elsewhere.clone());
+    assert_eq!(ear.take(), [(v4, Wanted::Shared), (v6, Wanted::Shared)], "no link has them any more");
+    elsewhere.addresses.insert(crate::kernel::Address { ifindex: 3, address: v4.addr(), prefix: v4 });
+    layout(&mut compiler, elsewhere);
+    assert_eq!(ear.take(), [(v4, Wanted::No)], "the kernel has taken it");
+    update(&mut compiler, Update { removed: vec![key(Kind::Service, "shop/web")], ..incremental(vec![]) });
+    assert_eq!(ear.take(), [routed_v4, v6, routed_v6].map(|vip| (vip, Wanted::No)));
 }
