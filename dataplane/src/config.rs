@@ -445,7 +445,9 @@ impl Routes {
         let device = &self.device;
         let is_served = interfaces.iter().any(|interface| interface.name == *device);
         ensure(is_device_name(device) && !device.contains('%') && !is_served, &field("device"), || {
-            format!("{device:?} is not a device name (1 to {INTERFACE_NAME_BYTES_MAX} bytes), or is one of the interfaces")
+            format!(
+                "{device:?} is not a device name (1 to {INTERFACE_NAME_BYTES_MAX} bytes), or is one of the interfaces"
+            )
         })?;
         // 0 to 4: what the kernel and `ip` themselves use (uapi/linux/rtnetlink.h, up to RTPROT_STATIC).
         let protocol = self.protocol;

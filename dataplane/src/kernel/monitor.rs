@@ -50,7 +50,10 @@ impl Monitor {
     ///
     /// Routes with the protocol number `ours` are our own, put there for others to read: they are no facts, and thousands of
     /// them that come are no reason to read anything again.
-    pub fn start(ours: Option<u8>, mut tell: impl FnMut(Change) -> bool + Send + 'static) -> io::Result<(KernelFacts, Self)> {
+    pub fn start(
+        ours: Option<u8>,
+        mut tell: impl FnMut(Change) -> bool + Send + 'static,
+    ) -> io::Result<(KernelFacts, Self)> {
         let events = Netlink::subscribe(GROUPS)?;
         let mut requests = Netlink::open()?;
         let ours = ours.map(RouteProtocol::from);
