@@ -117,7 +117,8 @@ fn run(command: Command) -> Result<u8> {
             return in_lab("check", &checks, &DemoOptions { keep: false, lab: LabOptions { queues, gateways } });
         }
         Command::Demo { keep, queues, gateways } => {
-            let checks: Vec<&Check> = CHECKS.iter().filter(|check| check.in_demo && check.gateways <= gateways).collect();
+            let checks: Vec<&Check> =
+                CHECKS.iter().filter(|check| check.in_demo && check.gateways <= gateways).collect();
             return in_lab("demo", &checks, &DemoOptions { keep, lab: LabOptions { queues, gateways } });
         }
         Command::ZeroCopyGuest(_) if !enclosure::is_inside() => return enclosure::run_inside(),
