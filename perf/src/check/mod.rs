@@ -138,11 +138,7 @@ pub const CHECKS: &[Check] = &[
     },
     check_of_cluster("cluster-changes", "ports, endpoints, type and fields of a Service of the API", cluster::changes),
     check_of_cluster("cluster-rolling", "a rolling update through the API under load, both modes", nodes::rolling),
-    check_of_cluster(
-        "cluster-outage",
-        "the API server goes away under load, control restarts meanwhile",
-        cluster::outage,
-    ),
+    check_of_cluster("cluster-outage", "the API server goes away under load, control restarts", cluster::outage),
     check_of_cluster("cluster-crowd", "SIGKILL of control while it gives out addresses", cluster::crowd),
     check("books", "every packet is accounted for after all that", accounting::balance),
 ];
