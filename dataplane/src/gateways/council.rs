@@ -61,6 +61,9 @@ pub struct Decision {
     pub announce: Vec<(IpNet, bool)>,
 }
 
+/// How far behind the newest one a heartbeat may be that is taken for the same one by another way. It changes nothing.
+const REPEATED_WITHIN: u64 = 64;
+
 /// What is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -68,6 +71,8 @@ pub struct Counts {
     pub sent: u64,
     /// Heartbeats taken in.
     pub heard: u64,
+    /// The same ones once more: each is sent to every address of a gateway.
+    pub repeated: u64,
     /// Datagrams that are no message.
     pub malformed: u64,
     /// Of a version that is not spoken here.
@@ -282,17 +287,20 @@ impl Council {
         }
     }
 
-    /// Takes in what another gateway says; false when it is not believed.
-    pub fn hear(&mut self, message: Message, now_ns: Nanos) -> bool {
+    /// Takes in what another gateway says.
+    ///
+    /// # Errors
+    /// Why it is not believed, for people.
+    pub fn hear(&mut self, message: Message, now_ns: Nanos) -> Result<(), &'static str> {
         let proof_ns = self.proof(&message);
         let dead_after_ns = self.settings.dead_after_ns;
         let Some(number) = self.members.iter().position(|member| member.name == message.node) else {
             self.counts.stranger += 1;
-            return false;
+            return Err("it is not of this set");
         };
         if self.members[number].is_own {
             self.counts.namesake += 1;
-            return false;
+            return Err("it has our own name");
         }
         self.look_at_dual(now_ns);
         let member = &mut self.members[number];
@@ -303,9 +311,17 @@ impl Council {
         };
         let before = member.last.as_ref().map(told);
         let new_part = message.part.is_some();
+        let is_repeated = member.last.as_ref().is_some_and(|last| {
+            let behind = last.message.sequence.checked_sub(message.sequence);
+            last.message.epoch == message.epoch && behind.is_some_and(|behind| behind < REPEATED_WITHIN)
+        });
         if !member.hear(message, proof_ns, now_ns) {
+            if is_repeated {
+                self.counts.repeated += 1;
+                return Ok(());
+            }
             self.counts.replayed += 1;
-            return false;
+            return Err("it is older than what was heard before");
         }
         self.counts.heard += 1;
         self.hurry |=
@@ -317,7 +333,7 @@ impl Council {
             self.count_unheard_dual(number, is_alive, now_ns);
         }
         self.look_at_dual(now_ns);
-        true
+        Ok(())
     }
 
     /// When we sent what this message echoes of us.

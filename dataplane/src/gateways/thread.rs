@@ -180,7 +180,7 @@ struct Run {
     orders: Sender<Order>,
     health: Health,
     /// When a sender was last told of, so that one that goes on is told of once a minute.
-    refused: BTreeMap<IpAddr, Nanos>,
+    refused: BTreeMap<(IpAddr, String), Nanos>,
 }
 
 impl Run {
@@ -242,8 +242,7 @@ impl Run {
                 let refused = match message {
                     Ok(message) => {
                         let node = message.node.clone();
-                        (!council.hear(message, now))
-                            .then(|| format!("of {node}: not of this set, our own name, or old"))
+                        council.hear(message, now).err().map(|reason| format!("of {node}: {reason}"))
                     }
                     Err(refusal) => {
                         council.refuse(refusal);
@@ -308,11 +307,13 @@ impl Run {
 /// Senders remembered, so that made-up ones cannot fill the log.
 const SENDERS_MAX: usize = 64;
 
-fn tell_once(told: &mut BTreeMap<IpAddr, Nanos>, from: IpAddr, reason: &str, now: Nanos) {
+fn tell_once(told: &mut BTreeMap<(IpAddr, String), Nanos>, from: IpAddr, reason: &str, now: Nanos) {
     const MINUTE_NS: Nanos = 60_000_000_000;
     told.retain(|_, at| now.saturating_sub(*at) < MINUTE_NS);
-    if told.len() < SENDERS_MAX && told.insert(from, told.get(&from).copied().unwrap_or(now)).is_none() {
+    let key = (from, reason.to_owned());
+    if told.len() < SENDERS_MAX && !told.contains_key(&key) {
         tracing::warn!(%from, reason, "a heartbeat is refused");
+        told.insert(key, now);
     }
 }
 

@@ -52,6 +52,7 @@ impl Council {
         let list = [
             ("heartbeats_sent", counts.sent),
             ("heartbeats_heard", counts.heard),
+            ("heartbeats_repeated", counts.repeated),
             ("refused_malformed", counts.malformed),
             ("refused_version", counts.version),
             ("refused_wrong_key", counts.wrong_key),
