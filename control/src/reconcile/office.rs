@@ -18,6 +18,7 @@ use crate::problem::{Problem, Severity};
 use crate::resolve;
 use crate::session::Standing;
 use crate::source::record::{CONDITION_PREFIX, Record};
+use crate::source::{ObjectKey, ObjectKind};
 use crate::status::api::ApiWriter;
 use crate::status::api::book::{Order, Wanted};
 use crate::status::api::event::{Happening, Tone};
@@ -209,9 +210,20 @@ impl Reconciler {
         if record.is_held() && known && (record.deleting || !record.balanced || of_our_class) {
             self.let_go(term, name);
         } else if service.is_none() && record.balanced {
+            if record.class == self.site.class {
+                self.tell_unread(name);
+            }
             self.reserve(name); // it cannot be read: what it has is its own until it can be
         } else {
             self.release(name);
+        }
+    }
+
+    /// C-004, for one that never was good: nothing is served of it, so that there is no condition to tell.
+    fn tell_unread(&self, name: &Name) {
+        let key = ObjectKey { kind: ObjectKind::Service, namespace: name.namespace.clone(), name: name.name.clone() };
+        if let Some(problem) = self.invalid.get(&key) {
+            self.office.tell(name, Tone::Warning, "SyncLoadBalancerFailed", problem.to_string());
         }
     }
 

@@ -26,6 +26,8 @@ pub struct Record {
     pub resource_version: String,
     /// It is of type LoadBalancer.
     pub balanced: bool,
+    /// `spec.loadBalancerClass`.
+    pub class: Option<String>,
     /// It is to go, and waits for its finalizers.
     pub deleting: bool,
     /// All finalizers, in order.
@@ -66,6 +68,7 @@ impl Record {
             uid: metadata.uid.clone().unwrap_or_default(),
             resource_version: metadata.resource_version.clone().unwrap_or_default(),
             balanced,
+            class: object.spec.as_ref().and_then(|spec| spec.load_balancer_class.clone()),
             deleting: metadata.deletion_timestamp.is_some(),
             finalizers,
             managed: metadata.managed_fields.iter().flatten().any(by_us),

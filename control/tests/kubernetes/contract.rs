@@ -125,6 +125,29 @@ fn a_service_keeps_its_addresses_while_everything_else_changes() {
     expect_nothing_denied(&server);
 }
 
+/// C-004: a Service that cannot be read from its first day on has no condition; its event names the field.
+#[test]
+fn a_service_that_cannot_be_read_is_told_so() {
+    let server = cluster();
+    let _gateway = Gateway::start(&server, "gw-1", "");
+    let nonsense = |name: &str, class: &str| {
+        let annotated = "namespace: shop, annotations: { tidegate.io/scheduler: roundrobin } }";
+        service(name, class).replace("namespace: shop }", annotated)
+    };
+    server.apply(&nonsense("other", "loadBalancerClass: example.com/other, ports: [{ port: 80 }]")).unwrap();
+    server.apply(&nonsense("web", "")).unwrap();
+    until("told", || events(&server, "web").contains(&"SyncLoadBalancerFailed".into()));
+    assert!(events(&server, "other").is_empty(), "another's to read");
+    server.apply(&service("web", "")).unwrap();
+    server
+        .edit("services", "shop", "web", |service| {
+            service["metadata"]["annotations"] = json!({});
+        })
+        .unwrap();
+    until_served(&server, "web");
+    expect_nothing_denied(&server);
+}
+
 /// S-001: a Service of another class gets nothing, and none of ours is touched by its coming.
 #[test]
 fn another_class_is_left_alone() {
