@@ -196,7 +196,7 @@ const ARROW: [(&str, &[&str]); 8] = [
     ("control/Cargo.toml", &["tidegate-api"]),
     ("cli/Cargo.toml", &["tidegate-api"]),
     ("benches/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api"]),
-    ("perf/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api"]),
+    ("perf/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-apiserver"]),
     ("perf/apiserver/Cargo.toml", &[]),
 ];
 
