@@ -65,6 +65,22 @@ fn problems(batch: &Batch) -> Vec<String> {
 }
 
 #[test]
+fn a_pipe_among_the_files_is_told_and_not_waited_for() {
+    let mut place = Place::new();
+    place.write("b.yaml", &node("w1"));
+    let pipe = place.directory.path().join("a.yaml");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (done, looked) = channel();
+    std::thread::spawn(move || {
+        let batch = place.look();
+        let _ = done.send((applied(&batch), problems(&batch)));
+    });
+    let (applied, problems) = looked.recv_timeout(PATIENCE).expect("nobody ever writes into that pipe");
+    assert_eq!(applied, ["Node w1"]);
+    assert!(problems.iter().any(|problem| problem.contains("not a regular file")), "{problems:?}");
+}
+
+#[test]
 fn which_files_are_read() {
     for name in ["web.yaml", "web.yml", "web.json", "a.b.yaml", "10-web.yaml"] {
         assert!(is_manifest(name), "{name}");

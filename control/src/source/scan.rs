@@ -431,11 +431,14 @@ fn whole_file(name: &str, message: &str) -> Problem {
 }
 
 fn read_file(path: &Path) -> io::Result<(Stamp, String)> {
+    // Before it is opened: to open a pipe is to wait for somebody who writes.
+    let of_a_file = |metadata: Metadata| match metadata.is_file() {
+        true => Ok(metadata),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    };
+    of_a_file(fs::metadata(path)?)?;
     let file = File::open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
+    let metadata = of_a_file(file.metadata()?)?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
