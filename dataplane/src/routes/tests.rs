@@ -12,9 +12,9 @@ use ipnet::IpNet;
 use super::keeper::{Settings, serve};
 use super::line::{Answer, Line, Order};
 use super::program::Mark;
-use crate::kernel::Change;
 use crate::kernel::monitor::Monitor;
 use crate::kernel::tests::{in_namespace, ip};
+use crate::kernel::{Change, Layout};
 
 const DEVICE: &str = "vips0";
 const PROTOCOL: u8 = 116;
@@ -193,14 +193,20 @@ fn thousands_of_routes_are_no_news_to_the_monitor() {
         println!("{} routes after {} ms", vips.len(), began.elapsed().as_millis());
         assert_eq!(routes(254), vips);
         std::thread::sleep(Duration::from_millis(300));
-        // So much at once may be more than its socket holds; what it then reads again has nothing of ours either.
-        for change in news.try_iter() {
-            let Change::All(again) = change else { panic!("our own routes are no facts: {change:?}") };
-            assert_eq!(again.layout.routes, facts.layout.routes);
-        }
+        // The device may still be news (its carrier is noticed within a second), and so much at once may be more than the
+        // socket holds, so that everything is read again: nothing of ours is in it, and it is not read for each route.
+        let without_ours = |layout: &Layout| layout.routes.iter().all(|route| !vips.contains(&route.prefix));
+        let told: Vec<Change> = news.try_iter().collect();
+        assert!(told.len() <= 4, "{} pieces of news", told.len());
+        assert!(without_ours(&facts.layout));
+        assert!(told.iter().all(|change| match change {
+            Change::All(facts) => without_ours(&facts.layout),
+            Change::Layout(layout) => without_ours(layout),
+            Change::Neighbours(_) => true,
+        }));
         drop(monitor);
         let (with_ours, monitor) = Monitor::start(Some(PROTOCOL), |_| true).unwrap();
-        assert_eq!(with_ours.layout.routes, facts.layout.routes);
+        assert!(without_ours(&with_ours.layout));
         drop(monitor);
         let began = Instant::now();
         kept.end();
