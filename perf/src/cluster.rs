@@ -63,6 +63,7 @@ impl Cluster {
         server.add_user(USER, Rules::from_cluster_role(ROLES)?);
         let kubeconfig = state_dir.join("kubeconfig");
         std::fs::write(&kubeconfig, server.kubeconfig(USER))?;
+        server.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {LEASE_NAMESPACE} }}\n"))?;
         server.apply(POOL)?;
         Ok(Cluster { server, kubeconfig })
     }
