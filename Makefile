@@ -122,4 +122,7 @@ packages:
 	    echo "Installing them needs root: apt-get install$$missing" >&2; exit 1; }; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get -q -o DPkg::Lock::Timeout=300 update; \
-	apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $$missing
+	apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $$missing; \
+	for unit in bird frr; do \
+	    [[ "$$missing" != *$$unit* ]] || [ ! -d /run/systemd/system ] || systemctl -q disable --now "$$unit.service"; \
+	done
