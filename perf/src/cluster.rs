@@ -164,7 +164,10 @@ impl Cluster {
     /// # Errors
     /// When the server has ended.
     pub fn go_away(&self) -> Result<()> {
-        Ok(self.server.stop()?)
+        self.server.stop()?;
+        // Each connection is cut by its own task: what is changed from now on is not to slip through.
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(())
     }
 
     /// Serves again.
