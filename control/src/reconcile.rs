@@ -802,7 +802,8 @@ fn by_node_dsr(resource: &Resource) -> bool {
 fn object_key(key: &ResourceKey) -> ObjectKey {
     let (kind, (namespace, name)) = match key.kind {
         Kind::Service => (ObjectKind::Service, key.name.split_once('/').unwrap_or(("", &key.name))),
-        Kind::Gateway | Kind::Peer => (ObjectKind::Node, ("", key.name.as_str())),
+        Kind::Pod => (ObjectKind::Pod, key.name.split_once('/').unwrap_or(("", &key.name))),
+        Kind::Gateway | Kind::Peer | Kind::Egress | Kind::StaticNat => (ObjectKind::Node, ("", key.name.as_str())),
     };
     ObjectKey { kind, namespace: namespace.into(), name: name.into() }
 }

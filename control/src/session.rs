@@ -295,7 +295,7 @@ impl Session {
         if confirmed || wanted.authoritative() {
             return;
         }
-        for kind in [Kind::Gateway, Kind::Peer, Kind::Service] {
+        for kind in Kind::ALL {
             let unknown: Vec<ResourceKey> =
                 removed.iter().filter(|key| key.kind == kind && !wanted.removed_knowingly(key)).cloned().collect();
             let present = self.theirs.keys().filter(|key| key.kind == kind).count();

@@ -87,8 +87,10 @@ enum Claim {
     Prefix(IpNet),
     /// To be who sends from an underlay address on a network (V-015).
     Underlay(IpAddr, u32),
-    /// An overlay address of the gateway itself.
+    /// An overlay address of the gateway itself, or an address translated one to one.
     Reserved(IpAddr),
+    /// To be the pod of an overlay address.
+    Pod(IpAddr),
 }
 
 impl Objects {
@@ -434,6 +436,22 @@ fn claims(resource: &Resource) -> Vec<(ClaimedBy, Claim)> {
                 served.for_each(|address| claim(Claim::Frontend(*address, port.protocol, node_port)));
             }
         }
+        Body::Pod(pod) => {
+            for (number, address) in pod.addresses.iter().enumerate() {
+                list.push((ClaimedBy::entry("addresses", number), Claim::Pod(*address)));
+            }
+        }
+        // Egress policies may share addresses: ports are given out by address.
+        Body::Egress(_) => {}
+        Body::StaticNat(nat) => match nat.ports.as_slice() {
+            [] => list.push((ClaimedBy::field("external"), Claim::Reserved(nat.external))),
+            ports => {
+                for (number, port) in ports.iter().enumerate() {
+                    let claim = Claim::Frontend(nat.external, port.protocol, port.external);
+                    list.push((ClaimedBy::entry("ports", number), claim));
+                }
+            }
+        },
     }
     list
 }
@@ -448,6 +466,7 @@ impl std::fmt::Display for Claim {
             Claim::Prefix(prefix) => write!(f, "prefix {prefix}"),
             Claim::Underlay(address, vni) => write!(f, "underlay address {address} of network {vni}"),
             Claim::Reserved(address) => write!(f, "address {address}"),
+            Claim::Pod(address) => write!(f, "pod address {address}"),
         }
     }
 }

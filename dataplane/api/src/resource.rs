@@ -9,6 +9,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+/// A pod: whose an overlay address is.
+mod pod;
+/// Translation of what leaves the cluster.
+mod egress;
+
+pub use egress::{Egress, Filtering, Mapping, MappingClass, PortForward, PortTimeout, StaticNat};
+pub use pod::Pod;
+
 /// Six octets of a link-layer address, in wire order; text form `02:00:5e:10:00:01`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct MacAddress(pub [u8; 6]);
@@ -32,6 +40,12 @@ pub enum Kind {
     Peer,
     /// A Service with its frontends and endpoints.
     Service,
+    /// A pod that some policy selects.
+    Pod,
+    /// How selected pods reach the outside.
+    Egress,
+    /// An external address or port that is always the same pod's.
+    StaticNat,
 }
 
 /// One object with its version.
@@ -55,6 +69,12 @@ pub enum Body {
     Peer(Peer),
     /// See [`Service`].
     Service(Service),
+    /// See [`Pod`].
+    Pod(Pod),
+    /// See [`Egress`].
+    Egress(Egress),
+    /// See [`StaticNat`].
+    StaticNat(StaticNat),
 }
 
 /// This gateway: one VTEP per family, and the overlay addresses reserved for `fullnat`.
@@ -360,6 +380,11 @@ fn one() -> u16 {
     1
 }
 
+impl Kind {
+    /// Every kind, in the order of keys.
+    pub const ALL: [Kind; 6] = [Kind::Gateway, Kind::Peer, Kind::Service, Kind::Pod, Kind::Egress, Kind::StaticNat];
+}
+
 impl Body {
     /// The kind this body belongs to.
     pub fn kind(&self) -> Kind {
@@ -367,6 +392,9 @@ impl Body {
             Body::Gateway(_) => Kind::Gateway,
             Body::Peer(_) => Kind::Peer,
             Body::Service(_) => Kind::Service,
+            Body::Pod(_) => Kind::Pod,
+            Body::Egress(_) => Kind::Egress,
+            Body::StaticNat(_) => Kind::StaticNat,
         }
     }
 }
@@ -412,6 +440,9 @@ impl std::fmt::Display for Kind {
             Kind::Gateway => "gateway",
             Kind::Peer => "peer",
             Kind::Service => "service",
+            Kind::Pod => "pod",
+            Kind::Egress => "egress policy",
+            Kind::StaticNat => "static NAT",
         })
     }
 }

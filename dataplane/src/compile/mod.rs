@@ -275,6 +275,7 @@ impl Compiler {
                 match change.key.kind {
                     Kind::Gateway => moved.gateway = true,
                     Kind::Peer => moved.peers = true,
+                    Kind::Pod | Kind::Egress | Kind::StaticNat => {}
                     Kind::Service => {
                         let of = |resource: &Option<Arc<Resource>>| -> Vec<Place> {
                             resource.iter().flat_map(|resource| places(resource)).map(|(_, place)| place).collect()

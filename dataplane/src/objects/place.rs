@@ -40,7 +40,7 @@ pub fn is_one(prefix: &IpNet) -> bool {
 pub fn places(resource: &Resource) -> impl Iterator<Item = ((&'static str, usize), Place)> {
     let service = match &resource.body {
         Body::Service(service) => Some(service),
-        Body::Gateway(_) | Body::Peer(_) => None,
+        Body::Gateway(_) | Body::Peer(_) | Body::Pod(_) | Body::Egress(_) | Body::StaticNat(_) => None,
     };
     service.into_iter().flat_map(of_service)
 }

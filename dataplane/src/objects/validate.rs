@@ -10,7 +10,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tidegate_api::resource::{
-    Body, Decap, DeliveryMode, Gateway, MacAddress, Peer, PeerVtep, Protocol, Resource, Service, ServicePort, Vtep,
+    Body, Decap, DeliveryMode, Egress, Gateway, MacAddress, Peer, PeerVtep, Pod, Protocol, Resource, Service,
+    ServicePort, StaticNat, Vtep,
 };
 
 use crate::kernel::Layout;
@@ -68,6 +69,9 @@ pub fn resource(resource: &Resource) -> Checked {
         Body::Gateway(gateway) => check_gateway(gateway),
         Body::Peer(peer) => check_peer(peer),
         Body::Service(service) => check_service(service),
+        Body::Pod(pod) => check_pod(pod),
+        Body::Egress(egress) => check_egress(egress),
+        Body::StaticNat(nat) => check_static_nat(nat),
     }
 }
 
@@ -115,7 +119,43 @@ pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
                 own.map_or(Ok(()), |own| Err(format!("{field}: {prefix} holds {}, this machine's own", own.address)))
             })
         }),
+        Body::Pod(pod) => each("addresses", &pod.addresses, |field, address| free(field, *address)),
+        Body::Egress(egress) => each("addresses", &egress.addresses, |field, address| free(field, *address)),
+        Body::StaticNat(nat) => free("external".into(), nat.external),
     }
+}
+
+fn check_pod(pod: &Pod) -> Checked {
+    let v4 = pod.addresses.iter().filter(|address| address.is_ipv4()).count();
+    ensure(v4 < 2 && pod.addresses.len() - v4 < 2, "addresses", || "has two of one family".into())?;
+    distinct("egress", &pod.egress)?;
+    each("addresses", &pod.addresses, |field, address| check_address(field, *address))
+}
+
+fn check_egress(egress: &Egress) -> Checked {
+    distinct("addresses", &egress.addresses)?;
+    each("addresses", &egress.addresses, |field, address| check_address(field, *address))?;
+    each("udp_timeouts", &egress.udp_timeouts, |field, timeout| {
+        ensure(timeout.port != 0, field.member("port"), || "must not be 0".into())?;
+        ensure((1..=86_400).contains(&timeout.idle_s), field.member("idle_s"), || {
+            format!("{} is not 1 to 86400", timeout.idle_s)
+        })
+    })
+}
+
+fn check_static_nat(nat: &StaticNat) -> Checked {
+    check_address("external".into(), nat.external)?;
+    check_address("internal".into(), nat.internal)?;
+    ensure(nat.external.is_ipv4() == nat.internal.is_ipv4(), "internal", || {
+        format!("{} is not of the family of {}", nat.internal, nat.external)
+    })?;
+    let mut outside = HashSet::new();
+    each("ports", &nat.ports, |field, port| {
+        ensure(port.external != 0 && port.internal != 0, field, || "has port 0".into())?;
+        ensure(outside.insert((port.protocol, port.external)), field, || {
+            format!("{} {} is forwarded twice", port.protocol, port.external)
+        })
+    })
 }
 
 fn check_gateway(gateway: &Gateway) -> Checked {
