@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use tidegate_api::show as api;
 
+use crate::nat::NatArguments;
+
 /// Where the dataplane listens unless the node file says otherwise.
 pub const SOCKET_DEFAULT: &str = "/run/tidegate/tidegate.sock";
 
@@ -35,6 +37,7 @@ Examples:
   tidegate show counters --json
   tidegate drain
   tidegate health --ready
+  tidegate nat who 192.0.2.10:40001
   ipvsadm -Sn | tidegate import ipvs > services.yaml")]
 pub struct Arguments {
     /// Socket of the dataplane [default: $TIDEGATE_SOCKET, else /run/tidegate/tidegate.sock]
@@ -63,6 +66,8 @@ pub enum Command {
     Undrain,
     /// Tell whether every worker of the dataplane turns: exit status 0, or 1 with the reason
     Health(HealthArguments),
+    /// Tell who had an external address and port, now or then
+    Nat(NatArguments),
     /// Turn another balancer's configuration into manifests
     Import(ImportArguments),
 }

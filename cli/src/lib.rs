@@ -14,6 +14,8 @@ pub mod show;
 pub mod drain;
 /// `tidegate health`: whether the dataplane does its work, as an exit status.
 pub mod health;
+/// `tidegate nat`: who spoke from an address of ours.
+pub mod nat;
 /// `tidegate import`: another balancer's configuration as manifests.
 pub mod import;
 /// Conversations that could not be had, in words that help.

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
             let timeout = Duration::from_secs(health.timeout_s);
             said(tidegate_cli::health::run(&arguments.socket(), health.ready, timeout))
         }
+        Command::Nat(nat) => said(tidegate_cli::nat::run(nat, arguments.json)),
         Command::Import(_) if arguments.json => fail("--json is for `tidegate show`; manifests are YAML"),
         Command::Import(from) => match tidegate_cli::import::run(from) {
             Ok(imported) => tell(&imported),

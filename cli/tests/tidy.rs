@@ -189,12 +189,13 @@ fn unsafe_is_argued(repository: &Repository) -> Vec<String> {
 
 /// Crates and the Tidegate crates each may depend on, in any kind of dependency:
 /// `control → api ← dataplane → io`, and nobody depends on the command, the benches or the experiments.
-const ARROW: [(&str, &[&str]); 8] = [
+const ARROW: [(&str, &[&str]); 9] = [
     ("io/Cargo.toml", &[]),
     ("dataplane/api/Cargo.toml", &[]),
-    ("dataplane/Cargo.toml", &["tidegate-io", "tidegate-api"]),
+    ("ledger/Cargo.toml", &[]),
+    ("dataplane/Cargo.toml", &["tidegate-io", "tidegate-api", "tidegate-ledger"]),
     ("control/Cargo.toml", &["tidegate-api"]),
-    ("cli/Cargo.toml", &["tidegate-api"]),
+    ("cli/Cargo.toml", &["tidegate-api", "tidegate-ledger"]),
     ("benches/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api"]),
     ("perf/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-apiserver"]),
     ("perf/apiserver/Cargo.toml", &[]),

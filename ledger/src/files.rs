@@ -1,0 +1,188 @@
+//! The files of a ledger.
+//!
+//! `nat-<milliseconds since 1970>.jsonl` holds records from that moment on, `nat-<…>.idx` beside it their entries.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::index::{ENTRY_BYTES, Entry, HEADER_BYTES, Header};
+use crate::record::Record;
+
+/// Why a ledger cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {error}", path.display())]
+pub struct Problem {
+    /// File or directory.
+    pub path: PathBuf,
+    /// What went wrong with it.
+    #[source]
+    pub error: io::Error,
+}
+
+/// Names the path of an error.
+pub fn about(path: &Path) -> impl FnOnce(io::Error) -> Problem + '_ {
+    move |error| Problem { path: path.to_owned(), error }
+}
+
+/// One file of records and its index.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pair {
+    /// When its first record was written, milliseconds since 1970.
+    pub begun_ms: i64,
+    /// The records.
+    pub records: PathBuf,
+}
+
+impl Pair {
+    /// The pair that begins at that moment.
+    pub fn new(directory: &Path, begun_ms: i64) -> Self {
+        Pair { begun_ms, records: directory.join(format!("nat-{begun_ms}.jsonl")) }
+    }
+
+    /// The index.
+    pub fn index(&self) -> PathBuf {
+        self.records.with_extension("idx")
+    }
+
+    /// All pairs of a directory, oldest first.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed.
+    pub fn all(directory: &Path) -> Result<Vec<Pair>, Problem> {
+        let mut pairs = Vec::new();
+        for entry in fs::read_dir(directory).map_err(about(directory))? {
+            let name = entry.map_err(about(directory))?.file_name();
+            let begun_ms =
+                name.to_str().and_then(|name| name.strip_prefix("nat-")?.strip_suffix(".jsonl")?.parse().ok());
+            pairs.extend(begun_ms.map(|begun_ms| Pair::new(directory, begun_ms)));
+        }
+        pairs.sort();
+        Ok(pairs)
+    }
+
+    /// Makes the index of a closed file from its records, and puts it in place whole.
+    ///
+    /// # Errors
+    /// When the records cannot be read or the index cannot be written.
+    pub fn build_index(&self) -> Result<(), Problem> {
+        let mut entries = Vec::new();
+        let mut reader = BufReader::new(File::open(&self.records).map_err(about(&self.records))?);
+        let (mut line, mut offset) = (Vec::new(), 0u64);
+        loop {
+            line.clear();
+            let length = reader.read_until(b'\n', &mut line).map_err(about(&self.records))?;
+            if length == 0 {
+                break;
+            }
+            if let (Some(record), Ok(offset)) = (Record::read(&line), u32::try_from(offset)) {
+                entries.push(Entry::of(&record, offset));
+            }
+            offset += length as u64;
+        }
+        self.write_index(&mut entries, offset)
+    }
+
+    /// Sorts `entries` and makes them the index of the closed file, whose length is `covered`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_index(&self, entries: &mut [Entry], covered: u64) -> Result<(), Problem> {
+        entries.sort_unstable();
+        let reach = entries.iter().map(|entry| entry.last.saturating_sub(entry.first)).max().unwrap_or_default();
+        let path = self.index();
+        let new = path.with_extension("idx.new");
+        let write = || {
+            let mut out = io::BufWriter::new(File::create(&new)?);
+            out.write_all(&Header { sorted: true, reach, covered }.to_bytes())?;
+            entries.iter().try_for_each(|entry| out.write_all(&entry.to_bytes()))?;
+            out.into_inner().map_err(io::IntoInnerError::into_error)?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(about(&path))
+    }
+
+    /// Whether its index is there, sorted, and covers all of it.
+    pub fn is_closed(&self) -> bool {
+        let covers = || -> io::Result<bool> {
+            let header = IndexFile::open(&self.index())?.header;
+            Ok(header.sorted && header.covered == fs::metadata(&self.records)?.len())
+        };
+        covers().unwrap_or(false)
+    }
+
+    /// Deletes both files.
+    ///
+    /// # Errors
+    /// When that is refused; that they are gone already is none.
+    pub fn delete(&self) -> Result<(), Problem> {
+        for path in [self.records.clone(), self.index()] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Problem { path, error }),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file name is one of a ledger's own.
+pub fn is_leftover(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with("nat-") && name.ends_with(".idx.new"))
+}
+
+/// An index, opened for reading.
+#[derive(Debug)]
+pub struct IndexFile {
+    file: File,
+    /// What it says of itself.
+    pub header: Header,
+    /// How many entries it has; a torn last one is not counted.
+    pub length: u64,
+}
+
+impl IndexFile {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When it cannot be read, and when it is no index.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let mut bytes = [0; HEADER_BYTES as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        let header = Header::from_bytes(&bytes)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "is no index of this version"))?;
+        let length = (file.metadata()?.len() - HEADER_BYTES) / ENTRY_BYTES;
+        Ok(IndexFile { file, header, length })
+    }
+
+    /// The entry in that place; `None`: of an unknown kind.
+    pub fn entry(&self, place: u64) -> io::Result<Option<Entry>> {
+        let mut bytes = [0; ENTRY_BYTES as usize];
+        self.file.read_exact_at(&mut bytes, HEADER_BYTES + place * ENTRY_BYTES)?;
+        Ok(Entry::from_bytes(&bytes))
+    }
+
+    /// Every entry from that place on, until `take` says no.
+    pub fn walk(&self, from: u64, mut take: impl FnMut(Entry) -> bool) -> io::Result<()> {
+        const ENTRIES_AT_ONCE: u64 = 128;
+        let mut bytes = [0; (ENTRIES_AT_ONCE * ENTRY_BYTES) as usize];
+        let mut place = from;
+        while place < self.length {
+            let count = ENTRIES_AT_ONCE.min(self.length - place);
+            let length = usize::try_from(count * ENTRY_BYTES).unwrap_or(usize::MAX).min(bytes.len());
+            let (chunk, _) = bytes.split_at_mut(length);
+            self.file.read_exact_at(chunk, HEADER_BYTES + place * ENTRY_BYTES)?;
+            let (entries, _) = chunk.as_chunks::<{ ENTRY_BYTES as usize }>();
+            for entry in entries.iter().filter_map(Entry::from_bytes) {
+                if !take(entry) {
+                    return Ok(());
+                }
+            }
+            place += count;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+//! One line of the ledger.
+
+use std::net::{IpAddr, SocketAddr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What happened, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// Writing began: whoever held something before does not any more.
+    Start {
+        /// When.
+        at: Timestamp,
+    },
+    /// Ports were handed out.
+    Begin {
+        /// When.
+        at: Timestamp,
+        /// Which, and to whom.
+        holding: Holding,
+    },
+    /// Ports were taken back.
+    End {
+        /// When.
+        at: Timestamp,
+        /// Which, and from whom.
+        holding: Holding,
+    },
+}
+
+/// Ports of an external address, and who has them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// The address that the outside sees.
+    pub external: IpAddr,
+    /// First and last port, host order; ICMP: query identifiers.
+    pub ports: (u16, u16),
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// The other end, where ports are handed out for one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
+    /// Address of the pod.
+    pub internal: IpAddr,
+    /// Port of the pod; `None`: a block is for all of its ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub internal_port: Option<u16>,
+    /// `namespace/name` of the pod, as far as it was known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pod: String,
+    /// Node of the pod, as far as it was known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
+    /// The policy that it came from.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub policy: String,
+}
+
+/// Address and port of the other end.
+pub type Remote = SocketAddr;
+
+/// Protocols that have ports or what serves as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// ICMP echo.
+    Icmp,
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMPv6 echo.
+    Icmpv6,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// The IANA protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Icmp => 1,
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Icmpv6 => 58,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// The protocol of an IANA number, if it is one of these.
+    pub fn of_number(number: u8) -> Option<Self> {
+        [Protocol::Icmp, Protocol::Tcp, Protocol::Udp, Protocol::Icmpv6, Protocol::Sctp]
+            .into_iter()
+            .find(|protocol| protocol.number() == number)
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Protocol::Icmp => "ICMP",
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Icmpv6 => "ICMPv6",
+            Protocol::Sctp => "SCTP",
+        })
+    }
+}
+
+/// A record as it is written: flat, so that tools that know columns can read it.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    at: Timestamp,
+    event: Event,
+    #[serde(flatten)]
+    holding: Option<Holding>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Event {
+    Start,
+    Begin,
+    End,
+}
+
+impl Record {
+    /// When it happened.
+    pub fn at(&self) -> Timestamp {
+        match self {
+            Record::Start { at } | Record::Begin { at, .. } | Record::End { at, .. } => *at,
+        }
+    }
+
+    /// What was handed out or taken back; `None` for a start.
+    pub fn holding(&self) -> Option<&Holding> {
+        match self {
+            Record::Start { .. } => None,
+            Record::Begin { holding, .. } | Record::End { holding, .. } => Some(holding),
+        }
+    }
+
+    /// Appends the line, with its end.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        #[derive(Serialize)]
+        struct Lent<'a> {
+            at: Timestamp,
+            event: Event,
+            #[serde(flatten)]
+            holding: Option<&'a Holding>,
+        }
+        let event = match self {
+            Record::Start { .. } => Event::Start,
+            Record::Begin { .. } => Event::Begin,
+            Record::End { .. } => Event::End,
+        };
+        serde_json::to_writer(&mut *out, &Lent { at: self.at(), event, holding: self.holding() })?;
+        out.push(b'\n');
+        Ok(())
+    }
+
+    /// The record of a line; `None` if it is none, torn for example.
+    pub(crate) fn read(line: &[u8]) -> Option<Record> {
+        let Line { at, event, holding } = serde_json::from_slice(line).ok()?;
+        match (event, holding) {
+            (Event::Start, _) => Some(Record::Start { at }),
+            (Event::Begin, Some(holding)) if holding.ports.0 <= holding.ports.1 => Some(Record::Begin { at, holding }),
+            (Event::End, Some(holding)) if holding.ports.0 <= holding.ports.1 => Some(Record::End { at, holding }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn holding(external: &str, ports: (u16, u16), protocol: Protocol, remote: Option<&str>) -> Holding {
+        Holding {
+            external: external.parse().unwrap(),
+            ports,
+            protocol,
+            remote: remote.map(|remote| remote.parse().unwrap()),
+            internal: if external.contains(':') { "fd00:1::7" } else { "10.244.1.7" }.parse().unwrap(),
+            internal_port: None,
+            pod: "shop/web-1".into(),
+            node: "w1".into(),
+            policy: "shop".into(),
+        }
+    }
+
+    /// N-044: time, pod, external address and ports; flat, one line, without what is not known.
+    #[test]
+    fn a_record_is_one_flat_line() {
+        let at = "2026-01-02T03:04:05.678Z".parse().unwrap();
+        let block = Record::Begin { at, holding: holding("192.0.2.1", (1024, 1151), Protocol::Udp, None) };
+        let dense =
+            Record::End { at, holding: holding("2001:db8::1", (7, 7), Protocol::Tcp, Some("[2001:db8::9]:443")) };
+        let start = Record::Start { at };
+        for (record, text) in [
+            (
+                &block,
+                r#"{"at":"2026-01-02T03:04:05.678Z","event":"begin","external":"192.0.2.1","ports":[1024,1151],"protocol":"UDP","internal":"10.244.1.7","pod":"shop/web-1","node":"w1","policy":"shop"}"#,
+            ),
+            (
+                &dense,
+                r#"{"at":"2026-01-02T03:04:05.678Z","event":"end","external":"2001:db8::1","ports":[7,7],"protocol":"TCP","remote":"[2001:db8::9]:443","internal":"fd00:1::7","pod":"shop/web-1","node":"w1","policy":"shop"}"#,
+            ),
+            (&start, r#"{"at":"2026-01-02T03:04:05.678Z","event":"start"}"#),
+        ] {
+            let mut line = Vec::new();
+            record.write(&mut line).unwrap();
+            assert_eq!(String::from_utf8(line.clone()).unwrap(), format!("{text}\n"));
+            assert_eq!(Record::read(&line).as_ref(), Some(record));
+            // A line that was cut off is no record.
+            assert_eq!(Record::read(&line[..line.len() / 2]), None);
+        }
+        assert_eq!(Record::read(br#"{"at":"2026-01-02T03:04:05Z","event":"begin"}"#), None, "nothing was handed out");
+    }
+}
