@@ -196,7 +196,7 @@ const ARROW: [(&str, &[&str]); 9] = [
     ("dataplane/Cargo.toml", &["tidegate-io", "tidegate-api", "tidegate-ledger"]),
     ("control/Cargo.toml", &["tidegate-api"]),
     ("cli/Cargo.toml", &["tidegate-api", "tidegate-ledger"]),
-    ("benches/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api"]),
+    ("benches/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-ledger"]),
     ("perf/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-apiserver"]),
     ("perf/apiserver/Cargo.toml", &[]),
 ];
