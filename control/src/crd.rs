@@ -5,13 +5,18 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
+use schemars::{Schema, SchemaGenerator, json_schema};
 
 /// `tidegate.io/v1alpha1` AddressPool.
 pub mod addresspool;
+/// `tidegate.io/v1alpha1` EgressPolicy.
+pub mod egresspolicy;
+/// `tidegate.io/v1alpha1` StaticNat.
+pub mod staticnat;
 
 /// All definitions, in the order of their names.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    vec![addresspool::AddressPool::crd()]
+    vec![addresspool::AddressPool::crd(), egresspolicy::EgressPolicy::crd(), staticnat::StaticNat::crd()]
 }
 
 /// All definitions as one text of YAML, for `kubectl apply -f -`.
@@ -25,6 +30,28 @@ pub fn text() -> Result<String, serde_norway::Error> {
         text.push_str(&serde_norway::to_string(&crd)?);
     }
     Ok(text)
+}
+
+/// The schema that `metav1.Condition` has in Kubernetes itself.
+fn conditions(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "description": "`Valid`: whether `spec` is in force, and if not, why.",
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+        "items": {
+            "type": "object",
+            "required": ["lastTransitionTime", "message", "reason", "status", "type"],
+            "properties": {
+                "type": { "type": "string", "maxLength": 316 },
+                "status": { "type": "string", "enum": ["True", "False", "Unknown"] },
+                "reason": { "type": "string", "minLength": 1, "maxLength": 1024 },
+                "message": { "type": "string", "maxLength": 32768 },
+                "lastTransitionTime": { "type": "string", "format": "date-time" },
+                "observedGeneration": { "type": "integer", "format": "int64", "minimum": 0 }
+            }
+        }
+    })
 }
 
 #[cfg(test)]

@@ -12,11 +12,13 @@ use serde::Serialize;
 
 use crate::source::{ObjectKey, ObjectKind};
 use addresspool::AddressPool;
+use egresspolicy::EgressPolicy;
 use endpointslice::EndpointSlice;
 use namespace::Namespace;
 use node::Node;
 use pod::{Pod, Pods};
 use service::Service;
+use staticnat::StaticNat;
 
 /// A Service as far as a gateway cares.
 pub mod service;
@@ -26,6 +28,10 @@ pub mod endpointslice;
 pub mod node;
 /// An AddressPool: ranges and whom they are for.
 pub mod addresspool;
+/// An EgressPolicy: which pods leave with which addresses.
+pub mod egresspolicy;
+/// A StaticNat: an external address, and the pod it leads to.
+pub mod staticnat;
 /// A Namespace: its labels.
 pub mod namespace;
 /// A Pod: labels, addresses, named ports; and the index from address to Pod.
@@ -57,6 +63,10 @@ pub enum Object {
     Node(Node),
     /// An AddressPool.
     AddressPool(AddressPool),
+    /// An EgressPolicy.
+    EgressPolicy(Box<EgressPolicy>),
+    /// A StaticNat.
+    StaticNat(StaticNat),
     /// A Namespace.
     Namespace(Namespace),
     /// A Pod.
@@ -74,6 +84,12 @@ pub struct Dirty {
     pub pools: bool,
     /// Whether the labels of any Namespace changed.
     pub namespaces: bool,
+    /// Whether any EgressPolicy changed or went.
+    pub egress: bool,
+    /// StaticNats that changed; they may be gone.
+    pub static_nats: BTreeSet<String>,
+    /// Pods that changed; they may be gone.
+    pub pods: BTreeSet<Name>,
 }
 
 /// All objects.
@@ -85,6 +101,8 @@ pub struct Model {
     slices_of: HashMap<Name, BTreeSet<String>>,
     nodes: BTreeMap<String, Node>,
     pools: BTreeMap<String, AddressPool>,
+    egress: BTreeMap<String, EgressPolicy>,
+    static_nats: BTreeMap<String, StaticNat>,
     namespaces: BTreeMap<String, Namespace>,
     pods: Pods,
 }
@@ -123,7 +141,26 @@ impl Model {
                     self.namespaces.insert(namespace.name.clone(), namespace);
                 }
             }
-            Object::Pod(pod) => drop(self.pods.insert(*pod)),
+            Object::EgressPolicy(policy) => {
+                if self.egress.get(&policy.name) != Some(&*policy) {
+                    dirty.egress = true;
+                    self.egress.insert(policy.name.clone(), *policy);
+                }
+            }
+            Object::StaticNat(nat) => {
+                if self.static_nats.get(&nat.name) != Some(&nat) {
+                    dirty.static_nats.insert(nat.name.clone());
+                    self.static_nats.insert(nat.name.clone(), nat);
+                }
+            }
+            Object::Pod(pod) => {
+                let name = pod.name.clone();
+                let neighbours = self.pods.sharing(&name, &pod.addresses);
+                if self.pods.insert(*pod) {
+                    dirty.pods.extend(neighbours);
+                    dirty.pods.insert(name);
+                }
+            }
         }
     }
 
@@ -144,7 +181,19 @@ impl Model {
             }
             ObjectKind::AddressPool => dirty.pools |= self.pools.remove(&key.name).is_some(),
             ObjectKind::Namespace => dirty.namespaces |= self.namespaces.remove(&key.name).is_some(),
-            ObjectKind::Pod => drop(self.pods.remove(&key.name())),
+            ObjectKind::EgressPolicy => dirty.egress |= self.egress.remove(&key.name).is_some(),
+            ObjectKind::StaticNat => {
+                if self.static_nats.remove(&key.name).is_some() {
+                    dirty.static_nats.insert(key.name.clone());
+                }
+            }
+            ObjectKind::Pod => {
+                let neighbours = self.pods.sharing(&key.name(), &[]);
+                if self.pods.remove(&key.name()) {
+                    dirty.pods.extend(neighbours);
+                    dirty.pods.insert(key.name());
+                }
+            }
         }
     }
 
@@ -156,6 +205,8 @@ impl Model {
             ObjectKind::Node => self.nodes.contains_key(&key.name),
             ObjectKind::AddressPool => self.pools.contains_key(&key.name),
             ObjectKind::Namespace => self.namespaces.contains_key(&key.name),
+            ObjectKind::EgressPolicy => self.egress.contains_key(&key.name),
+            ObjectKind::StaticNat => self.static_nats.contains_key(&key.name),
             ObjectKind::Pod => self.pods.get(&key.name()).is_some(),
         }
     }
@@ -192,6 +243,26 @@ impl Model {
     /// All AddressPools in name order.
     pub fn pools(&self) -> impl Iterator<Item = &AddressPool> {
         self.pools.values()
+    }
+
+    /// The AddressPool of that name.
+    pub fn pool(&self, name: &str) -> Option<&AddressPool> {
+        self.pools.get(name)
+    }
+
+    /// All EgressPolicies in name order.
+    pub fn egress(&self) -> impl Iterator<Item = &EgressPolicy> {
+        self.egress.values()
+    }
+
+    /// All StaticNats in name order.
+    pub fn static_nats(&self) -> impl Iterator<Item = &StaticNat> {
+        self.static_nats.values()
+    }
+
+    /// The Namespace of that name.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces.get(name)
     }
 
     /// All Namespaces in name order.

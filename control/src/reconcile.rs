@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use allocation::Allocation;
 use desired::Desired;
+use egress::Leaving;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
@@ -45,6 +46,8 @@ mod desired;
 mod office;
 /// Addresses for Services while this process leads.
 mod allocation;
+/// What leaves the cluster: policies, static translations, Pods.
+mod egress;
 /// How long a change takes from its cause to the last worker.
 mod latency;
 
@@ -95,6 +98,7 @@ pub struct Reconciler {
     status: StatusWriter,
     office: Office,
     allocation: Allocation,
+    leaving: Leaving,
     latency: Latencies,
     latency_told: Instant,
     /// Objects whose present form is not used.
@@ -135,6 +139,7 @@ impl Reconciler {
             status,
             office: Office::default(),
             allocation,
+            leaving: Leaving::default(),
             latency: Latencies::default(),
             latency_told: Instant::now(),
             invalid: BTreeMap::new(),
@@ -243,6 +248,7 @@ impl Reconciler {
         self.resolve_site(&mut dirty);
         self.resolve_reach(&mut dirty);
         self.resolve_services(std::mem::take(&mut dirty.services));
+        self.resolve_leaving(&dirty);
         self.reconsider(&dirty);
         for name in restated {
             self.refresh(&name);
@@ -288,6 +294,7 @@ impl Reconciler {
         problems.extend(self.health.iter().flat_map(Health::problems));
         problems.extend(self.office.problem());
         problems.extend(self.allocation.problems());
+        problems.extend(self.leaving.problems().cloned());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
             let object = object_key(key);
@@ -426,7 +433,10 @@ impl Reconciler {
             ObjectKind::EndpointSlice => service.map(|name| service_key(&name)),
             ObjectKind::Node if key.name == self.file.node => Some(self.gateway_key()),
             ObjectKind::Node => Some(ResourceKey { kind: Kind::Peer, name: key.name.clone() }),
-            ObjectKind::AddressPool | ObjectKind::Namespace | ObjectKind::Pod => None,
+            ObjectKind::EgressPolicy => Some(ResourceKey { kind: Kind::Egress, name: key.name.clone() }),
+            ObjectKind::StaticNat => Some(ResourceKey { kind: Kind::StaticNat, name: key.name.clone() }),
+            ObjectKind::Pod => Some(ResourceKey { kind: Kind::Pod, name: key.name().to_string() }),
+            ObjectKind::AddressPool | ObjectKind::Namespace => None,
         }
     }
 
@@ -803,7 +813,9 @@ fn object_key(key: &ResourceKey) -> ObjectKey {
     let (kind, (namespace, name)) = match key.kind {
         Kind::Service => (ObjectKind::Service, key.name.split_once('/').unwrap_or(("", &key.name))),
         Kind::Pod => (ObjectKind::Pod, key.name.split_once('/').unwrap_or(("", &key.name))),
-        Kind::Gateway | Kind::Peer | Kind::Egress | Kind::StaticNat => (ObjectKind::Node, ("", key.name.as_str())),
+        Kind::Egress => (ObjectKind::EgressPolicy, ("", key.name.as_str())),
+        Kind::StaticNat => (ObjectKind::StaticNat, ("", key.name.as_str())),
+        Kind::Gateway | Kind::Peer => (ObjectKind::Node, ("", key.name.as_str())),
     };
     ObjectKey { kind, namespace: namespace.into(), name: name.into() }
 }

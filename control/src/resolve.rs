@@ -29,6 +29,10 @@ pub mod site;
 pub mod peer;
 /// The own Node and the node file → this gateway.
 pub mod gateway;
+/// A Pod → whose an overlay address is.
+pub mod pod;
+/// An EgressPolicy → how its pods reach the outside.
+pub mod egress;
 /// Frontends claimed by more than one Service.
 pub mod claim;
 

@@ -40,6 +40,10 @@ pub enum ObjectKind {
     Node,
     /// `tidegate.io/v1alpha1` AddressPool.
     AddressPool,
+    /// `tidegate.io/v1alpha1` EgressPolicy.
+    EgressPolicy,
+    /// `tidegate.io/v1alpha1` StaticNat.
+    StaticNat,
     /// `v1` Namespace.
     Namespace,
     /// `v1` Pod, which only an API server knows with its addresses.
@@ -171,12 +175,14 @@ impl Batch {
 
 impl ObjectKind {
     /// All kinds that a manifest may have.
-    pub const ALL: [ObjectKind; 5] = [
+    pub const ALL: [ObjectKind; 7] = [
         ObjectKind::Service,
         ObjectKind::EndpointSlice,
         ObjectKind::Node,
         ObjectKind::Namespace,
         ObjectKind::AddressPool,
+        ObjectKind::EgressPolicy,
+        ObjectKind::StaticNat,
     ];
 
     /// The kind of that name and group, if it is one of ours.
@@ -186,6 +192,8 @@ impl ObjectKind {
             ("discovery.k8s.io/v1", "EndpointSlice") => Some(ObjectKind::EndpointSlice),
             ("v1", "Node") => Some(ObjectKind::Node),
             ("tidegate.io/v1alpha1", "AddressPool") => Some(ObjectKind::AddressPool),
+            ("tidegate.io/v1alpha1", "EgressPolicy") => Some(ObjectKind::EgressPolicy),
+            ("tidegate.io/v1alpha1", "StaticNat") => Some(ObjectKind::StaticNat),
             ("v1", "Namespace") => Some(ObjectKind::Namespace),
             _ => None,
         }
@@ -210,6 +218,8 @@ impl ObjectKind {
             ObjectKind::EndpointSlice => "apiVersion: discovery.k8s.io/v1, kind: EndpointSlice",
             ObjectKind::Node => "apiVersion: v1, kind: Node",
             ObjectKind::AddressPool => "apiVersion: tidegate.io/v1alpha1, kind: AddressPool",
+            ObjectKind::EgressPolicy => "apiVersion: tidegate.io/v1alpha1, kind: EgressPolicy",
+            ObjectKind::StaticNat => "apiVersion: tidegate.io/v1alpha1, kind: StaticNat",
             ObjectKind::Namespace => "apiVersion: v1, kind: Namespace",
             ObjectKind::Pod => "apiVersion: v1, kind: Pod",
         }

@@ -23,6 +23,10 @@ pub mod endpointslice;
 pub mod node;
 /// `tidegate.io/v1alpha1` AddressPool.
 pub mod addresspool;
+/// `tidegate.io/v1alpha1` EgressPolicy.
+pub mod egresspolicy;
+/// `tidegate.io/v1alpha1` StaticNat.
+pub mod staticnat;
 /// `v1` Namespace.
 pub mod namespace;
 /// `v1` Pod.
@@ -89,6 +93,10 @@ pub fn read(
         }
         ObjectKind::Node => node::read(&key.name, &typed(value, unknown)?).map(Object::Node),
         ObjectKind::AddressPool => addresspool::read(&key.name, &typed(value, unknown)?).map(Object::AddressPool),
+        ObjectKind::EgressPolicy => {
+            egresspolicy::read(&key.name, &typed(value, unknown)?).map(|policy| Object::EgressPolicy(Box::new(policy)))
+        }
+        ObjectKind::StaticNat => staticnat::read(&key.name, &typed(value, unknown)?).map(Object::StaticNat),
         ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
         ObjectKind::Pod => Err(Invalid::new("kind", "Pods are read from an API server only")),
     }

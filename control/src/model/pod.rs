@@ -83,6 +83,12 @@ impl Pods {
         true
     }
 
+    /// Pods that have an address in common with what that Pod has now, or with `addresses`.
+    pub fn sharing(&self, name: &Name, addresses: &[IpAddr]) -> BTreeSet<Name> {
+        let present = self.pods.get(name).map_or(&[][..], |pod| &pod.addresses);
+        present.iter().chain(addresses).filter_map(|address| self.at.get(address)).flatten().cloned().collect()
+    }
+
     /// The Pod of that name.
     pub fn get(&self, name: &Name) -> Option<&Pod> {
         self.pods.get(name)

@@ -33,6 +33,8 @@ pub struct Claims {
     /// Claimants in order of precedence: creation time, then name.
     claimants: HashMap<Frontend, BTreeSet<(i64, Name)>>,
     claimed: HashMap<Name, Claimed>,
+    /// How many frontends are at an address.
+    at: HashMap<IpAddr, usize>,
 }
 
 /// A Service with all that it claims.
@@ -48,6 +50,14 @@ impl Claims {
         let mut others = BTreeSet::new();
         if let Some(Claimed { service, frontends }) = self.claimed.remove(name) {
             for frontend in frontends {
+                if let Some(address) = frontend.whole()
+                    && let Some(count) = self.at.get_mut(&address)
+                {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.at.remove(&address);
+                    }
+                }
                 if let Some(claimants) = self.claimants.get_mut(&frontend) {
                     claimants.remove(&(service.created_at_s, name.clone()));
                     others.extend(claimants.iter().map(|(_, name)| name.clone()));
@@ -60,6 +70,7 @@ impl Claims {
         let Some(service) = service else { return others };
         let frontends = frontends(&service);
         for frontend in &frontends {
+            frontend.whole().into_iter().for_each(|address| *self.at.entry(address).or_default() += 1);
             let claimants = self.claimants.entry(*frontend).or_default();
             others.extend(claimants.iter().map(|(_, name)| name.clone()));
             claimants.insert((service.created_at_s, name.clone()));
@@ -80,6 +91,11 @@ impl Claims {
             service.ports.iter_mut().filter(here).for_each(|port| port.not_at.push(lost.at));
         }
         Some(service)
+    }
+
+    /// Whether any Service is reached at this address; as part of a prefix of VIPs does not count.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.at.contains_key(&address)
     }
 
     /// Frontends of `name` that belong to another Service, with that Service.
@@ -108,6 +124,13 @@ fn frontends(service: &Service) -> Vec<Frontend> {
             .extend(port.node_port.into_iter().flat_map(|number| node.clone().map(move |at| frontend(at, number))));
     }
     frontends
+}
+
+impl Frontend {
+    /// Its address, unless it is a prefix of several.
+    fn whole(&self) -> Option<IpAddr> {
+        (self.at.prefix_len() == self.at.max_prefix_len()).then(|| self.at.addr())
+    }
 }
 
 impl fmt::Display for Frontend {

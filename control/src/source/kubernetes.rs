@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Deliver, ObjectKind, Running, Source};
 use crate::watch::{Dialect, Exposed};
 use follow::{Follow, Told};
-use kinds::{AddressPool, EndpointSlice, Namespace, Node, Pod, Service, Watched};
+use kinds::{AddressPool, EgressPolicy, EndpointSlice, Namespace, Node, Pod, Service, StaticNat, Watched};
 use ledger::Ledger;
 
 /// The kinds as they are taken from the API.
@@ -154,6 +154,8 @@ impl Kubernetes {
         spawn.follow::<Namespace>(&mut ledger, "namespaces", false);
         spawn.follow::<Pod>(&mut ledger, "pods", false);
         spawn.follow::<AddressPool>(&mut ledger, "addresspools in tidegate.io", false);
+        spawn.follow::<EgressPolicy>(&mut ledger, "egresspolicies in tidegate.io", false);
+        spawn.follow::<StaticNat>(&mut ledger, "staticnats in tidegate.io", false);
         drop(spawn);
         gather(ledger, told, deliver).await;
     }

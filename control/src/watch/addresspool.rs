@@ -145,7 +145,7 @@ fn selectors(listed: &[crd::LabelSelector], field: &str) -> Result<Vec<Selector>
     listed.iter().enumerate().map(one).collect()
 }
 
-fn selector_of(selector: &crd::LabelSelector, field: &str) -> Result<Selector, Invalid> {
+pub(super) fn selector_of(selector: &crd::LabelSelector, field: &str) -> Result<Selector, Invalid> {
     let mut expressions = Vec::new();
     for (index, requirement) in selector.match_expressions.iter().enumerate() {
         let field = || format!("{field}.matchExpressions[{index}]");

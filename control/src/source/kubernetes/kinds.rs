@@ -15,7 +15,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use crate::crd::addresspool as crd;
 use crate::model::{Name, Object};
 use crate::source::record::Record;
 use crate::source::{ObjectKey, ObjectKind, Reading};
@@ -181,37 +180,58 @@ impl Watched for Pod {
     }
 }
 
-/// An AddressPool. Its schema is ours and may be another version's in the cluster: one that cannot be read must not make
-/// the whole list unreadable.
-#[derive(Clone, Debug, Deserialize, Resource)]
-#[resource(inherit = crd::AddressPool)]
-pub(super) struct AddressPool {
-    #[serde(deserialize_with = "slim")]
-    metadata: ObjectMeta,
-    #[serde(default)]
-    spec: Value,
-    #[serde(default)]
-    status: Value,
-}
-
-impl Watched for AddressPool {
-    const KIND: ObjectKind = ObjectKind::AddressPool;
-    const NEEDED: bool = false;
-
-    fn read(self, key: ObjectKey, exposed: Exposed) -> Reading {
-        let mut object = json!({
-            "apiVersion": Self::api_version(&()),
-            "kind": Self::kind(&()),
-            "metadata": self.metadata,
-            "spec": self.spec,
-        });
-        if !self.status.is_null() {
-            object["status"] = self.status;
+/// A kind of our own. Its schema may be another version's in the cluster: one that cannot be read must not make the
+/// whole list unreadable, so what it says is read one by one.
+macro_rules! own_kind {
+    ($(#[$doc:meta])* $name:ident, $of:path) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Deserialize, Resource)]
+        #[resource(inherit = $of)]
+        pub(super) struct $name {
+            #[serde(deserialize_with = "slim")]
+            metadata: ObjectMeta,
+            #[serde(default)]
+            spec: Value,
+            #[serde(default)]
+            status: Value,
         }
-        let read = watch::read(&key, &object, Dialect::Cluster, exposed, &mut Vec::new());
-        reading(key, read)
-    }
+
+        impl Watched for $name {
+            const KIND: ObjectKind = ObjectKind::$name;
+            const NEEDED: bool = false;
+
+            fn read(self, key: ObjectKey, exposed: Exposed) -> Reading {
+                let mut object = json!({
+                    "apiVersion": Self::api_version(&()),
+                    "kind": Self::kind(&()),
+                    "metadata": self.metadata,
+                    "spec": self.spec,
+                });
+                if !self.status.is_null() {
+                    object["status"] = self.status;
+                }
+                let read = watch::read(&key, &object, Dialect::Cluster, exposed, &mut Vec::new());
+                reading(key, read)
+            }
+        }
+    };
 }
+
+own_kind!(
+    /// An AddressPool.
+    AddressPool,
+    crate::crd::addresspool::AddressPool
+);
+own_kind!(
+    /// An EgressPolicy.
+    EgressPolicy,
+    crate::crd::egresspolicy::EgressPolicy
+);
+own_kind!(
+    /// A StaticNat.
+    StaticNat,
+    crate::crd::staticnat::StaticNat
+);
 
 fn reading(key: ObjectKey, object: Result<Object, Invalid>) -> Reading {
     Reading { key, object, service: None, record: None, triggered_at: None }

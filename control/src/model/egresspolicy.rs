@@ -1,0 +1,66 @@
+//! An EgressPolicy: which pods leave with which addresses, whatever the manifest looked like.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use kube::core::{Selector, SelectorExt};
+use tidegate_api::resource::{Mapping, PortTimeout};
+
+use super::namespace::Namespace;
+use super::pod::Pod;
+
+/// One EgressPolicy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EgressPolicy {
+    /// Name.
+    pub name: String,
+    /// Object identity (S-005); empty when nobody assigned one.
+    pub uid: String,
+    /// Seconds since the epoch at creation; the largest value when unknown.
+    pub created_at_s: i64,
+    /// `metadata.generation`, told back in status.
+    pub generation: Option<i64>,
+    /// Which namespaces.
+    pub namespaces: Selector,
+    /// Which pods in them.
+    pub pods: Selector,
+    /// Destinations; empty: every one outside the cluster.
+    pub destinations: Vec<IpNet>,
+    /// Destinations that it is not for.
+    pub except: Vec<IpNet>,
+    /// Where its addresses come from.
+    pub addresses: Addresses,
+    /// TCP ports.
+    pub tcp: Mapping,
+    /// UDP ports.
+    pub udp: Mapping,
+    /// Most ports of a pod.
+    pub ports_per_pod_max: Option<u32>,
+    /// Most ports of a namespace.
+    pub ports_per_namespace_max: Option<u32>,
+    /// UDP ports with a timer of their own.
+    pub udp_timeouts: Vec<PortTimeout>,
+    /// Whether the ledger records it.
+    pub log: bool,
+}
+
+/// Where a policy's addresses come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// All of the AddressPool of that name.
+    Pool(String),
+    /// These.
+    Listed(Vec<IpAddr>),
+}
+
+impl EgressPolicy {
+    /// Whether it selects a pod that lives in `namespace`. One with its node's addresses it never does (N-114).
+    pub fn selects(&self, namespace: &Namespace, pod: &Pod) -> bool {
+        pod.owns_addresses() && self.pods.matches(&pod.labels) && self.namespaces.matches(&namespace.labels)
+    }
+
+    /// Policies are asked in this order: oldest first, then by name.
+    pub fn order(&self) -> (i64, &str) {
+        (self.created_at_s, &self.name)
+    }
+}

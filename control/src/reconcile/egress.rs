@@ -1,0 +1,176 @@
+//! What leaves the cluster: policies, static translations, and the Pods they speak of.
+//!
+//! Owns when these are resolved again. A Pod that changes costs itself; a policy, a Namespace or an AddressPool, which
+//! change seldom, cost a look at every Pod.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tidegate_api::resource::{Body, Kind, Resource, ResourceKey, StaticNat};
+
+use super::Reconciler;
+use crate::model::egresspolicy::Addresses;
+use crate::model::namespace::Namespace;
+use crate::model::staticnat::Target;
+use crate::model::{Dirty, Name};
+use crate::problem::{Problem, Severity};
+use crate::resolve::{self, egress, pod};
+use crate::source::{ObjectKey, ObjectKind};
+
+/// What there is to say about the kinds of this file.
+#[derive(Debug, Default)]
+pub(super) struct Leaving {
+    /// Why an object is not in force, or not as it is written.
+    problems: BTreeMap<ObjectKey, Problem>,
+    /// Addresses that policies have.
+    addresses: BTreeSet<IpAddr>,
+    /// Addresses of Services, as they were when policies were resolved: those that policies want too.
+    contested: BTreeSet<IpAddr>,
+}
+
+impl Leaving {
+    /// What is wrong with policies and static translations.
+    pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.values()
+    }
+}
+
+impl Reconciler {
+    /// Resolves again what `dirty` touches. After Services and Nodes.
+    pub(super) fn resolve_leaving(&mut self, dirty: &Dirty) {
+        let served = self.is_contested_anew();
+        if dirty.egress || dirty.pools || !dirty.nodes.is_empty() || served {
+            self.resolve_egress();
+        }
+        let everyone = dirty.egress || dirty.namespaces;
+        let names: BTreeSet<Name> = match everyone {
+            true => self.model.pods().iter().map(|pod| pod.name.clone()).chain(dirty.pods.iter().cloned()).collect(),
+            false => dirty.pods.clone(),
+        };
+        for name in &names {
+            self.resolve_pod(name);
+        }
+        let is_touched = |target: &Target| match target {
+            Target::Pod(pod) => dirty.pods.contains(pod),
+            Target::Address(_) => false,
+        };
+        let nats: BTreeSet<String> =
+            self.model.static_nats().filter(|nat| is_touched(&nat.target)).map(|nat| nat.name.clone()).collect();
+        for name in nats.union(&dirty.static_nats) {
+            self.resolve_static_nat(name);
+        }
+    }
+
+    /// Whether a Service has come by an address that a policy has, or has left one that a policy would have.
+    fn is_contested_anew(&self) -> bool {
+        let leaving = &self.leaving;
+        leaving.addresses.iter().any(|address| self.claims.has_address(*address))
+            || leaving.contested.iter().any(|address| !self.claims.has_address(*address))
+    }
+
+    fn resolve_egress(&mut self) {
+        let mut inside = egress::inside(self.model.nodes());
+        inside.extend(&self.file.control.service_cidrs);
+        let policies: BTreeSet<String> = self.model.egress().map(|policy| policy.name.clone()).collect();
+        let gone: Vec<ResourceKey> = self.of_kind(Kind::Egress).filter(|key| !policies.contains(&key.name)).collect();
+        for key in gone {
+            self.want(key, None);
+        }
+        self.leaving.problems.retain(|key, _| key.kind != ObjectKind::EgressPolicy);
+        (self.leaving.addresses, self.leaving.contested) = Default::default();
+        for name in policies {
+            self.resolve_policy(name, &inside);
+        }
+    }
+
+    fn resolve_policy(&mut self, name: String, inside: &[IpNet]) {
+        let Some(policy) = self.model.egress().find(|policy| policy.name == name) else { return };
+        let pool = match &policy.addresses {
+            Addresses::Pool(pool) => self.model.pool(pool),
+            Addresses::Listed(_) => None,
+        };
+        let (asked, lacks) = match egress::addresses(policy, pool) {
+            Ok(asked) => (asked, None),
+            Err(reason) => (Vec::new(), Some(reason)),
+        };
+        let (served, free): (Vec<IpAddr>, Vec<IpAddr>) =
+            asked.into_iter().partition(|address| self.claims.has_address(*address));
+        let about = ObjectKey { kind: ObjectKind::EgressPolicy, namespace: String::new(), name: name.clone() };
+        let listed = matches!(policy.addresses, Addresses::Listed(_));
+        let problem = if free.is_empty() {
+            // Fail closed (N-111): its pods are refused for as long as it has no address.
+            let reason = lacks.unwrap_or_else(|| "Services have all of its addresses".into());
+            let message = format!("{reason}; its pods do not get out");
+            Some(Problem::new(Severity::Error, "NoEgressAddress", message))
+        } else if listed && !served.is_empty() {
+            let served: Vec<String> = served.iter().map(ToString::to_string).collect();
+            let message = format!("{} belong to Services and are left to them", served.join(", "));
+            Some(Problem::new(Severity::Warning, "EgressAddressServed", message))
+        } else {
+            None
+        };
+        self.leaving.addresses.extend(&free);
+        self.leaving.contested.extend(served);
+        let egress = egress::resolve(policy, free, inside);
+        let key = ResourceKey { kind: Kind::Egress, name: name.clone() };
+        self.want(key, Some(resolve::resource(name, Body::Egress(egress))));
+        if let Some(mut problem) = problem {
+            problem = problem.about(&about);
+            problem.place = self.places.get(&about).cloned();
+            self.leaving.problems.insert(about, problem);
+        }
+    }
+
+    fn resolve_pod(&mut self, name: &Name) {
+        let key = ResourceKey { kind: Kind::Pod, name: name.to_string() };
+        let resource = self.pod_resource(name);
+        self.want(key, resource);
+    }
+
+    fn pod_resource(&self, name: &Name) -> Option<Resource> {
+        let pod = self.model.pods().get(name)?;
+        let nameless = Namespace { name: name.namespace.clone(), labels: BTreeMap::new() };
+        let namespace = self.model.namespace(&name.namespace).unwrap_or(&nameless);
+        let egress = egress::selecting(self.model.egress(), namespace, pod);
+        let is_its_own = |address| self.model.pods().at(address).is_some_and(|owner| owner.name == pod.name);
+        pod::resolve(pod, 0, egress, is_its_own)
+    }
+
+    fn resolve_static_nat(&mut self, name: &str) {
+        let about = ObjectKey { kind: ObjectKind::StaticNat, namespace: String::new(), name: name.into() };
+        let key = ResourceKey { kind: Kind::StaticNat, name: name.into() };
+        self.leaving.problems.remove(&about);
+        let nat = self.model.static_nats().find(|nat| nat.name == name);
+        let resolved = nat.map(|nat| {
+            let same_family = |address: &&IpAddr| address.is_ipv4() == nat.external.is_ipv4();
+            let internal = match &nat.target {
+                Target::Address(address) => Ok(*address),
+                Target::Pod(pod) => {
+                    let pod = self.model.pods().get(pod).ok_or_else(|| format!("there is no Pod {pod}"))?;
+                    let owned = pod.addresses.iter().filter(|_| pod.owns_addresses()).find(same_family);
+                    owned.copied().ok_or_else(|| format!("Pod {} has no address of that family", pod.name))
+                }
+            };
+            internal.map(|internal| StaticNat { external: nat.external, internal, ports: nat.ports.clone() })
+        });
+        let problem = match &resolved {
+            Some(Err(reason)) => {
+                Some(Problem::new(Severity::Warning, "NowhereToLead", format!("leads nowhere: {reason}")))
+            }
+            _ => None,
+        };
+        let body = resolved.and_then(Result::ok).map(Body::StaticNat);
+        self.want(key, body.map(|body| resolve::resource(name.into(), body)));
+        if let Some(problem) = problem {
+            let mut problem = problem.about(&about);
+            problem.place = self.places.get(&about).cloned();
+            self.leaving.problems.insert(about, problem);
+        }
+    }
+
+    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = ResourceKey> {
+        let from = ResourceKey { kind, name: String::new() };
+        self.desired.resources.range(from..).map(|(key, _)| key).take_while(move |key| key.kind == kind).cloned()
+    }
+}
