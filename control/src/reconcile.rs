@@ -803,6 +803,7 @@ fn object_key(key: &ResourceKey) -> ObjectKey {
     let (kind, (namespace, name)) = match key.kind {
         Kind::Service => (ObjectKind::Service, key.name.split_once('/').unwrap_or(("", &key.name))),
         Kind::Pod => (ObjectKind::Pod, key.name.split_once('/').unwrap_or(("", &key.name))),
+        Kind::Identity | Kind::IdentitySet | Kind::Policy => (ObjectKind::Pod, ("", key.name.as_str())),
         Kind::Gateway | Kind::Peer | Kind::Egress | Kind::StaticNat => (ObjectKind::Node, ("", key.name.as_str())),
     };
     ObjectKey { kind, namespace: namespace.into(), name: name.into() }
