@@ -16,13 +16,15 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use latency::Latency as Latencies;
 use office::Office;
+use policies::Policies;
 use tidegate_api::message::Response;
 use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
 
 use crate::config::NodeFile;
 use crate::health::{Check, Health};
 use crate::lease::Word;
-use crate::model::{Dirty, Model, Name, Object};
+use crate::model::policy::PolicyKey;
+use crate::model::{Dirty, Model, Name, Object, policy_key};
 use crate::problem::{Place, Problem, Severity};
 use crate::resolve::claim::Claims;
 use crate::resolve::note::Note;
@@ -47,6 +49,8 @@ mod office;
 mod allocation;
 /// How long a change takes from its cause to the last worker.
 mod latency;
+/// Who may reach whom.
+mod policies;
 
 pub use latency::Told as Latency;
 
@@ -95,6 +99,7 @@ pub struct Reconciler {
     status: StatusWriter,
     office: Office,
     allocation: Allocation,
+    policies: Policies,
     latency: Latencies,
     latency_told: Instant,
     /// Objects whose present form is not used.
@@ -135,6 +140,7 @@ impl Reconciler {
             status,
             office: Office::default(),
             allocation,
+            policies: Policies::default(),
             latency: Latencies::default(),
             latency_told: Instant::now(),
             invalid: BTreeMap::new(),
@@ -239,6 +245,8 @@ impl Reconciler {
         if told {
             dirty.services.extend(self.allocation.expire());
         }
+        // Limits before what they limit.
+        self.resolve_policies(&dirty.policies);
         self.resolve_nodes(&dirty.nodes);
         self.resolve_site(&mut dirty);
         self.resolve_reach(&mut dirty);
@@ -288,6 +296,7 @@ impl Reconciler {
         problems.extend(self.health.iter().flat_map(Health::problems));
         problems.extend(self.office.problem());
         problems.extend(self.allocation.problems());
+        problems.extend(self.policy_problems());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
             let object = object_key(key);
@@ -426,7 +435,11 @@ impl Reconciler {
             ObjectKind::EndpointSlice => service.map(|name| service_key(&name)),
             ObjectKind::Node if key.name == self.file.node => Some(self.gateway_key()),
             ObjectKind::Node => Some(ResourceKey { kind: Kind::Peer, name: key.name.clone() }),
-            ObjectKind::AddressPool | ObjectKind::Namespace | ObjectKind::Pod => None,
+            ObjectKind::Pod => Some(ResourceKey { kind: Kind::Pod, name: key.name().to_string() }),
+            ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy => {
+                Some(ResourceKey { kind: Kind::Policy, name: policy_key(key).resource() })
+            }
+            ObjectKind::AddressPool | ObjectKind::Namespace => None,
         }
     }
 
@@ -803,7 +816,11 @@ fn object_key(key: &ResourceKey) -> ObjectKey {
     let (kind, (namespace, name)) = match key.kind {
         Kind::Service => (ObjectKind::Service, key.name.split_once('/').unwrap_or(("", &key.name))),
         Kind::Pod => (ObjectKind::Pod, key.name.split_once('/').unwrap_or(("", &key.name))),
-        Kind::Identity | Kind::IdentitySet | Kind::Policy => (ObjectKind::Pod, ("", key.name.as_str())),
+        Kind::Policy => match PolicyKey::of_resource(&key.name) {
+            Some(policy) => return policies::object_key(&policy),
+            None => (ObjectKind::NetworkPolicy, ("", key.name.as_str())),
+        },
+        Kind::Identity | Kind::IdentitySet => (ObjectKind::NetworkPolicy, ("", key.name.as_str())),
         Kind::Gateway | Kind::Peer | Kind::Egress | Kind::StaticNat => (ObjectKind::Node, ("", key.name.as_str())),
     };
     ObjectKey { kind, namespace: namespace.into(), name: name.into() }

@@ -93,6 +93,13 @@ impl Pods {
         self.at.get(&address)?.first().and_then(|name| self.pods.get(name))
     }
 
+    /// That Pod and those that claim an address of it.
+    pub fn rivals(&self, name: &Name) -> BTreeSet<Name> {
+        let addresses = self.pods.get(name).into_iter().flat_map(|pod| &pod.addresses);
+        let claimants = addresses.filter_map(|address| self.at.get(address)).flatten();
+        claimants.chain([name]).cloned().collect()
+    }
+
     /// All Pods, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values()
