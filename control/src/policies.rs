@@ -370,7 +370,8 @@ impl Policies {
     fn matching(&self, selector: &Selector) -> Vec<String> {
         // Most selectors of namespaces mean one by its name.
         if let Some(names) = selector.required(NAME_LABEL) {
-            let known = names.iter().filter(|name| self.labels.get(*name).is_some_and(|labels| selector.matches(labels)));
+            let known =
+                names.iter().filter(|name| self.labels.get(*name).is_some_and(|labels| selector.matches(labels)));
             return known.cloned().collect();
         }
         self.labels.iter().filter(|(_, labels)| selector.matches(labels)).map(|(name, _)| name.clone()).collect()

@@ -97,10 +97,12 @@ pub fn read(
         ObjectKind::AddressPool => addresspool::read(&key.name, &typed(value, unknown)?).map(Object::AddressPool),
         ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
         ObjectKind::Pod => pod::read_object(key.name(), &typed(value, unknown)?).map(|pod| Object::Pod(Box::new(pod))),
-        ObjectKind::NetworkPolicy => networkpolicy::read(&key.name(), &typed(value, unknown)?)
-            .map(|policy| Object::Policy(Box::new(policy))),
-        ObjectKind::ClusterNetworkPolicy => clusternetworkpolicy::read(&key.name, &typed(value, None)?)
-            .map(|policy| Object::Policy(Box::new(policy))),
+        ObjectKind::NetworkPolicy => {
+            networkpolicy::read(&key.name(), &typed(value, unknown)?).map(|policy| Object::Policy(Box::new(policy)))
+        }
+        ObjectKind::ClusterNetworkPolicy => {
+            clusternetworkpolicy::read(&key.name, &typed(value, None)?).map(|policy| Object::Policy(Box::new(policy)))
+        }
     }
 }
 

@@ -129,7 +129,8 @@ mod tests {
 
     fn requirement() -> impl Strategy<Value = Requirement> {
         let key = || prop::sample::select(vec!["a", "b", "c"]).prop_map(String::from);
-        let values = || prop::collection::btree_set(prop::sample::select(vec!["1", "2", "3"]).prop_map(String::from), 1..3);
+        let values =
+            || prop::collection::btree_set(prop::sample::select(vec!["1", "2", "3"]).prop_map(String::from), 1..3);
         prop_oneof![
             (key(), values()).prop_map(|(key, values)| Requirement::In(key, values)),
             (key(), values()).prop_map(|(key, values)| Requirement::NotIn(key, values)),

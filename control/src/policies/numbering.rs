@@ -61,11 +61,8 @@ impl<K: Hash + Ord> Numbering<K> {
         self.displaced.remove(key);
         // All that had to give way choose again; the others have their first choice and keep it, unless one of these is
         // smaller.
-        let choosing: Vec<(Arc<K>, u32)> = self
-            .displaced
-            .iter()
-            .filter_map(|who| Some((who.clone(), self.get(who)?)))
-            .collect();
+        let choosing: Vec<(Arc<K>, u32)> =
+            self.displaced.iter().filter_map(|who| Some((who.clone(), self.get(who)?))).collect();
         for (who, number) in &choosing {
             self.numbers.remove(who);
             self.holders.remove(number);

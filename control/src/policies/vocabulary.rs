@@ -115,9 +115,8 @@ impl Vocabulary {
     /// The named ports of a pod that some rule names, sorted.
     pub(super) fn ports_of(&self, pod: &Pod) -> Vec<NamedPort> {
         let named = pod.ports.iter().filter(|port| self.ports.contains_key(&port.name));
-        let mut ports: Vec<NamedPort> = named
-            .map(|port| NamedPort { name: port.name.clone(), protocol: port.protocol, port: port.port })
-            .collect();
+        let mut ports: Vec<NamedPort> =
+            named.map(|port| NamedPort { name: port.name.clone(), protocol: port.protocol, port: port.port }).collect();
         ports.sort();
         ports.dedup();
         ports

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Deliver, ObjectKind, Running, Source};
 use crate::watch::{Dialect, Exposed};
 use follow::{Follow, Told};
-use kinds::{AddressPool, EndpointSlice, Namespace, Node, Pod, Service, Watched};
+use kinds::{AddressPool, ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, Watched};
 use ledger::Ledger;
 
 /// The kinds as they are taken from the API.
@@ -153,6 +153,8 @@ impl Kubernetes {
         spawn.follow::<Node>(&mut ledger, "nodes", false);
         spawn.follow::<Namespace>(&mut ledger, "namespaces", false);
         spawn.follow::<Pod>(&mut ledger, "pods", false);
+        spawn.follow::<NetworkPolicy>(&mut ledger, "networkpolicies in networking.k8s.io", false);
+        spawn.follow::<ClusterNetworkPolicy>(&mut ledger, "clusternetworkpolicies in policy.networking.k8s.io", false);
         spawn.follow::<AddressPool>(&mut ledger, "addresspools in tidegate.io", false);
         drop(spawn);
         gather(ledger, told, deliver).await;

@@ -143,7 +143,8 @@ fn rules(listed: Option<&[Listed]>, ingress: bool, complain: Complain<'_>) -> Re
         let read = action.clone().and_then(|action| read_rule(rule, action, ingress, &field, complain));
         read.unwrap_or_else(|complaint| {
             let closed = closed(&rule.name, action.unwrap_or(Action::Deny));
-            let instead = if closed.action == Action::Accept { "the rule accepts nothing" } else { "the rule denies everything" };
+            let instead =
+                if closed.action == Action::Accept { "the rule accepts nothing" } else { "the rule denies everything" };
             complain(Invalid::new(complaint.field, format!("{}: {instead}", complaint.message)));
             closed
         })
@@ -177,7 +178,9 @@ fn read_rule(
         let unsupported = entry.domain_names.is_some() && action == Action::Accept && !ingress;
         match peer(entry, ingress, &field, &mut peers) {
             // P-107: names are for rules that accept, and what is behind them is not known here.
-            Err(complaint) if unsupported => complain(Invalid::new(complaint.field, "names are not looked up here; it matches nothing")),
+            Err(complaint) if unsupported => {
+                complain(Invalid::new(complaint.field, "names are not looked up here; it matches nothing"))
+            }
             read => read?,
         }
     }
@@ -242,7 +245,10 @@ fn of_namespaces(namespaces: &LabelSelector, field: &str) -> Result<Pods, Invali
 
 fn of_pods(pods: &NamespacedPods, field: &str) -> Result<Pods, Invalid> {
     Ok(Pods {
-        namespaces: Namespaces::Matching(selector::read(&pods.namespace_selector, &format!("{field}.namespaceSelector"))?),
+        namespaces: Namespaces::Matching(selector::read(
+            &pods.namespace_selector,
+            &format!("{field}.namespaceSelector"),
+        )?),
         pods: selector::read(&pods.pod_selector, &format!("{field}.podSelector"))?,
     })
 }

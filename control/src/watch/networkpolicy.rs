@@ -50,17 +50,18 @@ pub(crate) fn read(name: &Name, object: &api::NetworkPolicy) -> Result<Policy, I
     let isolates = match spec.policy_types.as_deref().unwrap_or_default() {
         [] => [true, !egress.is_empty()],
         types => {
-            for (index, other) in types.iter().enumerate().filter(|(_, it)| !matches!(it.as_str(), "Ingress" | "Egress")) {
-                complain(Invalid::new(format!("spec.policyTypes[{index}]"), format!("{other:?} is not Ingress or Egress")));
+            for (index, other) in
+                types.iter().enumerate().filter(|(_, it)| !matches!(it.as_str(), "Ingress" | "Egress"))
+            {
+                complain(Invalid::new(
+                    format!("spec.policyTypes[{index}]"),
+                    format!("{other:?} is not Ingress or Egress"),
+                ));
             }
             ["Ingress", "Egress"].map(|direction| types.iter().any(|it| it == direction))
         }
     };
-    let key = PolicyKey {
-        kind: PolicyKind::NetworkPolicy,
-        namespace: name.namespace.clone(),
-        name: name.name.clone(),
-    };
+    let key = PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: name.namespace.clone(), name: name.name.clone() };
     let subjects = Pods { namespaces: Namespaces::One(name.namespace.clone()), pods };
     Ok(Policy { key, tier: Tier::Namespace, subjects, isolates, ingress, egress, complaints })
 }
@@ -107,14 +108,20 @@ fn network(block: &api::IPBlock, field: &str) -> Result<Peer, Invalid> {
     let prefix = cidr(&block.cidr, format!("{field}.cidr"))?;
     let listed = block.except.as_deref().unwrap_or_default();
     if listed.len() > EXCEPT_MAX {
-        return Err(Invalid::new(format!("{field}.except"), format!("has over {EXCEPT_MAX} entries; the block matches nothing")));
+        return Err(Invalid::new(
+            format!("{field}.except"),
+            format!("has over {EXCEPT_MAX} entries; the block matches nothing"),
+        ));
     }
     let mut except = Vec::with_capacity(listed.len());
     for (index, text) in listed.iter().enumerate() {
         let field = format!("{field}.except[{index}]");
         let inner = cidr(text, field.clone())?;
         if !(prefix.contains(&inner) && inner.prefix_len() > prefix.prefix_len()) {
-            return Err(Invalid::new(field, format!("{inner} is not strictly within {prefix}; the block matches nothing")));
+            return Err(Invalid::new(
+                field,
+                format!("{inner} is not strictly within {prefix}; the block matches nothing"),
+            ));
         }
         except.push(inner);
     }
@@ -123,10 +130,9 @@ fn network(block: &api::IPBlock, field: &str) -> Result<Peer, Invalid> {
 
 /// A prefix, its host bits cleared, in the family that packets have.
 pub(super) fn cidr(text: &str, field: String) -> Result<IpNet, Invalid> {
-    let prefix: IpNet = text
-        .trim()
-        .parse()
-        .map_err(|_| Invalid::new(field.clone(), format!("{text:?} is not a prefix like 192.0.2.0/24 or 2001:db8::/32")))?;
+    let prefix: IpNet = text.trim().parse().map_err(|_| {
+        Invalid::new(field.clone(), format!("{text:?} is not a prefix like 192.0.2.0/24 or 2001:db8::/32"))
+    })?;
     if let IpAddr::V6(v6) = prefix.addr()
         && v6.to_ipv4_mapped().is_some()
         && prefix.prefix_len() >= 96
@@ -153,7 +159,10 @@ fn policy_port(entry: &api::NetworkPolicyPort, field: &str) -> Result<PolicyPort
     let protocol = protocol(entry.protocol.as_deref(), format!("{field}.protocol"))?;
     let end = |port: &str| match entry.end_port {
         None => Ok(()),
-        Some(_) => Err(Invalid::new(format!("{field}.endPort"), format!("needs a port number, and {port}; it matches nothing"))),
+        Some(_) => Err(Invalid::new(
+            format!("{field}.endPort"),
+            format!("needs a port number, and {port}; it matches nothing"),
+        )),
     };
     let matched = match &entry.port {
         None => end("there is none").map(|()| PortMatch::ALL)?,

@@ -34,7 +34,9 @@ pub(super) fn read(selector: &meta::LabelSelector, field: &str) -> Result<Select
             ("NotIn", false) => Requirement::NotIn(key, values),
             ("Exists", true) => Requirement::Exists(key),
             ("DoesNotExist", true) => Requirement::DoesNotExist(key),
-            ("In" | "NotIn", true) => return Err(Invalid::new(field, format!("operator {} needs values", entry.operator))),
+            ("In" | "NotIn", true) => {
+                return Err(Invalid::new(field, format!("operator {} needs values", entry.operator)));
+            }
             ("Exists" | "DoesNotExist", false) => {
                 return Err(Invalid::new(field, format!("operator {} takes no values", entry.operator)));
             }

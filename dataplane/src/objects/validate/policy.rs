@@ -1,6 +1,8 @@
 //! What can be told from one identity, one set of identities or one policy alone.
 
-use tidegate_api::resource::{Action, Identity, IdentitySet, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Tier};
+use tidegate_api::resource::{
+    Action, Identity, IdentitySet, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Tier,
+};
 
 use super::{Checked, Field, each, ensure};
 
@@ -82,7 +84,9 @@ mod tests {
     #[test]
     fn a_policy_is_refused_by_the_field_that_is_wrong() {
         let reason = |policy: &Policy| check(policy).err().unwrap_or_default();
-        for (prefix, inside, outside) in [("10.0.0.0/8", "10.1.0.0/16", "11.0.0.0/16"), ("fd00::/8", "fd01::/16", "::/0")] {
+        for (prefix, inside, outside) in
+            [("10.0.0.0/8", "10.1.0.0/16", "11.0.0.0/16"), ("fd00::/8", "fd01::/16", "::/0")]
+        {
             assert_eq!(check(&policy(Tier::Namespace, rule(prefix, inside, PortMatch::ALL))), Ok(()));
             let wrong = policy(Tier::Namespace, rule(prefix, outside, PortMatch::ALL));
             assert!(reason(&wrong).starts_with("ingress[0].peers[0].except[0]: "), "{}", reason(&wrong));
