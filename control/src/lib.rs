@@ -22,6 +22,8 @@ pub mod source;
 pub mod watch;
 /// The last good version of every object, and the indexes between them.
 pub mod model;
+/// Policies and pods → identities, sets of identities, resolved policies.
+pub mod policies;
 /// Addresses for Services, out of pools.
 pub mod allocate;
 /// Model → resources of the contract, as pure functions.

@@ -10,6 +10,7 @@ use std::fmt;
 use hashbrown::HashMap;
 use serde::Serialize;
 
+use crate::policies;
 use crate::source::{ObjectKey, ObjectKind};
 use addresspool::AddressPool;
 use egresspolicy::EgressPolicy;
@@ -17,6 +18,7 @@ use endpointslice::EndpointSlice;
 use namespace::Namespace;
 use node::Node;
 use pod::{Pod, Pods};
+use policy::{Policy, PolicyKey, PolicyKind};
 use service::Service;
 use staticnat::StaticNat;
 
@@ -36,6 +38,10 @@ pub mod staticnat;
 pub mod namespace;
 /// A Pod: labels, addresses, named ports; and the index from address to Pod.
 pub mod pod;
+/// A NetworkPolicy or ClusterNetworkPolicy: subjects, tier, rules.
+pub mod policy;
+/// A label selector.
+pub mod selector;
 
 /// Namespace and name of a namespaced object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -71,6 +77,8 @@ pub enum Object {
     Namespace(Namespace),
     /// A Pod.
     Pod(Box<Pod>),
+    /// A NetworkPolicy or ClusterNetworkPolicy.
+    Policy(Box<Policy>),
 }
 
 /// What must be resolved again.
@@ -88,8 +96,8 @@ pub struct Dirty {
     pub egress: bool,
     /// StaticNats that changed; they may be gone.
     pub static_nats: BTreeSet<String>,
-    /// Pods that changed; they may be gone.
-    pub pods: BTreeSet<Name>,
+    /// What matters to policies.
+    pub policies: policies::Changed,
 }
 
 /// All objects.
@@ -105,6 +113,7 @@ pub struct Model {
     static_nats: BTreeMap<String, StaticNat>,
     namespaces: BTreeMap<String, Namespace>,
     pods: Pods,
+    policies: BTreeMap<PolicyKey, Policy>,
 }
 
 impl Model {
@@ -125,6 +134,7 @@ impl Model {
             }
             Object::Node(node) => {
                 if self.nodes.get(&node.name) != Some(&node) {
+                    dirty.policies.nodes = true;
                     dirty.nodes.insert(node.name.clone());
                     self.nodes.insert(node.name.clone(), node);
                 }
@@ -138,6 +148,7 @@ impl Model {
             Object::Namespace(namespace) => {
                 if self.namespaces.get(&namespace.name) != Some(&namespace) {
                     dirty.namespaces = true;
+                    dirty.policies.namespaces.insert(namespace.name.clone());
                     self.namespaces.insert(namespace.name.clone(), namespace);
                 }
             }
@@ -155,10 +166,16 @@ impl Model {
             }
             Object::Pod(pod) => {
                 let name = pod.name.clone();
-                let neighbours = self.pods.sharing(&name, &pod.addresses);
+                let before = self.pods.rivals(&name);
                 if self.pods.insert(*pod) {
-                    dirty.pods.extend(neighbours);
-                    dirty.pods.insert(name);
+                    dirty.policies.pods.extend(before);
+                    dirty.policies.pods.extend(self.pods.rivals(&name));
+                }
+            }
+            Object::Policy(policy) => {
+                if self.policies.get(&policy.key) != Some(&policy) {
+                    dirty.policies.policies.insert(policy.key.clone());
+                    self.policies.insert(policy.key.clone(), *policy);
                 }
             }
         }
@@ -176,22 +193,34 @@ impl Model {
             ObjectKind::EndpointSlice => self.unlink(&key.name(), dirty),
             ObjectKind::Node => {
                 if self.nodes.remove(&key.name).is_some() {
+                    dirty.policies.nodes = true;
                     dirty.nodes.insert(key.name.clone());
                 }
             }
             ObjectKind::AddressPool => dirty.pools |= self.pools.remove(&key.name).is_some(),
-            ObjectKind::Namespace => dirty.namespaces |= self.namespaces.remove(&key.name).is_some(),
             ObjectKind::EgressPolicy => dirty.egress |= self.egress.remove(&key.name).is_some(),
             ObjectKind::StaticNat => {
                 if self.static_nats.remove(&key.name).is_some() {
                     dirty.static_nats.insert(key.name.clone());
                 }
             }
+            ObjectKind::Namespace => {
+                if self.namespaces.remove(&key.name).is_some() {
+                    dirty.namespaces = true;
+                    dirty.policies.namespaces.insert(key.name.clone());
+                }
+            }
             ObjectKind::Pod => {
-                let neighbours = self.pods.sharing(&key.name(), &[]);
-                if self.pods.remove(&key.name()) {
-                    dirty.pods.extend(neighbours);
-                    dirty.pods.insert(key.name());
+                let name = key.name();
+                let rivals = self.pods.rivals(&name);
+                if self.pods.remove(&name) {
+                    dirty.policies.pods.extend(rivals);
+                }
+            }
+            ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy => {
+                let key = policy_key(key);
+                if self.policies.remove(&key).is_some() {
+                    dirty.policies.policies.insert(key);
                 }
             }
         }
@@ -208,6 +237,9 @@ impl Model {
             ObjectKind::EgressPolicy => self.egress.contains_key(&key.name),
             ObjectKind::StaticNat => self.static_nats.contains_key(&key.name),
             ObjectKind::Pod => self.pods.get(&key.name()).is_some(),
+            ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy => {
+                self.policies.contains_key(&policy_key(key))
+            }
         }
     }
 
@@ -275,6 +307,22 @@ impl Model {
         &self.pods
     }
 
+    /// All policies in the order of their keys.
+    pub fn policies(&self) -> &BTreeMap<PolicyKey, Policy> {
+        &self.policies
+    }
+
+    /// What policies are resolved from.
+    pub fn resolve_policies(&self, index: &mut policies::Policies, changed: &policies::Changed) -> policies::Resolved {
+        let objects = policies::Objects {
+            pods: &self.pods,
+            namespaces: &|name| self.namespaces.get(name).map(|namespace| &namespace.labels),
+            policies: &|key| self.policies.get(key),
+            nodes: &|| self.nodes.values().collect(),
+        };
+        index.update(changed, &objects)
+    }
+
     fn link(&mut self, slice: EndpointSlice, dirty: &mut Dirty) {
         if let Some(service) = &slice.service {
             let service = Name { namespace: slice.name.namespace.clone(), name: service.clone() };
@@ -296,6 +344,15 @@ impl Model {
         }
         dirty.services.insert(service);
     }
+}
+
+/// The key of a policy by that of its object.
+pub(crate) fn policy_key(key: &ObjectKey) -> PolicyKey {
+    let kind = match key.kind {
+        ObjectKind::ClusterNetworkPolicy => PolicyKind::ClusterNetworkPolicy,
+        _ => PolicyKind::NetworkPolicy,
+    };
+    PolicyKey { kind, namespace: key.namespace.clone(), name: key.name.clone() }
 }
 
 #[cfg(test)]

@@ -17,13 +17,15 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use latency::Latency as Latencies;
 use office::Office;
+use policies::Policies;
 use tidegate_api::message::Response;
 use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
 
 use crate::config::NodeFile;
 use crate::health::{Check, Health};
 use crate::lease::Word;
-use crate::model::{Dirty, Model, Name, Object};
+use crate::model::policy::PolicyKey;
+use crate::model::{Dirty, Model, Name, Object, policy_key};
 use crate::problem::{Place, Problem, Severity};
 use crate::resolve::claim::Claims;
 use crate::resolve::note::Note;
@@ -50,6 +52,8 @@ mod allocation;
 mod egress;
 /// How long a change takes from its cause to the last worker.
 mod latency;
+/// Who may reach whom.
+mod policies;
 
 pub use latency::Told as Latency;
 
@@ -99,6 +103,7 @@ pub struct Reconciler {
     office: Office,
     allocation: Allocation,
     leaving: Leaving,
+    policies: Policies,
     latency: Latencies,
     latency_told: Instant,
     /// Objects whose present form is not used.
@@ -140,6 +145,7 @@ impl Reconciler {
             office: Office::default(),
             allocation,
             leaving: Leaving::default(),
+            policies: Policies::default(),
             latency: Latencies::default(),
             latency_told: Instant::now(),
             invalid: BTreeMap::new(),
@@ -244,6 +250,8 @@ impl Reconciler {
         if told {
             dirty.services.extend(self.allocation.expire());
         }
+        // Limits before what they limit.
+        self.resolve_policies(&mut dirty.policies);
         self.resolve_nodes(&dirty.nodes);
         self.resolve_site(&mut dirty);
         self.resolve_reach(&mut dirty);
@@ -295,6 +303,7 @@ impl Reconciler {
         problems.extend(self.office.problem());
         problems.extend(self.allocation.problems());
         problems.extend(self.leaving.problems().cloned());
+        problems.extend(self.policy_problems());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
             let object = object_key(key);
@@ -436,6 +445,9 @@ impl Reconciler {
             ObjectKind::EgressPolicy => Some(ResourceKey { kind: Kind::Egress, name: key.name.clone() }),
             ObjectKind::StaticNat => Some(ResourceKey { kind: Kind::StaticNat, name: key.name.clone() }),
             ObjectKind::Pod => Some(ResourceKey { kind: Kind::Pod, name: key.name().to_string() }),
+            ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy => {
+                Some(ResourceKey { kind: Kind::Policy, name: policy_key(key).resource() })
+            }
             ObjectKind::AddressPool | ObjectKind::Namespace => None,
         }
     }
@@ -816,6 +828,11 @@ fn object_key(key: &ResourceKey) -> ObjectKey {
         Kind::Egress => (ObjectKind::EgressPolicy, ("", key.name.as_str())),
         Kind::StaticNat => (ObjectKind::StaticNat, ("", key.name.as_str())),
         Kind::Gateway | Kind::Peer => (ObjectKind::Node, ("", key.name.as_str())),
+        Kind::Policy => match PolicyKey::of_resource(&key.name) {
+            Some(policy) => return policies::object_key(&policy),
+            None => (ObjectKind::NetworkPolicy, ("", key.name.as_str())),
+        },
+        Kind::Identity | Kind::IdentitySet => (ObjectKind::NetworkPolicy, ("", key.name.as_str())),
     };
     ObjectKey { kind, namespace: namespace.into(), name: name.into() }
 }

@@ -48,6 +48,8 @@ pub const RIGHTS: &[Right] = &[
     cluster("", "nodes", FOLLOW, "the overlay: this gateway and its peers"),
     cluster("", "namespaces", FOLLOW, "labels that pools choose by"),
     cluster("", "pods", FOLLOW, "whose an address is"),
+    cluster("networking.k8s.io", "networkpolicies", FOLLOW, "who may reach whom"),
+    cluster("policy.networking.k8s.io", "clusternetworkpolicies", FOLLOW, "who may reach whom, in all namespaces"),
     cluster("tidegate.io", "addresspools", FOLLOW, "addresses to hand out"),
     cluster("tidegate.io", "addresspools/status", &["patch"], "how many are left"),
     cluster("events.k8s.io", "events", &["create", "patch"], "what happened to a Service"),

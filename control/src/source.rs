@@ -46,8 +46,12 @@ pub enum ObjectKind {
     StaticNat,
     /// `v1` Namespace.
     Namespace,
-    /// `v1` Pod, which only an API server knows with its addresses.
+    /// `v1` Pod; one from a file has its addresses in `status`.
     Pod,
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
 }
 
 /// Kind, namespace and name: the key of an object.
@@ -175,7 +179,7 @@ impl Batch {
 
 impl ObjectKind {
     /// All kinds that a manifest may have.
-    pub const ALL: [ObjectKind; 7] = [
+    pub const ALL: [ObjectKind; 10] = [
         ObjectKind::Service,
         ObjectKind::EndpointSlice,
         ObjectKind::Node,
@@ -183,6 +187,9 @@ impl ObjectKind {
         ObjectKind::AddressPool,
         ObjectKind::EgressPolicy,
         ObjectKind::StaticNat,
+        ObjectKind::Pod,
+        ObjectKind::NetworkPolicy,
+        ObjectKind::ClusterNetworkPolicy,
     ];
 
     /// The kind of that name and group, if it is one of ours.
@@ -195,6 +202,9 @@ impl ObjectKind {
             ("tidegate.io/v1alpha1", "EgressPolicy") => Some(ObjectKind::EgressPolicy),
             ("tidegate.io/v1alpha1", "StaticNat") => Some(ObjectKind::StaticNat),
             ("v1", "Namespace") => Some(ObjectKind::Namespace),
+            ("v1", "Pod") => Some(ObjectKind::Pod),
+            ("networking.k8s.io/v1", "NetworkPolicy") => Some(ObjectKind::NetworkPolicy),
+            ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => Some(ObjectKind::ClusterNetworkPolicy),
             _ => None,
         }
     }
@@ -205,7 +215,8 @@ impl ObjectKind {
         let ours = match api_version.split_once('/') {
             None => true,
             Some((group, _)) => {
-                ["discovery.k8s.io", "tidegate.io"].into_iter().any(|ours| group.eq_ignore_ascii_case(ours))
+                let groups = ["discovery.k8s.io", "tidegate.io", "networking.k8s.io", "policy.networking.k8s.io"];
+                groups.into_iter().any(|ours| group.eq_ignore_ascii_case(ours))
             }
         };
         ObjectKind::ALL.into_iter().find(|meant| ours && meant.to_string().eq_ignore_ascii_case(kind))
@@ -222,12 +233,20 @@ impl ObjectKind {
             ObjectKind::StaticNat => "apiVersion: tidegate.io/v1alpha1, kind: StaticNat",
             ObjectKind::Namespace => "apiVersion: v1, kind: Namespace",
             ObjectKind::Pod => "apiVersion: v1, kind: Pod",
+            ObjectKind::NetworkPolicy => "apiVersion: networking.k8s.io/v1, kind: NetworkPolicy",
+            ObjectKind::ClusterNetworkPolicy => {
+                "apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy"
+            }
         }
     }
 
     /// Whether its objects are in namespaces.
     pub fn is_namespaced(self) -> bool {
-        matches!(self, ObjectKind::Service | ObjectKind::EndpointSlice | ObjectKind::Pod)
+        match self {
+            ObjectKind::Service | ObjectKind::EndpointSlice | ObjectKind::Pod | ObjectKind::NetworkPolicy => true,
+            ObjectKind::Node | ObjectKind::AddressPool | ObjectKind::Namespace => false,
+            ObjectKind::ClusterNetworkPolicy | ObjectKind::EgressPolicy | ObjectKind::StaticNat => false,
+        }
     }
 }
 

@@ -31,6 +31,12 @@ pub mod staticnat;
 pub mod namespace;
 /// `v1` Pod.
 pub mod pod;
+/// `networking.k8s.io/v1` NetworkPolicy.
+pub mod networkpolicy;
+/// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+pub mod clusternetworkpolicy;
+/// A label selector.
+mod selector;
 
 /// Who fills in the fields that people leave out of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +104,13 @@ pub fn read(
         }
         ObjectKind::StaticNat => staticnat::read(&key.name, &typed(value, unknown)?).map(Object::StaticNat),
         ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
-        ObjectKind::Pod => Err(Invalid::new("kind", "Pods are read from an API server only")),
+        ObjectKind::Pod => pod::read_object(key.name(), &typed(value, unknown)?).map(|pod| Object::Pod(Box::new(pod))),
+        ObjectKind::NetworkPolicy => {
+            networkpolicy::read(&key.name(), &typed(value, unknown)?).map(|policy| Object::Policy(Box::new(policy)))
+        }
+        ObjectKind::ClusterNetworkPolicy => {
+            clusternetworkpolicy::read(&key.name, &typed(value, None)?).map(|policy| Object::Policy(Box::new(policy)))
+        }
     }
 }
 

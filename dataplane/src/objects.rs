@@ -441,6 +441,8 @@ fn claims(resource: &Resource) -> Vec<(ClaimedBy, Claim)> {
                 list.push((ClaimedBy::entry("addresses", number), Claim::Pod(*address)));
             }
         }
+        // Nothing about who may reach whom is anybody's alone.
+        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) => {}
         // Egress policies may share addresses: ports are given out by address.
         Body::Egress(_) => {}
         Body::StaticNat(nat) => match nat.ports.as_slice() {

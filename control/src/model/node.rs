@@ -1,6 +1,6 @@
 //! A Node: which pod prefixes live on it and how flannel's VXLAN reaches it (V-021).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -21,6 +21,10 @@ pub struct Node {
     pub excluded: bool,
     /// Its labels that are not "false", by which the gateways of a set are found.
     pub labels: BTreeSet<String>,
+    /// All its labels, by which policies find it.
+    pub label_values: BTreeMap<String, String>,
+    /// Every address of `status.addresses`, sorted: what policies know as the Node's (P-107).
+    pub all_addresses: BTreeSet<IpAddr>,
     /// Internal addresses of `status.addresses`, as listed (S-065).
     pub addresses: Vec<IpAddr>,
     /// What flannel says, or why this Node is not part of the VXLAN overlay.

@@ -83,12 +83,6 @@ impl Pods {
         true
     }
 
-    /// Pods that have an address in common with what that Pod has now, or with `addresses`.
-    pub fn sharing(&self, name: &Name, addresses: &[IpAddr]) -> BTreeSet<Name> {
-        let present = self.pods.get(name).map_or(&[][..], |pod| &pod.addresses);
-        present.iter().chain(addresses).filter_map(|address| self.at.get(address)).flatten().cloned().collect()
-    }
-
     /// The Pod of that name.
     pub fn get(&self, name: &Name) -> Option<&Pod> {
         self.pods.get(name)
@@ -97,6 +91,13 @@ impl Pods {
     /// The Pod that has that address; the first by name while several claim it.
     pub fn at(&self, address: IpAddr) -> Option<&Pod> {
         self.at.get(&address)?.first().and_then(|name| self.pods.get(name))
+    }
+
+    /// That Pod and those that claim an address of it.
+    pub fn rivals(&self, name: &Name) -> BTreeSet<Name> {
+        let addresses = self.pods.get(name).into_iter().flat_map(|pod| &pod.addresses);
+        let claimants = addresses.filter_map(|address| self.at.get(address)).flatten();
+        claimants.chain([name]).cloned().collect()
     }
 
     /// All Pods, in no order.

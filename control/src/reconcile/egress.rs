@@ -45,14 +45,20 @@ impl Reconciler {
         }
         let everyone = dirty.egress || dirty.namespaces;
         let names: BTreeSet<Name> = match everyone {
-            true => self.model.pods().iter().map(|pod| pod.name.clone()).chain(dirty.pods.iter().cloned()).collect(),
-            false => dirty.pods.clone(),
+            true => self
+                .model
+                .pods()
+                .iter()
+                .map(|pod| pod.name.clone())
+                .chain(dirty.policies.pods.iter().cloned())
+                .collect(),
+            false => dirty.policies.pods.clone(),
         };
         for name in &names {
             self.resolve_pod(name);
         }
         let is_touched = |target: &Target| match target {
-            Target::Pod(pod) => dirty.pods.contains(pod),
+            Target::Pod(pod) => dirty.policies.pods.contains(pod),
             Target::Address(_) => false,
         };
         let nats: BTreeSet<String> =
@@ -134,7 +140,7 @@ impl Reconciler {
         let namespace = self.model.namespace(&name.namespace).unwrap_or(&nameless);
         let egress = egress::selecting(self.model.egress(), namespace, pod);
         let is_its_own = |address| self.model.pods().at(address).is_some_and(|owner| owner.name == pod.name);
-        pod::resolve(pod, 0, egress, is_its_own)
+        pod::resolve(pod, self.policies.identity(name), egress, is_its_own)
     }
 
     fn resolve_static_nat(&mut self, name: &str) {

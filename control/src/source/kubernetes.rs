@@ -20,7 +20,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Deliver, ObjectKind, Running, Source};
 use crate::watch::{Dialect, Exposed};
 use follow::{Follow, Told};
-use kinds::{AddressPool, EgressPolicy, EndpointSlice, Namespace, Node, Pod, Service, StaticNat, Watched};
+use kinds::{
+    AddressPool, ClusterNetworkPolicy, EgressPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service,
+    StaticNat, Watched,
+};
 use ledger::Ledger;
 
 /// The kinds as they are taken from the API.
@@ -153,6 +156,8 @@ impl Kubernetes {
         spawn.follow::<Node>(&mut ledger, "nodes", false);
         spawn.follow::<Namespace>(&mut ledger, "namespaces", false);
         spawn.follow::<Pod>(&mut ledger, "pods", false);
+        spawn.follow::<NetworkPolicy>(&mut ledger, "networkpolicies in networking.k8s.io", false);
+        spawn.follow::<ClusterNetworkPolicy>(&mut ledger, "clusternetworkpolicies in policy.networking.k8s.io", false);
         spawn.follow::<AddressPool>(&mut ledger, "addresspools in tidegate.io", false);
         spawn.follow::<EgressPolicy>(&mut ledger, "egresspolicies in tidegate.io", false);
         spawn.follow::<StaticNat>(&mut ledger, "staticnats in tidegate.io", false);

@@ -227,10 +227,10 @@ mod tests {
 
     #[test]
     fn lists_of_both_forms_are_opened() {
-        let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: a}}\n- {kind: Pod, apiVersion: v1}\n";
+        let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: a}}\n- {kind: ConfigMap, apiVersion: v1}\n";
         let content = parse("a.yaml", list).unwrap();
         assert_eq!(keys(&content), ["Service default/a"]);
-        assert_eq!(content.unknown, ["v1 Pod".to_string()].into());
+        assert_eq!(content.unknown, ["v1 ConfigMap".to_string()].into());
         let typed = r#"{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSliceList","items":[{"metadata":{"name":"s","namespace":"n"}},{"metadata":{}}]}"#;
         let content = parse("a.json", typed).unwrap();
         assert_eq!(keys(&content), ["EndpointSlice n/s"]);

@@ -52,6 +52,8 @@ pub(crate) fn read(name: &str, object: &api::Node) -> Result<Node, Invalid> {
         // S-006: "false" is not excluded; what cannot be read as a truth value is.
         excluded: object.labels().get(EXCLUDE_LABEL).is_some_and(|value| !is_false(value)),
         labels: object.labels().iter().filter(|(_, value)| !is_false(value)).map(|(name, _)| name.clone()).collect(),
+        label_values: object.labels().clone(),
+        all_addresses: listed_addresses(object).filter_map(|entry| entry.address.parse().ok()).collect(),
         addresses: addresses(object),
         overlay: overlay(object.annotations())?,
     })
@@ -65,9 +67,8 @@ fn is_false(value: &str) -> bool {
 /// Addresses of the Node itself. An external one may belong to a translator before it, where nothing arrives for it.
 /// Names and what cannot be reached from elsewhere are left out: a Node with one is still a good Node.
 fn addresses(object: &api::Node) -> Vec<IpAddr> {
-    let listed = object.status.iter().flat_map(|status| status.addresses.iter().flatten());
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for entry in listed.filter(|entry| entry.type_ == "InternalIP") {
+    for entry in listed_addresses(object).filter(|entry| entry.type_ == "InternalIP") {
         if let Ok(ip) = address(&entry.address, "status.addresses")
             && !addresses.contains(&ip)
         {
@@ -75,6 +76,10 @@ fn addresses(object: &api::Node) -> Vec<IpAddr> {
         }
     }
     addresses
+}
+
+fn listed_addresses(object: &api::Node) -> impl Iterator<Item = &api::NodeAddress> {
+    object.status.iter().flat_map(|status| status.addresses.iter().flatten())
 }
 
 fn cidr(text: &str, field: impl Into<String>) -> Result<IpNet, Invalid> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use k8s_openapi::api::core::v1 as api;
 use serde::Deserialize;
 use tidegate_api::resource::Protocol;
 
@@ -79,6 +80,37 @@ pub(crate) fn read(name: Name, labels: BTreeMap<String, String>, spec: Spec, sta
         ended: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
         ports,
     })
+}
+
+/// The same from a whole object.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_object(name: Name, object: &api::Pod) -> Result<Pod, Invalid> {
+    let spec = object.spec.as_ref();
+    let containers = spec.map_or(&[][..], |spec| &spec.containers);
+    let containers = containers.iter().map(|container| {
+        let ports = container.ports.iter().flatten().map(|port| ContainerPort {
+            name: port.name.clone().unwrap_or_default(),
+            container_port: port.container_port,
+            protocol: port.protocol.clone(),
+        });
+        Container { ports: ports.collect() }
+    });
+    let spec = Spec {
+        node_name: spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+        host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
+        containers: containers.collect(),
+    };
+    let status = object.status.as_ref();
+    let listed = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
+    let mut pod_ips: Vec<PodIp> = listed.iter().map(|entry| PodIp { ip: entry.ip.clone() }).collect();
+    // People write the one address; an API server always lists it too.
+    if let (true, Some(ip)) = (pod_ips.is_empty(), status.and_then(|status| status.pod_ip.clone())) {
+        pod_ips.push(PodIp { ip });
+    }
+    let phase = status.and_then(|status| status.phase.clone()).unwrap_or_default();
+    read(name, object.metadata.labels.clone().unwrap_or_default(), spec, Status { phase, pod_ips })
 }
 
 fn kind(text: Option<&str>, field: String) -> Result<Protocol, Invalid> {

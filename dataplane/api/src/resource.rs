@@ -13,9 +13,14 @@ use serde::{Deserialize, Serialize};
 mod pod;
 /// Translation of what leaves the cluster.
 mod egress;
+/// Network policy: identities, sets of them, rules.
+mod policy;
 
 pub use egress::{Egress, Filtering, Mapping, MappingClass, PortForward, PortTimeout, StaticNat};
 pub use pod::Pod;
+pub use policy::{
+    Action, Identity, IdentitySet, NamedPort, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Tier,
+};
 
 /// Six octets of a link-layer address, in wire order; text form `02:00:5e:10:00:01`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -30,7 +35,8 @@ pub struct ResourceKey {
     pub name: String,
 }
 
-/// The kinds of resolved objects this version knows.
+/// The kinds of resolved objects this version knows, in the order in which they are sent: what limits others goes before
+/// what it limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -38,10 +44,16 @@ pub enum Kind {
     Gateway,
     /// Another node of the overlay: where its pods live and how to reach them.
     Peer,
-    /// A Service with its frontends and endpoints.
-    Service,
+    /// Pods that no policy can tell apart.
+    Identity,
+    /// The pods that one selector means.
+    IdentitySet,
+    /// Rules about who may reach whom.
+    Policy,
     /// A pod that some policy selects.
     Pod,
+    /// A Service with its frontends and endpoints.
+    Service,
     /// How selected pods reach the outside.
     Egress,
     /// An external address or port that is always the same pod's.
@@ -69,6 +81,12 @@ pub enum Body {
     Peer(Peer),
     /// See [`Service`].
     Service(Service),
+    /// See [`Identity`].
+    Identity(Identity),
+    /// See [`IdentitySet`].
+    IdentitySet(IdentitySet),
+    /// See [`Policy`].
+    Policy(Policy),
     /// See [`Pod`].
     Pod(Pod),
     /// See [`Egress`].
@@ -382,7 +400,17 @@ fn one() -> u16 {
 
 impl Kind {
     /// Every kind, in the order of keys.
-    pub const ALL: [Kind; 6] = [Kind::Gateway, Kind::Peer, Kind::Service, Kind::Pod, Kind::Egress, Kind::StaticNat];
+    pub const ALL: [Kind; 9] = [
+        Kind::Gateway,
+        Kind::Peer,
+        Kind::Identity,
+        Kind::IdentitySet,
+        Kind::Policy,
+        Kind::Pod,
+        Kind::Service,
+        Kind::Egress,
+        Kind::StaticNat,
+    ];
 }
 
 impl Body {
@@ -392,6 +420,9 @@ impl Body {
             Body::Gateway(_) => Kind::Gateway,
             Body::Peer(_) => Kind::Peer,
             Body::Service(_) => Kind::Service,
+            Body::Identity(_) => Kind::Identity,
+            Body::IdentitySet(_) => Kind::IdentitySet,
+            Body::Policy(_) => Kind::Policy,
             Body::Pod(_) => Kind::Pod,
             Body::Egress(_) => Kind::Egress,
             Body::StaticNat(_) => Kind::StaticNat,
@@ -440,6 +471,9 @@ impl std::fmt::Display for Kind {
             Kind::Gateway => "gateway",
             Kind::Peer => "peer",
             Kind::Service => "service",
+            Kind::Identity => "identity",
+            Kind::IdentitySet => "identity set",
+            Kind::Policy => "policy",
             Kind::Pod => "pod",
             Kind::Egress => "egress policy",
             Kind::StaticNat => "static NAT",

@@ -276,6 +276,7 @@ impl Compiler {
                     Kind::Gateway => moved.gateway = true,
                     Kind::Peer => moved.peers = true,
                     Kind::Pod | Kind::Egress | Kind::StaticNat => {}
+                    Kind::Identity | Kind::IdentitySet | Kind::Policy => {}
                     Kind::Service => {
                         let of = |resource: &Option<Arc<Resource>>| -> Vec<Place> {
                             resource.iter().flat_map(|resource| places(resource)).map(|(_, place)| place).collect()

@@ -41,6 +41,7 @@ pub fn places(resource: &Resource) -> impl Iterator<Item = ((&'static str, usize
     let service = match &resource.body {
         Body::Service(service) => Some(service),
         Body::Gateway(_) | Body::Peer(_) | Body::Pod(_) | Body::Egress(_) | Body::StaticNat(_) => None,
+        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) => None,
     };
     service.into_iter().flat_map(of_service)
 }

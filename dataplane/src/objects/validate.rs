@@ -16,6 +16,9 @@ use tidegate_api::resource::{
 
 use crate::kernel::Layout;
 
+/// Identities, sets of them, and policies.
+mod policy;
+
 /// Largest VXLAN network identifier: 24 bits (RFC 7348 section 5).
 const VNI_MAX: u32 = (1 << 24) - 1;
 /// Longest object name in bytes: namespace, slash and name of Kubernetes have 63 + 1 + 253.
@@ -69,6 +72,9 @@ pub fn resource(resource: &Resource) -> Checked {
         Body::Gateway(gateway) => check_gateway(gateway),
         Body::Peer(peer) => check_peer(peer),
         Body::Service(service) => check_service(service),
+        Body::Identity(identity) => policy::check_identity(&resource.name, identity),
+        Body::IdentitySet(set) => policy::check_set(set),
+        Body::Policy(object) => policy::check(object),
         Body::Pod(pod) => check_pod(pod),
         Body::Egress(egress) => check_egress(egress),
         Body::StaticNat(nat) => check_static_nat(nat),
@@ -119,6 +125,7 @@ pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
                 own.map_or(Ok(()), |own| Err(format!("{field}: {prefix} holds {}, this machine's own", own.address)))
             })
         }),
+        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) => Ok(()),
         Body::Pod(pod) => each("addresses", &pod.addresses, |field, address| free(field, *address)),
         Body::Egress(egress) => each("addresses", &egress.addresses, |field, address| free(field, *address)),
         Body::StaticNat(nat) => free("external".into(), nat.external),

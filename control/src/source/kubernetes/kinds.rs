@@ -4,11 +4,14 @@
 //! field, images of nodes, volumes of pods); leaving it out while parsing costs nothing and saves most of the memory and
 //! half of the time of a list of a whole cluster. Refuses to know what the fields mean: [`crate::watch`] reads them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
+use k8s_openapi::ClusterResourceScope;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, Time};
 use kube::Resource;
 use serde::de::DeserializeOwned;
@@ -232,6 +235,81 @@ own_kind!(
     StaticNat,
     crate::crd::staticnat::StaticNat
 );
+/// A NetworkPolicy. Its rules are kept as they arrived: one that cannot be read must not make the whole list unreadable.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = networking::NetworkPolicy)]
+pub(super) struct NetworkPolicy {
+    #[serde(deserialize_with = "slim")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Value,
+}
+
+impl Watched for NetworkPolicy {
+    const KIND: ObjectKind = ObjectKind::NetworkPolicy;
+    /// Without it, what is to be closed would be open.
+    const NEEDED: bool = true;
+
+    fn read(self, key: ObjectKey, exposed: Exposed) -> Reading {
+        read_spec(key, self.spec, exposed)
+    }
+}
+
+/// A ClusterNetworkPolicy. Its definition is somebody else's, may be another version's, and may not be there.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct ClusterNetworkPolicy {
+    #[serde(deserialize_with = "slim")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Value,
+}
+
+impl Resource for ClusterNetworkPolicy {
+    type DynamicType = ();
+    type Scope = ClusterResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        "ClusterNetworkPolicy".into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        "policy.networking.k8s.io".into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        "v1alpha2".into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        "clusternetworkpolicies".into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl Watched for ClusterNetworkPolicy {
+    const KIND: ObjectKind = ObjectKind::ClusterNetworkPolicy;
+    const NEEDED: bool = false;
+
+    fn read(self, key: ObjectKey, exposed: Exposed) -> Reading {
+        read_spec(key, self.spec, exposed)
+    }
+}
+
+fn read_spec(key: ObjectKey, spec: Value, exposed: Exposed) -> Reading {
+    let object = match spec {
+        Value::Null => json!({}),
+        spec => json!({ "spec": spec }),
+    };
+    let read = watch::read(&key, &object, Dialect::Cluster, exposed, &mut Vec::new());
+    reading(key, read)
+}
 
 fn reading(key: ObjectKey, object: Result<Object, Invalid>) -> Reading {
     Reading { key, object, service: None, record: None, triggered_at: None }

@@ -1,0 +1,121 @@
+//! Who may reach whom: from changed policies, pods and namespaces to what the dataplane is to have.
+//!
+//! Owns what is wrong with policies that are used all the same: fields read as closed, and priorities that two of a tier
+//! share.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tidegate_api::resource::{Kind, Tier};
+
+use super::Reconciler;
+use crate::model::Name;
+use crate::model::policy::{Policy, PolicyKey, PolicyKind};
+use crate::policies::{Changed, Policies as Index};
+use crate::problem::{Problem, Severity};
+use crate::source::{ObjectKey, ObjectKind};
+
+/// Complaints listed of one policy.
+const COMPLAINTS_TOLD_MAX: usize = 8;
+/// Policies that are listed; of the others only the number is told.
+const POLICIES_TOLD_MAX: usize = 100;
+
+/// The index, and what is found wrong.
+#[derive(Default)]
+pub(super) struct Policies {
+    index: Index,
+    complaints: BTreeMap<PolicyKey, Vec<(String, String)>>,
+    /// ClusterNetworkPolicies by tier and priority (P-101).
+    priorities: BTreeMap<Tier, BTreeSet<PolicyKey>>,
+    tiers: BTreeMap<PolicyKey, Tier>,
+}
+
+impl Reconciler {
+    /// Resolves again what `changed` touches, but for Pods: those whose identity may be another now are added to it.
+    pub(super) fn resolve_policies(&mut self, changed: &mut Changed) {
+        if *changed == Changed::default() {
+            return;
+        }
+        for key in &changed.policies {
+            self.policies.judge(key, self.model.policies().get(key));
+        }
+        for (key, resource) in self.model.resolve_policies(&mut self.policies.index, changed) {
+            match key.name.split_once('/') {
+                Some((namespace, name)) if key.kind == Kind::Pod => {
+                    changed.pods.insert(Name { namespace: namespace.into(), name: name.into() });
+                }
+                _ => drop(self.want(key, resource)),
+            }
+        }
+    }
+
+    /// What is wrong with policies that are used.
+    pub(super) fn policy_problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let at = |problem: Problem, key: &PolicyKey| {
+            let object = object_key(key);
+            Problem { place: self.places.get(&object).cloned(), ..problem.about(&object) }
+        };
+        for (key, complaints) in self.policies.complaints.iter().take(POLICIES_TOLD_MAX) {
+            for (field, message) in complaints.iter().take(COMPLAINTS_TOLD_MAX) {
+                let problem = Problem::new(Severity::Error, "PolicyPartlyUnreadable", message.clone());
+                problems.push(at(problem, key).in_field(field.clone()));
+            }
+        }
+        if let Some(more) = self.policies.complaints.len().checked_sub(POLICIES_TOLD_MAX).filter(|more| *more > 0) {
+            let message = format!("{more} more policies have fields that cannot be worked with");
+            problems.push(Problem::new(Severity::Error, "PolicyPartlyUnreadable", message));
+        }
+        let shared = self.policies.priorities.values().filter(|keys| keys.len() > 1);
+        for keys in shared.take(POLICIES_TOLD_MAX) {
+            let names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
+            let message = format!(
+                "{} of one tier share a priority: their rules are asked in the order of their names, and elsewhere perhaps \
+                 in another",
+                names.join(", ")
+            );
+            if let Some(first) = keys.first() {
+                problems.push(at(Problem::new(Severity::Warning, "EqualPriorities", message), first));
+            }
+        }
+        problems
+    }
+}
+
+impl Policies {
+    /// What a Pod is known as; 0: no policy looks at it.
+    pub(super) fn identity(&self, pod: &Name) -> u32 {
+        self.index.identity(pod)
+    }
+
+    /// Notes what is to be told of a policy.
+    fn judge(&mut self, key: &PolicyKey, policy: Option<&Policy>) {
+        let before = match policy {
+            Some(policy) if key.kind == PolicyKind::ClusterNetworkPolicy => self.tiers.insert(key.clone(), policy.tier),
+            _ => self.tiers.remove(key),
+        };
+        if let Some(tier) = before
+            && let Some(keys) = self.priorities.get_mut(&tier)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.priorities.remove(&tier);
+            }
+        }
+        if let Some(tier) = self.tiers.get(key) {
+            self.priorities.entry(*tier).or_default().insert(key.clone());
+        }
+        match policy.filter(|policy| !policy.complaints.is_empty()) {
+            Some(policy) => drop(self.complaints.insert(key.clone(), policy.complaints.clone())),
+            None => drop(self.complaints.remove(key)),
+        }
+    }
+}
+
+/// The object that a policy is.
+pub(super) fn object_key(key: &PolicyKey) -> ObjectKey {
+    let kind = match key.kind {
+        PolicyKind::NetworkPolicy => ObjectKind::NetworkPolicy,
+        PolicyKind::ClusterNetworkPolicy => ObjectKind::ClusterNetworkPolicy,
+    };
+    ObjectKey { kind, namespace: key.namespace.clone(), name: key.name.clone() }
+}

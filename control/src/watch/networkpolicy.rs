@@ -1,0 +1,187 @@
+//! A NetworkPolicy read from its manifest (P-001 … P-027).
+//!
+//! Owns the defaults and what an API server checks. A rule allows, so what in it cannot be worked with matches nothing, is
+//! said, and leaves the rest as it is: a slip of the pen must not open what the object is there to close. An object whose
+//! subjects are not known cannot be used at all.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::networking::v1 as api;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tidegate_api::resource::{Action, PolicyPort, PortMatch, Tier};
+
+use super::{Invalid, port, protocol, selector};
+use crate::model::Name;
+use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, PolicyKind, Rule};
+use crate::model::selector::Selector;
+
+/// Most exceptions of one block: an API server's object has room for some tens of thousands.
+const EXCEPT_MAX: usize = 65_536;
+
+/// Takes down what is closed instead of read.
+pub(super) type Complain<'a> = &'a mut dyn FnMut(Invalid);
+
+/// Reads one NetworkPolicy.
+///
+/// # Errors
+/// When it cannot be told which pods it is about.
+pub(crate) fn read(name: &Name, object: &api::NetworkPolicy) -> Result<Policy, Invalid> {
+    let mut complaints = Vec::new();
+    let spec = object.spec.clone().unwrap_or_default();
+    let pods = match &spec.pod_selector {
+        Some(pods) => selector::read(pods, "spec.podSelector")?,
+        None => Selector::default(),
+    };
+    let mut complain = |complaint: Invalid| complaints.push((complaint.field, complaint.message));
+    let mut ingress = Vec::new();
+    for (index, rule) in spec.ingress.iter().flatten().enumerate() {
+        let field = format!("spec.ingress[{index}]");
+        let peers = peers(rule.from.as_deref(), &name.namespace, &format!("{field}.from"), &mut complain);
+        ingress.push(accept(peers, ports(rule.ports.as_deref(), &field, &mut complain)));
+    }
+    let mut egress = Vec::new();
+    for (index, rule) in spec.egress.iter().flatten().enumerate() {
+        let field = format!("spec.egress[{index}]");
+        let peers = peers(rule.to.as_deref(), &name.namespace, &format!("{field}.to"), &mut complain);
+        egress.push(accept(peers, ports(rule.ports.as_deref(), &field, &mut complain)));
+    }
+    // P-002: what is listed is meant; nothing listed means ingress, and egress if it has rules.
+    let isolates = match spec.policy_types.as_deref().unwrap_or_default() {
+        [] => [true, !egress.is_empty()],
+        types => {
+            for (index, other) in
+                types.iter().enumerate().filter(|(_, it)| !matches!(it.as_str(), "Ingress" | "Egress"))
+            {
+                complain(Invalid::new(
+                    format!("spec.policyTypes[{index}]"),
+                    format!("{other:?} is not Ingress or Egress"),
+                ));
+            }
+            ["Ingress", "Egress"].map(|direction| types.iter().any(|it| it == direction))
+        }
+    };
+    let key = PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: name.namespace.clone(), name: name.name.clone() };
+    let subjects = Pods { namespaces: Namespaces::One(name.namespace.clone()), pods };
+    Ok(Policy { key, tier: Tier::Namespace, subjects, isolates, ingress, egress, complaints })
+}
+
+fn accept(peers: Option<Vec<Peer>>, ports: Option<Vec<PolicyPort>>) -> Rule {
+    Rule { name: String::new(), action: Action::Accept, peers, ports }
+}
+
+/// P-007: no list and an empty one are everybody.
+fn peers(
+    listed: Option<&[api::NetworkPolicyPeer]>,
+    namespace: &str,
+    field: &str,
+    complain: Complain<'_>,
+) -> Option<Vec<Peer>> {
+    let listed = listed.filter(|listed| !listed.is_empty())?;
+    let mut peers = Vec::new();
+    for (index, entry) in listed.iter().enumerate() {
+        match peer(entry, namespace, &format!("{field}[{index}]")) {
+            Ok(peer) => peers.push(peer),
+            Err(complaint) => complain(complaint),
+        }
+    }
+    Some(peers)
+}
+
+/// P-008, P-020: a block of addresses, or pods.
+fn peer(entry: &api::NetworkPolicyPeer, namespace: &str, field: &str) -> Result<Peer, Invalid> {
+    let namespaces = entry.namespace_selector.as_ref();
+    let namespaces = namespaces.map(|it| selector::read(it, &format!("{field}.namespaceSelector"))).transpose()?;
+    let pods = entry.pod_selector.as_ref().map(|it| selector::read(it, &format!("{field}.podSelector"))).transpose()?;
+    match (&entry.ip_block, namespaces, pods) {
+        (Some(block), None, None) => network(block, &format!("{field}.ipBlock")),
+        (Some(_), ..) => Err(Invalid::new(field, "has an ipBlock and selectors; it matches nothing")),
+        (None, None, None) => Err(Invalid::new(field, "has nothing that this version knows; it matches nothing")),
+        (None, namespaces, pods) => Ok(Peer::Pods(Pods {
+            namespaces: namespaces.map_or_else(|| Namespaces::One(namespace.into()), Namespaces::Matching),
+            pods: pods.unwrap_or_default(),
+        })),
+    }
+}
+
+fn network(block: &api::IPBlock, field: &str) -> Result<Peer, Invalid> {
+    let prefix = cidr(&block.cidr, format!("{field}.cidr"))?;
+    let listed = block.except.as_deref().unwrap_or_default();
+    if listed.len() > EXCEPT_MAX {
+        return Err(Invalid::new(
+            format!("{field}.except"),
+            format!("has over {EXCEPT_MAX} entries; the block matches nothing"),
+        ));
+    }
+    let mut except = Vec::with_capacity(listed.len());
+    for (index, text) in listed.iter().enumerate() {
+        let field = format!("{field}.except[{index}]");
+        let inner = cidr(text, field.clone())?;
+        if !(prefix.contains(&inner) && inner.prefix_len() > prefix.prefix_len()) {
+            return Err(Invalid::new(
+                field,
+                format!("{inner} is not strictly within {prefix}; the block matches nothing"),
+            ));
+        }
+        except.push(inner);
+    }
+    Ok(Peer::Network(prefix, except))
+}
+
+/// A prefix, its host bits cleared, in the family that packets have.
+pub(super) fn cidr(text: &str, field: String) -> Result<IpNet, Invalid> {
+    let prefix: IpNet = text.trim().parse().map_err(|_| {
+        Invalid::new(field.clone(), format!("{text:?} is not a prefix like 192.0.2.0/24 or 2001:db8::/32"))
+    })?;
+    if let IpAddr::V6(v6) = prefix.addr()
+        && v6.to_ipv4_mapped().is_some()
+        && prefix.prefix_len() >= 96
+    {
+        return Err(Invalid::new(field, format!("{text:?} is IPv4 written as IPv6; write it as IPv4")));
+    }
+    Ok(prefix.trunc())
+}
+
+/// P-007, P-023: no list and an empty one are every port of every protocol.
+fn ports(listed: Option<&[api::NetworkPolicyPort]>, field: &str, complain: Complain<'_>) -> Option<Vec<PolicyPort>> {
+    let listed = listed.filter(|listed| !listed.is_empty())?;
+    let mut ports = Vec::new();
+    for (index, entry) in listed.iter().enumerate() {
+        match policy_port(entry, &format!("{field}.ports[{index}]")) {
+            Ok(port) => ports.push(port),
+            Err(complaint) => complain(complaint),
+        }
+    }
+    Some(ports)
+}
+
+fn policy_port(entry: &api::NetworkPolicyPort, field: &str) -> Result<PolicyPort, Invalid> {
+    let protocol = protocol(entry.protocol.as_deref(), format!("{field}.protocol"))?;
+    let end = |port: &str| match entry.end_port {
+        None => Ok(()),
+        Some(_) => Err(Invalid::new(
+            format!("{field}.endPort"),
+            format!("needs a port number, and {port}; it matches nothing"),
+        )),
+    };
+    let matched = match &entry.port {
+        None => end("there is none").map(|()| PortMatch::ALL)?,
+        Some(IntOrString::String(name)) => {
+            end("there is a name")?;
+            if name.is_empty() {
+                return Err(Invalid::new(format!("{field}.port"), "is an empty name; it matches nothing"));
+            }
+            PortMatch::Named(name.clone())
+        }
+        Some(IntOrString::Int(number)) => {
+            let first = port(*number, format!("{field}.port"))?;
+            let last = entry.end_port.map_or(Ok(first), |end| port(end, format!("{field}.endPort")))?;
+            if last < first {
+                let message = format!("{last} is below the port {first}; it matches nothing");
+                return Err(Invalid::new(format!("{field}.endPort"), message));
+            }
+            PortMatch::Range(first, last)
+        }
+    };
+    Ok(PolicyPort { protocol, port: matched })
+}
