@@ -155,7 +155,7 @@ fn what_cannot_be_said_is_refused_or_named() {
         ("-A -t 203.0.113.10:80 -s rr -b flag-1".into(), false, "flag-1"),
         ("-A -u 203.0.113.10:53 -s rr -o".into(), false, "one-packet"),
         ("-A -t 203.0.113.10:53 -s rr -o".into(), false, "for UDP"),
-        ("-A --sctp-service 203.0.113.10:9 -s rr".into(), false, "SCTP"),
+        ("-A --sctp-service 203.0.113.10:9 -s rr -o".into(), false, "for UDP"),
     ] {
         let imported = convert(&rules, "default");
         assert_eq!(imported.complaints.len(), 1, "{rules}: {:?}", imported.complaints);

@@ -64,7 +64,7 @@ events! {
     AnsweredArp,        "answered_arp", "ARP requests answered.";
     AnsweredNd,         "answered_nd", "Neighbour solicitations answered.";
     AnsweredEcho,       "answered_echo", "Echo requests answered.";
-    AnsweredReset,      "answered_reset", "TCP segments answered with RST (S-070).";
+    AnsweredReset,      "answered_reset", "TCP segments answered with RST, SCTP packets with ABORT (S-070, S-077).";
     AnsweredUnreachable,"answered_unreachable", "Datagrams answered with port unreachable (S-070).";
     AnsweredTtl,        "answered_ttl", "Packets answered with time exceeded (L-058).";
     AnsweredTooBig,     "answered_too_big", "Packets answered with fragmentation needed or packet too big (V-010).";

@@ -93,6 +93,9 @@ drops! {
     TcpTruncated,          parse, Warning, "The packet ends inside the TCP header.";
     TcpBadOffset,          parse, Warning, "The TCP data offset is below 5 or beyond the packet.";
     SctpTruncated,         parse, Warning, "The packet ends inside the SCTP common header.";
+    SctpBadChecksum,       sctp, Warning,  "The CRC32c of an SCTP packet is wrong (N-075).";
+    SctpInvalid,           sctp, Warning,  "An SCTP packet whose chunks cannot be read, or that no SCTP sends (RFC 9260 sections 6.10, 8.5).";
+    SctpFragment,          sctp, Warning,  "A fragment of an SCTP packet whose ports would change: its checksum covers what is elsewhere (N-075).";
     IcmpTruncated,         parse, Warning, "The packet ends inside the ICMP or ICMPv6 header.";
     IcmpBadChecksum,       parse, Warning, "The checksum of an ICMP message that we would answer or translate is wrong.";
     QuoteMalformed,        parse, Warning, "The packet quoted by an ICMP error cannot be understood.";
@@ -121,7 +124,7 @@ drops! {
     SpoofedSource,         flow, Error,    "The inner source does not live behind the VTEP that sent it (P-047).";
     NotOurs,               flow, Info,     "The destination is no address served here.";
     NoFlow,                flow, Info,     "Addressed to a translated address, but no flow is known (S-078).";
-    OrphanSegment,         flow, Info,     "A TCP segment that is no SYN, to a Service, without a flow (S-077).";
+    OrphanSegment,         flow, Info,     "A TCP segment that is no SYN, or an SCTP packet that is no INIT, to a Service, without a flow (S-077).";
     TcpInvalid,            flow, Info,     "A TCP segment that the state of its flow does not allow (N-086).";
     TableFull,             flow, Error,    "The flow table has no room and nothing in it that can be spared; established flows are never evicted (N-100).";
     NoFrontend,            service, Info,  "No Service has this address, protocol and port (S-074).";
@@ -130,7 +133,7 @@ drops! {
     InternalPolicyLocal,   service, Info,  "A cluster address under the internal traffic policy Local: gateways have no endpoint (S-060).";
     NodePortLocal,         service, Info,  "A node port under the external traffic policy Local: gateways have no endpoint (S-065).";
     NoBackend,             service, Warning, "The Service has no endpoint; beyond the rate at which that is answered (S-070).";
-    ProtocolUnsupported,   service, Info,  "A protocol other than TCP, UDP or ICMP echo at a Service address.";
+    ProtocolUnsupported,   service, Info,  "A protocol other than TCP, UDP, SCTP or ICMP echo at a Service address.";
     PortsExhausted,        nat, Error,     "Every source port towards this backend is in use: reserve more fullnat addresses.";
     NoSource,              nat, Error,     "No fullnat source address of this family is configured.";
     NoRoute,               route, Warning, "No route to the destination, or only one that forbids it.";

@@ -141,12 +141,12 @@ fn said_again<M: serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debu
 /// A frame to begin from: what it is, where it arrives, its bytes.
 pub type Specimen = (String, DeviceId, Vec<u8>);
 
-/// A rig with one live TCP and one live UDP flow of each family, and what must hold of it at any moment.
+/// A rig with one live TCP, one live UDP and one live SCTP flow of each family, and what must hold of it at any moment.
 pub struct Scene {
     /// The rig.
     pub rig: Rig,
-    /// Source ports of the flows: per family, TCP and UDP.
-    pub ports: [[u16; 2]; 2],
+    /// Source ports of the flows: per family, TCP, UDP and SCTP.
+    pub ports: [[u16; 3]; 2],
     balanced: (u64, u64),
 }
 
@@ -158,8 +158,8 @@ fn balancer(net: Net) -> IpAddr {
     net.client(60_000)
 }
 
-/// Tables with TCP 80 and UDP 53 of `vip(1)` on two pods, TCP 81 and UDP 54 without any, an announced `vip(200)`, TCP 80
-/// and UDP 53 of `vip(4)` delivered to nodes, and tunnels that end at the gateway's own addresses.
+/// Tables with TCP 80, UDP 53 and SCTP 3868 of `vip(1)` on two pods, TCP 81 and UDP 54 without any, an announced `vip(200)`,
+/// TCP 80, UDP 53 and SCTP 3868 of `vip(4)` delivered to nodes, and tunnels that end at the gateway's own addresses.
 pub fn tables() -> Tables {
     let mut tables = rig::tables();
     for (base, net) in [(0, Net::BOTH[0]), (10, Net::BOTH[1])] {
@@ -171,6 +171,8 @@ pub fn tables() -> Tables {
         rig::add_service(&mut tables, base + 5, net.vip(200), 80, 6, &pods(8080));
         rig::add_service(&mut tables, base + 8, net.vip(4), 80, 6, &pods(8080));
         rig::add_service(&mut tables, base + 9, net.vip(4), 53, 17, &pods(5353));
+        rig::add_service(&mut tables, sctp_id(base), net.vip(1), 3868, 132, &pods(9868));
+        rig::add_service(&mut tables, sctp_id(base) + 1, net.vip(4), 3868, 132, &pods(9868));
         deliver(&mut tables, base, &[(0, 1), (1, 1)]);
     }
     let ends = Decap::new(&Net::BOTH.map(Net::gateway), &Net::BOTH.map(|net| balancer(net).into()), GUE);
@@ -183,6 +185,12 @@ pub fn tables() -> Tables {
 /// IPv6.
 pub fn deliver(tables: &mut Tables, base: u32, nodes: &[(u8, u16)]) {
     (8..10).for_each(|id| rig::deliver_to_nodes(tables, base + id, nodes));
+    rig::deliver_to_nodes(tables, sctp_id(base) + 1, nodes);
+}
+
+/// Number of the SCTP port of `vip(1)`; that of `vip(4)` is the next.
+fn sctp_id(base: u32) -> u32 {
+    20 + base / 5
 }
 
 fn client(net: Net) -> sketch::End {
@@ -208,12 +216,14 @@ impl Scene {
 
     fn sized(tables: Tables, flows: u32, frames: u32, seed: u64) -> Scene {
         let Ok(rig) = Rig::with(tables, flows, frames, seed) else { panic!("no memory for a rig") };
-        let mut scene = Scene { rig, ports: [[0; 2]; 2], balanced: (0, 0) };
+        let mut scene = Scene { rig, ports: [[0; 3]; 2], balanced: (0, 0) };
         for net in Net::BOTH {
             let opening = [
                 sketch::tcp(client(net), (net.vip(1), 80)).syn(100),
                 sketch::tcp(client(net), (net.vip(1), 80)).ack(101, 501),
                 sketch::udp(client(net), (net.vip(1), 53)).data(*b"who?"),
+                sketch::sctp(client(net), (net.vip(1), 3868)).init(1, 9),
+                sketch::sctp(client(net), (net.vip(1), 3868)).tag(8).chunk(10, 0, b"cookie"),
             ];
             for packet in &opening {
                 scene.rig.rx_wan(packet);
@@ -226,16 +236,17 @@ impl Scene {
     }
 
     fn learn_ports(&mut self) {
-        let mut ports = [[0; 2]; 2];
+        let mut ports = [[0; 3]; 2];
+        let place = |protocol| [6, 17, 132].iter().position(|number| *number == protocol).unwrap_or(0);
         let state = self.rig.worker.state();
         state.v4.visit(0, u32::MAX, |_, entry| {
             if entry.original_tuple().source_port == 40_000 {
-                ports[0][usize::from(entry.protocol() == 17)] = entry.translated_tuple().source_port;
+                ports[0][place(entry.protocol())] = entry.translated_tuple().source_port;
             }
         });
         state.v6.visit(0, u32::MAX, |_, entry| {
             if entry.original_tuple().source_port == 40_000 {
-                ports[1][usize::from(entry.protocol() == 17)] = entry.translated_tuple().source_port;
+                ports[1][place(entry.protocol())] = entry.translated_tuple().source_port;
             }
         });
         self.ports = ports;
@@ -299,12 +310,18 @@ impl Scene {
         add("ping", &sketch::ping(net.client(7), net.vip(1)));
         add("first fragment", &sketch::udp(client, names).data([1; 64]).fragment(0, true));
         add("later fragment", &sketch::udp(client, names).data([1; 64]).fragment(64, false));
-        add("sctp", &sketch::raw(net.client(7), net.vip(1), 132).data([1; 16]));
+        let association = || sketch::sctp(client, (net.vip(1), 3868)).tag(8);
+        add("init", &sketch::sctp((net.client(8), 41_000), (net.vip(1), 3868)).init(1, 5));
+        add("sctp data", &association().chunk(0, 3, &[1; 40]));
+        add("abort", &association().chunk(4, 0, &[0, 1, 0, 4]).chunk(6, 0, &[0, 12, 0, 4]));
+        add("sctp fragment", &association().chunk(0, 3, &[1; 40]).fragment(0, true));
         add("gre", &sketch::raw(net.client(7), net.vip(1), 47).data([1; 16]));
         let seen = sketch::tcp(web, client).segment("PA", 501, 101).data([7; 40]).packet();
         add("error about a segment", &sketch::trouble(net.client(99), net.vip(1), Trouble::Host, &seen));
         let seen = sketch::udp(names, client).data([7; 40]).packet();
         add("error about a datagram", &sketch::trouble(net.client(99), net.vip(1), Trouble::TooBig(1400), &seen));
+        let chunk = sketch::sctp((net.vip(1), 3868), client).tag(9).chunk(0, 3, &[7; 40]).packet();
+        add("error about a chunk", &sketch::trouble(net.client(99), net.vip(1), Trouble::Port, &chunk));
         let short = seen.get(..48.min(seen.len())).unwrap_or_default();
         add("error with a short quote", &sketch::trouble(net.client(99), net.vip(1), Trouble::Time, short));
         let frame = tcp().ack(101, 501).frame(FROM_ROUTER);
@@ -326,7 +343,7 @@ impl Scene {
     }
 
     fn in_the_overlay(&self, net: Net, family: usize, all: &mut Vec<Specimen>) {
-        let [tcp_port, udp_port] = self.ports.get(family).copied().unwrap_or_default();
+        let [tcp_port, udp_port, sctp_port] = self.ports.get(family).copied().unwrap_or_default();
         let ((tcp_peer, tcp_pod), (udp_peer, udp_pod)) = (self.pod(net, 6), self.pod(net, 17));
         let name = |what: &str| format!("{what} out of the overlay v{}", 4 + 2 * family);
         let mut add = |what: &str, peer, packet: &Sketch| all.push((name(what), LAN, from_peer(net, peer, packet)));
@@ -334,6 +351,10 @@ impl Scene {
         add("syn-ack", tcp_peer, &back.clone().syn_ack(500, 101));
         add("data", tcp_peer, &back.clone().segment("PA", 501, 101).data(*b"200 OK"));
         add("rst", tcp_peer, &back.segment("R", 501, 0));
+        let (sctp_peer, sctp_pod) = self.pod(net, 132);
+        let answer = sketch::sctp((sctp_pod, 9868), (net.source(), sctp_port)).tag(9);
+        add("init ack", sctp_peer, &answer.clone().init(2, 8));
+        add("cookie ack", sctp_peer, &answer.chunk(11, 0, &[]));
         add("datagram", udp_peer, &sketch::udp((udp_pod, 5353), (net.source(), udp_port)).data(*b"me"));
         let seen = sketch::udp((net.source(), udp_port), (udp_pod, 5353)).data(*b"who?").packet();
         add("error", udp_peer, &sketch::trouble(udp_pod, net.source(), Trouble::Port, &seen));
@@ -433,7 +454,7 @@ impl Scene {
         state.v4.visit(0, u32::MAX, |_, entry| count(entry.backend, entry.state.is_active()));
         state.v6.visit(0, u32::MAX, |_, entry| count(entry.backend, entry.state.is_active()));
         let rows = |base| (base..base + 64).chain(base + 500..base + 502);
-        for backend in (0..20_000).step_by(1000).flat_map(rows) {
+        for backend in (0..24_000).step_by(1000).flat_map(rows) {
             let (live, active) = live.get(&backend).copied().unwrap_or_default();
             let counted = (state.usage.live(backend), state.usage.connections(backend));
             assert_eq!(counted, (live, (active, live - active)), "backend {backend}");
@@ -444,6 +465,7 @@ impl Scene {
 /// What nodes deliver themselves.
 fn to_nodes(net: Net, family: usize, all: &mut Vec<Specimen>) {
     let (web, names, client) = ((net.vip(4), 80), (net.vip(4), 53), client(net));
+    let chunk = sketch::sctp(client, (net.vip(4), 3868)).tag(8).chunk(0, 3, &[1; 40]);
     let mut add = |name: &str, packet: &Sketch| {
         all.push((format!("{name} to a node v{}", 4 + 2 * family), WAN, packet.frame(FROM_ROUTER)));
     };
@@ -453,6 +475,7 @@ fn to_nodes(net: Net, family: usize, all: &mut Vec<Specimen>) {
     add("datagram", &sketch::udp(client, names).data(*b"who?"));
     add("later fragment", &sketch::udp(client, names).data([1; 64]).fragment(64, false));
     add("last hop", &sketch::udp(client, names).data(*b"who?").ttl(1));
+    add("sctp data", &chunk);
     let seen = sketch::tcp(web, client).segment("PA", 501, 101).data([7; 40]).packet();
     add("error", &sketch::trouble(net.client(99), net.vip(4), Trouble::TooBig(1400), &seen));
 }
@@ -587,8 +610,23 @@ fn extended(packet: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Makes the IPv4 header checksum at `at` right again after a change, if there is such a header.
+/// Makes the checksums right again after a change that somebody who damages packets could not: the IPv4 header's at `at`,
+/// if there is such a header, and the CRC32c of SCTP behind it.
 pub fn repair(frame: &mut [u8], at: usize) {
+    repair_v4(frame, at);
+    let Some(packet) = frame.get_mut(at..) else { return };
+    let Some(l3) = parse_l3(packet).ok().filter(|l3| l3.protocol == wire::protocol::SCTP && l3.has_l4()) else {
+        return;
+    };
+    let Some(l4) = packet.get_mut(usize::from(l3.l4_offset)..usize::from(l3.total_len)) else { return };
+    if let Some(field) = l4.get_mut(8..12) {
+        field.fill(0);
+        let sum = sketch::crc32c(l4).to_le_bytes();
+        l4.iter_mut().skip(8).zip(sum).for_each(|(byte, sum)| *byte = sum);
+    }
+}
+
+fn repair_v4(frame: &mut [u8], at: usize) {
     let Some(words) = frame.get(at).filter(|byte| **byte >> 4 == 4).map(|byte| usize::from(byte & 15)) else { return };
     let Some(header) = frame.get_mut(at..at + words * 4).filter(|header| header.len() >= 20) else { return };
     (header[10], header[11]) = (0, 0);
@@ -610,7 +648,7 @@ pub fn headers(frame: &[u8]) -> Vec<usize> {
 /// A little program: each operation takes a specimen, changes some bytes of it and plays it; others move time and
 /// change the tables. Whatever it is, [`Scene::check`] holds after every step.
 ///
-/// One operation: kind, number of changes (low four bits; bit 7: repair IPv4 checksums, bit 6: cut the frame), then
+/// One operation: kind, number of changes (low four bits; bit 7: repair checksums, bit 6: cut the frame), then
 /// pairs of offset and value, then the length to cut to. Kind 255: raw bytes, as many as the next byte says.
 pub fn decide(bytes: &[u8]) {
     // Made once: fresh scenes are all alike, ports included, since their seed is.
@@ -667,10 +705,12 @@ fn change(scene: &mut Scene, kind: u8, how: u8) {
         }),
         242 => scene.rig.publish(|tables| {
             rig::remove_endpoint(tables, base + 2, net.vip(1), 53, 17, &pods(5353), n);
+            rig::remove_endpoint(tables, sctp_id(base), net.vip(1), 3868, 132, &pods(9868), n);
         }),
         243 => scene.rig.publish(|tables| {
             rig::add_service(tables, base + 1, net.vip(1), 80, 6, &pods(8080));
             rig::add_service(tables, base + 2, net.vip(1), 53, 17, &pods(5353));
+            rig::add_service(tables, sctp_id(base), net.vip(1), 3868, 132, &pods(9868));
         }),
         244 => scene.rig.publish(|tables| tables.settings.routes_epoch = tables.settings.routes_epoch.wrapping_add(1)),
         245 => scene.rig.publish(|tables| {

@@ -16,7 +16,7 @@ use crate::family::Family;
 use crate::packet::{Domain, Key, Kind, Packet};
 use crate::stage::rewrite::{self, Edited};
 use crate::stage::route::{self, Departure, Hop};
-use crate::stage::{encap, error, flow, local};
+use crate::stage::{self, encap, error, flow, local};
 use crate::state::answers::{Permit, Source};
 use crate::state::one_way::{self, Opening};
 use crate::state::{
@@ -26,6 +26,9 @@ use crate::table::local::LocalKind;
 use crate::table::{BackendId, DeviceId, Tables};
 use crate::wire::packet::{Fragment, parse_l3};
 use crate::wire::{Family as Version, protocol, tcp as segment};
+
+/// The way of SCTP packets of a known flow.
+mod sctp;
 
 /// What is to happen to one packet.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -111,7 +114,8 @@ impl<A: Family> NewFlow<A> {
     fn entry(&self, packet: &Packet) -> state::NewFlow<A> {
         let at = &packet.l3;
         let (state, last_ack) = match one_way::open(at.tcp_flags) {
-            Opening::Pin(state) if self.reply.is_none() && at.protocol == protocol::TCP => (state, [0; 2]),
+            Opening::Pin(state) if self.reply.is_none() && at.protocol != protocol::UDP => (state, [0; 2]),
+            _ if at.protocol == protocol::SCTP => state::sctp::open(at.tcp_seq),
             _ => tcp::open(at.tcp_flags, at.tcp_seq).unwrap_or((FlowState::UDP_UNREPLIED, [0; 2])),
         };
         let (mark, tunnel, next_hop) = route::pack(Some(self.forward), self.reply);
@@ -245,12 +249,12 @@ fn classify_in<A: Family>(packet: &Packet, l3: &[u8]) -> Key {
     }
 }
 
-/// The tuple of a whole TCP segment or datagram of family `A`: the keys that [`classify`] gives nearly every packet.
+/// The tuple of a whole TCP segment, SCTP packet or datagram of family `A`: the keys that [`classify`] gives nearly every packet.
 #[inline(always)]
 pub fn tuple_of<A: Family>(packet: &Packet, l3: &[u8]) -> Option<Tuple<A>> {
     let at = &packet.l3;
     let carried = packet.kind == Kind::Ip && at.fragment == Fragment::None;
-    if !carried || !matches!(at.protocol, protocol::TCP | protocol::UDP) {
+    if !carried || !matches!(at.protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
         return None;
     }
     let (source, destination) = A::addresses(l3);
@@ -309,6 +313,14 @@ pub fn apply<A: Family>(
     decision: Decision<A>,
     now_ns: u64,
 ) -> Verdict {
+    let said = match packet.l3.protocol {
+        protocol::SCTP => stage::sctp::read(packet, frame),
+        _ => Ok(None),
+    };
+    let said = match said {
+        Ok(said) => said,
+        Err(reason) => return Verdict::Drop(reason),
+    };
     match decision {
         Decision::Forward { flow, direction, hop, refresh } => {
             if let Some(refresh) = refresh {
@@ -316,7 +328,10 @@ pub fn apply<A: Family>(
                 route::keep(A::flows_mut(state).entry_mut(flow), &refresh);
             }
             let hit = Hit { flow, direction };
-            if packet.l3.has_l4() {
+            // By the flow, since a later fragment may not name its protocol.
+            if A::flows(state).entry(flow).protocol() == protocol::SCTP {
+                sctp::forward::<A>(tables, state, counters, packet, frame, said, hit, hop, hash, now_ns)
+            } else if packet.l3.has_l4() {
                 forward::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
             } else {
                 forward_later::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
@@ -326,6 +341,10 @@ pub fn apply<A: Family>(
             if let Some(ended) = replaces {
                 counters.count(Event::FlowReplaced);
                 state.end::<A>(ended);
+            }
+            // No flow for what could not be sent.
+            if said.is_none() && packet.l3.protocol == protocol::SCTP && flow.reply.is_some() {
+                return Verdict::Drop(DropReason::SctpFragment);
             }
             let new = flow.entry(packet);
             // A pin is not worth anybody else's entry, nor a place among handshakes: the hash does without.
@@ -345,10 +364,16 @@ pub fn apply<A: Family>(
                     if !state.learn(&flow.original, flow.backend, &flow.learn, ticks(now_ns)) {
                         counters.count(Event::AffinityForgotten);
                     }
-                    if pin && packet.l3.protocol == protocol::TCP && packet.l3.tcp_flags & segment::SYN == 0 {
+                    if pin && packet.l3.protocol != protocol::UDP && packet.l3.tcp_flags & segment::SYN == 0 {
                         counters.count(Event::PickedUp);
                     }
                     let hit = Hit { flow: id, direction: Direction::Original };
+                    if packet.l3.protocol == protocol::SCTP {
+                        let hop = flow.forward;
+                        return sctp::forward::<A>(
+                            tables, state, counters, packet, frame, said, hit, hop, hash, now_ns,
+                        );
+                    }
                     forward::<A>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns)
                 }
                 Err(InsertError::Full) if pin => {

@@ -25,7 +25,7 @@ use crate::state::{Candidate, Entropy, State, Ticks, Tuple, ticks, ticks_since};
 use crate::table::owner::WorkerId;
 use crate::table::publish::Reader;
 use crate::table::{DeviceId, Tables};
-use crate::wire::Family as Version;
+use crate::wire::{Family as Version, protocol};
 
 /// What the last sweep does with every packet that is not one of an established flow.
 mod other;
@@ -474,8 +474,8 @@ fn run_flow<A: Family, const SEVERAL: bool>(
     let packet = &slot.packet;
     let hit = A::flows(state).confirm(slot.candidate?, tuple, slot.hash)?;
     // An error has the key of the flow it quotes, a later fragment that was handed over the ports of the first: neither
-    // is a segment.
-    if packet.l3.protocol == A::ICMP || (SEVERAL && !packet.l3.has_l4()) {
+    // is a segment. SCTP is looked at as a whole.
+    if !matches!(packet.l3.protocol, protocol::TCP | protocol::UDP) || (SEVERAL && !packet.l3.has_l4()) {
         return None;
     }
     let hop = flow::current(tables, A::flows(state).entry(hit.flow), hit.direction, packet)?;

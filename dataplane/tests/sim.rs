@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tidegate_dataplane::fuzzing::{self, check_sent};
 use tidegate_dataplane::rig::expect::from_peer;
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
-use tidegate_dataplane::rig::sketch::{Body, Sketch, Trouble, raw, tcp, trouble, udp};
+use tidegate_dataplane::rig::sketch::{End, Sketch, Trouble, crc32c, raw, sctp, tcp, trouble, udp};
 use tidegate_dataplane::rig::{self, Endpoint, FROM_ROUTER, LAN, Net, WAN};
 use tidegate_dataplane::table::neighbour::{NeighbourRow, NeighbourState};
 use tidegate_dataplane::table::{DeviceId, Tables};
@@ -59,6 +59,7 @@ struct World {
     alive: [[bool; 4]; 2],
     delivered: u64,
     fragments: u64,
+    associations: u64,
     faults: bool,
     /// Affinity was toggled: flows may live with their former owner.
     toggled: bool,
@@ -68,11 +69,17 @@ fn pods(net: Net, port: u16) -> [Endpoint; 4] {
     [0, 1, 2, 3].map(|n| (net.pod(n % 2, 20 + n), port, 1))
 }
 
+/// Number of the SCTP port of `vip(2)`.
+fn sctp_id(base: u32) -> u32 {
+    24 + base / 10
+}
+
 fn tables() -> Tables {
     let mut tables = fuzzing::tables();
     for (base, net) in [(0, Net::BOTH[0]), (10, Net::BOTH[1])] {
         rig::add_service(&mut tables, base + 6, net.vip(2), 80, 6, &pods(net, 8080));
         rig::add_service(&mut tables, base + 7, net.vip(2), 53, 17, &pods(net, 5353));
+        rig::add_service(&mut tables, sctp_id(base), net.vip(2), 3868, 132, &pods(net, 9868));
     }
     tables
 }
@@ -82,10 +89,9 @@ fn cut(whole: &Sketch, size: usize, id: u16) -> Vec<Sketch> {
     let header = if whole.from.0.is_ipv4() { 20 } else { 40 };
     let packet = whole.clone().may_fragment().packet();
     let body = &packet[header..];
-    let protocol = if matches!(whole.body, Body::Tcp { .. }) { 6 } else { 17 };
     let piece = |(n, data): (usize, &[u8])| {
         let at = n * size;
-        let piece = raw(whole.from.0, whole.to.0, protocol).data(data);
+        let piece = raw(whole.from.0, whole.to.0, whole.number()).data(data);
         Sketch { id, ..piece }.fragment(at as u16, at + data.len() < body.len())
     };
     body.chunks(size).enumerate().map(piece).collect()
@@ -102,6 +108,7 @@ impl World {
             alive: [[true; 4]; 2],
             delivered: 0,
             fragments: 0,
+            associations: 0,
             faults,
             toggled: false,
         }
@@ -118,7 +125,7 @@ impl World {
         // One in four speaks to a Service that nodes deliver themselves.
         let vip = if self.random.one_in(4) { net.vip(4) } else { net.vip(2) };
         let (seq, ack) = (1000 + u32::from(self.random.small(100)), 5000 + u32::from(self.random.small(100)));
-        let packet = match self.random.below(11) {
+        let packet = match self.random.below(14) {
             0..=2 => tcp(client, (vip, 80)).syn(seq),
             3 => tcp(client, (vip, 80)).segment("FA", seq, ack),
             4 => tcp(client, (vip, 80)).segment("R", seq, ack),
@@ -127,9 +134,51 @@ impl World {
                 return self.speak_long(tcp(client, (vip, 80)).segment("PA", seq, ack).data([9; 700]));
             }
             7 => return self.speak_long(udp(client, (vip, 53)).data([5; 900])),
+            8..=10 => return self.speak_sctp(client, (vip, 3868)),
             _ => udp(client, (vip, 53)).data([2; 60]),
         };
         self.air.push((WAN, packet.frame(FROM_ROUTER)));
+    }
+
+    /// A packet of an association that may be there. Clients' tags are 9, pods' are 8.
+    fn speak_sctp(&mut self, client: End, to: End) {
+        let packet = || sctp(client, to).tag(8);
+        let said = match self.random.below(12) {
+            0..=4 => sctp(client, to).init(1, 9),
+            5 => packet().chunk(7, 0, &[0, 0, 0, 1]),
+            6 => packet().chunk(6, 0, &[]).tag(8 + u32::from(self.random.small(2))),
+            7 => packet().chunk(10, 0, b"forged"),
+            8 if self.random.one_in(3) => return self.speak_long(packet().chunk(0, 3, &[5; 900])),
+            _ => packet().chunk(0, 3, &[5; 120]),
+        };
+        self.air.push((WAN, said.frame(FROM_ROUTER)));
+    }
+
+    /// What a pod says to this; `None`: nothing.
+    fn sctp_answer(&mut self, seen: &Sketch) -> Option<Sketch> {
+        let back = sctp(seen.to, seen.from).tag(9);
+        match seen.payload.first()? {
+            1 => Some(back.init(2, 8)),
+            10 => Some(back.chunk(11, 0, &[])),
+            7 => Some(back.chunk(8, 0, &[])),
+            14 | 6 => None,
+            _ if self.random.one_in(20) => Some(back.chunk(6, 0, &[])),
+            _ => Some(back.chunk(3, 0, &[0; 12]).chunk(4, 0, &[0, 1, 0, 4])),
+        }
+    }
+
+    /// What a client says to an answer.
+    fn sctp_reply(&mut self, seen: &Sketch) -> Option<Sketch> {
+        let reply = sctp(seen.to, seen.from).tag(8);
+        match seen.payload.first()? {
+            2 => Some(reply.chunk(10, 0, b"cookie")),
+            8 => Some(reply.chunk(14, 0, &[])),
+            11 => {
+                self.associations += 1;
+                None
+            }
+            _ => None,
+        }
     }
 
     /// A datagram in fragments, sometimes out of order, sometimes not all of it.
@@ -165,6 +214,10 @@ impl World {
         let net = if seen.from.0.is_ipv4() { Net::BOTH[0] } else { Net::BOTH[1] };
         let Some(peer) = (0..2).find(|n| (0..4).any(|p| net.pod(*n, 20 + p) == seen.to.0)) else { return };
         let back = match at {
+            None if seen.number() == 132 => match self.sctp_answer(&seen) {
+                Some(back) => back,
+                None => return,
+            },
             Some(("S", seq, _)) => tcp(seen.to, seen.from).syn_ack(5000, seq.wrapping_add(1)),
             Some((flags, seq, ack)) if flags.contains('F') => {
                 tcp(seen.to, seen.from).segment("FA", ack, seq.wrapping_add(1))
@@ -200,6 +253,11 @@ impl World {
             Some((flags, seq, ack)) if flags.contains('F') => {
                 let reply = tcp(seen.to, seen.from).segment("A", ack, seq.wrapping_add(1));
                 self.air.push((WAN, reply.frame(FROM_ROUTER)));
+            }
+            None if seen.number() == 132 && !self.random.one_in(8) => {
+                if let Some(reply) = self.sctp_reply(&seen) {
+                    self.air.push((WAN, reply.frame(FROM_ROUTER)));
+                }
             }
             None if self.random.one_in(20) => {
                 let error = trouble(net.client(99), seen.from.0, Trouble::Host, &frame[14..]);
@@ -240,11 +298,13 @@ impl World {
                 let row = u32::try_from(n).unwrap();
                 rig::remove_endpoint(tables, base + 6, net.vip(2), 80, 6, &pods(net, 8080), row);
                 rig::remove_endpoint(tables, base + 7, net.vip(2), 53, 17, &pods(net, 5353), row);
+                rig::remove_endpoint(tables, sctp_id(base), net.vip(2), 3868, 132, &pods(net, 9868), row);
             }
             3 | 4 => {
                 *alive = [true; 4];
                 rig::add_service(tables, base + 6, net.vip(2), 80, 6, &pods(net, 8080));
                 rig::add_service(tables, base + 7, net.vip(2), 53, 17, &pods(net, 5353));
+                rig::add_service(tables, sctp_id(base), net.vip(2), 3868, 132, &pods(net, 9868));
             }
             5 => tables.settings.routes_epoch = tables.settings.routes_epoch.wrapping_add(1),
             6..=8 => neighbours(tables, net, what == 6),
@@ -329,7 +389,7 @@ fn check_usage(fleet: &Fleet) {
         let state = worker.state();
         state.v4.visit(0, u32::MAX, |_, entry| *live.entry(entry.backend).or_insert(0u32) += 1);
         state.v6.visit(0, u32::MAX, |_, entry| *live.entry(entry.backend).or_insert(0u32) += 1);
-        for backend in (0..20_000).step_by(1000).flat_map(|base| (base..base + 8).chain(base + 500..base + 502)) {
+        for backend in (0..26_000).step_by(1000).flat_map(|base| (base..base + 8).chain(base + 500..base + 502)) {
             assert_eq!(state.usage.live(backend), live.get(&backend).copied().unwrap_or(0), "backend {backend}");
         }
     }
@@ -341,11 +401,18 @@ type Numbers = (&'static str, u32, u32);
 /// Ends of a packet, and its flags and numbers if it is TCP, as etherparse reads them.
 fn read(frame: &[u8]) -> Option<(Sketch, Option<Numbers>)> {
     let sliced = etherparse::SlicedPacket::from_ethernet(frame).ok()?;
-    let (from, to): (IpAddr, IpAddr) = match &sliced.net? {
-        etherparse::NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
-        etherparse::NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+    let (from, to, carried): (IpAddr, IpAddr, _) = match sliced.net.as_ref()? {
+        etherparse::NetSlice::Ipv4(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into(), ip.payload())
+        }
+        etherparse::NetSlice::Ipv6(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into(), ip.payload())
+        }
         etherparse::NetSlice::Arp(_) => return None,
     };
+    if carried.ip_number.0 == 132 && !carried.fragmented {
+        return Some((read_sctp(from, to, carried.payload)?, None));
+    }
     match sliced.transport? {
         etherparse::TransportSlice::Tcp(t) => {
             let flags = match (t.syn(), t.ack(), t.fin(), t.rst()) {
@@ -361,6 +428,15 @@ fn read(frame: &[u8]) -> Option<(Sketch, Option<Numbers>)> {
         etherparse::TransportSlice::Udp(u) => Some((udp((from, u.source_port()), (to, u.destination_port())), None)),
         _ => None,
     }
+}
+
+/// An SCTP packet, whose checksum must be right.
+fn read_sctp(from: IpAddr, to: IpAddr, bytes: &[u8]) -> Option<Sketch> {
+    let word = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+    let mut unsummed = bytes.to_vec();
+    unsummed.get_mut(8..12)?.fill(0);
+    assert_eq!(crc32c(&unsummed).to_le_bytes(), bytes[8..12], "{bytes:02x?}");
+    Some(sctp((from, word(0)?), (to, word(2)?)).data(&bytes[12..]))
 }
 
 /// Says the seed of a run that panics.
@@ -383,6 +459,8 @@ fn simulate(workers: u16, seed: u64, faults: bool, steps: u32) {
     assert!(world.fragments > u64::from(steps), "and in fragments: {}", world.fragments);
     let counted = |name| world.fleet.counted().get(name).copied().unwrap_or(0);
     assert!(counted("passed") > 0 && counted("picked_up") > 0, "and with nodes: {}", world.fleet.told());
+    let associations = world.associations;
+    assert!(associations > 0, "and in associations: {}", world.fleet.told());
     let handed = counted("handed_over");
     assert_eq!(handed > 0, workers > 1, "{handed} handed over");
     world.end();

@@ -2,7 +2,7 @@
 //
 // The pinhole: decides which packets of a device are Tidegate's and hands those to its AF_XDP sockets.
 //
-// Ours are: packets to a TRAFFIC prefix; TCP and UDP to one of our endpoints (address, protocol, port: a tunnel's, or a
+// Ours are: packets to a TRAFFIC prefix; TCP, UDP and SCTP to one of our endpoints (address, protocol, port: a tunnel's, or a
 // node port), and ICMP errors about what we sent from one; IP in IP to one of our endpoints (port 0); ARP requests and
 // neighbour solicitations for an ANNOUNCED address. Everything else passes to the kernel untouched, so that a mistake here cannot
 // take a node's management away. What is ours and finds no socket on its queue is dropped and counted, never passed (a
@@ -15,7 +15,7 @@
 //     until its reassembly times out; it never has the first one, so it answers nothing. (RFC 7348 section 4.3: VXLAN
 //     packets must not be fragmented, and may be discarded when they are.) First fragments reach Tidegate.
 //   - Fragments of IP in IP are all ours, since their protocol is in each of them; Tidegate counts and drops them.
-//   - In IPv6, TCP and UDP are recognised directly after the IPv6 header or after one fragment header. Packets with other
+//   - In IPv6, TCP, UDP and SCTP are recognised directly after the IPv6 header or after one fragment header. Packets with other
 //     extension headers are ours by TRAFFIC prefix only. An ICMP error's quote is read where it has no extension header.
 //   - A neighbour solicitation for an address that is not ANNOUNCED is treated as any packet to its destination.
 
@@ -48,6 +48,7 @@
 #define PROTOCOL_IPV6 41
 #define PROTOCOL_FRAGMENT 44
 #define PROTOCOL_ICMPV6 58
+#define PROTOCOL_SCTP 132
 #define ICMP_UNREACHABLE 3
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETER_PROBLEM 12
@@ -281,6 +282,11 @@ static __always_inline enum owner owner_port(struct endpoint *key, __u8 protocol
 	return bpf_map_lookup_elem(&endpoints, key) ? TIDEGATE : KERNEL;
 }
 
+static __always_inline int has_ports(__u8 protocol)
+{
+	return protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP || protocol == PROTOCOL_SCTP;
+}
+
 static __always_inline int is_ip_in_ip(__u8 protocol)
 {
 	return protocol == PROTOCOL_IPIP || protocol == PROTOCOL_IPV6;
@@ -298,7 +304,7 @@ static __always_inline enum owner owner_tunnel(struct endpoint *key, __u8 protoc
 static __always_inline enum owner owner_quoted(struct endpoint *key, __u8 protocol, void *at, void *end)
 {
 	struct ports *ports = at;
-	if (CUT(ports, end) || (protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP))
+	if (CUT(ports, end) || !has_ports(protocol))
 		return KERNEL;
 	key->port = ports->source;
 	key->protocol = protocol;
@@ -352,7 +358,7 @@ static __always_inline enum owner owner_v4(void *at, void *end)
 		return KERNEL;
 	if (ip->protocol == PROTOCOL_ICMP)
 		return owner_error_v4(&key, behind(ip, words), end);
-	if (ip->protocol != PROTOCOL_TCP && ip->protocol != PROTOCOL_UDP)
+	if (!has_ports(ip->protocol))
 		return KERNEL;
 	return owner_port(&key, ip->protocol, behind(ip, words), end);
 }
@@ -387,7 +393,7 @@ static __always_inline enum owner owner_v6(void *at, void *end)
 		next_header = fragment->next_header;
 		at = fragment + 1;
 	}
-	if (next_header != PROTOCOL_TCP && next_header != PROTOCOL_UDP)
+	if (!has_ports(next_header))
 		return KERNEL;
 	return owner_port(&key, next_header, at, end);
 }

@@ -75,7 +75,7 @@ pub struct Owned {
     pub prefixes: Vec<(IpAddr, u8, OwnedFlags)>,
     /// Tunnel endpoints: UDP packets to this address and port (host order) are ours.
     pub vteps: Vec<(IpAddr, u16)>,
-    /// Single ports of addresses whose every other port is the kernel's: address, IANA protocol number (TCP or UDP),
+    /// Single ports of addresses whose every other port is the kernel's: address, IANA protocol number (TCP, UDP or SCTP),
     /// port (host order). ICMP errors that quote a packet from there are ours too. With IP in IP (protocols 4 and 41),
     /// which has no ports: port 0.
     pub ports: Vec<(IpAddr, u8, u16)>,

@@ -326,9 +326,6 @@ fn about_traits(line: &Line<'_>, at: Frontend, scheduler: &str, lose: &mut impl 
     } else if line.one_packet {
         lose("one-packet scheduling (-o) is for UDP".into());
     }
-    if at.protocol == Protocol::Sctp {
-        lose("SCTP is not served by this version; the Service says so in its conditions".into());
-    }
 }
 
 /// `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`, all in numbers.

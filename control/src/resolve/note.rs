@@ -32,7 +32,6 @@ pub fn notes(service: &Service, frontends: &Frontends, delivery: &Delivery, site
     let mut notes = Vec::new();
     let mut take = |kind, reason, message| notes.push(Note { kind, reason, message });
     about_addresses(service, frontends, site, &mut take);
-    about_ports(service, &mut take);
     about_delivery(service, delivery, &mut take);
     about_source_ranges(service, frontends, &mut take);
     about_wishes(service, delivery, &mut take);
@@ -75,14 +74,6 @@ fn about_addresses(service: &Service, frontends: &Frontends, site: &Site, take: 
         let message = "node ports are not served: no address of this gateway's Node is in control.nodePortAddresses and of \
                        the Service's families";
         take("NodePortsServed", "NoNodeAddress", message.into());
-    }
-}
-
-fn about_ports(service: &Service, take: Take<'_>) {
-    let sctp = service.ports.iter().filter(|port| port.protocol == Protocol::Sctp);
-    let sctp: Vec<u16> = sctp.map(|port| port.port).collect();
-    if !sctp.is_empty() {
-        take("PortsSupported", "SctpUnsupported", format!("not served: SCTP port {}", join(&sctp))); // S-012
     }
 }
 

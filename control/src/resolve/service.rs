@@ -14,7 +14,7 @@ use super::reach::Reach;
 use super::site::Site;
 use super::source;
 use crate::model::endpointslice::EndpointSlice;
-use crate::model::service::{Service, ServicePort, ServiceType};
+use crate::model::service::{Service, ServiceType};
 
 /// Name of the port that stands for every port; a Service cannot give it to one of its own.
 pub const EVERY_PORT: &str = "*";
@@ -124,10 +124,9 @@ fn ports(service: &Service, delivery: &Delivery, site: &Site, slices: &[&Endpoin
         here: site.here.as_ref(),
         excluded: (delivery.mode == DeliveryMode::NodeDsr).then_some(&site.excluded), // S-006
     };
-    let served: Vec<&ServicePort> = service.ports.iter().filter(|port| port.protocol != Protocol::Sctp).collect();
     let mut ports = Vec::new();
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
-        let ours = served.iter().filter(|port| port.protocol == protocol);
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        let ours = service.ports.iter().filter(|port| port.protocol == protocol);
         let names: Vec<&str> = ours.map(|port| port.name.as_str()).collect();
         if service.wishes.all_ports && !names.is_empty() {
             let join = Join { protocol, names, any_port: true };
@@ -139,7 +138,7 @@ fn ports(service: &Service, delivery: &Delivery, site: &Site, slices: &[&Endpoin
             });
         }
     }
-    ports.extend(served.into_iter().map(|port| {
+    ports.extend(service.ports.iter().map(|port| {
         let join = Join { protocol: port.protocol, names: vec![&port.name], any_port: false };
         ResolvedPort {
             name: port.name.clone(),

@@ -314,7 +314,6 @@ fn whole_addresses(service: &Service) -> [(&'static str, &Vec<IpAddr>); 3] {
 
 /// What one port says, its endpoints aside.
 fn check_port(field: Field<'_>, port: &ServicePort) -> Checked {
-    ensure(port.protocol != Protocol::Sctp, field.member("protocol"), || "SCTP is not served by this version".into())?;
     let node_port = field.member("node_port");
     ensure(port.node_port != Some(0), node_port, || "must not be 0".into())?;
     ensure(port.node_port.is_none() || port.port != 0, node_port, || "one port cannot stand for every port".into())?;

@@ -200,7 +200,9 @@ pub fn expect_overlay(net: Net, n: u8, packet: &Sketch, sent: &[u8], told: &str)
     let Some((_, outer, inner)) = super::into_peer(sent) else { panic!("no VXLAN: {sent:02x?}\n{told}") };
     let outer = read_outer(outer);
     let mut packet = packet.clone();
-    if packet.from.1 == 0 && matches!(packet.body, sketch::Body::Tcp { .. } | sketch::Body::Udp { .. }) {
+    if packet.from.1 == 0
+        && matches!(packet.body, sketch::Body::Tcp { .. } | sketch::Body::Udp { .. } | sketch::Body::Sctp { .. })
+    {
         packet.from.1 = inner_source_port(inner);
         assert!(packet.from.1 >= 1024, "a privileged source port (N-004)");
     }

@@ -198,7 +198,7 @@ impl Fleet {
     /// The worker that owns packets with the tuple of this one.
     pub fn owner(&self, packet: &Sketch, domain: Domain) -> usize {
         let (from, to) = (mapped(packet.from.0), mapped(packet.to.0));
-        let protocol = if matches!(packet.body, super::sketch::Body::Tcp { .. }) { 6 } else { 17 };
+        let protocol = packet.number();
         let (source_port, destination_port) = (packet.from.1, packet.to.1);
         let tables = self.publisher.current();
         let domain = domain as u8;

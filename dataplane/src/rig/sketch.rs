@@ -36,6 +36,11 @@ pub enum Body {
         /// Whether it has a checksum.
         summed: bool,
     },
+    /// An SCTP packet with this verification tag; its payload are the chunks.
+    Sctp {
+        /// Verification tag.
+        tag: u32,
+    },
     /// An ICMP or ICMPv6 message, by the family of the addresses.
     Icmp {
         /// Type.
@@ -52,7 +57,7 @@ pub enum Body {
 /// An IP packet to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sketch {
-    /// Source; the port counts with TCP and UDP.
+    /// Source; the port counts with TCP, UDP and SCTP.
     pub from: End,
     /// Destination.
     pub to: End,
@@ -185,6 +190,36 @@ impl Sketch {
         self.segment("A", sequence, acknowledgement)
     }
 
+    /// SCTP with this verification tag.
+    pub fn tag(mut self, value: u32) -> Sketch {
+        if let Body::Sctp { tag } = &mut self.body {
+            *tag = value;
+        }
+        self
+    }
+
+    /// SCTP with another chunk (RFC 9260 section 3.2), padded.
+    pub fn chunk(mut self, kind: u8, flags: u8, value: &[u8]) -> Sketch {
+        let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX).to_be_bytes();
+        self.payload.extend_from_slice(&[kind, flags, length[0], length[1]]);
+        self.payload.extend_from_slice(value);
+        self.payload.resize(self.payload.len().next_multiple_of(4), 0);
+        self
+    }
+
+    /// SCTP's INIT (kind 1) or INIT ACK (kind 2), which gives `tag` and lists an address that nobody shall touch.
+    pub fn init(self, kind: u8, tag: u32) -> Sketch {
+        let mut value = tag.to_be_bytes().to_vec();
+        value.extend_from_slice(&[0, 1, 0, 0, 0, 10, 0xff, 0xff, 0, 0, 0, 1]);
+        value.extend_from_slice(&[0, 5, 0, 8, 192, 0, 2, 77]);
+        self.chunk(kind, 0, &value)
+    }
+
+    /// Number of the protocol it carries.
+    pub fn number(&self) -> u8 {
+        self.protocol().0
+    }
+
     /// The IP packet.
     pub fn packet(&self) -> Vec<u8> {
         let later = self.fragment.is_some_and(|(offset, _)| offset != 0);
@@ -196,6 +231,7 @@ impl Sketch {
             _ if later => builder.write(&mut bytes, self.protocol(), &self.payload).is_ok(),
             Body::Tcp { .. } => builder.tcp_header(self.tcp()).write(&mut bytes, &self.payload).is_ok(),
             Body::Udp { .. } => builder.udp(self.from.1, self.to.1).write(&mut bytes, &self.payload).is_ok(),
+            Body::Sctp { tag } => builder.write(&mut bytes, IpNumber::SCTP, &self.sctp(*tag)).is_ok(),
             Body::Icmp { kind, code, rest } if v6 => {
                 builder.icmpv6_raw(*kind, *code, *rest).write(&mut bytes, &self.payload).is_ok()
             }
@@ -226,6 +262,7 @@ impl Sketch {
         match self.body {
             Body::Tcp { .. } => IpNumber::TCP,
             Body::Udp { .. } => IpNumber::UDP,
+            Body::Sctp { .. } => IpNumber::SCTP,
             Body::Icmp { .. } if self.from.0.is_ipv6() => IpNumber::IPV6_ICMP,
             Body::Icmp { .. } => IpNumber::ICMP,
             Body::Raw(protocol) => IpNumber(protocol),
@@ -265,6 +302,17 @@ impl Sketch {
         }
     }
 
+    /// Common header and chunks.
+    fn sctp(&self, tag: u32) -> Vec<u8> {
+        let mut bytes = [self.from.1.to_be_bytes(), self.to.1.to_be_bytes()].concat();
+        bytes.extend_from_slice(&tag.to_be_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&self.payload);
+        let sum = crc32c(&bytes).to_le_bytes();
+        bytes.splice(8..12, sum);
+        bytes
+    }
+
     fn tcp(&self) -> TcpHeader {
         let Body::Tcp { flags, sequence, acknowledgement, window, mss } = &self.body else {
             return TcpHeader::default();
@@ -291,6 +339,17 @@ pub fn tcp(from: End, to: End) -> Sketch {
 /// A UDP datagram.
 pub fn udp(from: End, to: End) -> Sketch {
     Sketch::new(from, to, Body::Udp { summed: true })
+}
+
+/// An SCTP packet.
+pub fn sctp(from: End, to: End) -> Sketch {
+    Sketch::new(from, to, Body::Sctp { tag: 0 })
+}
+
+/// CRC32c (RFC 9260 appendix A) bit by bit, which etherparse does not have.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
 }
 
 /// An ICMP or ICMPv6 message.

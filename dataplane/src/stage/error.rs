@@ -20,7 +20,7 @@ use crate::stage::{encap, node, route};
 use crate::state::{Direction, Entry, Hit, State, Tuple};
 use crate::table::Tables;
 use crate::wire::packet::l4_checksum_verifies;
-use crate::wire::{Family as Version, edit, icmp, icmpv6, ipv4, ipv6, reset};
+use crate::wire::{Family as Version, edit, icmp, icmpv6, ipv4, ipv6, protocol, reset, sctp};
 
 /// Most of a packet that is quoted: "as much of invoking packet as possible without the ICMPv6 packet exceeding the
 /// minimum IPv6 MTU" (RFC 4443 section 3); IPv4 quotes less (RFC 1812 section 4.3.2.3).
@@ -84,12 +84,15 @@ pub fn translate<A: Family>(
     if A::translate_error(l3, &packet.l3, &outer, &quoted) { Ok(()) } else { Err(DropReason::QuoteMalformed) }
 }
 
-/// Turns a TCP segment into the RST that answers it.
+/// Turns a TCP segment into the RST that answers it, an SCTP packet into the ABORT.
 ///
 /// # Errors
 /// `otherwise` when the segment must not be answered.
 pub fn reset(packet: &Packet, frame: &mut Frame, otherwise: DropReason) -> Result<(), DropReason> {
-    replace(packet, frame, otherwise, |out, original| reset::emit(out, original, &packet.l3))
+    replace(packet, frame, otherwise, |out, original| match packet.l3.protocol {
+        protocol::SCTP => sctp::emit_abort(out, original, &packet.l3),
+        _ => reset::emit(out, original, &packet.l3),
+    })
 }
 
 /// Turns a datagram into the port unreachable that answers it, from the address it asked.

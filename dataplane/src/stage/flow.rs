@@ -52,7 +52,7 @@ pub fn known<A: Family, T: Trace>(
     if packet.domain == Domain::Overlay && !came_right(tables, packet, entry, hit.direction, tuple.source) {
         return Decision::Drop(DropReason::SpoofedSource);
     }
-    let syn = packet.l3.protocol == protocol::TCP && packet.l3.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
+    let syn = is_connected(packet) && packet.l3.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
     if syn && hit.direction == Direction::Original && may_reopen(entry.state) {
         return new(tables, state, packet, tuple, hash, moment, Some(hit.flow), trace); // N-087
     }
@@ -92,7 +92,12 @@ pub fn known<A: Family, T: Trace>(
 /// N-087: whether a SYN begins a new connection over one in this state.
 fn may_reopen(state: FlowState) -> bool {
     use FlowState as S;
-    matches!(state, S::TIME_WAIT | S::CLOSE | S::PIN_CLOSED | S::PIN_DOUBTED)
+    matches!(state, S::TIME_WAIT | S::CLOSE | S::PIN_CLOSED | S::PIN_DOUBTED | S::SCTP_CLOSED)
+}
+
+/// Whether one packet of the protocol opens what the others belong to, which its flags tell.
+fn is_connected(packet: &Packet) -> bool {
+    matches!(packet.l3.protocol, protocol::TCP | protocol::SCTP)
 }
 
 /// What to do with a packet that belongs to no flow. `replaces` is a flow of the same tuple that ends with this.
@@ -159,7 +164,7 @@ fn start<A: Family, T: Trace>(
         trace.note(Step::Backend(backend));
         return node::start(tables, packet, tuple, backend);
     }
-    if packet.l3.protocol == protocol::TCP && !opens(packet.l3.tcp_flags) {
+    if is_connected(packet) && !opens(packet.l3.tcp_flags) {
         return orphan(tables, packet, node::is_awaited(tables, packet, tuple)).map(Begun::Answer);
     }
     let Some(service::Chosen { backend, learn }) = service::choose(tables, state, &offer, tuple, moment) else {
@@ -195,15 +200,16 @@ fn start<A: Family, T: Trace>(
     }))
 }
 
-/// SYN without ACK, RST or FIN: the only segment that begins a flow (L-021: no entry for RST).
+/// SYN without ACK, RST or FIN, or INIT: the only segment that begins a flow (L-021: no entry for RST).
 fn opens(tcp_flags: u8) -> bool {
     tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
 }
 
-/// S-070: TCP is refused with RST, other protocols with port unreachable; an RST is never answered (RFC 9293 3.5.2).
+/// S-070: TCP is refused with RST, other protocols with port unreachable; an RST is never answered (RFC 9293 3.5.2), and an
+/// ABORT needs no answer.
 fn refuse(packet: &Packet) -> Result<Answer, DropReason> {
     match packet.l3.protocol {
-        protocol::TCP if packet.l3.tcp_flags & tcp::RST != 0 => Err(DropReason::NoBackend),
+        protocol::TCP | protocol::SCTP if packet.l3.tcp_flags & tcp::RST != 0 => Err(DropReason::NoBackend),
         protocol::TCP => Ok(Answer::Reset { otherwise: DropReason::NoBackend }),
         _ => Ok(Answer::Unreachable),
     }

@@ -25,7 +25,7 @@ use crate::wire::{Family as Version, ipv6, protocol};
 /// Whether the packet is a fragment of a datagram that can belong to a flow.
 #[inline]
 pub fn is_followed(packet: &Packet) -> bool {
-    let carried = || matches!(packet.l3.protocol, protocol::TCP | protocol::UDP);
+    let carried = || matches!(packet.l3.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
     packet.kind == Kind::Ip
         && match packet.l3.fragment {
             Fragment::None => false,

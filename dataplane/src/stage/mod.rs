@@ -19,6 +19,8 @@ pub mod policy;
 pub mod service;
 /// Which endpoint of a set.
 pub mod schedule;
+/// Is an SCTP packet whole, and what does it say?
+pub mod sctp;
 /// In `node-dsr`: to a node that delivers by itself.
 pub mod node;
 /// Choose the source address and port of a new flow.

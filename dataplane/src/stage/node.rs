@@ -40,7 +40,7 @@ pub fn start<A: Family>(
 ) -> Result<Begun<A>, DropReason> {
     let hop = hop(tables, backend).ok_or(DropReason::NoBackend)?;
     let opening = match packet.l3.protocol {
-        protocol::TCP => one_way::open(packet.l3.tcp_flags),
+        protocol::TCP | protocol::SCTP => one_way::open(packet.l3.tcp_flags),
         _ if is_scheduled_alone(tables, backend) => Opening::Pass,
         _ => Opening::Pin(crate::state::FlowState::UDP_UNREPLIED),
     };
@@ -80,7 +80,7 @@ pub fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, syn: bool) -> St
     let backend = BackendId(entry.backend);
     let row = tables.backends.row(backend).filter(|row| Hop::Tunnel(row.node) == hop);
     let gone = row.is_none_or(|row| matches!(row.state, BackendState::Gone | BackendState::Vacant));
-    let datagram = entry.protocol() != protocol::TCP;
+    let datagram = entry.protocol() == protocol::UDP;
     if gone && (syn || datagram && flow::serves(tables, &entry.original_tuple())) {
         return Standing::Reselect;
     }

@@ -58,7 +58,7 @@ pub fn admit<'tables, A: Family>(
     packet: &Packet,
     tuple: &Tuple<A>,
 ) -> Result<Option<Offer<'tables>>, DropReason> {
-    if !matches!(tuple.protocol, protocol::TCP | protocol::UDP) {
+    if !matches!(tuple.protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
         return Err(DropReason::ProtocolUnsupported);
     }
     let served = tuple.destination.service(tables, tuple.protocol, tuple.destination_port);

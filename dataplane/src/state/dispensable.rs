@@ -25,6 +25,7 @@ pub const fn rank(state: FlowState, is_over: bool) -> Option<u8> {
     match state {
         _ if is_over => Some(4),
         FlowState::TIME_WAIT | FlowState::CLOSE | FlowState::PIN_CLOSED | FlowState::PIN_DOUBTED => Some(3),
+        FlowState::SCTP_CLOSED => Some(3),
         FlowState::UDP_UNREPLIED | FlowState::UDP_REPLIED => Some(2),
         FlowState::PINNED => Some(1),
         _ => None,
@@ -38,6 +39,7 @@ impl FlowState {
     #[must_use]
     pub const fn is_opening(self) -> bool {
         matches!(self, FlowState::SYN_SENT | FlowState::SYN_SENT2 | FlowState::SYN_RECV | FlowState::PIN_OPENING)
+            || matches!(self, FlowState::SCTP_COOKIE_WAIT | FlowState::SCTP_COOKIE_ECHOED)
     }
 
     /// Whether a flow that was opening still counts as such. One that was reset does: a SYN and a RST from the same
@@ -45,7 +47,7 @@ impl FlowState {
     #[inline]
     #[must_use]
     pub const fn proves_nothing(self) -> bool {
-        self.is_opening() || matches!(self, FlowState::CLOSE)
+        self.is_opening() || matches!(self, FlowState::CLOSE | FlowState::SCTP_CLOSED)
     }
 }
 
@@ -56,7 +58,7 @@ mod tests {
     #[test]
     fn what_is_over_goes_first_and_what_is_established_never() {
         // N-100
-        for number in 1..32 {
+        for number in 1..64 {
             assert_eq!(rank(FlowState(number), true), Some(4));
         }
         let kept = [
@@ -69,6 +71,10 @@ mod tests {
             FlowState::LAST_ACK,
             FlowState::LAST_ACK_REPLY,
             FlowState::UDP_STREAM,
+            FlowState::SCTP_ESTABLISHED,
+            FlowState::SCTP_SHUTDOWN_SENT,
+            FlowState::SCTP_SHUTDOWN_RECEIVED,
+            FlowState::SCTP_SHUTDOWN_ACK_SENT,
         ];
         for state in kept {
             assert_eq!((rank(state, false), state.is_opening()), (None, false), "{state:?}");
@@ -81,13 +87,16 @@ mod tests {
         for state in [FlowState::SYN_SENT, FlowState::SYN_SENT2, FlowState::SYN_RECV, FlowState::PIN_OPENING] {
             assert_eq!((rank(state, false), state.is_opening()), (None, true), "{state:?}");
         }
-        let unproved = (0..32).map(FlowState).filter(|state| state.proves_nothing());
+        let unproved = (0..64).map(FlowState).filter(|state| state.proves_nothing());
         assert!(unproved.eq([
             FlowState::SYN_SENT,
             FlowState::SYN_SENT2,
             FlowState::SYN_RECV,
             FlowState::CLOSE,
-            FlowState::PIN_OPENING
+            FlowState::PIN_OPENING,
+            FlowState::SCTP_COOKIE_WAIT,
+            FlowState::SCTP_COOKIE_ECHOED,
+            FlowState::SCTP_CLOSED,
         ]));
     }
 }

@@ -14,6 +14,7 @@ pub mod flow;
 mod opening;
 pub mod dispensable;
 pub mod tcp;
+pub mod sctp;
 pub mod one_way;
 pub mod nat;
 pub mod hold;

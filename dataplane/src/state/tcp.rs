@@ -91,7 +91,7 @@ impl FlowState {
             FlowState::PIN_OPENING => "pin-opening",
             FlowState::PIN_CLOSED => "pin-closed",
             FlowState::PIN_DOUBTED => "pin-doubted",
-            _ => "unknown",
+            _ => self.name_of_sctp(),
         }
     }
 
@@ -102,13 +102,15 @@ impl FlowState {
         matches!(self, FlowState::ESTABLISHED | FlowState::ESTABLISHED_IN_DOUBT)
     }
 
-    /// Whether schedulers count the flow as active: TCP from its SYN on until one end closes. The handshake counts too, or
+    /// Whether schedulers count the flow as active: TCP from its SYN and SCTP from its INIT on until one end closes. The handshake counts too, or
     /// a burst of new connections would all go to the one that had the fewest before it (`tcp_state_active_table`,
     /// net/netfilter/ipvs/ip_vs_proto_tcp.c). UDP never does.
     #[inline]
     #[must_use]
     pub const fn is_active(self) -> bool {
-        matches!(self, FlowState::SYN_SENT | FlowState::SYN_SENT2 | FlowState::SYN_RECV) || self.is_established()
+        matches!(self, FlowState::SYN_SENT | FlowState::SYN_SENT2 | FlowState::SYN_RECV)
+            || self.is_established()
+            || matches!(self, FlowState::SCTP_COOKIE_WAIT | FlowState::SCTP_COOKIE_ECHOED | FlowState::SCTP_ESTABLISHED)
     }
 
     /// For the states that exist twice, the end that closed first.
@@ -125,7 +127,10 @@ impl std::fmt::Debug for FlowState {
 
 /// How long a flow stays without a packet, per state.
 #[derive(Debug, Clone)]
-pub struct Timeouts([Ticks; 32]);
+pub struct Timeouts([Ticks; STATES]);
+
+/// Numbers that states can have.
+const STATES: usize = 64;
 
 /// Seconds per state for Services (column LBNAT of spec 4.7).
 ///
@@ -158,8 +163,8 @@ const SECONDS: [(FlowState, u32); 20] = [
 
 impl Default for Timeouts {
     fn default() -> Timeouts {
-        let mut timeouts = Timeouts([0; 32]);
-        for (state, seconds) in SECONDS {
+        let mut timeouts = Timeouts([0; STATES]);
+        for (state, seconds) in SECONDS.into_iter().chain(super::sctp::SECONDS) {
             timeouts.set(state, seconds);
         }
         timeouts
@@ -176,7 +181,7 @@ impl Timeouts {
 
     /// Makes `state` last at least `seconds` (at most 13 days, where the clock of flows could be misread).
     pub fn set(&mut self, state: FlowState, seconds: u32) {
-        self.0[usize::from(state.0) % 32] = ticks_of_seconds(seconds);
+        self.0[usize::from(state.0) % STATES] = ticks_of_seconds(seconds);
     }
 }
 

@@ -8,15 +8,16 @@
 //! [`translate_v6`] do both for one packet.
 //!
 //! What the L4 checksum covers decides the delta (N-073): TCP, UDP and ICMPv6 cover the addresses, ICMPv4 does not, and
-//! SCTP's CRC32c covers no address but the ports, which therefore must stay (N-075). Fragments other than the first have no
-//! L4 header: only their addresses change; the first one's checksum is updated for the whole datagram (N-062).
+//! SCTP's CRC32c covers no address but the ports, over the whole packet: in a fragment these must stay (N-075). Fragments other
+//! than the first have no L4 header: only their addresses change; the first one's checksum is updated for the whole datagram
+//! (N-062).
 
 use zerocopy::FromBytes;
 use zerocopy::byteorder::network_endian::U16;
 
 use super::checksum::{Delta, Sum};
 use super::packet::{Fragment, L3};
-use super::{Family, icmp, icmpv6, ipv4, ipv6, protocol, tcp, udp};
+use super::{Family, icmp, icmpv6, ipv4, ipv6, protocol, sctp, tcp, udp};
 
 /// The end points of one direction of a flow.
 ///
@@ -123,7 +124,7 @@ pub fn ports_delta<A>(from: &Tuple<A>, to: &Tuple<A>) -> Delta {
 
 /// Writes a prepared translation into an IPv4 packet. `packet` starts at the IP header, `l3` is what parse said of it.
 ///
-/// False if the packet is not what `l3` says, or is SCTP and its ports would change; nothing is written then.
+/// False if the packet is not what `l3` says, or a fragment of SCTP whose ports would change; nothing is written then.
 #[inline(always)]
 #[must_use]
 pub fn apply_v4(packet: &mut [u8], l3: &L3, edit: &Prepared<[u8; 4]>) -> bool {
@@ -203,7 +204,10 @@ fn apply_l4(packet: &mut [u8], l3: &L3, delta: Delta, source_port: u16, destinat
         (protocol::ICMP, Family::V4) | (protocol::ICMPV6, Family::V6) => {
             return apply_icmp(l4, l3, delta, source_port);
         }
-        (protocol::SCTP, _) => return (source_port, destination_port) == (l3.source_port, l3.destination_port),
+        (protocol::SCTP, _) => {
+            let same = (source_port, destination_port) == (l3.source_port, l3.destination_port);
+            return same || l3.fragment == Fragment::None && sctp::set_ports(l4, source_port, destination_port);
+        }
         _ => {}
     }
     true

@@ -20,6 +20,7 @@ pub mod ipv6;
 pub mod packet;
 pub mod udp;
 pub mod tcp;
+pub mod sctp;
 pub mod icmp;
 pub mod icmpv6;
 pub mod ndp;

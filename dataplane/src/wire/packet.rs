@@ -6,11 +6,10 @@
 //! One length check per header: each header is borrowed whole from the front of what the header before it allows, so a
 //! field can never be read beyond the packet's own end, and padding after it is never looked at.
 
-use zerocopy::byteorder::network_endian::U16;
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::FromBytes;
 
 use super::checksum::Sum;
-use super::{Family, Malformed, icmp, icmpv6, ipv4, ipv6, protocol, tcp, udp};
+use super::{Family, Malformed, icmp, icmpv6, ipv4, ipv6, protocol, sctp, tcp, udp};
 
 /// Which part of a datagram a packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,9 +61,10 @@ pub struct L3 {
     /// Destination port of TCP, UDP, SCTP; the identifier of an ICMP(v6) echo request or reply, so that a key and its
     /// reverse agree; else zero.
     pub destination_port: u16,
-    /// TCP control bits, see [`tcp::FIN`] and the others; else zero.
+    /// TCP control bits, see [`tcp::FIN`] and the others; of SCTP, what the first chunk amounts to in these words
+    /// ([`sctp::in_words_of_tcp`]); else zero.
     pub tcp_flags: u8,
-    /// TCP sequence number; else zero.
+    /// TCP sequence number; the tag that an SCTP INIT gives; else zero.
     pub tcp_seq: u32,
     /// TCP acknowledgment number; else zero.
     pub tcp_ack: u32,
@@ -135,16 +135,6 @@ pub fn is_echo(family: Family, icmp_type: u8) -> bool {
         Family::V4 => matches!(icmp_type, icmp::ECHO_REPLY | icmp::ECHO_REQUEST),
         Family::V6 => matches!(icmp_type, icmpv6::ECHO_REPLY | icmpv6::ECHO_REQUEST),
     }
-}
-
-/// The SCTP common header (RFC 9260 section 3.1): ports, verification tag, CRC32c.
-#[derive(Clone, Copy, Debug, FromBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct SctpHeader {
-    source_port: U16,
-    destination_port: U16,
-    verification_tag: [u8; 4],
-    checksum: [u8; 4],
 }
 
 /// Reads one IP packet whose header starts at `bytes[0]`; the version field says which family.
@@ -281,9 +271,10 @@ fn parse_l4<const ZERO_UDP: bool>(l3: &mut L3, payload: &[u8]) -> Result<(), Mal
             l3.destination_port = header.destination_port();
         }
         protocol::SCTP => {
-            let (header, _) = SctpHeader::ref_from_prefix(payload).map_err(|_| Malformed::SctpTruncated)?;
-            l3.source_port = header.source_port.get();
-            l3.destination_port = header.destination_port.get();
+            let (header, chunks) = sctp::parse(payload)?;
+            l3.source_port = header.source_port();
+            l3.destination_port = header.destination_port();
+            (l3.tcp_flags, l3.tcp_seq) = sctp::in_words_of_tcp(chunks);
         }
         number if number == icmp_of(l3.family) => {
             let (header, _) = icmp::Header::ref_from_prefix(payload).map_err(|_| Malformed::IcmpTruncated)?;
@@ -356,9 +347,10 @@ pub fn pseudo_header(bytes: &[u8], family: Family, protocol: u8, l4_len: u16) ->
 }
 
 /// Whether the L4 checksum of a whole packet is right; true where there is none to check (fragments, UDP zero over IPv4,
-/// SCTP and protocols we do not read).
+/// and protocols we do not read).
 ///
-/// Costs a pass over the payload: for ICMP (N-031) and tunnel packets that carry one (V-004, V-005), not for every packet.
+/// Costs a pass over the payload: for ICMP (N-031), SCTP (N-075) and tunnel packets that carry one (V-004, V-005), not for
+/// every packet.
 #[must_use]
 pub fn l4_checksum_verifies(bytes: &[u8], l3: &L3) -> bool {
     if l3.fragment != Fragment::None {
@@ -376,6 +368,7 @@ pub fn l4_checksum_verifies(bytes: &[u8], l3: &L3) -> bool {
         (protocol::TCP, _) | (protocol::ICMPV6, Family::V6) => {
             pseudo_header(bytes, l3.family, l3.protocol, l3.l4_len()).bytes(segment).verifies()
         }
+        (protocol::SCTP, _) => sctp::checksum_verifies(segment),
         _ => true,
     }
 }

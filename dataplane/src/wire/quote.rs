@@ -16,7 +16,7 @@ use zerocopy::FromBytes;
 
 use super::checksum::{Delta, Sum};
 use super::edit::{self, Tuple, replace_word};
-use super::{Family, Malformed, icmp, icmpv6, ipv4, ipv6, packet, protocol, tcp, udp};
+use super::{Family, Malformed, icmp, icmpv6, ipv4, ipv6, packet, protocol, sctp, tcp, udp};
 
 /// Where the quoted packet starts in an ICMP or ICMPv6 error.
 pub const OFFSET: usize = 8;
@@ -45,6 +45,9 @@ pub struct Quote {
     pub l4_checksum_offset: Option<usize>,
     /// Whether it quotes an echo message, whose identifier the ports hold.
     pub is_echo: bool,
+    /// Length of the L4 header and its payload as they were sent, if the quoted packet was no fragment: SCTP's checksum
+    /// changes with the ports by an amount that depends on it.
+    pub l4_len: Option<usize>,
 }
 
 /// Reads the packet quoted in an ICMP (`family` V4) or ICMPv6 error. `message` starts at the ICMP type and ends with the IP
@@ -98,6 +101,8 @@ fn parse_v4(quoted: &[u8]) -> Result<Quote, Malformed> {
         l4_offset: OFFSET + header_len,
         l4_checksum_offset: None,
         is_echo: false,
+        l4_len: (header.flags_offset() & ipv4::MORE_FRAGMENTS == 0)
+            .then(|| usize::from(header.total_length()) - header_len),
     };
     let end = quoted.len().min(usize::from(header.total_length()));
     parse_l4(quote, quoted.get(header_len..end).unwrap_or_default())
@@ -125,6 +130,10 @@ fn parse_v6(quoted: &[u8]) -> Result<Quote, Malformed> {
         l4_offset: OFFSET + l4_offset,
         l4_checksum_offset: None,
         is_echo: false,
+        l4_len: match walked.fragment {
+            None => (ipv6::HEADER_LEN + usize::from(header.payload_length())).checked_sub(l4_offset),
+            Some(_) => None,
+        },
     };
     parse_l4(quote, quoted.get(l4_offset..).unwrap_or_default())
 }
@@ -135,14 +144,16 @@ fn parse_l4(mut quote: Quote, l4: &[u8]) -> Result<Quote, Malformed> {
         return Err(Malformed::QuoteTruncated);
     };
     let checksum = match quote.protocol {
-        protocol::TCP => Some(tcp::CHECKSUM_OFFSET),
-        protocol::UDP => Some(udp::CHECKSUM_OFFSET),
+        protocol::TCP => Some((tcp::CHECKSUM_OFFSET, 2)),
+        protocol::UDP => Some((udp::CHECKSUM_OFFSET, 2)),
+        protocol::SCTP => Some((sctp::CHECKSUM_OFFSET, 4)),
         _ => None,
     };
     if edit::has_ports(quote.protocol) {
         quote.source_port = u16::from_be_bytes([a, b]);
         quote.destination_port = u16::from_be_bytes([c, d]);
-        quote.l4_checksum_offset = checksum.filter(|at| at + 2 <= l4.len()).map(|at| quote.l4_offset + at);
+        let there = checksum.filter(|(at, len)| at + len <= l4.len());
+        quote.l4_checksum_offset = there.map(|(at, _)| quote.l4_offset + at);
     } else if quote.protocol == packet::icmp_of(quote.family) {
         // ICMPv4 checksums cover no address: only a new identifier changes them.
         if packet::is_echo(quote.family, a) {
@@ -184,8 +195,8 @@ impl Quote {
 /// Translates the quoted packet of an ICMPv4 error to new end points: embedded addresses, header checksum, ports or echo
 /// identifier (`to.source_port`), L4 checksum if it is there, and the outer ICMP checksum (N-074).
 ///
-/// The outer IP header is the caller's; ICMPv4 does not cover it. False if `quote` is not of this message, or is SCTP with
-/// other ports (N-075); the message may be half translated then and must be dropped.
+/// The outer IP header is the caller's; ICMPv4 does not cover it. False if `quote` is not of this message, which may be half
+/// translated then and must be dropped.
 #[must_use]
 pub fn rewrite_v4(message: &mut [u8], quote: &Quote, to: &Tuple<[u8; 4]>) -> bool {
     let Some(from) = quote.tuple_v4() else { return false };
@@ -242,7 +253,7 @@ fn rewrite_l4<A>(message: &mut [u8], quote: &Quote, covered: Delta, from: &Tuple
             let source = replace_word(message, at, |_| to.source_port)?;
             source.and(replace_word(message, at + 2, |_| to.destination_port)?)
         }
-        protocol::SCTP if edit::ports_changed(from, to) => return None,
+        protocol::SCTP => return rewrite_sctp(message, quote, from, to),
         _ if quote.is_echo => replace_word(message, at + 4, |_| to.source_port)?,
         _ => Delta::NONE,
     };
@@ -254,4 +265,20 @@ fn rewrite_l4<A>(message: &mut [u8], quote: &Quote, covered: Delta, from: &Tuple
         replace_word(message, at, |old| covered.apply(old))?
     };
     Some(ports.and(checksum))
+}
+
+/// Ports, and the CRC32c where it is there and can be known: it changes by the ports and the length of the whole packet,
+/// however much of that is quoted.
+#[cold]
+fn rewrite_sctp<A>(message: &mut [u8], quote: &Quote, from: &Tuple<A>, to: &Tuple<A>) -> Option<Delta> {
+    let at = quote.l4_offset;
+    let source = replace_word(message, at, |_| to.source_port)?;
+    let ports = source.and(replace_word(message, at + 2, |_| to.destination_port)?);
+    let (Some(at), Some(len)) = (quote.l4_checksum_offset, quote.l4_len) else { return Some(ports) };
+    let old = (from.source_port, from.destination_port);
+    let change = sctp::ports_delta(old, (to.source_port, to.destination_port), len).to_le_bytes();
+    let [a, b, c, d] = change;
+    let first = replace_word(message, at, |word| word ^ u16::from_be_bytes([a, b]))?;
+    let second = replace_word(message, at + 2, |word| word ^ u16::from_be_bytes([c, d]))?;
+    Some(ports.and(first).and(second))
 }

@@ -12,7 +12,7 @@ use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::catalog::pod;
 use tidegate_dataplane::rig::expect::{Outer, from_peer_with, vxlan};
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
-use tidegate_dataplane::rig::sketch::{Sketch, ethernet, ping, raw, tcp, udp};
+use tidegate_dataplane::rig::sketch::{Sketch, ethernet, ping, raw, sctp, tcp, udp};
 use tidegate_dataplane::rig::{FROM_ROUTER, LAN, LAN_MAC, Net, Rig, VNI, VTEP_MAC, WAN, peer_mac, peer_vtep_mac};
 use tidegate_dataplane::state::fragment::WAIT_NS;
 use tidegate_dataplane::table::neighbour::{NeighbourRow, NeighbourState};
@@ -183,6 +183,12 @@ fn every_reason_is_reached_by_a_frame() {
         // What takes more than one wrong byte.
         let stray = to_web(net).ack(1, 1).between((net.client(50), 9), web(net));
         scene.rig.rx_wan(&stray);
+        let padded = sctp(crate::client(net), (net.vip(1), 3868)).tag(8);
+        scene.rig.rx_wan(&padded.clone().data([9, 0, 0, 2]));
+        scene.rig.rx_wan(&padded.clone().chunk(0, 3, &[1; 40]).fragment(0, true));
+        let mut damaged = padded.chunk(0, 3, &[1; 40]).frame(FROM_ROUTER);
+        *damaged.last_mut().unwrap() ^= 1;
+        scene.rig.rx(WAN, &damaged);
         for protocol in [1, 6, 17, 58, 132] {
             scene.rig.rx_wan(&raw(net.client(7), net.vip(1), protocol).data([0; 3]));
         }

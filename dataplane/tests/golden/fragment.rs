@@ -14,17 +14,16 @@ const WORKERS: [u16; 3] = [1, 2, 3];
 
 /// Cuts what `whole` carries behind its IP header into fragments of so many bytes; the first has the L4 header, checksum of
 /// the whole included, as etherparse wrote it.
-fn cut(whole: &Sketch, sizes: &[usize]) -> Vec<Sketch> {
+pub(crate) fn cut(whole: &Sketch, sizes: &[usize]) -> Vec<Sketch> {
     let packet = whole.clone().may_fragment().packet();
     let header = if whole.from.0.is_ipv4() { 20 } else { 40 };
     let body = &packet[header..];
-    let protocol = if matches!(whole.body, tidegate_dataplane::rig::sketch::Body::Tcp { .. }) { 6 } else { 17 };
     let mut at = 0;
     let mut pieces = Vec::new();
     for size in sizes {
         let end = (at + size).min(body.len());
         // A piece is the bytes themselves, so that checksums are those of the whole.
-        let piece = tidegate_dataplane::rig::sketch::raw(whole.from.0, whole.to.0, protocol).data(&body[at..end]);
+        let piece = tidegate_dataplane::rig::sketch::raw(whole.from.0, whole.to.0, whole.number()).data(&body[at..end]);
         let piece = Sketch { ttl: whole.ttl, id: whole.id, label: whole.label, ..piece };
         pieces.push(piece.fragment(u16::try_from(at).unwrap(), end < body.len()));
         at = end;

@@ -26,6 +26,7 @@ mod local;
 mod error;
 mod overload;
 mod fragment;
+mod sctp;
 mod workers;
 mod sticky;
 mod books;

@@ -4,10 +4,10 @@ use proptest::prelude::*;
 use tidegate_dataplane::wire::Family;
 use tidegate_dataplane::wire::checksum::{Delta, Sum};
 use tidegate_dataplane::wire::edit::{self, Prepared, Tuple};
-use tidegate_dataplane::wire::packet::{Fragment, L3, parse_l3};
+use tidegate_dataplane::wire::packet::{Fragment, L3, l4_checksum_verifies, parse_l3};
 use tidegate_dataplane::wire::{Malformed, icmp, icmpv6, quote, tcp};
 
-use crate::oracle::{assert_checksums, fix_ip_checksum, l4_checksum, naive_sum, naive_sums, recompute};
+use crate::oracle::{assert_checksums, crc_place, fix_ip_checksum, l4_checksum, naive_sum, naive_sums, recompute};
 use crate::parse::as_fragment;
 use crate::sample::{Kind, Spec, port, samples, spec, v4};
 
@@ -175,6 +175,8 @@ proptest! {
     ) {
         // N-062, V-050: the pieces of the translated datagram are the translated pieces
         let spec = Spec { options: false, payload: vec![0x5a; 100], dont_fragment: false, ..spec };
+        // N-075: SCTP's ports stay, or there is no fragment.
+        let (from, to) = if matches!(spec.kind, Kind::Sctp) { spec.ports() } else { (from, to) };
         let target = spec.with(source, destination, from, to);
         let (pieces, expected) = (split(&spec, first * 8), split(&target, first * 8));
         for (mut piece, expected) in pieces.into_iter().zip(expected) {
@@ -257,6 +259,9 @@ proptest! {
             if let Some((at, _)) = l4_checksum(&original) && at + 1 == len {
                 // Half a checksum cannot be updated and stays.
                 expected[at] = original[at];
+            }
+            if let Some(at) = crc_place(&original) && (at..at + 4).contains(&len) {
+                expected[at..].copy_from_slice(&original[at..len]);
             }
             let expected = icmp_error(spec.family, which, &expected, outer_new);
             prop_assert_eq!(&message, &expected, "quote of {} bytes", len);
@@ -357,26 +362,58 @@ fn an_echo_reply_of_zeros_keeps_a_checksum_that_verifies() {
 }
 
 #[test]
-fn sctp_ports_stay_or_the_packet_goes() {
-    // N-075: addresses may change, ports are under a CRC of the whole packet
+fn sctp_ports_change_with_their_crc_and_stay_in_fragments() {
+    // N-075, Q-12: the sample is built anew with a checksum computed bit by bit
     for family in [Family::V4, Family::V6] {
-        let spec = Spec::new(family, Kind::Sctp);
-        let before = spec.build();
-        let l3 = parse_l3(&before).unwrap();
-        let mut packet = before.clone();
-        let other = Spec { source_port: 1, ..spec.clone() };
-        assert!(!translate(&mut packet, &l3, &other));
-        assert_eq!(packet, before, "untouched");
-        assert!(translate(&mut packet, &l3, &spec.with([9; 16], [8; 16], 0, 0)));
-        assert_eq!(parse_l3(&packet).map(|l3| (l3.source_port, l3.destination_port)), Ok(spec.ports()));
+        for length in [0, 1, 3, 4, 9, 1020, 1024, 1100, 1400] {
+            let spec = Spec { payload: (0..=255).cycle().take(length).collect(), ..Spec::new(family, Kind::Sctp) };
+            let before = spec.build();
+            let l3 = parse_l3(&before).unwrap();
+            let to = spec.with([9; 16], [8; 16], 0, 0xffff);
+            let mut packet = before.clone();
+            assert!(translate(&mut packet, &l3, &to));
+            assert_eq!(packet, to.build(), "{length}");
+            // A mistake stays one.
+            let mut packet = before.clone();
+            *packet.last_mut().unwrap() ^= 1;
+            assert!(translate(&mut packet, &l3, &to) && !l4_checksum_verifies(&packet, &l3));
+            // Addresses are not under it, and a fragment has no other ports.
+            for fragment in [Fragment::First { id: 1 }, Fragment::None] {
+                let l3 = L3 { fragment, ..l3 };
+                let mut packet = before.clone();
+                assert!(translate(&mut packet, &l3, &spec.with([9; 16], [8; 16], 40000, 443)));
+                let mut packet = before.clone();
+                let whole = fragment == Fragment::None;
+                assert_eq!(translate(&mut packet, &l3, &to), whole);
+                assert_eq!(packet == before, !whole, "untouched");
+            }
+        }
+    }
+}
 
-        let mut message = icmp_error(family, 0, &before, [[1; 16]; 2]);
-        let quote = quote::parse(family, &message).unwrap();
-        let refused = match family {
-            Family::V4 => quote::rewrite_v4(&mut message, &quote, &other.tuple_v4()),
-            Family::V6 => quote::rewrite_v6(&mut message, &quote, &other.tuple_v6(), Delta::NONE),
-        };
-        assert!(!refused);
+#[test]
+fn quoted_sctp_is_translated_with_its_crc_however_much_of_it_there_is() {
+    // N-074, N-075
+    for family in [Family::V4, Family::V6] {
+        let spec = Spec { payload: vec![0x5a; 300], ..Spec::new(family, Kind::Sctp) };
+        let to = spec.with([0x11; 16], [0x22; 16], 7, 8);
+        let (before, after) = (spec.build(), to.build());
+        let header = before.len() - 312;
+        for length in [8, 11, 12, 16, 40, 312].map(|more| header + more) {
+            let mut message = icmp_error(family, 0, &before[..length], [[1; 16]; 2]);
+            let quote = quote::parse(family, &message).unwrap();
+            let done = match family {
+                Family::V4 => quote::rewrite_v4(&mut message, &quote, &to.tuple_v4()),
+                Family::V6 => quote::rewrite_v6(&mut message, &quote, &to.tuple_v6(), Delta::NONE),
+            };
+            // What does not reach the end of the checksum keeps the bytes that are there of it.
+            let mut expected = after[..length].to_vec();
+            if length < header + 12 {
+                expected[header + 8..].copy_from_slice(&before[header + 8..length]);
+            }
+            assert!(done);
+            assert_eq!(message, icmp_error(family, 0, &expected, [[1; 16]; 2]), "{length}");
+        }
     }
 }
 

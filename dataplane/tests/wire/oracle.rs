@@ -1,6 +1,7 @@
 //! Checksums the slow way: word by word, from scratch, with headers found by etherparse.
 
 use etherparse::{IpNumber, IpSlice};
+use tidegate_dataplane::rig::sketch::crc32c;
 
 /// One's complement sum, one word at a time (RFC 1071 section 4.1, the version everybody knows).
 pub fn naive_sum(bytes: &[u8]) -> u16 {
@@ -69,6 +70,17 @@ pub fn recompute(packet: &mut [u8]) {
     if let Some((at, checksum)) = l4_checksum(packet) {
         packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
     }
+    if let Some(at) = crc_place(packet) {
+        packet[at..at + 4].fill(0);
+        let sum = crc32c(&packet[at - 8..]).to_le_bytes();
+        packet[at..at + 4].copy_from_slice(&sum);
+    }
+}
+
+/// Where SCTP's CRC32c is.
+pub fn crc_place(packet: &[u8]) -> Option<usize> {
+    let (offset, protocol) = l4(packet);
+    (protocol == IpNumber::SCTP).then_some(offset + 8)
 }
 
 /// Writes the IPv4 header checksum anew; nothing for IPv6.

@@ -73,7 +73,7 @@ proptest! {
         let before = parse_l3(&bytes).unwrap();
         let at = at.index(bytes.len());
         bytes[at] ^= 1 << bit;
-        let covered = !matches!(spec.kind, Kind::Sctp | Kind::Udp { checksum: false });
+        let covered = !matches!(spec.kind, Kind::Udp { checksum: false });
         let in_l4 = at >= usize::from(before.l4_offset);
         if let Ok(l3) = parse_l3(&bytes) && covered && in_l4 {
             // A flip may turn a UDP checksum into "none"; everything else breaks the sum.

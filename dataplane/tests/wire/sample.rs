@@ -5,6 +5,7 @@ use etherparse::{
     PacketBuilder, TcpHeader,
 };
 use proptest::prelude::*;
+use tidegate_dataplane::rig::sketch::crc32c;
 use tidegate_dataplane::wire::Family;
 use tidegate_dataplane::wire::edit::Tuple;
 
@@ -101,8 +102,10 @@ impl Spec {
             },
             Kind::Sctp => {
                 let mut chunk = [from.to_be_bytes(), to.to_be_bytes()].concat();
-                chunk.extend_from_slice(&[0xaa; 8]);
+                chunk.extend_from_slice(&[0xaa, 0xaa, 0xaa, 0xaa, 0, 0, 0, 0]);
                 chunk.extend_from_slice(payload);
+                let sum = crc32c(&chunk).to_le_bytes();
+                chunk.splice(8..12, sum);
                 builder.write(&mut bytes, IpNumber::SCTP, &chunk)
             }
         }
@@ -174,10 +177,6 @@ impl Spec {
 
     /// The same packet with other end points, built anew.
     pub fn with(&self, source: [u8; 16], destination: [u8; 16], source_port: u16, destination_port: u16) -> Spec {
-        let (source_port, destination_port) = match self.kind {
-            Kind::Sctp => self.ports(),
-            _ => (source_port, destination_port),
-        };
         Spec { source, destination, source_port, destination_port, ..self.clone() }
     }
 }
