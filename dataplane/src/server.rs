@@ -329,11 +329,16 @@ fn announce(voice: &Arc<Voice>, served: &Served) -> Option<JoinHandle<()>> {
         while !voice.closed.load(Ordering::Relaxed) {
             let reached = compiler.wait_news(voice.announced(), edition, ANNOUNCE_CHECK);
             let conflicts = compiler.conflicts(edition);
+            let suspects = compiler.suspects(edition);
             let (services, newest) = compiler.deliveries(edition);
             edition = newest;
             let told = if services.is_empty() { Ok(()) } else { voice.say(&Response::Delivery { services }) };
             let told = told.and_then(|()| match conflicts {
                 Some(addresses) => voice.say(&Response::Conflicts { addresses }),
+                None => Ok(()),
+            });
+            let told = told.and_then(|()| match suspects {
+                Some(nodes) => voice.say(&Response::Suspects { nodes }),
                 None => Ok(()),
             });
             if voice.announce(reached).and(told).is_err() {

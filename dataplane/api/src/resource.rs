@@ -102,6 +102,10 @@ pub struct Gateway {
     /// Tunnels of load balancers in front of the gateway that end here. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decap: Option<Decap>,
+    /// TCP port at which every node is asked whether it lives: that of kube-proxy's own health (S-114). Absent: none is
+    /// asked, and none is ever suspected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_port: Option<u16>,
     /// The other gateways of the set, in the order of names. They share the announcement of VIPs on common links.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<GatewayPeer>,
@@ -206,6 +210,10 @@ pub struct Service {
     /// Clients that may reach the VIPs, both families in one list. A family without a range is not restricted (S-081).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source_ranges: Vec<IpNet>,
+    /// `healthCheckNodePort`, host order: a port that every node with kube-proxy has open, at which it may be asked whether it
+    /// lives (S-114).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_port: Option<u16>,
     /// One entry per (port, protocol).
     pub ports: Vec<ServicePort>,
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
 use tidegate_api::client::{Client, ClientError};
-use tidegate_api::message::{Accepted, AddressConflict, WayState};
+use tidegate_api::message::{Accepted, AddressConflict, IpFamily, WayState};
 use tidegate_api::resource::{Body, DeliveryMode, Kind};
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, Show, Shown, WorkerRow};
 
@@ -18,6 +18,7 @@ use crate::kernel::{Change, KernelFacts, Neighbour, NeighbourKey, nud};
 use crate::objects::key;
 use crate::objects::saved::{self, Saver};
 use crate::objects::tests::{backend, full, gateway, incremental, machine, named, peer, service};
+use crate::probe::pulse::Pulse;
 use crate::probe::{Finding, Way};
 use crate::table::publish::{Publisher, Reader};
 use crate::table::{BackendId, DeviceId, Family, Tables};
@@ -178,7 +179,7 @@ fn control_is_told_how_services_are_delivered() {
     assert_eq!(told[0].ports[0].mode, DeliveryMode::Fullnat);
     let way = Way { service: "shop/web".into(), port: 80, family: Family::V4, node: "w1".into() };
     let proven = Finding { state: WayState::Proven, reason: String::new() };
-    assert!(bench.handle.found(vec![(way, proven)]));
+    assert!(bench.handle.found(vec![(way, proven)], vec![]));
     let told = delivery(&mut control);
     assert_eq!((told[0].ports[0].mode, told[0].ports[1].mode), (DeliveryMode::NodeDsr, DeliveryMode::Fullnat));
     // The read side says the same.
@@ -369,6 +370,41 @@ fn a_drain_is_passed_on_and_the_set_is_shown() {
     assert!(shown.alone.unwrap().contains("keyFile"));
     assert_eq!((shown.rows.len(), shown.rows[0].node.as_str(), shown.rows[0].is_own), (1, "gw-1", true));
     assert_eq!(bench.gateways.announced(), 0);
+}
+
+// S-114
+#[test]
+fn nodes_that_fall_silent_are_told_shown_and_counted() {
+    let bench = bench();
+    let told = |client: &mut Client| loop {
+        match client.receive().unwrap() {
+            Response::Suspects { nodes } => return nodes,
+            Response::Reached { .. } | Response::Accepted(_) | Response::Delivery { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut control = bench.client();
+    control.send(&Request::Update(full(everything()))).unwrap();
+    accepted(&mut control);
+    let pulse = Pulse { node: "w1".into(), family: Family::V6 };
+    assert!(bench.handle.found(vec![], vec![(pulse.clone(), true)]));
+    let nodes = told(&mut control);
+    assert_eq!((nodes.len(), nodes[0].node.as_str(), nodes[0].family), (1, "w1", IpFamily::Ipv6));
+    let mut reader = bench.client();
+    let counters = |reader: &mut Client| match reader.show(Show::Counters).unwrap() {
+        Shown::Counters(counters) => (counters.totals["nodes_suspected"], counters.totals["node_suspicions"]),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(counters(&mut reader), (1, 1));
+    let Shown::Backends(rows) = reader.show(Show::Backends { service: None }).unwrap() else { panic!() };
+    let states: Vec<_> = rows.iter().map(|row| (row.address.is_ipv4(), row.state.as_str())).collect();
+    assert_eq!(states, [(true, "active"), (false, "suspected")]);
+    let mut later = bench.client();
+    later.send(&Request::Update(incremental(vec![]))).unwrap();
+    assert_eq!(told(&mut later), nodes, "a new conversation begins with all there are");
+    assert!(bench.handle.found(vec![], vec![(pulse, false)]));
+    assert_eq!((told(&mut control), told(&mut later)), (vec![], vec![]));
+    assert_eq!(counters(&mut reader), (0, 1));
 }
 
 #[test]
