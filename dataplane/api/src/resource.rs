@@ -457,7 +457,11 @@ impl std::fmt::Display for Kind {
 
 impl std::fmt::Display for ResourceKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.kind, self.name)
+        // Whoever speaks to a socket chooses names; what is said about them must stay one line of a log.
+        const CHARS_MAX: usize = 320;
+        write!(f, "{} ", self.kind)?;
+        self.name.chars().take(CHARS_MAX).flat_map(char::escape_debug).try_for_each(|char| write!(f, "{char}"))?;
+        if self.name.chars().nth(CHARS_MAX).is_some() { f.write_str("…") } else { Ok(()) }
     }
 }
 
@@ -506,5 +510,19 @@ impl<'de> Deserialize<'de> for MacAddress {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_shown_on_one_line_however_it_is() {
+        let shown = |name: &str| ResourceKey { kind: Kind::Service, name: name.into() }.to_string();
+        assert_eq!(shown("shop/web"), "service shop/web");
+        assert_eq!(shown("a\nERROR b\u{1b}[2J"), "service a\\nERROR b\\u{1b}[2J");
+        let long = shown(&"x".repeat(100_000));
+        assert!(long.chars().count() < 340 && long.ends_with('…'), "{long}");
     }
 }
