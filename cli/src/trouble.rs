@@ -24,7 +24,7 @@ pub fn explain(error: &ClientError, socket: &Path) -> String {
         ClientError::Read(ReadError::NotUnderstood(detail)) => {
             format!("the answer at {at} is not understood ({detail}). {}", versions_differ("the program there"))
         }
-        ClientError::Read(ReadError::TooLong(bytes)) => {
+        ClientError::Read(ReadError::TooLong(bytes, _)) => {
             format!("what listens at {at} does not speak Tidegate's contract (a message of {bytes} bytes)")
         }
         ClientError::Read(ReadError::Io(source)) | ClientError::Write(source) => interrupted(source, socket),
@@ -102,7 +102,7 @@ mod tests {
             ClientError::Refused("no".into()),
             ClientError::Unexpected("Accepted".into()),
             ClientError::Read(ReadError::Closed),
-            ClientError::Read(ReadError::TooLong(0x4854_5450)),
+            ClientError::Read(ReadError::TooLong(0x4854_5450, 256 << 20)),
             ClientError::Read(ReadError::NotUnderstood(nonsense())),
             ClientError::Read(ReadError::Io(io::ErrorKind::WouldBlock.into())),
             ClientError::Read(ReadError::Io(io::ErrorKind::UnexpectedEof.into())),

@@ -88,6 +88,10 @@ pub struct Control {
     /// Answer load balancers at the `healthCheckNodePort` of Services (S-110). Not beside kube-proxy, which has these ports.
     #[serde(default)]
     pub serve_health_check_node_ports: bool,
+    /// TCP port of every other Node at which kube-proxy tells whether it is well; the Nodes are asked there whether they live
+    /// (S-114). 0: they are not asked.
+    #[serde(default = "node_health_port_default")]
+    pub node_health_port: u16,
     /// Which of its addresses; empty: all that its Node lists.
     #[serde(default, deserialize_with = "prefixes")]
     pub node_port_addresses: Vec<IpNet>,
@@ -418,6 +422,10 @@ fn gateway_label_default() -> String {
 
 fn vxlan_port_default() -> u16 {
     8472 // V-020
+}
+
+fn node_health_port_default() -> u16 {
+    10256 // kube-proxy's healthzBindAddress
 }
 
 fn yes() -> bool {

@@ -10,6 +10,8 @@
 
 /// The node file: this process's section of the one configuration file.
 pub mod config;
+/// The lock in the state directory: one control at a time.
+pub mod alone;
 /// Kinds of our own: types and schemas.
 pub mod crd;
 /// Something that is wrong, said once, with file, object and field.

@@ -98,6 +98,8 @@ fn print_crds() -> ExitCode {
 }
 
 fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
+    // Before anything is written there: it is held until the end.
+    let _alone = tidegate_control::alone::hold(&file.state_dir)?;
     let status = StatusWriter::start(&file.state_dir).context("cannot write status")?;
     let (inbox, taken) = channel();
     stop_on_signals(inbox.clone())?;

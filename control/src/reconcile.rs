@@ -40,6 +40,7 @@ use crate::status::StatusWriter;
 use crate::status::conflict::Conflicts;
 use crate::status::delivery::Deliveries;
 use crate::status::service::{Findings, Progress, ServiceStatus};
+use crate::status::suspect::Suspects;
 use crate::watch::{self, Dialect, Invalid};
 
 /// What there should be, and how sure that is.
@@ -99,6 +100,8 @@ pub struct Reconciler {
     deliveries: Deliveries,
     /// Addresses for which strangers answer, as the dataplane heard.
     conflicts: Conflicts,
+    /// Nodes that do not answer, as the dataplane feels it.
+    suspects: Suspects,
     status: StatusWriter,
     office: Office,
     allocation: Allocation,
@@ -141,6 +144,7 @@ impl Reconciler {
             health: None,
             deliveries: Deliveries::default(),
             conflicts: Conflicts::default(),
+            suspects: Suspects::default(),
             status,
             office: Office::default(),
             allocation,
@@ -638,6 +642,8 @@ impl Reconciler {
                 tracing::info!(%server, holds = holds.len(), reached, "connected to the dataplane");
                 self.dataplane_problem = None;
                 self.deliveries.connected();
+                // Another dataplane may suspect nobody, and says nothing then.
+                self.suspects.take(Vec::new());
                 self.session.connected(link, stream, holds, reached);
             }
             News::Lost { link, reason } => {
@@ -676,6 +682,16 @@ impl Reconciler {
                 let names: Vec<Name> =
                     self.notes.keys().filter(|name| self.has_any(name, &concerned)).cloned().collect();
                 names.iter().for_each(|name| self.refresh(name));
+            }
+            Response::Suspects { nodes } => {
+                let concerned = self.suspects.take(nodes);
+                let on = |backend: &Backend| concerned.contains(&backend.node);
+                let services = self.desired.resources.iter().filter(|(_, resource)| match &resource.body {
+                    Body::Service(service) => service.ports.iter().flat_map(|port| &port.backends).any(on),
+                    _ => false,
+                });
+                let keys = services.map(|(key, _)| key.clone()).collect();
+                self.refresh_all(keys);
             }
             Response::Error { message } => {
                 tracing::error!(%message, "the dataplane could not serve a request; connecting again");
@@ -755,6 +771,10 @@ impl Reconciler {
             invalid: invalid.as_deref(),
             delivery: resource.filter(|resource| by_node_dsr(resource)).map(|_| self.deliveries.words(name)),
             conflict: self.conflicts.words(&service.addresses),
+            suspect: resource.and_then(|resource| match &resource.body {
+                Body::Service(service) => self.suspects.words(service),
+                _ => None,
+            }),
         };
         let given = self.allocation.effective(service);
         let service = given.as_deref().unwrap_or(service);

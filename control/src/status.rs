@@ -28,6 +28,8 @@ pub mod addresspool;
 pub mod api;
 /// Addresses for which somebody else answers, as the dataplane hears it.
 pub mod conflict;
+/// Nodes that do not answer, as the dataplane feels it.
+pub mod suspect;
 
 /// File with everything that is wrong now.
 pub const PROBLEMS_FILE: &str = "problems.json";

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 use tidegate_api::frame;
 use tidegate_api::listen::Listener;
 use tidegate_api::message::{
-    Accepted, AddressConflict, CONTRACT_VERSION, IpFamily, NodeDelivery, PortDelivery, Rejection, Request, Response,
-    ServiceDelivery, Update, WayState,
+    Accepted, AddressConflict, CONTRACT_VERSION, IpFamily, NodeDelivery, NodeSuspicion, PortDelivery, Rejection,
+    Request, Response, ServiceDelivery, Update, WayState,
 };
 use tidegate_api::resource::{Body, DeliveryMode, Protocol, Resource, ResourceKey, Versions};
 use tidegate_control::reconcile::{Input, Reconciler};
@@ -641,6 +641,50 @@ fn node_ports_outlast_a_restart(healed: bool) {
     control.remove("node.yaml");
     let update = talk.update();
     assert_eq!(at(&update), 0);
+    control.stop();
+}
+
+// S-114
+#[test]
+fn a_node_that_does_not_answer_is_named_in_the_services_that_have_endpoints_there() {
+    let home = Control::home();
+    let on = |n: u8, node: &str| {
+        let endpoint = format!("{{ addresses: [10.244.1.{n}], nodeName: {node} }}");
+        slice(&format!("web{n}-x"), &format!("web{n}"), "IPv4", "{ name: http, port: 8080 }", &endpoint)
+    };
+    let objects = web(1) + &web(2) + &on(1, "w1") + &on(2, "w2") + &node("gw-1", 9);
+    write(home.path(), "web.yaml", &objects);
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    let health_ports: Vec<_> = full
+        .resources
+        .iter()
+        .filter_map(|resource| match &resource.body {
+            Body::Gateway(gateway) => Some(gateway.health_port),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(health_ports, [Some(10256)]);
+    talk.accept(&full, 1);
+    talk.reached(1);
+    let quiet = |status: &Value| is_programmed(status) && condition(status, "NodesAnswer").is_null();
+    control.status("shop.web1.json", quiet);
+    let suspicion = NodeSuspicion {
+        node: "w1".into(),
+        family: IpFamily::Ipv4,
+        reason: "no answer from 198.51.100.11 on TCP port 10256".into(),
+    };
+    talk.say(&Response::Suspects { nodes: vec![suspicion] });
+    let status = control.status("shop.web1.json", |status| condition(status, "NodesAnswer")["status"] == "False");
+    let told = condition(&status, "NodesAnswer");
+    assert_eq!(told["reason"], "NodeSuspected");
+    assert!(told["message"].as_str().unwrap().contains("w1 over IPv4: no answer from 198.51.100.11"), "{told}");
+    assert!(is_programmed(&status), "it is served all the same");
+    control.status("shop.web2.json", quiet);
+    talk.say(&Response::Suspects { nodes: vec![] });
+    control.status("shop.web1.json", quiet);
     control.stop();
 }
 

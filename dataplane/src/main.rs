@@ -280,7 +280,7 @@ fn start(
     let forwarder = std::thread::Builder::new().name("kernel-news".into()).spawn(forward).context("a thread")?;
 
     let finder = handle.clone();
-    let prober = Prober::start(board, move |found| finder.found(found)).context("starting the prober")?;
+    let prober = Prober::start(board, move |found, felt| finder.found(found, felt)).context("starting the prober")?;
     let (speaker, orders) = Speaker::start(council.clone(), handle.clone()).context("starting to announce")?;
     let judge = judge(pulse.clone(), council.clone());
     let announcer = routes.clone().map(|routes| announce(&section.routes, routes, judge)).transpose()?;

@@ -31,9 +31,12 @@ use tidegate_api::message::WayState;
 use tidegate_api::resource::{PeerVtep, Vtep};
 
 use crate::table::Family;
+use pulse::Wrist;
 
 /// When to ask whom, and what follows from answers and silence.
 pub mod schedule;
+/// The same about whole nodes: is one there at all?
+pub mod pulse;
 /// The segments: written, and read back.
 pub mod segment;
 /// The sockets and the thread.
@@ -92,6 +95,9 @@ impl Default for Finding {
 pub trait Probes: Send {
     /// From now on, these and no others are to be watched for `service`.
     fn watch(&mut self, service: &Arc<str>, targets: Vec<Target>);
+
+    /// From now on, the pulse of these nodes and no others is to be felt.
+    fn feel(&mut self, _wrists: Vec<Wrist>) {}
 }
 
 /// Watches nothing: what is not proven stays so.
@@ -109,15 +115,25 @@ pub struct Board(Arc<(Mutex<Posted>, Condvar)>);
 
 #[derive(Debug, Default)]
 struct Posted {
-    wishes: HashMap<Arc<str>, Vec<Target>>,
+    wishes: Wishes,
     closed: bool,
+}
+
+/// What stands on a [`Board`].
+#[derive(Debug, Default)]
+pub struct Wishes {
+    /// What is to be watched of a Service.
+    pub targets: HashMap<Arc<str>, Vec<Target>>,
+    /// Whose pulse is to be felt; `None`: as before.
+    pub wrists: Option<Vec<Wrist>>,
 }
 
 impl Board {
     /// Takes what was posted since the last call, after waiting for it for at most `patience`. `None`: the board is closed.
-    pub fn take(&self, patience: Duration) -> Option<HashMap<Arc<str>, Vec<Target>>> {
+    pub fn take(&self, patience: Duration) -> Option<Wishes> {
         let (_, posted) = &*self.0;
-        let quiet = |board: &mut Posted| board.wishes.is_empty() && !board.closed;
+        let quiet =
+            |board: &mut Posted| board.wishes.targets.is_empty() && board.wishes.wrists.is_none() && !board.closed;
         let waited = posted.wait_timeout_while(self.lock(), patience, quiet);
         let mut board = waited.unwrap_or_else(PoisonError::into_inner).0;
         (!board.closed).then(|| std::mem::take(&mut board.wishes))
@@ -136,7 +152,12 @@ impl Board {
 
 impl Probes for Board {
     fn watch(&mut self, service: &Arc<str>, targets: Vec<Target>) {
-        self.lock().wishes.insert(Arc::clone(service), targets);
+        self.lock().wishes.targets.insert(Arc::clone(service), targets);
+        self.0.1.notify_all();
+    }
+
+    fn feel(&mut self, wrists: Vec<Wrist>) {
+        self.lock().wishes.wrists = Some(wrists);
         self.0.1.notify_all();
     }
 }

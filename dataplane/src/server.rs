@@ -9,7 +9,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -29,17 +29,20 @@ pub mod query;
 pub mod mailboxes;
 /// Answers of the read side.
 pub mod show;
+/// Who is connected, and who has the say.
+mod seats;
 #[cfg(test)]
 mod tests;
 
 use query::WorkerQuery;
+use seats::{Seat, Seats, Stage, Until, tame};
 
-/// Connections at once. Control needs one and an operator a few; more is somebody's loop.
-const CONNECTIONS_MAX: usize = 64;
 /// A client that does not read for this long is cut off.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client has to greet within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest greeting in bytes: nobody who has not greeted is listened to for more.
+const HELLO_BYTES_MAX: u32 = 4096;
 /// Updates of one client that may wait for their answers behind the one that is being compiled.
 const UPDATES_AHEAD: usize = 1;
 /// How often a waiting announcer looks whether its connection is still there.
@@ -60,7 +63,7 @@ struct Served {
     compiler: Handle,
     workers: Arc<dyn WorkerQuery>,
     announcers: Announcers,
-    connections: Arc<AtomicUsize>,
+    seats: Seats,
 }
 
 /// The listening thread; the socket file goes when it is dropped.
@@ -84,7 +87,7 @@ impl Server {
         let path = listener.path().to_path_buf();
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
-        let served = Served { compiler, workers, announcers, connections: Arc::default() };
+        let served = Served { compiler, workers, announcers, seats: Seats::default() };
         let run = move || listen(&listener, &seen, &served);
         let thread = std::thread::Builder::new().name("contract".into()).spawn(run)?;
         Ok(Server { stop, path, thread: Some(thread) })
@@ -117,28 +120,17 @@ fn listen(listener: &Listener, stop: &AtomicBool, served: &Served) {
             }
         };
         let served = served.clone();
-        if served.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-            refuse(stream, &format!("{CONNECTIONS_MAX} clients are connected already"));
-            served.connections.fetch_sub(1, Ordering::Relaxed);
-            continue;
-        }
-        let leave = Leave(Arc::clone(&served.connections));
-        let spawned = std::thread::Builder::new().name("client".into()).spawn(move || {
-            let _leave = leave;
-            converse(stream, &served);
-        });
+        let seat = match served.seats.take(&stream) {
+            Ok(seat) => seat,
+            Err(reason) => {
+                refuse(stream, &reason);
+                continue;
+            }
+        };
+        let spawned = std::thread::Builder::new().name("client".into()).spawn(move || converse(stream, &served, &seat));
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread for a client");
         }
-    }
-}
-
-/// Takes one off the count of connections, however the thread ends.
-struct Leave(Arc<AtomicUsize>);
-
-impl Drop for Leave {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -185,30 +177,43 @@ impl Voice {
 }
 
 /// One conversation, to its end.
-fn converse(mut stream: UnixStream, served: &Served) {
-    if let Err(reason) = greet(&mut stream, served) {
-        tracing::debug!(reason, "a client was turned away");
-        return refuse(stream, &reason);
-    }
+fn converse(mut stream: UnixStream, served: &Served, seat: &Seat) {
+    let client = match greet(&mut stream, served) {
+        Ok(client) => client,
+        Err(reason) => {
+            tracing::debug!(reason, "a client was turned away");
+            return refuse(stream, &reason);
+        }
+    };
     let Ok(writing) = stream.try_clone() else { return };
     let voice = Arc::new(Voice { stream: Mutex::new((writing, 0)), closed: AtomicBool::new(false) });
     let mut announcer = None;
     let mut answerer: Option<Answerer> = None;
     loop {
-        let said = match frame::read(&mut stream) {
+        seat.turn(Stage::Idle);
+        let heard = frame::read(&mut stream);
+        seat.turn(Stage::Asking);
+        let said = match heard {
             Ok(Request::Hello { .. }) => voice.say(&Response::Error { message: "greeted already".into() }),
-            Ok(Request::Update(update)) => {
-                announcer = announcer.or_else(|| announce(&voice, served));
-                answerer = answerer.or_else(|| Answerer::start(&voice, served).ok());
-                apply(update, &voice, served, answerer.as_ref())
-            }
+            Ok(Request::Update(update)) => match seat.speak(&client) {
+                Ok(()) => {
+                    announcer = announcer.or_else(|| announce(&voice, served));
+                    answerer = answerer.or_else(|| Answerer::start(&voice, served).ok());
+                    apply(update, &voice, served, answerer.as_ref())
+                }
+                Err(message) => {
+                    tracing::warn!(client, "{message}");
+                    let _ = voice.say(&Response::Error { message });
+                    break;
+                }
+            },
             Ok(Request::Show(question)) => {
                 let answer = show::answer(&question, &served.compiler, served.workers.as_ref(), &served.announcers);
                 voice.say(&answer.map_or_else(|message| Response::Error { message }, Response::Shown))
             }
             Ok(Request::Drain { draining }) => voice.say(&drain(draining, served)),
             Err(error @ ReadError::NotUnderstood(_)) => voice.say(&Response::Error { message: error.to_string() }),
-            Err(error @ ReadError::TooLong(_)) => {
+            Err(error @ ReadError::TooLong(..)) => {
                 let _ = voice.say(&Response::Error { message: error.to_string() });
                 break;
             }
@@ -218,6 +223,8 @@ fn converse(mut stream: UnixStream, served: &Served) {
             break;
         }
     }
+    // What it said last is in the compiler's queue, before anything its successor says.
+    seat.fall_silent();
     voice.closed.store(true, Ordering::Relaxed);
     let _ = stream.shutdown(Shutdown::Both);
     served.compiler.wake();
@@ -227,13 +234,12 @@ fn converse(mut stream: UnixStream, served: &Served) {
     }
 }
 
-/// The first exchange of a conversation.
-fn greet(stream: &mut UnixStream, served: &Served) -> Result<(), String> {
+/// The first exchange of a conversation; who the client says it is, for logs.
+fn greet(stream: &mut UnixStream, served: &Served) -> Result<String, String> {
     let told = |error: io::Error| error.to_string();
     stream.set_write_timeout(Some(WRITE_TIMEOUT)).map_err(told)?;
-    stream.set_read_timeout(Some(HELLO_TIMEOUT)).map_err(told)?;
-    let client = match frame::read(stream) {
-        Ok(Request::Hello { contract: CONTRACT_VERSION, client }) => client,
+    let client = match frame::read_within(&mut Until::new(stream, HELLO_TIMEOUT), HELLO_BYTES_MAX) {
+        Ok(Request::Hello { contract: CONTRACT_VERSION, client }) => tame(&client),
         Ok(Request::Hello { contract, .. }) => {
             return Err(format!("contract version {contract} is not spoken here, {CONTRACT_VERSION} is"));
         }
@@ -249,7 +255,8 @@ fn greet(stream: &mut UnixStream, served: &Served) -> Result<(), String> {
         holds: holdings.versions(),
         reached: holdings.reached,
     };
-    frame::write(stream, &welcome).map_err(told)
+    frame::write(stream, &welcome).map_err(told)?;
+    Ok(client)
 }
 
 /// Who may speak here at all may do this too: the socket's mode decides.
@@ -329,11 +336,16 @@ fn announce(voice: &Arc<Voice>, served: &Served) -> Option<JoinHandle<()>> {
         while !voice.closed.load(Ordering::Relaxed) {
             let reached = compiler.wait_news(voice.announced(), edition, ANNOUNCE_CHECK);
             let conflicts = compiler.conflicts(edition);
+            let suspects = compiler.suspects(edition);
             let (services, newest) = compiler.deliveries(edition);
             edition = newest;
             let told = if services.is_empty() { Ok(()) } else { voice.say(&Response::Delivery { services }) };
             let told = told.and_then(|()| match conflicts {
                 Some(addresses) => voice.say(&Response::Conflicts { addresses }),
+                None => Ok(()),
+            });
+            let told = told.and_then(|()| match suspects {
+                Some(nodes) => voice.say(&Response::Suspects { nodes }),
                 None => Ok(()),
             });
             if voice.announce(reached).and(told).is_err() {

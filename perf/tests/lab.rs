@@ -296,6 +296,11 @@ fn an_endpoint_may_move_from_node_to_node() {
 }
 
 #[test]
+fn a_node_that_falls_silent_is_avoided_in_seconds() {
+    check(&["node-dies"]); // S-114
+}
+
+#[test]
 fn a_pod_may_be_swapped_on_its_own_node() {
     check(&["node-cycled"]); // T-023
 }

@@ -42,7 +42,11 @@ pub fn services(rows: &[ServiceRow]) -> String {
     for row in &rows {
         for way in row.nodes.iter().filter(|way| way.state != WayState::Proven) {
             let (service, at) = (&row.service, frontend(row));
-            let state = if way.state == WayState::Failed { "failed" } else { "not proven" };
+            let state = match way.state {
+                WayState::Failed => "failed",
+                WayState::Suspected => "suspected",
+                WayState::Proven | WayState::Unproven => "not proven",
+            };
             told += &format!("{service} {at}/{}: node {} {state}: {}\n", row.protocol, way.node, way.reason);
         }
     }

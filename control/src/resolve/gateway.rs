@@ -75,6 +75,7 @@ pub fn resolve(node: &Node, control: &Control, others: Vec<GatewayPeer>) -> Resu
         orphan_tcp: control.orphan_tcp,
         clamp_mss: control.clamp_mss,
         decap: control.decap.as_ref().map(decap),
+        health_port: Some(control.node_health_port).filter(|port| *port != 0),
         gateways: others,
     })
 }

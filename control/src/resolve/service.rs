@@ -77,6 +77,7 @@ pub fn resolve<'a>(
         cluster_addresses: frontends.cluster_addresses,
         node_addresses: frontends.node_addresses,
         source_ranges: service.source_ranges.clone(),
+        health_check_port: service.health_check_node_port.filter(|_| service.external_policy == TrafficPolicy::Local),
         ports,
     };
     notes.extend(reach.note(&resolved));

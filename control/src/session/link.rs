@@ -17,6 +17,8 @@ use tidegate_api::resource::Versions;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait before connecting again.
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// The same after the dataplane has said that it does not want us, as it does to a second control.
+const BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 /// A dataplane that takes no byte for this long is given up and connected to again.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that lived this long was a good one: after it, connecting is tried again at once.
@@ -59,27 +61,32 @@ pub fn keep_connected(socket: PathBuf, client: String, mut deliver: impl FnMut(N
     let mut backoff = BACKOFF_MIN;
     for link in 1u64.. {
         let begun = Instant::now();
-        let reason = match converse(&socket, &client, link, &mut deliver) {
+        let mut refused = None;
+        let reason = match converse(&socket, &client, link, &mut refused, &mut deliver) {
             Ok(None) => return,
             Ok(Some(reason)) => reason,
             Err(error) => error.to_string(),
         };
+        let wait = if refused.is_some() { BACKOFF_REFUSED } else { backoff };
+        let reason = refused.map_or(reason, |message| format!("the dataplane says: {message}"));
         if begun.elapsed() > GOOD_AFTER {
             backoff = BACKOFF_MIN;
         }
         if !deliver(News::Lost { link, reason }) {
             return;
         }
-        thread::sleep(backoff);
+        thread::sleep(wait);
         backoff = (backoff * 2).min(BACKOFF_MAX);
     }
 }
 
-/// One connection; why it ended, or `None` when nobody wants more news.
+/// One connection; why it ended, or `None` when nobody wants more news. `refused` is what the dataplane said last, if that
+/// was an error.
 fn converse(
     socket: &Path,
     name: &str,
     link: u64,
+    refused: &mut Option<String>,
     deliver: &mut impl FnMut(News) -> bool,
 ) -> Result<Option<String>, ClientError> {
     let mut client = Client::connect(socket, name)?;
@@ -94,6 +101,10 @@ fn converse(
     loop {
         match client.receive() {
             Ok(response) => {
+                *refused = match &response {
+                    Response::Error { message } => Some(message.clone()),
+                    _ => None,
+                };
                 if !deliver(News::Message { link, response }) {
                     return Ok(None);
                 }

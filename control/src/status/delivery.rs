@@ -109,6 +109,7 @@ fn left_out(ports: &[PortDelivery]) -> String {
     for ((name, ip), node) in nodes.iter().take(NODES_NAMED_MAX) {
         let state = match node.state {
             WayState::Failed => "has failed",
+            WayState::Suspected => "is suspected",
             _ => "not proven yet",
         };
         let gap = if text.is_empty() { "" } else { "; " };

@@ -16,6 +16,7 @@ use crate::resolve::claim::Frontend;
 use crate::resolve::note::{CLIENT_ADDRESS_KEPT, Note};
 use crate::status::conflict::ADDRESSES_OURS;
 use crate::status::delivery::Words;
+use crate::status::suspect::NODES_ANSWER;
 
 /// Type of the condition that says whether the dataplane does what the Service asks.
 pub const PROGRAMMED: &str = "Programmed";
@@ -91,6 +92,8 @@ pub struct Findings<'a> {
     pub delivery: Option<Words>,
     /// Strangers that answer for its addresses.
     pub conflict: Option<Words>,
+    /// Nodes with its endpoints that do not answer.
+    pub suspect: Option<Words>,
 }
 
 impl ServiceStatus {
@@ -100,6 +103,7 @@ impl ServiceStatus {
         words.extend(findings.notes.iter().map(|note| (note.kind, Holds::False, note.reason, note.message.clone())));
         words.extend(findings.delivery.map(|(holds, reason, message)| (CLIENT_ADDRESS_KEPT, holds, reason, message)));
         words.extend(findings.conflict.map(|(holds, reason, message)| (ADDRESSES_OURS, holds, reason, message)));
+        words.extend(findings.suspect.map(|(holds, reason, message)| (NODES_ANSWER, holds, reason, message)));
         if !findings.lost.is_empty() {
             let belongs = |(frontend, owner): &(Frontend, Name)| format!("{frontend} belongs to {owner}");
             let list: Vec<String> = findings.lost.iter().map(belongs).collect();

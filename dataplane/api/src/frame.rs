@@ -17,9 +17,9 @@ pub enum ReadError {
     /// The stream failed, or ended inside a message.
     #[error("reading a message: {0}")]
     Io(#[from] io::Error),
-    /// The length is larger than [`MESSAGE_BYTES_MAX`].
-    #[error("message of {0} bytes is over the limit of {MESSAGE_BYTES_MAX}")]
-    TooLong(u32),
+    /// The length is larger than what is accepted here.
+    #[error("message of {0} bytes is over the limit of {1}")]
+    TooLong(u32, u32),
     /// The body is not a message this side knows. The stream is still in step: reading may go on.
     #[error("message not understood: {0}")]
     NotUnderstood(#[from] serde_json::Error),
@@ -46,14 +46,22 @@ pub fn write<M: Serialize>(stream: &mut impl Write, message: &M) -> io::Result<(
 /// # Errors
 /// See [`ReadError`]; only after `NotUnderstood` the stream may be read further.
 pub fn read<M: DeserializeOwned>(stream: &mut impl Read) -> Result<M, ReadError> {
+    read_within(stream, MESSAGE_BYTES_MAX)
+}
+
+/// The same, of at most `bytes_max` bytes.
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn read_within<M: DeserializeOwned>(stream: &mut impl Read, bytes_max: u32) -> Result<M, ReadError> {
     let mut header = [0u8; 4];
     match stream.read(&mut header)? {
         0 => return Err(ReadError::Closed),
         got => stream.read_exact(&mut header[got..])?,
     }
     let length = u32::from_be_bytes(header);
-    if length > MESSAGE_BYTES_MAX {
-        return Err(ReadError::TooLong(length));
+    if length > bytes_max {
+        return Err(ReadError::TooLong(length, bytes_max));
     }
     // Grown as bytes arrive: a lying length costs nothing.
     let mut body = Vec::new();
@@ -96,8 +104,10 @@ mod tests {
     fn a_cut_stream_a_lying_length_and_nonsense_are_told_apart() {
         assert!(matches!(read::<Request>(&mut &[][..]), Err(ReadError::Closed)));
         assert!(matches!(read::<Request>(&mut &[0, 0][..]), Err(ReadError::Io(_))));
-        assert!(matches!(read::<Request>(&mut &[0xff; 4][..]), Err(ReadError::TooLong(_))));
+        assert!(matches!(read::<Request>(&mut &[0xff; 4][..]), Err(ReadError::TooLong(..))));
         assert!(matches!(read::<Request>(&mut &[0, 0, 0, 9, b'{'][..]), Err(ReadError::Io(_))));
+        let over = read_within::<Request>(&mut &[0, 0, 1, 1][..], 256).unwrap_err();
+        assert_eq!(over.to_string(), "message of 257 bytes is over the limit of 256");
         let mut two = vec![0, 0, 0, 2, b'{', b'}'];
         write(&mut two, &Response::Reached { generation: 1 }).unwrap();
         let mut rest = &two[..];

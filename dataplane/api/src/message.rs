@@ -6,7 +6,8 @@
 //! A client opens with [`Request::Hello`]. Control then sends [`Request::Update`]s and receives one
 //! [`Response::Accepted`] per update, a [`Response::Reached`] whenever the workers have reached a newer generation, and a
 //! [`Response::Delivery`] whenever a Service that asked for `node-dsr` is delivered in another way than last told. A
-//! reader sends [`Request::Show`]. The server never speaks first, except `Reached`, `Delivery` and `Conflicts` to control.
+//! reader sends [`Request::Show`]. The server never speaks first, except `Reached`, `Delivery`,
+//! `Conflicts` and `Suspects` to control.
 
 use std::net::IpAddr;
 
@@ -113,6 +114,11 @@ pub enum Response {
         /// In the order of addresses.
         addresses: Vec<AddressConflict>,
     },
+    /// Nodes that do not answer any more: all there are. Told to control when it begins, and when they change.
+    Suspects {
+        /// In the order of names.
+        nodes: Vec<NodeSuspicion>,
+    },
     /// Answer to `Show`.
     Shown(Shown),
     /// Answer to `Drain`: it is told to the other gateways. [`Show::Gateways`] tells how far that has come.
@@ -138,6 +144,17 @@ pub struct AddressConflict {
     pub device: String,
     /// Whether it is not announced because of that. Otherwise it was announced already, and is defended.
     pub withheld: bool,
+}
+
+/// A node that answered and has fallen silent: new flows go elsewhere while there is an elsewhere (S-114).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSuspicion {
+    /// Name of the node.
+    pub node: String,
+    /// Family of the addresses between which there is silence; backends of this family are concerned.
+    pub family: IpFamily,
+    /// What was asked.
+    pub reason: String,
 }
 
 /// How one Service is delivered.
@@ -191,6 +208,8 @@ pub enum WayState {
     Unproven,
     /// It answered before and does not any more: it has left the set.
     Failed,
+    /// It was proven, and now the node itself does not answer: new flows go to others while there are any.
+    Suspected,
 }
 
 /// IP version of addresses.

@@ -120,6 +120,10 @@ pub struct Gateway {
     /// Tunnels of load balancers in front of the gateway that end here. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decap: Option<Decap>,
+    /// TCP port at which every node is asked whether it lives: that of kube-proxy's own health (S-114). Absent: none is
+    /// asked, and none is ever suspected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_port: Option<u16>,
     /// The other gateways of the set, in the order of names. They share the announcement of VIPs on common links.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<GatewayPeer>,
@@ -224,6 +228,10 @@ pub struct Service {
     /// Clients that may reach the VIPs, both families in one list. A family without a range is not restricted (S-081).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source_ranges: Vec<IpNet>,
+    /// `healthCheckNodePort`, host order: a port that every node with kube-proxy has open, at which it may be asked whether it
+    /// lives (S-114).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_port: Option<u16>,
     /// One entry per (port, protocol).
     pub ports: Vec<ServicePort>,
 }
@@ -483,7 +491,11 @@ impl std::fmt::Display for Kind {
 
 impl std::fmt::Display for ResourceKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.kind, self.name)
+        // Whoever speaks to a socket chooses names; what is said about them must stay one line of a log.
+        const CHARS_MAX: usize = 320;
+        write!(f, "{} ", self.kind)?;
+        self.name.chars().take(CHARS_MAX).flat_map(char::escape_debug).try_for_each(|char| write!(f, "{char}"))?;
+        if self.name.chars().nth(CHARS_MAX).is_some() { f.write_str("…") } else { Ok(()) }
     }
 }
 
@@ -532,5 +544,19 @@ impl<'de> Deserialize<'de> for MacAddress {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_shown_on_one_line_however_it_is() {
+        let shown = |name: &str| ResourceKey { kind: Kind::Service, name: name.into() }.to_string();
+        assert_eq!(shown("shop/web"), "service shop/web");
+        assert_eq!(shown("a\nERROR b\u{1b}[2J"), "service a\\nERROR b\\u{1b}[2J");
+        let long = shown(&"x".repeat(100_000));
+        assert!(long.chars().count() < 340 && long.ends_with('…'), "{long}");
     }
 }

@@ -23,7 +23,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tidegate_api::message::{Accepted, Rejection, ServiceDelivery, Update};
+use tidegate_api::message::{Accepted, NodeSuspicion, Rejection, ServiceDelivery, Update};
 use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, ResourceKey, Service};
 use tidegate_io::{Owned, OwnedChange};
 
@@ -32,6 +32,7 @@ use crate::kernel::request::NeighbourRequests;
 use crate::kernel::{Change, KernelFacts, NeighbourKey};
 use crate::objects::place::{Place, places};
 use crate::objects::{self, InForce, Objects, Outcome, validate};
+use crate::probe::pulse::Felt;
 use crate::probe::schedule::Found;
 use crate::probe::{Probes, Unwatched};
 use crate::routes::Routes;
@@ -43,6 +44,8 @@ use crate::table::{DeviceId, Tables, mapped};
 pub mod service;
 /// In `node-dsr`: endpoints by node → rows, rings, and what control is told.
 pub mod node;
+/// Nodes that have fallen silent → whom new flows avoid.
+pub mod suspect;
 /// Endpoints → rows with ids that outlive them.
 pub mod backend;
 /// Addresses that are ours, and what the pinhole takes for us.
@@ -143,6 +146,8 @@ pub struct Arrived {
     pub wants: Vec<(DeviceId, [u8; 16])>,
     /// What the prober found, in order.
     pub found: Found,
+    /// Nodes that fell silent or answer again, in order.
+    pub felt: Felt,
     /// VIPs to answer for on links, or not to, in order.
     pub announce: Vec<(IpNet, bool)>,
 }
@@ -154,6 +159,7 @@ impl Arrived {
             && self.changes.is_empty()
             && self.wants.is_empty()
             && self.found.is_empty()
+            && self.felt.is_empty()
             && self.announce.is_empty()
     }
 }
@@ -251,6 +257,7 @@ impl Compiler {
                 if let Some((_, announced)) = &mut self.routes {
                     announced.service(change.before.as_deref(), change.after.as_deref());
                 }
+                self.services.suspects_mut().service(change.before.as_deref(), change.after.as_deref());
                 self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
             }
         }
@@ -288,6 +295,7 @@ impl Compiler {
                         if let Some((_, announced)) = &mut self.routes {
                             announced.service(change.before.as_deref(), change.after.as_deref());
                         }
+                        self.services.suspects_mut().service(change.before.as_deref(), change.after.as_deref());
                         changed |= self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
                     }
                 }
@@ -299,6 +307,8 @@ impl Compiler {
             tracing::info!(%service, port = way.port, %node, state = ?finding.state, reason = finding.reason, "way to a node");
             self.nodes_due.extend(self.nodes.learn(way, finding));
         }
+        let touched = self.services.suspects_mut().learn(arrived.felt);
+        changed |= self.write_services_on(&touched, &mut tables, now);
         let mut new_rows = false;
         for (device, address) in arrived.wants {
             new_rows |= self.neighbours.want(device, address, &self.facts, &self.devices, now);
@@ -355,6 +365,16 @@ impl Compiler {
     /// What control is to be told about the delivery of Services, once.
     pub fn take_deliveries(&mut self) -> Vec<ServiceDelivery> {
         self.nodes.take_news()
+    }
+
+    /// Nodes that do not answer.
+    pub fn suspects(&self) -> &suspect::Suspects {
+        self.services.suspects()
+    }
+
+    /// The same, once after that changed.
+    pub fn take_suspects(&mut self) -> Option<Vec<NodeSuspicion>> {
+        self.services.suspects_mut().take_news()
     }
 
     /// The generation every worker has reached.
@@ -425,6 +445,39 @@ impl Compiler {
         self.write_nodes(service, name, tables, now) | changed
     }
 
+    /// Writes the Services that have an endpoint on one of `nodes`. That is rare, so they are looked for and not kept in an
+    /// index.
+    fn write_services_on(&mut self, nodes: &BTreeSet<Arc<str>>, tables: &mut Tables, now: Nanos) -> bool {
+        if nodes.is_empty() {
+            return false;
+        }
+        let concerned = |resource: &Resource| match &resource.body {
+            Body::Service(service) => service
+                .ports
+                .iter()
+                .flat_map(|port| &port.backends)
+                .any(|backend| nodes.contains(backend.node.as_str())),
+            _ => false,
+        };
+        let all = self.objects.of_kind(Kind::Service);
+        let concerned: Vec<Arc<Resource>> = all.filter(|resource| concerned(resource)).cloned().collect();
+        let mut changed = false;
+        for resource in concerned {
+            changed |= self.write_service(Some(&resource), &resource.name, tables, now);
+        }
+        changed
+    }
+
+    /// Says whose pulse is to be felt, if that differs.
+    fn feel(&mut self, gateway: Option<&Gateway>, tables: &mut Tables, now: Nanos) -> bool {
+        let peers = peers(&self.objects).map(|(name, _)| name);
+        let Some((wrists, forgotten)) = self.services.suspects_mut().wrists(gateway, peers, &self.tunnels) else {
+            return false;
+        };
+        self.probes.feel(wrists);
+        self.write_services_on(&forgotten, tables, now)
+    }
+
     fn write_nodes(&mut self, service: Option<&Service>, name: &str, tables: &mut Tables, now: Nanos) -> bool {
         let written = self.nodes.write(name, service, &mut self.services, &self.tunnels, tables, now);
         self.nodes_due.extend(written.touched);
@@ -453,6 +506,9 @@ impl Compiler {
         let moved_around = moved.layout || moved.gateway;
         if moved.layout || moved.gateway || moved.peers {
             changed |= self.write_ways(gateway.as_ref(), &mut tables);
+        }
+        if self.services.suspects_mut().take_ports_moved() || moved_around || moved.peers {
+            changed |= self.feel(gateway.as_ref(), &mut tables, now);
         }
         changed |= self.write_due_nodes(&mut tables, now);
         if moved.layout || moved.gateway {

@@ -17,6 +17,7 @@ use tidegate_api::message::{IpFamily, NodeDelivery, PortDelivery, ServiceDeliver
 use tidegate_api::resource::{DeliveryMode, Protocol, Service, ServicePort};
 
 use super::service::{PortKey, Services};
+use super::suspect::Suspects;
 use super::tunnel::Tunnels;
 use super::{Nanos, mapped_ip};
 use crate::probe::{Finding, Target, Way};
@@ -24,6 +25,9 @@ use crate::table::backend::{BackendRow, BackendState};
 use crate::table::maglev;
 use crate::table::service::EndpointSet;
 use crate::table::{BackendId, Family, ServiceId, Tables, TunnelId};
+
+/// What is said of a node that was proven and has fallen silent.
+const SILENT: &str = "the node does not answer; new flows go to others while there are any";
 
 /// All nodes of all Services that asked for them.
 #[derive(Debug, Default)]
@@ -59,6 +63,8 @@ struct Node {
     /// The way there with the node's underlay address; `None`: it is no peer, or we have no VTEP.
     tunnel: Option<(TunnelId, [u8; 16])>,
     finding: Finding,
+    /// The node itself does not answer.
+    suspected: bool,
     backend: Option<BackendId>,
 }
 
@@ -106,7 +112,7 @@ impl Nodes {
         });
         for (key, wanted) in &wanted {
             let Some(id) = ids.get(key).copied() else { continue };
-            let nodes = self.nodes(&name, *key, wanted, &known.findings, tunnels);
+            let nodes = self.nodes(&name, *key, wanted, &known.findings, tunnels, services.suspects());
             let port = known.ports.entry(*key).or_insert_with(|| NodePort { id, nodes: BTreeMap::new() });
             written.changed |= write_port(*key, port, nodes, services, tables, now);
         }
@@ -194,6 +200,7 @@ impl Nodes {
         wanted: &WantedPort<'_>,
         findings: &BTreeMap<Way, Finding>,
         tunnels: &Tunnels,
+        suspects: &Suspects,
     ) -> BTreeMap<Arc<str>, Node> {
         let mut nodes: BTreeMap<Arc<str>, Node> = BTreeMap::new();
         for backend in &wanted.port.backends {
@@ -213,7 +220,8 @@ impl Nodes {
                     (None, Some(_)) => self.lean(findings, &node, family),
                 };
                 let tunnel = way.map(|way| (way.id, mapped_ip(way.peer.underlay)));
-                Node { weight: 0, tunnel, finding, backend: None }
+                let suspected = suspects.contains(&node, family);
+                Node { weight: 0, tunnel, finding, suspected, backend: None }
             });
             entry.weight = entry.weight.saturating_add(backend.local_weight);
         }
@@ -311,12 +319,13 @@ fn write_port(
             None => changed |= leave(name, before, service, services, tables, now),
         }
     }
+    let spare = has_others(&nodes);
     for (name, node) in &mut nodes {
         let Some((tunnel, address)) = node.tunnel else { continue };
-        let state = match (node.finding.state, node.weight) {
+        let state = match (node.finding.state, share(node, spare)) {
             (WayState::Proven, 0) => BackendState::Draining,
             (WayState::Proven, _) => BackendState::Active,
-            (WayState::Unproven | WayState::Failed, _) => BackendState::Gone,
+            (WayState::Unproven | WayState::Failed | WayState::Suspected, _) => BackendState::Gone,
         };
         let row = BackendRow { address, family, port: 0, node: tunnel, service, state, epoch: 0 };
         let key = (service, maglev::node_key(name), 0);
@@ -338,8 +347,9 @@ fn write_port(
 /// The nodes to choose from. One that is not proven or has no weight keeps its place with no share, so that nobody else's
 /// slots move when that changes (L-008).
 fn endpoint_set(nodes: &BTreeMap<Arc<str>, Node>, services: &mut Services) -> EndpointSet {
-    let weight = |node: &Node| if node.finding.state == WayState::Proven { node.weight } else { 0 };
-    let with_rows = nodes.iter().filter_map(|(name, node)| Some((maglev::node_key(name), weight(node), node.backend?)));
+    let spare = has_others(nodes);
+    let with_rows =
+        nodes.iter().filter_map(|(name, node)| Some((maglev::node_key(name), share(node, spare), node.backend?)));
     let mut members: Vec<_> = with_rows.collect();
     members.sort_unstable();
     let keys: Vec<_> = members.iter().map(|(key, weight, _)| (maglev::member_key(key, 0), *weight)).collect();
@@ -347,6 +357,16 @@ fn endpoint_set(nodes: &BTreeMap<Arc<str>, Node>, services: &mut Services) -> En
         members: members.iter().map(|(_, _, backend)| *backend).collect(),
         ring: services.rings_mut().get(&keys, 0),
     }
+}
+
+/// The share of new flows a node gets; `spare`: there are others than those that are suspected.
+fn share(node: &Node, spare: bool) -> u16 {
+    if node.finding.state == WayState::Proven && !(spare && node.suspected) { node.weight } else { 0 }
+}
+
+/// Whether a node that is not suspected takes new flows (S-114).
+fn has_others(nodes: &BTreeMap<Arc<str>, Node>) -> bool {
+    nodes.values().any(|node| !node.suspected && share(node, true) > 0)
 }
 
 fn leave_all(port: &mut NodePort, services: &mut Services, tables: &mut Tables, now: Nanos) {
@@ -375,7 +395,9 @@ fn leave(
 fn delivery(name: &Arc<str>, ports: &BTreeMap<PortKey, NodePort>) -> ServiceDelivery {
     let of_port = |((protocol, port, family), nodes): (&PortKey, &NodePort)| {
         let nodes: Vec<NodeDelivery> = nodes.nodes.iter().map(|(name, node)| told(name, node)).collect();
-        let takes = |node: &NodeDelivery| node.state == WayState::Proven && node.weight > 0;
+        // Suspected nodes take what there is if there is nobody else.
+        let takes =
+            |node: &NodeDelivery| matches!(node.state, WayState::Proven | WayState::Suspected) && node.weight > 0;
         PortDelivery {
             protocol: *protocol,
             port: *port,
@@ -391,12 +413,11 @@ fn delivery(name: &Arc<str>, ports: &BTreeMap<PortKey, NodePort>) -> ServiceDeli
 }
 
 fn told(name: &Arc<str>, node: &Node) -> NodeDelivery {
-    NodeDelivery {
-        node: name.to_string(),
-        weight: node.weight.into(),
-        state: node.finding.state,
-        reason: node.finding.reason.clone(),
-    }
+    let (state, reason) = match node.finding.state {
+        WayState::Proven if node.suspected => (WayState::Suspected, SILENT.to_owned()),
+        state => (state, node.finding.reason.clone()),
+    };
+    NodeDelivery { node: name.to_string(), weight: node.weight.into(), state, reason }
 }
 
 #[cfg(test)]

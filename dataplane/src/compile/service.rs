@@ -9,9 +9,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tidegate_api::resource::{DeliveryMode, Protocol, Service, ServicePort, SourceBackend};
+use tidegate_api::resource::{Backend, DeliveryMode, Protocol, Service, ServicePort, SourceBackend};
 
 use super::backend::{Backends, QUARANTINE};
+use super::suspect::Suspects;
 use super::{Nanos, mapped_ip};
 use crate::table::backend::BackendState;
 use crate::table::maglev::{RingCache, member_key};
@@ -37,6 +38,8 @@ pub struct Services {
     rings: RingCache,
     given: u32,
     free: VecDeque<(Nanos, ServiceId)>,
+    /// Nodes that new flows avoid.
+    suspects: Suspects,
     /// Ports with an endpoint whose weight still grows.
     growing: BTreeSet<(String, PortKey)>,
 }
@@ -196,6 +199,16 @@ impl Services {
         Some(self.by_name.get(name)?.ports.get(&key)?.id)
     }
 
+    /// Nodes that new flows avoid.
+    pub fn suspects(&self) -> &Suspects {
+        &self.suspects
+    }
+
+    /// The same, to be changed. Who does so writes the Services concerned.
+    pub fn suspects_mut(&mut self) -> &mut Suspects {
+        &mut self.suspects
+    }
+
     /// Who gives out ids of backends.
     pub fn backends_mut(&mut self) -> &mut Backends {
         &mut self.backends
@@ -260,10 +273,7 @@ impl Services {
         tables: &mut Tables,
         now: Nanos,
     ) -> bool {
-        let of_family = port.backends.iter().filter(|backend| backend.address.is_ipv4() == (family == Family::V4));
-        let wanted: BTreeMap<([u8; 16], u16), [u16; 2]> = of_family
-            .map(|backend| ((mapped_ip(backend.address), backend.port), [backend.weight, backend.local_weight]))
-            .collect();
+        let wanted = self.wanted_backends(family, port);
         let known = compiled.backends.iter().map(|(key, endpoint)| (key, &endpoint.weights));
         let moved = !known.eq(wanted.iter());
         if !moved && !all {
@@ -290,6 +300,26 @@ impl Services {
             compiled.backends.insert((address, port), Endpoint { id, weights, ramp });
         }
         moved
+    }
+
+    /// Endpoints of one family with their weights in both sets. Those on suspected nodes have no share of a set in which
+    /// others have one (S-114).
+    fn wanted_backends(&self, family: Family, port: &ServicePort) -> BTreeMap<([u8; 16], u16), [u16; 2]> {
+        let of_family = port.backends.iter().filter(|backend| backend.address.is_ipv4() == (family == Family::V4));
+        let is_suspected = |backend: &Backend| self.suspects.contains(&backend.node, family);
+        let others = of_family.clone().filter(|backend| !is_suspected(backend));
+        let others =
+            others.fold([0; 2], |[cluster, local], backend| [cluster | backend.weight, local | backend.local_weight]);
+        let weights = |backend: &Backend| {
+            let mut weights = [backend.weight, backend.local_weight];
+            if is_suspected(backend) {
+                for (weight, others) in weights.iter_mut().zip(others) {
+                    *weight = if others > 0 { 0 } else { *weight };
+                }
+            }
+            weights
+        };
+        of_family.map(|backend| ((mapped_ip(backend.address), backend.port), weights(backend))).collect()
     }
 
     fn row(&mut self, name: &Arc<str>, key: PortKey, compiled: &mut CompiledPort, now: Nanos) -> ServiceRow {

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select_biased};
 use ipnet::IpNet;
-use tidegate_api::message::{Accepted, AddressConflict, ServiceDelivery, Update};
+use tidegate_api::message::{Accepted, AddressConflict, NodeSuspicion, ServiceDelivery, Update};
 use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 
 use super::{Arrived, Compiler, Nanos};
 use crate::kernel::{Change, Neighbour, NeighbourKey};
 use crate::objects::saved::Saver;
+use crate::probe::pulse::Felt;
 use crate::probe::schedule::Found;
 use crate::table::Tables;
 use crate::worker::Want;
@@ -39,7 +40,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 enum Event {
     Update(Update, Sender<Accepted>),
     Kernel(Change),
-    Found(Found),
+    Found(Found, Felt),
     Announce(Vec<(IpNet, bool)>, Sender<u64>),
     Holdings(Sender<Holdings>),
     View(Option<Kind>, Sender<View>),
@@ -67,6 +68,8 @@ pub struct View {
     pub neighbours: HashMap<NeighbourKey, Neighbour>,
     /// How Services that asked for `node-dsr` are delivered, in the order of names.
     pub deliveries: Vec<ServiceDelivery>,
+    /// Nodes that do not answer.
+    pub suspects: Vec<NodeSuspicion>,
 }
 
 /// The compiler did not answer.
@@ -114,6 +117,10 @@ struct Latest {
     deliveries: BTreeMap<String, (u64, ServiceDelivery)>,
     /// Addresses for which strangers answer, and the edition of that; edition 0: nobody looks for any.
     conflicts: (u64, Vec<AddressConflict>),
+    /// Nodes that do not answer, and the edition of that; edition 0: there never were any.
+    suspects: (u64, Vec<NodeSuspicion>),
+    /// How many times a node has become one.
+    suspicions: u64,
 }
 
 impl Latest {
@@ -171,9 +178,9 @@ impl Handle {
         lock(&self.news.latest).generation
     }
 
-    /// Tells what the prober found; waits while the queue is full. False when the compiler has ended.
-    pub fn found(&self, found: Found) -> bool {
-        self.events.send(Event::Found(found)).is_ok()
+    /// Tells what the prober found of ways and of nodes; waits while the queue is full. False when the compiler has ended.
+    pub fn found(&self, found: Found, felt: Felt) -> bool {
+        self.events.send(Event::Found(found, felt)).is_ok()
     }
 
     /// Answers for VIPs on links, or does not any more, and waits until that is published; returns the generation.
@@ -196,6 +203,18 @@ impl Handle {
     pub fn conflicts(&self, edition: u64) -> Option<Vec<AddressConflict>> {
         let latest = lock(&self.news.latest);
         (latest.conflicts.0 > edition).then(|| latest.conflicts.1.clone())
+    }
+
+    /// Nodes that do not answer, if that is newer than `edition`.
+    pub fn suspects(&self, edition: u64) -> Option<Vec<NodeSuspicion>> {
+        let latest = lock(&self.news.latest);
+        (latest.suspects.0 > edition).then(|| latest.suspects.1.clone())
+    }
+
+    /// How many nodes do not answer now, and how many times one fell silent.
+    pub fn suspicions(&self) -> (u64, u64) {
+        let latest = lock(&self.news.latest);
+        (u64::try_from(latest.suspects.1.len()).unwrap_or(u64::MAX), latest.suspicions)
     }
 
     /// Waits until more than `after` is reached or `timeout` is over; returns what is reached.
@@ -397,13 +416,22 @@ impl Run {
                 objects: kind.into_iter().flat_map(|kind| objects.of_kind(kind)).cloned().collect(),
                 neighbours: self.compiler.facts().neighbours.clone(),
                 deliveries: lock(&self.news.latest).deliveries.values().map(|(_, told)| told.clone()).collect(),
+                suspects: self.compiler.suspects().all(),
             });
         }
     }
 
     fn tell_reached(&mut self) {
         let (now, deliveries) = (self.compiler.reached(), self.compiler.take_deliveries());
+        let suspects = self.compiler.take_suspects();
         let mut latest = lock(&self.news.latest);
+        if let Some(suspects) = suspects {
+            let fresh = suspects.iter().filter(|suspicion| !latest.suspects.1.contains(suspicion)).count();
+            latest.suspicions += u64::try_from(fresh).unwrap_or(u64::MAX);
+            latest.edition += 1;
+            latest.suspects = (latest.edition, suspects);
+            self.news.moved.notify_all();
+        }
         // A worker that wakes up looks for a moment as if it were where it fell asleep.
         let moved = now > latest.generation;
         latest.generation = latest.generation.max(now);
@@ -427,7 +455,10 @@ fn sort(event: Event, arrived: &mut Arrived, askers: &mut Askers) {
             askers.updates.push(asker);
         }
         Event::Kernel(change) => arrived.changes.push(change),
-        Event::Found(found) => arrived.found.extend(found),
+        Event::Found(found, felt) => {
+            arrived.found.extend(found);
+            arrived.felt.extend(felt);
+        }
         Event::Announce(changes, asker) => {
             arrived.announce.extend(changes);
             askers.announcers.push(asker);

@@ -27,6 +27,7 @@ pub(crate) fn gateway() -> Gateway {
         orphan_tcp: OrphanTcp::Drop,
         clamp_mss: true,
         decap: None,
+        health_port: Some(10256),
         gateways: vec![],
     }
 }

@@ -68,6 +68,7 @@ impl fmt::Display for Field<'_> {
 pub fn resource(resource: &Resource) -> Checked {
     ensure(!resource.name.is_empty(), "name", || "must not be empty".into())?;
     ensure(resource.name.len() <= NAME_BYTES_MAX, "name", || format!("is over {NAME_BYTES_MAX} bytes long"))?;
+    ensure(!resource.name.chars().any(char::is_control), "name", || "has control characters".into())?;
     match &resource.body {
         Body::Gateway(gateway) => check_gateway(gateway),
         Body::Peer(peer) => check_peer(peer),

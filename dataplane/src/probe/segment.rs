@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use tidegate_api::resource::Vtep;
 
 use super::Target;
+use super::pulse::Touch;
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::{ipv4, ipv6, protocol, tcp, vxlan};
@@ -53,6 +54,34 @@ pub fn question(target: &Target, exchange: Exchange) -> Option<Vec<u8>> {
         mss: Some(MSS),
     };
     inside(target, &segment)
+}
+
+/// The SYN of a pulse, without anything around it: goes through a raw socket, and the kernel writes the IP header. A SYN-ACK
+/// is answered by the kernel's own reset, which ends the half connection.
+pub fn touch(touch: &Touch) -> Option<Vec<u8>> {
+    let Touch { ours, theirs, port, exchange } = touch;
+    let segment = tcp::Repr {
+        source_port: exchange.source_port,
+        destination_port: *port,
+        sequence: exchange.sequence,
+        acknowledgment: 0,
+        flags: tcp::SYN,
+        window: 1024,
+        mss: Some(MSS),
+    };
+    let payload_len = u16::try_from(segment.len()).ok()?;
+    let pseudo = match (ours, theirs) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            Sum::ZERO.pseudo_v4(source.octets(), destination.octets(), protocol::TCP, payload_len)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            Sum::ZERO.pseudo_v6(source.octets(), destination.octets(), protocol::TCP, payload_len.into())
+        }
+        _ => return None,
+    };
+    let mut out = vec![0; segment.len()];
+    segment.emit(&mut out, pseudo)?;
+    Some(out)
 }
 
 /// What ends the half connection that a SYN-ACK speaks of.
@@ -139,8 +168,13 @@ pub fn read(bytes: &[u8], from: IpAddr) -> Option<Answer> {
 impl Answer {
     /// Whether this answers the question of `exchange` about `target`: a SYN-ACK or a reset that knows our number.
     pub fn fits(&self, target: &Target, exchange: Exchange) -> bool {
+        (self.from, self.from_port) == (target.vip, target.way.port) && self.knows(exchange)
+    }
+
+    /// Whether this is a SYN-ACK or a reset that knows the numbers of `exchange`.
+    pub fn knows(&self, exchange: Exchange) -> bool {
         let kind = self.flags & (tcp::SYN | tcp::ACK | tcp::RST);
-        (self.from, self.from_port, self.to_port) == (target.vip, target.way.port, exchange.source_port)
+        self.to_port == exchange.source_port
             && self.acknowledgment == exchange.sequence.wrapping_add(1)
             && (kind == tcp::SYN | tcp::ACK || kind == tcp::RST | tcp::ACK)
     }
@@ -223,6 +257,26 @@ pub(super) mod tests {
                 assert_eq!((from, to), (target.ours.underlay, target.vip));
                 assert_eq!((segment.checksum(), hops), (sum, HOPS));
             }
+        }
+    }
+
+    #[test]
+    fn etherparse_reads_the_touch() {
+        for (ours, theirs) in [("198.51.100.1", "198.51.100.11"), ("2001:db8:2::1", "2001:db8:2::11")] {
+            let (ours, theirs): (IpAddr, IpAddr) = (ours.parse().unwrap(), theirs.parse().unwrap());
+            let exchange = Exchange { source_port: 61_234, sequence: 77 };
+            let bytes = touch(&Touch { ours, theirs, port: 10256, exchange }).unwrap();
+            let (header, rest) = etherparse::TcpHeader::from_slice(&bytes).unwrap();
+            assert!(rest.is_empty() && header.syn && !header.ack && !header.rst);
+            assert_eq!((header.source_port, header.destination_port, header.sequence_number), (61_234, 10256, 77));
+            let sum = match (ours, theirs) {
+                (IpAddr::V4(from), IpAddr::V4(to)) => header.calc_checksum_ipv4_raw(from.octets(), to.octets(), &[]),
+                (IpAddr::V6(from), IpAddr::V6(to)) => header.calc_checksum_ipv6_raw(from.octets(), to.octets(), &[]),
+                _ => panic!(),
+            };
+            assert_eq!(header.checksum, sum.unwrap());
+            let mixed = Touch { ours: "::1".parse().unwrap(), theirs: "192.0.2.1".parse().unwrap(), port: 1, exchange };
+            assert_eq!(touch(&mixed), None);
         }
     }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::Board;
+use super::pulse::{Felt, Pulses, Touch};
 use super::schedule::{Found, Nanos, PORTS, Schedule};
 use super::segment::{self, Answer};
 use crate::state::Entropy;
@@ -36,14 +37,15 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Asks about what stands on `board`, and tells `found` what is news until that returns false.
+    /// Asks about what stands on `board`, and tells `found` what is news of ways and of nodes until that returns false.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(board: Board, found: impl FnMut(Found) -> bool + Send + 'static) -> io::Result<Prober> {
+    pub fn start(board: Board, found: impl FnMut(Found, Felt) -> bool + Send + 'static) -> io::Result<Prober> {
         let run = Run {
             board: board.clone(),
             schedule: Schedule::default(),
+            pulses: Pulses::default(),
             sockets: HashMap::new(),
             entropy: Entropy::new(RandomState::new().hash_one(0)),
             clock: Instant::now(),
@@ -65,6 +67,7 @@ impl Drop for Prober {
 struct Run {
     board: Board,
     schedule: Schedule,
+    pulses: Pulses,
     /// By underlay address; `Err`: not before then.
     sockets: HashMap<IpAddr, Result<Ends, Instant>>,
     entropy: Entropy,
@@ -72,28 +75,36 @@ struct Run {
 }
 
 impl Run {
-    fn run(mut self, mut found: impl FnMut(Found) -> bool) {
+    fn run(mut self, mut found: impl FnMut(Found, Felt) -> bool) {
         while let Some(wishes) = self.board.take(self.patience()) {
             let now = self.now();
-            for (service, targets) in wishes {
+            for (service, targets) in wishes.targets {
                 self.schedule.watch(&service, targets, now);
             }
-            if self.schedule.is_empty() {
+            if let Some(wrists) = wishes.wrists {
+                self.pulses.watch(wrists, now);
+            }
+            if self.schedule.is_empty() && self.pulses.is_empty() {
                 self.sockets.clear();
                 continue;
             }
-            let mut news = self.read_answers();
+            let (mut news, mut felt) = self.read_answers();
             let now = self.now();
             // Ports and numbers come from a keyed hash of a secret sequence: seeing some does not tell the next.
             let (entropy, keys) = (&mut self.entropy, RandomState::new());
             let (questions, silent) = self.schedule.step(now, QUESTIONS_MAX, || keys.hash_one(entropy.draw()));
             news.extend(silent);
+            let (touches, silent) = self.pulses.step(now, QUESTIONS_MAX, || keys.hash_one(entropy.draw()));
+            felt.extend(silent);
+            for touch in touches {
+                self.touch(&touch);
+            }
             for question in questions {
                 if let Some(datagram) = segment::question(&question.target, question.exchange) {
                     self.send(&question.target, &datagram);
                 }
             }
-            if !news.is_empty() && !found(news) {
+            if !(news.is_empty() && felt.is_empty()) && !found(news, felt) {
                 return;
             }
         }
@@ -104,17 +115,17 @@ impl Run {
     }
 
     fn patience(&self) -> Duration {
-        if self.schedule.is_waiting() {
+        if self.schedule.is_waiting() || self.pulses.is_waiting() {
             return LOOK;
         }
-        match self.schedule.next_due() {
+        match self.schedule.next_due().into_iter().chain(self.pulses.next_due()).min() {
             Some(due) => Duration::from_nanos(due.saturating_sub(self.now())).clamp(LOOK, REST),
             None => REST,
         }
     }
 
     /// Reads what has arrived, and ends the half connections it tells of.
-    fn read_answers(&mut self) -> Found {
+    fn read_answers(&mut self) -> (Found, Felt) {
         let mut answers: Vec<Answer> = Vec::new();
         let mut buffer = [0u8; 256];
         for ends in self.sockets.values().flatten() {
@@ -124,8 +135,12 @@ impl Run {
                 answers.extend(segment::read(buffer.get(..len).unwrap_or_default(), from.ip()));
             }
         }
-        let (now, mut found) = (self.now(), Found::new());
+        let (now, mut found, mut felt) = (self.now(), Found::new(), Felt::new());
         for answer in answers {
+            if let Some(news) = self.pulses.answer(&answer, now) {
+                felt.extend(news);
+                continue;
+            }
             let Some((question, news)) = self.schedule.answer(&answer, now) else { continue };
             found.extend(news);
             if answer.is_open()
@@ -134,12 +149,33 @@ impl Run {
                 self.send(&question.target, &datagram);
             }
         }
-        found
+        (found, felt)
+    }
+
+    /// Sends the SYN of a pulse.
+    fn touch(&mut self, touch: &Touch) {
+        let Some(segment) = segment::touch(touch) else { return };
+        let Some(ends) = self.ends(touch.ours) else { return };
+        // Of a raw socket the port is the protocol (raw(7)); 0 leaves it as it is.
+        let to = SocketAddr::new(touch.theirs, 0);
+        // An error of the kernel, no neighbour for instance, is a silence like any other.
+        if ends.back.send_to(&segment, to).is_err() {
+            let _ = ends.back.send_to(&segment, to);
+        }
     }
 
     /// Sends a datagram of VXLAN. What cannot be sent is not answered, which is told in its time.
     fn send(&mut self, target: &super::Target, datagram: &[u8]) {
-        let own = target.ours.underlay;
+        let Some(ends) = self.ends(target.ours.underlay) else { return };
+        let to = SocketAddr::new(target.peer.underlay, target.peer.port);
+        // The first error may be news about an earlier datagram: port unreachable, say.
+        if ends.out.send_to(datagram, to).is_err() {
+            let _ = ends.out.send_to(datagram, to);
+        }
+    }
+
+    /// The sockets at one of our addresses; `None`: they cannot be had now.
+    fn ends(&mut self, own: IpAddr) -> Option<&Ends> {
         if self.sockets.get(&own).is_some_and(|ends| ends.as_ref().is_err_and(|until| *until <= Instant::now())) {
             self.sockets.remove(&own);
         }
@@ -149,12 +185,7 @@ impl Run {
                 Instant::now() + OPEN_AGAIN_AFTER
             })
         });
-        let Ok(ends) = ends else { return };
-        let to = SocketAddr::new(target.peer.underlay, target.peer.port);
-        // The first error may be news about an earlier datagram: port unreachable, say.
-        if ends.out.send_to(datagram, to).is_err() {
-            let _ = ends.out.send_to(datagram, to);
-        }
+        ends.as_ref().ok()
     }
 }
 

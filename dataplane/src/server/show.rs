@@ -57,7 +57,12 @@ pub fn answer(
         Show::Neighbours => Shown::Neighbours(neighbours(&view(None)?)),
         Show::Workers => Shown::Workers(workers.workers().map_err(told)?),
         Show::Ports => Shown::Ports(workers.ports().map_err(told)?),
-        Show::Counters => Shown::Counters(workers.counters().map_err(told)?),
+        Show::Counters => {
+            let mut counters = workers.counters().map_err(told)?;
+            let (now, ever) = compiler.suspicions();
+            counters.totals.extend([("nodes_suspected".to_owned(), now), ("node_suspicions".to_owned(), ever)]);
+            Shown::Counters(counters)
+        }
         Show::Drops => Shown::Drops(workers.drops().map_err(told)?),
         Show::Gateways => Shown::Gateways(others.gateways.as_ref().map(gateways::Handle::show).unwrap_or_default()),
         Show::Announcements => {
@@ -141,9 +146,18 @@ fn node(view: &View, service: &ServiceRowOf, row: &BackendRowOf, id: BackendId) 
     let is_member = || view.tables.services.nodes(row.service).is_some_and(|nodes| nodes.members.contains(&id));
     let state = match row.state {
         BackendState::Gone if is_member() => "unproven",
+        BackendState::Active | BackendState::Draining if is_suspected(view, &name, address_of(&row.address)) => {
+            "suspected"
+        }
         state => backend_state(state),
     };
     Some((name, weight, state))
+}
+
+/// Whether `node` does not answer in the family of `address`.
+fn is_suspected(view: &View, node: &str, address: IpAddr) -> bool {
+    let family = if address.is_ipv4() { IpFamily::Ipv4 } else { IpFamily::Ipv6 };
+    view.suspects.iter().any(|suspicion| suspicion.node == node && suspicion.family == family)
 }
 
 /// Backends with their ids and no usage yet; of one Service, or of all. Those that are gone stand at the end of their
@@ -169,6 +183,11 @@ fn backends(view: &View, only: Option<&str>) -> Vec<(BackendId, BackendRow)> {
         let address = address_of(&row.address);
         let told = told.get(&(&*service.name, protocol, service.port, address, row.port));
         let node = node(view, service, row, id);
+        let suspected = || told.is_some_and(|backend| is_suspected(view, &backend.node, backend.address));
+        let state = match row.state {
+            BackendState::Active | BackendState::Draining if suspected() => "suspected",
+            state => backend_state(state),
+        };
         rows.push((
             id,
             BackendRow {
@@ -180,7 +199,7 @@ fn backends(view: &View, only: Option<&str>) -> Vec<(BackendId, BackendRow)> {
                 weight: node
                     .as_ref()
                     .map_or_else(|| told.map_or(0, |backend| backend.weight), |(_, weight, _)| *weight),
-                state: node.as_ref().map_or_else(|| backend_state(row.state), |(_, _, state)| state).to_owned(),
+                state: node.as_ref().map_or(state, |(_, _, state)| state).to_owned(),
                 node: node
                     .map_or_else(|| told.map(|backend| backend.node.clone()).unwrap_or_default(), |(name, ..)| name),
                 pod: told.map(|backend| backend.pod.clone()).unwrap_or_default(),
@@ -233,7 +252,11 @@ fn tunnels(view: &View) -> Vec<TunnelRow> {
                 port: vtep.port,
                 prefixes: vtep.pod_cidrs.iter().map(ToString::to_string).collect(),
                 inner_mtu: row.map_or(0, |row| u32::from(row.inner_mtu)),
-                state: row.map_or("no row", |row| tunnel::state_name(row, &view.tables.neighbours)).to_owned(),
+                state: match row.map_or("no row", |row| tunnel::state_name(row, &view.tables.neighbours)) {
+                    "ready" if is_suspected(view, &resource.name, vtep.underlay) => "suspected",
+                    state => state,
+                }
+                .to_owned(),
             });
         }
     }

@@ -15,6 +15,8 @@ mod change;
 mod operator;
 /// Nodes: Services whose pods see the client.
 mod nodes;
+/// A worker that dies without a word.
+mod dead;
 /// Ending: pods that are replaced on their own node, and pods that all terminate.
 mod ending;
 /// Accounting: a flood and the counters of everyone who saw it.
@@ -118,6 +120,7 @@ pub const CHECKS: &[Check] = &[
     check("node-strict", "a node with a strict rp_filter leaves the set", nodes::strict),
     check("node-rules", "a node whose kube-proxy does not know the VIP leaves the set", nodes::without_rules),
     check("node-moves", "the only endpoint moves from node to node, TCP and UDP", nodes::moves),
+    check("node-dies", "a worker falls silent: new connections avoid it, both modes", dead::worker),
     check("node-cycled", "UDP with a fixed source port while the pod is swapped on its node", ending::cycled),
     check("terminating", "pods that all terminate still serve, both modes", ending::terminating),
     check("rolling", "a rolling update of all pods under load, both modes", nodes::rolling),
