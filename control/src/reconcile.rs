@@ -397,6 +397,7 @@ impl Reconciler {
                 match key.kind {
                     ObjectKind::Service => drop(restated.insert(key.name())),
                     ObjectKind::AddressPool => self.allocation.touch(),
+                    ObjectKind::EgressPolicy | ObjectKind::StaticNat => self.leaving.touch(),
                     _ => {}
                 }
                 self.invalid.insert(key, problem);
@@ -786,6 +787,7 @@ impl Reconciler {
     fn look_after(&mut self) {
         self.look_after_office();
         self.tell_pools();
+        self.tell_leaving();
         if self.latency_told.elapsed() >= LOOK_AFTER_EVERY {
             self.latency_told = Instant::now();
             if let Some(latency) = self.latency.news() {

@@ -22,6 +22,8 @@ use service::ServiceStatus;
 pub mod service;
 /// Whether pods see their clients' addresses, as the dataplane finds it.
 pub mod delivery;
+/// Status of objects of Tidegate's own kinds.
+pub mod own;
 /// Status of one AddressPool.
 pub mod addresspool;
 /// The writer to the API: finalizers, status and events.

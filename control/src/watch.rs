@@ -124,7 +124,13 @@ fn typed<T: DeserializeOwned>(value: &Value, unknown: Option<&mut Vec<String>>) 
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
     let read = match unknown {
-        Some(unknown) => serde_ignored::deserialize(tracked, |path| unknown.push(in_brackets(&path))),
+        Some(unknown) => serde_ignored::deserialize(tracked, |path| {
+            let path = in_brackets(&path);
+            // The type has been read already; kinds of our own do not read it again.
+            if !matches!(path.as_str(), "apiVersion" | "kind") {
+                unknown.push(path);
+            }
+        }),
         None => T::deserialize(tracked),
     };
     read.map_err(|error| Invalid::new(track.path().to_string(), plain_words(&error.to_string())))

@@ -24,6 +24,7 @@ use crate::resolve::note::Note;
 use crate::source::{ObjectKey, ObjectKind};
 use crate::status::addresspool;
 use crate::status::api::event::Tone;
+use crate::status::own::OwnStatus;
 
 /// Figures of pools are written so often at most: they change with every Service.
 const POOLS_TOLD_EVERY: Duration = Duration::from_secs(1);
@@ -276,7 +277,7 @@ impl Reconciler {
         self.allocation.told =
             statuses.iter().map(|(name, status)| (name.clone(), status.conditions.clone())).collect();
         for (name, status) in statuses {
-            self.office.tell_pool(&name, status);
+            self.office.tell_own(OwnStatus::new(ObjectKind::AddressPool, &name, &status));
         }
     }
 }

@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use tidegate_api::resource::{Body, Kind, Resource, ResourceKey, StaticNat};
 
 use super::Reconciler;
@@ -17,6 +19,10 @@ use crate::model::{Dirty, Name};
 use crate::problem::{Problem, Severity};
 use crate::resolve::{self, egress, pod};
 use crate::source::{ObjectKey, ObjectKind};
+use crate::status::own::{self, OwnStatus};
+
+/// Statuses are told at most so often.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// What there is to say about the kinds of this file.
 #[derive(Debug, Default)]
@@ -27,9 +33,24 @@ pub(super) struct Leaving {
     addresses: BTreeSet<IpAddr>,
     /// Addresses of Services, as they were when policies were resolved: those that policies want too.
     contested: BTreeSet<IpAddr>,
+    /// Something that statuses tell may have changed.
+    moved: bool,
+    told_at: Option<Instant>,
+    /// Conditions as they were told last.
+    told: BTreeMap<ObjectKey, Vec<Condition>>,
 }
 
 impl Leaving {
+    /// Conditions of an object as they were told last.
+    fn before(&self, about: &ObjectKey) -> &[Condition] {
+        self.told.get(about).map_or(&[], Vec::as_slice)
+    }
+
+    /// What an object of these kinds says of itself may have changed.
+    pub(super) fn touch(&mut self) {
+        self.moved = true;
+    }
+
     /// What is wrong with policies and static translations.
     pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.problems.values()
@@ -39,6 +60,7 @@ impl Leaving {
 impl Reconciler {
     /// Resolves again what `dirty` touches. After Services and Nodes.
     pub(super) fn resolve_leaving(&mut self, dirty: &Dirty) {
+        self.leaving.moved |= dirty.egress || !dirty.static_nats.is_empty() || !dirty.policies.pods.is_empty();
         let served = self.is_contested_anew();
         if dirty.egress || dirty.pools || !dirty.nodes.is_empty() || served {
             self.resolve_egress();
@@ -102,7 +124,7 @@ impl Reconciler {
         };
         let (served, free): (Vec<IpAddr>, Vec<IpAddr>) =
             asked.into_iter().partition(|address| self.claims.has_address(*address));
-        let about = ObjectKey { kind: ObjectKind::EgressPolicy, namespace: String::new(), name: name.clone() };
+        let about = own_key(ObjectKind::EgressPolicy, &name);
         let listed = matches!(policy.addresses, Addresses::Listed(_));
         let problem = if free.is_empty() {
             // Fail closed (N-111): its pods are refused for as long as it has no address.
@@ -144,7 +166,7 @@ impl Reconciler {
     }
 
     fn resolve_static_nat(&mut self, name: &str) {
-        let about = ObjectKey { kind: ObjectKind::StaticNat, namespace: String::new(), name: name.into() };
+        let about = own_key(ObjectKind::StaticNat, name);
         let key = ResourceKey { kind: Kind::StaticNat, name: name.into() };
         self.leaving.problems.remove(&about);
         let nat = self.model.static_nats().find(|nat| nat.name == name);
@@ -175,8 +197,67 @@ impl Reconciler {
         }
     }
 
+    /// Tells what became of policies and static translations, if that may have changed and was not told a moment ago.
+    pub(super) fn tell_leaving(&mut self) {
+        let early = self.leaving.told_at.is_some_and(|at| at.elapsed() < TOLD_EVERY);
+        if self.office.in_force().is_none() || !self.leaving.moved || early {
+            return;
+        }
+        (self.leaving.moved, self.leaving.told_at) = (false, Some(Instant::now()));
+        let mut pods: BTreeMap<&str, usize> = BTreeMap::new();
+        for key in self.of_kind(Kind::Pod) {
+            let Some(Resource { body: Body::Pod(pod), .. }) = self.desired.resources.get(&key) else { continue };
+            for name in &pod.egress {
+                if let Some(policy) = self.model.egress().find(|policy| policy.name == *name) {
+                    *pods.entry(&policy.name).or_default() += 1;
+                }
+            }
+        }
+        let mut statuses = Vec::new();
+        for policy in self.model.egress() {
+            let about = own_key(ObjectKind::EgressPolicy, &policy.name);
+            let key = ResourceKey { kind: Kind::Egress, name: policy.name.clone() };
+            let addresses = match self.desired.resources.get(&key).map(|resource| &resource.body) {
+                Some(Body::Egress(egress)) => egress.addresses.as_slice(),
+                _ => &[],
+            };
+            let count = pods.get(policy.name.as_str()).copied().unwrap_or_default();
+            let status =
+                own::egress(policy.generation, addresses, count, self.trouble(&about), self.leaving.before(&about));
+            statuses.push((OwnStatus::new(about.kind, &about.name, &status), about, status.conditions));
+        }
+        for nat in self.model.static_nats() {
+            let about = own_key(ObjectKind::StaticNat, &nat.name);
+            let status = own::static_nat(nat.generation, self.trouble(&about), self.leaving.before(&about));
+            statuses.push((OwnStatus::new(about.kind, &about.name, &status), about, status.conditions));
+        }
+        let is_ours = |key: &&ObjectKey| matches!(key.kind, ObjectKind::EgressPolicy | ObjectKind::StaticNat);
+        for about in self.invalid.keys().filter(is_ours).filter(|key| !self.model.holds(key)) {
+            let before = self.leaving.before(about);
+            let conditions = own::static_nat(None, self.trouble(about), before).conditions;
+            let status = serde_json::json!({ "conditions": conditions });
+            statuses.push((OwnStatus::new(about.kind, &about.name, &status), about.clone(), conditions));
+        }
+        self.leaving.told.clear();
+        for (own, about, conditions) in statuses {
+            self.leaving.told.insert(about, conditions);
+            self.office.tell_own(own);
+        }
+    }
+
+    /// Why an object is not in force as it is written.
+    fn trouble(&self, about: &ObjectKey) -> Option<own::Trouble<'static>> {
+        let invalid = self.invalid.get(about).map(|problem| ("Invalid", problem.to_string()));
+        let resolved = || self.leaving.problems.get(about).map(|problem| (problem.reason, problem.message.clone()));
+        invalid.or_else(resolved)
+    }
+
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = ResourceKey> {
         let from = ResourceKey { kind, name: String::new() };
         self.desired.resources.range(from..).map(|(key, _)| key).take_while(move |key| key.kind == kind).cloned()
     }
+}
+
+fn own_key(kind: ObjectKind, name: &str) -> ObjectKey {
+    ObjectKey { kind, namespace: String::new(), name: name.into() }
 }

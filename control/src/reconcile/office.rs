@@ -11,7 +11,6 @@ use hashbrown::{HashMap, HashSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{Reconciler, service_key};
-use crate::crd::addresspool::AddressPoolStatus;
 use crate::lease::Word;
 use crate::model::Name;
 use crate::problem::{Problem, Severity};
@@ -22,6 +21,7 @@ use crate::source::{ObjectKey, ObjectKind};
 use crate::status::api::ApiWriter;
 use crate::status::api::book::{Order, Wanted};
 use crate::status::api::event::{Happening, Tone};
+use crate::status::own::OwnStatus;
 use crate::status::service::ServiceStatus;
 
 /// A dataplane that is gone for so long makes this process no good leader.
@@ -101,9 +101,10 @@ impl Office {
         self.records.get(name).map_or(&[], |record| &record.ingress)
     }
 
-    pub(super) fn tell_pool(&self, pool: &str, status: AddressPoolStatus) {
+    /// Writes the status of an object of our own kinds, if this process leads.
+    pub(super) fn tell_own(&self, own: OwnStatus) {
         if let (Some(writer), Some(term)) = (&self.writer, self.in_force()) {
-            writer.tell_pool(term, pool, status);
+            writer.tell_own(term, own);
         }
     }
 }
@@ -169,6 +170,7 @@ impl Reconciler {
         if self.office.term == Some(self.office.listed) && self.complete && !self.office.informed {
             self.office.informed = true;
             self.begin_allocation();
+            self.leaving.touch();
             let names: Vec<Name> = self.office.records.keys().cloned().collect();
             for name in names {
                 self.attend(&name);

@@ -1,10 +1,10 @@
 //! Status of one AddressPool: counts, what is in force, and whether that is what is written.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use super::own::condition;
 use crate::allocate::{Allocator, PoolProblem};
-use crate::crd::addresspool::{AddressPoolStatus, VALID};
+use crate::crd::addresspool::AddressPoolStatus;
 use crate::model::addresspool::AddressPool;
 
 /// The status of `pool`. `problems` are those of all pools; `invalid` is why a newer version of the object could not be
@@ -55,21 +55,11 @@ fn valid(pool: &AddressPool, problems: &[PoolProblem], invalid: Option<&str>, be
     condition(pool.generation, status, reason, message, before)
 }
 
-fn condition(generation: Option<i64>, status: &str, reason: &str, message: String, before: &[Condition]) -> Condition {
-    let same = |old: &&Condition| old.type_ == VALID && old.status == status;
-    let since = before.iter().find(same).map(|old| old.last_transition_time.clone());
-    Condition {
-        last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
-        message,
-        observed_generation: generation,
-        reason: reason.into(),
-        status: status.into(),
-        type_: VALID.into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
     use super::*;
     use crate::model::addresspool::AddressRange;
 

@@ -14,16 +14,16 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1 as api;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, Client, Resource};
+use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use crate::crd::addresspool::{AddressPool, AddressPoolStatus};
 use crate::lease::{Campaign, Settings, Tenure, Word};
 use crate::model::Name;
 use crate::source::kubernetes::{Access, Refresh};
 use crate::source::record::{FIELD_MANAGER, FINALIZER, Record};
+use crate::status::own::OwnStatus;
 use crate::watch::annotation::ALLOCATED_FROM;
 use book::{Book, Ended, Order, Step};
 use event::{Happening, Tone};
@@ -52,7 +52,7 @@ enum Message {
     Write(Box<Order>),
     Forget(Name),
     Happened(u64, Happening),
-    Pool(u64, String, Box<AddressPoolStatus>),
+    Own(u64, Box<OwnStatus>),
 }
 
 impl ApiWriter {
@@ -106,9 +106,10 @@ impl ApiWriter {
         self.send(Message::Happened(term, happening));
     }
 
-    /// Writes the status of an AddressPool, decided in `term`. One that cannot be written is told again with the next news.
-    pub fn tell_pool(&self, term: u64, pool: &str, status: AddressPoolStatus) {
-        self.send(Message::Pool(term, pool.into(), Box::new(status)));
+    /// Writes the status of an object of our own kinds, decided in `term`. One that cannot be written is told again with
+    /// the next news.
+    pub fn tell_own(&self, term: u64, own: OwnStatus) {
+        self.send(Message::Own(term, Box::new(own)));
     }
 
     /// Whether this process is one that should hold the Lease.
@@ -154,7 +155,7 @@ async fn run(
     let mut desk = Desk { book: Book::default(), happen };
     let write = async {
         let mut writes = FuturesUnordered::new();
-        let mut pools = FuturesUnordered::new();
+        let mut told = FuturesUnordered::new();
         loop {
             while writes.len() < WRITES_MAX
                 && let Some((name, term, record, step)) = desk.book.next(Instant::now())
@@ -170,10 +171,10 @@ async fn run(
                     Some(Message::Write(order)) => desk.book.take(*order),
                     Some(Message::Forget(name)) => desk.book.forget(&name),
                     Some(Message::Happened(term, happening)) => desk.tell(term, happening),
-                    Some(Message::Pool(term, pool, status)) => pools.push(tell_pool(&client, &tenure, term, pool, status)),
+                    Some(Message::Own(term, own)) => told.push(tell_own(&client, &tenure, term, own)),
                 },
                 Some(done) = writes.next(), if !writes.is_empty() => desk.finish(done),
-                Some(()) = pools.next(), if !pools.is_empty() => {}
+                Some(()) = told.next(), if !told.is_empty() => {}
                 Some(()) = losses.recv() => desk.book.clear(),
                 () = tokio::time::sleep_until(due.into()) => {}
             }
@@ -296,23 +297,18 @@ async fn take_step(
     Done { name, term, before, step, result }
 }
 
-/// Writes the status of a pool.
-async fn tell_pool(client: &Client, tenure: &Tenure, term: u64, pool: String, status: Box<AddressPoolStatus>) {
-    let Some(_leave) = tenure.write(term) else { return };
-    let pools: Api<AddressPool> = Api::all(client.clone());
-    let object = json!({
-        "apiVersion": AddressPool::api_version(&()),
-        "kind": AddressPool::kind(&()),
-        "metadata": { "name": pool },
-        "status": status,
-    });
+/// Writes the status of an object of our own kinds.
+async fn tell_own(client: &Client, tenure: &Tenure, term: u64, own: Box<OwnStatus>) {
+    let (Some(_leave), Some(resource)) = (tenure.write(term), own.resource()) else { return };
+    let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
-    let patch = Patch::Apply(object);
-    let written = pools.patch_status(&pool, &parameters, &patch);
+    let patch = Patch::Apply(own.object(&resource));
+    let written = objects.patch_status(&own.name, &parameters, &patch);
+    let (kind, name) = (own.kind, &own.name);
     match tokio::time::timeout(WRITE_WITHIN, written).await {
         Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::warn!(%pool, %error, "the status of a pool could not be written"),
-        Err(_) => tracing::warn!(%pool, "the status of a pool was not answered"),
+        Ok(Err(error)) => tracing::warn!(%kind, %name, %error, "a status could not be written"),
+        Err(_) => tracing::warn!(%kind, %name, "the writing of a status was not answered"),
     }
 }
 

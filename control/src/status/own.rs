@@ -1,0 +1,139 @@
+//! Status of objects of Tidegate's own kinds.
+//!
+//! Owns the condition that all of them have and the form in which a status goes to the API. Which kind an object is of is
+//! a value here, so that one writer writes them all.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::core::ApiResource;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::crd::addresspool::{AddressPool, VALID};
+use crate::crd::egresspolicy::{EgressPolicy, EgressPolicyStatus};
+use crate::crd::staticnat::{StaticNat, StaticNatStatus};
+use crate::source::ObjectKind;
+
+/// The status of one object, to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwnStatus {
+    /// Kind, one of ours.
+    pub kind: ObjectKind,
+    /// Name.
+    pub name: String,
+    /// All of its status.
+    pub status: Value,
+}
+
+impl OwnStatus {
+    /// The status of the object of `kind` named `name`.
+    pub fn new(kind: ObjectKind, name: &str, status: &impl Serialize) -> Self {
+        // These types have nothing that JSON lacks.
+        OwnStatus { kind, name: name.into(), status: serde_json::to_value(status).unwrap_or_default() }
+    }
+
+    /// The resource of its kind; `None`: not a kind of ours.
+    pub(super) fn resource(&self) -> Option<ApiResource> {
+        match self.kind {
+            ObjectKind::AddressPool => Some(ApiResource::erase::<AddressPool>(&())),
+            ObjectKind::EgressPolicy => Some(ApiResource::erase::<EgressPolicy>(&())),
+            ObjectKind::StaticNat => Some(ApiResource::erase::<StaticNat>(&())),
+            _ => None,
+        }
+    }
+
+    /// The object as it is applied.
+    pub(super) fn object(&self, resource: &ApiResource) -> Value {
+        json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": { "name": self.name },
+            "status": self.status,
+        })
+    }
+}
+
+/// Why an object is not in force as it is written, or what must be known of it: reason and message.
+pub type Trouble<'a> = (&'a str, String);
+
+/// The condition [`VALID`]: false with that trouble, or true. `before` are the conditions as they were written last: one
+/// that still holds keeps its time.
+pub fn valid(generation: Option<i64>, trouble: Option<Trouble<'_>>, good: &str, before: &[Condition]) -> Condition {
+    match trouble {
+        Some((reason, message)) => condition(generation, "False", reason, message, before),
+        None => condition(generation, "True", "InForce", good.into(), before),
+    }
+}
+
+/// The condition [`VALID`] in those words.
+pub fn condition(
+    generation: Option<i64>,
+    status: &str,
+    reason: &str,
+    message: String,
+    before: &[Condition],
+) -> Condition {
+    let same = |old: &&Condition| old.type_ == VALID && old.status == status;
+    let since = before.iter().find(same).map(|old| old.last_transition_time.clone());
+    Condition {
+        last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
+        message,
+        observed_generation: generation,
+        reason: reason.into(),
+        status: status.into(),
+        type_: VALID.into(),
+    }
+}
+
+/// The status of an EgressPolicy that has these addresses and selects so many pods.
+pub fn egress(
+    generation: Option<i64>,
+    addresses: &[std::net::IpAddr],
+    pods: usize,
+    trouble: Option<Trouble<'_>>,
+    before: &[Condition],
+) -> EgressPolicyStatus {
+    EgressPolicyStatus {
+        observed_generation: generation,
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+        pods: i64::try_from(pods).unwrap_or(i64::MAX),
+        conditions: vec![valid(generation, trouble, "pods leave with these addresses", before)],
+    }
+}
+
+/// The status of a StaticNat.
+pub fn static_nat(generation: Option<i64>, trouble: Option<Trouble<'_>>, before: &[Condition]) -> StaticNatStatus {
+    let conditions = vec![valid(generation, trouble, "the address leads to the pod", before)];
+    StaticNatStatus { observed_generation: generation, conditions }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_goes_to_the_kind_it_is_of() {
+        let status = egress(Some(3), &["192.0.2.1".parse().unwrap()], 2, None, &[]);
+        let own = OwnStatus::new(ObjectKind::EgressPolicy, "shop", &status);
+        let resource = own.resource().unwrap();
+        assert_eq!(
+            (resource.plural.as_str(), resource.api_version.as_str()),
+            ("egresspolicies", "tidegate.io/v1alpha1")
+        );
+        let object = own.object(&resource);
+        assert_eq!(object["kind"], "EgressPolicy");
+        assert_eq!((&object["status"]["pods"], &object["status"]["addresses"][0]), (&2.into(), &"192.0.2.1".into()));
+        assert_eq!(object["status"]["conditions"][0]["status"], "True");
+        assert!(OwnStatus::new(ObjectKind::Node, "n", &()).resource().is_none());
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_while_it_holds() {
+        let mut before = static_nat(Some(1), None, &[]).conditions;
+        before[0].last_transition_time = Time(Timestamp::UNIX_EPOCH);
+        assert_eq!(static_nat(Some(1), None, &before).conditions, before);
+        let bad = static_nat(Some(2), Some(("NowhereToLead", "leads nowhere".into())), &before).conditions;
+        assert_eq!((bad[0].status.as_str(), bad[0].reason.as_str()), ("False", "NowhereToLead"));
+        assert_ne!(bad[0].last_transition_time, before[0].last_transition_time);
+    }
+}

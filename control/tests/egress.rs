@@ -1,0 +1,204 @@
+//! EgressPolicies, StaticNats and the Pods they speak of → how pods leave the cluster.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod rig;
+
+use rig::{Rig, node, service};
+use tidegate_api::resource::{Body, Egress, Kind, Pod, StaticNat};
+use tidegate_control::source::ObjectKind;
+
+fn egress(rig: &Rig, name: &str) -> Option<Egress> {
+    match rig.body(Kind::Egress, name)? {
+        Body::Egress(egress) => Some(egress.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn pod(rig: &Rig, name: &str) -> Option<Pod> {
+    match rig.body(Kind::Pod, name)? {
+        Body::Pod(pod) => Some(pod.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn static_nat(rig: &Rig, name: &str) -> Option<StaticNat> {
+    match rig.body(Kind::StaticNat, name)? {
+        Body::StaticNat(nat) => Some(nat.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: tidegate.io/v1alpha1\nkind: EgressPolicy\nmetadata: {{ name: {name} }}\nspec: {{ {spec} }}\n---\n"
+    )
+}
+
+fn namespace(name: &str, labels: &str) -> String {
+    format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name}, labels: {{ {labels} }} }}\n---\n")
+}
+
+/// A Pod of both families on w1; its addresses end in `number`.
+fn pod_of(name: &str, labels: &str, number: u8, spec: &str) -> String {
+    let (namespace, name) = name.split_once('/').unwrap();
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, namespace: {namespace}, labels: {{ {labels} }} }}\n\
+         spec: {{ nodeName: w1, {spec} }}\n\
+         status: {{ podIPs: [{{ ip: 10.244.1.{number} }}, {{ ip: \"fd00:10:244:1::{number}\" }}] }}\n---\n"
+    )
+}
+
+const BOTH: &str = "addresses: [192.0.2.10, \"2001:db8::10\"]";
+
+#[test]
+fn a_selected_pod_leaves_by_its_policy_and_nobody_else_does() {
+    let mut rig = Rig::new();
+    rig.apply(&[
+        node("gw-1", 9),
+        node("w1", 1),
+        namespace("shop", "team: a"),
+        namespace("lab", "team: b"),
+        policy("out", &format!("{BOTH}, namespaceSelector: {{ matchLabels: {{ team: a }} }}, podSelector: {{ matchLabels: {{ app: web }} }}")),
+        pod_of("shop/web-0", "app: web", 5, ""),
+        pod_of("shop/api-0", "app: api", 6, ""),
+        pod_of("lab/web-0", "app: web", 7, ""),
+        pod_of("shop/web-host", "app: web", 8, "hostNetwork: true"),
+    ].concat());
+    let web = pod(&rig, "shop/web-0").unwrap();
+    assert_eq!((web.egress, web.node.as_str(), web.addresses.len()), (vec!["out".to_string()], "w1", 2));
+    for other in ["shop/api-0", "lab/web-0", "shop/web-host"] {
+        assert_eq!(pod(&rig, other), None, "{other}"); // N-114 for the last
+    }
+    let out = egress(&rig, "out").unwrap();
+    assert_eq!(out.addresses.len(), 2);
+    // N-110: pods and nodes of the cluster are no outside.
+    let inside: Vec<String> = out.except.iter().map(ToString::to_string).collect();
+    for prefix in ["10.244.9.0/24", "10.244.1.0/24"] {
+        assert!(inside.iter().any(|except| except == prefix), "{prefix} is not in {inside:?}");
+    }
+    assert!(rig.problems().is_empty(), "{:?}", rig.problems());
+
+    // Labels are live: of the Pod, and of its Namespace.
+    rig.apply(&pod_of("shop/api-0", "app: web", 6, ""));
+    assert!(pod(&rig, "shop/api-0").is_some());
+    rig.apply(&namespace("lab", "team: a"));
+    assert!(pod(&rig, "lab/web-0").is_some());
+    rig.apply(&namespace("shop", "team: c"));
+    assert_eq!(pod(&rig, "shop/web-0"), None);
+    rig.delete(ObjectKind::EgressPolicy, "out");
+    assert_eq!((egress(&rig, "out"), pod(&rig, "lab/web-0")), (None, None));
+}
+
+/// A Node that comes later is no outside either, and costs no Pod anything.
+#[test]
+fn the_inside_grows_with_the_cluster() {
+    let mut rig = Rig::new();
+    rig.apply(&[node("gw-1", 9), policy("out", BOTH), pod_of("shop/web-0", "", 5, "")].concat());
+    let version = rig.version(Kind::Pod, "shop/web-0");
+    rig.apply(&node("w7", 7));
+    assert!(egress(&rig, "out").unwrap().except.iter().any(|except| except.to_string() == "10.244.7.0/24"));
+    assert_eq!(rig.version(Kind::Pod, "shop/web-0"), version);
+}
+
+/// Several policies may select a Pod; the first by age, here by name, comes first.
+#[test]
+fn policies_of_a_pod_are_in_their_order() {
+    let mut rig = Rig::new();
+    let office = "destinations: [198.51.100.0/24], addresses: [192.0.2.11]";
+    rig.apply(
+        &[node("gw-1", 9), policy("b-rest", BOTH), policy("a-office", office), pod_of("shop/web-0", "", 5, "")]
+            .concat(),
+    );
+    assert_eq!(pod(&rig, "shop/web-0").unwrap().egress, ["a-office", "b-rest"]);
+}
+
+/// N-111: a policy that has no address refuses its pods; they never leave some other way.
+#[test]
+fn without_an_address_nobody_gets_out_and_it_is_told() {
+    let mut rig = Rig::new();
+    rig.apply(&[node("gw-1", 9), policy("out", "addressPool: egress"), pod_of("shop/web-0", "", 5, "")].concat());
+    rig.expect_problem(&["EgressPolicy out", "no AddressPool egress", "do not get out"]);
+    assert_eq!(egress(&rig, "out").unwrap().addresses, [] as [std::net::IpAddr; 0]);
+    assert_eq!(pod(&rig, "shop/web-0").unwrap().egress, ["out"]);
+    let pool = "apiVersion: tidegate.io/v1alpha1\nkind: AddressPool\nmetadata: { name: egress }\n\
+                spec: { addresses: [192.0.2.20-192.0.2.21, \"2001:db8::20\"], autoAssign: false }\n";
+    rig.apply(pool);
+    assert_eq!(egress(&rig, "out").unwrap().addresses.len(), 3);
+    assert!(rig.problems().is_empty(), "{:?}", rig.problems());
+    rig.delete(ObjectKind::AddressPool, "egress");
+    assert!(egress(&rig, "out").unwrap().addresses.is_empty());
+}
+
+/// An address has one use: what Services have is left to them, and comes back when they go.
+#[test]
+fn addresses_of_services_are_left_to_them() {
+    let mut rig = Rig::new();
+    rig.apply(&[node("gw-1", 9), policy("out", BOTH), pod_of("shop/web-0", "", 5, "")].concat());
+    rig.apply(&service("web", "loadBalancerIP: 192.0.2.10, ports: [{ port: 80 }]"));
+    assert_eq!(egress(&rig, "out").unwrap().addresses, ["2001:db8::10".parse::<std::net::IpAddr>().unwrap()]);
+    rig.expect_problem(&["EgressPolicy out", "192.0.2.10 belong to Services"]);
+    rig.delete(ObjectKind::Service, "shop/web");
+    assert_eq!(egress(&rig, "out").unwrap().addresses.len(), 2);
+    assert!(rig.problems().is_empty(), "{:?}", rig.problems());
+}
+
+/// While one Pod goes and another comes, both claim an address: it is one's alone, and the other's afterwards.
+#[test]
+fn an_address_is_never_two_pods() {
+    let mut rig = Rig::new();
+    let claims = [pod_of("shop/a", "", 5, ""), pod_of("shop/b", "", 5, "")].concat();
+    rig.apply(&[node("gw-1", 9), policy("out", BOTH), claims].concat());
+    assert!(pod(&rig, "shop/a").is_some() && pod(&rig, "shop/b").is_none());
+    rig.delete(ObjectKind::Pod, "shop/a");
+    assert!(pod(&rig, "shop/a").is_none() && pod(&rig, "shop/b").is_some());
+}
+
+#[test]
+fn a_static_nat_follows_its_pod() {
+    let mut rig = Rig::new();
+    let nat = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: tidegate.io/v1alpha1\nkind: StaticNat\nmetadata: {{ name: {name} }}\nspec: {{ {spec} }}\n---\n"
+        )
+    };
+    rig.apply(&[
+        node("gw-1", 9),
+        nat("door", "address: 192.0.2.30, pod: { namespace: shop, name: web-0 }"),
+        nat("door6", "address: \"2001:db8::30\", pod: { namespace: shop, name: web-0 }, ports: [{ port: 80, targetPort: 8080 }]"),
+        nat("fixed", "address: 192.0.2.31, internalAddress: 10.244.1.9"),
+    ].concat());
+    assert_eq!(static_nat(&rig, "door"), None);
+    rig.expect_problem(&["StaticNat door", "no Pod shop/web-0"]);
+    assert_eq!(static_nat(&rig, "fixed").unwrap().internal.to_string(), "10.244.1.9");
+    rig.apply(&pod_of("shop/web-0", "", 5, ""));
+    assert_eq!(static_nat(&rig, "door").unwrap().internal.to_string(), "10.244.1.5");
+    let door6 = static_nat(&rig, "door6").unwrap();
+    assert_eq!((door6.internal.to_string().as_str(), door6.ports[0].internal), ("fd00:10:244:1::5", 8080));
+    assert!(rig.problems().is_empty(), "{:?}", rig.problems());
+    rig.apply(&pod_of("shop/web-0", "", 6, ""));
+    assert_eq!(static_nat(&rig, "door").unwrap().internal.to_string(), "10.244.1.6");
+    rig.delete(ObjectKind::Pod, "shop/web-0");
+    assert_eq!(static_nat(&rig, "door"), None);
+}
+
+/// What is wrong with one object is told of that object and costs no other anything.
+#[test]
+fn bad_objects_are_told_with_their_field() {
+    let mut rig = Rig::new();
+    rig.apply(
+        &[
+            node("gw-1", 9),
+            policy("good", BOTH),
+            policy("bad", "addresses: [192.0.2.300]"),
+            pod_of("shop/web-0", "", 5, ""),
+        ]
+        .concat(),
+    );
+    rig.expect_problem(&["EgressPolicy bad", "spec.addresses[0]"]);
+    assert!(egress(&rig, "bad").is_none() && egress(&rig, "good").is_some());
+    assert_eq!(pod(&rig, "shop/web-0").unwrap().egress, ["good"]);
+    // The last good version stays in force.
+    rig.apply(&policy("good", "addresses: []"));
+    rig.expect_problem(&["EgressPolicy good", "exactly one of addressPool and addresses"]);
+    assert_eq!(egress(&rig, "good").unwrap().addresses.len(), 2);
+}
