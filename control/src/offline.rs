@@ -11,7 +11,6 @@ use std::path::Path;
 
 use hashbrown::HashMap;
 use serde_json::Value;
-use tidegate_api::resource::{Resource, ResourceKey};
 use tidegate_policy::{Compiler, Table};
 
 use crate::model::{Dirty, Model, Name, Object};
@@ -125,14 +124,6 @@ impl Offline {
     /// The tables that a gateway would have.
     pub fn table(&self) -> &Table {
         self.compiler.table()
-    }
-
-    /// What a gateway would be sent about policies and pods.
-    pub fn resources(&self) -> BTreeMap<ResourceKey, Option<Resource>> {
-        let mut dirty = crate::policies::Changed::default();
-        dirty.pods.extend(self.model.pods().iter().map(|pod| pod.name.clone()));
-        dirty.policies.extend(self.model.policies().keys().cloned());
-        self.model.resolve_policies(&mut Policies::default(), &dirty)
     }
 }
 

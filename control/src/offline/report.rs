@@ -43,7 +43,7 @@ impl Offline {
         }
         let _ = writeln!(
             text,
-            "{} policies: {} whole, {} in part, {} between pods alone",
+            "policies: {} ({} whole, {} in part, {} between pods alone)",
             counts.iter().sum::<usize>(),
             counts[Reach::Whole as usize],
             counts[Reach::InPart as usize],

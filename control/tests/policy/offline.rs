@@ -103,5 +103,5 @@ fn policies_between_pods_alone_are_reported() {
         report.contains("NetworkPolicy x/friends: in part: ingress[0]") && !report.contains("clients:"),
         "{report}"
     );
-    assert!(report.ends_with("3 policies: 1 whole, 1 in part, 1 between pods alone\n"), "{report}");
+    assert!(report.ends_with("policies: 3 (1 whole, 1 in part, 1 between pods alone)\n"), "{report}");
 }
