@@ -27,7 +27,7 @@ pub const DRAIN_WAIT_S_DEFAULT: u64 = 5;
 #[command(
     name = "tidegate",
     version,
-    about = "Asks a running Tidegate dataplane what it is doing; imports the configuration of other balancers."
+    about = "Asks a running Tidegate dataplane what it is doing; imports the configuration of other balancers, and tells what policies allow."
 )]
 #[command(after_help = "\
 Examples:
@@ -38,7 +38,8 @@ Examples:
   tidegate drain
   tidegate health --ready
   tidegate nat who 192.0.2.10:40001
-  ipvsadm -Sn | tidegate import ipvs > services.yaml")]
+  ipvsadm -Sn | tidegate import ipvs > services.yaml
+  tidegate policy explain --manifests . --from 192.0.2.7 --to shop/web --port 80")]
 pub struct Arguments {
     /// Socket of the dataplane [default: $TIDEGATE_SOCKET, else /run/tidegate/tidegate.sock]
     #[arg(long, global = true, value_name = "PATH")]
@@ -70,6 +71,50 @@ pub enum Command {
     Nat(NatArguments),
     /// Turn another balancer's configuration into manifests
     Import(ImportArguments),
+    /// Tell what the policies in a folder of manifests allow; no dataplane is needed
+    Policy(PolicyArguments),
+}
+
+/// Arguments of `tidegate policy`.
+#[derive(Debug, Args)]
+pub struct PolicyArguments {
+    /// Folder of YAML and JSON manifests, read with all folders below it
+    #[arg(long, global = true, default_value = ".", value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Fail when an object cannot be read whole
+    #[arg(long, global = true)]
+    pub strict: bool,
+    /// The question.
+    #[command(subcommand)]
+    pub what: PolicyWhat,
+}
+
+/// The questions of `tidegate policy`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PolicyWhat {
+    /// Answer many questions, one JSON object a line: from, to, protocol, port
+    Eval {
+        /// Questions; `-` is standard input
+        #[arg(long, default_value = "-", value_name = "FILE")]
+        queries: PathBuf,
+    },
+    /// Say in words which rule decides about one connection
+    Explain {
+        /// Who sends: NAMESPACE/POD or an address
+        #[arg(long, value_name = "POD|ADDRESS")]
+        from: String,
+        /// Who receives: NAMESPACE/POD, an address, or a Service as NAMESPACE/NAME
+        #[arg(long, value_name = "POD|ADDRESS|SERVICE")]
+        to: String,
+        /// Name or number of the protocol
+        #[arg(long, default_value = "TCP")]
+        protocol: String,
+        /// Port of the pod, or of the Service
+        #[arg(long)]
+        port: Option<u16>,
+    },
+    /// List policies that are not enforced whole at a gateway, since they are about traffic between pods
+    Report,
 }
 
 /// Arguments of `tidegate health`.

@@ -2,7 +2,7 @@
 //!
 //! Owns the words an operator types and the text that comes back. Refuses to know how the dataplane arrives at its
 //! answers: it asks over the contract socket and prints what it is told, so it needs no privilege beyond the right to
-//! open that socket.
+//! open that socket. What needs no dataplane (`import`, `policy`) is answered here.
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,8 @@ pub mod health;
 pub mod nat;
 /// `tidegate import`: another balancer's configuration as manifests.
 pub mod import;
+/// `tidegate policy`: what the policies in a folder of manifests say.
+pub mod policy;
 /// Conversations that could not be had, in words that help.
 pub mod trouble;
 /// Plain text in aligned columns.

@@ -25,6 +25,18 @@ fn main() -> ExitCode {
             said(tidegate_cli::health::run(&arguments.socket(), health.ready, timeout))
         }
         Command::Nat(nat) => said(tidegate_cli::nat::run(nat, arguments.json)),
+        Command::Policy(_) if arguments.json => {
+            fail("--json is for `tidegate show`; `tidegate policy eval` speaks JSON")
+        }
+        Command::Policy(policy) => {
+            match tidegate_cli::policy::run(policy, &mut io::stdout().lock(), &mut io::stderr().lock()) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                // A reader that has gone (`| head`) is no error.
+                Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+                Err(error) => fail(&format!("{error:#}")),
+            }
+        }
         Command::Import(_) if arguments.json => fail("--json is for `tidegate show`; manifests are YAML"),
         Command::Import(from) => match tidegate_cli::import::run(from) {
             Ok(imported) => tell(&imported),
@@ -60,6 +72,14 @@ fn print(text: &str) -> ExitCode {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => fail(&format!("writing the answer: {error}")),
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        io.or(json) == Some(io::ErrorKind::BrokenPipe)
+    })
 }
 
 fn fail(message: &str) -> ExitCode {

@@ -40,6 +40,8 @@ pub mod health;
 pub mod lease;
 /// The loop that joins all of the above.
 pub mod reconcile;
+/// A cluster read once from files, and what its policies say.
+pub mod offline;
 /// What `--check` prints.
 pub mod check;
 /// What is asked of the Kubernetes API: the one list of resources and verbs.

@@ -305,6 +305,11 @@ impl Session {
                 self.held_back.extend(unknown);
             }
         }
+        // What a policy that stays means, stays with it: without its subjects it would be about nobody.
+        if self.held_back.iter().any(|key| key.kind == Kind::Policy) {
+            let meaning = removed.iter().filter(|key| matches!(key.kind, Kind::Identity | Kind::IdentitySet));
+            self.held_back.extend(meaning.cloned());
+        }
         removed.retain(|key| !self.held_back.contains(key));
     }
 

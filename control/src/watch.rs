@@ -108,9 +108,8 @@ pub fn read(
         ObjectKind::NetworkPolicy => {
             networkpolicy::read(&key.name(), &typed(value, unknown)?).map(|policy| Object::Policy(Box::new(policy)))
         }
-        ObjectKind::ClusterNetworkPolicy => {
-            clusternetworkpolicy::read(&key.name, &typed(value, None)?).map(|policy| Object::Policy(Box::new(policy)))
-        }
+        ObjectKind::ClusterNetworkPolicy => clusternetworkpolicy::read(&key.name, &typed(value, unknown)?)
+            .map(|policy| Object::Policy(Box::new(policy))),
     }
 }
 

@@ -76,8 +76,12 @@ impl Wanted for Desired {
             Some(resource) => key.kind == Kind::Service && !has_backends(resource) && !self.had_backends.contains(key),
         };
         let doubtful = |doubtful: &ResourceKey| {
+            // A policy whose good version only the dataplane has means what its sets there say.
+            let is_its = doubtful.kind == Kind::Policy && matches!(key.kind, Kind::Identity | Kind::IdentitySet);
             // Where node ports are served is read from the own Node.
-            doubtful == key || (doubtful.kind == Kind::Gateway && self.resources.get(key).is_some_and(lacks_addresses))
+            doubtful == key
+                || (is_its && never_seen)
+                || (doubtful.kind == Kind::Gateway && self.resources.get(key).is_some_and(lacks_addresses))
         };
         (self.unreadable && (never_seen || self.resources.get(key).is_some_and(lacks_addresses)))
             || self.doubtful.values().any(doubtful)

@@ -19,6 +19,9 @@ const COMPLAINTS_TOLD_MAX: usize = 8;
 /// Policies that are listed; of the others only the number is told.
 const POLICIES_TOLD_MAX: usize = 100;
 
+/// Policies named in one problem.
+const NAMES_TOLD_MAX: usize = 8;
+
 /// The index, and what is found wrong.
 #[derive(Default)]
 pub(super) struct Policies {
@@ -67,10 +70,11 @@ impl Reconciler {
         }
         let shared = self.policies.priorities.values().filter(|keys| keys.len() > 1);
         for keys in shared.take(POLICIES_TOLD_MAX) {
-            let names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
+            let names: Vec<&str> = keys.iter().take(NAMES_TOLD_MAX).map(|key| key.name.as_str()).collect();
+            let more = if keys.len() > NAMES_TOLD_MAX { " and others" } else { "" };
             let message = format!(
-                "{} of one tier share a priority: their rules are asked in the order of their names, and elsewhere perhaps \
-                 in another",
+                "{}{more} of one tier share a priority: their rules are asked in the order of their names, and elsewhere \
+                 perhaps in another",
                 names.join(", ")
             );
             if let Some(first) = keys.first() {

@@ -6,6 +6,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Protocol, Tier};
 
 use super::networkpolicy::{Complain, cidr};
@@ -20,9 +21,19 @@ const PRIORITY_MAX: u16 = 1000;
 
 /// The object as far as it is looked at.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Manifest {
     #[serde(default)]
     spec: Spec,
+    // Known, so that what is unknown can be told, and not looked at.
+    #[serde(default, rename = "apiVersion")]
+    _api_version: IgnoredAny,
+    #[serde(default, rename = "kind")]
+    _kind: IgnoredAny,
+    #[serde(default, rename = "metadata")]
+    _metadata: IgnoredAny,
+    #[serde(default, rename = "status")]
+    _status: IgnoredAny,
 }
 
 /// `spec` of the object.

@@ -1,0 +1,92 @@
+//! `tidegate policy` as a program: lines in, lines out, an exit status.
+
+#![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set has failed")]
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const MANIFESTS: &str = "\
+{apiVersion: v1, kind: Pod, metadata: {namespace: shop, name: web}, spec: {containers: []}, status: {podIPs: [{ip: 10.0.1.1}, {ip: 'fd00::1'}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: clients}, spec: {podSelector: {}, \
+policyTypes: [Ingress, Egress], ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}, {ipBlock: {cidr: '2001:db8::/32'}}], ports: [{port: 8080}]}]}}
+";
+
+fn tidegate(folder: &Path, arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    command.arg("policy").args(arguments).arg("--manifests").arg(folder);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn lines(output: &Output) -> Vec<serde_json::Value> {
+    String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn every_question_has_its_line_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("all.yaml"), MANIFESTS).unwrap();
+    let questions = r#"{"from":"192.0.2.7","to":"shop/web","protocol":"TCP","port":8080}
+{"from":"2001:db8::7","to":"shop/web","protocol":"TCP","port":8081}
+
+{"from":"shop/web","to":"192.0.2.7","protocol":"ICMP"}
+"#;
+    let fine = tidegate(folder.path(), &["eval", "--queries", "-"], questions);
+    assert!(fine.status.success() && fine.stderr.is_empty(), "{fine:?}");
+    let first = String::from_utf8_lossy(&fine.stdout).lines().next().unwrap().to_owned();
+    assert_eq!(
+        first,
+        r#"{"from":"192.0.2.7","to":"shop/web","protocol":"TCP","port":8080,"ingress":"allow","egress":"allow","combined":"allow","ingress_by":{"kind":"NetworkPolicy","name":"clients","namespace":"shop","rule":0},"egress_by":"default"}"#
+    );
+    let answers = lines(&fine);
+    assert_eq!(
+        answers.iter().map(|it| it["combined"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["allow", "deny", "deny"]
+    );
+    assert_eq!((&answers[1]["ingress_by"]["rule"], answers[2].get("port")), (&serde_json::Value::Null, None));
+    assert_eq!(answers[2]["egress_by"]["name"], "clients");
+
+    let file = folder.path().join("questions.jsonl");
+    fs::write(&file, format!("nonsense\n{{\"from\":\"shop/nobody\",\"to\":\"shop/web\",\"port\":1}}\n{questions}"))
+        .unwrap();
+    let partly = tidegate(folder.path(), &["eval", "--queries", file.to_str().unwrap()], "");
+    assert_eq!(partly.status.code(), Some(1));
+    let answers = lines(&partly);
+    assert_eq!(answers.len(), 5, "the rest is answered");
+    assert_eq!((&answers[0]["line"], &answers[1]["from"]), (&1.into(), &"shop/nobody".into()));
+    assert!(answers[1]["error"].as_str().unwrap().contains("there is no pod shop/nobody"));
+    assert_eq!(answers[2]["combined"], "allow");
+}
+
+#[test]
+fn bad_objects_are_told_and_strict_makes_them_a_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("all.yaml"), MANIFESTS.replace("port: 8080", "port: 808080")).unwrap();
+    let question = r#"{"from":"192.0.2.7","to":"shop/web","protocol":"TCP","port":8080}"#;
+    let lenient = tidegate(folder.path(), &["eval"], question);
+    let told = String::from_utf8_lossy(&lenient.stderr).into_owned();
+    assert!(
+        lenient.status.success() && told.contains("all.yaml") && told.contains("spec.ingress[0].ports[0].port"),
+        "{told}"
+    );
+    assert_eq!(lines(&lenient)[0]["combined"], "deny", "what cannot be read opens nothing");
+    let strict = tidegate(folder.path(), &["eval", "--strict"], question);
+    assert!(!strict.status.success() && strict.stdout.is_empty());
+    assert!(!tidegate(&folder.path().join("nowhere"), &["report"], "").status.success());
+}
+
+#[test]
+fn words_and_reports_go_to_standard_output() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("all.yaml"), MANIFESTS).unwrap();
+    let told = tidegate(folder.path(), &["explain", "--from", "192.0.2.7", "--to", "shop/web", "--port", "8080"], "");
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.status.success() && text.contains("ALLOWED") && text.contains("rule 0 matches and accepts"), "{text}");
+    let report = tidegate(folder.path(), &["report"], "");
+    assert_eq!(String::from_utf8_lossy(&report.stdout), "policies: 1 (1 whole, 0 in part, 0 between pods alone)\n");
+}

@@ -1,0 +1,146 @@
+//! A cluster read once from files, and what its policies say.
+//!
+//! Owns reading a folder of manifests as one cluster, and questions about it ([`question`]): answered by the very tables
+//! that a gateway uses, made by the very code that makes them. Refuses to know how questions arrive and answers leave. The
+//! words of [`explain`] come from another reading of the same objects, rule by rule, which says what did not match and why.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use hashbrown::HashMap;
+use serde_json::Value;
+use tidegate_policy::{Compiler, Table};
+
+use crate::model::{Dirty, Model, Name, Object};
+use crate::policies::Policies;
+use crate::problem::{Place, Problem, Severity};
+use crate::source::{Manifest, ObjectKey, ObjectKind, manifest, scan};
+use crate::watch::{self, Dialect, Exposed};
+
+/// One question and its answer.
+pub mod question;
+/// Why an answer is what it is, in words.
+pub mod explain;
+/// Which rules a gateway can enforce.
+pub mod report;
+
+/// A cluster out of a folder.
+pub struct Offline {
+    pub(crate) model: Model,
+    pub(crate) index: Policies,
+    compiler: Compiler,
+    /// `spec` of Services, as written: a gateway does not look at selectors, but people ask about Services.
+    pub(crate) services: BTreeMap<Name, Value>,
+    problems: Vec<Problem>,
+}
+
+impl Offline {
+    /// Reads every manifest in a folder and in those below it. What cannot be read is told in [`Self::problems`], and the
+    /// rest is used.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn read(folder: &Path) -> io::Result<Self> {
+        let mut files = Vec::new();
+        gather(folder, "", &mut files)?;
+        let mut offline = Offline {
+            model: Model::default(),
+            index: Policies::default(),
+            compiler: Compiler::default(),
+            services: BTreeMap::new(),
+            problems: Vec::new(),
+        };
+        let mut places = HashMap::new();
+        let mut dirty = Dirty::default();
+        for file in files {
+            match fs::read_to_string(folder.join(&file)).map(|text| manifest::parse(&file, &text)) {
+                Ok(Ok(content)) => {
+                    offline.problems.extend(content.nameless);
+                    for manifest in content.manifests {
+                        offline.take(manifest, &mut places, &mut dirty);
+                    }
+                }
+                Ok(Err(problem)) => offline.problems.push(*problem),
+                Err(error) => {
+                    let message = format!("{file}: cannot be read: {error}");
+                    offline.problems.push(Problem::new(Severity::Error, "Unreadable", message));
+                }
+            }
+        }
+        let resolved = offline.model.resolve_policies(&mut offline.index, &dirty.policies);
+        offline.compiler.update(resolved.iter().map(|(key, resource)| (key, resource.as_ref())));
+        Ok(offline)
+    }
+
+    fn take(&mut self, manifest: Manifest, places: &mut HashMap<ObjectKey, Place>, dirty: &mut Dirty) {
+        let Manifest { key, place, value } = manifest;
+        let at = place.clone();
+        let tell = |problem: Problem| Problem { place: at.clone(), ..problem.about(&key) };
+        if let (Some(first), Some(_)) = (places.get(&key), &place) {
+            let message = format!("is there already ({first}); this one is not used");
+            self.problems.push(tell(Problem::new(Severity::Error, "Twice", message)));
+            return;
+        }
+        places.extend(place.map(|place| (key.clone(), place)));
+        match key.kind {
+            ObjectKind::Service => {
+                let spec = value.get("spec").cloned().unwrap_or_default();
+                self.services.insert(key.name(), spec);
+                return;
+            }
+            ObjectKind::AddressPool => return,
+            _ => {}
+        }
+        let mut unknown = Vec::new();
+        match watch::read(&key, &value, Dialect::Files, Exposed::default(), &mut unknown) {
+            Ok(object) => {
+                if let Object::Policy(policy) = &object {
+                    for (field, message) in &policy.complaints {
+                        let problem = Problem::new(Severity::Error, "PolicyPartlyUnreadable", message.clone());
+                        self.problems.push(tell(problem).in_field(field.clone()));
+                    }
+                    for field in unknown {
+                        let message = "is no field of this kind: nobody looks at it";
+                        let problem = Problem::new(Severity::Warning, "UnknownField", message);
+                        self.problems.push(tell(problem).in_field(field));
+                    }
+                }
+                self.model.apply(object, dirty);
+            }
+            Err(error) => {
+                let message = format!("{}; the object is not used", error.message);
+                self.problems.push(tell(Problem::new(Severity::Error, "Invalid", message)).in_field(error.field));
+            }
+        }
+    }
+
+    /// What could not be read, or was read as closed.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// The tables that a gateway would have.
+    pub fn table(&self) -> &Table {
+        self.compiler.table()
+    }
+}
+
+/// Paths of manifests below a folder, in order, relative to where it began. What a name begins with a dot is left alone.
+fn gather(root: &Path, below: &str, files: &mut Vec<String>) -> io::Result<()> {
+    let mut entries: Vec<_> = fs::read_dir(root.join(below))?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let path = if below.is_empty() { name.clone() } else { format!("{below}/{name}") };
+        // Links are followed for files, and never for folders: they may lead in a circle.
+        let kind = entry.file_type()?;
+        if kind.is_dir() && !name.starts_with('.') {
+            gather(root, &path, files)?;
+        } else if !kind.is_dir() && scan::is_manifest(&name) && root.join(&path).is_file() {
+            files.push(path);
+        }
+    }
+    Ok(())
+}

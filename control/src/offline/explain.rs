@@ -1,0 +1,292 @@
+//! Why an answer is what it is, in words.
+//!
+//! Reads the objects as the API describes them, policy by policy and rule by rule, and says of each why it did or did not
+//! count. The verdict comes from the tables; this is the telling of it.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+use tidegate_api::resource::{Action, PolicyPort, PortMatch, Tier};
+use tidegate_policy::{Direction, Verdict};
+
+use super::Offline;
+use super::question::{End, Meant, Question, Rests, has_ports};
+use crate::model::Name;
+use crate::model::pod::Pod;
+use crate::model::policy::{Namespaces, Peer, Pods, Policy, Rule};
+use crate::policies::NAME_LABEL;
+
+impl Offline {
+    /// Says in words whether and why a connection may pass. `question.to` may also be a Service, as `namespace/name` or
+    /// `service/namespace/name`, with its port: then each pod behind it is told.
+    ///
+    /// # Errors
+    /// Why there is nothing to say.
+    pub fn explain(&self, question: &Question) -> Result<String, String> {
+        if let Some(name) = self.service_meant(&question.to) {
+            return self.explain_service(&name, question);
+        }
+        let meant = self.understand(question)?;
+        let mut text = String::new();
+        // Writing into a String cannot fail.
+        let _ = self.write(&mut text, question, &meant);
+        Ok(text)
+    }
+
+    fn service_meant(&self, to: &str) -> Option<Name> {
+        let forced = to.strip_prefix("service/");
+        let (namespace, name) = forced.unwrap_or(to).split_once('/')?;
+        let name = Name { namespace: namespace.into(), name: name.into() };
+        let is_pod = forced.is_none() && self.model.pods().get(&name).is_some();
+        (!is_pod && self.services.contains_key(&name)).then_some(name)
+    }
+
+    fn explain_service(&self, name: &Name, question: &Question) -> Result<String, String> {
+        let port = question.port.ok_or("port is missing: that of the Service")?;
+        let spec = &self.services[name];
+        let listed = spec.get("ports").and_then(Value::as_array).into_iter().flatten();
+        let protocol_of = |entry: &Value| entry.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_owned();
+        let mut entries = listed.filter(|entry| entry.get("port").and_then(Value::as_u64) == Some(port.into()));
+        let entry = entries
+            .find(|entry| protocol_of(entry).eq_ignore_ascii_case(&question.protocol))
+            .ok_or(format!("Service {name} has no port {port}/{}", question.protocol))?;
+        let mut text = format!("Service {name} port {port}/{}:\n", question.protocol);
+        let ends = self.pods_behind(name, spec, entry);
+        if ends.is_empty() {
+            text.push_str("  no pod is behind it\n");
+        }
+        for (address, port) in ends {
+            let question = Question { to: address, port: Some(port.into()), ..question.clone() };
+            match self.understand(&question) {
+                Ok(meant) => drop(self.write(&mut text, &question, &meant)),
+                Err(error) => drop(writeln!(text, "{} port {port}: {error}", question.to)),
+            }
+        }
+        Ok(text)
+    }
+
+    /// Address or name, and port, of what is behind a port of a Service: its endpoints, or where manifests have none, the
+    /// pods that it selects.
+    fn pods_behind(&self, name: &Name, spec: &Value, entry: &Value) -> Vec<(String, u16)> {
+        let port_name = entry.get("name").and_then(Value::as_str).unwrap_or_default();
+        let mut ends: Vec<(String, u16)> = Vec::new();
+        for slice in self.model.slices_of(name) {
+            for port in slice.ports.iter().filter(|port| port.name == port_name) {
+                let serving = slice.endpoints.iter().filter(|endpoint| endpoint.serving);
+                ends.extend(serving.map(|endpoint| (endpoint.address.to_string(), port.port)));
+            }
+        }
+        let selector = spec.get("selector").and_then(Value::as_object).filter(|selector| !selector.is_empty());
+        if let (true, Some(selector)) = (ends.is_empty(), selector) {
+            let number = |value: &Value| value.as_u64().and_then(|number| u16::try_from(number).ok());
+            let selected = self.model.pods().iter().filter(|pod| pod.name.namespace == name.namespace);
+            let has = |pod: &Pod| {
+                selector.iter().all(|(key, value)| pod.labels.get(key).map(String::as_str) == value.as_str())
+            };
+            for pod in selected.filter(|pod| has(pod) && !pod.ended) {
+                let target = entry.get("targetPort").or_else(|| entry.get("port")).unwrap_or(&Value::Null);
+                let named = || pod.ports.iter().find(|port| Some(port.name.as_str()) == target.as_str());
+                let port = number(target).or_else(|| named().map(|port| port.port));
+                ends.extend(port.map(|port| (pod.name.to_string(), port)));
+            }
+        }
+        ends.sort();
+        ends.dedup();
+        ends
+    }
+
+    fn write(&self, text: &mut String, question: &Question, meant: &Meant<'_>) -> std::fmt::Result {
+        let [ingress, egress] = self.decide(meant);
+        let allows = |rests: Rests| !matches!(rests, Rests::On(Verdict { allow: false, .. }));
+        let combined = if allows(ingress) && allows(egress) { "ALLOWED" } else { "DENIED" };
+        write!(text, "{} -> {} {}", who(&meant.from), who(&meant.to), question.protocol)?;
+        match has_ports(meant.protocol) {
+            true => writeln!(text, " port {}: {combined}", meant.port)?,
+            false => writeln!(text, ": {combined}")?,
+        }
+        self.write_side(text, Direction::Egress, egress, meant)?;
+        self.write_side(text, Direction::Ingress, ingress, meant)
+    }
+
+    fn write_side(&self, text: &mut String, direction: Direction, rests: Rests, meant: &Meant<'_>) -> std::fmt::Result {
+        let (subject, title) = match direction {
+            Direction::Ingress => (&meant.to, "ingress"),
+            Direction::Egress => (&meant.from, "egress"),
+        };
+        let said = match rests {
+            Rests::Same => "allowed: a pod always reaches itself",
+            Rests::Node => "allowed: a pod is always reached from its own node",
+            Rests::On(Verdict { allow: true, .. }) => "allowed",
+            Rests::On(Verdict { allow: false, .. }) => "denied",
+        };
+        writeln!(text, "  {title} of {}: {said}", who(subject))?;
+        if !matches!(rests, Rests::On(_)) {
+            return Ok(());
+        }
+        let Some(pod) = subject.pod.filter(|pod| pod.owns_addresses()) else {
+            let why = match subject.pod {
+                Some(pod) if pod.host_network => "the pod has its node's addresses",
+                Some(_) => "the pod has ended",
+                None => "it is no pod",
+            };
+            return writeln!(text, "    no policy is about it: {why}");
+        };
+        self.write_policies(text, direction, pod, meant)
+    }
+
+    /// Every policy about the pod in the order of evaluation, until one decides.
+    fn write_policies(
+        &self,
+        text: &mut String,
+        direction: Direction,
+        pod: &Pod,
+        meant: &Meant<'_>,
+    ) -> std::fmt::Result {
+        let about = |policy: &&Policy| self.selects(&policy.subjects, pod);
+        let mut policies: Vec<&Policy> = self.model.policies().values().filter(about).collect();
+        policies.sort_by_key(|policy| (policy.tier, policy.key.resource()));
+        let isolating: Vec<&Policy> =
+            policies.iter().filter(|policy| policy.isolates[direction as usize]).copied().collect();
+        let mut skipped = None;
+        for policy in &policies {
+            let (rules, tier) = (rules(policy, direction), tier_name(policy.tier));
+            if policy.tier == Tier::Namespace && !policy.isolates[direction as usize] {
+                writeln!(text, "    {} says nothing about this direction", policy.key)?;
+                continue;
+            }
+            if matches!(policy.tier, Tier::Baseline(_)) && !isolating.is_empty() {
+                writeln!(text, "    {} ({tier}) is not asked: a NetworkPolicy isolates the pod", policy.key)?;
+                continue;
+            }
+            if skipped == Some(tier) {
+                writeln!(text, "    {} ({tier}) is not asked: a rule before it passed", policy.key)?;
+                continue;
+            }
+            for (number, rule) in rules.iter().enumerate() {
+                let label = if rule.name.is_empty() { String::new() } else { format!(" {:?}", rule.name) };
+                let at = format!("    {} ({tier}) rule {number}{label}", policy.key);
+                match (self.lacks(rule, direction, meant), rule.action) {
+                    (Some(why), _) => writeln!(text, "{at} does not match: {why}")?,
+                    (None, Action::Accept) => return writeln!(text, "{at} matches and accepts"),
+                    (None, Action::Deny) => return writeln!(text, "{at} matches and denies"),
+                    (None, Action::Pass) => {
+                        writeln!(text, "{at} matches and passes to the next tier")?;
+                        skipped = Some(tier);
+                        break;
+                    }
+                }
+            }
+            if rules.is_empty() {
+                writeln!(text, "    {} ({tier}) has no rule for this direction", policy.key)?;
+            }
+        }
+        match isolating.first() {
+            Some(policy) => writeln!(text, "    the pod is isolated by {}, and nothing accepted", policy.key),
+            None if policies.is_empty() => writeln!(text, "    no policy is about the pod: the default allows"),
+            None => writeln!(text, "    nothing decided: the default allows"),
+        }
+    }
+
+    /// Why a rule does not match; `None`: it does.
+    fn lacks(&self, rule: &Rule, direction: Direction, meant: &Meant<'_>) -> Option<String> {
+        let (peer, target) = match direction {
+            Direction::Ingress => (&meant.from, meant.to.pod),
+            Direction::Egress => (&meant.to, meant.to.pod),
+        };
+        if let Some(peers) = &rule.peers
+            && !peers.iter().any(|it| self.is_peer(it, peer))
+        {
+            let listed: Vec<String> = peers.iter().map(words).collect();
+            let listed = if listed.is_empty() { "nobody".into() } else { listed.join("; ") };
+            return Some(format!("{} is none of: {listed}", who(peer)));
+        }
+        let ports = rule.ports.as_ref()?;
+        if ports.iter().any(|port| is_port(port, target.filter(|pod| pod.owns_addresses()), meant)) {
+            return None;
+        }
+        let listed: Vec<String> = ports.iter().map(port_words).collect();
+        Some(format!("its ports are {}", if listed.is_empty() { "none".into() } else { listed.join(", ") }))
+    }
+
+    fn is_peer(&self, peer: &Peer, end: &End<'_>) -> bool {
+        match peer {
+            Peer::Pods(pods) => end.pod.is_some_and(|pod| pod.owns_addresses() && self.selects(pods, pod)),
+            Peer::Network(prefix, except) => {
+                prefix.contains(&end.address) && !except.iter().any(|except| except.contains(&end.address))
+            }
+            Peer::Nodes(selector) => {
+                let mut nodes = self.model.nodes().filter(|node| selector.matches(&node.label_values));
+                nodes.any(|node| node.all_addresses.contains(&end.address))
+            }
+        }
+    }
+
+    /// Whether a selection holds a pod, by its labels.
+    fn selects(&self, pods: &Pods, pod: &Pod) -> bool {
+        let namespace = &pod.name.namespace;
+        let in_namespace = match &pods.namespaces {
+            Namespaces::One(name) => name == namespace,
+            Namespaces::Matching(selector) => {
+                let known = self.model.namespaces().find(|known| known.name == *namespace);
+                let mut labels = known.map(|known| known.labels.clone()).unwrap_or_default();
+                labels.insert(NAME_LABEL.into(), namespace.clone());
+                selector.matches(&labels)
+            }
+        };
+        in_namespace && pods.pods.matches(&pod.labels)
+    }
+}
+
+fn rules(policy: &Policy, direction: Direction) -> &[Rule] {
+    match direction {
+        Direction::Ingress => &policy.ingress,
+        Direction::Egress => &policy.egress,
+    }
+}
+
+fn who(end: &End<'_>) -> String {
+    match end.pod {
+        Some(pod) => format!("pod {}", pod.name),
+        None => end.address.to_string(),
+    }
+}
+
+fn is_port(port: &PolicyPort, target: Option<&Pod>, meant: &Meant<'_>) -> bool {
+    if port.protocol.number() != meant.protocol {
+        return false;
+    }
+    match &port.port {
+        PortMatch::Range(first, last) => (*first..=*last).contains(&meant.port),
+        PortMatch::Named(name) => target.is_some_and(|pod| {
+            let here = pod.ports.iter().filter(|it| it.protocol == port.protocol && it.port == meant.port);
+            here.into_iter().any(|it| it.name == *name)
+        }),
+    }
+}
+
+fn words(peer: &Peer) -> String {
+    match peer {
+        Peer::Pods(pods) => pods.to_string(),
+        Peer::Network(prefix, except) if except.is_empty() => prefix.to_string(),
+        Peer::Network(prefix, except) => format!("{prefix} but for {} prefixes", except.len()),
+        Peer::Nodes(selector) => format!("nodes ({selector})"),
+    }
+}
+
+fn port_words(port: &PolicyPort) -> String {
+    let protocol = port.protocol;
+    match &port.port {
+        all if *all == PortMatch::ALL => format!("all of {protocol}"),
+        PortMatch::Range(first, last) if first == last => format!("{first}/{protocol}"),
+        PortMatch::Range(first, last) => format!("{first} to {last}/{protocol}"),
+        PortMatch::Named(name) => format!("{name:?}/{protocol}"),
+    }
+}
+
+fn tier_name(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Admin(_) => "admin tier",
+        Tier::Namespace => "namespace's tier",
+        Tier::Baseline(_) => "baseline tier",
+    }
+}

@@ -1,0 +1,14 @@
+//! Policies, from manifests to verdicts: what the gateway's tables say is what the API's text says.
+
+#![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set has failed")]
+
+/// The API's text, followed word by word.
+mod naive;
+/// Clusters made by chance.
+mod cluster;
+/// Objects that come, change and go, all kinds in any order.
+mod live;
+/// T-040 … T-060 one by one.
+mod cases;
+/// Folders of manifests, questions, and words about them.
+mod offline;
