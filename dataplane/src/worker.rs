@@ -18,10 +18,12 @@ use crate::limits;
 use crate::mailbox::Request;
 use crate::packet::{Domain, Key, Packet};
 use crate::pipeline::{self, Verdict};
+use crate::stage::egress::Judge;
 use crate::stage::parse::Ingress;
 use crate::stage::verdict::Exits;
-use crate::stage::{flow, fragment, owner, parse};
+use crate::stage::{egress, flow, fragment, owner, parse};
 use crate::state::{Candidate, Entropy, State, Ticks, Tuple, ticks, ticks_since};
+use crate::table::egress::PORT_TIMERS_MAX;
 use crate::table::owner::WorkerId;
 use crate::table::publish::Reader;
 use crate::table::{DeviceId, Tables};
@@ -31,6 +33,10 @@ use crate::wire::Family as Version;
 mod other;
 
 use other::Hands;
+
+/// Timers of ports, by number.
+const PORT_TIMERS: u8 = PORT_TIMERS_MAX as u8;
+const _: () = assert!(PORT_TIMERS_MAX < 15, "the last number is that of echo");
 
 /// A neighbour that a packet waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,6 +181,11 @@ impl Worker {
         let rate_per_s = tables.settings.reject_rate_per_s;
         self.state.answers.set(rate_per_s, now_ns);
         self.state.was_sticky |= tables.services.any_sticky();
+        for number in 1..=PORT_TIMERS {
+            let seconds = tables.egress.timer_s(number).unwrap_or(0);
+            self.state.v4.timeouts_mut().set_numbered(number, seconds);
+            self.state.v6.timeouts_mut().set_numbered(number, seconds);
+        }
         if !self.state.hold.is_empty() {
             other::release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
         }
@@ -281,7 +292,7 @@ impl Worker {
         if elapsed == 0 {
             return;
         }
-        let expired = self.state.expire(now, elapsed);
+        let expired = self.state.expire(now, elapsed, &Judge(self.reader.tables()));
         self.counters.add(Event::FlowExpired, u64::from(expired));
         let (exits, counters) = (&mut self.exits, &mut self.counters);
         self.state.fragments.expire(now_ns, |late| exits.discard(late.frame, DropReason::FragmentExpired, counters));
@@ -411,6 +422,16 @@ fn look_up_other(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
             };
             slot.owner = owner::of_fragments(tables, &key);
         }
+        Key::None => look_up_echo(tables, l3, state, slot),
+        Key::V4(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v4.hash(tuple)),
+        Key::V6(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v6.hash(tuple)),
+    }
+}
+
+/// The same for echo messages of pods.
+fn look_up_echo(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
+    slot.key = egress::echo_key(tables, &slot.packet, l3);
+    match &slot.key {
         Key::None => {}
         Key::V4(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v4.hash(tuple)),
         Key::V6(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v6.hash(tuple)),

@@ -51,6 +51,10 @@ pub mod local;
 pub mod announced;
 /// Source addresses for `fullnat`.
 pub mod nat;
+/// Pods that policies select → rows by address.
+pub mod pod;
+/// Egress policies and external addresses.
+pub mod egress;
 /// Kernel routes and pod prefixes → routes.
 pub mod route;
 /// Peers → tunnels.
@@ -70,9 +74,11 @@ pub(crate) mod tests;
 
 use announced::Announced;
 use device::Devices;
+use egress::Egresses;
 use local::{Locals, News};
 use neighbour::{Ask, Neighbours};
 use node::Nodes;
+use pod::Pods;
 use route::{KernelRoutes, PodPrefix};
 use service::Services;
 use tunnel::{Surroundings, Tunnels};
@@ -108,6 +114,8 @@ pub struct Compiler {
     /// Services whose nodes are to be written anew.
     nodes_due: BTreeSet<Arc<str>>,
     probes: Box<dyn Probes>,
+    pods: Pods,
+    egresses: Egresses,
     tunnels: Tunnels,
     neighbours: Neighbours,
     locals: Locals,
@@ -179,6 +187,19 @@ struct Moved {
     places: Vec<Place>,
 }
 
+impl Moved {
+    /// Notes the places at which an object came, went or moved.
+    fn note_places(&mut self, change: &objects::Change) {
+        let of = |resource: &Option<Arc<Resource>>| -> Vec<Place> {
+            resource.iter().flat_map(|resource| places(resource)).map(|(_, place)| place).collect()
+        };
+        let (before, after) = (of(&change.before), of(&change.after));
+        if before != after {
+            self.places.extend(before.into_iter().chain(after));
+        }
+    }
+}
+
 impl Compiler {
     /// A compiler for devices by these names. Nothing is published yet beyond what `publisher` has.
     pub fn new<'a>(
@@ -195,6 +216,8 @@ impl Compiler {
             nodes: Nodes::default(),
             nodes_due: BTreeSet::new(),
             probes: Box::new(Unwatched),
+            pods: Pods::default(),
+            egresses: Egresses::default(),
             tunnels: Tunnels::default(),
             neighbours: Neighbours::default(),
             locals: Locals::default(),
@@ -253,6 +276,7 @@ impl Compiler {
                 }
                 self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
             }
+            self.write_egress(change, &mut tables, now);
         }
         moved.places.extend(self.objects.places().keys());
         self.guard_held = self.objects.is_empty();
@@ -275,15 +299,12 @@ impl Compiler {
                 match change.key.kind {
                     Kind::Gateway => moved.gateway = true,
                     Kind::Peer => moved.peers = true,
-                    Kind::Pod | Kind::Egress | Kind::StaticNat => {}
+                    Kind::Pod | Kind::Egress | Kind::StaticNat => {
+                        moved.note_places(change);
+                        changed |= self.write_egress(change, &mut tables, now);
+                    }
                     Kind::Service => {
-                        let of = |resource: &Option<Arc<Resource>>| -> Vec<Place> {
-                            resource.iter().flat_map(|resource| places(resource)).map(|(_, place)| place).collect()
-                        };
-                        let (before, after) = (of(&change.before), of(&change.after));
-                        if before != after {
-                            moved.places.extend(before.into_iter().chain(after));
-                        }
+                        moved.note_places(change);
                         if let Some((_, announced)) = &mut self.routes {
                             announced.service(change.before.as_deref(), change.after.as_deref());
                         }
@@ -424,6 +445,43 @@ impl Compiler {
         self.write_nodes(service, name, tables, now) | changed
     }
 
+    /// Takes in a pod, a policy or an address that is always a pod's; the latter two are written by
+    /// [`Compiler::settle_egress`].
+    fn write_egress(&mut self, change: &objects::Change, tables: &mut Tables, now: Nanos) -> bool {
+        let (name, body) = (&change.key.name, change.after.as_ref().map(|resource| &resource.body));
+        match (change.key.kind, body) {
+            (Kind::Pod, body) => {
+                let pod = if let Some(Body::Pod(pod)) = body { Some(pod) } else { None };
+                self.pods.write(name, pod, self.services.backends_mut(), &mut self.egresses, tables, now)
+            }
+            (Kind::Egress, body) => {
+                let egress = if let Some(Body::Egress(egress)) = body { Some(egress) } else { None };
+                self.egresses.policy(name, egress);
+                false
+            }
+            (Kind::StaticNat, body) => {
+                let nat = if let Some(Body::StaticNat(nat)) = body { Some(nat) } else { None };
+                self.egresses.fixed(name, nat);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Writes policies and external addresses, after the roles of addresses are written; flows of the pods they are for
+    /// look again.
+    fn settle_egress(&mut self, tables: &mut Tables) -> bool {
+        let locals = &self.locals;
+        let touched = self.egresses.settle(|address| locals.is_external(address), &mut tables.egress);
+        for policy in &touched.policies {
+            self.pods.touch(policy, tables);
+        }
+        for pod in &touched.pods {
+            Pods::touch_address(*pod, tables);
+        }
+        touched.changed
+    }
+
     fn write_nodes(&mut self, service: Option<&Service>, name: &str, tables: &mut Tables, now: Nanos) -> bool {
         let written = self.nodes.write(name, service, &mut self.services, &self.tunnels, tables, now);
         self.nodes_due.extend(written.touched);
@@ -457,9 +515,13 @@ impl Compiler {
         if moved.layout || moved.gateway {
             changed |= self.write_surroundings(gateway.as_ref(), &mut tables);
         }
+        let egress_due = self.egresses.is_used() && (moved_around || !moved.places.is_empty());
         if !moved.places.is_empty() {
             let moved = self.locals.follow(moved.places.into_iter(), self.objects.places(), &mut tables.locals);
             (changed, self.guard_due) = (changed | moved, self.guard_due | moved);
+        }
+        if egress_due || self.egresses.is_due() {
+            changed |= self.settle_egress(&mut tables);
         }
         if moved.gateway {
             changed |= write_settings(gateway.as_ref(), &mut tables);

@@ -36,10 +36,12 @@ impl LocalKind {
     pub const SERVICE: LocalKind = LocalKind(32);
     /// An address of this machine at which node ports are served; everything else there is the kernel's.
     pub const NODE: LocalKind = LocalKind(64);
+    /// What pods look like from outside: replies to translated flows come to it.
+    pub const EXTERNAL: LocalKind = LocalKind(128);
     /// Roles of addresses at which Services have frontends.
     pub const SERVED: LocalKind = LocalKind::VIP.union(LocalKind::SERVICE).union(LocalKind::NODE);
 
-    const NAMES: [(LocalKind, &'static str); 7] = [
+    const NAMES: [(LocalKind, &'static str); 8] = [
         (LocalKind::VIP, "vip"),
         (LocalKind::ANNOUNCED, "announced"),
         (LocalKind::FULLNAT_SOURCE, "fullnat-source"),
@@ -47,6 +49,7 @@ impl LocalKind {
         (LocalKind::VTEP_UNDERLAY, "vtep-underlay"),
         (LocalKind::SERVICE, "service"),
         (LocalKind::NODE, "node"),
+        (LocalKind::EXTERNAL, "external"),
     ];
 
     /// Whether all roles of `other` are in this set.
