@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(kind.to_string(), "vip,announced");
         assert_eq!(LocalKind::NONE.to_string(), "");
         let all = LocalKind::NAMES.iter().fold(LocalKind::NONE, |all, (kind, _)| all | *kind);
-        assert_eq!(all.0.count_ones(), 7, "each role has a bit of its own");
+        assert_eq!(all.0.count_ones(), 8, "each role has a bit of its own");
     }
 
     #[test]
