@@ -106,6 +106,8 @@ pub struct Granted<A> {
     pub reuses: Option<FlowId>,
     /// A mapping at rest that ends because its port, or its pod's port, is used again.
     pub ends: Option<Mapping<A>>,
+    /// Whether ports of the address run short.
+    pub is_scarce: bool,
 }
 
 /// What a revalidated flow learns.
@@ -430,8 +432,9 @@ pub fn apply<A: Family>(
                 Some(address) => state.egress.ports.refuse(&address, class, pod),
                 None => state.egress.ports.refuse_pod(pod),
             }
-            if let Some(destination) = exhausted {
+            if let (Some(destination), Some(address)) = (exhausted, address) {
                 state.egress.ports.exhausted(destination, now_ns);
+                state.egress.ports.want(&address, class);
             }
             self::answer(tables, state, counters, packet, frame, answer, hash, now_ns)
         }
@@ -452,6 +455,9 @@ fn begin_egress<A: Family>(
     now_ns: u64,
 ) -> Result<Hit, DropReason> {
     let now = ticks(now_ns);
+    if granted.is_scarce {
+        state.egress.ports.want(&new.translated.source.mapped(), granted.grant.class);
+    }
     if let Some(closed) = granted.reuses {
         counters.count(Event::PortReused);
         state.end::<A>(closed, now);

@@ -32,12 +32,13 @@ use crate::kernel::request::NeighbourRequests;
 use crate::kernel::{Change, KernelFacts, NeighbourKey};
 use crate::objects::place::{Place, places};
 use crate::objects::{self, InForce, Objects, Outcome, validate};
+use crate::port_office::PortMove;
 use crate::probe::schedule::Found;
 use crate::probe::{Probes, Unwatched};
 use crate::routes::Routes;
 use crate::table::publish::Publisher;
 use crate::table::route::RouteRow;
-use crate::table::{DeviceId, Tables, mapped};
+use crate::table::{DeviceId, Tables, mapped, unmapped};
 
 /// Services → rows, frontends, members, rings.
 pub mod service;
@@ -153,6 +154,8 @@ pub struct Arrived {
     pub found: Found,
     /// VIPs to answer for on links, or not to, in order.
     pub announce: Vec<(IpNet, bool)>,
+    /// External ports that change hands, in order.
+    pub port_moves: Vec<PortMove>,
 }
 
 impl Arrived {
@@ -163,6 +166,7 @@ impl Arrived {
             && self.wants.is_empty()
             && self.found.is_empty()
             && self.announce.is_empty()
+            && self.port_moves.is_empty()
     }
 }
 
@@ -329,6 +333,10 @@ impl Compiler {
         if !arrived.announce.is_empty() {
             let moved = self.locals.announce(&arrived.announce, self.objects.places(), &mut tables.locals);
             (changed, self.guard_due) = (changed | moved, self.guard_due | moved);
+        }
+        for moved in &arrived.port_moves {
+            move_ports(&mut tables, moved);
+            changed = true;
         }
         turned.published = self.finish(tables, changed, moved, now);
         let generation = self.publisher.generation();
@@ -680,6 +688,19 @@ impl Drop for Compiler {
     fn drop(&mut self) {
         // Every worker that is left holds the tables it works with; the rest is freed here, on this thread.
         self.publisher.collect();
+    }
+}
+
+/// Makes ports of an external address another worker's; of one that is gone meanwhile nothing is left to move.
+pub fn move_ports(tables: &mut Tables, moved: &PortMove) {
+    let id = match unmapped(&moved.address) {
+        Some(address) => tables.egress.external_v4(&address),
+        None => tables.egress.external_v6(&moved.address),
+    };
+    if let Some(id) = id {
+        let owners = Arc::clone(&tables.owners);
+        let egress = Arc::make_mut(&mut tables.egress);
+        egress.move_ports(&owners, id, moved.class, &moved.ports, moved.to, moved.landed);
     }
 }
 

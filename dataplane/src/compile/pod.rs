@@ -14,11 +14,8 @@ use super::backend::{BackendKey, Backends};
 use super::egress::Egresses;
 use super::{Nanos, mapped_ip};
 use crate::table::backend::{BackendRow, BackendState};
-use crate::table::pod::PodRow;
-use crate::table::{BackendId, PodId, ServiceId, Tables, family_of};
-
-/// The Service port that pods are endpoints of among backends: one that no Service has.
-const NO_SERVICE: ServiceId = ServiceId(u32::MAX - 1);
+use crate::table::pod::{NO_SERVICE, PodRow};
+use crate::table::{BackendId, PodId, Tables, family_of};
 
 /// Which pod has which numbers.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! # Egress: what pods send to the outside, and what comes back without a flow
 //!
 //! reads   `table::pod`, `egress`, `owner`; ports, mappings and flows of this worker     writes  nothing; returns a decision
-//! drops   `NotOurs`, `SpoofedSource`, `OrphanSegment`, `NoRoute`, `ProtocolUnsupported`, `NoMapping`, `Filtered`,
+//! drops   `NotOurs`, `SpoofedSource`, `OrphanSegment`, `ProtocolUnsupported`, `NoTunnel`, `NoMapping`, `Filtered`,
 //!         `EgressNoAddress`, `EgressPortsExhausted`, `EgressQuota`
 //! cost    cold: a new flow looks up its pod, policy, route and port; established packets never come here
 //! spec    N-001 … N-012, N-023, N-030, N-035, N-040 … N-045, N-088, N-094, N-097, N-101, N-110, N-111, RFC 4787, 5382, 5508
@@ -22,12 +22,12 @@ use crate::packet::{Domain, Key, Kind, Packet};
 use crate::pipeline::{Answer, Granted, Moment, NewFlow, Refresh, Refused, Step, Trace};
 use crate::stage::flow::{self, Begun, Standing};
 use crate::stage::route::{self, Hop};
-use crate::state::external::{PortsExhausted, Search};
+use crate::state::external::{Alone, PortsExhausted, Search};
 use crate::state::ports::Taker;
 use crate::state::{Direction, Entry, Grant, IsVoid, Learn, State, Tuple, mark, ticks};
 use crate::table::egress::{EgressRow, PortClass};
 use crate::table::local::LocalKind;
-use crate::table::pod::PodRow;
+use crate::table::pod::{NO_SERVICE, PodRow};
 use crate::table::{BackendId, EgressId, ExternalId, Tables};
 use crate::wire::packet::Fragment;
 use crate::wire::{Family as Version, icmp, icmpv6, protocol, tcp};
@@ -212,7 +212,7 @@ struct Wants<'t, A> {
 /// A pod that has an external address alone keeps its ports there.
 fn fixed<A: Family>(own: A, class: PortClass, by: Taker, tuple: &Tuple<A>) -> ((A, u16), Granted<A>) {
     let grant = Grant { policy: EgressId::NONE, class, by, is_mapped: false, timer: timer(None, class, tuple) };
-    ((own, tuple.source_port), Granted { grant, reuses: None, ends: None })
+    ((own, tuple.source_port), Granted { grant, reuses: None, ends: None, is_scarce: false })
 }
 
 /// The number of the timer of a flow.
@@ -256,28 +256,34 @@ fn give<A: Family>(
             if mapping.is_resting && !may_hold(tables, state, wants) {
                 return Err(Lack::Quota);
             }
-            return Ok((mapping.outside, Granted { grant, reuses: None, ends: None }));
+            return Ok((mapping.outside, Granted { grant, reuses: None, ends: None, is_scarce: false }));
         }
         if let Some(mapping) = known {
             // Its flows end at their next packet or within a lap of the sweep; until then the pod's port has none other.
             if !mapping.is_resting {
                 return Err(Lack::Ports);
             }
-            let granted = Granted { grant, reuses: None, ends: Some(mapping) };
-            return alone(tables, state, tuple, wants, moment).map(|(source, _)| (source, granted));
+            let found = alone(tables, state, tuple, wants, moment)?;
+            let granted = Granted { grant, reuses: None, ends: Some(mapping), is_scarce: found.is_scarce };
+            // Only one can end; a port whose mapping would have to end too is left for the next time.
+            return match found.ends {
+                Some(other) if other.id != mapping.id => Err(Lack::Ports),
+                _ => Ok(((external, found.port), granted)),
+            };
         }
     }
     if !may_hold(tables, state, wants) {
         return Err(Lack::Quota);
     }
     if is_mapped {
-        let (source, ends) = alone(tables, state, tuple, wants, moment)?;
-        return Ok((source, Granted { grant, reuses: None, ends }));
+        let found = alone(tables, state, tuple, wants, moment)?;
+        let granted = Granted { grant, reuses: None, ends: found.ends, is_scarce: found.is_scarce };
+        return Ok(((external, found.port), granted));
     }
     // N-087: a connection that begins anew keeps its port.
     let kept = before.filter(|entry| entry.is_egress() && entry.mark & mark::MAPPED == 0).map(Entry::translated_tuple);
     if let Some(kept) = kept.filter(|kept| kept.source == external) {
-        return Ok(((external, kept.source_port), Granted { grant, reuses: None, ends: None }));
+        return Ok(((external, kept.source_port), Granted { grant, reuses: None, ends: None, is_scarce: false }));
     }
     let (search, is_reserved) = search(tables, state, tuple, wants, moment).ok_or(Lack::Ports)?;
     if state.egress.ports.is_exhausted(destination_hash(state, tuple), moment.now_ns) {
@@ -286,10 +292,8 @@ fn give<A: Family>(
     let remote = (tuple.destination, tuple.destination_port);
     let found = search.shared(A::flows(state), &state.egress.ports, remote, is_reserved);
     let found = found.map_err(|PortsExhausted| Lack::Ports)?;
-    Ok(((external, found.port), Granted { grant, reuses: found.reuses, ends: None }))
+    Ok(((external, found.port), Granted { grant, reuses: found.reuses, ends: None, is_scarce: found.is_scarce }))
 }
-
-type Given<A> = ((A, u16), Option<crate::state::mapping::Mapping<A>>);
 
 /// A port that is to be one mapping's alone.
 fn alone<A: Family>(
@@ -298,10 +302,9 @@ fn alone<A: Family>(
     tuple: &Tuple<A>,
     wants: &Wants<'_, A>,
     moment: Moment,
-) -> Result<Given<A>, Lack> {
+) -> Result<Alone<A>, Lack> {
     let (search, is_reserved) = search(tables, state, tuple, wants, moment).ok_or(Lack::Ports)?;
-    let found = search.alone(state, is_reserved).map_err(|PortsExhausted| Lack::Ports)?;
-    Ok(((wants.external, found.port), found.ends))
+    search.alone(state, is_reserved).map_err(|PortsExhausted| Lack::Ports)
 }
 
 fn search<'t, A: Family>(
@@ -417,22 +420,14 @@ fn toward_pod<A: Family>(tables: &Tables, pod: A, hash: u64) -> Result<Hop, Drop
 /// Whether the flow of `entry` depends on a pod rather than a Service.
 #[cold]
 pub fn is_pods<A: Family>(tables: &Tables, entry: &Entry<A>) -> bool {
-    let inner = entry.is_egress() || entry.original_tuple().destination.external(tables).is_some();
-    inner && !entry.is_one_way()
+    entry.is_egress() || tables.backends.row(BackendId(entry.backend)).is_some_and(|row| row.service == NO_SERVICE)
 }
 
 /// Whether policies and addresses still say what they said when the flow of `entry` began.
 fn stands<A: Family>(tables: &Tables, entry: &Entry<A>) -> bool {
     let (original, translated) = (entry.original_tuple(), entry.translated_tuple());
     if !entry.is_egress() {
-        let Some(row) = original.destination.external(tables).and_then(|id| tables.egress.external(id)) else {
-            return false;
-        };
-        let forwarded = row.forwards.get(&(original.protocol, original.destination_port));
-        let to = (translated.destination.mapped(), translated.destination_port);
-        let pod = translated.destination.pod(tables).is_some_and(|pod| pod.backend.0 == entry.backend);
-        // One that was let in by a mapping goes on until it ends.
-        return pod && forwarded.is_none_or(|at| *at == to) && row.whole.is_none_or(|pod| pod == to.0);
+        return still_leads_in(tables, entry.backend, &original, &translated);
     }
     let Some(pod) = original.source.pod(tables).filter(|pod| pod.backend.0 == entry.backend) else { return false };
     if let Some(own) = tables.egress.whole_of(&original.source.mapped()) {
@@ -443,6 +438,23 @@ fn stands<A: Family>(tables: &Tables, entry: &Entry<A>) -> bool {
     let is_mapped = row.mapping(class).class == MappingClass::EndpointIndependent;
     let as_it_was = is_mapped == (entry.mark & mark::MAPPED != 0);
     as_it_was && A::external_of(row).contains(&translated.source)
+}
+
+/// The same of a flow that somebody outside began: its port is still the pod's, or mappings may still let him in.
+fn still_leads_in<A: Family>(tables: &Tables, backend: u32, original: &Tuple<A>, translated: &Tuple<A>) -> bool {
+    let row = original.destination.external(tables).and_then(|id| tables.egress.external(id));
+    let pod = translated.destination.pod(tables).filter(|pod| pod.backend.0 == backend);
+    let Some((row, pod)) = row.zip(pod) else { return false };
+    let to = (translated.destination.mapped(), translated.destination_port);
+    let forwarded = row.forwards.get(&(original.protocol, original.destination_port)).copied();
+    if let Some(at) = forwarded.or_else(|| row.whole.map(|pod| (pod, original.destination_port))) {
+        return at == to;
+    }
+    let policy = policy(tables, pod, original.source).and_then(|(_, row)| row);
+    policy.is_some_and(|row| {
+        let is_mapped = row.mapping(PortClass::Tcp).class == MappingClass::EndpointIndependent;
+        is_mapped && A::external_of(row).contains(&original.destination)
+    })
 }
 
 /// Whether the flow of a pod goes on after something it depends on has changed, and where it leaves then (N-101).

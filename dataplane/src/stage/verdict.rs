@@ -141,7 +141,7 @@ pub fn carry_out(
         Verdict::Send(device) => exits.send(device, frame, counters),
         Verdict::Drop(reason) => exits.discard(frame, reason, counters),
         // Whoever decided so takes it back in before it comes here.
-        Verdict::Hairpin => exits.discard(frame, DropReason::NoRoute, counters),
+        Verdict::Hairpin => exits.discard(frame, DropReason::NoEgressPort, counters),
         Verdict::Hold { device, address } => {
             want(device, address);
             match state.hold.push(device, address, frame, now_ns) {

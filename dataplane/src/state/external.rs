@@ -17,6 +17,8 @@ use crate::table::egress::{OwnPorts, PortClass};
 
 /// Ports looked at before one whose connection has closed will do, or a mapping that rests.
 const LOOK_PORTS: u32 = 64;
+/// A search of so many steps means that nine ports of ten are taken.
+const SCARCE_STEPS: u32 = 16;
 /// How many are looked up at once after the first ones were taken.
 const PROBES_AT_ONCE: u32 = 16;
 
@@ -32,6 +34,8 @@ pub struct Shared {
     pub port: u16,
     /// A flow to the same destination, closed, that ends for it.
     pub reuses: Option<FlowId>,
+    /// Whether ports towards the destination run short.
+    pub is_scarce: bool,
 }
 
 /// A port for one mapping alone.
@@ -41,6 +45,8 @@ pub struct Alone<A> {
     pub port: u16,
     /// A mapping at rest that ends for it.
     pub ends: Option<Mapping<A>>,
+    /// Whether ports run short.
+    pub is_scarce: bool,
 }
 
 /// Where ports are looked for.
@@ -86,14 +92,14 @@ impl<A: Family> Search<'_, A> {
                 continue;
             }
             match flows.lookup(&answer(port)) {
-                None => return Ok(Shared { port, reuses: None }),
+                None => return Ok(Shared { port, reuses: None, is_scarce: step >= SCARCE_STEPS }),
                 Some(hit) => {
                     let entry = flows.entry(hit.flow);
                     let is_over = matches!(entry.state, FlowState::TIME_WAIT | FlowState::CLOSE);
                     let is_ours = entry.is_egress() && entry.mark & mark::MAPPED == 0;
                     let silent = ticks_since(entry.last_seen_ticks, self.now);
                     if is_over && is_ours && closed.is_none_or(|(longest, _)| silent > longest) {
-                        closed = Some((silent, Shared { port, reuses: Some(hit.flow) }));
+                        closed = Some((silent, Shared { port, reuses: Some(hit.flow), is_scarce: true }));
                     }
                 }
             }
@@ -118,7 +124,8 @@ impl<A: Family> Search<'_, A> {
             let mut walk = walk;
             let free = (0..walk.len).map(|_| walk.next_port(self.ports)).find(|port| pool.is_free(*port) && !is_reserved(*port));
             if let Some(port) = free {
-                return Ok(Alone { port, ends: None });
+                let is_scarce = u64::from(tally.used) * 8 > u64::from(self.ports.len()) * 7;
+                return Ok(Alone { port, ends: None, is_scarce });
             }
         }
         if tally.resting == 0 {
@@ -154,7 +161,7 @@ impl<A: Family> Search<'_, A> {
                 break;
             }
         }
-        best.map(|mapping| Alone { port: mapping.outside.1, ends: Some(mapping) }).ok_or(PortsExhausted)
+        best.map(|mapping| Alone { port: mapping.outside.1, ends: Some(mapping), is_scarce: true }).ok_or(PortsExhausted)
     }
 
     fn answer(&self, remote: (A, u16), port: u16) -> Tuple<A> {

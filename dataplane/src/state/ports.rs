@@ -12,11 +12,12 @@
 
 use std::io;
 
+use arrayvec::ArrayVec;
 use tidegate_io::mem::{HugePages, Slab};
 use zerocopy::FromZeros;
 
 use crate::limits;
-use crate::table::egress::PortClass;
+use crate::table::egress::{OwnPorts, PortClass};
 
 /// Ports of one block, as bits of a word.
 const BLOCK_PORTS: u32 = 64;
@@ -27,6 +28,8 @@ const CLASSES: u32 = 4;
 const _: () = assert!(PortClass::COUNT <= CLASSES as usize);
 /// Namespaces whose ports are counted; others have no quota.
 const NAMESPACES_MAX: u32 = 1 << 16;
+/// Addresses that may be short of ports at once; others are noticed later.
+const WANTED_MAX: usize = 8;
 /// Destinations without a port that are remembered at once.
 const EXHAUSTED_MAX: usize = 256;
 /// How long: a search through all ports takes half a millisecond.
@@ -114,6 +117,10 @@ pub struct PortBook {
     externals: Vec<External>,
     /// Open addressing over `externals`.
     directory: Box<[u16; DIRECTORY]>,
+    /// Ports that were given to another worker and that the tables still say are ours: nobody uses them.
+    lent: Vec<PortOf>,
+    /// Addresses that run short of ports.
+    wanted: ArrayVec<([u8; 16], PortClass), WANTED_MAX>,
     /// Destinations for which no port was left, and until when that is believed, nanoseconds.
     exhausted: Box<[(u64, u64); EXHAUSTED_MAX]>,
 }
@@ -130,6 +137,8 @@ impl PortBook {
             namespaces: Slab::new(NAMESPACES_MAX, HugePages::Off)?,
             externals: Vec::with_capacity(usize::from(limits::EXTERNALS_MAX)),
             directory: Box::new([VACANT; DIRECTORY]),
+            lent: Vec::new(),
+            wanted: ArrayVec::new(),
             exhausted: Box::new([(0, 0); EXHAUSTED_MAX]),
         })
     }
@@ -273,6 +282,58 @@ impl PortBook {
         }
     }
 
+    /// Notes that ports of an address run short.
+    #[cold]
+    pub fn want(&mut self, address: &[u8; 16], class: PortClass) {
+        if !self.wanted.contains(&(*address, class)) {
+            let _full = self.wanted.try_push((*address, class));
+        }
+    }
+
+    /// Addresses noted since the last time this was asked.
+    pub fn take_wanted(&mut self) -> impl Iterator<Item = ([u8; 16], PortClass)> {
+        std::mem::take(&mut self.wanted).into_iter()
+    }
+
+    /// Gives up to `max` free ports of `own` away: they are not given out here any more, whatever the tables say, until these
+    /// say that they are another's ([`PortBook::forget_lent`]). Allocates: it is asked for seldom.
+    #[cold]
+    pub fn lend(&mut self, address: &[u8; 16], class: PortClass, own: OwnPorts<'_>, max: u32) -> Vec<u16> {
+        let Ok(at) = self.enter(address) else { return Vec::new() };
+        let mut lent = Vec::new();
+        for port in (0..own.len()).map(|n| own.at(n)) {
+            if lent.len() >= max as usize {
+                break;
+            }
+            let port_of = PortOf { address: *address, class, port };
+            let block = self.blocks.at_mut(row(at, &port_of));
+            if !block.is_alone(port) && block.flows(port) == 0 {
+                block.alone |= 1 << (port % 64);
+                lent.push(port);
+                self.lent.push(port_of);
+            }
+        }
+        lent
+    }
+
+    /// Whether ports are on their way to other workers.
+    pub fn has_lent(&self) -> bool {
+        !self.lent.is_empty()
+    }
+
+    /// Takes note that the tables say of lent ports that they are another's.
+    #[cold]
+    pub fn forget_lent(&mut self, is_ours: impl Fn(&PortOf) -> bool) {
+        let lent = std::mem::take(&mut self.lent);
+        let (ours, gone): (Vec<_>, Vec<_>) = lent.into_iter().partition(is_ours);
+        self.lent = ours;
+        for port in gone {
+            if let Some(at) = self.find(&port.address) {
+                self.blocks.at_mut(row(at, &port)).alone &= !(1 << (port.port % 64));
+            }
+        }
+    }
+
     fn hold(&mut self, by: Taker) {
         if let Some(holder) = self.holders.get_mut(by.pod) {
             // What it holds in another namespace's name moves along: pods do not change theirs, but rows are given out again.
@@ -322,7 +383,8 @@ impl PortBook {
             self.externals.push(new);
             self.externals.len() - 1
         } else {
-            let unused = |external: &External| external.tallies.iter().all(|tally| tally.held == 0);
+            let lent = |external: &External| self.lent.iter().any(|port| port.address == external.address);
+            let unused = |external: &External| external.tallies.iter().all(|tally| tally.held == 0) && !lent(external);
             let at = self.externals.iter().position(unused).ok_or(TooMany)?;
             self.externals[at] = new;
             at

@@ -160,9 +160,14 @@ pub struct PortOwners {
 }
 
 impl PortOwners {
-    /// Owners by port, [`PORTS`] of them, and the ports of each worker.
-    pub fn new(owner: Box<[u16]>, own: Box<[Box<[u16]>]>) -> PortOwners {
-        PortOwners { owner, own }
+    /// As they are dealt.
+    fn dealt(owners: &OwnerTable) -> PortOwners {
+        let list = |worker| {
+            let ports = owners.ports_of(worker);
+            (0..ports.len()).map(|n| ports.at(n)).collect()
+        };
+        let owner = (0..=u16::MAX).map(|port| owners.owner(port).0).collect();
+        PortOwners { owner, own: (0..owners.workers()).map(WorkerId).map(list).collect() }
     }
 }
 
@@ -314,6 +319,42 @@ impl EgressTable {
         }
     }
 
+    /// Gives `ports` of an external address to worker `to`. Their packets belong to it from now on; it gives them out once they
+    /// have landed, which is to be said when every worker knows whose they are. Build side: all ports of the address.
+    pub fn move_ports(
+        &mut self,
+        owners: &OwnerTable,
+        external: ExternalId,
+        class: PortClass,
+        ports: &[u16],
+        to: WorkerId,
+        landed: bool,
+    ) {
+        let Some(row) = self.external(external).cloned() else { return };
+        let mut moved = match row.owners[class as usize].as_deref() {
+            Some(moved) => moved.clone(),
+            None => PortOwners::dealt(owners),
+        };
+        let mut leaves = vec![false; PORTS];
+        ports.iter().for_each(|port| leaves[usize::from(*port)] = true);
+        for own in &mut moved.own {
+            *own = own.iter().copied().filter(|port| !leaves[usize::from(*port)]).collect();
+        }
+        for port in ports {
+            if let Some(owner) = moved.owner.get_mut(usize::from(*port)) {
+                *owner = to.0;
+            }
+        }
+        if landed && let Some(own) = moved.own.get_mut(usize::from(to.0)) {
+            let mut all: Vec<u16> = own.iter().chain(ports).copied().collect();
+            all.sort_unstable();
+            *own = all.into();
+        }
+        let mut row = row;
+        row.owners[class as usize] = Some(Arc::new(moved));
+        self.set_external(external, Some(row));
+    }
+
     /// Writes a policy, or takes it away. Build side: a list of references.
     pub fn set_policy(&mut self, id: EgressId, row: Option<EgressRow>) {
         let at = usize::from(id.0);
@@ -401,22 +442,27 @@ mod tests {
     }
 
     #[test]
-    fn ports_move_by_being_listed() {
+    fn ports_move_and_are_given_out_by_nobody_on_their_way() {
         let owners = OwnerTable::new(2, [0; 2]);
         let mut table = EgressTable::default();
         let external = ExternalId(0);
-        let mut row = ExternalRow { address: [0x20; 16], ..Default::default() };
-        table.set_external(external, Some(row.clone()));
-        let dealt = table.ports_of(&owners, external, PortClass::Udp, WorkerId(1));
-        assert!(matches!(dealt, OwnPorts::Dealt(_)) && dealt.len() == 32_256);
-        let own: Box<[Box<[u16]>]> = [Box::from([5000u16]), Box::from([6000u16])].into();
-        let mut owner = vec![0u16; PORTS];
-        owner[6000] = 1;
-        row.owners[PortClass::Udp as usize] = Some(Arc::new(PortOwners::new(owner.into(), own)));
-        table.set_external(external, Some(row));
-        let listed = table.ports_of(&owners, external, PortClass::Udp, WorkerId(1));
-        assert_eq!((listed.len(), listed.at(0)), (1, 6000));
-        assert_eq!(table.port_owner(&owners, external, PortClass::Udp, 6000), WorkerId(1));
-        assert_eq!(table.port_owner(&owners, external, PortClass::Tcp, 1024), owners.owner(1024));
+        table.set_external(external, Some(ExternalRow { address: [0x20; 16], ..Default::default() }));
+        let list = |table: &EgressTable, worker| {
+            let ports = table.ports_of(&owners, external, PortClass::Udp, WorkerId(worker));
+            (0..ports.len()).map(|n| ports.at(n)).collect::<Vec<_>>()
+        };
+        let owner = |table: &EgressTable, port| table.port_owner(&owners, external, PortClass::Udp, port).0;
+        let before = [0, 1].map(|worker| list(&table, worker));
+        assert_eq!(before[1].len(), 32_256);
+        let moving = [before[1][0], before[1][77]];
+        for landed in [false, true] {
+            table.move_ports(&owners, external, PortClass::Udp, &moving, WorkerId(0), landed);
+            assert_eq!(list(&table, 1).len(), 32_254);
+            assert_eq!(list(&table, 0).len(), 32_256 + if landed { 2 } else { 0 });
+            assert!(moving.iter().all(|port| owner(&table, *port) == 0 && list(&table, 0).contains(port) == landed));
+        }
+        assert_eq!(owner(&table, before[1][1]), 1);
+        assert!(list(&table, 0).is_sorted());
+        assert_eq!(table.port_owner(&owners, external, PortClass::Tcp, moving[0]).0, 1, "of UDP only");
     }
 }

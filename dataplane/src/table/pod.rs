@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use super::exact::ExactMap;
 use super::rows::Rows;
-use super::{BackendId, EgressId, PodId, unmapped};
+use super::{BackendId, EgressId, PodId, ServiceId, mapped, unmapped};
+
+/// The Service port that pods are endpoints of among backends: one that no Service has.
+pub const NO_SERVICE: ServiceId = ServiceId(u32::MAX - 1);
 
 /// One address of a pod. Kind: table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,12 @@ impl PodTable {
         self.rows.get(id.0).filter(|row| !row.backend.is_none())
     }
 
+    /// Every pod's row with its address in mapped form.
+    pub fn rows(&self) -> impl Iterator<Item = ([u8; 16], &PodRow)> {
+        let all = self.v4.iter().map(|(address, id)| (mapped(&address), id)).chain(self.v6.iter());
+        all.filter_map(|(address, id)| Some((address, self.row(id)?)))
+    }
+
     /// Addresses of pods.
     pub fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
@@ -97,7 +106,6 @@ impl PodTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::mapped;
 
     fn row(backend: u32) -> PodRow {
         PodRow { backend: BackendId(backend), namespace: 3, identity: 0, egress: [EgressId(1)].into() }

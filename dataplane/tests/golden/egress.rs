@@ -2,15 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use tidegate_api::resource::{Egress, Filtering, Mapping, MappingClass, PortTimeout, StaticNat};
 use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::outside::{self, Outside, external, policy};
-use tidegate_dataplane::rig::sketch::{Body, End, Sketch, Trouble, icmp, our_trouble, ping, pong, tcp, trouble, udp};
+use tidegate_dataplane::rig::sketch::{Body, End, Sketch, Trouble, our_trouble, ping, pong, tcp, trouble, udp};
 use tidegate_dataplane::rig::{self, LAN, Net, Rig, WAN};
-use tidegate_dataplane::state::{Direction, FlowState};
+use tidegate_dataplane::state::FlowState;
 use tidegate_dataplane::table::Tables;
+use tidegate_dataplane::table::egress::PortClass;
+use tidegate_dataplane::table::owner::WorkerId;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -673,10 +676,8 @@ fn fragments_follow_the_first_through_the_translation() {
                 let whole = udp(from, to).data([7; 1992]).packet();
                 let payload = whole[whole.len() - 2000..].to_vec();
                 [(0, 800, true), (800, 1600, true), (1600, 2000, false)].map(|(at, end, more): (usize, usize, bool)| {
-                    let body = if from.0.is_ipv6() && at == 0 || at == 0 { Body::Raw(17) } else { Body::Raw(17) };
-                    let mut sketch = udp(from, to).ttl(ttl).data(&payload[at..end]).fragment(at as u16, more);
-                    sketch.body = body;
-                    sketch
+                    let sketch = udp(from, to).ttl(ttl).data(&payload[at..end]).fragment(at as u16, more);
+                    Sketch { body: Body::Raw(17), ..sketch }
                 })
             };
             let (sent, expected) = (pieces(pod(net), names(net), 64), pieces((ours, port), names(net), 63));
@@ -784,10 +785,151 @@ fn every_port_towards_one_destination_is_used_once_and_then_no_more() {
     let told = moved.get("answered_prohibited").copied().unwrap_or(0);
     assert_eq!(told + moved.get("EgressPortsExhausted").copied().unwrap_or(0), 256);
     // Others notice nothing: another destination, another protocol.
-    connect(&mut rig, net, (net.pod(0, 9), 5), (net.client(8), 443)).to_string();
-    let _ = (Direction::Original, icmp);
+    connect(&mut rig, net, (net.pod(0, 6), 5), (net.client(8), 443));
+    send(&mut rig, net, (net.pod(0, 5), 5), web(net));
 }
 
-/// Keeps what is only used in some tests from being called unused.
-#[allow(dead_code)]
-fn unused(_: Tables) {}
+#[test]
+fn ports_move_to_the_worker_that_needs_them() {
+    // N-090, T-130, design 7: with several workers, too, the 64,512th flow to one destination works and no other.
+    for workers in [2u16, 3] {
+        let net = Net::BOTH[usize::from(workers) % 2];
+        let (mut fleet, _) = fleet(workers);
+        let (queues, ours) = (usize::from(workers), external(net, 1));
+        let mut ports = BTreeSet::new();
+        let mut moved = 0;
+        let at = if net == Net::BOTH[0] { 34 } else { 54 };
+        for n in 0..64_512u32 {
+            let queue = n as usize % queues;
+            let from = (net.pod(0, 5), (n & 0xffff) as u16);
+            fleet.rx_overlay(queue, net, 0, &tcp(from, web(net)).syn(100));
+            let frame = fleet.sent(WAN).pop().unwrap_or_else(|| panic!("flow {n}\n{}", fleet.told()));
+            let port = u16::from_be_bytes([frame[at], frame[at + 1]]);
+            assert!(ports.insert(port), "{port} twice");
+            fleet.rx_wan((queue + 1) % queues, &tcp(web(net), (ours, port)).syn_ack(500, 101));
+            fleet.rx_overlay(queue, net, 0, &tcp(from, web(net)).ack(101, 501));
+            assert_eq!((fleet.sent(LAN).len(), fleet.sent(WAN).len()), (1, 1), "{}", fleet.told());
+            moved += fleet.move_ports();
+        }
+        assert_eq!(ports.len(), 64_512);
+        assert!(moved >= 64_512 - 64_512 / usize::from(workers), "{moved}");
+        fleet.rx_overlay(0, net, 0, &tcp((net.pod(0, 6), 1), web(net)).syn(100));
+        let told = fleet.sent(LAN).len() + fleet.sent(WAN).len();
+        assert_eq!((told, fleet.counted().get("answered_prohibited")), (1, Some(&1)));
+        fleet.expect_flows_at_home();
+        fleet.expect_balance();
+        fleet.expect_all_frames_home();
+    }
+}
+
+/// Tables in which worker 0 has these ports only, of every class.
+fn ports_only(tables: &mut Tables, few: &[u16]) {
+    let owners = Arc::clone(&tables.owners);
+    let egress = Arc::make_mut(&mut tables.egress);
+    let externals: Vec<_> = egress.externals().map(|(id, _)| id).collect();
+    let others: Vec<u16> = (1024..=65_535).filter(|port| !few.contains(port)).collect();
+    for (id, class) in externals.into_iter().flat_map(|id| PortClass::ALL.map(|class| (id, class))) {
+        egress.move_ports(&owners, id, class, &others, WorkerId(0), false);
+    }
+}
+
+#[test]
+fn a_handful_of_ports_is_used_to_the_last() {
+    // T-086, N-041, N-042
+    for net in Net::BOTH {
+        let (mut tables, _) = outside::town();
+        ports_only(&mut tables, &[1025, 1026, 1027]);
+        let mut rig = Rig::new(tables).unwrap();
+        let ask = |rig: &mut Rig, port: u16| {
+            rig.rx_overlay(net, 0, &udp((net.pod(0, 5), port), names(net)).data(*b"x"));
+            assert_eq!(rig.worker.state().live() > 0, true);
+            rig.sent(LAN);
+            rig.sent(WAN).len() == 1
+        };
+        assert_eq!((0..5).map(|n| ask(&mut rig, 100 + n)).collect::<Vec<_>>(), [true, true, true, false, false]);
+        // Another class has ports of its own.
+        connect(&mut rig, net, pod(net), web(net));
+        // When nothing else is left, a port that rests is given out early.
+        wait(&mut rig, 301);
+        assert_eq!(rig.worker.state().egress.ports.tally(&outside::row_address(external(net, 1)), PortClass::Udp).resting, 3);
+        rig.rx_overlay(net, 0, &udp((net.pod(0, 6), 9), names(net)).data(*b"x"));
+        assert_eq!(rig.sent(WAN).len(), 1);
+    }
+}
+
+#[test]
+fn closed_connections_make_room_for_new_ones_to_the_same_server() {
+    // N-100, RFC 6191: a port in its last minutes is used again rather than a new connection refused.
+    for net in Net::BOTH {
+        let (mut tables, _) = outside::town();
+        ports_only(&mut tables, &[2000, 2001, 2002, 2003]);
+        let mut rig = Rig::new(tables).unwrap();
+        for n in 0..50u16 {
+            let from = (net.pod(0, 5), 3000 + n);
+            let port = connect(&mut rig, net, from, web(net));
+            rig.rx_overlay(net, 0, &tcp(from, web(net)).segment("FA", 101, 501));
+            rig.rx_wan(&tcp(web(net), (external(net, 1), port)).segment("FA", 501, 102));
+            rig.rx_overlay(net, 0, &tcp(from, web(net)).ack(102, 502));
+            (rig.sent(LAN), rig.sent(WAN));
+            rig.now_ns += SECOND / 10;
+        }
+        assert_eq!(rig.worker.state().live(), 4);
+        // Live ones stay.
+        let mut ports = BTreeSet::new();
+        for n in 0..4 {
+            ports.insert(connect(&mut rig, net, (net.pod(0, 6), n), web(net)));
+        }
+        assert_eq!(ports.len(), 4);
+        rig.rx_overlay(net, 0, &tcp((net.pod(0, 6), 99), web(net)).syn(1));
+        assert_eq!((rig.sent(WAN).len(), rig.sent(LAN).len()), (0, 1));
+    }
+}
+
+#[test]
+fn a_full_table_gives_up_what_is_idle_and_keeps_connections() {
+    // N-100, T-075
+    for net in Net::BOTH {
+        let (tables, _) = outside::town();
+        let mut rig = Rig::with(tables, 64, 1024, 1).unwrap();
+        let port = connect(&mut rig, net, pod(net), web(net));
+        for n in 0..200u16 {
+            rig.rx_overlay(net, 0, &udp((net.pod(0, 6), 1000 + n), names(net)).data(*b"x"));
+            assert_eq!(rig.sent(WAN).len(), 1, "{n}\n{}", rig.told());
+            rig.now_ns += SECOND / 10;
+        }
+        rig.rx_wan(&tcp(web(net), (external(net, 1), port)).ack(501, 101));
+        rig.expect_overlay(net, 0, &tcp(web(net), pod(net)).ack(501, 101).ttl(63));
+        assert!(rig.worker.state().live() <= 64);
+    }
+}
+
+/// What reasons only egress gives, where nothing may be answered.
+pub fn refusals(net: Net) -> Rig {
+    let (mut tables, mut outside) = outside::town();
+    tables.settings.reject_rate_per_s = 0;
+    outside.pod(&mut tables, "shop/poor", &[net.pod(0, 8)], &["nobody"]);
+    let one = Egress { ports_per_pod_max: Some(1), ..policy(&[external(net, 4)]) };
+    outside.policy(&mut tables, "one", Some(&one));
+    outside.pod(&mut tables, "shop/bound", &[net.pod(0, 9)], &["one"]);
+    ports_only(&mut tables, &[1025, 1026]);
+    let mut rig = Rig::new(tables).unwrap();
+    for n in 0..3 {
+        rig.rx_overlay(net, 0, &udp((net.pod(0, 5), n), names(net)).data(*b"x"));
+        rig.rx_overlay(net, 0, &udp((net.pod(0, 8), n), names(net)).data(*b"x"));
+        rig.rx_overlay(net, 0, &udp((net.pod(0, 9), n), names(net)).data(*b"x"));
+    }
+    for port in [1025, 1026, 5] {
+        rig.rx_wan(&udp(web(net), (external(net, 1), port)));
+    }
+    rig
+}
+
+#[test]
+fn refusals_that_may_not_be_told_are_counted_by_their_reason() {
+    for net in Net::BOTH {
+        let moved = refusals(net).moved();
+        let of = |reason: &str| moved.get(reason).copied().unwrap_or(0);
+        let counted = ["EgressPortsExhausted", "EgressNoAddress", "EgressQuota", "Filtered", "NoMapping"].map(of);
+        assert_eq!(counted, [1, 3, 2, 2, 1]);
+    }
+}
