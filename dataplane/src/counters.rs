@@ -68,6 +68,10 @@ events! {
     AnsweredUnreachable,"answered_unreachable", "Datagrams answered with port unreachable (S-070).";
     AnsweredTtl,        "answered_ttl", "Packets answered with time exceeded (L-058).";
     AnsweredTooBig,     "answered_too_big", "Packets answered with fragmentation needed or packet too big (V-010).";
+    AnsweredProhibited, "answered_prohibited", "Pods' packets to the outside answered with unreachable, forbidden (N-035, N-041).";
+    PortReused,         "port_reused", "Closed flows of pods that a new one to the same destination took the port of.";
+    MappingUsed,        "mapping_used", "Packets from outside led to a pod by its mapping, without a flow (N-009).";
+    Hairpinned,         "hairpinned", "Packets of pods to an external address, taken back in (N-010).";
     AnswerUntold,       "answer_untold", "Answers whose source was not limited by itself: the table of sources was full.";
     ErrorTranslated,    "error_translated", "ICMP errors translated with their quotes (L-050).";
     NeighbourHeld,      "neighbour_held", "Packets that waited for a neighbour.";

@@ -136,6 +136,11 @@ drops! {
     ProtocolUnsupported,   service, Info,  "A protocol other than TCP, UDP, SCTP or ICMP echo at a Service address.";
     PortsExhausted,        nat, Error,     "Every source port towards this backend is in use: reserve more fullnat addresses.";
     NoSource,              nat, Error,     "No fullnat source address of this family is configured.";
+    NoMapping,             egress, Info,   "From outside to an external address, and no pod has that port (N-023).";
+    Filtered,              egress, Info,   "From outside to a pod's external port, by somebody the pod has not sent to (N-009).";
+    EgressNoAddress,       egress, Error,  "A pod under an egress policy that has no address of this family, or that nobody knows; beyond the rate at which that is answered (N-111).";
+    EgressPortsExhausted,  egress, Error,  "Every port of the pod's external address that this worker gives out is in use; beyond the rate at which that is answered (N-041).";
+    EgressQuota,           egress, Warning, "The pod or its namespace holds as many ports as its egress policy allows; beyond the rate at which that is answered (N-040).";
     NoRoute,               route, Warning, "No route to the destination, or only one that forbids it.";
     NoTunnel,              route, Warning, "The backend lives behind no known VTEP.";
     NeighbourUnresolved,   route, Warning, "The next hop did not answer in time, or too many packets wait for it.";

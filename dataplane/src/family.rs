@@ -1,11 +1,16 @@
 //! The two IP families as one trait, so that each stage is written once.
 
 use crate::packet::Key;
+use crate::state::egress::Egress;
+use crate::state::mapping::Mappings;
+use crate::state::ports::PortBook;
 use crate::state::{Address, FlowTable, State, Tuple};
+use crate::table::egress::EgressRow;
 use crate::table::local::LocalKind;
+use crate::table::pod::PodRow;
 use crate::table::route::RouteRow;
 use crate::table::service::Served;
-use crate::table::{self, Tables, maglev};
+use crate::table::{self, ExternalId, Tables, maglev};
 use crate::wire::checksum::Delta;
 use crate::wire::packet::L3;
 use crate::wire::{self, Malformed, edit, ipv4, ipv6, protocol, quote};
@@ -37,6 +42,20 @@ pub trait Family: Address {
     fn flows(state: &State) -> &FlowTable<Self>;
     /// This family's flows, to change.
     fn flows_mut(state: &mut State) -> &mut FlowTable<Self>;
+    /// The pod that this is the address of, if some policy selects it.
+    fn pod<'t>(&self, tables: &'t Tables) -> Option<&'t PodRow>;
+    /// The external address that this is.
+    fn external(&self, tables: &Tables) -> Option<ExternalId>;
+    /// The external addresses of a policy.
+    fn external_of(policy: &EgressRow) -> &[Self];
+    /// Whether `policy` is for this destination.
+    fn is_for(&self, policy: &EgressRow) -> bool;
+    /// This family's mappings.
+    fn mappings(egress: &Egress) -> &Mappings<Self>;
+    /// This family's mappings, to change.
+    fn mappings_mut(egress: &mut Egress) -> &mut Mappings<Self>;
+    /// The same beside the ports.
+    fn mappings_and_ports(egress: &mut Egress) -> (&mut Mappings<Self>, &mut PortBook);
     /// The keyed hash that chooses a backend, equal on all gateways that share `key` (L-009).
     fn hash_flow(key: &[u8; 16], tuple: &Tuple<Self>) -> u64;
     /// The tuple of the packet that the ICMP error `message` quotes; `domain` is given to it.
@@ -131,6 +150,36 @@ impl Family for [u8; 4] {
         &mut state.v4
     }
 
+    #[inline]
+    fn pod<'t>(&self, tables: &'t Tables) -> Option<&'t PodRow> {
+        tables.pods.pod_v4(self)
+    }
+
+    #[inline]
+    fn external(&self, tables: &Tables) -> Option<ExternalId> {
+        tables.egress.external_v4(self)
+    }
+
+    fn external_of(policy: &EgressRow) -> &[Self] {
+        &policy.addresses_v4
+    }
+
+    fn is_for(&self, policy: &EgressRow) -> bool {
+        policy.is_for_v4(self)
+    }
+
+    fn mappings(egress: &Egress) -> &Mappings<Self> {
+        &egress.v4
+    }
+
+    fn mappings_mut(egress: &mut Egress) -> &mut Mappings<Self> {
+        &mut egress.v4
+    }
+
+    fn mappings_and_ports(egress: &mut Egress) -> (&mut Mappings<Self>, &mut PortBook) {
+        (&mut egress.v4, &mut egress.ports)
+    }
+
     #[inline(always)]
     fn hash_flow(key: &[u8; 16], of: &Tuple<Self>) -> u64 {
         maglev::flow_hash(key, &of.source, of.source_port, &of.destination, of.destination_port, of.protocol)
@@ -210,6 +259,36 @@ impl Family for [u8; 16] {
     #[inline(always)]
     fn flows_mut(state: &mut State) -> &mut FlowTable<Self> {
         &mut state.v6
+    }
+
+    #[inline]
+    fn pod<'t>(&self, tables: &'t Tables) -> Option<&'t PodRow> {
+        tables.pods.pod_v6(self)
+    }
+
+    #[inline]
+    fn external(&self, tables: &Tables) -> Option<ExternalId> {
+        tables.egress.external_v6(self)
+    }
+
+    fn external_of(policy: &EgressRow) -> &[Self] {
+        &policy.addresses_v6
+    }
+
+    fn is_for(&self, policy: &EgressRow) -> bool {
+        policy.is_for_v6(self)
+    }
+
+    fn mappings(egress: &Egress) -> &Mappings<Self> {
+        &egress.v6
+    }
+
+    fn mappings_mut(egress: &mut Egress) -> &mut Mappings<Self> {
+        &mut egress.v6
+    }
+
+    fn mappings_and_ports(egress: &mut Egress) -> (&mut Mappings<Self>, &mut PortBook) {
+        (&mut egress.v6, &mut egress.ports)
     }
 
     #[inline(always)]

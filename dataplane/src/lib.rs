@@ -24,6 +24,8 @@ pub mod handover;
 pub mod wheel;
 /// Questions that only the owner of state can answer.
 pub mod mailbox;
+/// Moves external ports between workers.
+pub mod port_office;
 /// Do the workers turn?
 pub mod health;
 /// Why a packet may end here: the one list.

@@ -60,6 +60,10 @@ pub const AFFINITY_CLIENTS: u32 = 1 << 18;
 /// their beginning; 50,000 Services of two ports and two families have a fifth of that.
 pub const SCHEDULED_SERVICES: u32 = 1 << 20;
 
+/// External addresses of both families that one gateway translates to. What a worker knows of their ports takes 576 KB of
+/// each at most, touched on use.
+pub const EXTERNALS_MAX: u16 = 256;
+
 /// Rows of one family in one answer of a worker: the copy takes well under a millisecond.
 pub const ROWS_PER_ANSWER: u32 = 10_000;
 

@@ -14,7 +14,9 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::limits;
 use crate::state::{Direction, Entry, TICK_NS_LOG2, ticks, ticks_since, usage};
-use crate::table::BackendId;
+use crate::state::ports::{Holder, Tally};
+use crate::table::egress::PortClass;
+use crate::table::{BackendId, ExternalId, Tables, unmapped};
 use crate::worker::Worker;
 
 /// A question to one worker.
@@ -34,11 +36,34 @@ pub enum Request {
         /// Where the answer goes.
         reply: Sender<Vec<usage::Row>>,
     },
+    /// Free ports of an external address, to be another worker's.
+    Release {
+        /// The address, IPv4 mapped.
+        address: [u8; 16],
+        /// Whose ports.
+        class: PortClass,
+        /// Where the answer goes: ports that are not given out here any more.
+        reply: Sender<Vec<u16>>,
+    },
+    /// What is in use of external addresses, and who holds most.
+    Egress {
+        /// Where the answer goes.
+        reply: Sender<EgressUse>,
+    },
     /// How the worker is.
     Status {
         /// Where the answer goes.
         reply: Sender<Status>,
     },
+}
+
+/// What one worker has in use of external addresses.
+#[derive(Clone, Debug, Default)]
+pub struct EgressUse {
+    /// By address (IPv4 mapped) and class: what is in use, and how many ports this worker gives out.
+    pub pools: Vec<([u8; 16], PortClass, Tally, u32)>,
+    /// Pods by row of backends, and what they hold: those that hold or were refused anything.
+    pub pods: Vec<(BackendId, Holder)>,
 }
 
 /// How a worker is.
@@ -80,7 +105,7 @@ pub struct PortStatus {
 /// Answers one question. Cold: it copies and allocates, bounded by [`limits::ROWS_PER_ANSWER`]. An asker that no longer
 /// listens is no error.
 #[cold]
-pub(crate) fn answer(worker: &Worker, request: Request, now_ns: u64) {
+pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
     match request {
         Request::Flows { limit, reply } => {
             let limit = limit.min(limits::ROWS_PER_ANSWER) as usize;
@@ -99,10 +124,47 @@ pub(crate) fn answer(worker: &Worker, request: Request, now_ns: u64) {
             let rows = backends.iter().map(row).collect();
             let _gone = reply.try_send(rows);
         }
+        Request::Release { address, class, reply } => {
+            let _gone = reply.try_send(release(worker, &address, class));
+        }
+        Request::Egress { reply } => {
+            let _gone = reply.try_send(egress(worker));
+        }
         Request::Status { reply } => {
             let _gone = reply.try_send(status(worker));
         }
     }
+}
+
+/// Gives half of this worker's ports away, or all while there are few, as far as they are free.
+fn release(worker: &mut Worker, address: &[u8; 16], class: PortClass) -> Vec<u16> {
+    const KEPT_MIN: u32 = 64;
+    let tables = worker.reader.tables();
+    let Some(id) = external(tables, address) else { return Vec::new() };
+    let own = tables.egress.ports_of(&tables.owners, id, class, worker.state.worker);
+    let max = if own.len() > 2 * KEPT_MIN { own.len() / 2 } else { own.len() };
+    worker.state.egress.ports.lend(address, class, own, max)
+}
+
+fn external(tables: &Tables, address: &[u8; 16]) -> Option<ExternalId> {
+    match unmapped(address) {
+        Some(address) => tables.egress.external_v4(&address),
+        None => tables.egress.external_v6(address),
+    }
+}
+
+fn egress(worker: &Worker) -> EgressUse {
+    let (tables, ports) = (worker.reader.tables(), &worker.state.egress.ports);
+    let mut pools = Vec::new();
+    for (id, row) in tables.egress.externals() {
+        for class in PortClass::ALL {
+            let given = tables.egress.ports_of(&tables.owners, id, class, worker.state.worker).len();
+            pools.push((row.address, class, ports.tally(&row.address, class), given));
+        }
+    }
+    let holders = tables.pods.rows().map(|(_, row)| (row.backend, ports.holder(row.backend.0)));
+    let pods = holders.filter(|(_, holder)| holder.held > 0 || holder.refused > 0);
+    EgressUse { pools, pods: pods.take(limits::ROWS_PER_ANSWER as usize).collect() }
 }
 
 fn status(worker: &Worker) -> Status {

@@ -40,6 +40,7 @@ use tidegate_dataplane::kernel::monitor::Monitor;
 use tidegate_dataplane::kernel::request::Kernel;
 use tidegate_dataplane::limits;
 use tidegate_dataplane::objects::saved::{self, Saver};
+use tidegate_dataplane::port_office;
 use tidegate_dataplane::probe::Board;
 use tidegate_dataplane::probe::thread::Prober;
 use tidegate_dataplane::routes::{self, keeper, plan, program, thread::Announcer};
@@ -164,7 +165,8 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     }
     end.store(true, Ordering::Relaxed);
     tracing::info!("stopping");
-    let Running { announcer, server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder, .. } = running;
+    let Running { announcer, server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder, port_office, .. } =
+        running;
     drop(announcer);
     drop(server);
     drop(prober);
@@ -175,6 +177,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     drop(compiler);
     drop(monitor);
     let _ = forwarder.join();
+    let _ = port_office.join();
     match failed {
         Some(what) => Err(anyhow::anyhow!("{what} ended unexpectedly")),
         None if panicked > 0 => Err(anyhow::anyhow!("{panicked} of the workers ended unexpectedly")),
@@ -209,6 +212,7 @@ struct Running {
     compiler: CompilerThread,
     monitor: Monitor,
     forwarder: JoinHandle<()>,
+    port_office: JoinHandle<()>,
 }
 
 /// Starts all threads.
@@ -239,6 +243,7 @@ fn start(
     }
 
     let (wants, wanted) = bounded(WANTS_MAX);
+    let (port_wants, ports_wanted) = bounded(WANTS_MAX);
     let links =
         handover::matrix(section.worker_count(), hand_over_packets(section)).context("bells for the workers")?;
     let mut mailboxes = Vec::new();
@@ -253,10 +258,11 @@ fn start(
         let entropy = Entropy::new(secret(3));
         let mut worker = Worker::new(id, readers(), exits, ingress, state, entropy, wants.clone(), mailbox);
         worker.link(links);
+        worker.ask_for_ports(port_wants.clone());
         mailboxes.push(Mailbox { questions, core: section.cores.get(workers.len()).copied() });
         workers.push(worker);
     }
-    drop(wants);
+    drop((wants, port_wants));
 
     // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
     let (early, news) = bounded(64);
@@ -287,6 +293,12 @@ fn start(
     let heartbeats = Heartbeats::start(council.clone(), ends, pulse, orders).context("starting heartbeats")?;
     let read = pinholes.clone();
     let mailboxes = Mailboxes::new(mailboxes, Arc::new(move |device| read.counters(device)));
+    let is_over = {
+        let stop = Arc::clone(stop);
+        move || stop.load(Ordering::Relaxed)
+    };
+    let port_office = port_office::start(ports_wanted, mailboxes.clone(), handle.clone(), is_over)
+        .context("starting to move ports")?;
     let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone() };
     let server = Server::start(listener, handle, Arc::new(mailboxes), announcers).context("starting to answer")?;
     Ok(Running {
@@ -301,6 +313,7 @@ fn start(
         compiler,
         monitor,
         forwarder,
+        port_office,
     })
 }
 

@@ -19,9 +19,12 @@ use crate::stage::route::{self, Departure, Hop};
 use crate::stage::{self, encap, error, flow, local};
 use crate::state::answers::{Permit, Source};
 use crate::state::one_way::{self, Opening};
+use crate::state::mapping::Mapping;
 use crate::state::{
-    self, Direction, Entry, FlowId, FlowState, Fold, Hit, InsertError, Learn, State, Tuple, Victim, tcp, ticks,
+    self, Direction, EgressError, Entry, FlowId, FlowState, Fold, Grant, Hit, InsertError, Learn, State, Tuple, Victim,
+    tcp, ticks,
 };
+use crate::table::egress::PortClass;
 use crate::table::local::LocalKind;
 use crate::table::{BackendId, DeviceId, Tables};
 use crate::wire::packet::{Fragment, parse_l3};
@@ -67,10 +70,47 @@ pub enum Decision<A> {
         /// Where it leaves.
         hop: Hop,
     },
+    /// It goes to a pod by its mapping, and nothing remembers it (N-008, N-009).
+    Deliver {
+        /// The tuple it leaves with.
+        to: Tuple<A>,
+        /// Where it leaves.
+        hop: Hop,
+    },
+    /// A pod's packet to the outside that cannot be translated (N-111): its sender is told.
+    Refuse(Refused),
     /// Answer it from here.
     Answer(Answer),
     /// It ends here.
     Drop(DropReason),
+}
+
+/// Why and for whom a pod's packet is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What its sender is told.
+    pub answer: Answer,
+    /// The external address that it would have had, IPv4 mapped.
+    pub address: Option<[u8; 16]>,
+    /// Whose ports.
+    pub class: PortClass,
+    /// Row of the pod.
+    pub pod: u32,
+    /// The hash of a destination for which no port is left.
+    pub exhausted: Option<u64>,
+}
+
+/// What a pod's flow to the outside is given, and who gives way to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted<A> {
+    /// The port.
+    pub grant: Grant,
+    /// A closed flow that ends because its port is used again.
+    pub reuses: Option<FlowId>,
+    /// A mapping at rest that ends because its port, or its pod's port, is used again.
+    pub ends: Option<Mapping<A>>,
+    /// Whether ports of the address run short.
+    pub is_scarce: bool,
 }
 
 /// What a revalidated flow learns.
@@ -95,7 +135,9 @@ pub struct NewFlow<A> {
     pub source: (A, u16),
     /// Translated destination: the backend; in `node-dsr` the Service address.
     pub to: (A, u16),
-    /// Row of the backend.
+    /// Where it leaves to.
+    pub leaves: Domain,
+    /// Row of the backend; of a pod's flow to the outside that of the pod.
     pub backend: BackendId,
     /// Epoch of that row.
     pub backend_epoch: u16,
@@ -107,6 +149,8 @@ pub struct NewFlow<A> {
     pub reply: Option<Hop>,
     /// What is remembered of the choice.
     pub learn: Learn,
+    /// What a pod's flow to the outside is given.
+    pub granted: Option<Granted<A>>,
 }
 
 impl<A: Family> NewFlow<A> {
@@ -127,10 +171,10 @@ impl<A: Family> NewFlow<A> {
                 destination: self.to.0,
                 destination_port: self.to.1,
                 protocol: self.original.protocol,
-                domain: Domain::Overlay as u8,
+                domain: self.leaves as u8,
             },
             state,
-            mark,
+            mark: mark | self.granted.map_or(0, |granted| granted.grant.mark()),
             backend: self.backend.0,
             backend_epoch: self.backend_epoch,
             routes_epoch: self.routes_epoch,
@@ -157,6 +201,11 @@ pub enum Answer {
     },
     /// ICMP or ICMPv6 port unreachable from the address that was asked.
     Unreachable,
+    /// ICMP or ICMPv6 unreachable from the gateway, forbidden by its administrator (N-035, N-041).
+    Prohibited {
+        /// Why the packet was refused: counted where the answer may not be sent.
+        otherwise: DropReason,
+    },
     /// ICMP or ICMPv6 time exceeded from the gateway.
     TimeExceeded,
     /// Fragmentation needed or packet too big (V-010).
@@ -179,6 +228,8 @@ pub enum Verdict {
         /// Its address, IPv4 mapped.
         address: [u8; 16],
     },
+    /// It has left the overlay for an external address: it comes back in as if from the wire (N-010).
+    Hairpin,
     /// It ends here, counted by reason.
     Drop(DropReason),
 }
@@ -289,7 +340,7 @@ pub fn decide<A: Family, T: Trace>(
 ) -> Decision<A> {
     // Looked up again, not remembered: an earlier packet of the same batch may have started this flow.
     let hit = A::flows(state).lookup(tuple);
-    if packet.l3.protocol == A::ICMP {
+    if packet.l3.is_icmp_error() {
         return error::decide::<A>(tables, state, packet, tuple, hit, hash);
     }
     match hit {
@@ -340,13 +391,19 @@ pub fn apply<A: Family>(
         Decision::Start { flow, replaces } => {
             if let Some(ended) = replaces {
                 counters.count(Event::FlowReplaced);
-                state.end::<A>(ended);
+                state.end::<A>(ended, ticks(now_ns));
             }
             // No flow for what could not be sent.
             if said.is_none() && packet.l3.protocol == protocol::SCTP && flow.reply.is_some() {
                 return Verdict::Drop(DropReason::SctpFragment);
             }
             let new = flow.entry(packet);
+            if let Some(granted) = &flow.granted {
+                return match begin_egress(tables, state, counters, &new, granted, now_ns) {
+                    Ok(hit) => forward::<A>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns),
+                    Err(reason) => Verdict::Drop(reason),
+                };
+            }
             // A pin is not worth anybody else's entry, nor a place among handshakes: the hash does without.
             let pin = flow.reply.is_none();
             if pin && !(state.pins.allow(now_ns) && A::flows(state).has_room(new.state)) {
@@ -393,9 +450,80 @@ pub fn apply<A: Family>(
                 Err(reason) => Verdict::Drop(reason),
             }
         }
+        Decision::Deliver { to, hop } => deliver(tables, counters, packet, frame, &to, hop, hash),
+        Decision::Refuse(refused) => {
+            let Refused { answer, address, class, pod, exhausted } = refused;
+            match address {
+                Some(address) => state.egress.ports.refuse(&address, class, pod),
+                None => state.egress.ports.refuse_pod(pod),
+            }
+            if let (Some(destination), Some(address)) = (exhausted, address) {
+                state.egress.ports.exhausted(destination, now_ns);
+                state.egress.ports.want(&address, class);
+            }
+            self::answer(tables, state, counters, packet, frame, answer, hash, now_ns)
+        }
         Decision::Pass { backend, hop } => pass::<A>(tables, state, counters, packet, frame, backend, hop, hash),
         Decision::Answer(answer) => self::answer(tables, state, counters, packet, frame, answer, hash, now_ns),
         Decision::Drop(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Begins a pod's flow to the outside, in place of those that give way to it.
+#[cold]
+fn begin_egress<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    new: &state::NewFlow<A>,
+    granted: &Granted<A>,
+    now_ns: u64,
+) -> Result<Hit, DropReason> {
+    let now = ticks(now_ns);
+    if granted.is_scarce {
+        state.egress.ports.want(&new.translated.source.mapped(), granted.grant.class);
+    }
+    if let Some(closed) = granted.reuses {
+        counters.count(Event::PortReused);
+        state.end::<A>(closed, now);
+    }
+    if let Some(mapping) = &granted.ends {
+        state.egress.end(mapping, granted.grant.class);
+    }
+    match state.make_room::<A>(new, now) {
+        None => {}
+        Some(Victim::HalfOpen(_)) => counters.count(Event::HalfOpenEvicted),
+        Some(Victim::Spared(_)) => counters.count(Event::FlowSpared),
+    }
+    claim(tables, state, BackendId(new.backend));
+    match state.begin_egress::<A>(new, &granted.grant, now) {
+        Ok(flow) => {
+            counters.count(Event::FlowInstalled);
+            Ok(Hit { flow, direction: Direction::Original })
+        }
+        Err(EgressError::Flow(InsertError::Full) | EgressError::Port(_)) => Err(DropReason::TableFull),
+        // Another flow has the external port towards this very destination: one that a mapping has let in.
+        Err(EgressError::Flow(InsertError::OriginalTaken | InsertError::ReplyTaken)) => {
+            Err(DropReason::EgressPortsExhausted)
+        }
+    }
+}
+
+/// Sends a packet from outside to the pod whose mapping it came to.
+#[cold]
+fn deliver<A: Family>(
+    tables: &Tables,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    to: &Tuple<A>,
+    hop: Hop,
+    hash: u64,
+) -> Verdict {
+    counters.count(Event::MappingUsed);
+    match rewrite::run(packet, frame, to, None) {
+        Edited::Plainly | Edited::Clamped => depart(tables, counters, packet, frame, hop, hash),
+        Edited::Refused => Verdict::Drop(DropReason::EditRefused),
     }
 }
 
@@ -433,7 +561,9 @@ pub fn forward<A: Family>(
         }
     } else {
         entry.state = tcp::advance_udp(entry.state, hit.direction);
-        entry.last_seen_ticks = ticks(now_ns);
+        if entry.is_kept_by(hit.direction) {
+            entry.last_seen_ticks = ticks(now_ns);
+        }
     }
     let to = entry.leaving(hit.direction);
     let folded = entry.count(hit.direction, u32::from(at.total_len));
@@ -470,7 +600,7 @@ fn forward_later<A: Family>(
     now_ns: u64,
 ) -> Verdict {
     let entry = A::flows_mut(state).entry_mut(hit.flow);
-    if entry.protocol() == protocol::UDP {
+    if entry.protocol() == protocol::UDP && entry.is_kept_by(hit.direction) {
         entry.last_seen_ticks = ticks(now_ns);
     }
     let (to, backend) = (entry.leaving(hit.direction), entry.backend);
@@ -551,6 +681,7 @@ fn depart(
             encap::vxlan(tables, packet, frame, tunnel, &departure, hash)
         }
         Hop::Neighbour(_) | Hop::Ask { .. } => encap::ethernet(tables, packet, frame, &departure),
+        Hop::Hairpin => return Verdict::Hairpin,
     };
     match dressed {
         Ok(()) => verdict(departure),
@@ -594,8 +725,11 @@ pub fn answer(
         Answer::Echo => (Event::AnsweredEcho, local::echo(packet, frame)),
         Answer::Reset { otherwise } => (Event::AnsweredReset, error::reset(packet, frame, otherwise)),
         Answer::Unreachable => (Event::AnsweredUnreachable, error::unreachable(packet, frame)),
+        Answer::Prohibited { otherwise } => {
+            (Event::AnsweredProhibited, error::prohibited(tables, packet, frame, otherwise))
+        }
         Answer::TimeExceeded => (Event::AnsweredTtl, error::time_exceeded(tables, packet, frame)),
-        Answer::TooBig { mtu } => (Event::AnsweredTooBig, error::too_big(packet, frame, mtu)),
+        Answer::TooBig { mtu } => (Event::AnsweredTooBig, error::too_big(tables, packet, frame, mtu)),
     };
     if let Err(reason) = made {
         return Verdict::Drop(reason);
@@ -629,7 +763,7 @@ fn unanswered(answer: Answer) -> DropReason {
     match answer {
         Answer::TimeExceeded => DropReason::TtlExpired,
         Answer::TooBig { .. } => DropReason::TooBig,
-        Answer::Reset { otherwise } => otherwise,
+        Answer::Reset { otherwise } | Answer::Prohibited { otherwise } => otherwise,
         Answer::Unreachable => DropReason::NoBackend,
         Answer::Echo | Answer::Arp | Answer::Advertise => DropReason::AnswerSuppressed,
     }

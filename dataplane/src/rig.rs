@@ -37,6 +37,8 @@ use crate::worker::{Want, Worker};
 pub mod sketch;
 /// Services as the contract tells them.
 pub mod catalog;
+/// Pods, egress policies and static NAT as the contract tells them.
+pub mod outside;
 /// What left, byte for byte, and exactly what was counted.
 pub mod expect;
 /// The same network with several workers.

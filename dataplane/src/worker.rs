@@ -18,19 +18,26 @@ use crate::limits;
 use crate::mailbox::Request;
 use crate::packet::{Domain, Key, Packet};
 use crate::pipeline::{self, Verdict};
+use crate::stage::egress::Judge;
 use crate::stage::parse::Ingress;
 use crate::stage::verdict::Exits;
-use crate::stage::{flow, fragment, owner, parse};
+use crate::stage::{egress, flow, fragment, owner, parse};
+use crate::state::ports::PortOf;
 use crate::state::{Candidate, Entropy, State, Ticks, Tuple, ticks, ticks_since};
+use crate::table::egress::{PORT_TIMERS_MAX, PortClass};
 use crate::table::owner::WorkerId;
 use crate::table::publish::Reader;
-use crate::table::{DeviceId, Tables};
+use crate::table::{DeviceId, Tables, unmapped};
 use crate::wire::{Family as Version, protocol};
 
 /// What the last sweep does with every packet that is not one of an established flow.
 mod other;
 
 use other::Hands;
+
+/// Timers of ports, by number.
+const PORT_TIMERS: u8 = PORT_TIMERS_MAX as u8;
+const _: () = assert!(PORT_TIMERS_MAX < 15, "the last number is that of echo");
 
 /// A neighbour that a packet waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +46,17 @@ pub struct Want {
     pub device: DeviceId,
     /// Its address, IPv4 mapped.
     pub address: [u8; 16],
+}
+
+/// Ports of an external address that run short at a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PortWant {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The address, IPv4 mapped.
+    pub address: [u8; 16],
+    /// Whose ports.
+    pub class: PortClass,
 }
 
 /// One worker.
@@ -56,6 +74,7 @@ pub struct Worker {
     slots: Box<[Slot; limits::BATCH_PACKETS]>,
     entropy: Entropy,
     wants: Sender<Want>,
+    port_wants: Option<Sender<PortWant>>,
     mailbox: Receiver<Request>,
     turns: u64,
     generation: u64,
@@ -120,6 +139,7 @@ impl Worker {
             slots,
             entropy,
             wants,
+            port_wants: None,
             mailbox,
             turns: 0,
             generation: 0,
@@ -130,6 +150,11 @@ impl Worker {
     /// Gives the worker its ends of the rings to others. The tables must know as many workers as there are links.
     pub fn link(&mut self, links: Links) {
         self.links = links;
+    }
+
+    /// Has the worker say when external ports run short that others may have free.
+    pub fn ask_for_ports(&mut self, wants: Sender<PortWant>) {
+        self.port_wants = Some(wants);
     }
 
     /// One turn of the wheel: everything a worker does, in order. Returns how many frames it received or took over.
@@ -175,6 +200,22 @@ impl Worker {
         let rate_per_s = tables.settings.reject_rate_per_s;
         self.state.answers.set(rate_per_s, now_ns);
         self.state.was_sticky |= tables.services.any_sticky();
+        if self.state.egress.ports.has_lent() {
+            let is_ours = |port: &PortOf| {
+                let (egress, own) = (&tables.egress, self.state.worker);
+                let id = match unmapped(&port.address) {
+                    Some(address) => egress.external_v4(&address),
+                    None => egress.external_v6(&port.address),
+                };
+                id.is_some_and(|id| egress.port_owner(&tables.owners, id, port.class, port.port) == own)
+            };
+            self.state.egress.ports.forget_lent(is_ours);
+        }
+        for number in 1..=PORT_TIMERS {
+            let seconds = tables.egress.timer_s(number).unwrap_or(0);
+            self.state.v4.timeouts_mut().set_numbered(number, seconds);
+            self.state.v6.timeouts_mut().set_numbered(number, seconds);
+        }
         if !self.state.hold.is_empty() {
             other::release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
         }
@@ -281,7 +322,7 @@ impl Worker {
         if elapsed == 0 {
             return;
         }
-        let expired = self.state.expire(now, elapsed);
+        let expired = self.state.expire(now, elapsed, &Judge(self.reader.tables()));
         self.counters.add(Event::FlowExpired, u64::from(expired));
         let (exits, counters) = (&mut self.exits, &mut self.counters);
         self.state.fragments.expire(now_ns, |late| exits.discard(late.frame, DropReason::FragmentExpired, counters));
@@ -292,6 +333,12 @@ impl Worker {
         let tables = self.reader.tables();
         if !self.state.hold.is_empty() {
             other::release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
+        }
+        let worker = self.state.worker;
+        for (address, class) in self.state.egress.ports.take_wanted() {
+            if let Some(wants) = &self.port_wants {
+                let _full = wants.try_send(PortWant { worker, address, class });
+            }
         }
         while let Ok(request) = self.mailbox.try_recv() {
             crate::mailbox::answer(self, request, now_ns);
@@ -411,6 +458,16 @@ fn look_up_other(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
             };
             slot.owner = owner::of_fragments(tables, &key);
         }
+        Key::None => look_up_echo(tables, l3, state, slot),
+        Key::V4(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v4.hash(tuple)),
+        Key::V6(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v6.hash(tuple)),
+    }
+}
+
+/// The same for echo messages of pods.
+fn look_up_echo(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
+    slot.key = egress::echo_key(tables, &slot.packet, l3);
+    match &slot.key {
         Key::None => {}
         Key::V4(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v4.hash(tuple)),
         Key::V6(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v6.hash(tuple)),

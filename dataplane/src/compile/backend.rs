@@ -40,6 +40,11 @@ struct Gone {
 }
 
 impl Backends {
+    /// Nobody yet, and ids from `first` on.
+    pub fn from(first: u32) -> Backends {
+        Backends { given: first, ..Backends::default() }
+    }
+
     /// Writes an endpoint that is there and returns its id. `known` is the id it has, if it was there before.
     pub fn set(
         &mut self,

@@ -162,7 +162,9 @@ impl Locals {
                 }
                 Place::Vip(prefix) if !is_one(&prefix) => self.follow_prefix(prefix, places, table),
                 Place::Vip(prefix) => self.follow_address(mapped_ip(prefix.addr()), places, table),
-                Place::Service(address) => self.follow_address(mapped_ip(address), places, table),
+                Place::Service(address) | Place::External(address) => {
+                    self.follow_address(mapped_ip(address), places, table)
+                }
             };
         }
         changed
@@ -222,6 +224,11 @@ impl Locals {
         let whole = IpNet::from(address);
         let vip = places.contains_key(&Place::Vip(whole));
         let service = places.contains_key(&Place::Service(address));
+        // What is a Service's, or has another role here, is nobody's external address.
+        let external = places.contains_key(&Place::External(address)) && !vip && !service && kind.is_empty();
+        if external && !self.is_taken(whole) {
+            return LocalKind::EXTERNAL | self.vip(whole).without(LocalKind::VIP);
+        }
         if !vip && !service {
             self.taken.remove(&whole);
             return kind | self.no_vip(whole);
@@ -263,13 +270,18 @@ impl Locals {
         }
     }
 
+    /// Whether `address` is one that pods look like from outside.
+    pub fn is_external(&self, address: IpAddr) -> bool {
+        self.kinds.get(&mapped_ip(address)).is_some_and(|kind| kind.contains(LocalKind::EXTERNAL))
+    }
+
     /// Whether the kernel uses an address of `whole`, where a Service is reached; tells people when it begins to.
     fn is_taken(&mut self, whole: IpNet) -> bool {
         let taken = self.around.kernel.range(whole.network()..=whole.broadcast()).next().is_some();
         if !taken {
             self.taken.remove(&whole);
         } else if self.taken.insert(whole) {
-            tracing::warn!(address = %whole, "an address of a Service is also this machine's own kernel's; it is left to the kernel");
+            tracing::warn!(address = %whole, "an address of a Service or of pods is also this machine's own kernel's; it is left to the kernel");
         }
         taken
     }
@@ -358,7 +370,7 @@ fn decap_ends(decap: &Told) -> Vec<AddressPort> {
 
 /// What the pinhole does with packets to an address of these roles.
 fn owned_flags(kind: LocalKind) -> OwnedFlags {
-    if !kind.intersects(LocalKind::VIP | LocalKind::SERVICE | LocalKind::FULLNAT_SOURCE) {
+    if !kind.intersects(LocalKind::VIP | LocalKind::SERVICE | LocalKind::FULLNAT_SOURCE | LocalKind::EXTERNAL) {
         return OwnedFlags::default();
     }
     let announced = if kind.contains(LocalKind::ANNOUNCED) { OwnedFlags::ANNOUNCED } else { OwnedFlags::default() };

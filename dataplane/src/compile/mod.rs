@@ -33,12 +33,13 @@ use crate::kernel::{Change, KernelFacts, NeighbourKey};
 use crate::objects::place::{Place, places};
 use crate::objects::{self, InForce, Objects, Outcome, validate};
 use crate::probe::pulse::Felt;
+use crate::port_office::PortMove;
 use crate::probe::schedule::Found;
 use crate::probe::{Probes, Unwatched};
 use crate::routes::Routes;
 use crate::table::publish::Publisher;
 use crate::table::route::RouteRow;
-use crate::table::{DeviceId, Tables, mapped};
+use crate::table::{DeviceId, Tables, mapped, unmapped};
 
 /// Services → rows, frontends, members, rings.
 pub mod service;
@@ -54,6 +55,10 @@ pub mod local;
 pub mod announced;
 /// Source addresses for `fullnat`.
 pub mod nat;
+/// Pods that policies select → rows by address.
+pub mod pod;
+/// Egress policies and external addresses.
+pub mod egress;
 /// Kernel routes and pod prefixes → routes.
 pub mod route;
 /// Peers → tunnels.
@@ -73,9 +78,11 @@ pub(crate) mod tests;
 
 use announced::Announced;
 use device::Devices;
+use egress::Egresses;
 use local::{Locals, News};
 use neighbour::{Ask, Neighbours};
 use node::Nodes;
+use pod::Pods;
 use route::{KernelRoutes, PodPrefix};
 use service::Services;
 use tunnel::{Surroundings, Tunnels};
@@ -111,6 +118,8 @@ pub struct Compiler {
     /// Services whose nodes are to be written anew.
     nodes_due: BTreeSet<Arc<str>>,
     probes: Box<dyn Probes>,
+    pods: Pods,
+    egresses: Egresses,
     tunnels: Tunnels,
     neighbours: Neighbours,
     locals: Locals,
@@ -150,6 +159,8 @@ pub struct Arrived {
     pub felt: Felt,
     /// VIPs to answer for on links, or not to, in order.
     pub announce: Vec<(IpNet, bool)>,
+    /// External ports that change hands, in order.
+    pub port_moves: Vec<PortMove>,
 }
 
 impl Arrived {
@@ -161,6 +172,7 @@ impl Arrived {
             && self.found.is_empty()
             && self.felt.is_empty()
             && self.announce.is_empty()
+            && self.port_moves.is_empty()
     }
 }
 
@@ -185,6 +197,19 @@ struct Moved {
     places: Vec<Place>,
 }
 
+impl Moved {
+    /// Notes the places at which an object came, went or moved.
+    fn note_places(&mut self, change: &objects::Change) {
+        let of = |resource: &Option<Arc<Resource>>| -> Vec<Place> {
+            resource.iter().flat_map(|resource| places(resource)).map(|(_, place)| place).collect()
+        };
+        let (before, after) = (of(&change.before), of(&change.after));
+        if before != after {
+            self.places.extend(before.into_iter().chain(after));
+        }
+    }
+}
+
 impl Compiler {
     /// A compiler for devices by these names. Nothing is published yet beyond what `publisher` has.
     pub fn new<'a>(
@@ -201,6 +226,8 @@ impl Compiler {
             nodes: Nodes::default(),
             nodes_due: BTreeSet::new(),
             probes: Box::new(Unwatched),
+            pods: Pods::default(),
+            egresses: Egresses::default(),
             tunnels: Tunnels::default(),
             neighbours: Neighbours::default(),
             locals: Locals::default(),
@@ -260,6 +287,7 @@ impl Compiler {
                 self.services.suspects_mut().service(change.before.as_deref(), change.after.as_deref());
                 self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
             }
+            self.write_egress(change, &mut tables, now);
         }
         moved.places.extend(self.objects.places().keys());
         self.guard_held = self.objects.is_empty();
@@ -282,16 +310,13 @@ impl Compiler {
                 match change.key.kind {
                     Kind::Gateway => moved.gateway = true,
                     Kind::Peer => moved.peers = true,
-                    Kind::Pod | Kind::Egress | Kind::StaticNat => {}
+                    Kind::Pod | Kind::Egress | Kind::StaticNat => {
+                        moved.note_places(change);
+                        changed |= self.write_egress(change, &mut tables, now);
+                    }
                     Kind::Identity | Kind::IdentitySet | Kind::Policy => {}
                     Kind::Service => {
-                        let of = |resource: &Option<Arc<Resource>>| -> Vec<Place> {
-                            resource.iter().flat_map(|resource| places(resource)).map(|(_, place)| place).collect()
-                        };
-                        let (before, after) = (of(&change.before), of(&change.after));
-                        if before != after {
-                            moved.places.extend(before.into_iter().chain(after));
-                        }
+                        moved.note_places(change);
                         if let Some((_, announced)) = &mut self.routes {
                             announced.service(change.before.as_deref(), change.after.as_deref());
                         }
@@ -319,6 +344,10 @@ impl Compiler {
         if !arrived.announce.is_empty() {
             let moved = self.locals.announce(&arrived.announce, self.objects.places(), &mut tables.locals);
             (changed, self.guard_due) = (changed | moved, self.guard_due | moved);
+        }
+        for moved in &arrived.port_moves {
+            move_ports(&mut tables, moved);
+            changed = true;
         }
         turned.published = self.finish(tables, changed, moved, now);
         let generation = self.publisher.generation();
@@ -478,6 +507,43 @@ impl Compiler {
         self.write_services_on(&forgotten, tables, now)
     }
 
+    /// Takes in a pod, a policy or an address that is always a pod's; the latter two are written by
+    /// [`Compiler::settle_egress`].
+    fn write_egress(&mut self, change: &objects::Change, tables: &mut Tables, now: Nanos) -> bool {
+        let (name, body) = (&change.key.name, change.after.as_ref().map(|resource| &resource.body));
+        match (change.key.kind, body) {
+            (Kind::Pod, body) => {
+                let pod = if let Some(Body::Pod(pod)) = body { Some(pod) } else { None };
+                self.pods.write(name, pod, self.services.backends_mut(), &mut self.egresses, tables, now)
+            }
+            (Kind::Egress, body) => {
+                let egress = if let Some(Body::Egress(egress)) = body { Some(egress) } else { None };
+                self.egresses.policy(name, egress);
+                false
+            }
+            (Kind::StaticNat, body) => {
+                let nat = if let Some(Body::StaticNat(nat)) = body { Some(nat) } else { None };
+                self.egresses.fixed(name, nat);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Writes policies and external addresses, after the roles of addresses are written; flows of the pods they are for
+    /// look again.
+    fn settle_egress(&mut self, tables: &mut Tables) -> bool {
+        let locals = &self.locals;
+        let touched = self.egresses.settle(|address| locals.is_external(address), &mut tables.egress);
+        for policy in &touched.policies {
+            self.pods.touch(policy, tables);
+        }
+        for pod in &touched.pods {
+            Pods::touch_address(*pod, tables);
+        }
+        touched.changed
+    }
+
     fn write_nodes(&mut self, service: Option<&Service>, name: &str, tables: &mut Tables, now: Nanos) -> bool {
         let written = self.nodes.write(name, service, &mut self.services, &self.tunnels, tables, now);
         self.nodes_due.extend(written.touched);
@@ -514,9 +580,13 @@ impl Compiler {
         if moved.layout || moved.gateway {
             changed |= self.write_surroundings(gateway.as_ref(), &mut tables);
         }
+        let egress_due = self.egresses.is_used() && (moved_around || !moved.places.is_empty());
         if !moved.places.is_empty() {
             let moved = self.locals.follow(moved.places.into_iter(), self.objects.places(), &mut tables.locals);
             (changed, self.guard_due) = (changed | moved, self.guard_due | moved);
+        }
+        if egress_due || self.egresses.is_due() {
+            changed |= self.settle_egress(&mut tables);
         }
         if moved.gateway {
             changed |= write_settings(gateway.as_ref(), &mut tables);
@@ -675,6 +745,19 @@ impl Drop for Compiler {
     fn drop(&mut self) {
         // Every worker that is left holds the tables it works with; the rest is freed here, on this thread.
         self.publisher.collect();
+    }
+}
+
+/// Makes ports of an external address another worker's; of one that is gone meanwhile nothing is left to move.
+pub fn move_ports(tables: &mut Tables, moved: &PortMove) {
+    let id = match unmapped(&moved.address) {
+        Some(address) => tables.egress.external_v4(&address),
+        None => tables.egress.external_v6(&moved.address),
+    };
+    if let Some(id) = id {
+        let owners = Arc::clone(&tables.owners);
+        let egress = Arc::make_mut(&mut tables.egress);
+        egress.move_ports(&owners, id, moved.class, &moved.ports, moved.to, moved.landed);
     }
 }
 

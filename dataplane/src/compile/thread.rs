@@ -19,6 +19,7 @@ use super::{Arrived, Compiler, Nanos};
 use crate::kernel::{Change, Neighbour, NeighbourKey};
 use crate::objects::saved::Saver;
 use crate::probe::pulse::Felt;
+use crate::port_office::{PortMove, Recorded, Registrar};
 use crate::probe::schedule::Found;
 use crate::table::Tables;
 use crate::worker::Want;
@@ -42,6 +43,7 @@ enum Event {
     Kernel(Change),
     Found(Found, Felt),
     Announce(Vec<(IpNet, bool)>, Sender<u64>),
+    Ports(PortMove, Sender<u64>),
     Holdings(Sender<Holdings>),
     View(Option<Kind>, Sender<View>),
     Stop,
@@ -191,6 +193,14 @@ impl Handle {
         self.ask(|answer| Event::Announce(changes, answer))
     }
 
+    /// Publishes that external ports change hands; returns the generation.
+    ///
+    /// # Errors
+    /// When the compiler does not answer.
+    pub fn move_ports(&self, moved: PortMove) -> Result<u64, NoAnswer> {
+        self.ask(|answer| Event::Ports(moved, answer))
+    }
+
     /// Tells control for which addresses strangers answer: all there are.
     pub fn tell_conflicts(&self, conflicts: Vec<AddressConflict>) {
         let mut latest = lock(&self.news.latest);
@@ -253,6 +263,17 @@ impl Handle {
         let (answer, answered) = bounded(1);
         self.events.send(event(answer)).map_err(|_| NoAnswer::Ended)?;
         Ok(answered)
+    }
+}
+
+impl Registrar for Handle {
+    fn record(&self, moved: PortMove) -> Recorded {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        let Ok(generation) = self.move_ports(moved) else { return Recorded::Ended };
+        match self.wait_reached(generation.saturating_sub(1), PATIENCE) >= generation {
+            true => Recorded::Reached,
+            false => Recorded::Behind,
+        }
     }
 }
 
@@ -461,6 +482,10 @@ fn sort(event: Event, arrived: &mut Arrived, askers: &mut Askers) {
         }
         Event::Announce(changes, asker) => {
             arrived.announce.extend(changes);
+            askers.announcers.push(asker);
+        }
+        Event::Ports(moved, asker) => {
+            arrived.port_moves.push(moved);
             askers.announcers.push(asker);
         }
         Event::Holdings(asker) => askers.holdings.push(asker),

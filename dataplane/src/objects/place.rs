@@ -1,4 +1,4 @@
-//! Places: the addresses at which Services are reached.
+//! Places: the addresses at which Services are reached, and those that pods look like from outside.
 //!
 //! Owns what each kind of address means for this machine, before any port: whether it is an address of ours whole, a
 //! whole prefix, or one port of an address that stays the kernel's. Many Services may share a place; their frontends
@@ -18,6 +18,8 @@ pub enum Place {
     Service(IpAddr),
     /// A node port at an address of this machine.
     NodePort(IpAddr, Protocol, u16),
+    /// An address that pods look like from outside.
+    External(IpAddr),
 }
 
 impl Place {
@@ -25,7 +27,7 @@ impl Place {
     pub fn whole(&self) -> Option<IpNet> {
         match self {
             Place::Vip(prefix) => Some(*prefix),
-            Place::Service(address) => Some((*address).into()),
+            Place::Service(address) | Place::External(address) => Some((*address).into()),
             Place::NodePort(..) => None,
         }
     }
@@ -36,14 +38,19 @@ pub fn is_one(prefix: &IpNet) -> bool {
     prefix.prefix_len() == prefix.max_prefix_len()
 }
 
-/// The places of `resource` (none unless it is a Service), each with the field that names it and its number there.
+/// The places of `resource`, each with the field that names it and its number there.
 pub fn places(resource: &Resource) -> impl Iterator<Item = ((&'static str, usize), Place)> {
-    let service = match &resource.body {
-        Body::Service(service) => Some(service),
-        Body::Gateway(_) | Body::Peer(_) | Body::Pod(_) | Body::Egress(_) | Body::StaticNat(_) => None,
-        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) => None,
+    let (service, external): (_, &[IpAddr]) = match &resource.body {
+        Body::Service(service) => (Some(service), &[]),
+        Body::Egress(egress) => (None, &egress.addresses),
+        Body::StaticNat(nat) => (None, std::slice::from_ref(&nat.external)),
+        Body::Gateway(_) | Body::Peer(_) | Body::Pod(_) => (None, &[]),
+        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) => (None, &[]),
     };
-    service.into_iter().flat_map(of_service)
+    let field = if matches!(&resource.body, Body::Egress(_)) { "addresses" } else { "external" };
+    let external = external.iter().enumerate();
+    let external = external.map(move |(number, address)| ((field, number), Place::External(*address)));
+    service.into_iter().flat_map(of_service).chain(external)
 }
 
 fn of_service(service: &Service) -> impl Iterator<Item = ((&'static str, usize), Place)> {

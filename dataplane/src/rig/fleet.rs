@@ -14,11 +14,13 @@ use tidegate_io::{HugePages, Pool, Port};
 use super::expect::{expect_overlay, from_peer, same};
 use super::sketch::Sketch;
 use super::{FROM_ROUTER, LAN, LAN_MAC, Net, ROUTER_MAC, WAN, WAN_MAC, mapped};
+use crate::compile;
 use crate::counters::Event;
 use crate::family::Family;
 use crate::handover;
 use crate::mailbox::Request;
 use crate::packet::Domain;
+use crate::port_office::PortMove;
 use crate::rig::expect::Outer;
 use crate::stage::owner;
 use crate::stage::parse::Ingress;
@@ -27,7 +29,7 @@ use crate::state::{Capacity, Direction, Entropy, FlowTable, State, Tuple};
 use crate::table::owner::OwnerTable;
 use crate::table::publish::Publisher;
 use crate::table::{self, DeviceId, Tables};
-use crate::worker::{Want, Worker};
+use crate::worker::{PortWant, Want, Worker};
 
 /// What a fleet is like.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +75,8 @@ pub struct Fleet {
     pub peers: Vec<[MemoryPeer; 2]>,
     /// Neighbours they asked for.
     pub wants: Receiver<Want>,
+    /// Ports they run short of.
+    pub port_wants: Receiver<PortWant>,
     /// Their mailboxes.
     pub mailboxes: Vec<Sender<Request>>,
     /// The memory their frames come from.
@@ -103,6 +107,7 @@ impl Fleet {
         tables.owners = OwnerTable::new(plan.workers, [random.draw(), random.draw()]).into();
         let (publisher, readers) = Publisher::new(tables);
         let (want, wants) = bounded(1024);
+        let (port_want, port_wants) = bounded(1024);
         let (mut workers, mut peers, mut mailboxes) = (Vec::new(), Vec::new(), Vec::new());
         for (id, links) in (0..).zip(handover::matrix(plan.workers, plan.hand_over_packets)?) {
             let mut port = |name: &str, ifindex, mac| {
@@ -127,17 +132,43 @@ impl Fleet {
             let entropy = Entropy::new(random.draw());
             let mut worker = Worker::new(id, readers(), exits, ingress, state, entropy, want.clone(), questions);
             worker.link(links);
+            worker.ask_for_ports(port_want.clone());
             workers.push(worker);
             peers.push([wan_peer, lan_peer]);
             mailboxes.push(mailbox);
         }
-        Ok(Fleet { workers, publisher, peers, wants, mailboxes, pool, now_ns, random, seen: BTreeMap::new() })
+        Ok(Fleet { workers, publisher, peers, wants, port_wants, mailboxes, pool, now_ns, random, seen: BTreeMap::new() })
     }
 
     /// Gives a frame to worker `queue`'s queue of `device`; false when there was no room.
     pub fn inject(&mut self, queue: usize, device: DeviceId, frame: &[u8]) -> bool {
         let peers = self.peers.get_mut(queue);
         peers.and_then(|peers| peers.get_mut(usize::from(device.0))).is_some_and(|peer| peer.inject(frame))
+    }
+
+    /// Moves external ports to the first worker that has asked for some, as the port office does; how many.
+    pub fn move_ports(&mut self) -> usize {
+        let Ok(PortWant { worker, address, class }) = self.port_wants.try_recv() else { return 0 };
+        while self.port_wants.try_recv().is_ok() {}
+        let mut ports = Vec::new();
+        for (_, mailbox) in self.mailboxes.iter().enumerate().filter(|(other, _)| *other != usize::from(worker.0)) {
+            let (reply, answer) = bounded(1);
+            let _ = mailbox.try_send(Request::Release { address, class, reply });
+            for _ in 0..2 {
+                self.now_ns += 10_000;
+                for worker in &mut self.workers {
+                    worker.turn(self.now_ns);
+                }
+            }
+            ports.extend(answer.try_recv().unwrap_or_default());
+        }
+        let count = ports.len();
+        for landed in [false, true] {
+            let moved = PortMove { address, class, ports: ports.clone(), to: worker, landed };
+            self.publish(|tables| compile::move_ports(tables, &moved));
+            self.turn();
+        }
+        count
     }
 
     /// One turn of every worker in a random order, 10 µs after the last; how many frames they took.

@@ -16,7 +16,10 @@ use super::query::{BackendUsage, QueryError, WorkerQuery};
 use crate::counters::Event;
 use crate::drops::DropReason;
 use crate::mailbox::{PortStatus, Request, Status};
+use crate::port_office::Lenders;
 use crate::table::BackendId;
+use crate::table::egress::PortClass;
+use crate::table::owner::WorkerId;
 
 /// How long a worker may take.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,6 +73,23 @@ impl Mailboxes {
 
     fn statuses(&self) -> Result<Vec<Status>, QueryError> {
         self.ask(|reply| Request::Status { reply })
+    }
+}
+
+impl Lenders for Mailboxes {
+    fn count(&self) -> u16 {
+        u16::try_from(self.workers.len()).unwrap_or(u16::MAX)
+    }
+
+    fn release(&self, worker: WorkerId, address: &[u8; 16], class: PortClass) -> Vec<u16> {
+        let (reply, answer) = bounded(1);
+        let question = Request::Release { address: *address, class, reply };
+        let asked = self.workers.get(usize::from(worker.0)).map(|mailbox| mailbox.questions.try_send(question));
+        // Once it is asked its answer must be heard, or the ports would be nobody's; it ends with the worker at the latest.
+        match asked {
+            Some(Ok(())) => answer.recv().unwrap_or_default(),
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -301,6 +321,7 @@ mod tests {
                         drop(reply.send(vec![row; backends.len()]));
                     }
                     Request::Flows { reply, .. } => drop(reply.send(vec![])),
+                    Request::Release { .. } | Request::Egress { .. } => {}
                 }
             }
         });

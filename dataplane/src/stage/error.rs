@@ -16,7 +16,7 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::packet::{Domain, Packet};
 use crate::pipeline::Decision;
-use crate::stage::{encap, node, route};
+use crate::stage::{egress, encap, node, route};
 use crate::state::{Direction, Entry, Hit, State, Tuple};
 use crate::table::Tables;
 use crate::wire::packet::l4_checksum_verifies;
@@ -46,7 +46,11 @@ pub fn decide<A: Family>(
     let to = entry.leaving(hit.direction).destination;
     let fresh = entry.routes_epoch == tables.settings.routes_epoch;
     let hop = route::kept(entry, hit.direction).filter(|hop| fresh && route::carries(tables, *hop).is_some());
-    match hop.map_or_else(|| route::toward(tables, to, hash), Ok) {
+    let way = || match entry.leaving(hit.direction).domain == Domain::Wire as u8 {
+        true => egress::way(tables, to, hash),
+        false => route::toward(tables, to, hash),
+    };
+    match hop.map_or_else(way, Ok) {
         Ok(hop) => Decision::Translate { flow: hit.flow, direction: hit.direction, hop },
         Err(reason) => Decision::Drop(reason),
     }
@@ -75,8 +79,11 @@ pub fn translate<A: Family>(
     }
     // The quoted packet travelled against the error: its new tuple is that of the other direction before translation,
     // reversed, which is what `translated` of this direction is when read backwards.
-    let outer = entry.leaving(direction);
-    let quoted = outer.reversed(outer.domain);
+    let to = entry.leaving(direction);
+    let quoted = to.reversed(to.domain);
+    // Whoever tells of it keeps its address where the flow's own source does: a router on the way must be seen (N-032).
+    let keeps_source = entry.arriving(direction).source == to.source;
+    let outer = if keeps_source { Tuple { source: A::addresses(l3).0, ..to } } else { to };
     if let Some(ecn) = packet.ecn {
         edit::set_ecn(l3, packet.l3.family, ecn);
     }
@@ -127,20 +134,46 @@ pub fn time_exceeded(tables: &Tables, packet: &Packet, frame: &mut Frame) -> Res
 }
 
 /// Turns a packet that does not fit into the error that tells its sender how large one may be, from the address it was
-/// sent to (V-010: "for VIP flows source = VIP").
+/// sent to (V-010: "for VIP flows source = VIP"), or from the gateway if that is somebody else's (N-036).
 ///
 /// # Errors
 /// When it must not be answered.
-pub fn too_big(packet: &Packet, frame: &mut Frame, mtu: u16) -> Result<(), DropReason> {
+pub fn too_big(tables: &Tables, packet: &Packet, frame: &mut Frame, mtu: u16) -> Result<(), DropReason> {
+    let own = own_address(tables, packet);
+    let from = |asked: [u8; 16]| {
+        let is_pods = packet.domain == Domain::Overlay && tables.locals.kind(&asked).is_empty();
+        own.filter(|_| is_pods).unwrap_or(asked)
+    };
     replace(packet, frame, DropReason::TooBig, |out, original| match packet.l3.family {
         Version::V4 => {
-            let source = ipv4::addresses(original).1;
+            let source = <[u8; 4]>::unmapped(&from(ipv4::addresses(original).1.mapped()))?;
             icmp::ErrorRepr::FragmentationNeeded { mtu }.emit(out, source, original)
         }
         Version::V6 => {
-            let source = ipv6::addresses(original).1;
+            let source = from(ipv6::addresses(original).1);
             icmpv6::ErrorRepr::PacketTooBig { mtu: u32::from(mtu) }.emit(out, source, original)
         }
+    })
+}
+
+/// Turns a pod's packet to the outside into the error that tells that it was not let out, from the gateway: "communication
+/// administratively prohibited" (RFC 5508 REQ-8; RFC 4443 section 3.1 code 1).
+///
+/// # Errors
+/// `otherwise` when it must not be answered, or the gateway has no address there.
+pub fn prohibited(
+    tables: &Tables,
+    packet: &Packet,
+    frame: &mut Frame,
+    otherwise: DropReason,
+) -> Result<(), DropReason> {
+    let from = own_address(tables, packet).ok_or(otherwise)?;
+    replace(packet, frame, otherwise, |out, original| match packet.l3.family {
+        Version::V4 => {
+            let source = <[u8; 4]>::unmapped(&from)?;
+            icmp::ErrorRepr::Unreachable { code: icmp::CODE_PROHIBITED }.emit(out, source, original)
+        }
+        Version::V6 => icmpv6::ErrorRepr::Unreachable { code: icmpv6::CODE_PROHIBITED }.emit(out, from, original),
     })
 }
 

@@ -13,9 +13,9 @@
 use crate::drops::DropReason;
 use crate::family::Family;
 use crate::packet::{Domain, Packet};
-use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Step, Trace};
+use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Refused, Step, Trace};
 use crate::stage::route::{self, Hop};
-use crate::stage::{nat, node, policy, service};
+use crate::stage::{egress, nat, node, policy, service};
 use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
 use crate::table::backend::BackendState;
 use crate::table::local::LocalKind;
@@ -65,15 +65,17 @@ pub fn known<A: Family, T: Trace>(
         trace.note(Step::Revalidate);
         let standing = if entry.is_one_way() {
             node::revalidate(tables, entry, syn)
+        } else if egress::is_pods(tables, entry) {
+            egress::revalidate(tables, entry, hit.direction, hash)
         } else {
             revalidate(tables, entry, hit.direction, hash)
         };
         match standing {
             Standing::Keep(fresh) => refresh = Some(fresh),
-            Standing::Reselect if hit.direction == Direction::Original => {
+            Standing::Reselect | Standing::End if hit.direction == Direction::Original => {
                 return new(tables, state, packet, tuple, hash, moment, Some(hit.flow), trace); // S-102
             }
-            Standing::Reselect => return Decision::Drop(DropReason::NoFlow),
+            Standing::Reselect | Standing::End => return Decision::Drop(DropReason::NoFlow),
             Standing::Refuse(reason) => return Decision::Drop(reason),
         }
     }
@@ -112,9 +114,11 @@ pub fn new<A: Family, T: Trace>(
     replaces: Option<FlowId>,
     trace: &mut T,
 ) -> Decision<A> {
-    match start(tables, state, packet, tuple, hash, moment, trace) {
+    match start(tables, state, packet, tuple, hash, moment, replaces, trace) {
         Ok(Begun::Flow(flow)) => Decision::Start { flow, replaces },
         Ok(Begun::Pass { backend, hop }) => Decision::Pass { backend, hop },
+        Ok(Begun::Deliver { to, hop }) => Decision::Deliver { to, hop },
+        Ok(Begun::Refuse(refused)) => Decision::Refuse(refused),
         Ok(Begun::Answer(answer)) => Decision::Answer(answer),
         Err(reason) => Decision::Drop(reason),
     }
@@ -131,10 +135,20 @@ pub enum Begun<A> {
         /// Where it leaves.
         hop: Hop,
     },
+    /// Nothing that is remembered: it goes to a pod by its mapping.
+    Deliver {
+        /// The tuple it leaves with.
+        to: Tuple<A>,
+        /// Where it leaves.
+        hop: Hop,
+    },
+    /// Nothing: the pod that sent it is told.
+    Refuse(Refused),
     /// An answer.
     Answer(Answer),
 }
 
+#[allow(clippy::too_many_arguments)]
 fn start<A: Family, T: Trace>(
     tables: &Tables,
     state: &State,
@@ -142,6 +156,7 @@ fn start<A: Family, T: Trace>(
     tuple: &Tuple<A>,
     hash: u64,
     moment: Moment,
+    replaces: Option<FlowId>,
     trace: &mut T,
 ) -> Result<Begun<A>, DropReason> {
     if !packet.l3.has_l4() {
@@ -150,6 +165,15 @@ fn start<A: Family, T: Trace>(
     }
     let kind = tuple.destination.kind(tables);
     if !kind.intersects(LocalKind::SERVED) {
+        if packet.domain == Domain::Overlay && !kind.contains(LocalKind::FULLNAT_SOURCE) {
+            let before = replaces.map(|flow| A::flows(state).entry(flow));
+            return egress::start(tables, state, packet, tuple, hash, moment, before, trace);
+        }
+        if packet.domain == Domain::Wire
+            && let Some(external) = tuple.destination.external(tables)
+        {
+            return egress::inbound(tables, state, packet, tuple, hash, external, moment);
+        }
         let ours = kind.contains(LocalKind::FULLNAT_SOURCE);
         return Err(if ours { DropReason::NoFlow } else { DropReason::NotOurs });
     }
@@ -191,12 +215,14 @@ fn start<A: Family, T: Trace>(
         original: *tuple,
         source,
         to,
+        leaves: Domain::Overlay,
         backend,
         backend_epoch: tables.backends.epoch(backend),
         routes_epoch: tables.settings.routes_epoch,
         forward,
         reply: Some(reply),
         learn,
+        granted: None,
     }))
 }
 
@@ -249,6 +275,8 @@ pub enum Standing {
     Keep(Refresh),
     /// Its next packet chooses anew.
     Reselect,
+    /// It is nothing any more: what its pod sends is looked at as if there were no flow (N-101).
+    End,
     /// Its packets end here.
     Refuse(DropReason),
 }

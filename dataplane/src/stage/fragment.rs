@@ -64,7 +64,9 @@ pub fn read<A: Family>(packet: &Packet, l3: &[u8]) -> (FragmentKey, Piece) {
 #[cold]
 pub fn admit<A: Family>(tables: &Tables, packet: &Packet, l3: &[u8]) -> Result<(), DropReason> {
     let (source, destination) = A::addresses(l3);
-    if !destination.kind(tables).intersects(LocalKind::SERVED | LocalKind::FULLNAT_SOURCE) {
+    let ours = LocalKind::SERVED | LocalKind::FULLNAT_SOURCE | LocalKind::EXTERNAL;
+    let is_pods = packet.domain == Domain::Overlay && source.pod(tables).is_some();
+    if !destination.kind(tables).intersects(ours) && !is_pods {
         return Err(DropReason::NotOurs);
     }
     if packet.domain == Domain::Overlay && !route::source_allowed(tables, packet.tunnel, source) {

@@ -45,7 +45,7 @@ pub fn decide(tables: &Tables, packet: &Packet, l3: &[u8]) -> Result<Answer, Dro
 
 fn decide_ip<A: Family>(tables: &Tables, packet: &Packet, (source, destination): (A, A)) -> Result<Answer, DropReason> {
     let kind = destination.kind(tables);
-    let ours = LocalKind::SERVED | LocalKind::FULLNAT_SOURCE | LocalKind::VTEP_OVERLAY;
+    let ours = LocalKind::SERVED | LocalKind::FULLNAT_SOURCE | LocalKind::VTEP_OVERLAY | LocalKind::EXTERNAL;
     if !kind.intersects(ours) {
         return Err(DropReason::NotOurs);
     }
@@ -68,7 +68,7 @@ fn decide_ip<A: Family>(tables: &Tables, packet: &Packet, (source, destination):
     // Overlay addresses are answered to the overlay only: the wire has no business with them. Of the addresses of
     // Services only VIPs are ours to answer from.
     let overlay = kind.intersects(LocalKind::FULLNAT_SOURCE | LocalKind::VTEP_OVERLAY);
-    let reachable = kind.intersects(LocalKind::VIP) || (packet.domain == Domain::Overlay && overlay);
+    let reachable = kind.intersects(LocalKind::VIP | LocalKind::EXTERNAL) || (packet.domain == Domain::Overlay && overlay);
     if packet.l3.icmp_type == request && reachable { Ok(Answer::Echo) } else { Err(DropReason::IcmpUnhandled) }
 }
 

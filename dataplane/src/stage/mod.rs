@@ -25,6 +25,8 @@ pub mod sctp;
 pub mod node;
 /// Choose the source address and port of a new flow.
 pub mod nat;
+/// What pods send to the outside, and what comes back without a flow.
+pub mod egress;
 /// Where does it leave, each way?
 pub mod route;
 /// Put VXLAN on.

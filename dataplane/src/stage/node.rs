@@ -54,12 +54,14 @@ pub fn start<A: Family>(
             original: *tuple,
             source: (tuple.source, tuple.source_port),
             to: (tuple.destination, tuple.destination_port),
+            leaves: Domain::Overlay,
             backend,
             backend_epoch: tables.backends.epoch(backend),
             routes_epoch: tables.settings.routes_epoch,
             forward: hop,
             reply: None,
             learn: Learn::default(),
+            granted: None,
         })),
     }
 }

@@ -1,18 +1,20 @@
 //! # Owner: which worker a packet belongs to
 //!
-//! reads   `table::owner`, `table::nat`     writes  nothing; returns a worker
+//! reads   `table::owner`, `table::nat`, `table::egress`, `table::local`     writes  nothing; returns a worker
 //! drops   none
 //! cost    one worker: one branch. Several: a few comparisons with the translated addresses, or one keyed hash
-//! spec    design 4, rules 1, 2, 4, 5; S-090     tests   `dataplane/tests/golden/workers.rs`
+//! spec    design 4, rules 1 to 6; S-090, N-090     tests   `dataplane/tests/golden/workers.rs`, `egress.rs`
 //!
 //! A pure function of the tables and the tuple a packet is looked up by, so every worker gives the same answer. An ICMP
 //! error is looked up by the reverse of what it quotes, so it is owned like the flow it is about (rule 4).
 
 use crate::family::Family;
 use crate::packet::Domain;
+use crate::stage::egress;
 use crate::state::Tuple;
 use crate::state::fragment::FragmentKey;
 use crate::table::Tables;
+use crate::table::egress::PortClass;
 use crate::table::owner::WorkerId;
 
 /// Translated addresses up to this number are compared one by one; more are searched.
@@ -27,7 +29,36 @@ pub fn of<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> WorkerId {
     if tuple.domain == Domain::Overlay as u8 && is_translated(A::sources(tables), &tuple.destination) {
         return tables.owners.owner(tuple.destination_port);
     }
+    if !tables.egress.is_empty()
+        && let Some(owner) = of_egress(tables, tuple)
+    {
+        return owner;
+    }
     by_client(tables, tuple, tables.services.any_sticky() && is_sticky(tables, tuple))
+}
+
+/// The owner of what pods send to the outside, and of what comes to an external address.
+#[inline(never)]
+fn of_egress<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> Option<WorkerId> {
+    if tuple.domain == Domain::Overlay as u8 {
+        return egress::is_outside(tables, &tuple.destination).then(|| by_pod(tables, tuple.source));
+    }
+    let id = tuple.destination.external(tables)?;
+    let row = tables.egress.external(id)?;
+    let forwarded = || row.forwards.get(&(tuple.protocol, tuple.destination_port)).map(|(pod, _)| *pod);
+    if let Some(pod) = row.whole.or_else(|| if row.forwards.is_empty() { None } else { forwarded() }) {
+        return Some(by_pod(tables, A::unmapped(&pod)?));
+    }
+    let class = PortClass::of(tuple.protocol)?;
+    Some(tables.egress.port_owner(&tables.owners, id, class, tuple.destination_port))
+}
+
+/// Rule 3: H(pod address). All of a pod's flows to the outside meet one worker, which hands out its ports and knows how many
+/// it holds.
+#[inline]
+fn by_pod<A: Family>(tables: &Tables, pod: A) -> WorkerId {
+    const PODS: u64 = 1 << 32;
+    tables.owners.of_hash(A::mix(pod, A::new_zeroed(), PODS, tables.owners.keys()))
 }
 
 /// Who owned packets with `tuple` if its Service was toggled between keeping clients and not: flows that began before
@@ -35,7 +66,8 @@ pub fn of<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> WorkerId {
 #[cold]
 pub fn before<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> WorkerId {
     let translated = tuple.domain == Domain::Overlay as u8 && is_translated(A::sources(tables), &tuple.destination);
-    if translated { of(tables, tuple) } else { by_client(tables, tuple, !is_sticky(tables, tuple)) }
+    let is_pods = !tables.egress.is_empty() && of_egress(tables, tuple).is_some();
+    if translated || is_pods { of(tables, tuple) } else { by_client(tables, tuple, !is_sticky(tables, tuple)) }
 }
 
 /// The owner of the fragments of one datagram until their ports are known.

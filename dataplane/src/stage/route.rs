@@ -30,6 +30,8 @@ pub enum Hop {
         /// Its address, IPv4 mapped.
         address: [u8; 16],
     },
+    /// Back in, as if from the wire: the destination is an external address (N-010). No flow keeps it.
+    Hairpin,
 }
 
 /// How one packet leaves: the device, and the neighbour's MAC when it is known.
@@ -76,6 +78,7 @@ pub fn departure(tables: &Tables, hop: Hop, hash: u64) -> Result<Departure, Drop
             choose(&row.next_hops, hash).ok_or(DropReason::NoTunnel)?
         }
         Hop::Ask { device, address } => return Ok(Departure { device, mac: None, address }),
+        Hop::Hairpin => return Ok(Departure { device: DeviceId::NONE, mac: None, address: [0; 16] }),
     };
     let row = tables.neighbours.row(neighbour).ok_or(DropReason::NoRoute)?;
     let mac = (row.state == NeighbourState::Resolved).then_some(row.mac);
@@ -90,6 +93,8 @@ pub fn carries(tables: &Tables, hop: Hop) -> Option<u16> {
         Hop::Tunnel(tunnel) => return tables.tunnels.row(tunnel).map(|row| row.inner_mtu),
         Hop::Neighbour(neighbour) => tables.neighbours.row(neighbour)?.device,
         Hop::Ask { device, .. } => device,
+        // Whatever comes after it asks again.
+        Hop::Hairpin => return Some(u16::MAX),
     };
     tables.devices.row(device).map(|row| row.mtu)
 }
@@ -130,12 +135,12 @@ pub fn pack(forward: Option<Hop>, reply: Option<Hop>) -> (u8, u16, u16) {
     let (forward_plain, forward) = match forward {
         Some(Hop::Tunnel(tunnel)) => (0, tunnel.0),
         Some(Hop::Neighbour(neighbour)) => (FORWARD_PLAIN, neighbour.0),
-        Some(Hop::Ask { .. }) | None => (FORWARD_PLAIN, NeighbourId::NONE.0),
+        Some(Hop::Ask { .. } | Hop::Hairpin) | None => (FORWARD_PLAIN, NeighbourId::NONE.0),
     };
     let (reply_tunnel, reply) = match reply {
         Some(Hop::Tunnel(tunnel)) => (REPLY_TUNNEL, tunnel.0),
         Some(Hop::Neighbour(neighbour)) => (0, neighbour.0),
-        Some(Hop::Ask { .. }) | None => (0, NeighbourId::NONE.0),
+        Some(Hop::Ask { .. } | Hop::Hairpin) | None => (0, NeighbourId::NONE.0),
     };
     (forward_plain | reply_tunnel, forward, reply)
 }
@@ -158,7 +163,9 @@ pub fn kept<A: Family>(entry: &Entry<A>, direction: Direction) -> Option<Hop> {
 
 /// Makes an entry keep what revalidation found.
 pub fn keep<A: Family>(entry: &mut Entry<A>, refresh: &Refresh) {
-    (entry.mark, entry.tunnel, entry.next_hop) = pack(refresh.forward, refresh.reply);
+    let (mark, tunnel, next_hop) = pack(refresh.forward, refresh.reply);
+    entry.mark = entry.mark & !(FORWARD_PLAIN | REPLY_TUNNEL) | mark;
+    (entry.tunnel, entry.next_hop) = (tunnel, next_hop);
     entry.backend_epoch = refresh.backend_epoch;
     entry.routes_epoch = refresh.routes_epoch;
 }

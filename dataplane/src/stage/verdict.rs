@@ -140,6 +140,8 @@ pub fn carry_out(
     match verdict {
         Verdict::Send(device) => exits.send(device, frame, counters),
         Verdict::Drop(reason) => exits.discard(frame, reason, counters),
+        // Whoever decided so takes it back in before it comes here.
+        Verdict::Hairpin => exits.discard(frame, DropReason::NoEgressPort, counters),
         Verdict::Hold { device, address } => {
             want(device, address);
             match state.hold.push(device, address, frame, now_ns) {

@@ -27,6 +27,19 @@ const _: () = assert!(DOMAIN_WIRE == 0 && DOMAIN_OVERLAY == DOMAIN);
 /// The entry is in the list of flows that are opening: `bytes` are the rows of its neighbours there, the older one first,
 /// and `packets` are full, so that counting comes by and asks (see `opening`).
 const LISTED: u8 = 0x08;
+/// Bits of [`Entry::mark`] below these are the routes'.
+pub mod mark {
+    /// A pod's flow to the outside: its source is translated, it has the timers of such flows, and packets from outside
+    /// do not keep it (N-008).
+    pub const EGRESS: u8 = 4;
+    /// … and it belongs to an endpoint-independent mapping.
+    pub const MAPPED: u8 = 8;
+    /// Number of its timer from this bit on; 0: as its state says.
+    pub const TIMER_SHIFT: u32 = 4;
+    /// The timer of ICMP echo.
+    pub const TIMER_ECHO: u8 = 15;
+}
+
 /// Packets of the reply direction never come here, and the index does not lead them here.
 const ONE_WAY: u8 = 0x04;
 
@@ -179,6 +192,20 @@ impl<A: Address> Entry<A> {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.flags & LIVE != 0
+    }
+
+    /// Whether this is a pod's flow to the outside.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_egress(&self) -> bool {
+        self.mark & mark::EGRESS != 0
+    }
+
+    /// Whether a datagram of `direction` starts the timer again: of a pod's flow only what the pod sends (N-008).
+    #[inline(always)]
+    #[must_use]
+    pub fn is_kept_by(&self, direction: Direction) -> bool {
+        self.mark & mark::EGRESS == 0 || direction.index() == 0
     }
 
     /// Whether only packets of the original direction are seen: they leave as they came, but for where to.

@@ -390,7 +390,7 @@ impl<A: Address> FlowTable<A> {
                 continue;
             }
             let silent = ticks_since(entry.last_seen_ticks, now);
-            let is_over = silent > self.timeouts.of(entry.state);
+            let is_over = silent > self.timeouts.of_marked(entry.state, entry.mark);
             let rank = dispensable::rank(entry.state, is_over).map(|rank| (rank, silent));
             if let Some(rank) = rank
                 && best.is_none_or(|(held, _)| rank > held)
@@ -412,7 +412,18 @@ impl<A: Address> FlowTable<A> {
     }
 
     /// As [`expire`](Self::expire), and shows the flows that stay as well, so that their counters can be folded.
-    pub fn sweep(&mut self, now: Ticks, entries_max: u32, mut on_entry: impl FnMut(FlowId, Swept<'_, A>)) -> u32 {
+    pub fn sweep(&mut self, now: Ticks, entries_max: u32, on_entry: impl FnMut(FlowId, Swept<'_, A>)) -> u32 {
+        self.sweep_judging(now, entries_max, |_| false, on_entry)
+    }
+
+    /// As [`sweep`](Self::sweep); flows that `is_void` says are nothing any more end as well, whatever their timer says.
+    pub fn sweep_judging(
+        &mut self,
+        now: Ticks,
+        entries_max: u32,
+        mut is_void: impl FnMut(&mut Entry<A>) -> bool,
+        mut on_entry: impl FnMut(FlowId, Swept<'_, A>),
+    ) -> u32 {
         let mut expired = 0;
         for _ in 0..entries_max.min(self.fresh) {
             let row = if self.sweep < self.fresh { self.sweep } else { 0 };
@@ -423,7 +434,8 @@ impl<A: Address> FlowTable<A> {
                 continue;
             }
             // Strictly more: both readings are rounded down to a tick, and no flow may end early (N-102).
-            if ticks_since(entry.last_seen_ticks, now) > self.timeouts.of(entry.state) {
+            let is_over = ticks_since(entry.last_seen_ticks, now) > self.timeouts.of_marked(entry.state, entry.mark);
+            if is_over || is_void(entry) {
                 on_entry(FlowId(row), Swept::Expired(entry));
                 self.remove(FlowId(row));
                 expired += 1;

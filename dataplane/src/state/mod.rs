@@ -17,6 +17,10 @@ pub mod tcp;
 pub mod sctp;
 pub mod one_way;
 pub mod nat;
+pub mod ports;
+pub mod mapping;
+pub mod egress;
+pub mod external;
 pub mod hold;
 pub mod fragment;
 pub mod limit;
@@ -29,10 +33,11 @@ pub mod worker;
 #[cfg(test)]
 mod oracle;
 
-pub use entry::{Entry, FlowState, Fold, NewFlow};
+pub use egress::Grant;
+pub use entry::{Entry, FlowState, Fold, NewFlow, mark};
 pub use flow::{Candidate, FlowId, FlowTable, Hit, InsertError, Swept, Victim};
 pub use tuple::{Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Tuple};
-pub use worker::{Capacity, Entropy, Learn, State};
+pub use worker::{Capacity, EgressError, Entropy, IsVoid, Learn, State};
 
 /// Moments as flows store them: the number of the 2^20 ns interval, modulo 2^32 (it wraps after 52 days).
 pub type Ticks = u32;

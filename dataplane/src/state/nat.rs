@@ -128,7 +128,7 @@ impl<A: Address> Walk<'_, A> {
 const _: () = assert!(SOURCES_MAX as u64 * (PORTS_PER_SOURCE as u64) < 1 << 31);
 
 /// A number in 1..`pairs` without a factor in common with it, at or after a random one.
-fn stride(random: u64, pairs: u32) -> u32 {
+pub(super) fn stride(random: u64, pairs: u32) -> u32 {
     let mut stride = scale(random & 0xffff_ffff, pairs) | 1;
     // `pairs` is even and not zero, since blocks of ports are, so 1 is such a number and the loop ends; every third odd one is, about.
     while common_factor(stride, pairs) != 1 {
@@ -145,7 +145,7 @@ const fn common_factor(mut a: u32, mut b: u32) -> u32 {
 }
 
 /// `random`, below 2^32, scaled to 0..`range`.
-const fn scale(random: u64, range: u32) -> u32 {
+pub(super) const fn scale(random: u64, range: u32) -> u32 {
     ((random * range as u64) >> 32 & 0xffff_ffff) as u32
 }
 

@@ -17,6 +17,7 @@
 //! While a flow opens, `last_ack` holds what is expected instead: `last_ack[Reply]` the number that acknowledges the
 //! client's SYN, then `last_ack[Original]` the one that acknowledges the server's.
 
+use super::entry::mark;
 use super::{Direction, FlowState, Ticks, ticks_of_seconds};
 
 /// TCP flag bits as in byte 13 of the header (RFC 9293 section 3.1).
@@ -70,6 +71,13 @@ impl FlowState {
     /// UDP that went on after an answer: a conversation.
     pub const UDP_STREAM: FlowState = FlowState(18);
 
+    /// An endpoint-independent mapping that some flow uses.
+    pub const MAPPED: FlowState = FlowState(24);
+    /// A mapping that nothing uses any more, whose port rests (N-042).
+    pub const RESTING: FlowState = FlowState(25);
+    /// An address that a mapping has been used to, and that may therefore send to it (N-009).
+    pub const PERMIT: FlowState = FlowState(26);
+
     /// The name for people; states that differ only in which end came first share one.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -91,6 +99,9 @@ impl FlowState {
             FlowState::PIN_OPENING => "pin-opening",
             FlowState::PIN_CLOSED => "pin-closed",
             FlowState::PIN_DOUBTED => "pin-doubted",
+            FlowState::MAPPED => "mapped",
+            FlowState::RESTING => "resting",
+            FlowState::PERMIT => "permit",
             _ => self.name_of_sctp(),
         }
     }
@@ -127,7 +138,12 @@ impl std::fmt::Debug for FlowState {
 
 /// How long a flow stays without a packet, per state.
 #[derive(Debug, Clone)]
-pub struct Timeouts([Ticks; STATES]);
+pub struct Timeouts {
+    /// Of Services' flows, then of pods' flows to the outside.
+    states: [[Ticks; STATES]; 2],
+    /// Of pods' flows that have a timer of their own, by its number; 0: none has it.
+    numbered: [Ticks; 16],
+}
 
 /// Numbers that states can have.
 const STATES: usize = 64;
@@ -161,12 +177,36 @@ const SECONDS: [(FlowState, u32); 20] = [
     (FlowState::PIN_DOUBTED, 240),
 ];
 
+/// Seconds where those of pods' flows to the outside differ (column ESNAT of spec 4.7; N-007, N-024).
+const SECONDS_EGRESS: [(FlowState, u32); 6] = [
+    (FlowState::LAST_ACK, 240),
+    (FlowState::LAST_ACK_REPLY, 240),
+    (FlowState::CLOSE, 240),
+    (FlowState::UDP_UNREPLIED, 300),
+    (FlowState::UDP_REPLIED, 300),
+    (FlowState::UDP_STREAM, 300),
+];
+/// N-030: at least 60 s.
+const ECHO_SECONDS: u32 = 60;
+/// N-042.
+const REST_SECONDS: u32 = 120;
+
 impl Default for Timeouts {
     fn default() -> Timeouts {
-        let mut timeouts = Timeouts([0; STATES]);
+        let mut timeouts = Timeouts { states: [[0; STATES]; 2], numbered: [0; 16] };
         for (state, seconds) in SECONDS.into_iter().chain(super::sctp::SECONDS) {
             timeouts.set(state, seconds);
         }
+        timeouts.states[1] = timeouts.states[0];
+        for (state, seconds) in SECONDS_EGRESS {
+            timeouts.states[1][usize::from(state.0)] = ticks_of_seconds(seconds);
+        }
+        for state in [FlowState::MAPPED, FlowState::PERMIT] {
+            // Ends with its flows, however long these last.
+            timeouts.states[0][usize::from(state.0)] = Ticks::MAX;
+        }
+        timeouts.set(FlowState::RESTING, REST_SECONDS);
+        timeouts.set_numbered(mark::TIMER_ECHO, ECHO_SECONDS);
         timeouts
     }
 }
@@ -176,12 +216,33 @@ impl Timeouts {
     #[inline(always)]
     #[must_use]
     pub fn of(&self, state: FlowState) -> Ticks {
-        self.0[usize::from(state.0) % self.0.len()]
+        self.states[0][usize::from(state.0) % STATES]
+    }
+
+    /// Ticks that a flow in `state` lasts whose entry has this mark.
+    #[inline(always)]
+    #[must_use]
+    pub fn of_marked(&self, state: FlowState, mark: u8) -> Ticks {
+        if mark & mark::EGRESS == 0 { self.of(state) } else { self.of_egress(state, mark) }
+    }
+
+    fn of_egress(&self, state: FlowState, mark: u8) -> Ticks {
+        match self.numbered[usize::from(mark >> mark::TIMER_SHIFT)] {
+            0 => self.states[1][usize::from(state.0) % STATES],
+            ticks => ticks,
+        }
+    }
+
+    /// Makes flows with the timer `number` (1 to 15) last `seconds`; 0: as their state says.
+    pub fn set_numbered(&mut self, number: u8, seconds: u32) {
+        if number > 0 {
+            self.numbered[usize::from(number) % 16] = ticks_of_seconds(seconds);
+        }
     }
 
     /// Makes `state` last at least `seconds` (at most 13 days, where the clock of flows could be misread).
     pub fn set(&mut self, state: FlowState, seconds: u32) {
-        self.0[usize::from(state.0) % STATES] = ticks_of_seconds(seconds);
+        self.states[0][usize::from(state.0) % STATES] = ticks_of_seconds(seconds);
     }
 }
 

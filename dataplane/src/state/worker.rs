@@ -9,6 +9,7 @@ use tidegate_io::mem::HugePages;
 
 use super::affinity::Affinity;
 use super::answers::Answers;
+use super::egress::{Egress, Grant, NoRoom};
 use super::fragment::{Fragments, Waiting};
 use super::hold::Hold;
 use super::limit::TokenBucket;
@@ -45,6 +46,8 @@ pub struct State {
     pub answers: Answers,
     /// How many flows to nodes may still begin (L-021).
     pub pins: TokenBucket,
+    /// Ports and mappings of pods' flows to the outside.
+    pub egress: Egress,
 }
 
 /// How large the state of a worker is. Memory is touched as it is used.
@@ -91,6 +94,7 @@ impl State {
             fragments: Fragments::new(seed),
             answers: Answers::new(rate, seed, now_ns),
             pins: TokenBucket::new(pins, pins, now_ns),
+            egress: Egress::new(&capacity, seed)?,
         })
     }
 
@@ -98,7 +102,7 @@ impl State {
     pub fn make_room<A: Family>(&mut self, flow: &NewFlow<A>, now: Ticks) -> Option<Victim> {
         let victim = A::flows_mut(self).victim(flow.state, now)?;
         let (Victim::HalfOpen(ended) | Victim::Spared(ended)) = victim;
-        self.end::<A>(ended);
+        self.end::<A>(ended, now);
         Some(victim)
     }
 
@@ -118,6 +122,27 @@ impl State {
         Ok(id)
     }
 
+    /// Begins a pod's flow to the outside.
+    ///
+    /// # Errors
+    /// Why not; nothing has changed then.
+    pub fn begin_egress<A: Family>(
+        &mut self,
+        flow: &NewFlow<A>,
+        grant: &Grant,
+        now: Ticks,
+    ) -> Result<FlowId, EgressError> {
+        let id = self.begin(flow, now).map_err(EgressError::Flow)?;
+        match self.egress.join(flow, grant, now) {
+            Ok(()) => Ok(id),
+            Err(full) => {
+                A::flows_mut(self).remove(id);
+                self.usage.close(flow.backend, flow.state.is_active());
+                Err(EgressError::Port(full))
+            }
+        }
+    }
+
     /// Remembers what was chosen for a flow that has begun; false when its client should be remembered and there is no
     /// place for it.
     pub fn learn<A: Family>(&mut self, original: &Tuple<A>, backend: BackendId, learn: &Learn, now: Ticks) -> bool {
@@ -130,21 +155,25 @@ impl State {
     }
 
     /// Ends a flow before its time; whether it was live.
-    pub fn end<A: Family>(&mut self, flow: FlowId) -> bool {
+    pub fn end<A: Family>(&mut self, flow: FlowId, now: Ticks) -> bool {
         let entry = *A::flows(self).entry(flow);
         let live = A::flows_mut(self).remove(flow);
         if live {
-            last_look(&mut self.usage, &entry);
+            last_look(&mut self.usage, &mut self.egress, &entry, now);
         }
         live
     }
 
     /// Ends flows whose time is over among the rows that are due `elapsed` ticks after the last look, at most
     /// [`limits::EXPIRE_PER_TURN`] of each family; returns how many (N-102). What the others have counted goes to their
-    /// backends, so that these are never further behind than one lap.
-    pub fn expire(&mut self, now: Ticks, elapsed: Ticks) -> u32 {
-        let usage = &mut self.usage;
-        expire(&mut self.v4, usage, now, elapsed) + expire(&mut self.v6, usage, now, elapsed)
+    /// backends, so that these are never further behind than one lap. Pods' flows to the outside that `is_void` says are
+    /// nothing any more end too (N-101).
+    pub fn expire(&mut self, now: Ticks, elapsed: Ticks, is_void: &impl IsVoid) -> u32 {
+        let (usage, egress) = (&mut self.usage, &mut self.egress);
+        let expired = expire(&mut self.v4, usage, egress, now, elapsed, |entry| is_void.v4(entry))
+            + expire(&mut self.v6, usage, egress, now, elapsed, |entry| is_void.v6(entry));
+        egress.expire(now, elapsed);
+        expired
     }
 
     /// Live flows of both families.
@@ -153,14 +182,39 @@ impl State {
     }
 }
 
+/// Who knows which of pods' flows to the outside are nothing any more. Those that go on may be told that they were looked at.
+pub trait IsVoid {
+    /// Of IPv4.
+    fn v4(&self, entry: &mut Entry<[u8; 4]>) -> bool;
+    /// Of IPv6.
+    fn v6(&self, entry: &mut Entry<[u8; 16]>) -> bool;
+}
+
+/// Why a pod's flow to the outside does not begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EgressError {
+    /// No flow could begin.
+    Flow(InsertError),
+    /// There is no room for its port or mapping.
+    Port(NoRoom),
+}
+
 #[inline]
-fn expire<A: Family>(flows: &mut FlowTable<A>, usage: &mut Usage, now: Ticks, elapsed: Ticks) -> u32 {
+fn expire<A: Family>(
+    flows: &mut FlowTable<A>,
+    usage: &mut Usage,
+    egress: &mut Egress,
+    now: Ticks,
+    elapsed: Ticks,
+    is_void: impl Fn(&mut Entry<A>) -> bool,
+) -> u32 {
     if flows.live() == 0 {
         return 0;
     }
     let rows_max = flows.sweep_share(elapsed).min(limits::EXPIRE_PER_TURN);
-    flows.sweep(now, rows_max, |_, swept| match swept {
-        Swept::Expired(entry) => last_look(usage, entry),
+    let is_void = |entry: &mut Entry<A>| entry.is_egress() && is_void(entry);
+    flows.sweep_judging(now, rows_max, is_void, |_, swept| match swept {
+        Swept::Expired(entry) => last_look(usage, egress, entry, now),
         Swept::Live(entry) => {
             for direction in [Direction::Original, Direction::Reply] {
                 let fold = entry.fold(direction);
@@ -173,11 +227,12 @@ fn expire<A: Family>(flows: &mut FlowTable<A>, usage: &mut Usage, now: Ticks, el
 }
 
 /// Takes over what an entry that ends has counted.
-fn last_look<A: Family>(usage: &mut Usage, entry: &Entry<A>) {
+fn last_look<A: Family>(usage: &mut Usage, egress: &mut Egress, entry: &Entry<A>, now: Ticks) {
     for direction in [Direction::Original, Direction::Reply] {
         usage.fold(entry.backend, direction, entry.counted(direction));
     }
     usage.close(entry.backend, entry.state.is_active());
+    egress.part(entry, now);
 }
 
 /// A source of unpredictable numbers for choices that an outsider must not foresee, cheap enough for every new flow.

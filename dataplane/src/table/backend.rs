@@ -125,6 +125,15 @@ impl BackendTable {
         rows.map(|(id, row)| (BackendId(id), row))
     }
 
+    /// Moves the epoch of an id, though its row stays: something else that its flows depend on has changed. Build side: two
+    /// chunks.
+    pub fn touch(&mut self, id: BackendId) {
+        let Some(row) = self.row(id).copied() else { return };
+        let epoch = row.epoch.wrapping_add(1);
+        self.rows.set(id.0, BackendRow { epoch, ..row });
+        self.epochs.set(id.0, epoch);
+    }
+
     /// Writes a row and returns its epoch: one more than before if state or identity changed, else the same. `row.epoch` is
     /// ignored. Build side: two chunks.
     pub fn set(&mut self, id: BackendId, row: BackendRow) -> u16 {

@@ -36,10 +36,12 @@ impl LocalKind {
     pub const SERVICE: LocalKind = LocalKind(32);
     /// An address of this machine at which node ports are served; everything else there is the kernel's.
     pub const NODE: LocalKind = LocalKind(64);
+    /// What pods look like from outside: replies to translated flows come to it.
+    pub const EXTERNAL: LocalKind = LocalKind(128);
     /// Roles of addresses at which Services have frontends.
     pub const SERVED: LocalKind = LocalKind::VIP.union(LocalKind::SERVICE).union(LocalKind::NODE);
 
-    const NAMES: [(LocalKind, &'static str); 7] = [
+    const NAMES: [(LocalKind, &'static str); 8] = [
         (LocalKind::VIP, "vip"),
         (LocalKind::ANNOUNCED, "announced"),
         (LocalKind::FULLNAT_SOURCE, "fullnat-source"),
@@ -47,6 +49,7 @@ impl LocalKind {
         (LocalKind::VTEP_UNDERLAY, "vtep-underlay"),
         (LocalKind::SERVICE, "service"),
         (LocalKind::NODE, "node"),
+        (LocalKind::EXTERNAL, "external"),
     ];
 
     /// Whether all roles of `other` are in this set.
@@ -301,7 +304,7 @@ mod tests {
         assert_eq!(kind.to_string(), "vip,announced");
         assert_eq!(LocalKind::NONE.to_string(), "");
         let all = LocalKind::NAMES.iter().fold(LocalKind::NONE, |all, (kind, _)| all | *kind);
-        assert_eq!(all.0.count_ones(), 7, "each role has a bit of its own");
+        assert_eq!(all.0.count_ones(), 8, "each role has a bit of its own");
     }
 
     #[test]

@@ -61,13 +61,19 @@ pub mod policy;
 pub mod owner;
 /// Network devices of the gateway.
 pub mod device;
+/// Pods that policies select.
+pub mod pod;
+/// What pods look like from outside.
+pub mod egress;
 
 use backend::BackendTable;
 use device::DeviceTable;
+use egress::EgressTable;
 use local::LocalTable;
 use nat::NatTable;
 use neighbour::NeighbourTable;
 use owner::OwnerTable;
+use pod::PodTable;
 use policy::PolicyTable;
 use route::RouteTable;
 use service::ServiceTable;
@@ -112,6 +118,12 @@ ids! {
     NeighbourId(u16);
     /// One network device.
     DeviceId(u16);
+    /// One address of a pod that policies select.
+    PodId(u32);
+    /// One egress policy.
+    EgressId(u16);
+    /// One address that pods look like from outside.
+    ExternalId(u16);
 }
 
 /// An IPv4 address as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2), the form in which rows hold addresses of both families.
@@ -186,6 +198,10 @@ pub struct Tables {
     pub owners: Arc<OwnerTable>,
     /// Network devices.
     pub devices: Arc<DeviceTable>,
+    /// Pods that policies select.
+    pub pods: Arc<PodTable>,
+    /// Egress policies and external addresses.
+    pub egress: Arc<EgressTable>,
     /// What applies to all packets alike.
     pub settings: Settings,
 }

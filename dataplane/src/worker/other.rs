@@ -12,16 +12,17 @@ use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
 use crate::family::Family;
 use crate::handover::{Links, Parcel};
-use crate::packet::{Key, Packet};
+use crate::packet::{Domain, Key, Packet};
 use crate::pipeline::{self, Moment, Silent, Verdict};
 use crate::stage::verdict::{self, Exits};
-use crate::stage::{encap, fragment, local, owner};
+use crate::stage::{egress, encap, fragment, local, owner};
 use crate::state::fragment::{Outcome, Ports, Refusal, Waiting};
 use crate::state::hold::Outlook;
 use crate::state::{Entropy, State, Tuple};
 use crate::table::neighbour::{NeighbourRow, NeighbourState};
 use crate::table::owner::WorkerId;
-use crate::table::{DeviceId, Tables};
+use crate::table::{DeviceId, Tables, TunnelId};
+use crate::wire::packet::parse_l3;
 use crate::wire::{Family as Version, protocol, tcp};
 
 /// All of a worker but its batch: what a frame can need in the last sweep.
@@ -85,15 +86,48 @@ impl Hands<'_> {
         let decision = pipeline::decide(self.tables, self.state, packet, tuple, hash, moment, &mut Silent);
         let (state, counters) = (&mut *self.state, &mut *self.counters);
         let verdict = pipeline::apply(self.tables, state, counters, packet, &mut frame, hash, decision, self.now_ns);
-        self.carry_out(verdict, frame);
+        match verdict {
+            Verdict::Hairpin => self.take_back(frame, packet, hops),
+            verdict => self.carry_out(verdict, frame),
+        }
+    }
+
+    /// A pod's packet to an external address comes back in as if from the wire: the second half of a hairpin (N-010), by the
+    /// owner of the port it is to (design 4, rule 6).
+    #[cold]
+    fn take_back(&mut self, frame: Frame, packet: &Packet, hops: u8) {
+        let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
+        let read = parse_l3(l3).ok().filter(|_| packet.domain == Domain::Overlay);
+        let Some(read) = read else { return self.carry_out(Verdict::Drop(DropReason::NoRoute), frame) };
+        self.counters.count(Event::Hairpinned);
+        let packet = Packet { domain: Domain::Wire, tunnel: TunnelId::NONE, ecn: None, l3: read, ..*packet };
+        let key = match pipeline::classify(&packet, l3) {
+            Key::None => egress::echo_key(self.tables, &packet, l3),
+            key => key,
+        };
+        match key {
+            Key::V4(tuple) => self.take_back_to(frame, &packet, &tuple, hops),
+            Key::V6(tuple) => self.take_back_to(frame, &packet, &tuple, hops),
+            // A fragment, or an echo request to an address that pods share.
+            Key::None => self.local(frame, &packet),
+        }
+    }
+
+    fn take_back_to<A: Family>(&mut self, frame: Frame, packet: &Packet, tuple: &Tuple<A>, hops: u8) {
+        let to = owner::of(self.tables, tuple);
+        if to != self.state.worker {
+            return self.hand_over(frame, packet, A::key(*tuple), to, hops);
+        }
+        let hash = A::flows(self.state).hash(tuple);
+        self.flow(frame, packet, tuple, hash, hops);
     }
 
     /// Who may know the flow of this packet, if we do not: it began before its Service was told to keep clients, or not
     /// to any more, and lives where it began (S-094, S-100). Only what cannot begin a flow itself is worth asking for.
     #[cold]
     fn elsewhere<A: Family>(&self, packet: &Packet, tuple: &Tuple<A>) -> Option<WorkerId> {
-        let opens = tuple.protocol == protocol::UDP || packet.l3.tcp_flags & tcp::SYN != 0;
-        let error = packet.l3.protocol == A::ICMP;
+        let opens = tuple.protocol != protocol::TCP || packet.l3.tcp_flags & tcp::SYN != 0;
+        let error = packet.l3.is_icmp_error();
         if (opens && !error) || self.links.is_alone() || A::flows(self.state).lookup(tuple).is_some() {
             return None;
         }

@@ -19,6 +19,7 @@ mod affinity;
 mod schedule;
 mod node;
 mod nat;
+mod egress;
 mod route;
 mod encap;
 mod decap;
