@@ -85,7 +85,10 @@ impl Hands<'_> {
         let decision = pipeline::decide(self.tables, self.state, packet, tuple, hash, moment, &mut Silent);
         let (state, counters) = (&mut *self.state, &mut *self.counters);
         let verdict = pipeline::apply(self.tables, state, counters, packet, &mut frame, hash, decision, self.now_ns);
-        self.carry_out(verdict, frame);
+        match verdict {
+            Verdict::Cut(hop) => self.cut(frame, packet, hop, hash),
+            verdict => self.carry_out(verdict, frame),
+        }
     }
 
     /// Who may know the flow of this packet, if we do not: it began before its Service was told to keep clients, or not
