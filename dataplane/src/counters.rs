@@ -78,6 +78,7 @@ events! {
     HandedOver,         "handed_over", "Packets handed to the worker that owns them.";
     TakenOver,          "taken_over", "Packets taken from another worker.";
     FragmentHeld,       "fragment_held", "Fragments that waited for the first of their datagram (N-060).";
+    Cut,                "cut", "Packets larger than their path that were cut into fragments (V-010).";
     Turns,              "turns", "Turns made.";
     IdleTurns,          "idle_turns", "Turns that found no packet.";
     Sleeps,             "sleeps", "Times the worker slept on its descriptors.";

@@ -148,6 +148,7 @@ drops! {
     EditRefused,           rewrite, Error, "The frame was not what parse had said of it; report this.";
     TtlExpired,            rewrite, Info,  "Time to live ran out; beyond the rate at which that is answered.";
     TooBig,                encap, Info,    "Larger than the path allows; beyond the rate at which that is answered (V-010).";
+    NoFrames,              encap, Error,   "No free frame for the pieces of a packet that had to be cut (V-010).";
     NoHeadroom,            encap, Error,   "The frame has no room for another header.";
     AnswerSuppressed,      local, Info,    "A request that we answer, beyond the rate at which we do.";
     ErrorUnmatched,        error, Info,    "An ICMP error that quotes no flow of ours.";

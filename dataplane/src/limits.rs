@@ -70,6 +70,10 @@ pub const ROWS_PER_ANSWER: u32 = 10_000;
 /// Flow entries looked at for one answer, so that a sparse table cannot hold the worker up.
 pub const ENTRIES_PER_ANSWER: u32 = 1 << 20;
 
+/// Fragments that one packet may be cut into (V-010): a frame of 9,000 bytes for the least path that IPv4 promises (576, RFC
+/// 791 section 3.2). What would be more is answered as if it must not be cut.
+pub const PIECES_PER_PACKET: usize = 17;
+
 /// Bytes of VXLAN over IPv4: Ethernet is not counted on the outside, so 20 + 8 + 8 + 14 (V-009).
 pub const OVERHEAD_V4_BYTES: u16 = 50;
 

@@ -230,6 +230,8 @@ pub enum Verdict {
     },
     /// It has left the overlay for an external address: it comes back in as if from the wire (N-010).
     Hairpin,
+    /// It is finished but for its outside and larger than this hop carries: it leaves in fragments (V-010).
+    Cut(Hop),
     /// It ends here, counted by reason.
     Drop(DropReason),
 }
@@ -383,7 +385,7 @@ pub fn apply<A: Family>(
             if A::flows(state).entry(flow).protocol() == protocol::SCTP {
                 sctp::forward::<A>(tables, state, counters, packet, frame, said, hit, hop, hash, now_ns)
             } else if packet.l3.has_l4() {
-                forward::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
+                forward_by::<A, true>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
             } else {
                 forward_later::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
             }
@@ -431,7 +433,7 @@ pub fn apply<A: Family>(
                             tables, state, counters, packet, frame, said, hit, hop, hash, now_ns,
                         );
                     }
-                    forward::<A>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns)
+                    forward_by::<A, true>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns)
                 }
                 Err(InsertError::Full) if pin => {
                     pass::<A>(tables, state, counters, packet, frame, flow.backend, flow.forward, hash)
@@ -445,7 +447,7 @@ pub fn apply<A: Family>(
             match error::translate::<A>(tables, packet, frame, &entry, direction) {
                 Ok(()) => {
                     counters.count(Event::ErrorTranslated);
-                    depart(tables, counters, packet, frame, hop, hash)
+                    leave(tables, counters, packet, frame, hop, hash)
                 }
                 Err(reason) => Verdict::Drop(reason),
             }
@@ -527,10 +529,27 @@ fn deliver<A: Family>(
     }
 }
 
-/// Edits and sends a packet of a known flow: the way of nearly every packet.
+/// Edits and sends a packet of a known flow that fits its hop: the way of nearly every packet.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub fn forward<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    hit: Hit,
+    hop: Hop,
+    hash: u64,
+    now_ns: u64,
+) -> Verdict {
+    forward_by::<A, false>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
+}
+
+/// As [`forward`]; with `CUT` also of one that does not fit.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn forward_by<A: Family, const CUT: bool>(
     tables: &Tables,
     state: &mut State,
     counters: &mut Counters,
@@ -581,6 +600,9 @@ pub fn forward<A: Family>(
         Edited::Clamped => counters.count(Event::MssClamped),
         Edited::Refused => return Verdict::Drop(DropReason::EditRefused),
     }
+    if CUT {
+        return leave(tables, counters, packet, frame, hop, hash);
+    }
     depart(tables, counters, packet, frame, hop, hash)
 }
 
@@ -609,7 +631,7 @@ fn forward_later<A: Family>(
         A::flows_mut(state).settle(hit.flow);
     }
     match rewrite::run(packet, frame, &to, None) {
-        Edited::Plainly | Edited::Clamped => depart(tables, counters, packet, frame, hop, hash),
+        Edited::Plainly | Edited::Clamped => leave(tables, counters, packet, frame, hop, hash),
         Edited::Refused => Verdict::Drop(DropReason::EditRefused),
     }
 }
@@ -650,7 +672,7 @@ fn pass<A: Family>(
         Edited::Clamped => counters.count(Event::MssClamped),
         Edited::Refused => return Verdict::Drop(DropReason::EditRefused),
     }
-    depart(tables, counters, packet, frame, hop, hash)
+    leave(tables, counters, packet, frame, hop, hash)
 }
 
 /// V-013: the largest packet that fits the overlay, whichever way it goes.
@@ -661,9 +683,20 @@ fn mtu_both_ways<A: Family>(tables: &Tables, entry: &Entry<A>) -> Option<u16> {
     tables.settings.clamp_mss.then_some(mtu)
 }
 
+/// Sends a finished packet over `hop`, in fragments where it does not fit: nothing larger than the path leaves (V-006).
+#[cold]
+fn leave(tables: &Tables, counters: &mut Counters, packet: &Packet, frame: &mut Frame, hop: Hop, hash: u64) -> Verdict {
+    let mtu = route::mtu(tables, hop);
+    match packet.l3.total_len {
+        len if len <= mtu => depart(tables, counters, packet, frame, hop, hash),
+        _ if flow::may_cut(&packet.l3, mtu) => Verdict::Cut(hop),
+        _ => Verdict::Drop(DropReason::TooBig),
+    }
+}
+
 /// Puts the outside on a packet whose IP header is at `packet.l3_offset`, and says where it goes.
 #[inline(always)]
-fn depart(
+pub(crate) fn depart(
     tables: &Tables,
     counters: &mut Counters,
     packet: &Packet,

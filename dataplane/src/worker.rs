@@ -32,6 +32,8 @@ use crate::wire::{Family as Version, protocol};
 
 /// What the last sweep does with every packet that is not one of an established flow.
 mod other;
+/// A packet that is larger than its path, in fragments.
+mod cut;
 
 use other::Hands;
 

@@ -135,6 +135,7 @@ impl World {
             }
             7 => return self.speak_long(udp(client, (vip, 53)).data([5; 900])),
             8..=10 => return self.speak_sctp(client, (vip, 3868)),
+            11 => udp(client, (vip, 53)).data([6; 1440]).may_fragment(),
             _ => udp(client, (vip, 53)).data([2; 60]),
         };
         self.air.push((WAN, packet.frame(FROM_ROUTER)));
@@ -190,6 +191,12 @@ impl World {
         }
         if self.random.one_in(6) {
             pieces.swap_remove(self.random.below(pieces.len() as u64) as usize);
+        }
+        if self.random.one_in(6) {
+            // What overlaps ends its datagram, whichever worker the pieces come to (N-061).
+            let twin = pieces[self.random.below(pieces.len() as u64) as usize].clone();
+            let moved = twin.fragment.map(|(offset, more)| (offset + 8, more));
+            pieces.push(Sketch { fragment: moved, ..twin });
         }
         self.fragments += pieces.len() as u64;
         self.air.extend(pieces.iter().map(|piece| (WAN, piece.frame(FROM_ROUTER))));
@@ -461,6 +468,7 @@ fn simulate(workers: u16, seed: u64, faults: bool, steps: u32) {
     assert!(counted("passed") > 0 && counted("picked_up") > 0, "and with nodes: {}", world.fleet.told());
     let associations = world.associations;
     assert!(associations > 0, "and in associations: {}", world.fleet.told());
+    assert!(counted("cut") > 0 && counted("FragmentOverlap") > 0, "{}", world.fleet.told());
     let handed = counted("handed_over");
     assert_eq!(handed > 0, workers > 1, "{handed} handed over");
     world.end();

@@ -1,7 +1,7 @@
 //! # Error: ICMP errors and resets
 //!
 //! reads   the flow that an error quotes; `table::device`, `table::local`     writes  whole packets, in place
-//! drops   `IcmpBadChecksum`, `QuoteMalformed`, `SpoofedSource`, `TtlExpired`, `TooBig`, `NoBackend`
+//! drops   `IcmpBadChecksum`, `IcmpUnhandled`, `QuoteMalformed`, `SpoofedSource`, `TtlExpired`, `TooBig`, `NoBackend`
 //! cost    cold; one flow lookup, one copy of at most 1,280 bytes
 //! spec    L-050, S-070, S-075, S-079, N-031, N-074, P-047, V-010, V-052, L-058, RFC 792, 1812, 4443, 5508, 9293
 //! tests   `dataplane/tests/golden/error.rs`
@@ -35,6 +35,10 @@ pub fn decide<A: Family>(
     hit: Option<Hit>,
     hash: u64,
 ) -> Decision<A> {
+    // Source quench is "ignored" (RFC 6633), and a redirect is for the link that it was sent on (RFC 1122 section 3.2.2.2).
+    if packet.l3.family == Version::V4 && matches!(packet.l3.icmp_type, icmp::SOURCE_QUENCH | icmp::REDIRECT) {
+        return Decision::Drop(DropReason::IcmpUnhandled);
+    }
     let Some(hit) = hit else { return node::error_by_hash(tables, packet, tuple) };
     if packet.l3.ttl <= 1 {
         return Decision::Drop(DropReason::TtlExpired); // never an error about an error

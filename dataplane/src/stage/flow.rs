@@ -12,6 +12,7 @@
 
 use crate::drops::DropReason;
 use crate::family::Family;
+use crate::limits;
 use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Refused, Step, Trace};
 use crate::stage::route::{self, Hop};
@@ -20,6 +21,8 @@ use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
 use crate::table::backend::BackendState;
 use crate::table::local::LocalKind;
 use crate::table::{BackendId, OrphanTcp, Tables};
+use crate::wire::fragment::Pieces;
+use crate::wire::packet::L3;
 use crate::wire::{protocol, tcp};
 
 /// The hop of a packet whose flow is known, if nothing about it needs a second look.
@@ -258,10 +261,16 @@ pub(super) fn passable(tables: &Tables, packet: &Packet, hop: Hop) -> Result<(),
         return Err(Answer::TimeExceeded);
     }
     let mtu = route::mtu(tables, hop);
-    if packet.l3.total_len > mtu {
+    if packet.l3.total_len > mtu && !may_cut(&packet.l3, mtu) {
         return Err(Answer::TooBig { mtu });
     }
     Ok(())
+}
+
+/// Whether a packet that does not fit a path of `mtu` bytes is to be cut into fragments, "v4 DF=0 ⇒ fragment the inner
+/// packet" (V-010, N-014), and not into too many of them.
+pub(crate) fn may_cut(l3: &L3, mtu: u16) -> bool {
+    Pieces::plan(l3, mtu).is_some_and(|pieces| pieces.len() <= limits::PIECES_PER_PACKET)
 }
 
 fn came_right<A: Family>(tables: &Tables, packet: &Packet, entry: &Entry<A>, direction: Direction, source: A) -> bool {

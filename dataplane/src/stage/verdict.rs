@@ -1,11 +1,11 @@
 //! # Verdict: send every frame of a batch where its verdict says
 //!
 //! reads   verdicts     writes  transmit queues, the hold, magazines; every frame ends up in exactly one of them
-//! drops   `TxRingFull`, `NoEgressPort`, `NeighbourUnresolved`; counts every other reason
+//! drops   `TxRingFull`, `NoEgressPort`, `NeighbourUnresolved`, `TooBig`; counts every other reason
 //! cost    one table read by index; one ring write per frame, in batches
 //! spec    design 9: a packet leaves with exactly one verdict     tests   `dataplane/tests/books.rs`
 
-use tidegate_io::{Batch, Frame, Magazine, Port};
+use tidegate_io::{Batch, Frame, GroupId, Magazine, Port};
 
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
@@ -94,6 +94,11 @@ impl Exits {
         }
     }
 
+    /// A free frame of `group`, if there is one.
+    pub fn take(&mut self, group: GroupId) -> Option<Frame> {
+        self.magazines.iter_mut().find(|magazine| magazine.group() == group)?.take()
+    }
+
     /// Hands what is pending to the rings, wakes the kernel, takes completed frames home and refills receive rings.
     pub fn flush(&mut self, counters: &mut Counters) {
         for number in 0..self.ports.len() {
@@ -142,6 +147,8 @@ pub fn carry_out(
         Verdict::Drop(reason) => exits.discard(frame, reason, counters),
         // Whoever decided so takes it back in before it comes here.
         Verdict::Hairpin => exits.discard(frame, DropReason::NoEgressPort, counters),
+        // Who can cut it has done so before.
+        Verdict::Cut(_) => exits.discard(frame, DropReason::TooBig, counters),
         Verdict::Hold { device, address } => {
             want(device, address);
             match state.hold.push(device, address, frame, now_ns) {

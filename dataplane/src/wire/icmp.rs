@@ -17,6 +17,10 @@ pub const HEADER_LEN: usize = 8;
 pub const ECHO_REPLY: u8 = 0;
 /// Destination unreachable.
 pub const UNREACHABLE: u8 = 3;
+/// Source quench (RFC 792), deprecated by RFC 6633.
+pub const SOURCE_QUENCH: u8 = 4;
+/// Redirect (RFC 792).
+pub const REDIRECT: u8 = 5;
 /// Echo request.
 pub const ECHO_REQUEST: u8 = 8;
 /// Time exceeded.

@@ -88,6 +88,7 @@ impl Hands<'_> {
         let verdict = pipeline::apply(self.tables, state, counters, packet, &mut frame, hash, decision, self.now_ns);
         match verdict {
             Verdict::Hairpin => self.take_back(frame, packet, hops),
+            Verdict::Cut(hop) => self.cut(frame, packet, hop, hash),
             verdict => self.carry_out(verdict, frame),
         }
     }

@@ -233,6 +233,10 @@ fn every_reason_is_reached_by_a_frame() {
         let mut rig = short(|tables| tables.nat = Default::default());
         rig.rx_wan(&to_names(net));
         reasons(&rig, &mut seen);
+        // A small pool is all in the receive rings.
+        let mut rig = short(|_| ());
+        (0..3).for_each(|_| rig.rx_wan(&to_names(net).long(1500).may_fragment()));
+        reasons(&rig, &mut seen);
         let mut rig = short(|tables| tables.routes = Default::default());
         rig.rx_wan(&to_names(net));
         reasons(&rig, &mut seen);

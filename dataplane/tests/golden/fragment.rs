@@ -1,5 +1,5 @@
 //! Fragments follow their first one, to the same backend and with the same translation, whatever queue and order they
-//! come in (S-076, N-060 … N-063, V-050, L-056, T-141; rule 5 of design 4).
+//! come in (S-076, N-060 … N-063, V-050, L-056, T-097, T-141; rule 5 of design 4).
 
 use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::expect::{expect_overlay, from_peer};
@@ -229,6 +229,25 @@ fn fragments_that_overlap_end_their_datagram() {
         rig.rx_wan(&pieces[1]);
         assert_eq!(rig.sent(LAN).len(), 1);
         assert_eq!(rig.moved()["FragmentOverlap"], 2);
+    }
+}
+
+#[test]
+fn pieces_that_overlap_on_different_queues_meet_and_end_their_datagram() {
+    // N-061; rule 5 of design 4: whichever workers they come to, one knows them all
+    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+        let (_, pieces) = question(net);
+        let evil = pieces[1].clone().fragment(1352, true);
+        for start in 0..usize::from(workers) {
+            let mut fleet = Fleet::new(crate::tables(), workers).unwrap();
+            for (n, piece) in [&pieces[2], &evil, &pieces[1], &pieces[0]].into_iter().enumerate() {
+                fleet.rx_wan((start + n) % usize::from(workers), piece);
+            }
+            assert!(fleet.sent(LAN).is_empty() && fleet.sent(WAN).is_empty(), "{}", fleet.told());
+            assert_eq!(fleet.counted().get("FragmentOverlap"), Some(&4), "{}", fleet.told());
+            fleet.expect_balance();
+            fleet.expect_all_frames_home();
+        }
     }
 }
 

@@ -28,6 +28,7 @@ mod error;
 mod overload;
 mod fragment;
 mod sctp;
+mod tcp;
 mod workers;
 mod sticky;
 mod books;

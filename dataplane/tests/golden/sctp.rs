@@ -96,7 +96,7 @@ pub(crate) fn associate(rig: &mut Rig, net: Net) -> u16 {
 }
 
 /// The state of the one flow there is.
-fn state(rig: &Rig) -> FlowState {
+pub(crate) fn state(rig: &Rig) -> FlowState {
     let mut states = Vec::new();
     rig.worker.state().v4.visit(0, u32::MAX, |_, entry| states.push(entry.state));
     rig.worker.state().v6.visit(0, u32::MAX, |_, entry| states.push(entry.state));
