@@ -157,6 +157,34 @@ fn it_says_ready_after_the_first_full_sync_and_ends_on_sigterm() {
 }
 
 #[test]
+fn a_second_one_with_the_same_state_directory_does_not_start() {
+    let home = home();
+    fs::write(home.path().join("manifests/a.yaml"), node("gw-1", 9)).unwrap();
+    let running = Running::start(home.path());
+    running.until_logged(&["no dataplane answers"]);
+    let output = run(home.path(), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("another tidegate-control works with"), "{}", text(&output.stderr));
+    assert!(run(home.path(), &["--check"]).status.success(), "a check disturbs nobody");
+    running.terminate();
+}
+
+#[test]
+fn check_names_the_owner_of_a_frontend_claimed_twice() {
+    let home = home();
+    let claim = |name: &str| service(name, "loadBalancerIP: 203.0.113.1, ports: [{ port: 80 }]");
+    fs::write(home.path().join("manifests/a.yaml"), node("gw-1", 9) + &claim("a") + &claim("b")).unwrap();
+    let output = run(home.path(), &["--check"]);
+    let told = text(&output.stdout);
+    assert!(
+        told.contains(
+            "FrontendsOwned: False, ClaimedTwice: older or first by name (S-067): 203.0.113.1 80/TCP belongs to shop/a"
+        ),
+        "{told}"
+    );
+}
+
+#[test]
 fn sigterm_ends_it_also_without_dataplane_and_directory() {
     let home = home();
     fs::remove_dir(home.path().join("manifests")).unwrap();
