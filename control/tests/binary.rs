@@ -169,6 +169,33 @@ fn a_second_one_with_the_same_state_directory_does_not_start() {
     running.terminate();
 }
 
+/// What is wrong with the API is told in our words; those of the client behind it would be there once a second.
+#[test]
+fn an_absent_server_is_told_by_us_alone() {
+    let home = home();
+    let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+                      clusters: [{ name: a, cluster: { server: 'http://127.0.0.1:1' } }]\n\
+                      users: [{ name: a, user: {} }]\ncontexts: [{ name: a, context: { cluster: a, user: a } }]\n";
+    fs::write(home.path().join("kubeconfig"), kubeconfig).unwrap();
+    let mut child = program()
+        .args(["--config".as_ref(), home.path().join("node.yaml").as_os_str()])
+        .args(["--kubeconfig".as_ref(), home.path().join("kubeconfig").as_os_str()])
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let (sender, log) = channel();
+    thread::spawn(move || lines.for_each(|line| drop(sender.send(line))));
+    let running = Running { child, log };
+    let mut said = Vec::new();
+    // The Lease is asked for too, some time after the rest: two problems mean that both have been refused.
+    while !said.iter().any(|line: &String| line.contains("the Lease")) {
+        said.push(running.log.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("{error}: {said:#?}")));
+    }
+    let noise: Vec<&String> = said.iter().filter(|line| line.contains("failed with error")).collect();
+    assert!(noise.is_empty(), "{noise:#?}");
+    running.terminate();
+}
+
 #[test]
 fn check_names_the_owner_of_a_frontend_claimed_twice() {
     let home = home();
