@@ -10,6 +10,7 @@ use tidegate_api::resource::{Body, DeliveryMode, Kind, Resource, ResourceKey, Se
 use crate::model::Name;
 use crate::problem::Severity;
 use crate::reconcile::Reconciler;
+use crate::status::service::{CLAIMED_TWICE, FRONTENDS_OWNED, claimed_twice};
 
 /// The whole report, and how many errors it has.
 pub fn report(reconciler: &Reconciler) -> (String, usize) {
@@ -33,6 +34,10 @@ fn write(reconciler: &Reconciler, text: &mut String) -> Result<usize, fmt::Error
         service(resources.get(&key), name, text)?;
         for note in reconciler.notes(name) {
             writeln!(text, "  {}: False, {}: {}", note.kind, note.reason, note.message)?;
+        }
+        let lost = reconciler.lost(name);
+        if !lost.is_empty() {
+            writeln!(text, "  {FRONTENDS_OWNED}: False, {CLAIMED_TWICE}: {}", claimed_twice(&lost))?;
         }
     }
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();

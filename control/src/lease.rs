@@ -21,6 +21,8 @@ use kube::api::PostParams;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::source::kubernetes::words;
+
 /// Times that the others try for a Lease that was offered to them before it is taken back.
 const OTHERS_TRY: u32 = 3;
 /// Lengths of the Lease after which it is offered again.
@@ -134,6 +136,13 @@ pub enum Word {
     Lost,
     /// Why it cannot be had or kept; `None`: that is over.
     Trouble(Option<String>),
+    /// The server does not let us write this; `why` is what it says, `None`: that is over.
+    Denied {
+        /// What it takes: verb and resource.
+        right: &'static str,
+        /// What the server says.
+        why: Option<String>,
+    },
 }
 
 /// The Lease as it was last seen.
@@ -154,13 +163,14 @@ pub(crate) struct Campaign<'a, T: FnMut(Word)> {
     renewed: Option<Instant>,
     /// When it is offered to others, if this process should not hold it.
     offer_at: Instant,
-    troubled: bool,
+    /// What was told last.
+    troubled: Option<String>,
 }
 
 impl<'a, T: FnMut(Word)> Campaign<'a, T> {
     pub(crate) fn new(client: kube::Client, settings: Settings, tenure: &'a Tenure, tell: T) -> Self {
         let api = Api::namespaced(client, &settings.namespace);
-        Campaign { api, settings, tenure, tell, seen: None, renewed: None, offer_at: Instant::now(), troubled: false }
+        Campaign { api, settings, tenure, tell, seen: None, renewed: None, offer_at: Instant::now(), troubled: None }
     }
 
     /// Campaigns until `end` says so, and then gives the Lease away. `willing` says whether this process should hold it.
@@ -177,7 +187,8 @@ impl<'a, T: FnMut(Word)> Campaign<'a, T> {
             match attempt {
                 Ok(Ok(())) => self.trouble(None),
                 Ok(Err(error)) => {
-                    let why = format!("the Lease {}/{}: {error}", self.settings.namespace, self.settings.name);
+                    let (namespace, name) = (&self.settings.namespace, &self.settings.name);
+                    let why = format!("the Lease {namespace}/{name}: {}", words(&error));
                     self.trouble(Some(why));
                 }
                 Err(_) => self.trouble(Some("the API server does not answer about the Lease".into())),
@@ -200,8 +211,8 @@ impl<'a, T: FnMut(Word)> Campaign<'a, T> {
     }
 
     fn trouble(&mut self, why: Option<String>) {
-        if self.troubled != why.is_some() {
-            self.troubled = why.is_some();
+        if self.troubled != why {
+            self.troubled.clone_from(&why);
             (self.tell)(Word::Trouble(why));
         }
     }
@@ -347,7 +358,7 @@ impl<'a, T: FnMut(Word)> Campaign<'a, T> {
         let within = self.settings.timing.retry.min(Duration::from_secs(1));
         match timeout(within, replaced).await {
             Ok(Ok(_)) => tracing::info!("gave the Lease away"),
-            Ok(Err(error)) => tracing::warn!(%error, "could not give the Lease away; it runs out"),
+            Ok(Err(error)) => tracing::warn!(error = words(&error), "could not give the Lease away; it runs out"),
             Err(_) => tracing::warn!("could not give the Lease away in time; it runs out"),
         }
     }

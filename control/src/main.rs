@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
@@ -30,9 +30,12 @@ use tracing_subscriber::EnvFilter;
 /// What is in progress may take this long to end after a signal.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
+/// `--check` waits for so long until a cluster has been read.
+const CHECKED_WITHIN: Duration = Duration::from_secs(30);
+
 /// What is logged unless the environment says otherwise. The client would log whole answers that it cannot read, and an
 /// answer may be a list of a whole cluster; we say what is wrong with them ourselves.
-const LOGGED: &str = "info,kube_client=error";
+const LOGGED: &str = "info,kube_client=off";
 
 /// Tells tidegate-dataplane what the cluster wants.
 #[derive(Parser)]
@@ -41,14 +44,15 @@ struct Flags {
     /// The node file; of several, the first one that is there.
     #[arg(long, value_name = "FILE", required_unless_present = "print_crds")]
     config: Vec<PathBuf>,
-    /// Read the node file and all manifests once, print what is wrong, and end: 0 when there is no error.
+    /// Read the node file and all objects of the source once, print what is wrong, and end: 0 when there is no error.
+    /// Nothing is changed, neither in the dataplane nor in the cluster.
     #[arg(long)]
     check: bool,
     /// Print the definitions of our own kinds for the API server, and end.
     #[arg(long, exclusive = true)]
     print_crds: bool,
     /// Take objects from the Kubernetes API that this file leads to, whatever source the node file names.
-    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 }
 
@@ -64,9 +68,6 @@ fn main() -> ExitCode {
     log.with_target(false).init();
     let result = NodeFile::read(tidegate_api::node_file::first(&flags.config)).map_err(anyhow::Error::from).and_then(
         |mut file| {
-            if flags.check {
-                return check(file);
-            }
             if let Some(kubeconfig) = flags.kubeconfig {
                 let named = match file.control.source {
                     SourceChoice::Kubernetes(named) => named,
@@ -75,7 +76,7 @@ fn main() -> ExitCode {
                 file.control.source =
                     SourceChoice::Kubernetes(KubernetesChoice { kubeconfig: Some(kubeconfig), ..named });
             }
-            run(file)
+            if flags.check { check(file) } else { run(file) }
         },
     );
     result.unwrap_or_else(|error| {
@@ -171,17 +172,42 @@ fn stop_on_signals(inbox: Sender<Input>) -> anyhow::Result<()> {
 }
 
 fn check(file: NodeFile) -> anyhow::Result<ExitCode> {
-    let Some(directory) = file.control.source.directory() else {
-        anyhow::bail!("--check reads a directory, and the source of this node file is the Kubernetes API");
+    let reconciler = match file.control.source.clone() {
+        SourceChoice::Directory(directory) => {
+            let dialect = Directory::new(&directory).dialect();
+            let mut reconciler = Reconciler::new(file, dialect, StatusWriter::silent());
+            Scan::new(&directory).look_first(&mut |batch| {
+                reconciler.take(batch);
+                true
+            });
+            reconciler
+        }
+        SourceChoice::Kubernetes(choice) => check_cluster(file, &choice)?,
     };
-    let mut scan = Scan::new(directory);
-    let dialect = Directory::new(directory).dialect();
-    let mut reconciler = Reconciler::new(file, dialect, StatusWriter::silent());
-    scan.look_first(&mut |batch| {
-        reconciler.take(batch);
-        true
-    });
     let (report, errors) = report(&reconciler);
     print!("{report}");
-    Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let whole = reconciler.is_complete() || errors > 0;
+    if !whole {
+        println!("not everything could be read within {} s", CHECKED_WITHIN.as_secs());
+    }
+    Ok(if errors == 0 && whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Takes the whole cluster in once. Nothing leads, so that nothing is decided and nothing written.
+fn check_cluster(file: NodeFile, choice: &KubernetesChoice) -> anyhow::Result<Reconciler> {
+    let access = Access::new(choice.kubeconfig.as_deref()).context("cannot reach the Kubernetes API")?;
+    let source = Box::new(Kubernetes::new(access, file.control.exposed()));
+    let mut reconciler = Reconciler::new(file, source.dialect(), StatusWriter::silent());
+    let (batches, taken) = channel();
+    let running =
+        source.start(Box::new(move |batch| batches.send(batch).is_ok())).context("cannot start the source")?;
+    let deadline = Instant::now() + CHECKED_WITHIN;
+    while !reconciler.is_complete() {
+        match taken.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(batch) => reconciler.take(batch),
+            Err(_) => break, // what is wrong stands in the report
+        }
+    }
+    drop((taken, running));
+    Ok(reconciler)
 }

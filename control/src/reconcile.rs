@@ -27,7 +27,7 @@ use crate::lease::Word;
 use crate::model::policy::PolicyKey;
 use crate::model::{Dirty, Model, Name, Object, policy_key};
 use crate::problem::{Place, Problem, Severity};
-use crate::resolve::claim::Claims;
+use crate::resolve::claim::{Claims, Frontend};
 use crate::resolve::note::Note;
 use crate::resolve::reach::{Reach, Way};
 use crate::resolve::service::Outcome;
@@ -288,6 +288,16 @@ impl Reconciler {
         self.notes.get(name).map_or(&[], Vec::as_slice)
     }
 
+    /// Frontends of a Service that belong to another one.
+    pub fn lost(&self, name: &Name) -> Vec<(Frontend, Name)> {
+        self.claims.lost(name)
+    }
+
+    /// Whether the source has been read as a whole.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     /// Everything that is wrong now, worst first.
     pub fn problems(&self) -> BTreeSet<Problem> {
         let mut problems: BTreeSet<Problem> = self.source_problems.iter().cloned().collect();
@@ -304,10 +314,11 @@ impl Reconciler {
         }
         problems.extend(self.dataplane_problem.clone());
         problems.extend(self.health.iter().flat_map(Health::problems));
-        problems.extend(self.office.problem());
+        problems.extend(self.office.problems());
         problems.extend(self.allocation.problems());
         problems.extend(self.leaving.problems().cloned());
         problems.extend(self.policy_problems());
+        problems.extend(self.unused_pools());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);
             let object = object_key(key);
@@ -329,6 +340,24 @@ impl Reconciler {
             problems.insert(Problem::new(Severity::Error, "DeletesHeld", message));
         }
         problems
+    }
+
+    /// Pools in a directory: giving addresses out takes one who decides for all gateways, and a place where they all read
+    /// what he decided. A directory has neither.
+    fn unused_pools(&self) -> Option<Problem> {
+        let leaves_by = |pool: &str| self.model.egress().any(|policy| policy.addresses.is_pool(pool));
+        let pools = self.model.pools().map(|pool| pool.name.as_str()).filter(|pool| !leaves_by(pool));
+        let names: Vec<&str> = pools.filter(|_| self.dialect == Dialect::Files).collect();
+        let message = || {
+            format!(
+                "not used: {}; Services are given addresses of pools in a cluster only. In a directory a Service asks for its \
+                 own, with the annotation {}",
+                names.join(", "),
+                watch::annotation::ADDRESSES
+            )
+        };
+        (!names.is_empty())
+            .then(|| Problem::new(Severity::Warning, "PoolWithoutCluster", message()).about("AddressPool"))
     }
 
     fn apply(&mut self, manifest: Manifest, dirty: &mut Dirty, restated: &mut BTreeSet<Name>) {
@@ -541,6 +570,7 @@ impl Reconciler {
     /// A Node that became a peer, or is none any more, matters to the Services with an endpoint on it. That is rare, so
     /// they are looked for and not kept in an index.
     fn resolve_reach(&mut self, dirty: &mut Dirty) {
+        let first = self.reach.is_empty();
         let mut changed: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
         for name in &dirty.nodes {
             let way = self.model.node(name).map(|node| Way::new(node, *name == self.file.node));
@@ -549,7 +579,7 @@ impl Reconciler {
             }
         }
         let mut touched = Vec::new();
-        if changed.len() > NODES_SOUGHT_MAX {
+        if changed.len() > NODES_SOUGHT_MAX || (first && !changed.is_empty()) {
             touched.extend(self.model.services().cloned());
         } else if !changed.is_empty() {
             let on_changed = |backend: &Backend| {

@@ -184,7 +184,7 @@ impl Files {
     }
 }
 
-/// `<namespace>.<name>.json`; a namespace has no dot, so no two Services share a file.
+/// `<namespace>.<name>.json`; a namespace has no dot (see `source::manifest`), so no two Services share a file.
 fn file_name(name: &Name) -> String {
     format!("{}.{}.json", name.namespace, name.name)
 }

@@ -157,6 +157,61 @@ fn it_says_ready_after_the_first_full_sync_and_ends_on_sigterm() {
 }
 
 #[test]
+fn a_second_one_with_the_same_state_directory_does_not_start() {
+    let home = home();
+    fs::write(home.path().join("manifests/a.yaml"), node("gw-1", 9)).unwrap();
+    let running = Running::start(home.path());
+    running.until_logged(&["no dataplane answers"]);
+    let output = run(home.path(), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("another tidegate-control works with"), "{}", text(&output.stderr));
+    assert!(run(home.path(), &["--check"]).status.success(), "a check disturbs nobody");
+    running.terminate();
+}
+
+/// What is wrong with the API is told in our words; those of the client behind it would be there once a second.
+#[test]
+fn an_absent_server_is_told_by_us_alone() {
+    let home = home();
+    let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+                      clusters: [{ name: a, cluster: { server: 'http://127.0.0.1:1' } }]\n\
+                      users: [{ name: a, user: {} }]\ncontexts: [{ name: a, context: { cluster: a, user: a } }]\n";
+    fs::write(home.path().join("kubeconfig"), kubeconfig).unwrap();
+    let mut child = program()
+        .args(["--config".as_ref(), home.path().join("node.yaml").as_os_str()])
+        .args(["--kubeconfig".as_ref(), home.path().join("kubeconfig").as_os_str()])
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let (sender, log) = channel();
+    thread::spawn(move || lines.for_each(|line| drop(sender.send(line))));
+    let running = Running { child, log };
+    let mut said = Vec::new();
+    // The Lease is asked for too, some time after the rest: two problems mean that both have been refused.
+    while !said.iter().any(|line: &String| line.contains("the Lease")) {
+        said.push(running.log.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("{error}: {said:#?}")));
+    }
+    let noise: Vec<&String> = said.iter().filter(|line| line.contains("failed with error")).collect();
+    assert!(noise.is_empty(), "{noise:#?}");
+    running.terminate();
+}
+
+#[test]
+fn check_names_the_owner_of_a_frontend_claimed_twice() {
+    let home = home();
+    let claim = |name: &str| service(name, "loadBalancerIP: 203.0.113.1, ports: [{ port: 80 }]");
+    fs::write(home.path().join("manifests/a.yaml"), node("gw-1", 9) + &claim("a") + &claim("b")).unwrap();
+    let output = run(home.path(), &["--check"]);
+    let told = text(&output.stdout);
+    assert!(
+        told.contains(
+            "FrontendsOwned: False, ClaimedTwice: older or first by name (S-067): 203.0.113.1 80/TCP belongs to shop/a"
+        ),
+        "{told}"
+    );
+}
+
+#[test]
 fn sigterm_ends_it_also_without_dataplane_and_directory() {
     let home = home();
     fs::remove_dir(home.path().join("manifests")).unwrap();

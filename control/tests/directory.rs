@@ -137,7 +137,9 @@ fn a_broken_file_keeps_its_objects_and_the_error_names_the_place() {
         assert!(problem.contains(word) && problem.contains("2 objects stay"), "{problem}");
     }
     fs::write(place.directory.path().join("a.yaml"), [0xff, 0xfe, b'a']).unwrap();
-    assert!(problems(&place.look())[0].contains("utf-8"));
+    assert!(problems(&place.look())[0].contains("UTF-16; save it as UTF-8"));
+    fs::write(place.directory.path().join("a.yaml"), [b'a', 0xff]).unwrap();
+    assert!(problems(&place.look())[0].contains("not UTF-8"));
     place.write("a.yaml", &(node("w1") + &node("w2")));
     let batch = place.look();
     assert!(batch.problems.is_empty(), "{:?}", batch.problems);

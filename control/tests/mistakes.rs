@@ -192,6 +192,39 @@ fn on(name: &str, n: u8) -> String {
 }
 
 #[test]
+fn endpoints_without_a_node_that_no_tunnel_covers_are_told() {
+    let mut rig = Rig::new();
+    let at = |v4: &str, v6: &str| {
+        slice("web-4", "web", "IPv4", HTTP, &format!("{{ addresses: [\"{v4}\"] }}"))
+            + &slice("web-6", "web", "IPv6", HTTP, &format!("{{ addresses: [\"{v6}\"] }}"))
+    };
+    rig.apply(&(node("gw-1", 9) + &node("w1", 1) + &dual() + &at("192.0.2.55", "2001:db8:55::5")));
+    let told = |rig: &Rig| rig.note("shop/web", "BackendsReachable").map(|(reason, words)| (reason, words.to_string()));
+    let (reason, words) = told(&rig).unwrap();
+    assert_eq!(reason, "NotInOverlay");
+    assert!(words.contains("no node (192.0.2.55, 2001:db8:55::5: in no pod CIDR of the overlay)"), "{words}");
+    rig.apply(&at("10.244.1.5", "fd00:10:244:1::5"));
+    assert_eq!(told(&rig), None, "behind w1");
+    rig.apply(&at("10.244.9.5", "fd00:10:244:9::5"));
+    assert_eq!(told(&rig), None, "our own pods");
+    rig.delete(ObjectKind::Node, "w1");
+    rig.apply(&at("10.244.1.5", "fd00:10:244:1::5"));
+    assert!(told(&rig).is_some());
+}
+
+#[test]
+fn pools_in_a_directory_are_told_to_do_nothing() {
+    let mut rig = Rig::new();
+    let pool = "apiVersion: tidegate.io/v1alpha1\nkind: AddressPool\nmetadata: { name: edge }\nspec: { addresses: [203.0.113.0/24] }\n---\n";
+    rig.apply(&(node("gw-1", 9) + pool));
+    let problems = rig.0.problems();
+    let told = problems.iter().find(|problem| problem.reason == "PoolWithoutCluster").unwrap();
+    assert!(told.message.contains("edge") && told.message.contains("tidegate.io/addresses"), "{told}");
+    rig.delete(ObjectKind::AddressPool, "edge");
+    assert!(rig.0.problems().iter().all(|problem| problem.reason != "PoolWithoutCluster"));
+}
+
+#[test]
 fn endpoints_on_a_node_that_is_no_peer_are_told_until_it_is_one() {
     let mut rig = Rig::new();
     rig.apply(&(node("gw-1", 9) + &node("w1", 1) + &dual() + &on("w2", 2)));
@@ -219,9 +252,9 @@ fn a_family_without_a_tunnel_is_told_alone_and_what_is_not_known_is_not_told() {
     rig.apply(&(v4_only + &dual() + &on("w2", 2)));
     let (_, words) = rig.note("shop/web", "BackendsReachable").unwrap();
     assert!(words.contains("w2 (fd00:10:244:2::5: annotation") && !words.contains("10.244.2.5"), "{words}");
-    // In the network of the node itself, without a node, and on this gateway: the kernel may know.
+    // In the network of the node itself, by name or not, and on this gateway: the kernel may know.
     let mut rig = Rig::new();
-    let host = "{ addresses: [198.51.100.2], nodeName: w2 }, { addresses: [192.0.2.99] }, { addresses: [10.244.9.7], nodeName: gw-1 }";
+    let host = "{ addresses: [198.51.100.2], nodeName: w2 }, { addresses: [198.51.100.2] }, { addresses: [10.244.9.7], nodeName: gw-1 }";
     rig.apply(&(node("gw-1", 9) + &node("w2", 2) + &dual() + &slice("web-4", "web", "IPv4", HTTP, host)));
     assert_eq!(rig.note("shop/web", "BackendsReachable"), None);
 }

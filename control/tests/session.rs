@@ -440,13 +440,16 @@ fn two_claims_of_one_frontend_are_told_to_the_loser() {
     let status = control.status("shop.a.json", lost);
     let message = condition(&status, "FrontendsOwned")["message"].as_str().unwrap().to_string();
     assert!(message.contains("203.0.113.1 80/TCP belongs to shop/b"), "{message}");
+    let programmed = condition(&status, "Programmed");
+    assert_eq!((&programmed["status"], &programmed["reason"]), (&"False".into(), &"FrontendsOwned".into()));
+    assert_eq!(status["loadBalancer"]["ingress"], serde_json::json!([]));
     assert!(!lost(&control.status("shop.b.json", is_programmed)));
     // When the owner goes, the other one is told though it did not change itself.
     control.remove("b.yaml");
     let update = talk.update();
     talk.accept(&update, 2);
     talk.reached(2);
-    control.status("shop.a.json", |status| !lost(status));
+    control.status("shop.a.json", |status| !lost(status) && is_programmed(status));
     control.stop();
 }
 
@@ -548,7 +551,10 @@ fn a_dataplane_that_does_not_understand_is_called_again() {
     talk.update();
     // A message of a newer contract is skipped; an error ends the conversation, and a new one begins.
     frame::write(&mut &talk.stream, &serde_json::json!({ "weather": { "rain": true } })).unwrap();
-    talk.say(&Response::Error { message: "what?".into() });
+    talk.say(&Response::Error { message: "another control has the say".into() });
+    talk.end();
+    let told = control.problem("DataplaneAbsent");
+    assert!(told.contains("the dataplane says: another control has the say"), "{told}");
     let talk = dataplane.accept(&Versions::new(), 0);
     assert!(talk.update().full);
     control.stop();

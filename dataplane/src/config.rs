@@ -355,6 +355,9 @@ impl NodeFile {
     fn check(&self) -> Result<(), (String, String)> {
         ensure(!self.node.is_empty(), "node", || "must not be empty".into())?;
         ensure(!self.socket.as_os_str().is_empty(), "socket", || "must not be empty".into())?;
+        ensure(self.socket.file_name().is_some() && !self.socket.is_dir(), "socket", || {
+            format!("{} is a directory; the socket is a file in one", self.socket.display())
+        })?;
         let bytes = self.socket.as_os_str().len();
         ensure(bytes <= SOCKET_BYTES_MAX, "socket", || {
             format!("a path of {bytes} bytes; the system allows a socket {SOCKET_BYTES_MAX}")
@@ -668,6 +671,8 @@ control:
             (with("  speed: high"), "unknown field `speed`"),
             (with("colour: blue"), "unknown field `colour`"),
             (with("socketMode: '0999'"), "socketMode"),
+            (with("socket: /"), "socket: / is a directory"),
+            (with("socket: /proc"), "socket: /proc is a directory"),
             (with(&format!("socket: /run/{}", "x".repeat(100))), "socket: a path of 105 bytes"),
         ];
         for (text, expected) in table {

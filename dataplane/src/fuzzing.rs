@@ -138,6 +138,28 @@ fn said_again<M: serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debu
     }
 }
 
+/// A heartbeat: any bytes are a message or refused, with whatever tag they came and with the right one, and there is one
+/// encoding of each message.
+pub fn heartbeat(bytes: &[u8]) {
+    use crate::gateways::key::Keys;
+    use crate::gateways::message::Message;
+    let Ok(keys) = Keys::parse(HEARTBEAT_KEY) else { panic!("a key that is none") };
+    let _ = Message::decode(bytes, &keys);
+    // The tag would stop nearly all of it: whoever has the key may say anything.
+    let mut sealed = bytes.to_vec();
+    let length = u16::try_from(sealed.len()).unwrap_or(u16::MAX);
+    if let Some(place) = sealed.get_mut(6..8) {
+        place.copy_from_slice(&length.to_be_bytes());
+    }
+    sealed.extend(keys.tag(&sealed));
+    if let Ok(message) = Message::decode(&sealed, &keys) {
+        assert_eq!(message.encode(&keys), sealed, "{message:?}");
+    }
+}
+
+/// The key of [`heartbeat`].
+pub const HEARTBEAT_KEY: &str = "the key of the fuzz target";
+
 /// A frame to begin from: what it is, where it arrives, its bytes.
 pub type Specimen = (String, DeviceId, Vec<u8>);
 

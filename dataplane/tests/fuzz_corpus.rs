@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use tidegate_dataplane::fuzzing::{self, Scene};
+use tidegate_dataplane::gateways::key::{Keys, TAG_BYTES};
+use tidegate_dataplane::gateways::message::{Echo, Message, Part, Seat};
 
 /// SplitMix64: changes are the same in every run.
 struct Random(u64);
@@ -74,6 +76,11 @@ fn contract() {
 }
 
 #[test]
+fn heartbeat() {
+    run("heartbeat", 20_000, fuzzing::heartbeat);
+}
+
+#[test]
 fn decide() {
     run("decide", 1_000, fuzzing::decide);
 }
@@ -90,6 +97,25 @@ fn decide_in_one_scene_that_grows_old() {
         fuzzing::decide_in(&mut scene, &specimens, &bytes);
     }
     scene.rig.expect_all_frames_home();
+}
+
+/// What gateways say to each other, without the tag.
+fn heartbeats() -> [(&'static str, Message); 3] {
+    let short = Message { node: "gw-1".into(), epoch: 1, sequence: 1, ready: true, ..Message::default() };
+    let prefixes = vec!["192.0.2.0/24".parse().unwrap(), "2001:db8:1::/64".parse().unwrap()];
+    let seat = |id, draining| Seat { id, draining };
+    let set = Message {
+        macs: vec![[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 2, 1]],
+        prefixes,
+        view: vec![seat(7, false), seat(9, true)],
+        echoes: vec![Echo { id: 9, epoch: 5, sequence: 77 }],
+        view_age_ms: 300,
+        announced: 2,
+        ..short.clone()
+    };
+    let part = Some(Part { first: 0, last: u32::MAX, hashes: vec![1, 0x8000_0000] });
+    let holding = Message { draining: true, part, ..set.clone() };
+    [("short", short), ("set", set), ("holding", holding)]
 }
 
 /// `TIDEGATE_REGENERATE=1 cargo test -p tidegate-dataplane --test fuzz_corpus seeds` writes a seed per kind of frame.
@@ -124,6 +150,12 @@ fn the_seeds_cover_every_kind_of_frame() {
         write("contract", "update", &said(&|out| tidegate_api::frame::write(out, &update).unwrap()));
         let reached = Response::Reached { generation: 5 };
         write("contract", "reached", &said(&|out| tidegate_api::frame::write(out, &reached).unwrap()));
+        for (name, message) in heartbeats() {
+            let keys = Keys::parse(fuzzing::HEARTBEAT_KEY).unwrap();
+            let mut bytes = message.encode(&keys);
+            bytes.truncate(bytes.len() - TAG_BYTES);
+            write("heartbeat", name, &bytes);
+        }
         let everything: Vec<u8> = (0..specimens.len()).flat_map(|n| [u8::try_from(n).unwrap(), 0]).collect();
         write("decide", "everything", &everything);
         let changes: Vec<u8> =

@@ -26,10 +26,10 @@ pub fn gateways(shown: &Gateways) -> String {
             if row.is_own { format!("{} (this one)", row.node) } else { row.node.clone() },
             row.state.clone(),
             row.heard_ms.map(|ms| ms.to_string()).unwrap_or_default(),
-            row.announced.to_string(),
+            if row.state == "lost" { "-".into() } else { row.announced.to_string() },
             row.generation.to_string(),
             row.objects.clone(),
-            row.is_equal.map(|equal| if equal { "yes" } else { "no" }.to_owned()).unwrap_or_default(),
+            row.is_equal.map_or("-", |equal| if equal { "yes" } else { "no" }).to_owned(),
             row.dual_owner_ms.to_string(),
             addresses.join(", "),
         ]);

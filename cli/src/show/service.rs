@@ -1,5 +1,6 @@
 //! Services and their backends.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use tidegate_api::message::WayState;
@@ -17,6 +18,8 @@ pub fn services(rows: &[ServiceRow]) -> String {
         text("FRONTEND"),
         text("PROTOCOL"),
         text("MODE"),
+        text("SCHEDULER"),
+        text("AFFINITY"),
         number("BACKENDS"),
         number("SLOTS"),
         number("NEW FLOWS"),
@@ -25,20 +28,31 @@ pub fn services(rows: &[ServiceRow]) -> String {
     ]);
     let mut rows: Vec<&ServiceRow> = rows.iter().collect();
     rows.sort_by_key(|row| (&row.service, row.address, row.port, row.protocol));
+    let mut counted = BTreeSet::new();
+    let mut shared = false;
     for row in &rows {
+        // Of frontends that lead to one port of a Service, the first line has what was counted there.
+        let first = counted.insert((&row.service, row.protocol, row.service_port, row.address.is_ipv4()));
+        shared |= !first;
+        let count = |count: u64| if first { count.to_string() } else { "-".into() };
         columns.row([
             row.service.clone(),
             frontend(row),
             row.protocol.to_string(),
             mode(row),
+            row.scheduler.to_string(),
+            row.affinity_timeout_s.map_or_else(|| "none".into(), |timeout| format!("{timeout} s")),
             row.backends.to_string(),
             row.maglev_slots.to_string(),
-            row.new_flows.to_string(),
-            row.packets.to_string(),
-            row.bytes.to_string(),
+            count(row.new_flows),
+            count(row.packets),
+            count(row.bytes),
         ]);
     }
     let mut told = columns.render();
+    if shared {
+        told += "-: counted with the first line of the same Service, port and family\n";
+    }
     for row in &rows {
         for way in row.nodes.iter().filter(|way| way.state != WayState::Proven) {
             let (service, at) = (&row.service, frontend(row));
@@ -118,9 +132,39 @@ pub fn backends(rows: &[BackendRow], service: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use tidegate_api::message::NodeDelivery;
-    use tidegate_api::resource::Protocol;
+    use tidegate_api::resource::{Protocol, Scheduler};
 
     use super::*;
+
+    #[test]
+    fn what_is_counted_per_port_stands_in_one_line() {
+        let row = |address: &str, port: u16, count: u64| ServiceRow {
+            service: "shop/web".into(),
+            address: address.parse().unwrap(),
+            prefix_len: None,
+            protocol: Protocol::Tcp,
+            port,
+            mode: "fullnat".into(),
+            service_port: 80,
+            scheduler: Scheduler::Wlc,
+            affinity_timeout_s: Some(10_800),
+            nodes: vec![],
+            backends: 2,
+            maglev_slots: 0,
+            packets: count,
+            bytes: count,
+            new_flows: count,
+        };
+        let rows = [row("203.0.113.5", 80, 77), row("198.51.100.1", 30_080, 77), row("2001:db8::1", 80, 99)];
+        let told = services(&rows);
+        assert_eq!(
+            (told.matches("77").count(), told.matches("99").count()),
+            (3, 3),
+            "once each, three figures: {told}"
+        );
+        assert!(told.contains("wlc") && told.contains("10800 s"), "{told}");
+        assert!(told.ends_with("-: counted with the first line of the same Service, port and family\n"), "{told}");
+    }
 
     #[test]
     fn a_node_that_is_not_proven_is_told_with_its_reason() {
@@ -137,6 +181,9 @@ mod tests {
             protocol: Protocol::Tcp,
             port: 80,
             mode: "node-dsr".into(),
+            service_port: 80,
+            scheduler: Scheduler::Mh,
+            affinity_timeout_s: None,
             nodes: vec![way("w1", WayState::Proven, ""), way("w2", WayState::Failed, "no answer")],
             backends: 2,
             maglev_slots: 211,

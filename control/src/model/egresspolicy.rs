@@ -53,6 +53,13 @@ pub enum Addresses {
     Listed(Vec<IpAddr>),
 }
 
+impl Addresses {
+    /// Whether they are those of that AddressPool.
+    pub fn is_pool(&self, pool: &str) -> bool {
+        matches!(self, Addresses::Pool(name) if name == pool)
+    }
+}
+
 impl EgressPolicy {
     /// Whether it selects a pod that lives in `namespace`. One with its node's addresses it never does (N-114).
     pub fn selects(&self, namespace: &Namespace, pod: &Pod) -> bool {

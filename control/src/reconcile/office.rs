@@ -4,6 +4,7 @@
 //! (C-001, C-002). What is written and how is the business of [`crate::status::api`]. Nothing is decided in a term before
 //! a fresh list of all Services has come in, so that whatever the leader before has written is known (C-006, M-006).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,8 @@ pub(super) struct Office {
     /// That no gateway serves has been told.
     alone_told: bool,
     trouble: Option<String>,
+    /// What the server does not let us write, with its words.
+    denied: BTreeMap<&'static str, String>,
 }
 
 impl Office {
@@ -59,10 +62,16 @@ impl Office {
         self.going.contains(name)
     }
 
-    pub(super) fn problem(&self) -> Option<Problem> {
-        let why = self.trouble.as_ref()?;
-        let message = format!("status of Services cannot be written: {why}");
-        Some(Problem::new(Severity::Error, "LeaseUnavailable", message))
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let lease = self.trouble.iter().map(|why| {
+            let message = format!("status of Services cannot be written: {why}");
+            Problem::new(Severity::Error, "LeaseUnavailable", message)
+        });
+        let denied = self.denied.iter().map(|(right, why)| {
+            let message = format!("the API server does not let us {right}: {why}");
+            Problem::new(Severity::Error, "WriteForbidden", message)
+        });
+        lease.chain(denied)
     }
 
     fn order(&self, term: u64, name: &Name, wanted: Wanted) {
@@ -132,6 +141,8 @@ impl Reconciler {
                 self.return_to_service();
             }
             Word::Trouble(why) => self.office.trouble = why,
+            Word::Denied { right, why: Some(why) } => drop(self.office.denied.insert(right, why)),
+            Word::Denied { right, why: None } => drop(self.office.denied.remove(right)),
         }
     }
 

@@ -6,7 +6,7 @@ use tidegate_api::resource::{DeliveryMode, Protocol, TrafficPolicy};
 
 use super::frontend::Frontends;
 use super::service::Delivery;
-use super::site::Site;
+use super::site::{Assigner, Site};
 use crate::model::service::{Service, ServiceType};
 use crate::watch::annotation;
 
@@ -49,11 +49,18 @@ fn about_addresses(service: &Service, frontends: &Frontends, site: &Site, take: 
         );
         take("AddressAssigned", "PrefixNotAssigned", message);
     } else if balanced && frontends.addresses.is_empty() && frontends.prefixes.is_empty() {
-        let message = format!(
-            "no address to serve: status.loadBalancer.ingress has none, and nothing requests one (in a directory the \
-             annotation {} does)",
-            annotation::ADDRESSES
-        );
+        let hint = match site.assigner {
+            Assigner::Author => format!("and nothing requests one (the annotation {} does)", annotation::ADDRESSES),
+            Assigner::Pools => {
+                "and none was given yet: the control that holds the Lease gives addresses out of AddressPools, \
+                                and tells by an event why it cannot"
+                    .into()
+            }
+            Assigner::Stranger => {
+                "and control.allocate is false in the node file: somebody else has to write one there".into()
+            }
+        };
+        let message = format!("no address to serve: status.loadBalancer.ingress has none, {hint}");
         take("AddressAssigned", "NoAddress", message);
     }
     if !service.of_other_families.is_empty() {

@@ -1,8 +1,8 @@
 //! Which nodes' pods are reached through the overlay, and endpoints that are not.
 //!
-//! Owns what control can know of the way to an endpoint: it names a node, and that node is a peer, or is not. An endpoint
-//! without a node may be any machine that the kernel has a route to, so nothing is said of it. Refuses to know routes:
-//! whether a peer answers is what the dataplane finds.
+//! Owns what control can know of the way to an endpoint: it names a node, and that node is a peer, or is not; or it names
+//! none, as endpoints do that a person or an importer wrote, and its address is in some node's pod CIDR, or is not. Refuses
+//! to know routes: whether a peer answers is what the dataplane finds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -54,7 +54,13 @@ impl Way {
         let why_not = [why_not(true), why_not(false)];
         let has_tunnel = |cidr: &IpNet| why_not[usize::from(cidr.addr().is_ipv6())].is_none();
         let (reached, unreached) = node.pod_cidrs.iter().partition(|cidr| has_tunnel(cidr));
-        Way { own, reached, unreached, addresses: node.addresses.clone(), why_not }
+        let tunnels = node.overlay.iter().flat_map(|overlay| [&overlay.v4, &overlay.v6]).flatten();
+        let addresses = node.addresses.iter().copied().chain(tunnels.map(|tunnel| tunnel.underlay)).collect();
+        Way { own, reached, unreached, addresses, why_not }
+    }
+
+    fn leads_within(&self, address: IpAddr) -> bool {
+        self.reached.iter().chain(&self.unreached).any(|cidr| cidr.contains(&address))
     }
 
     fn is_peer(&self) -> bool {
@@ -88,16 +94,27 @@ impl Reach {
         Some(touched)
     }
 
+    /// Whether no Node is known.
+    pub fn is_empty(&self) -> bool {
+        self.ways.is_empty()
+    }
+
     /// Why no tunnel leads to an endpoint that has a node.
     fn why_not(&self, backend: &Backend) -> Option<&str> {
         let way = self.ways.get(&backend.node);
-        if backend.node.is_empty() || way.is_some_and(|way| way.leads_to(backend.address)) {
+        if way.is_some_and(|way| way.leads_to(backend.address)) {
             return None;
         }
         // It says the wrong node, or is about to move: what counts is where its address leads.
         let elsewhere = |way: &Way| way.reached.iter().any(|cidr| cidr.contains(&backend.address));
         if self.ways.values().any(elsewhere) {
             return None;
+        }
+        if backend.node.is_empty() {
+            // Our own pods, and the nodes themselves.
+            let known =
+                |way: &Way| way.addresses.contains(&backend.address) || (way.own && way.leads_within(backend.address));
+            return (!self.is_empty() && !self.ways.values().any(known)).then_some("in no pod CIDR of the overlay");
         }
         match way {
             None => Some("there is no Node of that name"),
@@ -120,11 +137,13 @@ impl Reach {
             |all: usize, told: usize| if all > told { format!(" and {} more", all - told) } else { String::new() };
         let told = |((node, why), addresses): (&(&str, &str), &BTreeSet<IpAddr>)| {
             let some: Vec<String> = addresses.iter().take(ADDRESSES_TOLD_MAX).map(ToString::to_string).collect();
+            let node = if node.is_empty() { "no node" } else { node };
             format!("{node} ({}{}: {why})", some.join(", "), more(addresses.len(), ADDRESSES_TOLD_MAX))
         };
         let list: Vec<String> = nodes.iter().take(NODES_TOLD_MAX).map(told).collect();
         let message = format!(
-            "no tunnel leads to endpoints on {}{}; packets to them follow the kernel's routes",
+            "no tunnel leads to endpoints on {}{}; packets to them follow the kernel's routes, and their answers have to find \
+             the way back to this gateway's fullnat addresses",
             list.join("; "),
             more(nodes.len(), NODES_TOLD_MAX)
         );

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use tidegate_api::resource::DeliveryMode;
 
-use crate::config::NodeFile;
+use crate::config::{NodeFile, SourceChoice};
 use crate::model::Model;
 use crate::model::node::Node;
 
@@ -23,6 +23,8 @@ pub struct Site {
     pub delivery_mode: Option<DeliveryMode>,
     /// Which `externalIPs` are allowed (S-023).
     pub external_ips: Vec<IpNet>,
+    /// Who gives Services addresses.
+    pub assigner: Assigner,
     /// Whether cluster IPs are served (S-060).
     pub cluster_ips: bool,
     /// Whether node ports are served (S-065).
@@ -33,6 +35,18 @@ pub struct Site {
     pub here: Option<Here>,
     /// Nodes that modes which choose nodes do not choose (S-006).
     pub excluded: BTreeSet<String>,
+}
+
+/// Who gives Services addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Assigner {
+    /// Whoever writes the files.
+    #[default]
+    Author,
+    /// The control that holds the Lease, out of AddressPools.
+    Pools,
+    /// Somebody else, in status.
+    Stranger,
 }
 
 /// Where this gateway stands.
@@ -54,6 +68,11 @@ impl Site {
             class: control.load_balancer_class.clone(),
             delivery_mode: control.delivery_mode,
             external_ips: control.external_ips.clone(),
+            assigner: match (&control.source, control.allocate) {
+                (SourceChoice::Directory(_), _) => Assigner::Author,
+                (SourceChoice::Kubernetes(_), true) => Assigner::Pools,
+                (SourceChoice::Kubernetes(_), false) => Assigner::Stranger,
+            },
             cluster_ips: control.expose_cluster_ips,
             node_ports: control.expose_node_ports,
             node_addresses: match control.expose_node_ports {

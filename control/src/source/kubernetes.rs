@@ -82,6 +82,19 @@ impl Access {
     }
 }
 
+/// What went wrong, for people: what the server said, or the innermost cause. The outer layers say little.
+pub(crate) fn words(error: &kube::Error) -> String {
+    use std::error::Error;
+    if let kube::Error::Api(status) = error {
+        return format!("{} ({})", status.message, status.code);
+    }
+    let mut cause: &dyn Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
 /// Asks for a fresh list of all Services, so that what another has written until now is known.
 #[derive(Clone, Debug)]
 pub struct Refresh(Arc<watch::Sender<u64>>);

@@ -5,9 +5,10 @@
 //! it cannot be trusted; a document that is well-formed but has no usable identity is reported and its neighbours stand.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use kube::core::TypeMeta;
-use serde::Deserialize;
+use serde::de::{self, Deserialize, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::{Manifest, ObjectKey, ObjectKind};
@@ -39,6 +40,8 @@ pub struct Content {
 /// When a document is not well-formed: the whole text is then not to be trusted.
 pub fn parse(file: &str, text: &str) -> Result<Content, Box<Problem>> {
     let mut content = Content::default();
+    // A mark that says nothing in UTF-8, and that some editors write.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let documents = if file.ends_with(".json") { json(file, text)? } else { yaml(file, text)? };
     for (place, value) in documents {
         content.take(place, value);
@@ -57,7 +60,7 @@ fn yaml(file: &str, text: &str) -> Result<Vec<(Place, Value)>, Box<Problem>> {
         if brackets_open_max(part) > OPEN_BRACKETS_MAX {
             return Err(broken(&place, format!("more than {OPEN_BRACKETS_MAX} brackets are open at once")));
         }
-        let value: Value = serde_norway::from_str(part).map_err(|error| {
+        let Unique(value) = serde_norway::from_str(part).map_err(|error| {
             place.line = line + error.location().map_or(0, |location| location.line().saturating_sub(1));
             // The parser counts lines from the start of the document; the place says it in lines of the file.
             let message = error.to_string();
@@ -109,7 +112,7 @@ fn brackets_open_max(text: &str) -> usize {
 
 fn json(file: &str, text: &str) -> Result<Vec<(Place, Value)>, Box<Problem>> {
     let mut values = Vec::new();
-    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Unique>();
     loop {
         let rest = &text[stream.byte_offset()..];
         let begin = stream.byte_offset() + (rest.len() - rest.trim_start().len());
@@ -117,7 +120,7 @@ fn json(file: &str, text: &str) -> Result<Vec<(Place, Value)>, Box<Problem>> {
         let place = |line| Place { file: file.into(), document: values.len() + 1, line };
         match stream.next() {
             None => return Ok(values),
-            Some(Ok(value)) => {
+            Some(Ok(Unique(value))) => {
                 let place = place(line);
                 values.push((place, value));
             }
@@ -192,7 +195,87 @@ fn identity(kind: ObjectKind, value: &Value) -> Result<ObjectKey, (&'static str,
             .map_err(|message| ("metadata.namespace", message))?
             .unwrap_or_else(|| "default".into()),
     };
+    // Status files are named NAMESPACE.NAME.json: with a dot in both, two Services would share one.
+    if namespace.contains('.') {
+        return Err(("metadata.namespace", "must be the name of a namespace, which has no dot"));
+    }
     Ok(ObjectKey { kind, namespace, name })
+}
+
+/// A value none of whose mappings has a key twice. Parsers take the last one and say nothing, so that a line that is there
+/// to be seen does nothing.
+struct Unique(Value);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Values).map(Unique)
+    }
+}
+
+struct Values;
+
+impl<'de> Visitor<'de> for Values {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E: de::Error>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Unique(value)) = access.next_element()? {
+            list.push(value);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut fields = serde_json::Map::new();
+        while let Some(key) = access.next_key::<String>()? {
+            if fields.contains_key(&key) {
+                return Err(de::Error::custom(format!("the key {key:?} is there twice")));
+            }
+            let Unique(value) = access.next_value()?;
+            fields.insert(key, value);
+        }
+        Ok(Value::Object(fields))
+    }
 }
 
 /// Names become file names of status, so nothing beyond what Kubernetes allows gets past here.
@@ -278,11 +361,35 @@ mod tests {
             "{apiVersion: v1, kind: Service, metadata: {name: 7}}",
             "{apiVersion: v1, kind: Service, metadata: {name: ../../etc/passwd}}",
             "{apiVersion: v1, kind: Service, metadata: {name: a, namespace: a/b}}",
+            "{apiVersion: v1, kind: Service, metadata: {name: c, namespace: a.b}}",
         ] {
             let content = parse("a.yaml", &format!("{bad}\n---\n{SERVICE}")).unwrap();
             assert_eq!(keys(&content), ["Service shop/web"], "{bad}");
             assert_eq!(content.nameless.len(), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_named() {
+        let twice = format!("{SERVICE}spec:\n  type: LoadBalancer\n  ports: []\n  type: ClusterIP\n");
+        let problem = parse("a.yaml", &twice).unwrap_err();
+        assert!(problem.to_string().contains("the key \"type\" is there twice"), "{problem}");
+        assert!((6..=9).contains(&problem.place.as_ref().unwrap().line), "{problem}");
+        let flow = parse("a.yaml", "{apiVersion: v1, kind: Node, metadata: {name: a, name: b}}").unwrap_err();
+        assert!(flow.to_string().contains("\"name\" is there twice"), "{flow}");
+        let json = parse("a.json", r#"{"apiVersion":"v1","kind":"Node","kind":"Node"}"#).unwrap_err();
+        assert!(json.to_string().contains("\"kind\" is there twice"), "{json}");
+        // Numbers, nothing and references are read as they always were.
+        let value = parse("a.yaml", &format!("{SERVICE}spec: &a {{x: 1, y: -2, z: 1.5, n: ~, t: true}}\nother: *a\n"));
+        let value = &value.unwrap().manifests[0].value;
+        assert_eq!(value["other"], serde_json::json!({"x": 1, "y": -2, "z": 1.5, "n": null, "t": true}));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over() {
+        assert_eq!(keys(&parse("a.yaml", &format!("\u{feff}{SERVICE}")).unwrap()), ["Service shop/web"]);
+        let json = "\u{feff}{\"apiVersion\":\"v1\",\"kind\":\"Node\",\"metadata\":{\"name\":\"w1\"}}";
+        assert_eq!(keys(&parse("a.json", json).unwrap()), ["Node w1"]);
     }
 
     #[test]

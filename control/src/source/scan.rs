@@ -444,8 +444,11 @@ fn read_file(path: &Path) -> io::Result<(Stamp, String)> {
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("larger than {FILE_BYTES_MAX} bytes")));
     }
-    let text =
-        String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))?;
+    let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidData, message);
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(invalid("it begins with the byte order mark of UTF-16; save it as UTF-8".into()));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| invalid(format!("not UTF-8: {}", error.utf8_error())))?;
     Ok((Stamp::of(&metadata), text))
 }
 

@@ -6,6 +6,8 @@
 //! it was decided, and names the identity and version of the object it was decided for: what was decided by a leader
 //! that slept is refused by its own clock, and after that by the server.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -21,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::lease::{Campaign, Settings, Tenure, Word};
 use crate::model::Name;
-use crate::source::kubernetes::{Access, Refresh};
+use crate::source::kubernetes::{Access, Refresh, words};
 use crate::source::record::{FIELD_MANAGER, FINALIZER, Record};
 use crate::status::own::OwnStatus;
 use crate::watch::annotation::ALLOCATED_FROM;
@@ -144,15 +146,16 @@ async fn run(
     let (end, ended) = watch::channel(false);
     let (lost, mut losses) = mpsc::unbounded_channel();
     let (happen, happened) = mpsc::channel(event::WAITING_MAX);
-    let events = event::send(client.clone(), settings.identity.clone(), tenure.clone(), happened);
+    let denied = RefCell::new(Denied { told: BTreeSet::new(), tell: &mut tell });
+    let events = event::send(client.clone(), settings.identity.clone(), tenure.clone(), happened, &denied);
     let heard = |word: Word| {
         if word == Word::Lost {
             let _ = lost.send(());
         }
-        tell(word);
+        (denied.borrow_mut().tell)(word);
     };
     let campaign = Campaign::new(client.clone(), settings, &tenure, heard).run(willing, ended);
-    let mut desk = Desk { book: Book::default(), happen };
+    let mut desk = Desk { book: Book::default(), happen, denied: &denied };
     let write = async {
         let mut writes = FuturesUnordered::new();
         let mut told = FuturesUnordered::new();
@@ -171,7 +174,7 @@ async fn run(
                     Some(Message::Write(order)) => desk.book.take(*order),
                     Some(Message::Forget(name)) => desk.book.forget(&name),
                     Some(Message::Happened(term, happening)) => desk.tell(term, happening),
-                    Some(Message::Own(term, own)) => told.push(tell_own(&client, &tenure, term, own)),
+                    Some(Message::Own(term, own)) => told.push(tell_own(&client, &tenure, &denied, term, own)),
                 },
                 Some(done) = writes.next(), if !writes.is_empty() => desk.finish(done),
                 Some(()) = told.next(), if !told.is_empty() => {}
@@ -189,9 +192,47 @@ async fn run(
     }
 }
 
-struct Desk {
+struct Desk<'a> {
     book: Book,
     happen: mpsc::Sender<(u64, Happening)>,
+    denied: &'a RefCell<Denied<'a>>,
+}
+
+/// Rights to write that the server does not grant us, and who is told.
+struct Denied<'a> {
+    told: BTreeSet<&'static str>,
+    tell: &'a mut dyn FnMut(Word),
+}
+
+impl Denied<'_> {
+    /// Takes in how a write ended that takes `right`.
+    fn note<T>(&mut self, right: &'static str, result: Result<&T, &kube::Error>) {
+        match result {
+            Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403) => {
+                if self.told.insert(right) {
+                    (self.tell)(Word::Denied { right, why: Some(format!("{} ({})", status.message, status.code)) });
+                }
+            }
+            // Any other answer was given to somebody who may ask; silence says nothing.
+            Ok(_) | Err(kube::Error::Api(_)) => {
+                if self.told.remove(right) {
+                    (self.tell)(Word::Denied { right, why: None });
+                }
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl Step {
+    /// What it takes to be allowed to.
+    fn right(&self) -> &'static str {
+        match self {
+            Step::Fetch => "get services",
+            Step::Hold | Step::LetGo | Step::Mark(_) => "patch services",
+            Step::Write { .. } => "patch services/status",
+        }
+    }
 }
 
 /// A step that has ended, with what it was about.
@@ -211,7 +252,7 @@ enum Trouble {
     Api(kube::Error),
 }
 
-impl Desk {
+impl Desk<'_> {
     fn tell(&self, term: u64, happening: Happening) {
         let _ = self.happen.try_send((term, happening)); // a full queue loses some
     }
@@ -230,6 +271,11 @@ impl Desk {
 
     fn finish(&mut self, done: Done) {
         let Done { name, term, before, step, result } = done;
+        match &result {
+            Ok(object) => self.denied.borrow_mut().note(step.right(), Ok(object)),
+            Err(Trouble::Api(error)) => self.denied.borrow_mut().note::<()>(step.right(), Err(error)),
+            Err(Trouble::OutOfOffice | Trouble::Late) => {}
+        }
         let ended = match result {
             Ok(object) => {
                 self.tell_after(&name, term, &before, &step);
@@ -298,7 +344,7 @@ async fn take_step(
 }
 
 /// Writes the status of an object of our own kinds.
-async fn tell_own(client: &Client, tenure: &Tenure, term: u64, own: Box<OwnStatus>) {
+async fn tell_own(client: &Client, tenure: &Tenure, denied: &RefCell<Denied<'_>>, term: u64, own: Box<OwnStatus>) {
     let (Some(_leave), Some(resource)) = (tenure.write(term), own.resource()) else { return };
     let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
@@ -306,8 +352,12 @@ async fn tell_own(client: &Client, tenure: &Tenure, term: u64, own: Box<OwnStatu
     let written = objects.patch_status(&own.name, &parameters, &patch);
     let (kind, name) = (own.kind, &own.name);
     match tokio::time::timeout(WRITE_WITHIN, written).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::warn!(%kind, %name, %error, "a status could not be written"),
+        Ok(result) => {
+            denied.borrow_mut().note(own.rule(), result.as_ref());
+            if let Err(error) = result {
+                tracing::warn!(%kind, %name, error = words(&error), "a status could not be written");
+            }
+        }
         Err(_) => tracing::warn!(%kind, %name, "the writing of a status was not answered"),
     }
 }

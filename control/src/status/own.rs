@@ -42,6 +42,15 @@ impl OwnStatus {
         }
     }
 
+    /// What must be allowed for it to be written.
+    pub(super) fn rule(&self) -> &'static str {
+        match self.kind {
+            ObjectKind::EgressPolicy => "patch egresspolicies/status in tidegate.io",
+            ObjectKind::StaticNat => "patch staticnats/status in tidegate.io",
+            _ => "patch addresspools/status in tidegate.io",
+        }
+    }
+
     /// The object as it is applied.
     pub(super) fn object(&self, resource: &ApiResource) -> Value {
         json!({

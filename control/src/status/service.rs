@@ -99,20 +99,13 @@ pub struct Findings<'a> {
 impl ServiceStatus {
     /// The status of `service`; `version` is that of the resource that was sent.
     pub fn new(service: &Service, version: Option<String>, progress: &Progress, findings: Findings<'_>) -> Self {
-        let mut words = vec![programmed(progress)];
+        let mut words = vec![programmed(progress, findings.lost)];
         words.extend(findings.notes.iter().map(|note| (note.kind, Holds::False, note.reason, note.message.clone())));
         words.extend(findings.delivery.map(|(holds, reason, message)| (CLIENT_ADDRESS_KEPT, holds, reason, message)));
         words.extend(findings.conflict.map(|(holds, reason, message)| (ADDRESSES_OURS, holds, reason, message)));
         words.extend(findings.suspect.map(|(holds, reason, message)| (NODES_ANSWER, holds, reason, message)));
         if !findings.lost.is_empty() {
-            let belongs = |(frontend, owner): &(Frontend, Name)| format!("{frontend} belongs to {owner}");
-            let list: Vec<String> = findings.lost.iter().map(belongs).collect();
-            words.push((
-                "FrontendsOwned",
-                Holds::False,
-                "ClaimedTwice",
-                format!("older or first by name (S-067): {}", list.join("; ")),
-            ));
+            words.push((FRONTENDS_OWNED, Holds::False, CLAIMED_TWICE, claimed_twice(findings.lost)));
         }
         if let Some(reason) = findings.invalid {
             words.push(("Valid", Holds::False, "Invalid", format!("the last good version is used: {reason}")));
@@ -166,8 +159,28 @@ impl ServiceStatus {
     }
 }
 
-fn programmed(progress: &Progress) -> (&'static str, Holds, &'static str, String) {
+/// Type of the condition of a Service whose frontends are another's.
+pub const FRONTENDS_OWNED: &str = "FrontendsOwned";
+/// Its reason.
+pub const CLAIMED_TWICE: &str = "ClaimedTwice";
+
+/// Its message: whose each frontend is (S-067).
+pub fn claimed_twice(lost: &[(Frontend, Name)]) -> String {
+    let belongs = |(frontend, owner): &(Frontend, Name)| format!("{frontend} belongs to {owner}");
+    let list: Vec<String> = lost.iter().map(belongs).collect();
+    format!("older or first by name (S-067): {}", list.join("; "))
+}
+
+fn programmed(progress: &Progress, lost: &[(Frontend, Name)]) -> (&'static str, Holds, &'static str, String) {
     match progress {
+        // What another Service has does not lead to this one, whatever workers forward by.
+        Progress::Programmed if !lost.is_empty() => (
+            PROGRAMMED,
+            Holds::False,
+            FRONTENDS_OWNED,
+            "all workers forward by this version, but not where its frontends are another Service's; see FrontendsOwned"
+                .into(),
+        ),
         Progress::Programmed => (PROGRAMMED, Holds::True, "Programmed", "all workers forward by this version".into()),
         Progress::NothingToServe => (
             PROGRAMMED,

@@ -8,7 +8,7 @@ use tidegate_apiserver::fault::{Effect, Fault, Match};
 use tidegate_apiserver::rbac::Rules;
 
 use super::stage::{
-    Gateway, cluster, condition, expect_nothing_denied, file, node, role, service, slices, until, until_served,
+    Gateway, cluster, condition, expect_nothing_denied, file, node, role, service, slices, until, until_served, writes,
 };
 
 /// C-022, S-003: order of arrival does not matter, labels that leave an object to others count at run time.
@@ -215,8 +215,53 @@ fn a_role_that_lacks_something_is_told_what() {
     until_served(&server, "web");
     let told = gateway.problem("ApiForbidden");
     assert!(told.contains("pods") || told.contains("namespaces"), "{told}");
+    // What may not be written is told as well: events, and the status of pools.
+    let told = gateway.problem("WriteForbidden");
+    assert!(told.contains("events in events.k8s.io") || told.contains("addresspools/status"), "{told}");
     server.add_user("gw-1", role());
     gateway.without_problem("ApiForbidden");
+    server.apply(&service("api", "")).unwrap();
+    until_served(&server, "api");
+    gateway.without_problem("WriteForbidden");
+}
+
+/// What cannot be had is told in the server's own words, once and not as a dump.
+#[test]
+fn a_lease_that_may_not_be_had_is_told_in_words() {
+    let server = cluster();
+    let read = ["get", "list", "watch"];
+    let reader = Rules::default()
+        .and(&[""], &["services", "nodes", "namespaces", "pods"], &read)
+        .and(&["discovery.k8s.io"], &["endpointslices"], &read)
+        .and(&["tidegate.io"], &["addresspools"], &read);
+    server.add_user("gw-1", reader);
+    let gateway = Gateway::start(&server, "gw-1", "");
+    let told = gateway.problem("LeaseUnavailable");
+    assert!(told.contains("(403)") && !told.contains("ApiError") && !told.contains("Status {"), "{told}");
+}
+
+/// `--check` reads a cluster once, and changes nothing.
+#[test]
+fn a_cluster_is_checked_without_a_trace() {
+    let server = cluster();
+    server.apply(&(service("web", "") + &slices("web", &[5]))).unwrap();
+    let mut gateway = Gateway::start(&server, "gw-1", "");
+    gateway.until_endpoints("web", 2);
+    until_served(&server, "web");
+    gateway.terminate();
+    server.apply(&service("late", "")).unwrap();
+    let (updates, before) = (gateway.dataplane().updates, writes(&server, "gw-1"));
+    let home = gateway.home.path();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate-control"));
+    command.arg("--check").arg("--config").arg(home.join("node.yaml"));
+    let output = command.arg("--kubeconfig").arg(home.join("kubeconfig")).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("service shop/web at 203.0.113."), "{text}");
+    assert!(text.contains("1 IPv4 and 1 IPv6 endpoints") && text.contains("peer w1"), "{text}");
+    // Nobody leads here, so that nothing is given; the hint is one for a cluster.
+    assert!(text.contains("gives addresses out of AddressPools") && !text.contains("tidegate.io/addresses"), "{text}");
+    assert_eq!((gateway.dataplane().updates, writes(&server, "gw-1")), (updates, before));
 }
 
 /// A slow list delays what it brings and nothing else.

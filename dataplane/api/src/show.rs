@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::message::NodeDelivery;
-use crate::resource::{MacAddress, Protocol};
+use crate::resource::{MacAddress, Protocol, Scheduler};
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +92,15 @@ pub struct ServiceRow {
     pub port: u16,
     /// Delivery mode in force, as in the contract.
     pub mode: String,
+    /// Port of the Service that it leads to: another than `port` where that is a node port.
+    #[serde(default)]
+    pub service_port: u16,
+    /// How an endpoint is chosen for a new flow; nodes are always chosen by `mh`.
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// Seconds for which a client stays with its endpoint; absent: it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity_timeout_s: Option<u32>,
     /// Where `node-dsr` was asked for: every node with an endpoint and what is known of the way there.
     #[serde(default)]
     pub nodes: Vec<NodeDelivery>,
@@ -99,7 +108,8 @@ pub struct ServiceRow {
     pub backends: u32,
     /// Slots of the Maglev table; 0 without backends.
     pub maglev_slots: u32,
-    /// Packets client → VIP and back, and new flows, folded from the flow entries.
+    /// Packets client → VIP and back, and new flows, folded from the flow entries. Counted per Service port and family: all
+    /// frontends that lead to one show the same figures.
     pub packets: u64,
     /// Bytes of those packets, IP length.
     pub bytes: u64,

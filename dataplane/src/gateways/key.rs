@@ -4,6 +4,7 @@
 //! is changed without a moment in which two gateways do not understand each other: add the new one as the second line
 //! everywhere, then exchange the lines everywhere, then take the old one away everywhere.
 
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -13,6 +14,8 @@ use sha2::Sha256;
 pub const TAG_BYTES: usize = 32;
 /// Shortest key: 128 bits.
 pub const KEY_BYTES_MIN: usize = 16;
+/// Largest key file in bytes.
+const FILE_BYTES_MAX: u64 = 4096;
 /// Keys in a file.
 const KEYS_MAX: usize = 2;
 
@@ -47,7 +50,7 @@ impl Keys {
     /// # Errors
     /// See [`KeyError`]; no text ever holds a key.
     pub fn read(path: &Path) -> Result<Keys, KeyError> {
-        let text = std::fs::read_to_string(path).map_err(|source| KeyError::Read { path: path.into(), source })?;
+        let text = read(path).map_err(|source| KeyError::Read { path: path.into(), source })?;
         Keys::parse(&text).map_err(|reason| KeyError::Content { path: path.into(), reason })
     }
 
@@ -88,6 +91,21 @@ impl Keys {
     }
 }
 
+/// The text of a key file, if it is a file of a size that keys have.
+fn read(path: &Path) -> io::Result<String> {
+    let refused = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    // Before it is opened: a pipe would be waited for, and a device may never end.
+    if !std::fs::metadata(path)?.is_file() {
+        return refused("not a regular file".into());
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return refused(format!("larger than {FILE_BYTES_MAX} bytes"));
+    }
+    Ok(text)
+}
+
 /// Keys are not for logs.
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -116,6 +134,10 @@ mod tests {
             assert!(error.contains(expected) && error.contains(&path.display().to_string()), "{error}");
             assert!(!error.contains("secret"), "{error}");
         }
+        std::fs::write(&path, "x".repeat(100_000)).unwrap();
+        assert!(Keys::read(&path).unwrap_err().to_string().contains("larger than 4096 bytes"));
+        let error = Keys::read(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
         std::fs::write(&path, "  a key that is long enough \r\n\n").unwrap();
         let (keys, same) = (Keys::read(&path).unwrap(), Keys::parse("a key that is long enough").unwrap());
         assert!(keys.verify(b"x", &same.tag(b"x")) && !keys.verify(b"y", &same.tag(b"x")) && !keys.verify(b"x", b""));

@@ -4,7 +4,8 @@
 //!
 //! A socket's file mode decides who may connect, and one of them may have a program that opens connections and forgets
 //! them. It must not keep control or a probe of health from being heard. So when every seat is taken, the one that has been
-//! idle longest is cut off, those who have not even greeted first; whoever waits for an answer, and control, stay.
+//! idle longest is cut off, those who have not even greeted first and those last who have waited for an answer for long, or
+//! do not take it; control stays.
 //!
 //! One conversation at a time says what the dataplane is to do. A second control would mix its objects with those of the
 //! first, each update of the one against the whole of the other; who is first stays.
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 pub const SEATS_MAX: usize = 64;
 /// Who has been idle for less than this is not cut off: a question may be on its way.
 const IDLE_MIN: Duration = Duration::from_millis(200);
+/// Who waits for an answer for less than this is not cut off: it is most likely on its way.
+const ASKING_MIN: Duration = Duration::from_secs(5);
 /// How long a new control waits for one before it that is about to go: it has died, and its last update is being compiled.
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -88,7 +91,8 @@ impl Taken {
     fn cut_off_one(&mut self) -> bool {
         let control = self.control.as_ref().map(|(number, _)| *number);
         let may_go = |(number, place): &(&u64, &Place)| {
-            Some(**number) != control && place.stage != Stage::Asking && place.since.elapsed() >= IDLE_MIN
+            let patience = if place.stage == Stage::Asking { ASKING_MIN } else { IDLE_MIN };
+            Some(**number) != control && place.since.elapsed() >= patience
         };
         let most_idle = self.seats.iter().filter(may_go).min_by_key(|(_, place)| (place.stage, place.since));
         let Some(number) = most_idle.map(|(number, _)| *number) else { return false };
@@ -217,7 +221,7 @@ mod tests {
         guests[1].0.turn(Stage::Asking);
         age(&seats, Duration::from_secs(1));
         guests[2].0.turn(Stage::Idle);
-        let _new = seats.take(&ours).unwrap();
+        let new = seats.take(&ours).unwrap();
         assert!(is_cut(&mut guests[SEATS_MAX - 1].1), "who has not greeted goes first");
         let mut more = Vec::new();
         while let Ok(seat) = seats.take(&ours) {
@@ -225,7 +229,17 @@ mod tests {
         }
         let cut: Vec<usize> = (0..SEATS_MAX).filter(|n| is_cut(&mut guests[*n].1)).collect();
         assert_eq!(cut, (3..SEATS_MAX).collect::<Vec<_>>());
-        drop(more);
+        // Who does not take its answer goes too, in the end.
+        more.iter().chain([&new]).for_each(|seat: &Seat| seat.turn(Stage::Asking));
+        age(&seats, Duration::from_secs(3));
+        guests[2].0.turn(Stage::Idle);
+        assert!(seats.take(&ours).is_err());
+        age(&seats, Duration::from_secs(3));
+        let idle_goes = seats.take(&ours).unwrap();
+        assert!(is_cut(&mut guests[2].1) && !is_cut(&mut guests[1].1), "the idle one before those who wait");
+        let waiting_goes = seats.take(&ours).unwrap();
+        assert!(is_cut(&mut guests[1].1));
+        drop((more, new, idle_goes, waiting_goes));
         assert!(seats.take(&ours).is_ok(), "seats are given back");
     }
 

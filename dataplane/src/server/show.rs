@@ -19,7 +19,8 @@ use crate::routes;
 use crate::table::backend::{BackendRow as BackendRowOf, BackendState};
 use crate::table::neighbour::NeighbourState;
 use crate::table::route::{NextHops, RouteTarget};
-use crate::table::service::{FrontendKind, ServiceRow as ServiceRowOf};
+use crate::table::service::{FrontendKind, Mode, ServiceRow as ServiceRowOf};
+use crate::table::terms::Scheduler;
 use crate::table::{BackendId, NeighbourId, ServiceId, Tables};
 
 /// The answer to `question`.
@@ -101,7 +102,19 @@ fn services(view: &View, usage: &HashMap<BackendId, BackendUsage>) -> Vec<Servic
             prefix_len,
             protocol: protocol(number),
             port,
-            mode: row.mode.name().to_owned(),
+            // Cluster addresses and node ports never lead to nodes (S-058, S-065).
+            mode: match served.kind {
+                FrontendKind::Vip | FrontendKind::External => row.mode,
+                FrontendKind::Cluster | FrontendKind::Node => Mode::Fullnat,
+            }
+            .name()
+            .to_owned(),
+            service_port: row.port,
+            scheduler: match (served.kind, row.mode) {
+                (FrontendKind::Vip | FrontendKind::External, Mode::NodeDsr) => Scheduler::Mh,
+                _ => row.terms.as_ref().map(|terms| terms.scheduler).unwrap_or_default(),
+            },
+            affinity_timeout_s: row.terms.as_ref().map(|terms| terms.affinity_timeout_s).filter(|timeout| *timeout > 0),
             nodes: match served.kind {
                 FrontendKind::Vip | FrontendKind::External => {
                     nodes(view, &row.name, protocol(number), row.port, address)

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crossbeam::channel::{Sender, bounded};
 use tidegate_api::client::{Client, ClientError};
 use tidegate_api::message::{Accepted, AddressConflict, IpFamily, WayState};
-use tidegate_api::resource::{Body, DeliveryMode, Kind};
+use tidegate_api::resource::{Body, DeliveryMode, Kind, Scheduler};
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, Show, Shown, WorkerRow};
 
 use super::query::{BackendUsage, QueryError};
@@ -449,6 +449,32 @@ fn nodes_that_fall_silent_are_told_shown_and_counted() {
     assert!(bench.handle.found(vec![], vec![(pulse, false)]));
     assert_eq!(told(&mut later), vec![]);
     assert_eq!(counters(&mut reader), (0, 1));
+}
+
+// S-058, S-065
+#[test]
+fn what_never_leads_to_nodes_is_not_said_to() {
+    let bench = bench();
+    let mut control = bench.client();
+    let mut objects = everything();
+    let Body::Service(web) = &mut objects[2].body else { panic!() };
+    web.cluster_addresses = vec!["10.96.0.9".parse().unwrap(), "fd00:96::9".parse().unwrap()];
+    web.ports[0].mode = DeliveryMode::NodeDsr;
+    (web.ports[0].scheduler, web.ports[0].affinity_timeout_s) = (Scheduler::Wlc, Some(600));
+    control.send(&Request::Update(full(objects))).unwrap();
+    accepted(&mut control);
+    let proven = || Finding { state: WayState::Proven, reason: String::new() };
+    let way = |family| Way { service: "shop/web".into(), port: 80, family, node: "w1".into() };
+    assert!(bench.handle.found(vec![(way(Family::V4), proven()), (way(Family::V6), proven())], vec![]));
+    let Shown::Services(rows) = bench.client().show(Show::Services).unwrap() else { panic!() };
+    let told: Vec<_> = rows.iter().map(|row| (row.address.to_string(), row.mode.as_str(), row.scheduler)).collect();
+    let of = |address: &str, mode, scheduler| (address.to_owned(), mode, scheduler);
+    assert_eq!(told.len(), 4);
+    for (vip, cluster) in [("203.0.113.10", "10.96.0.9"), ("2001:db8:f::10", "fd00:96::9")] {
+        assert!(told.contains(&of(vip, "node-dsr", Scheduler::Mh)), "{told:?}");
+        assert!(told.contains(&of(cluster, "fullnat", Scheduler::Wlc)), "{told:?}");
+    }
+    assert!(rows.iter().all(|row| (row.service_port, row.affinity_timeout_s) == (80, Some(600))));
 }
 
 #[test]

@@ -95,7 +95,8 @@ fn policy<'t, A: Family>(
 /// The external address of `pod` among `addresses`: highest random weight, so that those of few pods change with the list.
 fn paired<A: Family>(tables: &Tables, addresses: &[A], pod: A) -> Option<A> {
     let weight = |address: &A| {
-        let of = Tuple { source: pod, destination: *address, source_port: 0, destination_port: 0, protocol: 0, domain: 0 };
+        let of =
+            Tuple { source: pod, destination: *address, source_port: 0, destination_port: 0, protocol: 0, domain: 0 };
         A::hash_flow(&tables.settings.hash_key, &of)
     };
     match addresses {

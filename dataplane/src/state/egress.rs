@@ -84,8 +84,7 @@ impl Egress {
     /// Then nothing has changed, and the flow must not go on.
     pub fn join<A: Family>(&mut self, flow: &NewFlow<A>, grant: &Grant, now: Ticks) -> Result<(), NoRoom> {
         let (inside, translated) = (&flow.original, &flow.translated);
-        let port =
-            PortOf { address: translated.source.mapped(), class: grant.class, port: translated.source_port };
+        let port = PortOf { address: translated.source.mapped(), class: grant.class, port: translated.source_port };
         if !grant.is_mapped {
             return Ok(self.ports.share(&port, grant.by)?);
         }
@@ -152,10 +151,16 @@ impl Egress {
 
     fn expire_family<A: Family>(&mut self, now: Ticks, elapsed: Ticks) {
         let (mappings, ports) = A::mappings_and_ports(self);
-        mappings.expire(now, elapsed, limits::EXPIRE_PER_TURN, |_| false, |mapping, protocol| {
-            let Some(class) = PortClass::of(protocol) else { return };
-            let (address, port) = mapping.outside;
-            ports.free(&PortOf { address: address.mapped(), class, port });
-        });
+        mappings.expire(
+            now,
+            elapsed,
+            limits::EXPIRE_PER_TURN,
+            |_| false,
+            |mapping, protocol| {
+                let Some(class) = PortClass::of(protocol) else { return };
+                let (address, port) = mapping.outside;
+                ports.free(&PortOf { address: address.mapped(), class, port });
+            },
+        );
     }
 }

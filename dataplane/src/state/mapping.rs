@@ -201,13 +201,7 @@ impl<A: Address> Mappings<A> {
         })
     }
 
-    fn insert(
-        &mut self,
-        new: &NewMapping<A>,
-        remote: A,
-        state: FlowState,
-        now: Ticks,
-    ) -> Result<FlowId, MappingsFull> {
+    fn insert(&mut self, new: &NewMapping<A>, remote: A, state: FlowState, now: Ticks) -> Result<FlowId, MappingsFull> {
         let entry = NewFlow {
             original: inner(new.inside, (remote, 0), new.protocol),
             translated: outer((remote, 0), new.outside, new.protocol).reversed(DOMAIN_WIRE),

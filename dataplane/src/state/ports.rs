@@ -520,12 +520,16 @@ mod tests {
             }
             let pool = book.pool(&at.address, at.class);
             assert_eq!(pool.is_free(at.port), !shared.contains_key(&key) && !alone.contains_key(&key));
-            assert_eq!((pool.is_shareable(at.port), pool.is_alone(at.port)), (!alone.contains_key(&key), alone.contains_key(&key)));
+            assert_eq!(
+                (pool.is_shareable(at.port), pool.is_alone(at.port)),
+                (!alone.contains_key(&key), alone.contains_key(&key))
+            );
         }
         for address in 0..4 {
             let mine = |(at, _): &(u8, u16)| *at == address;
             let tally = book.tally(&[address; 16], PortClass::Udp);
-            let (flows, lone) = (shared.keys().filter(|key| mine(key)).count(), alone.keys().filter(|key| mine(key)).count());
+            let (flows, lone) =
+                (shared.keys().filter(|key| mine(key)).count(), alone.keys().filter(|key| mine(key)).count());
             assert_eq!((tally.used as usize, tally.alone as usize), (flows + lone, lone));
             let resting = alone.iter().filter(|(key, (_, active))| mine(key) && !active).count();
             assert_eq!(tally.resting as usize, resting);

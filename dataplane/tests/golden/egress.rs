@@ -22,8 +22,14 @@ const STARTS: &[(&str, u64)] =
     &[("received", 1), ("decapsulated", 1), ("slow_walk", 1), ("flow_installed", 1), ("sent", 1)];
 
 /// What a pod's packet moves that is answered instead.
-const REFUSED: &[(&str, u64)] =
-    &[("received", 1), ("decapsulated", 1), ("slow_walk", 1), ("answered_prohibited", 1), ("encapsulated", 1), ("sent", 1)];
+const REFUSED: &[(&str, u64)] = &[
+    ("received", 1),
+    ("decapsulated", 1),
+    ("slow_walk", 1),
+    ("answered_prohibited", 1),
+    ("encapsulated", 1),
+    ("sent", 1),
+];
 
 /// What a dropped packet of a pod moves.
 fn dropped(reason: &'static str) -> [(&'static str, u64); 4] {
@@ -259,7 +265,13 @@ fn a_datagrams_port_is_the_same_to_everybody_and_only_they_may_answer() {
             // Another port of somebody it was sent to.
             rig.rx_wan(&udp((names(net).0, 54), (ours, port)).data(*b"me too"));
             rig.expect_overlay(net, 0, &udp((names(net).0, 54), pod(net)).data(*b"me too").ttl(63));
-            rig.expect_counted(&[("received", 1), ("slow_walk", 1), ("mapping_used", 1), ("encapsulated", 1), ("sent", 1)]);
+            rig.expect_counted(&[
+                ("received", 1),
+                ("slow_walk", 1),
+                ("mapping_used", 1),
+                ("encapsulated", 1),
+                ("sent", 1),
+            ]);
             // A stranger.
             rig.rx_wan(&udp((net.client(99), 53), (ours, port)).data(*b"and I"));
             if filtering == Filtering::EndpointIndependent {
@@ -593,7 +605,8 @@ fn tcp_by_endpoint_opens_from_both_sides() {
     for net in Net::BOTH {
         let (mut rig, mut outside) = town();
         change(&mut rig, &mut outside, |egress| {
-            egress.tcp = Mapping { class: MappingClass::EndpointIndependent, filtering: Filtering::EndpointIndependent };
+            egress.tcp =
+                Mapping { class: MappingClass::EndpointIndependent, filtering: Filtering::EndpointIndependent };
         });
         let ours = external(net, 1);
         let port = connect(&mut rig, net, pod(net), web(net));
@@ -851,7 +864,10 @@ fn a_handful_of_ports_is_used_to_the_last() {
         connect(&mut rig, net, pod(net), web(net));
         // When nothing else is left, a port that rests is given out early.
         wait(&mut rig, 301);
-        assert_eq!(rig.worker.state().egress.ports.tally(&outside::row_address(external(net, 1)), PortClass::Udp).resting, 3);
+        assert_eq!(
+            rig.worker.state().egress.ports.tally(&outside::row_address(external(net, 1)), PortClass::Udp).resting,
+            3
+        );
         rig.rx_overlay(net, 0, &udp((net.pod(0, 6), 9), names(net)).data(*b"x"));
         assert_eq!(rig.sent(WAN).len(), 1);
     }

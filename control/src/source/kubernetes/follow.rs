@@ -37,6 +37,8 @@ const WATCH_S: u32 = 290;
 const WATCH_OVERDUE: Duration = Duration::from_secs(15);
 /// A watch that ends sooner than this, without a word, is no reason to ask again at once.
 const WATCH_SHORT: Duration = Duration::from_secs(1);
+/// Pages of one list: five million objects. A server that goes on after them has lost its way.
+const PAGES_MAX: u32 = 5000;
 /// So many answers in a row that make no sense at one place: it is listed anew.
 const NONSENSE_MAX: u32 = 4;
 
@@ -75,7 +77,9 @@ pub(super) struct Failure {
 pub(super) enum Fault {
     /// Nobody answers, or says that he cannot now.
     Unreachable,
-    /// The server forbids it (401, 403).
+    /// The server does not know who asks (401).
+    Unauthorized,
+    /// The server forbids it (403).
     Forbidden,
     /// The server has no such kind (404).
     Missing,
@@ -170,6 +174,7 @@ impl<K: Watched> Follow<K> {
         params.label_selector = K::LABELS.map(Into::into);
         params.field_selector = K::FIELDS.map(Into::into);
         let mut first = true;
+        let mut pages = Pages::default();
         loop {
             let page = match timeout(within, self.api.list(&params)).await {
                 Ok(Ok(page)) => page,
@@ -182,7 +187,12 @@ impl<K: Watched> Follow<K> {
             let readings: Vec<Reading> = page.items.into_iter().map(|object| self.read(object)).collect();
             self.told(Told::Seen(readings)).await?;
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params.continue_token = Some(token),
+                Some(token) => {
+                    if let Err(failure) = pages.turn(&token) {
+                        return Ok(Err(failure));
+                    }
+                    params.continue_token = Some(token);
+                }
                 None => {
                     let version = page.metadata.resource_version.filter(|version| !version.is_empty());
                     let Some(version) = version else {
@@ -252,6 +262,28 @@ impl<K: Watched> Follow<K> {
     }
 }
 
+/// The pages of one list so far.
+#[derive(Debug, Default)]
+struct Pages {
+    turned: u32,
+    last: String,
+}
+
+impl Pages {
+    /// Turns to the page that `token` stands for, unless the list cannot end like this.
+    fn turn(&mut self, token: &str) -> Result<(), Failure> {
+        if self.last == token {
+            return Err(Failure::nonsense("a list goes on at the page that it has just given".into()));
+        }
+        self.turned += 1;
+        if self.turned >= PAGES_MAX {
+            return Err(Failure::nonsense(format!("a list does not end within {PAGES_MAX} pages of {PAGE}")));
+        }
+        token.clone_into(&mut self.last);
+        Ok(())
+    }
+}
+
 impl Ended {
     fn failed(version: String, failure: Failure) -> Self {
         let resume = (failure.fault != Fault::Expired).then_some(version);
@@ -270,7 +302,8 @@ impl Failure {
 
     fn of_status(status: &Status) -> Self {
         let fault = match status.code {
-            401 | 403 => Fault::Forbidden,
+            401 => Fault::Unauthorized,
+            403 => Fault::Forbidden,
             404 => Fault::Missing,
             410 => Fault::Expired,
             429 | 500.. => Fault::Unreachable,
@@ -282,20 +315,49 @@ impl Failure {
     }
 
     fn of(error: &kube::Error) -> Self {
-        use std::error::Error;
         match error {
             kube::Error::Api(status) => Failure::of_status(status),
             kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) | kube::Error::LinesCodecMaxLineLengthExceeded => {
                 Failure::nonsense(error.to_string())
             }
-            other => {
-                // The outer layers say little; the innermost cause is what people look for.
-                let mut cause: &dyn Error = other;
-                while let Some(inner) = cause.source() {
-                    cause = inner;
-                }
-                Failure::unreachable(cause.to_string())
-            }
+            other => Failure::unreachable(super::words(other)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_does_not_end_is_given_up() {
+        let mut pages = Pages::default();
+        pages.turn("a").unwrap();
+        pages.turn("b").unwrap();
+        let same = pages.turn("b").unwrap_err();
+        assert_eq!((same.fault, same.message.contains("just given")), (Fault::Nonsense, true), "{same:?}");
+        let mut pages = Pages::default();
+        let turned = (0..).take_while(|n: &u32| pages.turn(&n.to_string()).is_ok()).count();
+        assert_eq!(turned, 4999);
+    }
+
+    #[test]
+    fn who_is_not_known_and_what_is_not_allowed_are_two_things() {
+        let fault = |code| {
+            let status = Status { code, ..Status::default() };
+            Failure::of_status(&status).fault
+        };
+        assert_eq!(
+            [401, 403, 404, 410, 429, 500, 400].map(fault),
+            [
+                Fault::Unauthorized,
+                Fault::Forbidden,
+                Fault::Missing,
+                Fault::Expired,
+                Fault::Unreachable,
+                Fault::Unreachable,
+                Fault::Nonsense
+            ]
+        );
     }
 }

@@ -167,6 +167,13 @@ impl Ledger {
             let kept = if standing.known.is_empty() { "" } else { "; what was known of them stays in use" };
             let problem = match failure.fault {
                 Fault::Unreachable | Fault::Expired => continue,
+                Fault::Unauthorized => {
+                    let message = format!(
+                        "the API server does not know us: look at the token or certificate of the kubeconfig{kept} ({})",
+                        failure.message
+                    );
+                    Problem::new(severity, "ApiUnauthorized", message)
+                }
                 Fault::Forbidden => {
                     let message = format!(
                         "objects of kind {kind} may not be read: the role needs get, list and watch of {rule}{kept} ({})",

@@ -1,9 +1,10 @@
 //! Events about Services (`events.k8s.io/v1`), for people who ask `kubectl describe`.
 //!
 //! Owns how many there are: each Service has a small purse of events that fills slowly, all together are sent at a
-//! steady rate, and what does not fit is left out. Equal ones within some minutes become a series of one. Events are a
-//! courtesy: one that cannot be sent is forgotten and holds up nothing.
+//! steady rate, and what does not fit is left out. Equal ones within some minutes become a series of one; one of another
+//! text is another event. Events are a courtesy: one that cannot be sent is forgotten and holds up nothing.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,10 @@ use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 
+use super::Denied;
 use crate::lease::Tenure;
 use crate::model::Name;
+use crate::source::kubernetes::words;
 use crate::source::record::FIELD_MANAGER;
 
 /// Events of one Service that may follow each other at once.
@@ -29,6 +32,11 @@ const APART: Duration = Duration::from_millis(20);
 const WITHIN: Duration = Duration::from_secs(4);
 /// Events that wait to be sent; more are left out.
 pub(super) const WAITING_MAX: usize = 2000;
+
+/// Texts whose events may still become series.
+const SERIES_MAX: usize = 1024;
+/// An event that has not come again for so long begins anew; kube forgets it as well.
+const SERIES_END: Duration = Duration::from_secs(360);
 
 /// How bad the news is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,22 +92,55 @@ pub(super) async fn send(
     instance: String,
     tenure: Arc<Tenure>,
     mut happened: mpsc::Receiver<(u64, Happening)>,
+    denied: &RefCell<Denied<'_>>,
 ) {
     let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: Some(instance) };
-    let recorder = Recorder::new(client, reporter);
+    let mut series = Series::new(|| Recorder::new(client.clone(), reporter.clone()));
     let mut purses = Purses::default();
     while let Some((term, happening)) = happened.recv().await {
         if !purses.pay(&happening.uid, Instant::now()) {
             continue;
         }
         let Some(_leave) = tenure.write(term) else { continue };
+        let recorder = series.of(&happening, Instant::now());
         let (event, about) = form(happening);
         match tokio::time::timeout(WITHIN, recorder.publish(&event, &about)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(reason = event.reason, %error, "an event could not be sent"),
+            Ok(result) => {
+                denied.borrow_mut().note("create and patch events in events.k8s.io", result.as_ref());
+                if let Err(error) = result {
+                    tracing::debug!(reason = event.reason, error = words(&error), "an event could not be sent");
+                }
+            }
             Err(_) => tracing::debug!(reason = event.reason, "an event was not answered"),
         }
         tokio::time::sleep(APART).await;
+    }
+}
+
+/// A recorder for each text: kube's own tells events apart by what they are about and their reason alone, and a series
+/// keeps the text that it began with.
+struct Series<T, F: Fn() -> T> {
+    make: F,
+    by_text: HashMap<(String, &'static str, String), (T, Instant)>,
+}
+
+impl<T, F: Fn() -> T> Series<T, F> {
+    fn new(make: F) -> Self {
+        Series { make, by_text: HashMap::new() }
+    }
+
+    /// Who records `happening`.
+    fn of(&mut self, happening: &Happening, now: Instant) -> &T {
+        if self.by_text.len() >= SERIES_MAX {
+            self.by_text.retain(|_, (_, used)| now.saturating_duration_since(*used) < SERIES_END);
+            if self.by_text.len() >= SERIES_MAX {
+                self.by_text.clear(); // each begins a series of its own once more
+            }
+        }
+        let text = (happening.uid.clone(), happening.reason, happening.note.clone());
+        let (recorder, used) = self.by_text.entry(text).or_insert_with(|| ((self.make)(), now));
+        *used = now;
+        recorder
     }
 }
 
@@ -147,6 +188,27 @@ mod tests {
             purses.pay(&n.to_string(), now + Duration::from_secs(n as u64));
         }
         assert!(purses.0.len() <= PURSES_MAX, "memory of those long gone");
+    }
+
+    #[test]
+    fn a_series_is_of_one_text() {
+        let made = std::cell::Cell::new(0);
+        let mut series = Series::new(|| made.replace(made.get() + 1));
+        let now = Instant::now();
+        let happening = |note: &str| Happening {
+            name: Name { namespace: "shop".into(), name: "web".into() },
+            uid: "u".into(),
+            tone: Tone::Warning,
+            reason: "AllocationFailed",
+            note: note.into(),
+        };
+        let first = *series.of(&happening("pool a is used up"), now);
+        assert_ne!(*series.of(&happening("10.0.0.1 is in no pool"), now), first);
+        assert_eq!(*series.of(&happening("pool a is used up"), now), first);
+        for n in 0..3 * SERIES_MAX {
+            series.of(&happening(&n.to_string()), now);
+        }
+        assert!(series.by_text.len() <= SERIES_MAX);
     }
 
     #[test]

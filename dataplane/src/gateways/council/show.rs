@@ -32,6 +32,8 @@ impl Council {
             true => State::Live.name(),
             false => member.state(now_ns, self.settings.dead_after_ns).name(),
         };
+        // What one that is not heard any more said last is no news of what it does.
+        let is_heard = member.is_own || (state != State::Lost.name() && said.is_some());
         let dual_owner_ns = if member.is_own { self.dual_owner_ns } else { member.dual_owner_ns };
         GatewayRow {
             node: member.name.clone(),
@@ -41,8 +43,13 @@ impl Council {
             heard_ms: last.map(|last| now_ns.saturating_sub(last.heard_ns) / 1_000_000),
             generation: if member.is_own { self.generation } else { said.map_or(0, |said| said.generation) },
             objects: format!("{:016x}", if member.is_own { self.objects } else { said.map_or(0, |said| said.objects) }),
-            is_equal: said.map(|said| (said.objects, said.vips) == (self.objects, self.vips_digest)),
-            announced: if member.is_own { self.announced() } else { said.map_or(0, |said| said.announced) },
+            is_equal: said
+                .filter(|_| is_heard)
+                .map(|said| (said.objects, said.vips) == (self.objects, self.vips_digest)),
+            announced: match said.filter(|_| is_heard) {
+                _ if member.is_own => self.announced(),
+                said => said.map_or(0, |said| said.announced),
+            },
             dual_owner_ms: dual_owner_ns / 1_000_000,
         }
     }

@@ -216,6 +216,10 @@ fn two_gateways_share_the_vips_and_one_that_dies_is_followed_within_half_a_secon
         assert!(sim.now - died < 500 * MS, "M-026");
     }
     sim.run(5_000 * MS);
+    let at = sim.now;
+    let gone = sim.council(0).show(at).rows.remove(1);
+    let told = (gone.state.as_str(), gone.announced, gone.is_equal);
+    assert_eq!(told, ("lost", 0, None), "what it said last is not so any more");
     // The dead one is heard again as somebody new, which listens first.
     sim.start(1);
     sim.run(3_000 * MS);
