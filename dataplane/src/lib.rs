@@ -26,6 +26,8 @@ pub mod wheel;
 pub mod mailbox;
 /// Moves external ports between workers.
 pub mod port_office;
+/// The clerk: who had which port, from workers to files.
+pub mod clerk;
 /// Do the workers turn?
 pub mod health;
 /// Why a packet may end here: the one list.

@@ -333,6 +333,7 @@ impl Worker {
     /// What need not happen every turn: held frames, questions.
     fn chores(&mut self, now_ns: u64) {
         let tables = self.reader.tables();
+        self.counters.add(Event::RecordLost, self.state.egress.outbox.take_lost());
         if !self.state.hold.is_empty() {
             other::release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
         }

@@ -5,6 +5,7 @@
 
 use std::io;
 
+use super::ledger::{Outbox, PortEvent};
 use super::mapping::{Joined, Mapping, Mappings, MappingsFull, NewMapping};
 use super::ports::{PortBook, PortOf, Taker, TooMany};
 use super::{Capacity, Entry, NewFlow, Ticks, mark};
@@ -26,6 +27,8 @@ pub struct Grant {
     pub is_mapped: bool,
     /// Number of its timer; 0: as its state says.
     pub timer: u8,
+    /// Whether the ledger is to have it.
+    pub is_recorded: bool,
 }
 
 impl Grant {
@@ -62,6 +65,8 @@ pub struct Egress {
     pub v4: Mappings<[u8; 4]>,
     /// IPv6 mappings.
     pub v6: Mappings<[u8; 16]>,
+    /// To the ledger.
+    pub outbox: Outbox,
 }
 
 impl Egress {
@@ -75,6 +80,7 @@ impl Egress {
             ports: PortBook::new(capacity.backends)?,
             v4: Mappings::new(entries(capacity.flows_v4), seed, capacity.huge)?,
             v6: Mappings::new(entries(capacity.flows_v6), seed, capacity.huge)?,
+            outbox: Outbox::default(),
         })
     }
 
@@ -85,8 +91,20 @@ impl Egress {
     pub fn join<A: Family>(&mut self, flow: &NewFlow<A>, grant: &Grant, now: Ticks) -> Result<(), NoRoom> {
         let (inside, translated) = (&flow.original, &flow.translated);
         let port = PortOf { address: translated.source.mapped(), class: grant.class, port: translated.source_port };
+        let begun = PortEvent {
+            begun: true,
+            policy: grant.policy,
+            protocol: inside.protocol,
+            external: (port.address, port.port),
+            internal: (inside.source.mapped(), inside.source_port),
+            remote: (!grant.is_mapped).then(|| (inside.destination.mapped(), inside.destination_port)),
+        };
         if !grant.is_mapped {
-            return Ok(self.ports.share(&port, grant.by)?);
+            self.ports.share(&port, grant.by)?;
+            if grant.is_recorded {
+                self.outbox.tell(begun);
+            }
+            return Ok(());
         }
         let new = NewMapping {
             inside: (inside.source, inside.source_port),
@@ -101,6 +119,7 @@ impl Egress {
         }
         match A::mappings_mut(self).join(&new, inside.destination, now) {
             Ok(Joined::Resumed) => self.ports.resume(&port, grant.by),
+            Ok(Joined::New) if grant.is_recorded => self.outbox.tell(begun),
             Ok(Joined::Known | Joined::New) => {}
             Err(full) => {
                 if known.is_none() {
@@ -127,6 +146,14 @@ impl Egress {
         let Some(class) = PortClass::of(inside.protocol) else { return };
         let port = PortOf { address: translated.source.mapped(), class, port: translated.source_port };
         if entry.mark & mark::MAPPED == 0 {
+            self.outbox.tell(PortEvent {
+                begun: false,
+                policy: EgressId::NONE,
+                protocol: inside.protocol,
+                external: (port.address, port.port),
+                internal: (inside.source.mapped(), inside.source_port),
+                remote: Some((inside.destination.mapped(), inside.destination_port)),
+            });
             return self.ports.unshare(&port, entry.backend);
         }
         let pod_port = (inside.source, inside.source_port);
@@ -140,6 +167,7 @@ impl Egress {
         if A::mappings_mut(self).end(mapping.id) {
             let (address, port) = mapping.outside;
             self.ports.free(&PortOf { address: address.mapped(), class, port });
+            self.outbox.tell(returned(mapping, class.number(A::ICMP)));
         }
     }
 
@@ -150,7 +178,7 @@ impl Egress {
     }
 
     fn expire_family<A: Family>(&mut self, now: Ticks, elapsed: Ticks) {
-        let (mappings, ports) = A::mappings_and_ports(self);
+        let (mappings, ports, outbox) = A::mappings_and_ports(self);
         mappings.expire(
             now,
             elapsed,
@@ -160,7 +188,21 @@ impl Egress {
                 let Some(class) = PortClass::of(protocol) else { return };
                 let (address, port) = mapping.outside;
                 ports.free(&PortOf { address: address.mapped(), class, port });
+                outbox.tell(returned(&mapping, protocol));
             },
         );
+    }
+}
+
+/// A mapping's port is nobody's any more.
+fn returned<A: Family>(mapping: &Mapping<A>, protocol: u8) -> PortEvent {
+    let end = |(address, port): (A, u16)| (address.mapped(), port);
+    PortEvent {
+        begun: false,
+        policy: EgressId::NONE,
+        protocol,
+        external: end(mapping.outside),
+        internal: end(mapping.inside),
+        remote: None,
     }
 }

@@ -54,6 +54,16 @@ impl PortClass {
         }
     }
 
+    /// The IANA protocol number, where echo is that of `icmp`.
+    #[inline]
+    pub const fn number(self, icmp: u8) -> u8 {
+        match self {
+            PortClass::Tcp => protocol::TCP,
+            PortClass::Udp => protocol::UDP,
+            PortClass::Echo => icmp,
+        }
+    }
+
     /// The name for people.
     pub const fn name(self) -> &'static str {
         match self {
