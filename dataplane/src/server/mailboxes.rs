@@ -321,6 +321,8 @@ mod tests {
                         drop(reply.send(vec![row; backends.len()]));
                     }
                     Request::Flows { reply, .. } => drop(reply.send(vec![])),
+                    Request::Release { reply, .. } => drop(reply.send(vec![])),
+                    Request::Egress { reply } => drop(reply.send(crate::mailbox::EgressUse::default())),
                 }
             }
         });
