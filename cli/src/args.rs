@@ -154,6 +154,8 @@ pub enum What {
     Gateways,
     /// Routes to VIPs in the kernel, for routing daemons
     Announcements,
+    /// Ports of external addresses in use and refused, and the pods that hold most
+    Egress,
 }
 
 impl Arguments {
@@ -186,6 +188,7 @@ impl What {
             What::Drops { .. } => api::Show::Drops,
             What::Gateways => api::Show::Gateways,
             What::Announcements => api::Show::Announcements,
+            What::Egress => api::Show::Egress,
         }
     }
 }

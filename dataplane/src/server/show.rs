@@ -22,6 +22,9 @@ use crate::table::route::{NextHops, RouteTarget};
 use crate::table::service::{FrontendKind, ServiceRow as ServiceRowOf};
 use crate::table::{BackendId, NeighbourId, ServiceId, Tables};
 
+/// Ports of external addresses.
+mod egress;
+
 /// The answer to `question`.
 ///
 /// # Errors
@@ -59,6 +62,7 @@ pub fn answer(
         Show::Ports => Shown::Ports(workers.ports().map_err(told)?),
         Show::Counters => Shown::Counters(workers.counters().map_err(told)?),
         Show::Drops => Shown::Drops(workers.drops().map_err(told)?),
+        Show::Egress => Shown::Egress(egress::shown(&view(Some(Kind::Pod))?, &workers.egress().map_err(told)?)),
         Show::Gateways => Shown::Gateways(others.gateways.as_ref().map(gateways::Handle::show).unwrap_or_default()),
         Show::Announcements => {
             Shown::Announcements(others.routes.as_ref().map(routes::Handle::show).unwrap_or_default())
