@@ -113,6 +113,14 @@ impl Egress {
             pod: grant.by.pod,
             policy: grant.policy.0,
         };
+        // Two entries at most come for this flow: as many that rest may go.
+        for _ in 0..2 {
+            let (mappings, ports) = A::mappings_and_ports(self);
+            let Some((mapping, protocol)) = mappings.spare(now) else { break };
+            let ((address, port), class) = (mapping.outside, PortClass::of(protocol));
+            let freed = class.map(|class| PortOf { address: address.mapped(), class, port });
+            freed.iter().for_each(|port| ports.free(port));
+        }
         let known = A::mappings(self).of_inside(new.inside, new.protocol, now);
         if known.is_none() {
             self.ports.take(&port, grant.by)?;

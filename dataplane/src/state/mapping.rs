@@ -22,7 +22,7 @@ use std::io;
 use tidegate_io::mem::HugePages;
 
 use super::{
-    Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Entry, FlowId, FlowState, FlowTable, NewFlow, Ticks, Tuple, ticks_since,
+    Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Entry, FlowId, FlowState, FlowTable, NewFlow, Ticks, Tuple, Victim, ticks_since,
 };
 
 /// An address and a port in host order.
@@ -166,6 +166,18 @@ impl<A: Address> Mappings<A> {
     /// Ends a mapping that rests, so that its port can be given to somebody else; false when flows use it.
     pub fn end(&mut self, id: FlowId) -> bool {
         self.table.entry(id).state == FlowState::RESTING && self.table.remove(id)
+    }
+
+    /// Ends a mapping that rests if the table is crowded, and returns it with its protocol (N-100).
+    pub fn spare(&mut self, now: Ticks) -> Option<(Mapping<A>, u8)> {
+        let Victim::Spared(id) = self.table.victim(FlowState::MAPPED, now)? else { return None };
+        let entry = self.table.entry(id);
+        if entry.state != FlowState::RESTING {
+            return None;
+        }
+        let (mapping, protocol) = (read(id, entry, now), entry.protocol());
+        self.table.remove(id);
+        Some((mapping, protocol))
     }
 
     /// Ends mappings that have rested long enough, and those at rest that `is_void` says nobody may come back to, among the
