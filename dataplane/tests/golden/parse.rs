@@ -1,4 +1,4 @@
-//! Frames that are no packets for us: each ends here under its own name.
+//! Frames that are no packets for us: each ends here under its own name (T-096, T-168).
 
 use tidegate_dataplane::rig::expect::{Outer, from_peer, from_peer_with, vxlan};
 use tidegate_dataplane::rig::sketch::{Sketch, ethernet, raw, tagged, tcp, udp};
