@@ -132,7 +132,7 @@ fn complaints(page: &str) -> Vec<String> {
         if row.why.is_empty() {
             found.push(format!("{at}: no reason"));
         }
-        if answered != !row.tests.is_empty() || answered == row.breaks.is_empty() {
+        if answered == row.tests.is_empty() || answered == row.breaks.is_empty() {
             found.push(format!("{at}: a test and what breaks it go with yes, and with nothing else"));
         }
         found.extend(row.tests.iter().filter(|test| !is_test(test)).map(|test| format!("{at}: no test {test}")));
