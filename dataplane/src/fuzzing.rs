@@ -325,6 +325,7 @@ impl Scene {
         add("last hop", &tcp().ack(101, 501).ttl(1));
         add("too big", &tcp().ack(101, 501).long(1500));
         add("datagram", &sketch::udp(client, names).data(*b"who?"));
+        add("datagram to cut", &sketch::udp(client, names).long(1500).may_fragment());
         add("new datagram", &sketch::udp((net.client(9), 1), names).data(*b"who?"));
         add("refused segment", &sketch::tcp(client, (net.vip(1), 81)).syn(1));
         add("refused datagram", &sketch::udp(client, (net.vip(1), 54)).data(*b"x"));
@@ -405,6 +406,7 @@ impl Scene {
         let before: Vec<u64> = DropReason::ALL.iter().map(|reason| counters.drops(*reason)).collect();
         let (received, dropped) = (counters.events(Event::Received), counters.dropped());
         let (sent, held) = (counters.events(Event::Sent), counters.events(Event::NeighbourHeld));
+        let (made, consumed) = (counters.events(Event::Generated), counters.events(Event::Consumed));
         let waited = self.rig.worker.state().fragments.waiting() as u64;
         self.pure(device, frame);
         if !self.rig.inject(device, frame) {
@@ -416,7 +418,10 @@ impl Scene {
         assert_eq!(counters.events(Event::Received), received + 1);
         let ends = (counters.dropped() - dropped)
             + (counters.events(Event::Sent) - sent)
-            + (counters.events(Event::NeighbourHeld) - held);
+            + (counters.events(Event::NeighbourHeld) - held)
+            + (counters.events(Event::Consumed) - consumed);
+        // One that was cut ends, and its pieces end besides.
+        let ends = ends - (counters.events(Event::Generated) - made);
         // It may wait as a fragment, and may end others that waited.
         let waits = self.rig.worker.state().fragments.waiting() as u64;
         assert_eq!(ends + waits, 1 + waited, "a frame has exactly one verdict\n{}", self.rig.told());

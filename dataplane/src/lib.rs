@@ -36,6 +36,8 @@ pub mod drops;
 pub mod counters;
 /// Every bound, with its unit and its argument.
 pub mod limits;
+/// Ways to break one requirement each, so that tests can be seen to notice.
+pub mod mutation;
 /// A gateway in memory, for tests, benches and fuzzing.
 #[cfg(feature = "rig")]
 pub mod rig;

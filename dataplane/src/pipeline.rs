@@ -13,6 +13,7 @@ use tidegate_io::Frame;
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
 use crate::family::Family;
+use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Key, Kind, Packet};
 use crate::stage::rewrite::{self, Edited};
 use crate::stage::route::{self, Departure, Hop};
@@ -447,6 +448,9 @@ pub fn apply<A: Family>(
             match error::translate::<A>(tables, packet, frame, &entry, direction) {
                 Ok(()) => {
                     counters.count(Event::ErrorTranslated);
+                    if mutation::is(Mutation::ErrorEndsFlow) {
+                        state.end::<A>(flow);
+                    }
                     leave(tables, counters, packet, frame, hop, hash)
                 }
                 Err(reason) => Verdict::Drop(reason),
@@ -744,7 +748,7 @@ pub fn answer(
     now_ns: u64,
 ) -> Verdict {
     // S-079: what a sender can provoke without limit is limited; ARP and discovery keep the link alive and are not.
-    let limited = !matches!(answer, Answer::Arp | Answer::Advertise);
+    let limited = !matches!(answer, Answer::Arp | Answer::Advertise) && !mutation::is(Mutation::AnswersUnlimited);
     if limited {
         match state.answers.allow(asker(packet, frame), now_ns) {
             Permit::Given => {}

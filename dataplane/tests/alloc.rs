@@ -84,6 +84,7 @@ fn packets_of_every_kind_allocate_nothing() {
     for _ in 0..20 {
         assert_eq!(allocations(&mut scene.rig, &frames), 0);
     }
+    assert!(scene.rig.worker.counters().nonzero().contains_key("cut"), "a packet was cut");
 }
 
 #[test]
