@@ -126,7 +126,12 @@ impl<S: Source> Agent<S> {
         match self.source.changed() {
             Ok(Some(wanted)) => {
                 let pods: usize = wanted.egress.iter().map(|egress| egress.pods.len()).sum();
-                tracing::info!(pods, gateways = wanted.gateways.len(), symmetric = wanted.symmetric.len(), "new wishes");
+                tracing::info!(
+                    pods,
+                    gateways = wanted.gateways.len(),
+                    symmetric = wanted.symmetric.len(),
+                    "new wishes"
+                );
                 self.wanted = Some(wanted);
                 true
             }

@@ -110,11 +110,7 @@ impl Filter {
         Loaded {
             digest: digest(&self.objects()),
             shape: shape(self.objects().iter()),
-            numbers: self
-                .gateways
-                .iter()
-                .flat_map(|(number, macs)| macs.iter().map(|mac| (*mac, *number)))
-                .collect(),
+            numbers: self.gateways.iter().flat_map(|(number, macs)| macs.iter().map(|mac| (*mac, *number))).collect(),
         }
     }
 
@@ -163,7 +159,8 @@ impl Filter {
         let mut to_gateways = Vec::new();
         let mut from_gateways = Vec::new();
         for (number, macs) in &self.gateways {
-            to_gateways.push(json!([self.marks.place(*number), { "goto": { "target": format!("to-gateway-{number}") } }]));
+            to_gateways
+                .push(json!([self.marks.place(*number), { "goto": { "target": format!("to-gateway-{number}") } }]));
             let target = json!({ "goto": { "target": format!("{FROM_GATEWAY}{number}") } });
             from_gateways.extend(macs.iter().map(|mac| json!([mac.to_string(), target])));
         }
@@ -203,7 +200,12 @@ impl Filter {
             let answers = is(&ct("direction"), "==", &json!("reply"));
             chains.rule(
                 "incoming",
-                vec![in_set(family, "saddr", "==", "pods"), answers, self.set_mark(NUMBER_PLAIN), json!({ "accept": null })],
+                vec![
+                    in_set(family, "saddr", "==", "pods"),
+                    answers,
+                    self.set_mark(NUMBER_PLAIN),
+                    json!({ "accept": null }),
+                ],
             );
             chains.rule("incoming", vec![in_set(family, "saddr", "==", "pods"), self.set_mark(0)]);
         }
@@ -231,7 +233,10 @@ impl Filter {
             for (number, capture) in self.captures.iter().enumerate() {
                 let name = format!("capture-{number}-{}", digit(family));
                 chains.plain(&name);
-                chains.rule(&name, vec![in_set(family, "daddr", "==", &format!("except-{number}-")), json!({ "return": null })]);
+                chains.rule(
+                    &name,
+                    vec![in_set(family, "daddr", "==", &format!("except-{number}-")), json!({ "return": null })],
+                );
                 if !capture.destinations.is_empty() {
                     let elsewhere = in_set(family, "daddr", "!=", &format!("to-{number}-"));
                     chains.rule(&name, vec![elsewhere, json!({ "return": null })]);

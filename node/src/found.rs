@@ -200,12 +200,16 @@ impl fmt::Display for Route {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Change::LoadFilter(filter) => write!(f, "load nftables table {} ({} pods)", crate::filter::TABLE, filter.pods.len()),
+            Change::LoadFilter(filter) => {
+                write!(f, "load nftables table {} ({} pods)", crate::filter::TABLE, filter.pods.len())
+            }
             Change::RemoveFilter => write!(f, "remove nftables table {}", crate::filter::TABLE),
             Change::AddNeighbour(at) => write!(f, "add neighbour {} at {} on {}", at.address, at.mac, at.device),
             Change::RemoveNeighbour(at) => write!(f, "remove neighbour {} at {} on {}", at.address, at.mac, at.device),
             Change::AddForwarding(at) => write!(f, "add forwarding {} to {} on {}", at.mac, at.underlay, at.device),
-            Change::RemoveForwarding(at) => write!(f, "remove forwarding {} to {} on {}", at.mac, at.underlay, at.device),
+            Change::RemoveForwarding(at) => {
+                write!(f, "remove forwarding {} to {} on {}", at.mac, at.underlay, at.device)
+            }
             Change::AddRoute(route) => write!(f, "add route {route}"),
             Change::RemoveRoute(route) => write!(f, "remove route {route}"),
             Change::AddRule(rule) => write!(f, "add rule {rule}"),

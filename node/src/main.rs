@@ -1,6 +1,7 @@
 //! The agent process: flags, logs, signals.
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -44,7 +45,13 @@ enum Task {
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let coloured = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(coloured)
+        .with_target(false)
+        .init();
     let answer = match &flags.command {
         Some(Task::Status) => tell(&flags.config),
         Some(Task::Remove) => leave(&flags.config).map(|()| true),
@@ -66,7 +73,8 @@ fn main() -> ExitCode {
 fn read(path: &Path) -> anyhow::Result<Wanted> {
     let text = std::fs::read_to_string(path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
     Wanted::parse(&text).map_err(|complaints| {
-        let named: Vec<String> = complaints.iter().map(|complaint| format!("{}: {complaint}", path.display())).collect();
+        let named: Vec<String> =
+            complaints.iter().map(|complaint| format!("{}: {complaint}", path.display())).collect();
         anyhow::anyhow!(named.join("\n"))
     })
 }
@@ -74,7 +82,12 @@ fn read(path: &Path) -> anyhow::Result<Wanted> {
 fn check(path: &Path) -> anyhow::Result<()> {
     let wanted = read(path)?;
     let pods: usize = wanted.egress.iter().map(|egress| egress.pods.len()).sum();
-    println!("{}: {} gateways, {pods} pods, {} symmetric destinations", path.display(), wanted.gateways.len(), wanted.symmetric.len());
+    println!(
+        "{}: {} gateways, {pods} pods, {} symmetric destinations",
+        path.display(),
+        wanted.gateways.len(),
+        wanted.symmetric.len()
+    );
     Ok(())
 }
 

@@ -18,9 +18,7 @@ use ipnet::IpNet;
 
 use crate::choose::choose;
 use crate::filter::{Capture, Filter};
-use crate::found::{
-    Change, Entry, Forwarding, Found, METRIC, METRIC_LAST, Neighbour, Owner, Route, Rule, Way,
-};
+use crate::found::{Change, Entry, Forwarding, Found, METRIC, METRIC_LAST, Neighbour, Owner, Route, Rule, Way};
 use crate::wanted::{Egress, FAMILIES, Family, Gateway, NUMBER_FIRST, Pod, Wanted};
 
 /// What a table says.
@@ -46,8 +44,10 @@ pub fn choices<'a>(wanted: &'a Wanted, found: &Found) -> Vec<Choice<'a>> {
         for pod in &egress.pods {
             for address in &pod.addresses {
                 let family = Family::of(*address);
-                let named = |gateway: &&Gateway| egress.gateways.as_ref().is_none_or(|names| names.contains(&gateway.name));
-                let usable = wanted.gateways.iter().filter(named).filter(|gateway| usable(wanted, found, gateway, family));
+                let named =
+                    |gateway: &&Gateway| egress.gateways.as_ref().is_none_or(|names| names.contains(&gateway.name));
+                let usable =
+                    wanted.gateways.iter().filter(named).filter(|gateway| usable(wanted, found, gateway, family));
                 let gateway = choose(usable.map(|gateway| gateway.name.as_str()), &pod.name);
                 let gateway = gateway.and_then(|name| wanted.gateway(name));
                 choices.push(Choice { egress, pod, address: *address, gateway });
@@ -74,7 +74,8 @@ pub fn numbers(wanted: &Wanted, found: &Found) -> BTreeMap<String, u32> {
     let before = found.filter.as_ref().map(|loaded| loaded.numbers.clone()).unwrap_or_default();
     for gateway in &wanted.gateways {
         let known = FAMILIES.into_iter().find_map(|family| before.get(&gateway.vtep(family)?.mac).copied());
-        let free = known.filter(|number| (first..=last).contains(number) && !numbers.values().any(|taken| taken == number));
+        let free =
+            known.filter(|number| (first..=last).contains(number) && !numbers.values().any(|taken| taken == number));
         if let Some(number) = free {
             numbers.insert(gateway.name.clone(), number);
         }
@@ -130,7 +131,13 @@ pub fn target(wanted: &Wanted, found: &Found) -> Target {
 }
 
 /// The content of a table: `destinations` (none: everything) through `gateway`, or nowhere, except what is left to others.
-fn content(wanted: &Wanted, family: Family, destinations: &[IpNet], except: &[IpNet], gateway: Option<&Gateway>) -> Content {
+fn content(
+    wanted: &Wanted,
+    family: Family,
+    destinations: &[IpNet],
+    except: &[IpNet],
+    gateway: Option<&Gateway>,
+) -> Content {
     let everything = [family.everything()];
     let destinations = if destinations.is_empty() { &everything } else { destinations };
     let of_family = |prefixes: &[IpNet]| -> Vec<IpNet> {
@@ -231,8 +238,12 @@ pub fn removal(found: &Found) -> Vec<Change> {
     let mut changes: Vec<Change> = found.rules.iter().cloned().map(Change::RemoveRule).collect();
     changes.extend(in_order(found.routes.iter()).rev().map(Change::RemoveRoute));
     let ours = |owner: &Owner| *owner == Owner::Ours;
-    changes.extend(found.neighbours.iter().filter(|(_, owner)| ours(owner)).map(|(at, _)| Change::RemoveNeighbour(at.clone())));
-    changes.extend(found.forwarding.iter().filter(|(_, owner)| ours(owner)).map(|(at, _)| Change::RemoveForwarding(at.clone())));
+    changes.extend(
+        found.neighbours.iter().filter(|(_, owner)| ours(owner)).map(|(at, _)| Change::RemoveNeighbour(at.clone())),
+    );
+    changes.extend(
+        found.forwarding.iter().filter(|(_, owner)| ours(owner)).map(|(at, _)| Change::RemoveForwarding(at.clone())),
+    );
     if found.filter.is_some() {
         changes.push(Change::RemoveFilter);
     }
@@ -344,25 +355,35 @@ pub fn conflicts(wanted: &Wanted, found: &Found) -> Vec<String> {
             *owner == Owner::Others && at.device == device && at.address == vtep.overlay && at.mac != vtep.mac
         });
         if let Some((at, _)) = said {
-            told.push(format!("{device}: {} is {} for somebody else, not {} of {}", at.address, at.mac, vtep.mac, gateway.name));
+            told.push(format!(
+                "{device}: {} is {} for somebody else, not {} of {}",
+                at.address, at.mac, vtep.mac, gateway.name
+            ));
         }
         let said = found.forwarding.iter().find(|(at, owner)| {
             *owner == Owner::Others && at.device == device && at.mac == vtep.mac && at.underlay != vtep.underlay
         });
         if let Some((at, _)) = said {
             let (mac, other) = (at.mac, at.underlay);
-            told.push(format!("{device}: {mac} is at {other} for somebody else, not at {} of {}", vtep.underlay, gateway.name));
+            told.push(format!(
+                "{device}: {mac} is at {other} for somebody else, not at {} of {}",
+                vtep.underlay, gateway.name
+            ));
         }
     }
     for (value, mask, priority) in &found.foreign_marks {
         if mask & wanted.marks.mask != 0 {
-            told.push(format!("rule {priority} of somebody else looks at mark {value:#x}/{mask:#x}, which overlaps marks.mask"));
+            told.push(format!(
+                "rule {priority} of somebody else looks at mark {value:#x}/{mask:#x}, which overlaps marks.mask"
+            ));
         }
     }
     let (rules, _) = number_tables(wanted, found, target(wanted, found));
     let missing = target(wanted, found).rules.len() - rules.len();
     if missing > 0 {
-        told.push(format!("{missing} rules have no table: more than numbers.tables are needed, and their packets are dropped"));
+        told.push(format!(
+            "{missing} rules have no table: more than numbers.tables are needed, and their packets are dropped"
+        ));
     }
     told
 }
@@ -378,7 +399,10 @@ fn vxlan(wanted: &Wanted, family: Family, device: &str, link: &crate::found::Lin
             told.push(format!("{device} has VNI {vni}, not that of {}", gateway.name));
         }
         if link.mac == Some(vtep.mac) {
-            told.push(format!("{device} has the address {} of {} itself: this node is that gateway", vtep.mac, gateway.name));
+            told.push(format!(
+                "{device} has the address {} of {} itself: this node is that gateway",
+                vtep.mac, gateway.name
+            ));
         }
     }
 }

@@ -41,7 +41,8 @@ impl Settings {
             remarks.push(Remark::Problem("this node forwards no IPv4: sysctl -w net.ipv4.ip_forward=1".into()));
         }
         if wanted.devices.of(Family::V6).is_some() && self.number("ipv6/conf/all/forwarding") == Some(0) {
-            remarks.push(Remark::Problem("this node forwards no IPv6: sysctl -w net.ipv6.conf.all.forwarding=1".into()));
+            remarks
+                .push(Remark::Problem("this node forwards no IPv6: sysctl -w net.ipv6.conf.all.forwarding=1".into()));
         }
         if let Some(device) = wanted.devices.of(Family::V4) {
             self.reverse_path(wanted, device, &mut remarks);
@@ -81,8 +82,7 @@ impl Settings {
     /// Devices with settings of their own, but those of pods: what comes from pods is from the pod's address and passes.
     fn devices(&self) -> Vec<String> {
         let Ok(directory) = fs::read_dir(self.root.join("ipv4/conf")) else { return Vec::new() };
-        let mut names: Vec<String> =
-            directory.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        let mut names: Vec<String> = directory.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
         let of_pods = ["veth", "cali", "cni", "lxc", "docker", "br-"];
         names.retain(|name| name != "all" && name != "default" && !of_pods.iter().any(|start| name.starts_with(start)));
         names.sort();
@@ -130,7 +130,10 @@ mod tests {
         let mut strict = good;
         (strict[2].1, strict[3].1) = ("1", "0");
         let remarks = told(&strict);
-        assert!(matches!(&remarks[0], Remark::Problem(text) if text.contains("net/ipv4/conf/flannel.1/rp_filter=2")), "{remarks:?}");
+        assert!(
+            matches!(&remarks[0], Remark::Problem(text) if text.contains("net/ipv4/conf/flannel.1/rp_filter=2")),
+            "{remarks:?}"
+        );
         assert!(matches!(&remarks[1], Remark::Note(text) if text.contains("on eth0")), "{remarks:?}");
         let mut marked = strict.to_vec();
         marked.push(("ipv4/conf/all/src_valid_mark", "1"));

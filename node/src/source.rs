@@ -46,7 +46,8 @@ impl Source for File {
         self.last = Some(now);
         let named = |complaint: String| format!("{}: {complaint}", self.path.display());
         let text = read.map_err(|error| vec![named(error.to_string())])?;
-        let wanted = Wanted::parse(&text).map_err(|complaints| complaints.into_iter().map(named).collect::<Vec<_>>())?;
+        let wanted =
+            Wanted::parse(&text).map_err(|complaints| complaints.into_iter().map(named).collect::<Vec<_>>())?;
         Ok(Some(wanted))
     }
 }

@@ -32,7 +32,8 @@ pub fn status(wanted: &Wanted, found: &Found, mut remarks: Vec<Remark>) -> Statu
             (Some(rule), gateway) => match way(found, rule) {
                 Some(Way::Through { gateway: address, .. }) => {
                     let family = Family::of(choice.address);
-                    let right = gateway.and_then(|gateway| gateway.vtep(family)).is_some_and(|vtep| vtep.overlay == address);
+                    let right =
+                        gateway.and_then(|gateway| gateway.vtep(family)).is_some_and(|vtep| vtep.overlay == address);
                     if right { ("ok", true) } else { ("changing", false) }
                 }
                 Some(Way::Blackhole) => ("no gateway: dropped", false),

@@ -282,7 +282,10 @@ impl Wanted {
             let path = error.path().to_string();
             let told = error.inner().to_string();
             // The reader of YAML says a part of the path itself.
-            let told = told.split_once(": ").filter(|(part, _)| path.starts_with(part)).map_or(told.as_str(), |(_, rest)| rest);
+            let told = told
+                .split_once(": ")
+                .filter(|(part, _)| path.starts_with(part))
+                .map_or(told.as_str(), |(_, rest)| rest);
             vec![if path == "." { told.to_owned() } else { format!("{path}: {told}") }]
         })?;
         let complaints = wanted.complaints();
@@ -322,7 +325,10 @@ impl Wanted {
         match (&self.devices.ipv4, &self.devices.ipv6) {
             (None, None) => told.push("devices: none is named; flannel's are flannel.1 and flannel-v6.1".into()),
             _ if self.cluster.is_empty() => {
-                told.push("cluster: name the pod, Service and node prefixes, or pods would look for each other outside".into());
+                told.push(
+                    "cluster: name the pod, Service and node prefixes, or pods would look for each other outside"
+                        .into(),
+                );
             }
             _ => {}
         }
@@ -331,7 +337,10 @@ impl Wanted {
     fn check_gateways(&self, told: &mut Vec<String>) {
         let room = self.marks.number_max().saturating_sub(NUMBER_PLAIN) as usize;
         if self.gateways.len() > room {
-            told.push(format!("gateways: {} are more than the {room} that marks.mask has room for", self.gateways.len()));
+            told.push(format!(
+                "gateways: {} are more than the {room} that marks.mask has room for",
+                self.gateways.len()
+            ));
         }
         let mut names = BTreeSet::new();
         let mut macs: BTreeMap<Mac, &str> = BTreeMap::new();
@@ -402,7 +411,8 @@ impl Wanted {
 
     fn check_marks(&self, told: &mut Vec<String>) {
         let mask = self.marks.mask;
-        if mask == 0 || self.marks.number_max().wrapping_add(1) & self.marks.number_max() != 0 || mask.count_ones() < 2 {
+        if mask == 0 || self.marks.number_max().wrapping_add(1) & self.marks.number_max() != 0 || mask.count_ones() < 2
+        {
             told.push(format!("marks.mask: {mask:#x} is not one run of two bits or more"));
         }
         for foreign in self.marks.foreign.iter().chain([&KUBE_PROXY_MARKS]).filter(|foreign| **foreign & mask != 0) {
@@ -417,7 +427,11 @@ impl Wanted {
         }
         // 0, and 253 to 255: tables the kernel has a use for (uapi/linux/rtnetlink.h).
         let last = numbers.table_first.saturating_add(numbers.tables.saturating_sub(1));
-        if numbers.table_first <= 255 && last >= 253 || numbers.table_first == 0 || numbers.tables == 0 || last == u32::MAX {
+        if numbers.table_first <= 255 && last >= 253
+            || numbers.table_first == 0
+            || numbers.tables == 0
+            || last == u32::MAX
+        {
             told.push(format!("numbers: tables {} to {last} are not all free to use", numbers.table_first));
         }
         // Below 5 the kernel's own (RTPROT_STATIC is 4).

@@ -1,8 +1,8 @@
 //! Our values as netlink messages, and back.
 //!
-//! How ours are told from others': rules and routes by their protocol number. A neighbour by protocol number and the mark
-//! "learned elsewhere" (NTF_EXT_LEARNED), and a forwarding entry by a state that nobody else has (permanent and no ARP at
-//! once): both are lost when somebody else sets the entry, which then is theirs.
+//! How ours are told from others': rules and routes by their protocol number; neighbours and forwarding entries by the flag
+//! "learned elsewhere" (NTF_EXT_LEARNED), neighbours by the protocol number too. The kernel takes that flag away when somebody
+//! sets the entry without it, as CNIs do: then it is theirs.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,9 +21,6 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use crate::found::{Entry, Forwarding, Link, Neighbour, Owner, Route, Rule, Way};
 use crate::wanted::{Family, Mac};
-
-/// NUD_PERMANENT and NUD_NOARP (uapi/linux/neighbour.h): the state of our forwarding entries.
-const FORWARDING_STATE: u16 = 0x80 | 0x40;
 
 /// Whether a message says that something is to come or to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,8 +227,8 @@ pub fn forwarding(at: &Forwarding, index: u32) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = index;
-    message.header.state = NeighbourState::Other(FORWARDING_STATE);
-    message.header.flags = NeighbourFlags::Own;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own | NeighbourFlags::ExtLearned;
     message.attributes.push(NeighbourAttribute::Destination(neighbour_address(at.underlay)));
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(at.mac.0.to_vec()));
     message
@@ -239,7 +236,8 @@ pub fn forwarding(at: &Forwarding, index: u32) -> NeighbourMessage {
 
 pub fn read_forwarding(message: &NeighbourMessage, device: &str) -> Option<(Forwarding, Owner)> {
     let (underlay, mac) = (destination(message)?, link_layer(message)?);
-    let owner = if u16::from(message.header.state) == FORWARDING_STATE { Owner::Ours } else { Owner::Others };
+    let ours = message.header.flags.contains(NeighbourFlags::ExtLearned);
+    let owner = if ours { Owner::Ours } else { Owner::Others };
     Some((Forwarding { device: device.to_owned(), mac, underlay }, owner))
 }
 

@@ -95,7 +95,9 @@ impl Kernel {
             Change::RemoveRule(rule) => (RouteNetlinkMessage::DelRule(message::rule(rule, protocol)), 0),
         };
         match self.netlink.command(message, flags) {
-            Err(error) if change.removes() && ALREADY_GONE.iter().any(|code| error.raw_os_error() == Some(*code)) => Ok(()),
+            Err(error) if change.removes() && ALREADY_GONE.iter().any(|code| error.raw_os_error() == Some(*code)) => {
+                Ok(())
+            }
             Err(error) if !change.removes() && error.raw_os_error() == Some(ALREADY_THERE) => Ok(()),
             answer => answer,
         }
@@ -168,7 +170,9 @@ impl Kernel {
             request.header.family = kind;
             for row in self.netlink.dump(&RouteNetlinkMessage::GetNeighbour(request))? {
                 let RouteNetlinkMessage::NewNeighbour(row) = row else { continue };
-                let Some(device) = names.get(&row.header.ifindex).filter(|name| devices.contains(*name)) else { continue };
+                let Some(device) = names.get(&row.header.ifindex).filter(|name| devices.contains(*name)) else {
+                    continue;
+                };
                 if kind == AddressFamily::Bridge {
                     found.forwarding.extend(message::read_forwarding(&row, device));
                 } else {

@@ -19,6 +19,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -167,7 +170,10 @@ pub fn build() {
         at(one, &format!("ip link set {name} up; ethtool -K {name} tx off >/dev/null"));
         at(other, &format!("ip link set {peer} up; ethtool -K {peer} tx off >/dev/null"));
     }
-    at("fab", "ip link add br0 type bridge; ip link set br0 up; for d in out w gw1 gw2; do ip link set $d master br0; done");
+    at(
+        "fab",
+        "ip link add br0 type bridge; ip link set br0 up; for d in out w gw1 gw2; do ip link set $d master br0; done",
+    );
     outside();
     for number in [1, 2] {
         gateway_node(number);
@@ -327,8 +333,10 @@ pub const MASQUERADES: [Masquerade; 5] = [
     Masquerade::Calico(100),
 ];
 
-const CIDRS: [(&str, &str, &str, &str); 2] =
-    [("ip", "10.244.0.0/16", "10.244.1.0/24", "224.0.0.0/4"), ("ip6", "fd00:10:244::/48", "fd00:10:244:1::/64", "ff00::/8")];
+const CIDRS: [(&str, &str, &str, &str); 2] = [
+    ("ip", "10.244.0.0/16", "10.244.1.0/24", "224.0.0.0/4"),
+    ("ip6", "fd00:10:244::/48", "fd00:10:244:1::/64", "ff00::/8"),
+];
 
 impl Masquerade {
     /// Puts the rules there.
@@ -412,7 +420,9 @@ pub fn wanted(live: &[u8], pods: &[u8], more: &str) -> String {
         .concat();
     let pods: String = pods
         .iter()
-        .map(|number| format!("{{ name: shop/p-{number}, addresses: [{}, \"{}\"] }}, ", pod(4, *number), pod(6, *number)))
+        .map(|number| {
+            format!("{{ name: shop/p-{number}, addresses: [{}, \"{}\"] }}, ", pod(4, *number), pod(6, *number))
+        })
         .collect();
     format!(
         "devices: {{ ipv4: flannel.1, ipv6: flannel-v6.1 }}
@@ -468,7 +478,10 @@ impl Agent {
     pub fn start(arguments: &[&str]) -> Agent {
         let log = File::options().create(true).append(true).open(log()).unwrap();
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", "w", env!("CARGO_BIN_EXE_tidegate-node"), "--config"]).arg(config()).args(arguments);
+        command
+            .args(["netns", "exec", "w", env!("CARGO_BIN_EXE_tidegate-node"), "--config"])
+            .arg(config())
+            .args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Agent { child: command.spawn().unwrap() }
     }
@@ -491,7 +504,11 @@ impl Drop for Agent {
         drop(self.child.kill());
         drop(self.child.wait());
         if std::thread::panicking() {
-            eprintln!("agent:\n{}{}", Agent::log(), at("w", "ip rule; ip route show table all; nft list table inet tidegate-node || true"));
+            eprintln!(
+                "agent:\n{}{}",
+                Agent::log(),
+                at("w", "ip rule; ip route show table all; nft list table inet tidegate-node || true")
+            );
         }
     }
 }
@@ -508,11 +525,22 @@ pub fn dump() -> String {
     )
 }
 
-/// Serves TCP and UDP at [`PORT`] in a namespace for as long as the test lives: who asks is told who he is.
-pub fn serve(namespace: &str) {
+/// Serves TCP and UDP at [`PORT`] of the world outside.
+pub fn serve_outside() {
+    let addresses = FAMILIES.iter().flat_map(|family| [100, 101].map(|number| server(*family, number)));
+    serve("out", addresses.collect());
+}
+
+/// Serves TCP at [`PORT`] of a pod.
+pub fn serve_in(namespace: &str) {
+    serve(namespace, vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]);
+}
+
+/// Serves for as long as the test lives: who asks is told who he is.
+fn serve(namespace: &str, addresses: Vec<IpAddr>) {
     within(namespace, || {
-        for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-            let at = SocketAddr::new(any, PORT);
+        for address in addresses {
+            let at = SocketAddr::new(address, PORT);
             let domain = Domain::for_address(at);
             let listener = Socket::new(domain, Type::STREAM, None).unwrap();
             let datagrams = Socket::new(domain, Type::DGRAM, None).unwrap();
@@ -611,4 +639,42 @@ pub fn silent(namespace: &str, to: SocketAddr) -> bool {
         let said = socket.send_to(b"?", to).is_ok() && socket.recv(&mut [0; 64]).is_ok();
         !said && TcpStream::connect_timeout(&to, SILENCE).is_err()
     })
+}
+
+/// Datagrams from a pod to a server, a thousand a second, each from its own port, both families.
+pub struct Sender {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<usize>,
+}
+
+impl Sender {
+    /// Starts it.
+    pub fn start(namespace: &str, number: u8) -> Sender {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (seen, file) = (Arc::clone(&stop), File::open(format!("/run/netns/{namespace}")).unwrap());
+        let thread = std::thread::spawn(move || {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            let steady =
+                FAMILIES.map(|family| UdpSocket::bind(if family == 4 { "0.0.0.0:0" } else { "[::]:0" }).unwrap());
+            let mut sent = 0;
+            while !seen.load(Ordering::Relaxed) {
+                for (family, steady) in FAMILIES.iter().zip(&steady) {
+                    let to = SocketAddr::new(server(*family, number), PORT);
+                    let fresh = UdpSocket::bind(if *family == 4 { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+                    for socket in [&fresh, steady] {
+                        sent += usize::from(socket.send_to(b"x", to).is_ok());
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        });
+        Sender { stop, thread }
+    }
+
+    /// Stops it; returns how many were sent.
+    pub fn stop(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }
