@@ -188,13 +188,14 @@ fn unsafe_is_argued(repository: &Repository) -> Vec<String> {
 }
 
 /// Crates and the Tidegate crates each may depend on, in any kind of dependency:
-/// `control → api ← dataplane → io`, and nobody depends on the command, the benches or the experiments.
-const ARROW: [(&str, &[&str]); 8] = [
+/// `control → api ← dataplane → io`, and nobody depends on the command, the agent, the benches or the experiments.
+const ARROW: [(&str, &[&str]); 9] = [
     ("io/Cargo.toml", &[]),
     ("dataplane/api/Cargo.toml", &[]),
     ("dataplane/Cargo.toml", &["tidegate-io", "tidegate-api"]),
     ("control/Cargo.toml", &["tidegate-api"]),
     ("cli/Cargo.toml", &["tidegate-api"]),
+    ("node/Cargo.toml", &[]),
     ("benches/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api"]),
     ("perf/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-apiserver"]),
     ("perf/apiserver/Cargo.toml", &[]),
@@ -308,7 +309,7 @@ fn links(markdown: &str) -> impl Iterator<Item = &str> {
 
 /// Paths that documents name in backticks or link to are there.
 fn documents_name_what_exists(repository: &Repository) -> Vec<String> {
-    const ROOMS: [&str; 10] = ["io", "dataplane", "control", "cli", "benches", "perf", "deploy", "docs", "fuzz", ".ci"];
+    const ROOMS: [&str; 11] = ["io", "dataplane", "control", "cli", "node", "benches", "perf", "deploy", "docs", "fuzz", ".ci"];
     let mut complaints = Vec::new();
     for (document, text) in
         repository.ending(".md").filter(|(path, _)| path.starts_with("docs/") || !path.contains('/'))

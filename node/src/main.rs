@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,17 +13,23 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tidegate_node::agent::{Agent, remove};
 use tidegate_node::kernel::Kernel;
 use tidegate_node::settings::{Remark, Settings};
-use tidegate_node::source::File;
+use tidegate_node::source::{File, first};
 use tidegate_node::status::status;
 use tidegate_node::wanted::{Devices, Marks, Numbers, Wanted};
+
+/// Names files where no flag does: a probe of Kubernetes cannot put the node's name into a flag.
+const CONFIG_VARIABLE: &str = "TIDEGATE_NODE_CONFIG";
+/// The file if nothing names one.
+const CONFIG_DEFAULT: &str = "/etc/tidegate/node-agent.yaml";
 
 /// Sends selected pods of this worker through gateways, and their answers back, by the kernel's own means.
 #[derive(Parser, Debug)]
 #[command(name = "tidegate-node", version)]
 struct Flags {
-    /// What is wanted of this node (YAML or JSON); followed while the agent runs.
-    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/tidegate/node-agent.yaml")]
-    config: PathBuf,
+    /// What is wanted of this node (YAML or JSON), followed while the agent runs; of several, the first one that is there.
+    /// Without it: what TIDEGATE_NODE_CONFIG names, with colons between them, or /etc/tidegate/node-agent.yaml
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Vec<PathBuf>,
     /// Read and check the file, then end.
     #[arg(long)]
     check: bool,
@@ -43,7 +49,11 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let mut flags = Flags::parse();
+    if flags.config.is_empty() {
+        let named = std::env::var_os(CONFIG_VARIABLE).unwrap_or_else(|| CONFIG_DEFAULT.into());
+        flags.config = std::env::split_paths(&named).collect();
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     let coloured = std::io::stderr().is_terminal();
     tracing_subscriber::fmt()
@@ -70,7 +80,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<Wanted> {
+fn read(paths: &[PathBuf]) -> anyhow::Result<Wanted> {
+    let path = first(paths)?;
     let text = std::fs::read_to_string(path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
     Wanted::parse(&text).map_err(|complaints| {
         let named: Vec<String> =
@@ -79,20 +90,20 @@ fn read(path: &Path) -> anyhow::Result<Wanted> {
     })
 }
 
-fn check(path: &Path) -> anyhow::Result<()> {
-    let wanted = read(path)?;
+fn check(paths: &[PathBuf]) -> anyhow::Result<()> {
+    let wanted = read(paths)?;
     let pods: usize = wanted.egress.iter().map(|egress| egress.pods.len()).sum();
     println!(
         "{}: {} gateways, {pods} pods, {} symmetric destinations",
-        path.display(),
+        first(paths)?.display(),
         wanted.gateways.len(),
         wanted.symmetric.len()
     );
     Ok(())
 }
 
-fn tell(path: &Path) -> anyhow::Result<bool> {
-    let wanted = read(path)?;
+fn tell(paths: &[PathBuf]) -> anyhow::Result<bool> {
+    let wanted = read(paths)?;
     let found = Kernel::open()?.read(&wanted)?;
     let remarks: Vec<Remark> = Settings::default().remarks(&wanted);
     let status = status(&wanted, &found, remarks);
@@ -101,7 +112,7 @@ fn tell(path: &Path) -> anyhow::Result<bool> {
 }
 
 /// Without a file it goes by the numbers that are the default.
-fn leave(path: &Path) -> anyhow::Result<()> {
+fn leave(paths: &[PathBuf]) -> anyhow::Result<()> {
     let nothing = || Wanted {
         devices: Devices::default(),
         cluster: Vec::new(),
@@ -111,7 +122,7 @@ fn leave(path: &Path) -> anyhow::Result<()> {
         marks: Marks::default(),
         numbers: Numbers::default(),
     };
-    let wanted = if path.exists() { read(path)? } else { nothing() };
+    let wanted = if first(paths)?.exists() { read(paths)? } else { nothing() };
     let made = remove(&mut Kernel::open()?, &wanted)?;
     println!("{made} things removed; nothing of this agent is left");
     Ok(())

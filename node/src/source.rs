@@ -21,21 +21,31 @@ pub trait Source: Send {
 /// mounted ConfigMap) is a change like any other.
 #[derive(Debug)]
 pub struct File {
-    path: PathBuf,
+    paths: Vec<PathBuf>,
     /// What it said, or why it could not be read.
     last: Option<Result<String, io::ErrorKind>>,
 }
 
 impl File {
-    /// The file at `path`.
-    pub fn new(path: &Path) -> File {
-        File { path: path.to_owned(), last: None }
+    /// The first of `paths` that is there.
+    pub fn new(paths: &[PathBuf]) -> File {
+        File { paths: paths.to_vec(), last: None }
     }
+}
+
+/// The first of `paths` that is there, or the last of them.
+///
+/// # Errors
+/// When none is named.
+pub fn first(paths: &[PathBuf]) -> io::Result<&Path> {
+    let there = paths.iter().find(|path| path.exists()).or(paths.last());
+    there.map(PathBuf::as_path).ok_or_else(|| io::Error::other("no file is named"))
 }
 
 impl Source for File {
     fn changed(&mut self) -> Result<Option<Wanted>, Vec<String>> {
-        let read = fs::read_to_string(&self.path);
+        let path = first(&self.paths).map_err(|error| vec![error.to_string()])?;
+        let read = fs::read_to_string(path);
         let now = match &read {
             Ok(text) => Ok(text.clone()),
             Err(error) => Err(error.kind()),
@@ -43,8 +53,8 @@ impl Source for File {
         if self.last.as_ref() == Some(&now) {
             return Ok(None);
         }
+        let named = |complaint: String| format!("{}: {complaint}", path.display());
         self.last = Some(now);
-        let named = |complaint: String| format!("{}: {complaint}", self.path.display());
         let text = read.map_err(|error| vec![named(error.to_string())])?;
         let wanted =
             Wanted::parse(&text).map_err(|complaints| complaints.into_iter().map(named).collect::<Vec<_>>())?;
@@ -62,7 +72,7 @@ mod tests {
     fn a_file_is_told_when_it_says_something_else() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("node.yaml");
-        let mut source = File::new(&path);
+        let mut source = File::new(&[directory.path().join("other.yaml"), path.clone()]);
         let missing = source.changed().unwrap_err();
         assert!(missing[0].contains("node.yaml"), "{missing:?}");
         // Told once.
@@ -75,5 +85,8 @@ mod tests {
         assert_eq!(source.changed(), Ok(None));
         fs::write(&path, FULL).unwrap();
         assert!(source.changed().unwrap().is_some());
+        // One that is named earlier comes.
+        fs::write(directory.path().join("other.yaml"), FULL.replace("shop/out", "shop/other")).unwrap();
+        assert_eq!(source.changed().unwrap().unwrap().egress[0].name, "shop/other");
     }
 }
