@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use crate::found::{Change, Found};
+use crate::found::{Change, Forwarding, Found, Owner};
 use crate::kernel::{Bells, Kernel};
 use crate::plan::{conflicts, plan, removal};
 use crate::settings::{Remark, Settings};
 use crate::source::Source;
-use crate::wanted::Wanted;
+use crate::wanted::{FAMILIES, Wanted};
 
 /// How often the source and the flag for the end are looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -64,7 +64,21 @@ pub fn round(kernel: &mut Kernel, wanted: &Wanted, changes: impl Fn(&Found) -> V
 /// When the kernel cannot be read or something cannot be taken away.
 pub fn remove(kernel: &mut Kernel, wanted: &Wanted) -> io::Result<usize> {
     let every_device = Wanted { devices: crate::wanted::Devices::default(), ..wanted.clone() };
-    let round = round(kernel, &every_device, removal)?;
+    let named = |device: &String| FAMILIES.iter().any(|family| wanted.devices.of(*family) == Some(device));
+    let round = round(kernel, &every_device, |found| {
+        // On other VXLAN devices a routing daemon may mark its entries as learned elsewhere too: there only those go that
+        // stand beside a neighbour of ours.
+        let beside = |at: &Forwarding| {
+            let ours = found.neighbours.iter().filter(|(_, owner)| *owner == Owner::Ours);
+            ours.into_iter().any(|(neighbour, _)| neighbour.device == at.device && neighbour.mac == at.mac)
+        };
+        let mut changes = removal(found);
+        changes.retain(|change| match change {
+            Change::RemoveForwarding(at) => named(&at.device) || beside(at),
+            _ => true,
+        });
+        changes
+    })?;
     match round.refused.first() {
         None => Ok(round.made),
         Some(refused) => Err(io::Error::other(refused.clone())),
