@@ -41,9 +41,47 @@ fn selected_pods_leave_by_a_gateway_whoever_masquerades() {
             assert!(seen("gw1", 101).is_empty(), "{masquerade:?}");
             masquerade.take();
         }
+        // A strict reverse path filter on the tunnel finds the way that answers come back by.
+        at("w", "for d in flannel.1 veth-p1; do echo 1 > /proc/sys/net/ipv4/conf/$d/rp_filter; done");
+        assert_eq!(who_tcp("p1", to_server(4, 100)), Ok(gateway(4, 1)));
         let (text, code) = status();
         assert_eq!(code, 0, "{text}");
         assert!(text.contains("shop/p-11") && text.contains("via 10.244.9.0 dev flannel.1"), "{text}");
+    });
+}
+
+/// N-110, T-193: destinations and exceptions, in the kernel as in the file; connections from before a pod was selected never
+/// show the node's address, at a gateway or behind it.
+#[test]
+fn exceptions_and_older_connections() {
+    isolated("exceptions_and_older_connections", || {
+        build();
+        Masquerade::FlannelNftables.put();
+        serve_outside();
+        let mut older = FAMILIES.map(|family| Caller::connect("p1", to_server(family, 100)).unwrap());
+        for (family, caller) in FAMILIES.iter().zip(&mut older) {
+            assert_eq!(caller.ask(), Ok(node(*family)));
+        }
+        tell(&wanted(&[1], &[11], "").replace("] }\n", "], except: [203.0.113.101, \"2001:db8:f::101\"] }\n"));
+        let _agent = Agent::start(&[]);
+        settled();
+        ["out", "gw1"].into_iter().for_each(forget);
+        for caller in &mut older {
+            assert!(caller.ask().is_err(), "it has lost its address");
+        }
+        for family in FAMILIES {
+            assert_eq!(who_tcp("p1", to_server(family, 100)), Ok(gateway(family, 1)));
+            assert_eq!(who_tcp("p1", to_server(family, 101)), Ok(node(family)), "an exception");
+        }
+        let of_pods = FAMILIES.map(|family| pod(family, 11));
+        let strangers = |at| seen(at, 100).into_iter().filter(|source| FAMILIES.map(node).contains(source)).count();
+        assert_eq!((seen("gw1", 100), strangers("out"), seen("gw1", 101).len()), (of_pods.to_vec(), 0, 0));
+        tell(&wanted(&[1], &[11], "").replace("] }\n", "], destinations: [203.0.113.100/31, \"2001:db8:f::101\"] }\n"));
+        settled();
+        for (family, number, by_gateway) in [(4, 100, true), (4, 101, true), (6, 100, false), (6, 101, true)] {
+            let expected = if by_gateway { gateway(family, 1) } else { node(family) };
+            assert_eq!(who_udp("p1", to_server(family, number)), Ok(expected), "{family} {number}");
+        }
     });
 }
 

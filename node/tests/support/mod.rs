@@ -478,17 +478,19 @@ impl Agent {
     pub fn start(arguments: &[&str]) -> Agent {
         let log = File::options().create(true).append(true).open(log()).unwrap();
         let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", "w", env!("CARGO_BIN_EXE_tidegate-node"), "--config"])
-            .arg(config())
-            .args(arguments);
+        // As in the pod of the chart, and as by the systemd unit: with one capability.
+        let of_unit =
+            ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+net_admin", "--ambient-caps=+net_admin"];
+        command.args(["netns", "exec", "w", "setpriv", "--no-new-privs", "--bounding-set=-all,+net_admin"]);
+        command.args(if arguments.contains(&"--remove-on-exit") { &of_unit[..] } else { &[] });
+        command.args([env!("CARGO_BIN_EXE_tidegate-node"), "--config"]).arg(config()).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Agent { child: command.spawn().unwrap() }
     }
 
     /// Ends it by a signal and waits for the end.
     pub fn end(mut self, signal: &str) {
-        // `ip netns exec` becomes the program it starts.
+        // `ip netns exec` and `setpriv` become the program they start.
         run(&format!("kill -{signal} {}", self.child.id()));
         self.child.wait().unwrap();
     }
