@@ -56,33 +56,41 @@ fn selected_pods_leave_by_a_gateway_whoever_masquerades() {
 fn exceptions_and_older_connections() {
     isolated("exceptions_and_older_connections", || {
         build();
-        Masquerade::FlannelNftables.put();
         serve_outside();
-        let mut older = FAMILIES.map(|family| Caller::connect("p1", to_server(family, 100)).unwrap());
-        for (family, caller) in FAMILIES.iter().zip(&mut older) {
-            assert_eq!(caller.ask(), Ok(node(*family)));
-        }
-        tell(&wanted(&[1], &[11], "").replace("] }\n", "], except: [203.0.113.101, \"2001:db8:f::101\"] }\n"));
-        let _agent = Agent::start(&[]);
-        settled();
-        ["out", "gw1"].into_iter().for_each(forget);
-        for caller in &mut older {
-            assert!(caller.ask().is_err(), "it has lost its address");
-        }
-        for family in FAMILIES {
-            assert_eq!(who_tcp("p1", to_server(family, 100)), Ok(gateway(family, 1)));
-            assert_eq!(who_tcp("p1", to_server(family, 101)), Ok(node(family)), "an exception");
-        }
-        let of_pods = FAMILIES.map(|family| pod(family, 11));
-        let strangers = |at| seen(at, 100).into_iter().filter(|source| FAMILIES.map(node).contains(source)).count();
-        assert_eq!((seen("gw1", 100), strangers("out"), seen("gw1", 101).len()), (of_pods.to_vec(), 0, 0));
-        tell(&wanted(&[1], &[11], "").replace("] }\n", "], destinations: [203.0.113.100/31, \"2001:db8:f::101\"] }\n"));
-        settled();
-        for (family, number, by_gateway) in [(4, 100, true), (4, 101, true), (6, 100, false), (6, 101, true)] {
-            let expected = if by_gateway { gateway(family, 1) } else { node(family) };
-            assert_eq!(who_udp("p1", to_server(family, number)), Ok(expected), "{family} {number}");
+        for masquerade in [Masquerade::FlannelNftables, Masquerade::CalicoAddress] {
+            masquerade.put();
+            exceptions_and_older(masquerade);
+            assert!(task(&["remove"]).status.success());
+            masquerade.take();
         }
     });
+}
+
+fn exceptions_and_older(masquerade: Masquerade) {
+    let mut older = FAMILIES.map(|family| Caller::connect("p1", to_server(family, 100)).unwrap());
+    for (family, caller) in FAMILIES.iter().zip(&mut older) {
+        assert_eq!(caller.ask(), Ok(node(*family)), "{masquerade:?}");
+    }
+    let with = |more: &str| wanted(&[1], &[11], "").replace("] }\n", &format!("], {more} }}\n"));
+    tell(&with("except: [203.0.113.101, \"2001:db8:f::101\"]"));
+    let _agent = Agent::start(&[]);
+    settled();
+    ["out", "gw1"].into_iter().for_each(forget);
+    for caller in &mut older {
+        assert!(caller.ask().is_err(), "{masquerade:?}: it has lost its address");
+    }
+    for family in FAMILIES {
+        assert_eq!(who_tcp("p1", to_server(family, 100)), Ok(gateway(family, 1)));
+        assert_eq!(who_tcp("p1", to_server(family, 101)), Ok(node(family)), "an exception");
+    }
+    let of_node = |at| seen(at, 100).into_iter().filter(|source| FAMILIES.map(node).contains(source)).count();
+    assert_eq!((of_node("gw1"), of_node("out"), seen("gw1", 101).len()), (0, 0, 0), "{masquerade:?}");
+    tell(&with("destinations: [203.0.113.100/31, \"2001:db8:f::101\"]"));
+    settled();
+    for (family, number, by_gateway) in [(4, 100, true), (4, 101, true), (6, 100, false), (6, 101, true)] {
+        let expected = if by_gateway { gateway(family, 1) } else { node(family) };
+        assert_eq!(who_udp("p1", to_server(family, number)), Ok(expected), "{family} {number}");
+    }
 }
 
 /// N-111, T-193: with no gateway there is no way out, whatever happens to gateways, devices and the agent; another gateway
@@ -182,7 +190,11 @@ fn answers_return_by_the_gateway_they_came_from() {
         };
         // Without the agent the answer of a pod goes its own way and is not understood.
         assert!(Caller::connect("out", vip(4, 1, 7002)).is_err());
-        tell(&wanted(&[1, 2], &[11], "symmetric: [10.244.1.0/24, \"fd00:10:244:1::/64\"]"));
+        // Without the nodes' own prefixes among the exceptions: the tunnel has to find its way nevertheless.
+        let wishes = wanted(&[1, 2], &[11], "symmetric: [10.244.1.0/24, \"fd00:10:244:1::/64\"]")
+            .replace("198.51.100.0/24, ", "")
+            .replace(", \"2001:db8:2::/64\"", "");
+        tell(&wishes);
         let agent = Agent::start(&[]);
         settled();
         let exchange = || {
@@ -225,13 +237,16 @@ fn answers_return_by_the_gateway_they_came_from() {
         };
         let before = marks(&status().0);
         agent.end("KILL");
-        let turned = wanted(&[1, 2], &[11], "symmetric: [10.244.1.0/24, \"fd00:10:244:1::/64\"]")
-            .replace("gw-1, live", "gw-0, live");
+        let turned = wishes.replace("gw-1, live", "gw-0, live");
         tell(&turned);
         let agent = Agent::start(&[]);
         settled();
         assert_eq!(marks(&status().0), before);
         assert_eq!(caller.ask(), Ok(client(4, 2)));
+        let routers = FAMILIES.map(|family| pick(family, "198.51.100.254", "2001:db8:2::254"));
+        for gateway in ["gw1", "gw2"] {
+            assert!(seen_to(gateway, routers).is_empty(), "answers of node ports went to {gateway}");
+        }
         agent.end("TERM");
     });
 }

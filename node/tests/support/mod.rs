@@ -196,7 +196,7 @@ fn outside() {
     watch("out", "");
 }
 
-/// Remembers who sends to the servers, and to pods: `SOURCE . DESTINATION . PROTOCOL`.
+/// Remembers who sends to the servers and to the workers' router: `SOURCE . DESTINATION . PROTOCOL`.
 fn watch(namespace: &str, device: &str) {
     nft(
         namespace,
@@ -205,8 +205,8 @@ fn watch(namespace: &str, device: &str) {
              set seen4 {{ type ipv4_addr . ipv4_addr . inet_proto; size 65535; flags dynamic; }}
              set seen6 {{ type ipv6_addr . ipv6_addr . inet_proto; size 65535; flags dynamic; }}
              chain seen {{ type filter hook prerouting priority -350;
-             {device} ip daddr 203.0.113.96/28 update @seen4 {{ ip saddr . ip daddr . meta l4proto }}
-             {device} ip6 daddr {{ 2001:db8:f::100, 2001:db8:f::101 }} update @seen6 {{ ip6 saddr . ip6 daddr . meta l4proto }}
+             {device} ip daddr {{ 203.0.113.96/28, 198.51.100.254 }} update @seen4 {{ ip saddr . ip daddr . meta l4proto }}
+             {device} ip6 daddr {{ 2001:db8:f::100, 2001:db8:f::101, 2001:db8:2::254 }} update @seen6 {{ ip6 saddr . ip6 daddr . meta l4proto }}
              }}\n}}\n"
         ),
     );
@@ -214,6 +214,11 @@ fn watch(namespace: &str, device: &str) {
 
 /// Sources that were seen in a namespace on their way to server `number`, both families, each once.
 pub fn seen(namespace: &str, number: u8) -> Vec<IpAddr> {
+    seen_to(namespace, FAMILIES.map(|family| server(family, number)))
+}
+
+/// Sources that were seen in a namespace on their way to one of two addresses.
+pub fn seen_to(namespace: &str, destinations: [IpAddr; 2]) -> Vec<IpAddr> {
     let mut sources = Vec::new();
     for family in FAMILIES {
         let text = at(namespace, &format!("nft -j list set inet watch seen{family}"));
@@ -221,7 +226,7 @@ pub fn seen(namespace: &str, number: u8) -> Vec<IpAddr> {
         for element in listing["nftables"][1]["set"]["elem"].as_array().into_iter().flatten() {
             let element = if element["elem"].is_object() { &element["elem"]["val"] } else { element };
             let address = |place: usize| element["concat"][place].as_str().unwrap().parse::<IpAddr>().unwrap();
-            if address(1) == server(family, number) && !sources.contains(&address(0)) {
+            if destinations.contains(&address(1)) && !sources.contains(&address(0)) {
                 sources.push(address(0));
             }
         }
@@ -322,15 +327,18 @@ pub enum Masquerade {
     FlannelIptables(&'static str),
     /// Calico's `cali-nat-outgoing` in nftables mode, with the priority that its NAT chain has in a release.
     Calico(i32),
+    /// The same with `natOutgoingAddress`.
+    CalicoAddress,
 }
 
 /// All of them.
-pub const MASQUERADES: [Masquerade; 5] = [
+pub const MASQUERADES: [Masquerade; 6] = [
     Masquerade::FlannelNftables,
     Masquerade::FlannelIptables("iptables-nft"),
     Masquerade::FlannelIptables("iptables-legacy"),
     Masquerade::Calico(0),
     Masquerade::Calico(100),
+    Masquerade::CalicoAddress,
 ];
 
 const CIDRS: [(&str, &str, &str, &str); 2] = [
@@ -370,30 +378,38 @@ impl Masquerade {
                     ),
                 );
             }),
-            Masquerade::Calico(priority) => CIDRS.iter().for_each(|(ip, cluster, _, _)| {
-                let kind = if *ip == "ip" { "ipv4_addr" } else { "ipv6_addr" };
-                nft(
-                    "w",
-                    &format!(
-                        "table {ip} calico {{
+            Masquerade::Calico(priority) => Masquerade::calico(priority, |_| "masquerade".into()),
+            Masquerade::CalicoAddress => Masquerade::calico(100, |family| format!("snat to {}", node(family))),
+        }
+    }
+
+    fn calico(priority: i32, action: impl Fn(u8) -> String) {
+        CIDRS.iter().for_each(|(ip, cluster, _, _)| {
+            let kind = if *ip == "ip" { "ipv4_addr" } else { "ipv6_addr" };
+            let action = action(if *ip == "ip" { 4 } else { 6 });
+            nft(
+                "w",
+                &format!(
+                    "table {ip} calico {{
                          set cali40masq-ipam-pools {{ type {kind}; flags interval; elements = {{ {cluster} }}; }}
                          set cali40all-ipam-pools {{ type {kind}; flags interval; elements = {{ {cluster} }}; }}
                          chain nat-cali-nat-outgoing {{
-                         {ip} saddr @cali40masq-ipam-pools {ip} daddr != @cali40all-ipam-pools masquerade\n}}
+                         {ip} saddr @cali40masq-ipam-pools {ip} daddr != @cali40all-ipam-pools {action}\n}}
                          chain nat-cali-POSTROUTING {{ jump nat-cali-nat-outgoing\n}}
                          chain nat-POSTROUTING {{ type nat hook postrouting priority {priority};
                          jump nat-cali-POSTROUTING\n}}\n}}\n"
-                    ),
-                );
-            }),
-        }
+                ),
+            );
+        });
     }
 
     /// Takes them away.
     pub fn take(self) {
         match self {
             Masquerade::FlannelNftables => drop(at("w", "nft delete table ip flannel; nft delete table ip6 flannel")),
-            Masquerade::Calico(_) => drop(at("w", "nft delete table ip calico; nft delete table ip6 calico")),
+            Masquerade::Calico(_) | Masquerade::CalicoAddress => {
+                drop(at("w", "nft delete table ip calico; nft delete table ip6 calico"))
+            }
             Masquerade::FlannelIptables(kind) => {
                 for tool in [kind.to_owned(), kind.replace("iptables", "ip6tables")] {
                     at("w", &format!("{tool} -t nat -F; {tool} -t nat -X"));
