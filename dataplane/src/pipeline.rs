@@ -449,7 +449,7 @@ pub fn apply<A: Family>(
                 Ok(()) => {
                     counters.count(Event::ErrorTranslated);
                     if mutation::is(Mutation::ErrorEndsFlow) {
-                        state.end::<A>(flow);
+                        state.end::<A>(flow, ticks(now_ns));
                     }
                     leave(tables, counters, packet, frame, hop, hash)
                 }

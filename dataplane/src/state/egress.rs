@@ -115,8 +115,9 @@ impl Egress {
         };
         // Two entries at most come for this flow: as many that rest may go.
         for _ in 0..2 {
-            let (mappings, ports) = A::mappings_and_ports(self);
+            let (mappings, ports, outbox) = A::mappings_and_ports(self);
             let Some((mapping, protocol)) = mappings.spare(now) else { break };
+            outbox.tell(returned(&mapping, protocol));
             let ((address, port), class) = (mapping.outside, PortClass::of(protocol));
             let freed = class.map(|class| PortOf { address: address.mapped(), class, port });
             freed.iter().for_each(|port| ports.free(port));
