@@ -314,8 +314,21 @@ fn links(markdown: &str) -> impl Iterator<Item = &str> {
 
 /// Paths that documents name in backticks or link to are there.
 fn documents_name_what_exists(repository: &Repository) -> Vec<String> {
-    const ROOMS: [&str; 13] =
-        ["io", "dataplane", "ledger", "policy", "control", "cli", "node", "benches", "perf", "deploy", "docs", "fuzz", ".ci"];
+    const ROOMS: [&str; 13] = [
+        "io",
+        "dataplane",
+        "ledger",
+        "policy",
+        "control",
+        "cli",
+        "node",
+        "benches",
+        "perf",
+        "deploy",
+        "docs",
+        "fuzz",
+        ".ci",
+    ];
     let mut complaints = Vec::new();
     for (document, text) in
         repository.ending(".md").filter(|(path, _)| path.starts_with("docs/") || !path.contains('/'))

@@ -32,8 +32,18 @@ const BATCH: usize = 1024;
 pub trait Registry: Send {
     /// The generation all workers have reached.
     fn generation(&self) -> u64;
-    /// Pods, policies by name, and the tables; `None`: nobody knows any more.
-    fn look(&self) -> Option<(Vec<Arc<Resource>>, Vec<Arc<Resource>>, Tables)>;
+    /// Everything as it is now; `None`: nobody knows any more.
+    fn look(&self) -> Option<Registered>;
+}
+
+/// What is registered.
+pub struct Registered {
+    /// Pods.
+    pub pods: Vec<Arc<Resource>>,
+    /// Policies.
+    pub policies: Vec<Arc<Resource>>,
+    /// The tables in force.
+    pub tables: Tables,
 }
 
 impl Registry for Handle {
@@ -41,10 +51,10 @@ impl Registry for Handle {
         self.reached()
     }
 
-    fn look(&self) -> Option<(Vec<Arc<Resource>>, Vec<Arc<Resource>>, Tables)> {
-        let pods = self.view(Some(Kind::Pod)).ok()?;
-        let policies = self.view(Some(Kind::Egress)).ok()?;
-        Some((pods.objects, policies.objects, policies.tables))
+    fn look(&self) -> Option<Registered> {
+        let pods = self.view(Some(Kind::Pod)).ok()?.objects;
+        let view = self.view(Some(Kind::Egress)).ok()?;
+        Some(Registered { pods, policies: view.objects, tables: view.tables })
     }
 }
 
@@ -66,7 +76,7 @@ impl Names {
         if self.generation == Some(generation) {
             return;
         }
-        let Some((pods, policies, tables)) = registry.look() else { return };
+        let Some(Registered { pods, policies, tables }) = registry.look() else { return };
         self.generation = Some(generation);
         self.tables = tables;
         self.pods.clear();
@@ -202,13 +212,19 @@ mod tests {
 
     /// Pods by name and address, and a policy `shop` that is recorded, one `quiet` that is not.
     #[derive(Clone, Default)]
-    struct Cluster(Arc<Mutex<(u64, Vec<(String, IpAddr)>)>>);
+    struct Cluster(Arc<Mutex<State>>);
+
+    #[derive(Default)]
+    struct State {
+        generation: u64,
+        pods: Vec<(String, IpAddr)>,
+    }
 
     impl Cluster {
         fn has(&self, pods: &[(&str, &str)]) {
             let mut inside = self.0.lock().unwrap();
-            inside.0 += 1;
-            inside.1 = pods.iter().map(|(name, address)| ((*name).into(), address.parse().unwrap())).collect();
+            inside.generation += 1;
+            inside.pods = pods.iter().map(|(name, address)| ((*name).into(), address.parse().unwrap())).collect();
         }
     }
 
@@ -229,10 +245,10 @@ mod tests {
 
     impl Registry for Cluster {
         fn generation(&self) -> u64 {
-            self.0.lock().unwrap().0
+            self.0.lock().unwrap().generation
         }
 
-        fn look(&self) -> Option<(Vec<Arc<Resource>>, Vec<Arc<Resource>>, Tables)> {
+        fn look(&self) -> Option<Registered> {
             let pod = |(name, address): &(String, IpAddr)| {
                 let egress = vec![if name.starts_with("lab/") { "quiet" } else { "shop" }.into()];
                 let body = Body::Pod(Pod { addresses: vec![*address], node: "w1".into(), identity: 0, egress });
@@ -245,8 +261,8 @@ mod tests {
                 row.log = log;
                 egress.set_policy(EgressId(id), Some(row));
             }
-            let pods = self.0.lock().unwrap().1.iter().map(pod).collect();
-            Some((pods, vec![policy("quiet", false), policy("shop", true)], tables))
+            let pods = self.0.lock().unwrap().pods.iter().map(pod).collect();
+            Some(Registered { pods, policies: vec![policy("quiet", false), policy("shop", true)], tables })
         }
     }
 

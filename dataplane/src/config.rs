@@ -424,9 +424,11 @@ impl Dataplane {
         })?;
         ensure(!self.interfaces.is_empty(), "dataplane.interfaces", || "at least one interface is needed".into())?;
         let NatLedger { directory, total_mib_max, keep_days } = &self.nat_ledger;
-        ensure(directory.as_ref().is_none_or(|directory| directory.is_absolute()), "dataplane.natLedger.directory", || {
-            "is not an absolute path".into()
-        })?;
+        ensure(
+            directory.as_ref().is_none_or(|directory| directory.is_absolute()),
+            "dataplane.natLedger.directory",
+            || "is not an absolute path".into(),
+        )?;
         ensure(*total_mib_max >= 128, "dataplane.natLedger.totalMibMax", || {
             format!("{total_mib_max} is less than 128, two files' worth")
         })?;

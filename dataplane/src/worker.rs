@@ -38,7 +38,6 @@ mod cut;
 use other::Hands;
 
 /// Timers of ports, by number.
-const PORT_TIMERS: u8 = PORT_TIMERS_MAX as u8;
 const _: () = assert!(PORT_TIMERS_MAX < 15, "the last number is that of echo");
 
 /// A neighbour that a packet waits for.
@@ -213,7 +212,7 @@ impl Worker {
             };
             self.state.egress.ports.forget_lent(is_ours);
         }
-        for number in 1..=PORT_TIMERS {
+        for number in (1u8..).take(PORT_TIMERS_MAX) {
             let seconds = tables.egress.timer_s(number).unwrap_or(0);
             self.state.v4.timeouts_mut().set_numbered(number, seconds);
             self.state.v6.timeouts_mut().set_numbered(number, seconds);

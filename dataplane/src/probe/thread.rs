@@ -104,7 +104,8 @@ impl Run {
                     self.send(&question.target, &datagram);
                 }
             }
-            if !(news.is_empty() && felt.is_empty()) && !found(news, felt) {
+            let nothing = news.is_empty() && felt.is_empty();
+            if !nothing && !found(news, felt) {
                 return;
             }
         }

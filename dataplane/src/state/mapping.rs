@@ -22,7 +22,8 @@ use std::io;
 use tidegate_io::mem::HugePages;
 
 use super::{
-    Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Entry, FlowId, FlowState, FlowTable, NewFlow, Ticks, Tuple, Victim, ticks_since,
+    Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Entry, FlowId, FlowState, FlowTable, NewFlow, Ticks, Tuple, Victim,
+    ticks_since,
 };
 
 /// An address and a port in host order.

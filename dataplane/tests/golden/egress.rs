@@ -829,7 +829,12 @@ fn ports_move_to_the_worker_that_needs_them() {
         }
         assert_eq!(ports.len(), few);
         assert!(moved >= few - few / queues - 64, "{moved}");
-        fleet.rx_overlay(0, net, 0, &tcp((net.pod(0, 5), 1), (web(net).0, 443)).syn(7).between((net.pod(0, 5), 65_500), web(net)));
+        fleet.rx_overlay(
+            0,
+            net,
+            0,
+            &tcp((net.pod(0, 5), 1), (web(net).0, 443)).syn(7).between((net.pod(0, 5), 65_500), web(net)),
+        );
         let told = fleet.sent(LAN).len() + fleet.sent(WAN).len();
         assert_eq!((told, fleet.counted().get("answered_prohibited")), (1, Some(&1)));
         fleet.expect_flows_at_home();
