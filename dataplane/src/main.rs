@@ -165,8 +165,19 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     }
     end.store(true, Ordering::Relaxed);
     tracing::info!("stopping");
-    let Running { announcer, server, prober, heartbeats, speaker, workers, compiler, monitor, forwarder, port_office, .. } =
-        running;
+    let Running {
+        announcer,
+        server,
+        prober,
+        heartbeats,
+        speaker,
+        workers,
+        compiler,
+        monitor,
+        forwarder,
+        port_office,
+        ..
+    } = running;
     drop(announcer);
     drop(server);
     drop(prober);

@@ -18,8 +18,8 @@ use crate::stage::rewrite::{self, Edited};
 use crate::stage::route::{self, Departure, Hop};
 use crate::stage::{encap, error, flow, local};
 use crate::state::answers::{Permit, Source};
-use crate::state::one_way::{self, Opening};
 use crate::state::mapping::Mapping;
+use crate::state::one_way::{self, Opening};
 use crate::state::{
     self, Direction, EgressError, Entry, FlowId, FlowState, Fold, Grant, Hit, InsertError, Learn, State, Tuple, Victim,
     tcp, ticks,
@@ -463,7 +463,7 @@ fn begin_egress<A: Family>(
         state.end::<A>(closed, now);
     }
     if let Some(mapping) = &granted.ends {
-        state.egress.end(mapping, granted.grant.class);
+        state.egress.end(mapping, granted.grant.class, new.original.protocol, now);
     }
     match state.make_room::<A>(new, now) {
         None => {}

@@ -92,7 +92,9 @@ impl Oracle {
             }
             Some(mapping) => Err(format!("mapped to {:?} before (N-001)", mapping.outside)),
             None => {
-                let taken = |(of, mapping): (&Inside, &Mapping)| of.2 == inside.2 && *of != inside && mapping.outside == outside;
+                let taken = |(of, mapping): (&Inside, &Mapping)| {
+                    of.2 == inside.2 && *of != inside && mapping.outside == outside
+                };
                 if self.mappings.iter().any(taken) {
                     return Err("that port is another's (N-003, N-042)".into());
                 }
@@ -106,10 +108,13 @@ impl Oracle {
     /// Who gets what `remote` sends to `outside`.
     fn receives(&self, remote: End, outside: End, protocol: u8) -> Option<End> {
         if protocol == 6 {
-            let mut found = self.flows.iter().filter(|((of, to), flow)| of.2 == 6 && *to == remote && flow.outside == outside);
+            let mut found =
+                self.flows.iter().filter(|((of, to), flow)| of.2 == 6 && *to == remote && flow.outside == outside);
             return found.next().map(|((of, _), _)| (of.0, of.1));
         }
-        let of = |(of, mapping): &(&Inside, &Mapping)| of.2 == protocol && mapping.outside == outside && mapping.idle.is_none();
+        let of = |(of, mapping): &(&Inside, &Mapping)| {
+            of.2 == protocol && mapping.outside == outside && mapping.idle.is_none()
+        };
         let (inside, mapping) = self.mappings.iter().find(of)?;
         let known = mapping.sessions.keys().any(|(address, _)| *address == remote.0);
         let open = protocol == 17 && self.open;
@@ -253,7 +258,13 @@ impl World {
         let protocol = [17, 17, 1, 6][self.draw(4) as usize];
         let known: Vec<End> = match protocol {
             6 => self.oracle.flows.values().map(|flow| flow.outside).collect(),
-            _ => self.oracle.mappings.iter().filter(|(of, _)| of.2 == protocol).map(|(_, mapping)| mapping.outside).collect(),
+            _ => self
+                .oracle
+                .mappings
+                .iter()
+                .filter(|(of, _)| of.2 == protocol)
+                .map(|(_, mapping)| mapping.outside)
+                .collect(),
         };
         let mut sorted = known;
         sorted.sort_unstable();

@@ -153,7 +153,8 @@ impl Egresses {
             forwards.extend(place.map(|(at, port)| (at, (nat.internal, port))));
         }
         wanted.retain(|address, _| is_usable(*address));
-        let gone: Vec<IpAddr> = self.externals.keys().filter(|address| !wanted.contains_key(address)).copied().collect();
+        let gone: Vec<IpAddr> =
+            self.externals.keys().filter(|address| !wanted.contains_key(address)).copied().collect();
         for address in gone {
             let Some(id) = self.externals.remove(&address) else { continue };
             touched.changed = true;
@@ -202,8 +203,10 @@ impl Egresses {
             }
             match self.timers.iter().position(|timer| *timer == 0) {
                 Some(free) => self.timers[free] = seconds,
-                None if self.timers.len() < PORT_TIMERS_MAX => self.timers.push(seconds),
-                None => tracing::warn!(seconds, "too many different times for idle ports; mappings live as long as usual"),
+                None if self.timers.len() < usize::from(PORT_TIMERS_MAX) => self.timers.push(seconds),
+                None => {
+                    tracing::warn!(seconds, "too many different times for idle ports; mappings live as long as usual")
+                }
             }
         }
         if self.timers != before {

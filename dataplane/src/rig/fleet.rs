@@ -137,7 +137,18 @@ impl Fleet {
             peers.push([wan_peer, lan_peer]);
             mailboxes.push(mailbox);
         }
-        Ok(Fleet { workers, publisher, peers, wants, port_wants, mailboxes, pool, now_ns, random, seen: BTreeMap::new() })
+        Ok(Fleet {
+            workers,
+            publisher,
+            peers,
+            wants,
+            port_wants,
+            mailboxes,
+            pool,
+            now_ns,
+            random,
+            seen: BTreeMap::new(),
+        })
     }
 
     /// Gives a frame to worker `queue`'s queue of `device`; false when there was no room.

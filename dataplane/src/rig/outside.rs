@@ -27,11 +27,7 @@ pub struct Outside {
 
 impl Default for Outside {
     fn default() -> Self {
-        Outside {
-            pods: Pods::default(),
-            egresses: Egresses::default(),
-            backends: Backends::from(BACKENDS_FIRST),
-        }
+        Outside { pods: Pods::default(), egresses: Egresses::default(), backends: Backends::from(BACKENDS_FIRST) }
     }
 }
 

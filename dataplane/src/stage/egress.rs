@@ -95,7 +95,8 @@ fn policy<'t, A: Family>(
 /// The external address of `pod` among `addresses`: highest random weight, so that those of few pods change with the list.
 fn paired<A: Family>(tables: &Tables, addresses: &[A], pod: A) -> Option<A> {
     let weight = |address: &A| {
-        let of = Tuple { source: pod, destination: *address, source_port: 0, destination_port: 0, protocol: 0, domain: 0 };
+        let of =
+            Tuple { source: pod, destination: *address, source_port: 0, destination_port: 0, protocol: 0, domain: 0 };
         A::hash_flow(&tables.settings.hash_key, &of)
     };
     match addresses {
@@ -211,7 +212,14 @@ struct Wants<'t, A> {
 
 /// A pod that has an external address alone keeps its ports there.
 fn fixed<A: Family>(own: A, class: PortClass, by: Taker, tuple: &Tuple<A>) -> ((A, u16), Granted<A>) {
-    let grant = Grant { policy: EgressId::NONE, class, by, is_mapped: false, timer: timer(None, class, tuple) };
+    let grant = Grant {
+        policy: EgressId::NONE,
+        class,
+        by,
+        is_mapped: false,
+        timer: timer(None, class, tuple),
+        is_recorded: false,
+    };
     ((own, tuple.source_port), Granted { grant, reuses: None, ends: None, is_scarce: false })
 }
 
@@ -246,7 +254,7 @@ fn give<A: Family>(
     let Wants { policy, row, external, class, by } = *wants;
     let now = ticks(moment.now_ns);
     let is_mapped = row.mapping(class).class == MappingClass::EndpointIndependent;
-    let grant = Grant { policy, class, by, is_mapped, timer: timer(Some(row), class, tuple) };
+    let grant = Grant { policy, class, by, is_mapped, timer: timer(Some(row), class, tuple), is_recorded: row.log };
     let inside = (tuple.source, tuple.source_port);
     if is_mapped {
         let known = A::mappings(&state.egress).of_inside(inside, tuple.protocol, now);

@@ -68,7 +68,8 @@ fn decide_ip<A: Family>(tables: &Tables, packet: &Packet, (source, destination):
     // Overlay addresses are answered to the overlay only: the wire has no business with them. Of the addresses of
     // Services only VIPs are ours to answer from.
     let overlay = kind.intersects(LocalKind::FULLNAT_SOURCE | LocalKind::VTEP_OVERLAY);
-    let reachable = kind.intersects(LocalKind::VIP | LocalKind::EXTERNAL) || (packet.domain == Domain::Overlay && overlay);
+    let reachable =
+        kind.intersects(LocalKind::VIP | LocalKind::EXTERNAL) || (packet.domain == Domain::Overlay && overlay);
     if packet.l3.icmp_type == request && reachable { Ok(Answer::Echo) } else { Err(DropReason::IcmpUnhandled) }
 }
 

@@ -85,7 +85,8 @@ impl<A: Family> Search<'_, A> {
         for step in 0..walk.len {
             if step % PROBES_AT_ONCE == 1 {
                 let mut ahead = walk;
-                (0..PROBES_AT_ONCE).for_each(|_| flows.prefetch_index(flows.hash(&answer(ahead.next_port(self.ports)))));
+                (0..PROBES_AT_ONCE)
+                    .for_each(|_| flows.prefetch_index(flows.hash(&answer(ahead.next_port(self.ports)))));
             }
             let port = walk.next_port(self.ports);
             if is_reserved(port) || !pool.is_shareable(port) {
@@ -122,7 +123,9 @@ impl<A: Family> Search<'_, A> {
         let walk = self.walk(A::flows(state)).ok_or(PortsExhausted)?;
         if tally.used < self.ports.len() || tally.resting == 0 {
             let mut walk = walk;
-            let free = (0..walk.len).map(|_| walk.next_port(self.ports)).find(|port| pool.is_free(*port) && !is_reserved(*port));
+            let free = (0..walk.len)
+                .map(|_| walk.next_port(self.ports))
+                .find(|port| pool.is_free(*port) && !is_reserved(*port));
             if let Some(port) = free {
                 let is_scarce = u64::from(tally.used) * 8 > u64::from(self.ports.len()) * 7;
                 return Ok(Alone { port, ends: None, is_scarce });
@@ -161,7 +164,8 @@ impl<A: Family> Search<'_, A> {
                 break;
             }
         }
-        best.map(|mapping| Alone { port: mapping.outside.1, ends: Some(mapping), is_scarce: true }).ok_or(PortsExhausted)
+        best.map(|mapping| Alone { port: mapping.outside.1, ends: Some(mapping), is_scarce: true })
+            .ok_or(PortsExhausted)
     }
 
     fn answer(&self, remote: (A, u16), port: u16) -> Tuple<A> {

@@ -152,14 +152,14 @@ impl PortBook {
     /// Whether it was found lately that no port is left for a destination, by its hash: looking through all of them again for
     /// each packet would cost everybody else.
     pub fn is_exhausted(&self, destination: u64, now_ns: u64) -> bool {
-        let (known, until_ns) = self.exhausted[destination as usize % EXHAUSTED_MAX];
+        let (known, until_ns) = self.exhausted[place(destination)];
         known == destination && now_ns < until_ns
     }
 
     /// That has been found.
     pub fn exhausted(&mut self, destination: u64, now_ns: u64) {
         if !self.is_exhausted(destination, now_ns) {
-            self.exhausted[destination as usize % EXHAUSTED_MAX] = (destination, now_ns + EXHAUSTED_NS);
+            self.exhausted[place(destination)] = (destination, now_ns + EXHAUSTED_NS);
         }
     }
 
@@ -449,6 +449,12 @@ impl Block {
     }
 }
 
+/// Where a destination without ports is remembered.
+const fn place(destination: u64) -> usize {
+    const _: () = assert!(EXHAUSTED_MAX == 256);
+    destination.to_le_bytes()[0] as usize
+}
+
 fn first(external: usize, class: PortClass) -> u32 {
     (u32::try_from(external).unwrap_or(0) * CLASSES + class as u32) * BLOCKS
 }
@@ -520,12 +526,16 @@ mod tests {
             }
             let pool = book.pool(&at.address, at.class);
             assert_eq!(pool.is_free(at.port), !shared.contains_key(&key) && !alone.contains_key(&key));
-            assert_eq!((pool.is_shareable(at.port), pool.is_alone(at.port)), (!alone.contains_key(&key), alone.contains_key(&key)));
+            assert_eq!(
+                (pool.is_shareable(at.port), pool.is_alone(at.port)),
+                (!alone.contains_key(&key), alone.contains_key(&key))
+            );
         }
         for address in 0..4 {
             let mine = |(at, _): &(u8, u16)| *at == address;
             let tally = book.tally(&[address; 16], PortClass::Udp);
-            let (flows, lone) = (shared.keys().filter(|key| mine(key)).count(), alone.keys().filter(|key| mine(key)).count());
+            let (flows, lone) =
+                (shared.keys().filter(|key| mine(key)).count(), alone.keys().filter(|key| mine(key)).count());
             assert_eq!((tally.used as usize, tally.alone as usize), (flows + lone, lone));
             let resting = alone.iter().filter(|(key, (_, active))| mine(key) && !active).count();
             assert_eq!(tally.resting as usize, resting);

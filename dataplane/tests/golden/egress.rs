@@ -22,8 +22,14 @@ const STARTS: &[(&str, u64)] =
     &[("received", 1), ("decapsulated", 1), ("slow_walk", 1), ("flow_installed", 1), ("sent", 1)];
 
 /// What a pod's packet moves that is answered instead.
-const REFUSED: &[(&str, u64)] =
-    &[("received", 1), ("decapsulated", 1), ("slow_walk", 1), ("answered_prohibited", 1), ("encapsulated", 1), ("sent", 1)];
+const REFUSED: &[(&str, u64)] = &[
+    ("received", 1),
+    ("decapsulated", 1),
+    ("slow_walk", 1),
+    ("answered_prohibited", 1),
+    ("encapsulated", 1),
+    ("sent", 1),
+];
 
 /// What a dropped packet of a pod moves.
 fn dropped(reason: &'static str) -> [(&'static str, u64); 4] {
@@ -259,7 +265,13 @@ fn a_datagrams_port_is_the_same_to_everybody_and_only_they_may_answer() {
             // Another port of somebody it was sent to.
             rig.rx_wan(&udp((names(net).0, 54), (ours, port)).data(*b"me too"));
             rig.expect_overlay(net, 0, &udp((names(net).0, 54), pod(net)).data(*b"me too").ttl(63));
-            rig.expect_counted(&[("received", 1), ("slow_walk", 1), ("mapping_used", 1), ("encapsulated", 1), ("sent", 1)]);
+            rig.expect_counted(&[
+                ("received", 1),
+                ("slow_walk", 1),
+                ("mapping_used", 1),
+                ("encapsulated", 1),
+                ("sent", 1),
+            ]);
             // A stranger.
             rig.rx_wan(&udp((net.client(99), 53), (ours, port)).data(*b"and I"));
             if filtering == Filtering::EndpointIndependent {
@@ -593,7 +605,8 @@ fn tcp_by_endpoint_opens_from_both_sides() {
     for net in Net::BOTH {
         let (mut rig, mut outside) = town();
         change(&mut rig, &mut outside, |egress| {
-            egress.tcp = Mapping { class: MappingClass::EndpointIndependent, filtering: Filtering::EndpointIndependent };
+            egress.tcp =
+                Mapping { class: MappingClass::EndpointIndependent, filtering: Filtering::EndpointIndependent };
         });
         let ours = external(net, 1);
         let port = connect(&mut rig, net, pod(net), web(net));
@@ -774,7 +787,8 @@ fn every_port_towards_one_destination_is_used_once_and_then_no_more() {
                 assert!(ports.insert(port), "{port} twice");
                 rig.rx_wan(&tcp(web(net), (external(net, 1), port)).syn_ack(500, 101));
                 rig.rx_overlay(net, 0, &tcp(from, web(net)).ack(101, 501));
-                (rig.sent(LAN), rig.sent(WAN));
+                rig.sent(LAN);
+                rig.sent(WAN);
             }
             None => refused += 1,
         }
@@ -816,7 +830,12 @@ fn ports_move_to_the_worker_that_needs_them() {
         }
         assert_eq!(ports.len(), few);
         assert!(moved >= few - few / queues - 64, "{moved}");
-        fleet.rx_overlay(0, net, 0, &tcp((net.pod(0, 5), 1), (web(net).0, 443)).syn(7).between((net.pod(0, 5), 65_500), web(net)));
+        fleet.rx_overlay(
+            0,
+            net,
+            0,
+            &tcp((net.pod(0, 5), 1), (web(net).0, 443)).syn(7).between((net.pod(0, 5), 65_500), web(net)),
+        );
         let told = fleet.sent(LAN).len() + fleet.sent(WAN).len();
         assert_eq!((told, fleet.counted().get("answered_prohibited")), (1, Some(&1)));
         fleet.expect_flows_at_home();
@@ -845,7 +864,7 @@ fn a_handful_of_ports_is_used_to_the_last() {
         let mut rig = Rig::new(tables).unwrap();
         let ask = |rig: &mut Rig, port: u16| {
             rig.rx_overlay(net, 0, &udp((net.pod(0, 5), port), names(net)).data(*b"x"));
-            assert_eq!(rig.worker.state().live() > 0, true);
+            assert!(rig.worker.state().live() > 0);
             rig.sent(LAN);
             rig.sent(WAN).len() == 1
         };
@@ -854,7 +873,10 @@ fn a_handful_of_ports_is_used_to_the_last() {
         connect(&mut rig, net, pod(net), web(net));
         // When nothing else is left, a port that rests is given out early.
         wait(&mut rig, 301);
-        assert_eq!(rig.worker.state().egress.ports.tally(&outside::row_address(external(net, 1)), PortClass::Udp).resting, 3);
+        assert_eq!(
+            rig.worker.state().egress.ports.tally(&outside::row_address(external(net, 1)), PortClass::Udp).resting,
+            3
+        );
         rig.rx_overlay(net, 0, &udp((net.pod(0, 6), 9), names(net)).data(*b"x"));
         assert_eq!(rig.sent(WAN).len(), 1);
     }
@@ -873,7 +895,8 @@ fn closed_connections_make_room_for_new_ones_to_the_same_server() {
             rig.rx_overlay(net, 0, &tcp(from, web(net)).segment("FA", 101, 501));
             rig.rx_wan(&tcp(web(net), (external(net, 1), port)).segment("FA", 501, 102));
             rig.rx_overlay(net, 0, &tcp(from, web(net)).ack(102, 502));
-            (rig.sent(LAN), rig.sent(WAN));
+            rig.sent(LAN);
+            rig.sent(WAN);
             rig.now_ns += SECOND / 10;
         }
         assert_eq!(rig.worker.state().live(), 4);
@@ -934,5 +957,38 @@ fn refusals_that_may_not_be_told_are_counted_by_their_reason() {
         let of = |reason: &str| moved.get(reason).copied().unwrap_or(0);
         let counted = ["EgressPortsExhausted", "EgressNoAddress", "EgressQuota", "Filtered", "NoMapping"].map(of);
         assert_eq!(counted, [1, 3, 2, 2, 1]);
+    }
+}
+
+#[test]
+fn who_had_which_port_is_recorded_where_the_policy_asks() {
+    // N-044, T-089
+    for net in Net::BOTH {
+        let (mut rig, mut outside) = town();
+        let (records, recorded) = crossbeam::channel::bounded(4);
+        rig.worker.record_to(records);
+        send(&mut rig, net, pod(net), names(net));
+        assert!(recorded.try_recv().is_err(), "not asked for");
+        change(&mut rig, &mut outside, |egress| egress.log = true);
+        let inside = (outside::row_address(net.pod(0, 6)), 40_000);
+        let datagram = send(&mut rig, net, (net.pod(0, 6), 40_000), names(net));
+        send(&mut rig, net, (net.pod(0, 6), 40_000), (net.client(30), 53));
+        let port = connect(&mut rig, net, (net.pod(0, 6), 40_000), web(net));
+        let began: Vec<_> = recorded.try_iter().collect();
+        assert!(began.iter().all(|record| record.begins && record.pod == inside));
+        let of = |records: &[tidegate_dataplane::state::egress::NatRecord]| {
+            records.iter().map(|record| (record.protocol, record.port, record.remote.is_some())).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&began), [(17, datagram, false), (6, port, true)]);
+        wait(&mut rig, 305);
+        wait(&mut rig, 125);
+        let ended: Vec<_> = recorded.try_iter().collect();
+        assert_eq!(of(&ended), [(17, datagram, false)]);
+        assert!(!ended[0].begins);
+        // More than there is room for: lost and counted, and nobody waits.
+        for n in 0..6 {
+            send(&mut rig, net, (net.pod(0, 6), n), names(net));
+        }
+        assert_eq!((recorded.len(), rig.worker.state().egress.records_lost()), (4, 2));
     }
 }
