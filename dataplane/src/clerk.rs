@@ -18,7 +18,7 @@ use tidegate_ledger::{Holding, Limits, Protocol, Record, Writer};
 
 use crate::compile::address_of;
 use crate::compile::thread::Handle;
-use crate::state::ledger::PortEvent;
+use crate::state::egress::NatRecord;
 use crate::table::Tables;
 
 /// Events that may wait for the clerk; some megabytes.
@@ -40,8 +40,6 @@ pub trait Registry: Send {
 pub struct Registered {
     /// Pods.
     pub pods: Vec<Arc<Resource>>,
-    /// Policies.
-    pub policies: Vec<Arc<Resource>>,
     /// The tables in force.
     pub tables: Tables,
 }
@@ -52,9 +50,8 @@ impl Registry for Handle {
     }
 
     fn look(&self) -> Option<Registered> {
-        let pods = self.view(Some(Kind::Pod)).ok()?.objects;
-        let view = self.view(Some(Kind::Egress)).ok()?;
-        Some(Registered { pods, policies: view.objects, tables: view.tables })
+        let view = self.view(Some(Kind::Pod)).ok()?;
+        Some(Registered { pods: view.objects, tables: view.tables })
     }
 }
 
@@ -64,8 +61,6 @@ struct Names {
     generation: Option<u64>,
     /// By address: the pod's resource.
     pods: HashMap<IpAddr, Arc<Resource>>,
-    /// Policies whose mappings are recorded.
-    recorded: Vec<String>,
     tables: Tables,
 }
 
@@ -76,7 +71,7 @@ impl Names {
         if self.generation == Some(generation) {
             return;
         }
-        let Some(Registered { pods, policies, tables }) = registry.look() else { return };
+        let Some(Registered { pods, tables }) = registry.look() else { return };
         self.generation = Some(generation);
         self.tables = tables;
         self.pods.clear();
@@ -85,36 +80,28 @@ impl Names {
                 self.pods.extend(body.addresses.iter().map(|address| (*address, Arc::clone(&pod))));
             }
         }
-        let is_recorded = |policy: &&Arc<Resource>| matches!(&policy.body, Body::Egress(egress) if egress.log);
-        self.recorded = policies.iter().filter(is_recorded).map(|policy| policy.name.clone()).collect();
     }
 
-    /// The record of an event; none of what need not be recorded.
-    fn record(&self, event: &PortEvent, at: Timestamp) -> Option<Record> {
-        let internal = address_of(&event.internal.0);
-        let pod = self.pods.get(&internal);
-        let (name, node, policies): (&str, &str, &[String]) = match pod.map(|pod| (&pod.name, &pod.body)) {
-            Some((name, Body::Pod(body))) => (name, &body.node, &body.egress),
-            _ => ("", "", &[]),
+    /// What is written of an event; nothing of a protocol that has no ports.
+    fn record(&self, event: &NatRecord, at: Timestamp) -> Option<Record> {
+        let internal = address_of(&event.pod.0);
+        let (name, node) = match self.pods.get(&internal).map(|pod| (pod.name.as_str(), &pod.body)) {
+            Some((name, Body::Pod(body))) => (name, body.node.as_str()),
+            _ => ("", ""),
         };
-        let policy = self.tables.egress.policy(event.policy).filter(|_| event.begun);
-        let wanted = match event.begun {
-            true => policy.is_some_and(|policy| policy.log),
-            // Ends do not tell their policy: one too many does no harm.
-            false => pod.is_none() || policies.iter().any(|policy| self.recorded.contains(policy)),
-        };
+        let policy = self.tables.egress.policy(event.policy);
         let holding = Holding {
-            external: address_of(&event.external.0),
-            ports: (event.external.1, event.external.1),
-            protocol: Protocol::of_number(event.protocol).filter(|_| wanted)?,
+            external: address_of(&event.external),
+            ports: (event.port, event.port),
+            protocol: Protocol::of_number(event.protocol)?,
             remote: event.remote.map(|(address, port)| SocketAddr::new(address_of(&address), port)),
             internal,
-            internal_port: Some(event.internal.1),
+            internal_port: Some(event.pod.1),
             pod: name.into(),
             node: node.into(),
             policy: policy.map(|policy| policy.name.to_string()).unwrap_or_default(),
         };
-        Some(if event.begun { Record::Begin { at, holding } } else { Record::End { at, holding } })
+        Some(if event.begins { Record::Begin { at, holding } } else { Record::End { at, holding } })
     }
 }
 
@@ -168,7 +155,7 @@ impl Desk {
 /// # Errors
 /// When the system gives no thread.
 pub fn start(
-    events: Receiver<PortEvent>,
+    events: Receiver<NatRecord>,
     registry: impl Registry + 'static,
     directory: PathBuf,
     limits: Limits,
@@ -203,14 +190,14 @@ mod tests {
     use std::sync::Mutex;
 
     use tempfile::TempDir;
-    use tidegate_api::resource::{Mapping, Pod};
+    use tidegate_api::resource::Pod;
     use tidegate_ledger::{Question, who};
 
     use super::*;
     use crate::table::egress::EgressRow;
     use crate::table::{EgressId, mapped};
 
-    /// Pods by name and address, and a policy `shop` that is recorded, one `quiet` that is not.
+    /// Pods by name and address, and a policy `shop`.
     #[derive(Clone, Default)]
     struct Cluster(Arc<Mutex<State>>);
 
@@ -228,21 +215,6 @@ mod tests {
         }
     }
 
-    fn policy(name: &str, log: bool) -> Arc<Resource> {
-        let egress = tidegate_api::resource::Egress {
-            destinations: Vec::new(),
-            except: Vec::new(),
-            addresses: Vec::new(),
-            tcp: Mapping::default(),
-            udp: Mapping::default(),
-            ports_per_pod_max: None,
-            ports_per_namespace_max: None,
-            udp_timeouts: Vec::new(),
-            log,
-        };
-        Arc::new(Resource { name: name.into(), version: "1".into(), body: Body::Egress(egress) })
-    }
-
     impl Registry for Cluster {
         fn generation(&self) -> u64 {
             self.0.lock().unwrap().generation
@@ -250,48 +222,44 @@ mod tests {
 
         fn look(&self) -> Option<Registered> {
             let pod = |(name, address): &(String, IpAddr)| {
-                let egress = vec![if name.starts_with("lab/") { "quiet" } else { "shop" }.into()];
+                let egress = vec!["shop".into()];
                 let body = Body::Pod(Pod { addresses: vec![*address], node: "w1".into(), identity: 0, egress });
                 Arc::new(Resource { name: name.clone(), version: "1".into(), body })
             };
             let mut tables = Tables::default();
             let egress = Arc::make_mut(&mut tables.egress);
-            for (id, name, log) in [(0, "shop", true), (1, "quiet", false)] {
-                let mut row = EgressRow::new(name, &[], &[]);
-                row.log = log;
-                egress.set_policy(EgressId(id), Some(row));
-            }
+            egress.set_policy(EgressId(0), Some(EgressRow::new("shop", &[], &[])));
             let pods = self.0.lock().unwrap().pods.iter().map(pod).collect();
-            Some(Registered { pods, policies: vec![policy("quiet", false), policy("shop", true)], tables })
+            Some(Registered { pods, tables })
         }
     }
 
-    fn event(begun: bool, policy: u16, external: &str, internal: &str, remote: Option<&str>) -> PortEvent {
+    fn event(begins: bool, policy: u16, external: &str, internal: &str, remote: Option<&str>) -> NatRecord {
         let bytes = |address: &str| match address.parse().unwrap() {
             IpAddr::V4(v4) => mapped(&v4.octets()),
             IpAddr::V6(v6) => v6.octets(),
         };
-        PortEvent {
-            begun,
+        NatRecord {
+            at: 0,
+            begins,
             policy: EgressId(policy),
             protocol: 6,
-            external: (bytes(external), 40_000),
-            internal: (bytes(internal), 51_000),
+            external: bytes(external),
+            port: 40_000,
+            pod: (bytes(internal), 51_000),
             remote: remote.map(|remote| (bytes(remote), 443)),
         }
     }
 
-    /// N-044: what a worker told can be asked for by name; what no policy wants recorded is not there.
+    /// N-044: what a worker told can be asked for by name.
     #[test]
     fn events_become_records_with_names() {
         let directory = TempDir::new().unwrap();
         let cluster = Cluster::default();
-        cluster.has(&[("shop/web-0", "10.244.1.5"), ("lab/x", "10.244.1.6"), ("shop/web-6", "fd00:1::5")]);
+        cluster.has(&[("shop/web-0", "10.244.1.5"), ("shop/web-6", "fd00:1::5")]);
         let (sender, events) = crossbeam::channel::bounded(16);
         let clerk = start(events, cluster.clone(), directory.path().into(), Limits::default()).unwrap();
         sender.send(event(true, 0, "192.0.2.10", "10.244.1.5", Some("198.51.100.7"))).unwrap();
-        sender.send(event(true, 1, "192.0.2.11", "10.244.1.6", None)).unwrap();
-        sender.send(event(false, u16::MAX, "192.0.2.11", "10.244.1.6", None)).unwrap();
         sender.send(event(true, 0, "2001:db8::10", "fd00:1::5", None)).unwrap();
         let ask = |external: &str| {
             let question = Question {
@@ -319,7 +287,6 @@ mod tests {
             ("shop/web-0", "w1", "shop")
         );
         assert_eq!(holding.remote, Some("198.51.100.7:443".parse().unwrap()));
-        assert_eq!(ask("192.0.2.11"), []);
 
         // The address is another pod's from now on.
         sender.send(event(false, u16::MAX, "192.0.2.10", "10.244.1.5", Some("198.51.100.7"))).unwrap();
@@ -329,11 +296,5 @@ mod tests {
         assert_eq!(wait("192.0.2.10", 1)[0].holding.pod, "shop/web-9");
         drop(sender);
         clerk.join().unwrap();
-        let lines = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
-        let text: String = lines
-            .filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"))
-            .map(|path| std::fs::read_to_string(path).unwrap())
-            .collect();
-        assert!(!text.contains("192.0.2.11"), "{text}");
     }
 }

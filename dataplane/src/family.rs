@@ -2,7 +2,6 @@
 
 use crate::packet::Key;
 use crate::state::egress::Egress;
-use crate::state::ledger::Outbox;
 use crate::state::mapping::Mappings;
 use crate::state::ports::PortBook;
 use crate::state::{Address, FlowTable, State, Tuple};
@@ -56,7 +55,7 @@ pub trait Family: Address {
     /// This family's mappings, to change.
     fn mappings_mut(egress: &mut Egress) -> &mut Mappings<Self>;
     /// The same beside the ports.
-    fn mappings_and_ports(egress: &mut Egress) -> (&mut Mappings<Self>, &mut PortBook, &mut Outbox);
+    fn mappings_and_ports(egress: &mut Egress) -> (&mut Mappings<Self>, &mut PortBook);
     /// The keyed hash that chooses a backend, equal on all gateways that share `key` (L-009).
     fn hash_flow(key: &[u8; 16], tuple: &Tuple<Self>) -> u64;
     /// The tuple of the packet that the ICMP error `message` quotes; `domain` is given to it.
@@ -177,8 +176,8 @@ impl Family for [u8; 4] {
         &mut egress.v4
     }
 
-    fn mappings_and_ports(egress: &mut Egress) -> (&mut Mappings<Self>, &mut PortBook, &mut Outbox) {
-        (&mut egress.v4, &mut egress.ports, &mut egress.outbox)
+    fn mappings_and_ports(egress: &mut Egress) -> (&mut Mappings<Self>, &mut PortBook) {
+        (&mut egress.v4, &mut egress.ports)
     }
 
     #[inline(always)]
@@ -288,8 +287,8 @@ impl Family for [u8; 16] {
         &mut egress.v6
     }
 
-    fn mappings_and_ports(egress: &mut Egress) -> (&mut Mappings<Self>, &mut PortBook, &mut Outbox) {
-        (&mut egress.v6, &mut egress.ports, &mut egress.outbox)
+    fn mappings_and_ports(egress: &mut Egress) -> (&mut Mappings<Self>, &mut PortBook) {
+        (&mut egress.v6, &mut egress.ports)
     }
 
     #[inline(always)]

@@ -269,7 +269,7 @@ fn start(
         let exits = Exits::new(exits, magazines).map_err(anyhow::Error::msg)?;
         let mut state = State::new(capacity(section), [secret(1), secret(2)], now_ns()).context("memory for flows")?;
         state.set_half_open_percent(section.half_open_percent);
-        state.egress.outbox.open(outbox.clone());
+        state.egress.record_to(outbox.clone());
         let (questions, mailbox) = bounded(QUESTIONS_MAX);
         let entropy = Entropy::new(secret(3));
         let mut worker = Worker::new(id, readers(), exits, ingress, state, entropy, wants.clone(), mailbox);

@@ -494,7 +494,7 @@ fn begin_egress<A: Family>(
         state.end::<A>(closed, now);
     }
     if let Some(mapping) = &granted.ends {
-        state.egress.end(mapping, granted.grant.class);
+        state.egress.end(mapping, granted.grant.class, new.original.protocol, now);
     }
     match state.make_room::<A>(new, now) {
         None => {}

@@ -280,7 +280,8 @@ fn give<A: Family>(
             };
         }
     }
-    if !may_hold(tables, state, wants) {
+    // One that begins anew in the place of another holds no more than before.
+    if before.is_none() && !may_hold(tables, state, wants) {
         return Err(Lack::Quota);
     }
     if is_mapped {

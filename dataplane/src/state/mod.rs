@@ -20,8 +20,6 @@ pub mod nat;
 pub mod ports;
 pub mod mapping;
 pub mod egress;
-/// What the ledger is told.
-pub mod ledger;
 pub mod external;
 pub mod hold;
 pub mod fragment;

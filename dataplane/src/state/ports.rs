@@ -152,14 +152,14 @@ impl PortBook {
     /// Whether it was found lately that no port is left for a destination, by its hash: looking through all of them again for
     /// each packet would cost everybody else.
     pub fn is_exhausted(&self, destination: u64, now_ns: u64) -> bool {
-        let (known, until_ns) = self.exhausted[place_of(destination)];
+        let (known, until_ns) = self.exhausted[place(destination)];
         known == destination && now_ns < until_ns
     }
 
     /// That has been found.
     pub fn exhausted(&mut self, destination: u64, now_ns: u64) {
         if !self.is_exhausted(destination, now_ns) {
-            self.exhausted[place_of(destination)] = (destination, now_ns + EXHAUSTED_NS);
+            self.exhausted[place(destination)] = (destination, now_ns + EXHAUSTED_NS);
         }
     }
 
@@ -449,6 +449,12 @@ impl Block {
     }
 }
 
+/// Where a destination without ports is remembered.
+const fn place(destination: u64) -> usize {
+    const _: () = assert!(EXHAUSTED_MAX == 256);
+    destination.to_le_bytes()[0] as usize
+}
+
 fn first(external: usize, class: PortClass) -> u32 {
     (u32::try_from(external).unwrap_or(0) * CLASSES + class as u32) * BLOCKS
 }
@@ -461,11 +467,6 @@ fn home(address: &[u8; 16]) -> usize {
     let folded = u128::from_be_bytes(*address);
     let mixed = ((folded ^ folded >> 64) & u128::from(u64::MAX)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 32) as usize & (DIRECTORY - 1)
-}
-
-/// Where a destination is remembered, by its hash.
-fn place_of(destination: u64) -> usize {
-    usize::try_from(destination % EXHAUSTED_MAX as u64).unwrap_or_default()
 }
 
 #[cfg(test)]

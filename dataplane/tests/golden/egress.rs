@@ -787,7 +787,8 @@ fn every_port_towards_one_destination_is_used_once_and_then_no_more() {
                 assert!(ports.insert(port), "{port} twice");
                 rig.rx_wan(&tcp(web(net), (external(net, 1), port)).syn_ack(500, 101));
                 rig.rx_overlay(net, 0, &tcp(from, web(net)).ack(101, 501));
-                (rig.sent(LAN), rig.sent(WAN));
+                rig.sent(LAN);
+                rig.sent(WAN);
             }
             None => refused += 1,
         }
@@ -863,7 +864,7 @@ fn a_handful_of_ports_is_used_to_the_last() {
         let mut rig = Rig::new(tables).unwrap();
         let ask = |rig: &mut Rig, port: u16| {
             rig.rx_overlay(net, 0, &udp((net.pod(0, 5), port), names(net)).data(*b"x"));
-            assert_eq!(rig.worker.state().live() > 0, true);
+            assert!(rig.worker.state().live() > 0);
             rig.sent(LAN);
             rig.sent(WAN).len() == 1
         };
@@ -894,7 +895,8 @@ fn closed_connections_make_room_for_new_ones_to_the_same_server() {
             rig.rx_overlay(net, 0, &tcp(from, web(net)).segment("FA", 101, 501));
             rig.rx_wan(&tcp(web(net), (external(net, 1), port)).segment("FA", 501, 102));
             rig.rx_overlay(net, 0, &tcp(from, web(net)).ack(102, 502));
-            (rig.sent(LAN), rig.sent(WAN));
+            rig.sent(LAN);
+            rig.sent(WAN);
             rig.now_ns += SECOND / 10;
         }
         assert_eq!(rig.worker.state().live(), 4);
@@ -955,5 +957,38 @@ fn refusals_that_may_not_be_told_are_counted_by_their_reason() {
         let of = |reason: &str| moved.get(reason).copied().unwrap_or(0);
         let counted = ["EgressPortsExhausted", "EgressNoAddress", "EgressQuota", "Filtered", "NoMapping"].map(of);
         assert_eq!(counted, [1, 3, 2, 2, 1]);
+    }
+}
+
+#[test]
+fn who_had_which_port_is_recorded_where_the_policy_asks() {
+    // N-044, T-089
+    for net in Net::BOTH {
+        let (mut rig, mut outside) = town();
+        let (records, recorded) = crossbeam::channel::bounded(4);
+        rig.worker.record_to(records);
+        send(&mut rig, net, pod(net), names(net));
+        assert!(recorded.try_recv().is_err(), "not asked for");
+        change(&mut rig, &mut outside, |egress| egress.log = true);
+        let inside = (outside::row_address(net.pod(0, 6)), 40_000);
+        let datagram = send(&mut rig, net, (net.pod(0, 6), 40_000), names(net));
+        send(&mut rig, net, (net.pod(0, 6), 40_000), (net.client(30), 53));
+        let port = connect(&mut rig, net, (net.pod(0, 6), 40_000), web(net));
+        let began: Vec<_> = recorded.try_iter().collect();
+        assert!(began.iter().all(|record| record.begins && record.pod == inside));
+        let of = |records: &[tidegate_dataplane::state::egress::NatRecord]| {
+            records.iter().map(|record| (record.protocol, record.port, record.remote.is_some())).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&began), [(17, datagram, false), (6, port, true)]);
+        wait(&mut rig, 305);
+        wait(&mut rig, 125);
+        let ended: Vec<_> = recorded.try_iter().collect();
+        assert_eq!(of(&ended), [(17, datagram, false)]);
+        assert!(!ended[0].begins);
+        // More than there is room for: lost and counted, and nobody waits.
+        for n in 0..6 {
+            send(&mut rig, net, (net.pod(0, 6), n), names(net));
+        }
+        assert_eq!((recorded.len(), rig.worker.state_mut().egress.take_records_lost()), (4, 2));
     }
 }
