@@ -104,8 +104,8 @@ impl Run {
                     self.send(&question.target, &datagram);
                 }
             }
-            let nothing = news.is_empty() && felt.is_empty();
-            if !nothing && !found(news, felt) {
+            let is_news = !news.is_empty() || !felt.is_empty();
+            if is_news && !found(news, felt) {
                 return;
             }
         }
