@@ -20,6 +20,8 @@ use crate::wanted::{FAMILIES, Wanted};
 const LOOK: Duration = Duration::from_millis(200);
 /// Shortest time between two readings: news come in bursts, and reading has a price.
 const READ_APART: Duration = Duration::from_millis(500);
+/// Time until what was refused is tried again.
+const RETRY: Duration = Duration::from_secs(2);
 /// Longest time between two readings, in case a bell was not heard.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
@@ -49,10 +51,7 @@ pub fn round(kernel: &mut Kernel, wanted: &Wanted, changes: impl Fn(&Found) -> V
                 tracing::info!("{change}");
                 round.made += 1;
             }
-            Err(error) => {
-                tracing::error!("{change}: {error}");
-                round.refused.push(format!("{change}: {error}"));
-            }
+            Err(error) => round.refused.push(format!("{change}: {error}")),
         }
     }
     Ok(round)
@@ -92,6 +91,8 @@ pub struct Agent<S> {
     wanted: Option<Wanted>,
     /// What was told last, so that it is told once.
     told: Vec<Remark>,
+    /// What was refused last, for the same reason.
+    refused: Vec<String>,
 }
 
 impl<S: Source> Agent<S> {
@@ -101,7 +102,7 @@ impl<S: Source> Agent<S> {
     /// What is wrong with the source or the sockets.
     pub fn new(mut source: S) -> anyhow::Result<Agent<S>> {
         let wanted = source.changed().map_err(|complaints| anyhow::anyhow!(complaints.join("\n")))?;
-        Ok(Agent { kernel: Kernel::open()?, source, wanted, told: Vec::new() })
+        Ok(Agent { kernel: Kernel::open()?, source, wanted, told: Vec::new(), refused: Vec::new() })
     }
 
     /// Runs until `stop`; with `remove_on_exit` nothing is left then.
@@ -120,7 +121,7 @@ impl<S: Source> Agent<S> {
             if due <= Instant::now() {
                 let done = self.round();
                 last = Some(Instant::now());
-                due = Instant::now() + if done { READ_WITHIN } else { READ_APART };
+                due = Instant::now() + if done { READ_WITHIN } else { RETRY };
             }
             if heard(&news) {
                 due = due.min(last.map_or_else(Instant::now, |last| last + READ_APART));
@@ -164,18 +165,19 @@ impl<S: Source> Agent<S> {
         let Some(wanted) = &self.wanted else { return true };
         let mut remarks = Settings::default().remarks(wanted);
         let answer = round(&mut self.kernel, wanted, |found| plan(wanted, found));
-        let done = match &answer {
+        let refused = match answer {
             Ok(round) => {
                 if round.made > 0 {
                     tracing::info!(made = round.made, refused = round.refused.len(), "changed");
                 }
-                round.refused.is_empty()
+                round.refused
             }
-            Err(error) => {
-                tracing::error!("reading the kernel: {error}");
-                false
-            }
+            Err(error) => vec![format!("reading the kernel: {error}")],
         };
+        for refusal in refused.iter().filter(|refusal| !self.refused.contains(refusal)) {
+            tracing::error!("{refusal}");
+        }
+        self.refused = refused;
         if let Ok(found) = self.kernel.read(wanted) {
             remarks.extend(conflicts(wanted, &found).into_iter().map(Remark::Problem));
         }
@@ -186,7 +188,7 @@ impl<S: Source> Agent<S> {
             }
         }
         self.told = remarks;
-        done
+        self.refused.is_empty()
     }
 }
 

@@ -290,10 +290,10 @@ fn number_tables(wanted: &Wanted, found: &Found, target: Target) -> (Vec<Rule>, 
 fn neighbours(wanted: &Wanted, found: &Found, come: &mut Vec<Change>, go: &mut Vec<Change>) {
     let mut needed = BTreeSet::new();
     for (gateway, family) in pairs(wanted) {
-        if let Some((vtep, device)) = gateway.vtep(family).zip(wanted.devices.of(family)) {
-            if usable(wanted, found, gateway, family) {
-                needed.insert(Neighbour { device: device.to_owned(), address: vtep.overlay, mac: vtep.mac });
-            }
+        if let Some((vtep, device)) = gateway.vtep(family).zip(wanted.devices.of(family))
+            && usable(wanted, found, gateway, family)
+        {
+            needed.insert(Neighbour { device: device.to_owned(), address: vtep.overlay, mac: vtep.mac });
         }
     }
     let place = |at: &Neighbour| (at.device.clone(), at.address);
@@ -314,10 +314,10 @@ fn neighbours(wanted: &Wanted, found: &Found, come: &mut Vec<Change>, go: &mut V
 fn forwarding(wanted: &Wanted, found: &Found, come: &mut Vec<Change>, go: &mut Vec<Change>) {
     let mut needed = BTreeSet::new();
     for (gateway, family) in pairs(wanted) {
-        if let Some((vtep, device)) = gateway.vtep(family).zip(wanted.devices.of(family)) {
-            if usable(wanted, found, gateway, family) {
-                needed.insert(Forwarding { device: device.to_owned(), mac: vtep.mac, underlay: vtep.underlay });
-            }
+        if let Some((vtep, device)) = gateway.vtep(family).zip(wanted.devices.of(family))
+            && usable(wanted, found, gateway, family)
+        {
+            needed.insert(Forwarding { device: device.to_owned(), mac: vtep.mac, underlay: vtep.underlay });
         }
     }
     let place = |at: &Forwarding| (at.device.clone(), at.mac);

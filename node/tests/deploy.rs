@@ -40,6 +40,12 @@ fn the_chart_offers_every_field_and_no_other() {
 }
 
 #[test]
+fn the_example_is_one_that_the_agent_reads() {
+    let text = std::fs::read_to_string(deploy("examples/node-agent.yaml")).unwrap();
+    assert_eq!(Wanted::parse(&text).unwrap().egress[0].pods[0].name, "shop/web-0");
+}
+
+#[test]
 fn the_agent_is_somebody_s_choice() {
     assert!(objects(&deploy("manifests/tidegate.yaml"), "DaemonSet").is_empty());
 }
