@@ -250,6 +250,7 @@ impl Reconciler {
         self.resolve_nodes(&dirty.nodes);
         self.resolve_site(&mut dirty);
         self.resolve_reach(&mut dirty);
+        dirty.services.extend(self.reconsidered_by_policies());
         self.resolve_services(std::mem::take(&mut dirty.services));
         self.reconsider(&dirty);
         for name in restated {
@@ -567,6 +568,9 @@ impl Reconciler {
             let (service, notes) = match outcome {
                 Outcome::Ours { service, mut notes } => {
                     self.allocation.explain(&name, &mut notes);
+                    if let Some(service) = &service {
+                        self.note_hidden_clients(service, &mut notes);
+                    }
                     (service, Some(notes))
                 }
                 Outcome::NotOurs => (None, None),
