@@ -14,7 +14,7 @@ use crate::lab::vxlan_device;
 use crate::process::{self, Daemon, in_namespace};
 use crate::rig::{Rig, wait_until, way};
 use crate::topology::{
-    CLIENT, FAMILIES, Family, GATEWAY_NODE, POD_TCP_PORT, POD_UDP_PORT, Pod, VNI, Vip, client_address, on_link, workers,
+    CLIENT, FAMILIES, Family, GATEWAY_NODE, POD_TCP_PORT, POD_UDP_PORT, Pod, VNI, Vip, on_link, workers,
 };
 
 /// The pod that a policy selects, and one on the same worker that none does.
@@ -22,8 +22,10 @@ const SELECTED: Pod = Pod { number: 1 };
 const OTHER: Pod = Pod { number: 2 };
 /// What the outside sees of selected pods.
 const EXTERNAL: Vip = on_link(240);
-/// Hosts of the client that stand for two servers outside.
-const SERVERS: [u8; 2] = [11, 12];
+/// Ports of a second server outside.
+const SECOND_TCP_PORT: u16 = 8081;
+/// The same for datagrams.
+const SECOND_UDP_PORT: u16 = 5354;
 /// From the agent's start until a packet comes through.
 const SETTLED_LIMIT: Duration = Duration::from_secs(15);
 /// Longest wait for one answer, milliseconds.
@@ -35,7 +37,7 @@ const TRANSFER_BYTES: u64 = 20_000_000;
 
 /// The agent on the worker and the server outside; everything they made goes with them.
 struct Scene {
-    _outside: Daemon,
+    _outside: Vec<Daemon>,
     agent: Option<Daemon>,
     /// The agent's program and its file.
     program: PathBuf,
@@ -133,10 +135,14 @@ fn manifests() -> String {
 
 fn begin(rig: &mut Rig) -> Result<Scene> {
     masquerade()?;
-    let mut server = in_namespace(CLIENT, enclosure::this_program()?);
-    server.args(["pod", "--name", "outside"]);
-    let mut outside = Daemon::start("outside", server, &rig.lab.state_dir.join("outside.log"))?;
-    outside.wait_for_line("pod ready", Duration::from_secs(10))?;
+    let mut outside = Vec::new();
+    for (name, tcp, udp) in [("outside", POD_TCP_PORT, POD_UDP_PORT), ("outside-2", SECOND_TCP_PORT, SECOND_UDP_PORT)] {
+        let mut server = in_namespace(CLIENT, enclosure::this_program()?);
+        server.args(["pod", "--name", name, &format!("--tcp-port={tcp}"), &format!("--udp-port={udp}")]);
+        let mut server = Daemon::start(name, server, &rig.lab.state_dir.join(format!("{name}.log")))?;
+        server.wait_for_line("pod ready", Duration::from_secs(10))?;
+        outside.push(server);
+    }
     let (config, program) = (rig.lab.state_dir.join("node-agent.yaml"), rig.gateway.program("tidegate-node"));
     std::fs::write(&config, wanted())?;
     let mut scene = Scene { _outside: outside, agent: None, program, config };
@@ -151,7 +157,7 @@ fn begin(rig: &mut Rig) -> Result<Scene> {
     for family in FAMILIES {
         let mut last = String::new();
         let settled = wait_until(SETTLED_LIMIT, || {
-            let outcome = tcp(rig, SELECTED, server_at(family, SERVERS[0], POD_TCP_PORT), 1000)?;
+            let outcome = tcp(rig, SELECTED, SocketAddr::new(server(family)?, POD_TCP_PORT), 1000)?;
             last = told(&outcome);
             Ok(remote(&outcome).is_some_and(|from| from.ip() == EXTERNAL.of(family)))
         })?;
@@ -160,8 +166,14 @@ fn begin(rig: &mut Rig) -> Result<Scene> {
     Ok(scene)
 }
 
-fn server_at(family: Family, host: u8, port: u16) -> SocketAddr {
-    SocketAddr::new(client_address(family, host), port)
+/// The servers' address: the one with which the client's kernel answers an external address, since datagrams are answered
+/// from there whatever they were sent to.
+fn server(family: Family) -> Result<IpAddr> {
+    let mut command = in_namespace(CLIENT, "ip");
+    command.args(["route", "get", &EXTERNAL.of(family).to_string()]);
+    let text = process::run(command, "", Duration::from_secs(5))?.success("ip route get")?;
+    let source = text.split_whitespace().skip_while(|word| *word != "src").nth(1).context("no source address")?;
+    Ok(source.parse()?)
 }
 
 fn arguments(rig: &Rig, pod: Pod, target: SocketAddr, timeout_ms: u64) -> Vec<String> {
@@ -195,30 +207,30 @@ pub(super) fn leaves(rig: &mut Rig) -> Found {
     let _scene = begin(rig)?;
     let mut rows = Vec::new();
     for family in FAMILIES {
-        let [near, far] = SERVERS.map(|host| server_at(family, host, POD_TCP_PORT));
+        let address = server(family)?;
+        let at = |port| SocketAddr::new(address, port);
         let external = EXTERNAL.of(family);
-        rows.push(seen_as(format!("{family} TCP"), &tcp(rig, SELECTED, near, ANSWER_MS)?, external, "N-110"));
+        rows.push(seen_as(
+            format!("{family} TCP"),
+            &tcp(rig, SELECTED, at(POD_TCP_PORT), ANSWER_MS)?,
+            external,
+            "N-110",
+        ));
         rows.push(seen_as(
             format!("{family} a pod that no policy selects"),
-            &tcp(rig, OTHER, far, ANSWER_MS)?,
+            &tcp(rig, OTHER, at(POD_TCP_PORT), ANSWER_MS)?,
             OTHER.node().underlay(family),
             "N-113",
         ));
         // One socket's port, two servers.
         let from = SocketAddr::new(SELECTED.address(family), rig.ports.take(1));
-        let datagrams: Vec<Outcome> = SERVERS
-            .iter()
-            .map(|host| {
-                let target = server_at(family, *host, POD_UDP_PORT);
-                rig.client_in(&SELECTED.name(), "udp", &way(target, from, ANSWER_MS))
-            })
-            .collect::<Result<_>>()?;
+        let ask = |port| rig.client_in(&SELECTED.name(), "udp", &way(at(port), from, ANSWER_MS));
+        let datagrams: [Outcome; 2] = [ask(POD_UDP_PORT)?, ask(SECOND_UDP_PORT)?];
         let seen: Vec<Option<SocketAddr>> = datagrams.iter().map(remote).collect();
         let same = seen[0].is_some_and(|first| first.ip() == external) && seen[0] == seen[1];
         let measured = datagrams.iter().map(told).collect::<Vec<_>>().join(", then ");
         rows.push(Row::new(format!("{family} UDP to two servers"), measured, "the same port (N-001)", same));
-        let ping: Outcome =
-            rig.client_in(&SELECTED.name(), "ping", &[format!("--target={}", server_at(family, SERVERS[0], 0))])?;
+        let ping: Outcome = rig.client_in(&SELECTED.name(), "ping", &[format!("--target={}", at(0))])?;
         let measured = if ping.ok { format!("3 of 3 in {} ms", ping.took_ms) } else { told(&ping) };
         rows.push(Row::new(format!("{family} ping"), measured, "3 of 3 answered (N-094)", ping.ok));
         rows.push(transfer(rig, family)?);
@@ -230,7 +242,7 @@ pub(super) fn leaves(rig: &mut Rig) -> Found {
 
 /// A long transfer arrives whole.
 fn transfer(rig: &Rig, family: Family) -> Result<Row> {
-    let mut arguments = arguments(rig, SELECTED, server_at(family, SERVERS[0], POD_TCP_PORT), 20_000);
+    let mut arguments = arguments(rig, SELECTED, SocketAddr::new(server(family)?, POD_TCP_PORT), 20_000);
     arguments.push(format!("--bytes={TRANSFER_BYTES}"));
     let outcome: Outcome = rig.client_in(&SELECTED.name(), "upload", &arguments)?;
     let measured =
@@ -263,9 +275,9 @@ pub(super) fn fails_closed(rig: &mut Rig) -> Found {
     let mut rows = Vec::new();
     rig.gateway.kill(crate::gateway::Program::Dataplane)?;
     for family in FAMILIES {
-        let outcome = tcp(rig, SELECTED, server_at(family, SERVERS[0], POD_TCP_PORT), 1000)?;
+        let outcome = tcp(rig, SELECTED, SocketAddr::new(server(family)?, POD_TCP_PORT), 1000)?;
         rows.push(Row::new(format!("{family} without a gateway"), told(&outcome), "no answer (N-111)", !outcome.ok));
-        let outcome = tcp(rig, OTHER, server_at(family, SERVERS[0], POD_TCP_PORT), ANSWER_MS)?;
+        let outcome = tcp(rig, OTHER, SocketAddr::new(server(family)?, POD_TCP_PORT), ANSWER_MS)?;
         rows.push(seen_as(
             format!("{family} meanwhile a pod that no policy selects"),
             &outcome,
@@ -277,7 +289,7 @@ pub(super) fn fails_closed(rig: &mut Rig) -> Found {
     for family in FAMILIES {
         let mut last = None;
         let back = wait_until(SETTLED_LIMIT, || {
-            let outcome = tcp(rig, SELECTED, server_at(family, SERVERS[0], POD_TCP_PORT), 1000)?;
+            let outcome = tcp(rig, SELECTED, SocketAddr::new(server(family)?, POD_TCP_PORT), 1000)?;
             let good = remote(&outcome).is_some_and(|from| from.ip() == EXTERNAL.of(family));
             last = Some(outcome);
             Ok(good)
