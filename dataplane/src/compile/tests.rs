@@ -966,7 +966,8 @@ fn external_addresses_are_ours_like_vips_and_pods_find_their_policy() {
     let ear = RouteEar::default();
     compiler.set_routes(Box::new(ear.clone()), true);
     update(&mut compiler, full(everything()));
-    (notebook.take(), ear.take());
+    notebook.take();
+    ear.take();
     let resource = |name: &str, version: &str, body| Resource { name: name.into(), version: version.into(), body };
     let pod = Pod {
         addresses: ["10.244.1.5", "fd00:10:244:1::5"].map(|address| address.parse().unwrap()).to_vec(),
