@@ -167,6 +167,8 @@ impl Ledger {
             let kept = if standing.known.is_empty() { "" } else { "; what was known of them stays in use" };
             let problem = match failure.fault {
                 Fault::Unreachable | Fault::Expired => continue,
+                // Most clusters have no definition of it.
+                Fault::Missing if *kind == ObjectKind::ClusterNetworkPolicy && standing.known.is_empty() => continue,
                 Fault::Forbidden => {
                     let message = format!(
                         "objects of kind {kind} may not be read: the role needs get, list and watch of {rule}{kept} ({})",
