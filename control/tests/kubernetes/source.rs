@@ -200,6 +200,7 @@ fn a_role_that_lacks_something_is_told_what() {
     let partial = || {
         Rules::default()
             .and(&[""], &["services", "nodes"], &read)
+            .and(&["networking.k8s.io"], &["networkpolicies"], &read)
             .and(&["tidegate.io"], &["addresspools"], &read)
             .and(&[""], &["services", "services/status"], &["patch"])
             .and(&["coordination.k8s.io"], &["leases"], &["get", "create", "update"])

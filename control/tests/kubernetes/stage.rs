@@ -30,6 +30,8 @@ pub fn role() -> Rules {
         .and(&["discovery.k8s.io"], &["endpointslices"], &read)
         .and(&["coordination.k8s.io"], &["leases"], &["get", "create", "update"])
         .and(&["events.k8s.io"], &["events"], &["create", "patch"])
+        .and(&["networking.k8s.io"], &["networkpolicies"], &read)
+        .and(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &read)
         .and(&["tidegate.io"], &["addresspools"], &read)
         .and(&["tidegate.io"], &["addresspools/status"], &["patch"])
 }
