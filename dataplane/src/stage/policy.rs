@@ -14,8 +14,8 @@
 
 use std::net::IpAddr;
 
-pub use tidegate_policy::{Decided, Direction};
 use tidegate_policy::Query;
+pub use tidegate_policy::{Decided, Direction};
 
 use crate::drops::DropReason;
 use crate::family::Family;
