@@ -18,7 +18,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Compilers and headers for the XDP program and the C libraries under AF_XDP (m4 is needed by libxdp's build), then
 # what the lab uses: namespaces, offload switches, captures, real clients.
 PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang llvm m4 \
-            iproute2 ethtool tcpdump curl procps util-linux nftables conntrack bird2 frr
+            iproute2 ethtool tcpdump curl procps util-linux nftables iptables conntrack bird2 frr
 
 # The image and what starts it; helm comes out of a package of npm, whoever npm itself is from.
 DEPLOY_PACKAGES := binutils buildah crun unzip $(if $(shell command -v npm),,npm)
@@ -52,7 +52,7 @@ test: toolchain root packages
 test-deploy: PACKAGES += $(DEPLOY_PACKAGES)
 test-deploy: toolchain packages
 	@deploy/check $(TARGET)/deploy
-	@TIDEGATE_RENDERED="$(abspath $(TARGET))/deploy/rendered" cargo test -p tidegate-control -p tidegate-dataplane --test deploy
+	@TIDEGATE_RENDERED="$(abspath $(TARGET))/deploy/rendered" cargo test -p tidegate-control -p tidegate-dataplane -p tidegate-node --test deploy
 
 manifests: PACKAGES += $(DEPLOY_PACKAGES)
 manifests: packages
@@ -78,7 +78,7 @@ build: toolchain packages binaries
 
 .PHONY: binaries
 binaries:
-	cargo build --release -p tidegate-dataplane -p tidegate-control -p tidegate-cli -p tidegate-perf
+	cargo build --release -p tidegate-dataplane -p tidegate-control -p tidegate-cli -p tidegate-node -p tidegate-perf
 
 fuzz: toolchain packages
 	@cargo fuzz --version >/dev/null 2>&1 || { \

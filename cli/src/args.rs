@@ -204,6 +204,8 @@ pub enum What {
     Gateways,
     /// Routes to VIPs in the kernel, for routing daemons
     Announcements,
+    /// Ports of external addresses in use and refused, and the pods that hold most
+    Egress,
 }
 
 impl Arguments {
@@ -236,6 +238,7 @@ impl What {
             What::Drops { .. } => api::Show::Drops,
             What::Gateways => api::Show::Gateways,
             What::Announcements => api::Show::Announcements,
+            What::Egress => api::Show::Egress,
         }
     }
 }

@@ -27,6 +27,8 @@ mod counter;
 mod gateway;
 /// Routes to VIPs in the kernel.
 mod announcement;
+/// Ports of external addresses.
+mod egress;
 
 /// Longest wait for one answer.
 const ANSWER_TIMEOUT_S: u64 = 30;
@@ -88,6 +90,7 @@ fn json(answer: &Shown) -> anyhow::Result<String> {
         Shown::Drops(rows) => pretty(rows),
         Shown::Gateways(gateways) => pretty(gateways),
         Shown::Announcements(announcements) => pretty(announcements),
+        Shown::Egress(egress) => pretty(egress),
     }
 }
 
@@ -112,6 +115,7 @@ fn text(answer: &Shown, what: &What) -> String {
         Shown::Drops(rows) => counter::drops(rows, matches!(what, What::Drops { all: true })),
         Shown::Gateways(shown) => gateway::gateways(shown),
         Shown::Announcements(shown) => announcement::announcements(shown),
+        Shown::Egress(shown) => egress::egress(shown),
     }
 }
 
@@ -129,6 +133,7 @@ fn name_of_question(question: &Show) -> &'static str {
         Show::Drops => "drops",
         Show::Gateways => "gateways",
         Show::Announcements => "announcements",
+        Show::Egress => "egress",
     }
 }
 
@@ -146,5 +151,6 @@ fn name_of_answer(answer: &Shown) -> &'static str {
         Shown::Drops(_) => "drops",
         Shown::Gateways(_) => "gateways",
         Shown::Announcements(_) => "announcements",
+        Shown::Egress(_) => "egress",
     }
 }

@@ -21,8 +21,8 @@ use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{MacAddress, Protocol};
 use tidegate_api::show::{
-    AnnouncementRow, Announcements, BackendRow, Counters, DropRow, FlowRow, GatewayRow, Gateways, NeighbourRow,
-    PortRow, RouteRow, ServiceRow, Show, Shown, TunnelRow, WorkerRow,
+    AnnouncementRow, Announcements, BackendRow, Counters, DropRow, EgressAddressRow, EgressPodRow, EgressShown,
+    FlowRow, GatewayRow, Gateways, NeighbourRow, PortRow, RouteRow, ServiceRow, Show, Shown, TunnelRow, WorkerRow,
 };
 
 /// A dataplane's read side for one conversation; the thread returns the question it was asked.
@@ -214,6 +214,26 @@ fn canned(question: &Show) -> Shown {
             ],
             counters: counters(&[("discarded_packets", 0), ("restored_routes", 3)]),
         }),
+        Show::Egress => Shown::Egress(EgressShown {
+            addresses: vec![
+                external("203.0.113.101", &["shop/out", "blog/out"], "tcp", 700),
+                external("2001:db8:f::65", &[], "udp", 0),
+            ],
+            pods: vec![EgressPodRow { pod: "shop/web-1".into(), address: ip("10.244.1.5"), held: 12, refused: 1 }],
+        }),
+    }
+}
+
+fn external(address: &str, policies: &[&str], protocol: &str, used: u64) -> EgressAddressRow {
+    EgressAddressRow {
+        address: ip(address),
+        policies: policies.iter().map(|name| (*name).to_owned()).collect(),
+        protocol: protocol.into(),
+        ports: 64_512,
+        used,
+        resting: 3,
+        held: used * 2,
+        refused: 5,
     }
 }
 
@@ -365,6 +385,7 @@ fn empty(question: &Show) -> Shown {
         Show::Drops => Shown::Drops(vec![]),
         Show::Gateways => Shown::Gateways(Gateways::default()),
         Show::Announcements => Shown::Announcements(Announcements::default()),
+        Show::Egress => Shown::Egress(EgressShown::default()),
     }
 }
 
@@ -383,6 +404,7 @@ fn subcommands() -> Vec<(&'static str, Show)> {
         ("drops", Show::Drops),
         ("gateways", Show::Gateways),
         ("announcements", Show::Announcements),
+        ("egress", Show::Egress),
     ]
 }
 
@@ -430,10 +452,11 @@ fn no_rows_are_said_in_words_and_are_an_empty_list_in_json() {
             "services" => "no Services\n".into(),
             "counters" => "no counters\n\nbooks balance\n".into(),
             "announcements" => "no announcements by route: dataplane.routes is not enabled in the node file\n".into(),
+            "egress" => "no egress policy, and no static NAT\n".into(),
             other => format!("no {other}\n"),
         };
         assert_eq!(printed(&output), expected);
-        if !["announcements", "counters", "gateways"].contains(&name) {
+        if !["announcements", "counters", "egress", "gateways"].contains(&name) {
             let dataplane = Dataplane::answering(empty(&question));
             let output = tidegate(&dataplane.socket(), &["show", "--json", name]).output().unwrap();
             assert_eq!(printed(&output), "[]\n", "{name}");

@@ -188,8 +188,8 @@ fn unsafe_is_argued(repository: &Repository) -> Vec<String> {
 }
 
 /// Crates and the Tidegate crates each may depend on, in any kind of dependency:
-/// `control → api ← dataplane → io`, and nobody depends on the command, the benches or the experiments.
-const ARROW: [(&str, &[&str]); 10] = [
+/// `control → api ← dataplane → io`, and nobody depends on the command, the agent, the benches or the experiments.
+const ARROW: [(&str, &[&str]); 11] = [
     ("io/Cargo.toml", &[]),
     ("dataplane/api/Cargo.toml", &[]),
     ("ledger/Cargo.toml", &[]),
@@ -197,6 +197,7 @@ const ARROW: [(&str, &[&str]); 10] = [
     ("dataplane/Cargo.toml", &["tidegate-io", "tidegate-api", "tidegate-ledger", "tidegate-policy"]),
     ("control/Cargo.toml", &["tidegate-api", "tidegate-policy"]),
     ("cli/Cargo.toml", &["tidegate-api", "tidegate-control", "tidegate-ledger"]),
+    ("node/Cargo.toml", &[]),
     (
         "benches/Cargo.toml",
         &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-ledger", "tidegate-policy"],
@@ -313,8 +314,21 @@ fn links(markdown: &str) -> impl Iterator<Item = &str> {
 
 /// Paths that documents name in backticks or link to are there.
 fn documents_name_what_exists(repository: &Repository) -> Vec<String> {
-    const ROOMS: [&str; 11] =
-        ["io", "dataplane", "policy", "control", "cli", "benches", "perf", "deploy", "docs", "fuzz", ".ci"];
+    const ROOMS: [&str; 13] = [
+        "io",
+        "dataplane",
+        "ledger",
+        "policy",
+        "control",
+        "cli",
+        "node",
+        "benches",
+        "perf",
+        "deploy",
+        "docs",
+        "fuzz",
+        ".ci",
+    ];
     let mut complaints = Vec::new();
     for (document, text) in
         repository.ending(".md").filter(|(path, _)| path.starts_with("docs/") || !path.contains('/'))

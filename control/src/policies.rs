@@ -110,6 +110,10 @@ pub struct Policies {
     numbers: Numbering<Nature>,
     /// Under which numbers the ports of identities were told.
     told: HashMap<Arc<Nature>, u32>,
+    /// Policies that isolate for ingress, by the set of their subjects.
+    isolating: HashMap<Selected, BTreeSet<PolicyKey>>,
+    /// Pods that others isolate since this was asked last, or that have other labels.
+    reconsidered: BTreeSet<Name>,
 }
 
 /// What a round of changes touches.
@@ -145,6 +149,17 @@ impl Policies {
         self.natures.get(pod).and_then(|nature| self.numbers.get(nature)).unwrap_or(0)
     }
 
+    /// A policy that isolates the pod for ingress: clients it does not name are kept out.
+    pub fn isolating(&self, pod: &Name) -> Option<&PolicyKey> {
+        let known = self.identities.get(self.natures.get(pod)?)?;
+        known.sets.iter().find_map(|set| self.isolating.get(&**set)?.first())
+    }
+
+    /// Pods for which [`Self::isolating`] may be another one than when this was asked last.
+    pub fn take_reconsidered(&mut self) -> BTreeSet<Name> {
+        std::mem::take(&mut self.reconsidered)
+    }
+
     /// Takes in what changed. Returns the resources that may be others now.
     pub fn update(&mut self, changed: &Changed, objects: &Objects<'_>) -> Resolved {
         let mut touched = Touched { pods: changed.pods.clone(), ..Touched::default() };
@@ -166,6 +181,9 @@ impl Policies {
             if self.sets.contains_key(&selected) {
                 self.fill_new(&selected, &mut touched);
             }
+        }
+        for key in &changed.policies {
+            self.reconsider(key);
         }
         let of_nodes = if changed.nodes { self.of_nodes.clone() } else { BTreeSet::new() };
         renewed.extend(&of_nodes);
@@ -253,6 +271,20 @@ impl Policies {
         if before == after {
             return;
         }
+        if let Some(before) = before.as_ref().filter(|before| before.isolates[0]) {
+            let set = self.sets.get(&before.subjects);
+            let members = set.iter().flat_map(|set| &set.members).filter_map(|nature| self.identities.get(nature));
+            self.reconsidered.extend(members.flat_map(|known| &known.pods).cloned());
+            if let Some(keys) = self.isolating.get_mut(&before.subjects) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.isolating.remove(&before.subjects);
+                }
+            }
+        }
+        if let Some(after) = after.as_ref().filter(|after| after.isolates[0]) {
+            self.isolating.entry(after.subjects.clone()).or_default().insert(key.clone());
+        }
         // The new before the old, so that what both speak of is not forgotten in between.
         if let Some(after) = &after {
             for selected in selections(after) {
@@ -271,6 +303,14 @@ impl Policies {
             true => self.of_nodes.insert(key.clone()),
             false => self.of_nodes.remove(key),
         };
+    }
+
+    /// Notes the pods that a changed policy isolates.
+    fn reconsider(&mut self, key: &PolicyKey) {
+        let subjects = self.policies.get(key).filter(|policy| policy.isolates[0]).map(|policy| &policy.subjects);
+        let Some(set) = subjects.and_then(|subjects| self.sets.get(subjects)) else { return };
+        let members = set.members.iter().filter_map(|nature| self.identities.get(nature));
+        self.reconsidered.extend(members.flat_map(|known| &known.pods).cloned());
     }
 
     /// Somebody more names a set.
@@ -413,6 +453,8 @@ impl Policies {
         if let Some(before) = self.natures.remove(name) {
             self.leave(name, &before, touched);
         }
+        // One that comes is in some Service only once it answers; that is news of the Service.
+        self.reconsidered.insert(name.clone());
         let Some(nature) = nature else { return };
         let nature = match self.identities.get_key_value(&nature) {
             Some((known, _)) => known.clone(),

@@ -259,6 +259,7 @@ impl Reconciler {
         self.resolve_nodes(&dirty.nodes);
         self.resolve_site(&mut dirty);
         self.resolve_reach(&mut dirty);
+        dirty.services.extend(self.reconsidered_by_policies());
         self.resolve_services(std::mem::take(&mut dirty.services));
         self.resolve_leaving(&dirty);
         self.reconsider(&dirty);
@@ -611,6 +612,9 @@ impl Reconciler {
             let (service, notes) = match outcome {
                 Outcome::Ours { service, mut notes } => {
                     self.allocation.explain(&name, &mut notes);
+                    if let Some(service) = &service {
+                        self.note_hidden_clients(service, &mut notes);
+                    }
                     (service, Some(notes))
                 }
                 Outcome::NotOurs => (None, None),

@@ -40,9 +40,11 @@ impl Rendered {
         Rendered { name: path.file_stem().unwrap().to_string_lossy().into_owned(), documents: documents.collect() }
     }
 
-    /// All objects of a kind.
+    /// All objects of a kind that belong to gateways; the agent on workers has some of its own.
     fn all<K: DeserializeOwned>(&self, kind: &str) -> Vec<K> {
-        let of_kind = self.documents.iter().filter(|document| document["kind"] == kind);
+        let of_workers =
+            |document: &Value| document["metadata"]["labels"]["app.kubernetes.io/component"] == "node-agent";
+        let of_kind = self.documents.iter().filter(|document| document["kind"] == kind && !of_workers(document));
         of_kind.map(|document| serde_json::from_value(document.clone()).unwrap()).collect()
     }
 

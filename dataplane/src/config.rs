@@ -93,6 +93,27 @@ pub struct Dataplane {
     /// VIPs as routes of the kernel, for routing daemons.
     #[serde(default)]
     pub routes: Routes,
+    /// Where it is recorded who had which external port.
+    #[serde(default)]
+    pub nat_ledger: NatLedger,
+}
+
+/// Where it is recorded who had which external port, for the policies that want that.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct NatLedger {
+    /// Directory; absent: `nat` in `stateDir`.
+    pub directory: Option<PathBuf>,
+    /// The oldest files are deleted when all together have more mebibytes.
+    pub total_mib_max: u32,
+    /// … or when their last record is older, days.
+    pub keep_days: u16,
+}
+
+impl Default for NatLedger {
+    fn default() -> Self {
+        NatLedger { directory: None, total_mib_max: 8192, keep_days: 30 }
+    }
 }
 
 /// VIPs as routes of the kernel, for routing daemons.
@@ -402,6 +423,16 @@ impl Dataplane {
             format!("{:?} is not an absolute path", self.bpf_dir.display().to_string())
         })?;
         ensure(!self.interfaces.is_empty(), "dataplane.interfaces", || "at least one interface is needed".into())?;
+        let NatLedger { directory, total_mib_max, keep_days } = &self.nat_ledger;
+        ensure(
+            directory.as_ref().is_none_or(|directory| directory.is_absolute()),
+            "dataplane.natLedger.directory",
+            || "is not an absolute path".into(),
+        )?;
+        ensure(*total_mib_max >= 128, "dataplane.natLedger.totalMibMax", || {
+            format!("{total_mib_max} is less than 128, two files' worth")
+        })?;
+        ensure(*keep_days > 0, "dataplane.natLedger.keepDays", || "0 would keep nothing".into())?;
         let mut names = BTreeSet::new();
         for (number, interface) in self.interfaces.iter().enumerate() {
             let field = format!("dataplane.interfaces[{number}]");

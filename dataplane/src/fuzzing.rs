@@ -13,6 +13,7 @@ use crate::family::Family;
 use crate::packet::Key;
 use crate::pipeline::{self, Moment, Silent};
 use crate::rig::expect::{Outer, from_peer, vxlan};
+use crate::rig::outside::{self, Outside};
 use crate::rig::sketch::{self, Sketch, Trouble};
 use crate::rig::{self, FROM_ROUTER, LAN, LAN_MAC, Net, ROUTER_MAC, Rig, VNI, VTEP_MAC, WAN};
 use crate::stage::parse::{self, Ingress};
@@ -169,6 +170,8 @@ pub struct Scene {
     pub rig: Rig,
     /// Source ports of the flows: per family, TCP, UDP and SCTP.
     pub ports: [[u16; 3]; 2],
+    /// External ports of the pod's flows: by family, TCP and UDP.
+    pub external_ports: [[u16; 2]; 2],
     balanced: (u64, u64),
 }
 
@@ -197,11 +200,19 @@ pub fn tables() -> Tables {
         rig::add_service(&mut tables, sctp_id(base) + 1, net.vip(4), 3868, 132, &pods(9868));
         deliver(&mut tables, base, &[(0, 1), (1, 1)]);
     }
+    let mut outside = Outside::default();
+    outside.pod(&mut tables, "shop/out", &Net::BOTH.map(OUTSIDE_POD), &["out"]);
+    outside.policy(&mut tables, "out", Some(&outside::policy(&Net::BOTH.map(EXTERNAL))));
     let ends = Decap::new(&Net::BOTH.map(Net::gateway), &Net::BOTH.map(|net| balancer(net).into()), GUE);
     std::sync::Arc::make_mut(&mut tables.locals).set_decap(Some(ends.into()));
     tables.settings.reject_rate_per_s = 1_000_000;
     tables
 }
+
+/// A pod under an egress policy, of peer 0.
+const OUTSIDE_POD: fn(Net) -> IpAddr = |net| net.pod(0, 6);
+/// What the outside sees of it.
+const EXTERNAL: fn(Net) -> IpAddr = |net| outside::external(net, 1);
 
 /// Delivers what goes to `vip(4)` to these nodes: number of the peer, weight (0: not proven). `base` is 0 for IPv4, 10 for
 /// IPv6.
@@ -238,7 +249,7 @@ impl Scene {
 
     fn sized(tables: Tables, flows: u32, frames: u32, seed: u64) -> Scene {
         let Ok(rig) = Rig::with(tables, flows, frames, seed) else { panic!("no memory for a rig") };
-        let mut scene = Scene { rig, ports: [[0; 3]; 2], balanced: (0, 0) };
+        let mut scene = Scene { rig, ports: [[0; 3]; 2], external_ports: [[0; 2]; 2], balanced: (0, 0) };
         for net in Net::BOTH {
             let opening = [
                 sketch::tcp(client(net), (net.vip(1), 80)).syn(100),
@@ -251,6 +262,10 @@ impl Scene {
                 scene.rig.rx_wan(packet);
                 scene.rig.sent(LAN);
             }
+            let (pod, remote) = ((OUTSIDE_POD(net), 41_000), net.client(30));
+            scene.rig.rx_overlay(net, 0, &sketch::tcp(pod, (remote, 443)).syn(100));
+            scene.rig.rx_overlay(net, 0, &sketch::udp(pod, (remote, 53)).data(*b"who?"));
+            scene.rig.sent(WAN);
         }
         scene.learn_ports();
         scene.check();
@@ -260,18 +275,25 @@ impl Scene {
     fn learn_ports(&mut self) {
         let mut ports = [[0; 3]; 2];
         let place = |protocol| [6, 17, 132].iter().position(|number| *number == protocol).unwrap_or(0);
+        let mut external = [[0; 2]; 2];
         let state = self.rig.worker.state();
         state.v4.visit(0, u32::MAX, |_, entry| {
+            if entry.is_egress() {
+                external[0][usize::from(entry.protocol() == 17)] = entry.translated_tuple().source_port;
+            }
             if entry.original_tuple().source_port == 40_000 {
                 ports[0][place(entry.protocol())] = entry.translated_tuple().source_port;
             }
         });
         state.v6.visit(0, u32::MAX, |_, entry| {
+            if entry.is_egress() {
+                external[1][usize::from(entry.protocol() == 17)] = entry.translated_tuple().source_port;
+            }
             if entry.original_tuple().source_port == 40_000 {
                 ports[1][place(entry.protocol())] = entry.translated_tuple().source_port;
             }
         });
-        self.ports = ports;
+        (self.ports, self.external_ports) = (ports, external);
     }
 
     /// Where the live flow of this family and protocol went: peer and pod.
@@ -309,7 +331,36 @@ impl Scene {
             to_nodes(net, family, &mut all);
             through_tunnels(net, family, &mut all);
         }
+        for (family, net) in [(0, Net::BOTH[0]), (1, Net::BOTH[1])] {
+            self.to_the_outside(net, family, &mut all);
+        }
         all
+    }
+
+    /// What a pod under an egress policy sends, and what comes back.
+    fn to_the_outside(&self, net: Net, family: usize, all: &mut Vec<Specimen>) {
+        let [tcp_port, udp_port] = self.external_ports.get(family).copied().unwrap_or_default();
+        let (pod, remote, external) = ((OUTSIDE_POD(net), 41_000), net.client(30), EXTERNAL(net));
+        let name = |what: &str| format!("{what} outside v{}", 4 + 2 * family);
+        let mut out = |what: &str, packet: &Sketch| all.push((name(what), LAN, from_peer(net, 0, packet)));
+        out("syn", &sketch::tcp((pod.0, 41_001), (remote, 443)).syn(7));
+        out("segment", &sketch::tcp(pod, (remote, 443)).ack(101, 501));
+        out("datagram", &sketch::udp(pod, (remote, 53)).data(*b"who?"));
+        out("new datagram", &sketch::udp((pod.0, 9), (remote, 53)).data(*b"who?"));
+        out("ping", &sketch::ping(pod.0, remote));
+        out("hairpin datagram", &sketch::udp((pod.0, 10), (external, udp_port)).data(*b"me"));
+        out("fragment", &sketch::udp(pod, (remote, 53)).data([1; 64]).fragment(0, true));
+        let told = sketch::udp((remote, 53), pod).data(*b"me").packet();
+        out("error back", &sketch::trouble(pod.0, remote, Trouble::Port, &told));
+        let mut back = |what: &str, packet: &Sketch| all.push((name(what), WAN, packet.frame(FROM_ROUTER)));
+        back("syn-ack", &sketch::tcp((remote, 443), (external, tcp_port)).syn_ack(500, 101));
+        back("answer", &sketch::udp((remote, 53), (external, udp_port)).data(*b"me"));
+        back("answer of another port", &sketch::udp((remote, 54), (external, udp_port)).data(*b"me"));
+        back("stranger", &sketch::udp((net.client(31), 53), (external, udp_port)).data(*b"me"));
+        back("pong", &sketch::pong(remote, external));
+        back("ping of the address", &sketch::ping(remote, external));
+        let seen = sketch::udp((external, udp_port), (remote, 53)).data(*b"who?").packet();
+        back("error in", &sketch::trouble(net.client(99), external, Trouble::Time, &seen));
     }
 
     fn on_the_wire(&self, net: Net, family: usize, all: &mut Vec<Specimen>) {
@@ -325,6 +376,7 @@ impl Scene {
         add("last hop", &tcp().ack(101, 501).ttl(1));
         add("too big", &tcp().ack(101, 501).long(1500));
         add("datagram", &sketch::udp(client, names).data(*b"who?"));
+        add("datagram to cut", &sketch::udp(client, names).long(1500).may_fragment());
         add("new datagram", &sketch::udp((net.client(9), 1), names).data(*b"who?"));
         add("refused segment", &sketch::tcp(client, (net.vip(1), 81)).syn(1));
         add("refused datagram", &sketch::udp(client, (net.vip(1), 54)).data(*b"x"));
@@ -405,6 +457,7 @@ impl Scene {
         let before: Vec<u64> = DropReason::ALL.iter().map(|reason| counters.drops(*reason)).collect();
         let (received, dropped) = (counters.events(Event::Received), counters.dropped());
         let (sent, held) = (counters.events(Event::Sent), counters.events(Event::NeighbourHeld));
+        let (made, consumed) = (counters.events(Event::Generated), counters.events(Event::Consumed));
         let waited = self.rig.worker.state().fragments.waiting() as u64;
         self.pure(device, frame);
         if !self.rig.inject(device, frame) {
@@ -416,7 +469,10 @@ impl Scene {
         assert_eq!(counters.events(Event::Received), received + 1);
         let ends = (counters.dropped() - dropped)
             + (counters.events(Event::Sent) - sent)
-            + (counters.events(Event::NeighbourHeld) - held);
+            + (counters.events(Event::NeighbourHeld) - held)
+            + (counters.events(Event::Consumed) - consumed);
+        // One that was cut ends, and its pieces end besides.
+        let ends = ends - (counters.events(Event::Generated) - made);
         // It may wait as a fragment, and may end others that waited.
         let waits = self.rig.worker.state().fragments.waiting() as u64;
         assert_eq!(ends + waits, 1 + waited, "a frame has exactly one verdict\n{}", self.rig.told());
@@ -534,8 +590,15 @@ fn decides_alike<A: Family + std::fmt::Debug + PartialEq>(
 }
 
 /// Addresses at which some scene has Services.
-const SERVED: [fn(Net) -> IpAddr; 6] =
-    [|net| net.vip(1), |net| net.vip(2), |net| net.vip(3), |net| net.vip(4), |net| net.vip(21), |net| net.vip(200)];
+const SERVED: [fn(Net) -> IpAddr; 7] = [
+    |net| net.vip(1),
+    |net| net.vip(2),
+    |net| net.vip(3),
+    |net| net.vip(4),
+    |net| net.vip(21),
+    |net| net.vip(200),
+    EXTERNAL,
+];
 
 /// The one of them that nodes deliver themselves: what is sent there keeps its client's address.
 const BY_NODES: fn(Net) -> IpAddr = |net| net.vip(4);
@@ -590,7 +653,7 @@ fn check_inside(frame: &[u8]) {
         }
         wire::Family::V6 => ipv6::addresses(l3),
     };
-    if Net::BOTH.iter().any(|net| rig::mapped(BY_NODES(*net)) == destination) {
+    if [BY_NODES, OUTSIDE_POD].iter().any(|of| Net::BOTH.iter().any(|net| rig::mapped(of(*net)) == destination)) {
         return;
     }
     // The gateway's own address speaks from its node ports.

@@ -26,6 +26,8 @@ pub mod wheel;
 pub mod mailbox;
 /// Moves external ports between workers.
 pub mod port_office;
+/// The clerk: who had which port, from workers to files.
+pub mod clerk;
 /// Do the workers turn?
 pub mod health;
 /// Why a packet may end here: the one list.
@@ -34,6 +36,8 @@ pub mod drops;
 pub mod counters;
 /// Every bound, with its unit and its argument.
 pub mod limits;
+/// Ways to break one requirement each, so that tests can be seen to notice.
+pub mod mutation;
 /// A gateway in memory, for tests, benches and fuzzing.
 #[cfg(feature = "rig")]
 pub mod rig;

@@ -40,7 +40,6 @@ use tidegate_dataplane::kernel::monitor::Monitor;
 use tidegate_dataplane::kernel::request::Kernel;
 use tidegate_dataplane::limits;
 use tidegate_dataplane::objects::saved::{self, Saver};
-use tidegate_dataplane::port_office;
 use tidegate_dataplane::probe::Board;
 use tidegate_dataplane::probe::thread::Prober;
 use tidegate_dataplane::routes::{self, keeper, plan, program, thread::Announcer};
@@ -54,6 +53,7 @@ use tidegate_dataplane::table::publish::Publisher;
 use tidegate_dataplane::table::{DeviceId, Tables};
 use tidegate_dataplane::wheel::{self, Idle};
 use tidegate_dataplane::worker::Worker;
+use tidegate_dataplane::{clerk, port_office};
 
 /// Neighbours that may be wanted and not yet looked at by the compiler; more are asked for again by later packets.
 const WANTS_MAX: usize = 1024;
@@ -176,6 +176,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         monitor,
         forwarder,
         port_office,
+        clerk,
         ..
     } = running;
     drop(announcer);
@@ -189,6 +190,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     drop(monitor);
     let _ = forwarder.join();
     let _ = port_office.join();
+    let _ = clerk.join();
     match failed {
         Some(what) => Err(anyhow::anyhow!("{what} ended unexpectedly")),
         None if panicked > 0 => Err(anyhow::anyhow!("{panicked} of the workers ended unexpectedly")),
@@ -224,6 +226,7 @@ struct Running {
     monitor: Monitor,
     forwarder: JoinHandle<()>,
     port_office: JoinHandle<()>,
+    clerk: JoinHandle<()>,
 }
 
 /// Starts all threads.
@@ -255,6 +258,7 @@ fn start(
 
     let (wants, wanted) = bounded(WANTS_MAX);
     let (port_wants, ports_wanted) = bounded(WANTS_MAX);
+    let (outbox, port_events) = bounded(clerk::EVENTS_MAX);
     let links =
         handover::matrix(section.worker_count(), hand_over_packets(section)).context("bells for the workers")?;
     let mut mailboxes = Vec::new();
@@ -265,6 +269,7 @@ fn start(
         let exits = Exits::new(exits, magazines).map_err(anyhow::Error::msg)?;
         let mut state = State::new(capacity(section), [secret(1), secret(2)], now_ns()).context("memory for flows")?;
         state.set_half_open_percent(section.half_open_percent);
+        state.egress.record_to(outbox.clone());
         let (questions, mailbox) = bounded(QUESTIONS_MAX);
         let entropy = Entropy::new(secret(3));
         let mut worker = Worker::new(id, readers(), exits, ingress, state, entropy, wants.clone(), mailbox);
@@ -273,7 +278,7 @@ fn start(
         mailboxes.push(Mailbox { questions, core: section.cores.get(workers.len()).copied() });
         workers.push(worker);
     }
-    drop((wants, port_wants));
+    drop((wants, port_wants, outbox));
 
     // News wait in this channel until the compiler's thread runs; the facts they follow are told first.
     let (early, news) = bounded(64);
@@ -310,6 +315,8 @@ fn start(
     };
     let port_office = port_office::start(ports_wanted, mailboxes.clone(), handle.clone(), is_over)
         .context("starting to move ports")?;
+    let clerk = clerk::start(port_events, handle.clone(), ledger_directory(file), ledger_limits(section))
+        .context("starting the ledger's clerk")?;
     let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone() };
     let server = Server::start(listener, handle, Arc::new(mailboxes), announcers).context("starting to answer")?;
     Ok(Running {
@@ -325,7 +332,22 @@ fn start(
         monitor,
         forwarder,
         port_office,
+        clerk,
     })
+}
+
+fn ledger_directory(file: &NodeFile) -> PathBuf {
+    let configured = &file.dataplane.nat_ledger.directory;
+    configured.clone().unwrap_or_else(|| file.state_dir.join("nat"))
+}
+
+fn ledger_limits(section: &config::Dataplane) -> tidegate_ledger::Limits {
+    const DAY: Duration = Duration::from_secs(86_400);
+    tidegate_ledger::Limits {
+        total_bytes_max: u64::from(section.nat_ledger.total_mib_max) << 20,
+        keep: DAY * u32::from(section.nat_ledger.keep_days),
+        ..tidegate_ledger::Limits::default()
+    }
 }
 
 /// This program as the keeper of routes.

@@ -13,6 +13,7 @@ use tidegate_io::Frame;
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
 use crate::family::Family;
+use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Key, Kind, Packet};
 use crate::stage::policy::{self, Denied, Passed};
 use crate::stage::rewrite::{self, Edited};
@@ -455,6 +456,9 @@ pub fn apply<A: Family>(
             match error::translate::<A>(tables, packet, frame, &entry, direction) {
                 Ok(()) => {
                     counters.count(Event::ErrorTranslated);
+                    if mutation::is(Mutation::ErrorEndsFlow) {
+                        state.end::<A>(flow, ticks(now_ns));
+                    }
                     leave(tables, counters, packet, frame, hop, hash)
                 }
                 Err(reason) => Verdict::Drop(reason),
@@ -522,7 +526,7 @@ fn begin_egress<A: Family>(
         state.end::<A>(closed, now);
     }
     if let Some(mapping) = &granted.ends {
-        state.egress.end(mapping, granted.grant.class);
+        state.egress.end(mapping, granted.grant.class, new.original.protocol, now);
     }
     match state.make_room::<A>(new, now) {
         None => {}
@@ -776,7 +780,7 @@ pub fn answer(
     now_ns: u64,
 ) -> Verdict {
     // S-079: what a sender can provoke without limit is limited; ARP and discovery keep the link alive and are not.
-    let limited = !matches!(answer, Answer::Arp | Answer::Advertise);
+    let limited = !matches!(answer, Answer::Arp | Answer::Advertise) && !mutation::is(Mutation::AnswersUnlimited);
     if limited {
         match state.answers.allow(asker(packet, frame), now_ns) {
             Permit::Given => {}

@@ -83,6 +83,8 @@ pub fn serve(want: &PortWant, lenders: &impl Lenders, registrar: &impl Registrar
 
 /// How soon a move is recorded again that workers have not reached.
 const RETRY: Duration = Duration::from_millis(5);
+/// Time between two moves: looking for free ports costs every worker some tenths of a millisecond.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How often the end is looked for.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -106,6 +108,7 @@ pub fn start(
                         let (class, worker) = (want.class.name(), want.worker.0);
                         tracing::info!(%address, class, worker, ports = moved, "external ports moved to a worker that runs short");
                     }
+                    std::thread::sleep(PAUSE);
                     // What was asked for meanwhile was asked before these came.
                     while wants.try_recv().is_ok() {}
                 }

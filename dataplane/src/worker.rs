@@ -22,8 +22,9 @@ use crate::stage::egress::Judge;
 use crate::stage::parse::Ingress;
 use crate::stage::verdict::Exits;
 use crate::stage::{egress, flow, fragment, owner, parse};
+use crate::state::egress::NatRecord;
 use crate::state::ports::PortOf;
-use crate::state::{Candidate, Entropy, State, Ticks, Tuple, ticks, ticks_since};
+use crate::state::{Candidate, Entropy, State, Ticks, Tuple, mark, ticks, ticks_since};
 use crate::table::egress::{PORT_TIMERS_MAX, PortClass};
 use crate::table::owner::WorkerId;
 use crate::table::publish::Reader;
@@ -37,9 +38,7 @@ mod cut;
 
 use other::Hands;
 
-/// Timers of ports, by number.
-const PORT_TIMERS: u8 = PORT_TIMERS_MAX as u8;
-const _: () = assert!(PORT_TIMERS_MAX < 15, "the last number is that of echo");
+const _: () = assert!(PORT_TIMERS_MAX < mark::TIMER_RECORDED, "the last two numbers mean something else");
 
 /// A neighbour that a packet waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -159,6 +158,11 @@ impl Worker {
         self.port_wants = Some(wants);
     }
 
+    /// Has the worker record who had which external port, where a policy asks for that.
+    pub fn record_to(&mut self, records: Sender<NatRecord>) {
+        self.state.egress.record_to(records);
+    }
+
     /// One turn of the wheel: everything a worker does, in order. Returns how many frames it received or took over.
     pub fn turn(&mut self, now_ns: u64) -> usize {
         self.adopt(now_ns);
@@ -213,7 +217,7 @@ impl Worker {
             };
             self.state.egress.ports.forget_lent(is_ours);
         }
-        for number in 1..=PORT_TIMERS {
+        for number in 1..=PORT_TIMERS_MAX {
             let seconds = tables.egress.timer_s(number).unwrap_or(0);
             self.state.v4.timeouts_mut().set_numbered(number, seconds);
             self.state.v6.timeouts_mut().set_numbered(number, seconds);
@@ -333,6 +337,7 @@ impl Worker {
     /// What need not happen every turn: held frames, questions.
     fn chores(&mut self, now_ns: u64) {
         let tables = self.reader.tables();
+        self.counters.add(Event::RecordLost, self.state.egress.take_records_lost());
         if !self.state.hold.is_empty() {
             other::release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
         }

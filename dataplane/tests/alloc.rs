@@ -7,6 +7,7 @@
 use tidegate_api::resource::{Protocol, Scheduler, Service, ServicePort, TrafficPolicy};
 use tidegate_dataplane::fuzzing::{Scene, tables};
 use tidegate_dataplane::rig::catalog::{Catalog, pod, service};
+use tidegate_dataplane::rig::expect::from_peer;
 use tidegate_dataplane::rig::fleet::Fleet;
 use tidegate_dataplane::rig::sketch::{tcp, udp};
 use tidegate_dataplane::rig::{FROM_ROUTER, LAN, Net, Rig, WAN};
@@ -84,6 +85,7 @@ fn packets_of_every_kind_allocate_nothing() {
     for _ in 0..20 {
         assert_eq!(allocations(&mut scene.rig, &frames), 0);
     }
+    assert!(scene.rig.worker.counters().nonzero().contains_key("cut"), "a packet was cut");
 }
 
 #[test]
@@ -98,6 +100,31 @@ fn established_flows_allocate_nothing() {
             assert_eq!(allocations(&mut scene.rig, &frames), 0);
         }
         assert_eq!(scene.rig.moved()["flow_hit"], 8000);
+    }
+}
+
+#[test]
+fn pods_flows_to_the_outside_and_their_end_allocate_nothing() {
+    for net in Net::BOTH {
+        let mut scene = scene();
+        let pod = net.pod(0, 6);
+        let new = |n: u16| {
+            [
+                (LAN, from_peer(net, 0, &udp((pod, n % 500), (net.client(n % 7), 53)).data(*b"x"))),
+                (LAN, from_peer(net, 0, &tcp((pod, n), (net.client(n % 7), 443)).syn(1))),
+            ]
+        };
+        allocations(&mut scene.rig, &(60_000..60_040).flat_map(new).collect::<Vec<_>>());
+        let frames: Vec<_> = (0..2000).flat_map(new).collect();
+        assert_eq!(allocations(&mut scene.rig, &frames), 0);
+        assert!(scene.rig.worker.state().live() > 2000);
+        scene.rig.now_ns += 500_000_000_000;
+        let idle = allocation_counter::measure(|| {
+            for _ in 0..2000 {
+                scene.rig.turn();
+            }
+        });
+        assert_eq!(idle.count_total, 0);
     }
 }
 

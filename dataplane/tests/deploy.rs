@@ -20,7 +20,10 @@ fn deploy(path: &str) -> PathBuf {
 fn node_files(path: &Path) -> Vec<(String, String)> {
     let text = std::fs::read_to_string(path).unwrap();
     let documents = serde_norway::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap());
-    let config = documents.into_iter().find(|document| document["kind"] == "ConfigMap").unwrap();
+    // The agent on workers has one of its own.
+    let of_gateways = |document: &Value| document["metadata"]["labels"]["app.kubernetes.io/component"] == "gateway";
+    let config =
+        documents.into_iter().find(|document| document["kind"] == "ConfigMap" && of_gateways(document)).unwrap();
     let files = config["data"].as_object().unwrap().iter();
     files.map(|(name, text)| (format!("{}/{name}", path.display()), text.as_str().unwrap().to_owned())).collect()
 }

@@ -11,6 +11,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tidegate_dataplane::mutation::{Mutation, is_noticed_by};
 use tidegate_dataplane::rig::expect::{expect_overlay, same};
 use tidegate_dataplane::rig::sketch::{self, End, Sketch, Trouble, our_trouble, ping, pong, sctp, tcp, udp};
 use tidegate_dataplane::rig::{self, FROM_ROUTER, LAN, Net, ROUTER_MAC, Rig, WAN, WAN_MAC};
@@ -178,21 +179,21 @@ impl Stage {
         }
     }
 
-    fn from_client(&mut self, packet: &Sketch) {
+    fn client_sends(&mut self, packet: &Sketch) {
         match self.case.link {
             Link::Plain => self.rig.rx_wan(packet),
             Link::Vxlan => self.rig.rx_overlay(self.net, 1, packet),
         }
     }
 
-    fn from_server(&mut self, packet: &Sketch) {
+    fn server_sends(&mut self, packet: &Sketch) {
         self.rig.rx_overlay(self.net, 0, packet);
     }
 
     fn send(&mut self, way: Way, packet: &Sketch) {
         match way {
-            Way::Forth => self.from_client(packet),
-            Way::Back => self.from_server(packet),
+            Way::Forth => self.client_sends(packet),
+            Way::Back => self.server_sends(packet),
         }
     }
 
@@ -241,7 +242,7 @@ impl Stage {
             Protocol::Sctp => sctp(client, service).init(1, TAGS.0),
             Protocol::Echo => return,
         };
-        self.from_client(&first);
+        self.client_sends(&first);
         let frame = self.rig.sent(LAN).pop().expect("the first packet leaves");
         let (_, _, inner) = rig::into_peer(&frame).unwrap();
         let at = 14 + self.header();
@@ -317,7 +318,7 @@ fn echo(case: Case) {
                     sketch
                 };
                 let (asked, answer) = (with(stage.say(Way::Forth, bytes)), with(stage.say(Way::Back, bytes)));
-                stage.from_client(&asked);
+                stage.client_sends(&asked);
                 let sent = match case.link {
                     Link::Plain => stage.rig.sent_one(WAN)[14..].to_vec(),
                     Link::Vxlan => rig::into_peer(&stage.rig.sent_one(LAN)).unwrap().2[14..].to_vec(),
@@ -444,7 +445,7 @@ fn errors_to_the_service(case: Case) {
         };
         for (form, how) in forms(stage.is_v4()).into_iter().flat_map(|form| QUOTES.map(|how| (form, how))) {
             let Some(told) = error(router, net.vip(1), form, &seen, how) else { continue };
-            stage.from_client(&told);
+            stage.client_sends(&told);
             let expected = match (case.protocol, case.mode) {
                 // What we answered ourselves is nobody's business.
                 (Protocol::Echo, _) => {
@@ -476,7 +477,7 @@ fn errors_to_the_client(case: Case) {
         for (form, how) in forms(stage.is_v4()).into_iter().flat_map(|form| QUOTES.map(|how| (form, how))) {
             for from in [net.pod(0, 5), net.peer(0)] {
                 let Some(told) = error(from, net.source(), form, &seen, how) else { continue };
-                stage.from_server(&told);
+                stage.server_sends(&told);
                 let expected = error(net.vip(1), stage.client().0, form, &said, how).unwrap();
                 stage.expect(Way::Back, &[expected.ttl(63)]);
             }
@@ -497,19 +498,35 @@ fn errors_that_are_not_believed(case: Case) {
         let router = if case.link == Link::Plain { net.client(999) } else { net.peer(1) };
         let short = sketch::icmp(router, net.vip(1), form.0, form.1, [0; 4]);
         for bytes in [0, stage.header() - 1, stage.header(), stage.header() + 7] {
-            stage.from_client(&short.clone().data(&seen.packet()[..bytes]));
+            stage.client_sends(&short.clone().data(&seen.packet()[..bytes]));
             stage.expect_dropped("QuoteMalformed", 1);
         }
         let later = seen.clone().fragment(64, false);
-        stage.from_client(&short.clone().data(later.packet()));
+        stage.client_sends(&short.clone().data(later.packet()));
         stage.expect_dropped("QuoteMalformed", 1);
         let stranger = seen.clone().between(stage.service(), (net.client(8), 4));
         if case.mode == Mode::Fullnat {
-            stage.from_client(&short.clone().data(stranger.packet()));
+            stage.client_sends(&short.clone().data(stranger.packet()));
             stage.expect_dropped("ErrorUnmatched", 1);
         }
+        if case.mode == Mode::Fullnat {
+            // REQ-3: an edit would only move the mistake to somebody else. To a node it goes as it came.
+            let mut damaged = short.clone().data(seen.packet()).packet();
+            *damaged.last_mut().unwrap() ^= 1;
+            let (device, frame) = match case.link {
+                Link::Plain => (WAN, sketch::ethernet(FROM_ROUTER, seen.ethertype(), &damaged)),
+                Link::Vxlan => (LAN, rig::from_peer(net, 1, &damaged)),
+            };
+            stage.rig.rx(device, &frame);
+            stage.expect_dropped("IcmpBadChecksum", 1);
+        }
+        // RFC 6633, RFC 1122 section 3.2.2.2: source quench and redirects are not for the other side.
+        for kind in if stage.is_v4() { &[4, 5][..] } else { &[] } {
+            stage.client_sends(&sketch::icmp(router, net.vip(1), *kind, 1, [192, 0, 2, 1]).data(seen.packet()));
+            stage.expect_dropped("IcmpUnhandled", 1);
+        }
         // An error about an error is none.
-        stage.from_client(&short.clone().data(short.data(seen.packet()).packet()));
+        stage.client_sends(&short.clone().data(short.data(seen.packet()).packet()));
         let moved = stage.rig.moved();
         assert!(moved.contains_key("ErrorUnmatched") || moved.contains_key("QuoteMalformed"), "{moved:?}");
         stage.rig.expect_silence();
@@ -579,11 +596,11 @@ fn overlapping_fragments(case: Case) {
             // A copy of the second piece, eight bytes earlier or later, or over the third.
             let evil = Sketch { fragment: Some((overlap, true)), ..pieces[1].clone() };
             pieces.insert(2, evil);
-            pieces[1..].iter().for_each(|piece| stage.from_client(piece));
+            pieces[1..].iter().for_each(|piece| stage.client_sends(piece));
             let moved = stage.rig.moved();
             assert!(moved.get("FragmentOverlap").is_some_and(|n| *n >= 1), "{overlap}: {moved:?}");
             stage.rig.expect_silence();
-            stage.from_client(&pieces[0]);
+            stage.client_sends(&pieces[0]);
             stage.rig.expect_silence();
         }
     }
@@ -617,7 +634,7 @@ fn sizes(case: Case) {
                 stage.passes(Way::Forth, &said);
                 continue;
             }
-            stage.from_client(&said);
+            stage.client_sends(&said);
             let size = Trouble::TooBig(mtu as u16);
             let expected = our_trouble(vip, stage.client().0, size, &said.packet());
             stage.expect(Way::Back, &[expected]);
@@ -625,7 +642,7 @@ fn sizes(case: Case) {
         stage.rig.moved();
         for len in [fits, fits + step, 1500, 1700] {
             let said = stage.say_whole(Way::Forth, len).may_fragment();
-            stage.from_client(&said);
+            stage.client_sends(&said);
             if stage.is_v4() {
                 let inside = stage.inside(Way::Forth, &said).ttl(63);
                 stage.expect(Way::Forth, &pieces(&inside, mtu));
@@ -655,7 +672,7 @@ fn sizes_of_answers(case: Case) {
             let outside = stage.say_whole(Way::Back, len);
             let outside = if may_cut { outside.may_fragment() } else { outside };
             let inside = stage.inside(Way::Back, &outside);
-            stage.from_server(&inside);
+            stage.server_sends(&inside);
             if len <= 1300 || may_cut && stage.is_v4() {
                 stage.expect(Way::Back, &pieces(&outside.ttl(63), 1300));
             } else {
@@ -686,7 +703,7 @@ fn large_fragments(case: Case) {
         let whole = Sketch { id: 77, ..stage.say(Way::Forth, 2900).may_fragment() };
         let sent = cut(&whole, &[1480]);
         let inside = stage.inside(Way::Forth, &whole).ttl(63);
-        sent.iter().for_each(|piece| stage.from_client(piece));
+        sent.iter().for_each(|piece| stage.client_sends(piece));
         if stage.is_v4() {
             // 1480 become 928 and 552, and what is left of the last piece the same way.
             let sizes = [928, 552, 928];
@@ -712,7 +729,7 @@ fn hops(case: Case) {
             stage.passes(Way::Forth, &said.clone().ttl(2));
             for ttl in [1, 0] {
                 let last = said.clone().ttl(ttl);
-                stage.from_client(&last);
+                stage.client_sends(&last);
                 let expected = our_trouble(own, stage.client().0, Trouble::Time, &last.packet());
                 stage.expect(Way::Back, &[expected]);
             }
@@ -720,7 +737,7 @@ fn hops(case: Case) {
                 let said = stage.say(Way::Back, bytes);
                 stage.passes(Way::Back, &said.clone().ttl(2));
                 let last = stage.inside(Way::Back, &said.ttl(1));
-                stage.from_server(&last);
+                stage.server_sends(&last);
                 stage.expect_at_pod(&our_trouble(net.vtep(), net.pod(0, 5), Trouble::Time, &last.packet()));
             }
         }
@@ -729,7 +746,7 @@ fn hops(case: Case) {
             let said = stage.say(Way::Forth, 40).ttl(2);
             let seen = stage.inside(Way::Forth, &said).ttl(1);
             let form = (if stage.is_v4() { 11 } else { 3 }, 0, [0; 4]);
-            stage.from_server(&error(net.peer(0), net.source(), form, &seen, Quote::Plain(8)).unwrap());
+            stage.server_sends(&error(net.peer(0), net.source(), form, &seen, Quote::Plain(8)).unwrap());
             let expected = error(net.vip(1), stage.client().0, form, &said.ttl(1), Quote::Plain(8)).unwrap();
             stage.expect(Way::Back, &[expected.ttl(63)]);
         }
@@ -788,5 +805,27 @@ fn every_combination_is_in_the_table() {
                 assert_eq!(there, mode == Mode::Fullnat || link == Link::Plain, "{mode:?} {protocol:?} {link:?}");
             }
         }
+    }
+}
+
+#[test]
+fn tests_notice_what_they_are_for() {
+    // Each requirement is broken on purpose; docs/rfc-compliance.md names these.
+    let udp = Case { mode: Mode::Fullnat, protocol: Protocol::Udp, link: Link::Plain };
+    let sctp = Case { protocol: Protocol::Sctp, ..udp };
+    let table: [(Mutation, fn(Case), Case); 10] = [
+        (Mutation::ErrorAsItCame, errors_to_the_service, udp),
+        (Mutation::ErrorAsItCame, errors_to_the_client, udp),
+        (Mutation::ErrorEndsFlow, errors_to_the_service, udp),
+        (Mutation::ErrorUnchecked, errors_that_are_not_believed, udp),
+        (Mutation::RedirectTranslated, errors_that_are_not_believed, udp),
+        (Mutation::NeverCut, sizes, udp),
+        (Mutation::AnySizeLeaves, sizes, udp),
+        (Mutation::AnyHopLeaves, hops, udp),
+        (Mutation::FragmentsUnfollowed, fragments, udp),
+        (Mutation::OverlapAccepted, overlapping_fragments, udp),
+    ];
+    for (mutation, test, case) in table.into_iter().chain([(Mutation::CrcAsItCame, data as fn(Case), sctp)]) {
+        assert!(is_noticed_by(mutation, || test(case)), "{mutation:?} goes unnoticed");
     }
 }

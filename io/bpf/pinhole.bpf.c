@@ -172,7 +172,7 @@ struct fragment {
 	__be32 identification;
 } __attribute__((packed));
 
-/* What TCP and UDP headers begin with. */
+/* What TCP, UDP and SCTP headers begin with. */
 struct ports {
 	__be16 source;
 	__be16 destination;

@@ -307,12 +307,19 @@ fn single_ports_of_the_nodes_own_addresses_are_ours() {
     isolated("single_ports_of_the_nodes_own_addresses_are_ours", || {
         const TCP: u8 = 6;
         const UDP: u8 = 17;
+        const SCTP: u8 = 132;
+        // Ports are in the same place.
+        let sctp = |mut packet: Vec<u8>| {
+            let at = if packet[12] == 8 { 23 } else { 20 };
+            packet[at] = SCTP;
+            packet
+        };
         veth("wan0", "wan1", 1);
         let (client, kernel) = (Wire::open("wan1"), Wire::open("wan0"));
         let Opened { mut ports, pools, mut pinholes } = open(&config(&["wan0"])).unwrap();
         let mut owned = vips();
         for node in NOT_OURS {
-            owned.ports.extend([(ip(node), TCP, 30_080), (ip(node), UDP, 30_053)]);
+            owned.ports.extend([(ip(node), TCP, 30_080), (ip(node), UDP, 30_053), (ip(node), SCTP, 30_868)]);
             owned.vteps.push((ip(node), 8472));
         }
         pinholes[0].update(&owned).unwrap();
@@ -323,6 +330,9 @@ fn single_ports_of_the_nodes_own_addresses_are_ours() {
             let answer = |port| tcp(node, from, (port, 40_000));
             ours.push(("tcp to a node port", tcp(from, node, (40_000, 30_080))));
             ours.push(("udp to a node port", udp(from, node, (40_000, 30_053), b"x")));
+            ours.push(("sctp to a node port", sctp(tcp(from, node, (40_000, 30_868)))));
+            ours.push(("an error about sctp", error(from, node, errors[0], &sctp(answer(30_868)))));
+            kernels.push(("sctp to the tcp port", sctp(tcp(from, node, (40_000, 30_080)))));
             ours.push(("vxlan", udp(from, node, (9, 8472), &[8, 0, 0, 0])));
             let errors_about =
                 |packet: &[u8]| errors.iter().map(|kind| error(from, node, *kind, packet)).collect::<Vec<_>>();

@@ -150,39 +150,43 @@ impl IndexFile {
     /// When it cannot be read, and when it is no index.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        let mut bytes = [0; HEADER_BYTES as usize];
+        let mut bytes = [0; HEADER_BYTES];
         file.read_exact_at(&mut bytes, 0)?;
         let header = Header::from_bytes(&bytes)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "is no index of this version"))?;
-        let length = (file.metadata()?.len() - HEADER_BYTES) / ENTRY_BYTES;
+        let length = (file.metadata()?.len() - HEADER_BYTES as u64) / ENTRY_BYTES as u64;
         Ok(IndexFile { file, header, length })
     }
 
     /// The entry in that place; `None`: of an unknown kind.
     pub fn entry(&self, place: u64) -> io::Result<Option<Entry>> {
-        let mut bytes = [0; ENTRY_BYTES as usize];
-        self.file.read_exact_at(&mut bytes, HEADER_BYTES + place * ENTRY_BYTES)?;
+        let mut bytes = [0; ENTRY_BYTES];
+        self.file.read_exact_at(&mut bytes, byte_of(place))?;
         Ok(Entry::from_bytes(&bytes))
     }
 
     /// Every entry from that place on, until `take` says no.
     pub fn walk(&self, from: u64, mut take: impl FnMut(Entry) -> bool) -> io::Result<()> {
-        const ENTRIES_AT_ONCE: u64 = 128;
-        let mut bytes = [0; (ENTRIES_AT_ONCE * ENTRY_BYTES) as usize];
+        const ENTRIES_AT_ONCE: usize = 128;
+        let mut bytes = [0; ENTRIES_AT_ONCE * ENTRY_BYTES];
         let mut place = from;
         while place < self.length {
-            let count = ENTRIES_AT_ONCE.min(self.length - place);
-            let length = usize::try_from(count * ENTRY_BYTES).unwrap_or(usize::MAX).min(bytes.len());
-            let (chunk, _) = bytes.split_at_mut(length);
-            self.file.read_exact_at(chunk, HEADER_BYTES + place * ENTRY_BYTES)?;
-            let (entries, _) = chunk.as_chunks::<{ ENTRY_BYTES as usize }>();
+            let count = usize::try_from(self.length - place).unwrap_or(usize::MAX).min(ENTRIES_AT_ONCE);
+            let (chunk, _) = bytes.split_at_mut(count * ENTRY_BYTES);
+            self.file.read_exact_at(chunk, byte_of(place))?;
+            let (entries, _) = chunk.as_chunks::<ENTRY_BYTES>();
             for entry in entries.iter().filter_map(Entry::from_bytes) {
                 if !take(entry) {
                     return Ok(());
                 }
             }
-            place += count;
+            place += count as u64;
         }
         Ok(())
     }
+}
+
+/// Where the entry in that place begins.
+fn byte_of(place: u64) -> u64 {
+    HEADER_BYTES as u64 + place * ENTRY_BYTES as u64
 }

@@ -11,9 +11,9 @@ use siphasher::sip::SipHasher13;
 use crate::record::{Holding, Record, Remote};
 
 /// Bytes of a header.
-pub const HEADER_BYTES: u64 = 32;
+pub const HEADER_BYTES: usize = 32;
 /// Bytes of an entry.
-pub const ENTRY_BYTES: u64 = 32;
+pub const ENTRY_BYTES: usize = 32;
 /// First bytes of an index: a name and a version.
 const MAGIC: [u8; 8] = *b"tgnatix1";
 
@@ -30,8 +30,8 @@ pub struct Header {
 
 impl Header {
     /// As it stands in a file.
-    pub fn to_bytes(self) -> [u8; HEADER_BYTES as usize] {
-        let mut bytes = [0; HEADER_BYTES as usize];
+    pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8] = u8::from(self.sorted);
         bytes[10..12].copy_from_slice(&self.reach.to_le_bytes());
@@ -40,7 +40,7 @@ impl Header {
     }
 
     /// From a file; `None`: that is no index of this version.
-    pub fn from_bytes(bytes: &[u8; HEADER_BYTES as usize]) -> Option<Self> {
+    pub fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let [m0, m1, m2, m3, m4, m5, m6, m7, sorted, _, r0, r1, _, _, _, _, c @ ..] = *bytes;
         let [c0, c1, c2, c3, c4, c5, c6, c7, ..] = c;
         ([m0, m1, m2, m3, m4, m5, m6, m7] == MAGIC).then(|| Header {
@@ -108,8 +108,8 @@ impl Entry {
     }
 
     /// As it stands in a file.
-    pub fn to_bytes(self) -> [u8; ENTRY_BYTES as usize] {
-        let mut bytes = [0; ENTRY_BYTES as usize];
+    pub fn to_bytes(self) -> [u8; ENTRY_BYTES] {
+        let mut bytes = [0; ENTRY_BYTES];
         bytes[..8].copy_from_slice(&self.key.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.at_ms.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.offset.to_le_bytes());
@@ -121,7 +121,7 @@ impl Entry {
     }
 
     /// From a file; `None`: an event that this version does not know.
-    pub fn from_bytes(bytes: &[u8; ENTRY_BYTES as usize]) -> Option<Self> {
+    pub fn from_bytes(bytes: &[u8; ENTRY_BYTES]) -> Option<Self> {
         let word = |at: usize| -> [u8; 8] { std::array::from_fn(|i| bytes.get(at + i).copied().unwrap_or_default()) };
         let half = |at: usize| -> [u8; 4] { std::array::from_fn(|i| bytes.get(at + i).copied().unwrap_or_default()) };
         let port = |at: usize| -> [u8; 2] { std::array::from_fn(|i| bytes.get(at + i).copied().unwrap_or_default()) };

@@ -115,6 +115,11 @@ impl Gateway {
         [Program::Dataplane.name(), Program::Control.name(), "tidegate"].map(|name| self.bin_dir.join(name))
     }
 
+    /// Path of another program built with these, there or not.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin_dir.join(name)
+    }
+
     /// Starts both programs and waits until both are ready.
     ///
     /// # Errors

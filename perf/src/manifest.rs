@@ -160,6 +160,22 @@ impl Manifests {
         Ok(())
     }
 
+    /// Writes objects of other kinds under the name of a file.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn put_text(&self, file: &str, text: &str) -> Result<()> {
+        self.write(file, text)
+    }
+
+    /// Takes such a file away.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn remove_text(&self, file: &str) -> Result<()> {
+        std::fs::remove_file(self.directory.join(file)).with_context(|| format!("removing {file}"))
+    }
+
     fn next_version(&mut self) -> u64 {
         self.resource_version += 1;
         self.resource_version

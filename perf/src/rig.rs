@@ -98,7 +98,15 @@ impl Rig {
     /// # Errors
     /// When the client could not tell an outcome; a bad outcome is none.
     pub fn client<T: DeserializeOwned>(&self, task: &str, arguments: &[String]) -> Result<T> {
-        let mut command = in_namespace(CLIENT, enclosure::this_program()?);
+        self.client_in(CLIENT, task, arguments)
+    }
+
+    /// The same in another namespace, a pod's for example.
+    ///
+    /// # Errors
+    /// As [`Rig::client`].
+    pub fn client_in<T: DeserializeOwned>(&self, namespace: &str, task: &str, arguments: &[String]) -> Result<T> {
+        let mut command = in_namespace(namespace, enclosure::this_program()?);
         command.args(["client", task]).args(arguments);
         let finished = process::run(command, "", CLIENT_LIMIT)?;
         // One that has told a bad outcome ends with a failure as well.

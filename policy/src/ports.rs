@@ -30,9 +30,8 @@ pub(crate) fn earlier(a: First, b: First) -> First {
 pub(crate) struct Ports {
     /// Whatever the protocol: rules that name no port (P-026).
     any: First,
-    /// For TCP, UDP and SCTP the place in `firsts` by port; `None`: as `any`.
-    by_port: [Option<Steps<u16>>; 3],
-    firsts: Box<[First]>,
+    /// The same for TCP, UDP and SCTP by port; `None`: as `any`.
+    by_port: [Option<Steps<u16, First>>; 3],
     /// Protocol and name of a port, sorted: rules that name it.
     named: Box<[(u8, u32, First)]>,
 }
@@ -63,8 +62,7 @@ impl Ports {
                 }
             }
         }
-        let mut firsts: Vec<First> = Vec::new();
-        let by_port = ranges.map(|ranges| (!ranges.is_empty()).then(|| lay_out(&ranges, any, &mut firsts)));
+        let by_port = ranges.map(|ranges| (!ranges.is_empty()).then(|| lay_out(&ranges, any)));
         named.sort_unstable_by_key(|(protocol, name, _)| (*protocol, *name));
         named.dedup_by(|next, kept| {
             let same = (next.0, next.1) == (kept.0, kept.1);
@@ -73,7 +71,7 @@ impl Ports {
             }
             same
         });
-        Ports { any, by_port, firsts: firsts.into(), named: named.into() }
+        Ports { any, by_port, named: named.into() }
     }
 
     /// The first rules for a target.
@@ -86,7 +84,7 @@ impl Ports {
             _ => return self.any,
         };
         let mut first = match steps {
-            Some(steps) => self.firsts.get(steps.at(target.port) as usize).copied().unwrap_or(NOTHING),
+            Some(steps) => steps.at(target.port),
             None => self.any,
         };
         if !self.named.is_empty() {
@@ -103,12 +101,12 @@ impl Ports {
     /// Memory it takes.
     pub(crate) fn bytes(&self) -> usize {
         let steps: usize = self.by_port.iter().flatten().map(Steps::bytes).sum();
-        size_of::<Self>() + steps + std::mem::size_of_val(&*self.firsts) + std::mem::size_of_val(&*self.named)
+        size_of::<Self>() + steps + std::mem::size_of_val(&*self.named)
     }
 }
 
-/// Ranges (first, last, place, tier) of one protocol as steps into `firsts`, together with rules of any port.
-fn lay_out(ranges: &[(u16, u16, u32, usize)], any: First, firsts: &mut Vec<First>) -> Steps<u16> {
+/// The first rules by port, of ranges (first, last, place, tier) of one protocol and of rules of any port.
+fn lay_out(ranges: &[(u16, u16, u32, usize)], any: First) -> Steps<u16, First> {
     // (port, whether a range begins there, …): an end takes effect behind its port.
     let mut edges: Vec<(u32, bool, u32, usize)> = Vec::with_capacity(ranges.len() * 2);
     for (first, last, at, tier) in ranges {
@@ -119,15 +117,6 @@ fn lay_out(ranges: &[(u16, u16, u32, usize)], any: First, firsts: &mut Vec<First
     // Ranges of one rule may overlap.
     let mut open: [BTreeSet<u32>; 3] = Default::default();
     let mut times = hashbrown::HashMap::<(u32, usize), u32>::new();
-    let mut number = |first: First| {
-        let found = firsts.iter().rev().take(4).position(|known| *known == first);
-        let at = found.map_or(firsts.len(), |back| firsts.len() - 1 - back);
-        if found.is_none() {
-            firsts.push(first);
-        }
-        u32::try_from(at).unwrap_or(u32::MAX)
-    };
-    let below = number(any);
     let mut places = Vec::new();
     let mut rest = edges.as_slice();
     while let Some((port, ..)) = rest.first() {
@@ -146,9 +135,9 @@ fn lay_out(ranges: &[(u16, u16, u32, usize)], any: First, firsts: &mut Vec<First
         }
         let now = [0, 1, 2].map(|tier: usize| open[tier].first().map_or(NO_RULE, |at| *at));
         if let Ok(port) = u16::try_from(*port) {
-            places.push((port, number(earlier(now, any))));
+            places.push((port, earlier(now, any)));
         }
         rest = &rest[here..];
     }
-    Steps::new(below, places)
+    Steps::new(any, places)
 }

@@ -42,8 +42,9 @@ pub struct Program {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are the large one, and each is shared by itself")]
 enum Form {
-    Laid(Box<Laid>),
+    Laid(Laid),
     /// In the order of evaluation.
     Walked(Vec<Arc<Linked>>),
 }
@@ -62,8 +63,8 @@ struct Laid {
     asked: Box<[(u32, u32)]>,
     /// Lists of identities in sets that are not asked.
     merged: Flat<u32>,
-    v4: Steps<u32>,
-    v6: Steps<u128>,
+    v4: Steps<u32, u32>,
+    v6: Steps<u128, u32>,
 }
 
 impl Program {
@@ -75,7 +76,7 @@ impl Program {
         members: impl Fn(u32) -> &'a [u32],
     ) -> (Self, Vec<u32>) {
         match layout::lay_out(direction, policies, members) {
-            Some((laid, merged)) => (Program { direction, form: Form::Laid(Box::new(laid)) }, merged),
+            Some((laid, merged)) => (Program { direction, form: Form::Laid(laid) }, merged),
             None => (Program { direction, form: Form::Walked(policies.to_vec()) }, Vec::new()),
         }
     }
@@ -98,7 +99,7 @@ impl Program {
         let Form::Laid(laid) = &self.form else { return size_of::<Self>() };
         let lists: usize = laid.lists.iter().map(Ports::bytes).sum();
         let rules = std::mem::size_of_val(&*laid.rules) + std::mem::size_of_val(&*laid.asked);
-        size_of::<Self>() + size_of::<Laid>() + lists + rules + laid.merged.bytes() + laid.v4.bytes() + laid.v6.bytes()
+        size_of::<Self>() + lists + rules + laid.merged.bytes() + laid.v4.bytes() + laid.v6.bytes()
     }
 }
 

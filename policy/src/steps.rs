@@ -8,27 +8,29 @@
 
 /// Keys of a node, which are compared without a branch.
 const WIDTH: usize = 16;
+/// Levels there can be: sixteen million places.
+const LEVELS_MAX: usize = 6;
 
-/// A step function with values that are numbers.
+/// A step function. All places are in one array and all values in another, so that a look-up reads two places of memory
+/// and what lies near them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Steps<K> {
-    /// `levels[0]` has all places but the first, ascending; level *n* + 1 has every sixteenth of level *n*.
-    levels: Vec<Box<[K]>>,
+pub struct Steps<K, V> {
+    /// Level after level, the top first. The last has all places but the first, ascending; each one above has every
+    /// sixteenth of the one below.
+    keys: Box<[K]>,
+    /// Where each level ends in `keys`.
+    ends: [u32; LEVELS_MAX],
     /// `values[i]` from the *i*-th place on; `values[0]` below all places. Never empty.
-    values: Box<[u32]>,
+    values: Box<[V]>,
 }
 
-impl<K: Copy + Ord> Steps<K> {
-    /// The function that has `value` everywhere.
-    pub fn constant(value: u32) -> Self {
-        Steps { levels: Vec::new(), values: Box::new([value]) }
-    }
-
+impl<K: Copy + Ord, V: Copy + Eq> Steps<K, V> {
     /// The function that is `below` before the first place and has the value of a place from there to the next. Places
-    /// ascend; neighbours with one value become one.
-    pub fn new(below: u32, places: impl IntoIterator<Item = (K, u32)>) -> Self {
-        let (mut keys, mut values) = (Vec::new(), vec![below]);
-        for (place, value) in places {
+    /// ascend; neighbours with one value become one. Places that are too many to be held have no effect; nobody makes so
+    /// many.
+    pub fn new(below: V, places: impl IntoIterator<Item = (K, V)>) -> Self {
+        let (mut keys, mut values): (Vec<K>, Vec<V>) = (Vec::new(), vec![below]);
+        for (place, value) in places.into_iter().take(WIDTH.pow(6)) {
             debug_assert!(keys.last().is_none_or(|last| *last < place), "places ascend");
             if values.last() != Some(&value) {
                 keys.push(place);
@@ -38,38 +40,37 @@ impl<K: Copy + Ord> Steps<K> {
         let mut levels = Vec::new();
         while keys.len() > WIDTH {
             let above: Vec<K> = keys.iter().skip(WIDTH - 1).step_by(WIDTH).copied().collect();
-            levels.push(std::mem::replace(&mut keys, above).into_boxed_slice());
+            levels.push(std::mem::replace(&mut keys, above));
         }
-        levels.push(keys.into_boxed_slice());
-        Steps { levels, values: values.into_boxed_slice() }
+        levels.push(keys);
+        let (mut keys, mut ends) = (Vec::new(), [0; LEVELS_MAX]);
+        for (level, end) in levels.iter().rev().zip(&mut ends) {
+            keys.extend(level);
+            *end = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+        }
+        Steps { keys: keys.into(), ends, values: values.into() }
     }
 
     /// The value at a number.
     #[inline]
-    pub fn at(&self, number: K) -> u32 {
-        let mut node = 0;
-        for level in self.levels.iter().rev() {
-            let from = node * WIDTH;
-            let keys = &level[from.min(level.len())..(from + WIDTH).min(level.len())];
-            node = from + keys.iter().map(|key| usize::from(*key <= number)).sum::<usize>();
+    pub fn at(&self, number: K) -> V {
+        let (mut node, mut begin) = (0, 0);
+        for end in self.ends {
+            let end = end as usize;
+            if end == 0 {
+                break;
+            }
+            let from = (begin + node * WIDTH).min(end);
+            let keys = self.keys.get(from..(from + WIDTH).min(end)).unwrap_or_default();
+            node = node * WIDTH + keys.iter().map(|key| usize::from(*key <= number)).sum::<usize>();
+            begin = end;
         }
-        self.values.get(node).copied().unwrap_or_default()
-    }
-
-    /// Ranges of one value.
-    pub fn len(&self) -> usize {
-        self.values.len()
-    }
-
-    /// Never: a function has a value everywhere.
-    pub fn is_empty(&self) -> bool {
-        false
+        self.values.get(node).copied().unwrap_or(self.values[0])
     }
 
     /// Memory of places and values.
     pub fn bytes(&self) -> usize {
-        let keys: usize = self.levels.iter().map(|level| std::mem::size_of_val(&**level)).sum();
-        keys + std::mem::size_of_val(&*self.values)
+        std::mem::size_of_val(&*self.keys) + std::mem::size_of_val(&*self.values)
     }
 }
 
@@ -103,7 +104,7 @@ mod tests {
             let places = (0..size).map(|number| (number * 3 + 1, u32::from(number) % 7 + 100)).collect();
             agrees(&places, (0..size * 3 + 9).chain([u16::MAX])).unwrap();
         }
-        assert_eq!(Steps::<u128>::constant(4).at(u128::MAX), 4);
+        assert_eq!(Steps::<u128, u32>::new(4, []).at(u128::MAX), 4);
         let steps = Steps::new(0, [(0u128, 1), (u128::MAX, 2)]);
         assert_eq!((steps.at(0), steps.at(5), steps.at(u128::MAX)), (1, 1, 2));
     }

@@ -1,4 +1,5 @@
 //! The kind StaticNat: an address outside the cluster, or some of its ports, that always lead to the same pod.
+#![allow(clippy::duplicated_attributes, reason = "several columns have the same type")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};

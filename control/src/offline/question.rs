@@ -153,7 +153,7 @@ impl Offline {
 
     fn whom(&self, text: &str) -> Result<Whom<'_>, String> {
         let text = text.trim();
-        if let Ok(address) = text.parse::<IpAddr>() {
+        if let Ok(address) = text.parse::<IpAddr>().map(|address| address.to_canonical()) {
             return Ok(match self.model.pods().at(address) {
                 Some(pod) => Whom::Pod(pod, Some(address)),
                 None => Whom::Address(address),

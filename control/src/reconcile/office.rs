@@ -137,6 +137,7 @@ impl Reconciler {
             Word::Lost => {
                 tracing::info!("another control may write status from now on");
                 (self.office.term, self.office.informed) = (None, false);
+                self.office.denied.clear();
                 self.allocation.suspend();
                 self.return_to_service();
             }

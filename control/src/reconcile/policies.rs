@@ -4,14 +4,17 @@
 //! share.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use tidegate_api::resource::{Kind, Tier};
+use hashbrown::HashSet;
+use tidegate_api::resource::{Body, DeliveryMode, Kind, ResourceKey, Service, Tier};
 
 use super::Reconciler;
 use crate::model::Name;
 use crate::model::policy::{Policy, PolicyKey, PolicyKind};
 use crate::policies::{Changed, Policies as Index};
 use crate::problem::{Problem, Severity};
+use crate::resolve::note::Note;
 use crate::source::{ObjectKey, ObjectKind};
 
 /// Complaints listed of one policy.
@@ -49,6 +52,53 @@ impl Reconciler {
                 _ => drop(self.want(key, resource)),
             }
         }
+    }
+
+    /// Services with an endpoint that policies isolate now, or do not any more (P-046). They are looked for among those of
+    /// the pods' namespaces: policies change seldom.
+    pub(super) fn reconsidered_by_policies(&mut self) -> BTreeSet<Name> {
+        let mut addresses: BTreeMap<String, HashSet<IpAddr>> = BTreeMap::new();
+        for name in self.policies.index.take_reconsidered() {
+            if let Some(pod) = self.model.pods().get(&name) {
+                addresses.entry(name.namespace).or_default().extend(&pod.addresses);
+            }
+        }
+        let mut services = BTreeSet::new();
+        for (namespace, addresses) in addresses {
+            let prefix = format!("{namespace}/");
+            let from = ResourceKey { kind: Kind::Service, name: prefix.clone() };
+            let of_namespace = self.desired.resources.range(from..);
+            for (key, resource) in of_namespace.take_while(|(key, _)| key.name.starts_with(&prefix)) {
+                let Body::Service(service) = &resource.body else { break };
+                let backends = service.ports.iter().flat_map(|port| &port.backends);
+                if backends.into_iter().any(|backend| addresses.contains(&backend.address)) {
+                    services.insert(Name { namespace: namespace.clone(), name: key.name[prefix.len()..].into() });
+                }
+            }
+        }
+        services
+    }
+
+    /// P-046: what workers see of clients of a Service whose endpoints policies isolate.
+    pub(super) fn note_hidden_clients(&self, service: &Service, notes: &mut Vec<Note>) {
+        if self.policies.index.is_empty() {
+            return;
+        }
+        let hidden = service.ports.iter().filter(|port| port.mode == DeliveryMode::Fullnat);
+        let pods = hidden.flat_map(|port| &port.backends).filter_map(|backend| self.model.pods().at(backend.address));
+        let Some((pod, policy)) =
+            pods.into_iter().find_map(|pod| Some((pod, self.policies.index.isolating(&pod.name)?)))
+        else {
+            return;
+        };
+        let message = format!(
+            "{policy} isolates {}, and in fullnat the CNI on its worker sees the gateway's address instead of the client's: \
+             it judges by that, whatever the policy says of clients; with externalTrafficPolicy Local and node-dsr it sees \
+             the client",
+            pod.name
+        );
+        notes.push(Note { kind: "PolicySeesClients", reason: "ClientSourceHiddenFromPolicy", message });
+        notes.sort();
     }
 
     /// What is wrong with policies that are used.

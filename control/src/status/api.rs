@@ -151,6 +151,8 @@ async fn run(
     let heard = |word: Word| {
         if word == Word::Lost {
             let _ = lost.send(());
+            // Whoever writes now will be told; if it is us again, anew.
+            denied.borrow_mut().told.clear();
         }
         (denied.borrow_mut().tell)(word);
     };

@@ -12,3 +12,5 @@ mod live;
 mod cases;
 /// Folders of manifests, questions, and words about them.
 mod offline;
+/// What Services are told of policies.
+mod services;

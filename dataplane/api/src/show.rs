@@ -44,6 +44,8 @@ pub enum Show {
     Gateways,
     /// Routes to VIPs in the kernel, for routing daemons.
     Announcements,
+    /// Ports of external addresses, and the pods that hold most.
+    Egress,
 }
 
 /// An answer; the variant matches the question.
@@ -74,6 +76,51 @@ pub enum Shown {
     Gateways(Gateways),
     /// Answer to [`Show::Announcements`].
     Announcements(Announcements),
+    /// Answer to [`Show::Egress`].
+    Egress(EgressShown),
+}
+
+/// What is used of external addresses.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct EgressShown {
+    /// One row per address and protocol.
+    pub addresses: Vec<EgressAddressRow>,
+    /// The pods that hold most, most first; those that were refused something, too.
+    pub pods: Vec<EgressPodRow>,
+}
+
+/// Ports of one external address and protocol.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EgressAddressRow {
+    /// The address.
+    pub address: IpAddr,
+    /// Policies that have it; empty: it is one pod's own, or has forwarded ports only.
+    pub policies: Vec<String>,
+    /// `tcp`, `udp` or `echo` (identifiers of ICMP echo).
+    pub protocol: String,
+    /// Ports that are given out: 64,512.
+    pub ports: u64,
+    /// Ports in use.
+    pub used: u64,
+    /// Those among them whose mapping is idle and that rest.
+    pub resting: u64,
+    /// Mappings, and flows that share a port with others.
+    pub held: u64,
+    /// New flows that found no port, or whose pod or namespace holds all it may.
+    pub refused: u64,
+}
+
+/// What one pod holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EgressPodRow {
+    /// `namespace/name`; empty when it is not known any more.
+    pub pod: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Mappings and flows it holds.
+    pub held: u64,
+    /// New flows refused.
+    pub refused: u64,
 }
 
 /// One frontend of a Service.

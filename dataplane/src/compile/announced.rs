@@ -1,5 +1,7 @@
 //! VIPs to be announced by route: those that are served here and, where that is asked for, have somebody who answers.
 //!
+//! External addresses of pods are VIPs in this respect, and need nobody.
+//!
 //! Rules M-021 and M-031: an endpoint counts when new clients from outside can be sent to it, on whatever node it is; gateways
 //! choose nodes, so `externalTrafficPolicy: Local` changes which weight counts and not which gateway announces. VIPs of
 //! several Services stay as long as one of them has somebody (M-025).
@@ -32,8 +34,8 @@ impl Announced {
         Announced { withdraw_when_empty, ..Announced::default() }
     }
 
-    /// A Service came, changed or went.
-    pub fn service(&mut self, before: Option<&Resource>, after: Option<&Resource>) {
+    /// A Service, or an object that names external addresses, came, changed or went.
+    pub fn object(&mut self, before: Option<&Resource>, after: Option<&Resource>) {
         if !self.withdraw_when_empty {
             return;
         }
@@ -86,9 +88,14 @@ impl Announced {
     }
 }
 
-/// VIPs of a Service behind which it has somebody, each once.
+/// VIPs of a Service behind which it has somebody, each once; external addresses have.
 fn usable(resource: Option<&Resource>) -> BTreeSet<IpNet> {
-    let Some(Body::Service(service)) = resource.map(|resource| &resource.body) else { return BTreeSet::new() };
+    let service = match resource.map(|resource| &resource.body) {
+        Some(Body::Service(service)) => service,
+        Some(Body::Egress(egress)) => return egress.addresses.iter().map(|address| IpNet::from(*address)).collect(),
+        Some(Body::StaticNat(nat)) => return BTreeSet::from([nat.external.into()]),
+        _ => return BTreeSet::new(),
+    };
     let families = [true, false].map(|is_ipv4| has_somebody(service, is_ipv4));
     let vips = service.addresses.iter().map(|address| IpNet::from(*address));
     let vips = vips.chain(service.prefixes.iter().map(IpNet::trunc));
@@ -140,7 +147,7 @@ mod tests {
     fn what_is_served_is_announced_with_or_without_endpoints() {
         let mut announced = Announced::new(false); // M-021: the default
         let empty = service(&VIPS, TrafficPolicy::Cluster, &[]);
-        announced.service(None, Some(&empty));
+        announced.object(None, Some(&empty));
         assert_eq!(announced.take(), [], "not ours yet");
         announced.served(both().map(|vip| (vip, Some(false))));
         assert_eq!(announced.take(), both().map(|vip| (vip, Wanted::Shared)));
@@ -159,15 +166,15 @@ mod tests {
         let with = |backends: &[(&str, u16, u16)]| service(&VIPS, TrafficPolicy::Cluster, backends);
         let (pod_v4, pod_v6) = (("10.244.1.11", 1, 0), ("fd00::11", 1, 0));
         let states = [with(&[]), with(&[pod_v4, pod_v6]), with(&[pod_v6, ("10.244.1.11", 0, 1)]), with(&[])];
-        announced.service(None, Some(&states[0]));
+        announced.object(None, Some(&states[0]));
         assert_eq!(announced.take(), []);
-        announced.service(Some(&states[0]), Some(&states[1]));
+        announced.object(Some(&states[0]), Some(&states[1]));
         assert_eq!(announced.take(), [(v4, Wanted::Shared), (v6, Wanted::Shared)]);
-        announced.service(Some(&states[1]), Some(&states[2]));
+        announced.object(Some(&states[1]), Some(&states[2]));
         assert_eq!(announced.take(), [(v4, Wanted::No)], "an endpoint that drains gets no new clients");
-        announced.service(Some(&states[2]), Some(&states[3]));
+        announced.object(Some(&states[2]), Some(&states[3]));
         assert_eq!(announced.take(), [(v6, Wanted::No)]);
-        announced.service(Some(&states[3]), None);
+        announced.object(Some(&states[3]), None);
         assert_eq!(announced.take(), []);
     }
 
@@ -176,9 +183,9 @@ mod tests {
         let mut announced = Announced::new(true); // M-031, S-048
         announced.served([(both()[0], Some(false))]);
         let of = |weight, local| service(&VIPS, TrafficPolicy::Local, &[("10.244.1.11", weight, local)]);
-        announced.service(None, Some(&of(1, 0)));
+        announced.object(None, Some(&of(1, 0)));
         assert_eq!(announced.take(), []);
-        announced.service(Some(&of(1, 0)), Some(&of(0, 1)));
+        announced.object(Some(&of(1, 0)), Some(&of(0, 1)));
         assert_eq!(announced.take(), [(both()[0], Wanted::Shared)]);
     }
 
@@ -188,12 +195,12 @@ mod tests {
         announced.served([(both()[0], Some(false))]);
         let of = |pod| service(&VIPS[..1], TrafficPolicy::Cluster, &[(pod, 1, 1)]);
         let (web, dns) = (of("10.244.1.11"), of("10.244.1.12"));
-        announced.service(None, Some(&web));
-        announced.service(None, Some(&dns));
+        announced.object(None, Some(&web));
+        announced.object(None, Some(&dns));
         assert_eq!(announced.take(), [(both()[0], Wanted::Shared)]);
-        announced.service(Some(&web), None);
+        announced.object(Some(&web), None);
         assert_eq!(announced.take(), []);
-        announced.service(Some(&dns), None);
+        announced.object(Some(&dns), None);
         assert_eq!(announced.take(), [(both()[0], Wanted::No)]);
     }
 }

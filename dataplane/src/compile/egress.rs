@@ -203,7 +203,7 @@ impl Egresses {
             }
             match self.timers.iter().position(|timer| *timer == 0) {
                 Some(free) => self.timers[free] = seconds,
-                None if self.timers.len() < PORT_TIMERS_MAX => self.timers.push(seconds),
+                None if self.timers.len() < usize::from(PORT_TIMERS_MAX) => self.timers.push(seconds),
                 None => {
                     tracing::warn!(seconds, "too many different times for idle ports; mappings live as long as usual")
                 }

@@ -285,10 +285,10 @@ impl Compiler {
             tracing::warn!(object = %refused.key, reason = refused.reason, "a saved object is not used");
         }
         for change in &outcome.changes {
+            if let Some((_, announced)) = &mut self.routes {
+                announced.object(change.before.as_deref(), change.after.as_deref());
+            }
             if change.key.kind == Kind::Service {
-                if let Some((_, announced)) = &mut self.routes {
-                    announced.service(change.before.as_deref(), change.after.as_deref());
-                }
                 self.services.suspects_mut().service(change.before.as_deref(), change.after.as_deref());
                 self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
             }
@@ -319,13 +319,16 @@ impl Compiler {
                     Kind::Peer => moved.peers = true,
                     Kind::Pod | Kind::Egress | Kind::StaticNat => {
                         moved.note_places(change);
+                        if let Some((_, announced)) = &mut self.routes {
+                            announced.object(change.before.as_deref(), change.after.as_deref());
+                        }
                         changed |= self.write_egress(change, &mut tables, now);
                     }
                     Kind::Identity | Kind::IdentitySet | Kind::Policy => {}
                     Kind::Service => {
                         moved.note_places(change);
                         if let Some((_, announced)) = &mut self.routes {
-                            announced.service(change.before.as_deref(), change.after.as_deref());
+                            announced.object(change.before.as_deref(), change.after.as_deref());
                         }
                         self.services.suspects_mut().service(change.before.as_deref(), change.after.as_deref());
                         changed |= self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);

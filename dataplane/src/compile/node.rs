@@ -8,7 +8,7 @@
 //! Three facts make a node take new flows: it has an endpoint with a local weight (S-048, S-057), it is a peer of the
 //! overlay, and its way is proven. A way is a fact of one TCP Service port, family and node, since kube-proxy's rules are.
 //! A datagram proves nothing without knowing the protocol inside, so a UDP port takes over what is known of a TCP port of
-//! its own Service, and without one what any Service's TCP port says about the node and family.
+//! its own Service, and without one what any Service's TCP port says about the node and family. An SCTP port does the same.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -228,7 +228,7 @@ impl Nodes {
         nodes
     }
 
-    /// What a UDP port takes over.
+    /// What a UDP or SCTP port takes over.
     fn lean(&self, findings: &BTreeMap<Way, Finding>, node: &Arc<str>, family: Family) -> Finding {
         let own = || findings.iter().filter(|(way, _)| way.node == *node && way.family == family);
         if let Some((_, best)) = own().min_by_key(|(_, finding)| finding.state != WayState::Proven) {
@@ -237,9 +237,7 @@ impl Nodes {
         if self.proven.contains_key(&(Arc::clone(node), family)) {
             return Finding { state: WayState::Proven, reason: String::new() };
         }
-        Finding::unproven(
-            "UDP alone cannot be proven, and no TCP port of any Service with node-dsr is proven on this node",
-        )
+        Finding::unproven("only TCP can be proven, and no TCP port of any Service with node-dsr is proven on this node")
     }
 }
 

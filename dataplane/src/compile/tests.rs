@@ -1,7 +1,7 @@
 use std::sync::Mutex;
 
 use proptest::prelude::*;
-use tidegate_api::resource::{Protocol, ResourceKey, Service};
+use tidegate_api::resource::{Pod, Protocol, ResourceKey, Service};
 use tidegate_io::OwnedFlags;
 
 use super::*;
@@ -953,4 +953,62 @@ fn vips_are_announced_by_route_while_they_are_ours_and_have_somebody() {
     assert_eq!(ear.take(), [(v4, Wanted::No)], "the kernel has taken it");
     update(&mut compiler, Update { removed: vec![key(Kind::Service, "shop/web")], ..incremental(vec![]) });
     assert_eq!(ear.take(), [routed_v4, v6, routed_v6].map(|vip| (vip, Wanted::No)));
+}
+
+fn egress(addresses: &[&str]) -> Body {
+    Body::Egress(serde_json::from_value(serde_json::json!({ "addresses": addresses })).unwrap())
+}
+
+#[test]
+fn external_addresses_are_ours_like_vips_and_pods_find_their_policy() {
+    // N-101, N-111, M-020, M-021: also with the withdrawal of VIPs that have nobody
+    let (mut compiler, notebook) = on_machine();
+    let ear = RouteEar::default();
+    compiler.set_routes(Box::new(ear.clone()), true);
+    update(&mut compiler, full(everything()));
+    notebook.take();
+    ear.take();
+    let resource = |name: &str, version: &str, body| Resource { name: name.into(), version: version.into(), body };
+    let pod = Pod {
+        addresses: ["10.244.1.5", "fd00:10:244:1::5"].map(|address| address.parse().unwrap()).to_vec(),
+        egress: vec!["shop/out".into()],
+        ..Pod::default()
+    };
+    let addresses = ["192.0.2.99", "203.0.113.99", "203.0.113.10", "192.0.2.1", "2001:db8:f::99"];
+    let objects = vec![
+        resource("shop/a", "1", Body::Pod(pod)),
+        resource("shop/out", "1", egress(&["203.0.113.10", "192.0.2.99", "203.0.113.99", "2001:db8:f::99"])),
+    ];
+    let accepted = update(&mut compiler, incremental(objects));
+    assert_eq!(accepted.rejected, []);
+    // The kernel's own is refused with its reason.
+    let accepted = update(&mut compiler, incremental(vec![resource("shop/bad", "1", egress(&addresses))]));
+    assert!(accepted.rejected[0].reason.contains("192.0.2.1"), "{accepted:?}");
+    let tables = compiler.tables();
+    let kind = |address: &str| tables.locals.kind(&ip16(address));
+    assert_eq!(kind("192.0.2.99"), LocalKind::EXTERNAL | LocalKind::ANNOUNCED);
+    assert_eq!((kind("203.0.113.99"), kind("2001:db8:f::99")), (LocalKind::EXTERNAL, LocalKind::EXTERNAL));
+    assert!(kind("203.0.113.10").contains(LocalKind::VIP), "a Service's stays a Service's");
+    let row = tables.pods.pod(&ip16("10.244.1.5")).unwrap();
+    let policy = tables.egress.policy(row.egress[0]).unwrap();
+    assert_eq!(*policy.addresses_v4, [[192, 0, 2, 99], [203, 0, 113, 99]]);
+    assert_eq!(policy.addresses_v6.len(), 1);
+    let epoch = tables.backends.epoch(row.backend);
+    let backend = row.backend;
+    let both = OwnedFlags::TRAFFIC | OwnedFlags::ANNOUNCED;
+    let at = |address: &str| -> IpAddr { address.parse().unwrap() };
+    let (prefixes, _) = guarded(notebook.take());
+    assert_eq!(prefixes.get(&(at("192.0.2.99"), 32)), Some(&both));
+    assert_eq!(prefixes.get(&(at("2001:db8:f::99"), 128)), Some(&OwnedFlags::TRAFFIC));
+    let told: BTreeMap<_, _> = ear.take().into_iter().collect();
+    assert_eq!(told.get(&"203.0.113.99/32".parse().unwrap()), Some(&Wanted::Shared));
+    // The policy goes: its pods look again and find that nobody knows it.
+    let mut removal = incremental(vec![]);
+    removal.removed.push(key(Kind::Egress, "shop/out"));
+    update(&mut compiler, removal);
+    let tables = compiler.tables();
+    assert_ne!(tables.backends.epoch(backend), epoch);
+    assert!(tables.egress.is_empty() && tables.locals.kind(&ip16("192.0.2.99")).is_empty());
+    let told: BTreeMap<_, _> = ear.take().into_iter().collect();
+    assert_eq!(told.get(&"203.0.113.99/32".parse().unwrap()), Some(&Wanted::No));
 }

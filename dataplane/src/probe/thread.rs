@@ -104,7 +104,8 @@ impl Run {
                     self.send(&question.target, &datagram);
                 }
             }
-            if !(news.is_empty() && felt.is_empty()) && !found(news, felt) {
+            let is_news = !news.is_empty() || !felt.is_empty();
+            if is_news && !found(news, felt) {
                 return;
             }
         }

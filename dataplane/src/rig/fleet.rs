@@ -174,6 +174,9 @@ impl Fleet {
             ports.extend(answer.try_recv().unwrap_or_default());
         }
         let count = ports.len();
+        if count == 0 {
+            return 0;
+        }
         for landed in [false, true] {
             let moved = PortMove { address, class, ports: ports.clone(), to: worker, landed };
             self.publish(|tables| compile::move_ports(tables, &moved));

@@ -15,7 +15,7 @@ use tidegate_io::PinholeCounters;
 use super::query::{BackendUsage, QueryError, WorkerQuery};
 use crate::counters::Event;
 use crate::drops::DropReason;
-use crate::mailbox::{PortStatus, Request, Status};
+use crate::mailbox::{EgressUse, PortStatus, Request, Status};
 use crate::port_office::Lenders;
 use crate::table::BackendId;
 use crate::table::egress::PortClass;
@@ -130,6 +130,10 @@ impl WorkerQuery for Mailboxes {
 
     fn counters(&self) -> Result<Counters, QueryError> {
         Ok(books(&self.statuses()?))
+    }
+
+    fn egress(&self) -> Result<Vec<EgressUse>, QueryError> {
+        self.ask(|reply| Request::Egress { reply })
     }
 
     fn drops(&self) -> Result<Vec<DropRow>, QueryError> {
@@ -321,7 +325,8 @@ mod tests {
                         drop(reply.send(vec![row; backends.len()]));
                     }
                     Request::Flows { reply, .. } => drop(reply.send(vec![])),
-                    Request::Release { .. } | Request::Egress { .. } => {}
+                    Request::Release { reply, .. } => drop(reply.send(vec![])),
+                    Request::Egress { reply } => drop(reply.send(EgressUse::default())),
                 }
             }
         });

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
 
+use crate::mailbox::EgressUse;
 use crate::table::BackendId;
 
 /// What a backend, or several, have been used for.
@@ -86,4 +87,12 @@ pub trait WorkerQuery: Send + Sync {
     /// # Errors
     /// When a worker does not answer.
     fn drops(&self) -> Result<Vec<DropRow>, QueryError>;
+
+    /// What each worker has in use of external addresses.
+    ///
+    /// # Errors
+    /// When a worker does not answer.
+    fn egress(&self) -> Result<Vec<EgressUse>, QueryError> {
+        Ok(Vec::new())
+    }
 }

@@ -23,6 +23,9 @@ use crate::table::service::{FrontendKind, Mode, ServiceRow as ServiceRowOf};
 use crate::table::terms::Scheduler;
 use crate::table::{BackendId, NeighbourId, ServiceId, Tables};
 
+/// Ports of external addresses.
+mod egress;
+
 /// The answer to `question`.
 ///
 /// # Errors
@@ -65,6 +68,7 @@ pub fn answer(
             Shown::Counters(counters)
         }
         Show::Drops => Shown::Drops(workers.drops().map_err(told)?),
+        Show::Egress => Shown::Egress(egress::shown(&view(Some(Kind::Pod))?, &workers.egress().map_err(told)?)),
         Show::Gateways => Shown::Gateways(others.gateways.as_ref().map(gateways::Handle::show).unwrap_or_default()),
         Show::Announcements => {
             Shown::Announcements(others.routes.as_ref().map(routes::Handle::show).unwrap_or_default())

@@ -460,6 +460,7 @@ fn what_never_leads_to_nodes_is_not_said_to() {
     let Body::Service(web) = &mut objects[2].body else { panic!() };
     web.cluster_addresses = vec!["10.96.0.9".parse().unwrap(), "fd00:96::9".parse().unwrap()];
     web.ports[0].mode = DeliveryMode::NodeDsr;
+    web.ports[0].backends.iter_mut().for_each(|backend| (backend.weight, backend.local_weight) = (1, 1));
     (web.ports[0].scheduler, web.ports[0].affinity_timeout_s) = (Scheduler::Wlc, Some(600));
     control.send(&Request::Update(full(objects))).unwrap();
     accepted(&mut control);

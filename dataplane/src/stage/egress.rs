@@ -218,7 +218,14 @@ struct Wants<'t, A> {
 
 /// A pod that has an external address alone keeps its ports there.
 fn fixed<A: Family>(own: A, class: PortClass, by: Taker, tuple: &Tuple<A>) -> ((A, u16), Granted<A>) {
-    let grant = Grant { policy: EgressId::NONE, class, by, is_mapped: false, timer: timer(None, class, tuple) };
+    let grant = Grant {
+        policy: EgressId::NONE,
+        class,
+        by,
+        is_mapped: false,
+        timer: timer(None, class, tuple),
+        is_recorded: false,
+    };
     ((own, tuple.source_port), Granted { grant, reuses: None, ends: None, is_scarce: false })
 }
 
@@ -253,7 +260,7 @@ fn give<A: Family>(
     let Wants { policy, row, external, class, by } = *wants;
     let now = ticks(moment.now_ns);
     let is_mapped = row.mapping(class).class == MappingClass::EndpointIndependent;
-    let grant = Grant { policy, class, by, is_mapped, timer: timer(Some(row), class, tuple) };
+    let grant = Grant { policy, class, by, is_mapped, timer: timer(Some(row), class, tuple), is_recorded: row.log };
     let inside = (tuple.source, tuple.source_port);
     if is_mapped {
         let known = A::mappings(&state.egress).of_inside(inside, tuple.protocol, now);
@@ -279,7 +286,8 @@ fn give<A: Family>(
             };
         }
     }
-    if !may_hold(tables, state, wants) {
+    // One that begins anew in the place of another holds no more than before.
+    if before.is_none() && !may_hold(tables, state, wants) {
         return Err(Lack::Quota);
     }
     if is_mapped {

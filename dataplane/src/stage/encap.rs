@@ -10,6 +10,7 @@
 use tidegate_io::Frame;
 
 use crate::drops::DropReason;
+use crate::mutation::{self, Mutation};
 use crate::packet::{Kind, Packet};
 use crate::pipeline::Verdict;
 use crate::stage::route::Departure;
@@ -52,7 +53,11 @@ pub fn vxlan(
         len: u16::try_from(frame.len()).map_err(|_| DropReason::TooBig)?,
         source_port: vxlan::source_port(hash),
         id: identification(hash, &packet.l3),
-        tos: vxlan::ecn_encap(packet.ecn.unwrap_or(packet.l3.tos)),
+        tos: if mutation::is(Mutation::InnerEcnHidden) {
+            0
+        } else {
+            vxlan::ecn_encap(packet.ecn.unwrap_or(packet.l3.tos))
+        },
         sum,
     };
     if !frame.grow_front(template.len()) {

@@ -14,6 +14,7 @@ use tidegate_io::Frame;
 
 use crate::drops::DropReason;
 use crate::family::Family;
+use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Packet};
 use crate::pipeline::Decision;
 use crate::stage::{egress, encap, node, policy, route};
@@ -36,7 +37,9 @@ pub fn decide<A: Family>(
     hash: u64,
 ) -> Decision<A> {
     // Source quench is "ignored" (RFC 6633), and a redirect is for the link that it was sent on (RFC 1122 section 3.2.2.2).
-    if packet.l3.family == Version::V4 && matches!(packet.l3.icmp_type, icmp::SOURCE_QUENCH | icmp::REDIRECT) {
+    let unheard =
+        packet.l3.family == Version::V4 && matches!(packet.l3.icmp_type, icmp::SOURCE_QUENCH | icmp::REDIRECT);
+    if unheard && !mutation::is(Mutation::RedirectTranslated) {
         return Decision::Drop(DropReason::IcmpUnhandled);
     }
     let Some(hit) = hit else { return node::error_by_hash(tables, packet, tuple) };
@@ -75,8 +78,11 @@ pub fn translate<A: Family>(
     encap::resize(frame, at + usize::from(packet.l3.total_len))?;
     let l3 = frame.bytes_mut().get_mut(at..).ok_or(DropReason::QuoteMalformed)?;
     // N-031 REQ-3: an edit of a checksum that was wrong would only move the mistake to somebody else.
-    if !l4_checksum_verifies(l3, &packet.l3) {
+    if !l4_checksum_verifies(l3, &packet.l3) && !mutation::is(Mutation::ErrorUnchecked) {
         return Err(DropReason::IcmpBadChecksum);
+    }
+    if mutation::is(Mutation::ErrorAsItCame) {
+        return Ok(());
     }
     if packet.domain == Domain::Overlay && !route::source_allowed(tables, packet.tunnel, A::addresses(l3).0) {
         return Err(DropReason::SpoofedSource);

@@ -14,6 +14,7 @@
 use crate::drops::DropReason;
 use crate::family::Family;
 use crate::limits;
+use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Refused, Step, Trace};
 use crate::stage::policy::{Denied, Passed};
@@ -272,11 +273,11 @@ fn orphan(tables: &Tables, packet: &Packet, nodes_awaited: bool) -> Result<Answe
 
 /// L-058 and V-010: does the packet survive the hop?
 pub(super) fn passable(tables: &Tables, packet: &Packet, hop: Hop) -> Result<(), Answer> {
-    if packet.l3.ttl <= 1 {
+    if packet.l3.ttl <= 1 && !mutation::is(Mutation::AnyHopLeaves) {
         return Err(Answer::TimeExceeded);
     }
     let mtu = route::mtu(tables, hop);
-    if packet.l3.total_len > mtu && !may_cut(&packet.l3, mtu) {
+    if packet.l3.total_len > mtu && !may_cut(&packet.l3, mtu) && !mutation::is(Mutation::AnySizeLeaves) {
         return Err(Answer::TooBig { mtu });
     }
     Ok(())
@@ -286,6 +287,7 @@ pub(super) fn passable(tables: &Tables, packet: &Packet, hop: Hop) -> Result<(),
 /// packet" (V-010, N-014), and not into too many of them.
 pub(crate) fn may_cut(l3: &L3, mtu: u16) -> bool {
     Pieces::plan(l3, mtu).is_some_and(|pieces| pieces.len() <= limits::PIECES_PER_PACKET)
+        && !mutation::is(Mutation::NeverCut)
 }
 
 fn came_right<A: Family>(tables: &Tables, packet: &Packet, entry: &Entry<A>, direction: Direction, source: A) -> bool {

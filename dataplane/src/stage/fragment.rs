@@ -13,6 +13,7 @@
 
 use crate::drops::DropReason;
 use crate::family::Family;
+use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Kind, Packet};
 use crate::stage::route;
 use crate::state::Tuple;
@@ -30,6 +31,7 @@ pub fn is_followed(packet: &Packet) -> bool {
         && match packet.l3.fragment {
             Fragment::None => false,
             Fragment::First { .. } => carried(),
+            Fragment::Later { .. } if mutation::is(Mutation::FragmentsUnfollowed) => false,
             // Over IPv6 another extension header may come before the ports, in the first fragment only.
             Fragment::Later { .. } => {
                 carried() || (packet.l3.family == Version::V6 && ipv6::is_extension(packet.l3.protocol))

@@ -13,6 +13,7 @@
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
 use crate::family::Family;
+use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Kind, Packet};
 use crate::stage::decap;
 use crate::table::{DeviceId, Tables, TunnelId};
@@ -166,7 +167,7 @@ fn overlay(tables: &Tables, l3: &[u8], counters: &mut Counters, packet: &mut Pac
         counters.count(Event::VxlanUnknownFlags);
     }
     let vtep = tables.locals.vtep(family).ok_or(DropReason::NotOurs)?;
-    if header.vni != vtep.vni {
+    if header.vni != vtep.vni && !mutation::is(Mutation::AnyVni) {
         return Err(DropReason::VxlanUnknownVni);
     }
     let tunnel = match family {
@@ -202,6 +203,6 @@ fn overlay(tables: &Tables, l3: &[u8], counters: &mut Counters, packet: &mut Pac
         return Err(DropReason::VxlanWrongFamily);
     }
     let ecn = vxlan::ecn_decap(packet.l3.tos, tos).ok_or(DropReason::EcnMismatch)?;
-    packet.ecn = (ecn != packet.l3.tos & 0b11).then_some(ecn);
+    packet.ecn = (ecn != packet.l3.tos & 0b11 && !mutation::is(Mutation::OuterEcnLost)).then_some(ecn);
     Ok(())
 }

@@ -12,6 +12,7 @@
 //!   invented source makes both;
 //! - a TCP flow of which one direction is seen ([`super::one_way`]), before anybody else's flow is refused: the hash finds its
 //!   node again;
+//! - a mapping that nothing uses and whose port only rests ([`super::mapping`]);
 //! - a handshake in progress, last of all: its client will have to send its SYN again (see [`super::opening`]).
 //!
 //! Everything else stays: an established connection, one that is half closed and may carry data for hours, and a UDP
@@ -25,7 +26,7 @@ pub const fn rank(state: FlowState, is_over: bool) -> Option<u8> {
     match state {
         _ if is_over => Some(4),
         FlowState::TIME_WAIT | FlowState::CLOSE | FlowState::PIN_CLOSED | FlowState::PIN_DOUBTED => Some(3),
-        FlowState::SCTP_CLOSED => Some(3),
+        FlowState::SCTP_CLOSED | FlowState::RESTING => Some(3),
         FlowState::UDP_UNREPLIED | FlowState::UDP_REPLIED => Some(2),
         FlowState::PINNED => Some(1),
         _ => None,

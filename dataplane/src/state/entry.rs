@@ -36,6 +36,8 @@ pub mod mark {
     pub const MAPPED: u8 = 8;
     /// Number of its timer from this bit on; 0: as its state says.
     pub const TIMER_SHIFT: u32 = 4;
+    /// No timer of its own: as the state says, and who had the port is recorded.
+    pub const TIMER_RECORDED: u8 = 14;
     /// The timer of ICMP echo.
     pub const TIMER_ECHO: u8 = 15;
 }

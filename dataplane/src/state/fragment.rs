@@ -14,6 +14,7 @@ use std::hash::Hash;
 use tidegate_io::Frame;
 
 use super::tuple::{Address, HashKeys};
+use crate::mutation::{self, Mutation};
 use crate::packet::Packet;
 
 /// Datagrams known at a time (N-060).
@@ -394,7 +395,8 @@ impl Datagram {
             Some(total) => !piece.more || end > total,
             None => !piece.more && last > end,
         };
-        if beyond || ranges.iter().any(|range| range.0 < end && start < range.1) {
+        let overlaps = beyond || ranges.iter().any(|range| range.0 < end && start < range.1);
+        if overlaps && !mutation::is(Mutation::OverlapAccepted) {
             return Err(Refusal::Overlap);
         }
         let touching = ranges.iter().filter(|range| range.1 == start || range.0 == end).count();

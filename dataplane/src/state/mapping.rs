@@ -22,7 +22,8 @@ use std::io;
 use tidegate_io::mem::HugePages;
 
 use super::{
-    Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Entry, FlowId, FlowState, FlowTable, NewFlow, Ticks, Tuple, ticks_since,
+    Address, DOMAIN_OVERLAY, DOMAIN_WIRE, Entry, FlowId, FlowState, FlowTable, NewFlow, Ticks, Tuple, Victim,
+    ticks_since,
 };
 
 /// An address and a port in host order.
@@ -45,6 +46,8 @@ pub struct Mapping<A> {
     pub is_resting: bool,
     /// How long it has been so.
     pub rested_ticks: Ticks,
+    /// Whether it is recorded who has its port.
+    pub is_recorded: bool,
 }
 
 /// What a mapping is made of.
@@ -60,6 +63,8 @@ pub struct NewMapping<A> {
     pub pod: u32,
     /// Number of the policy.
     pub policy: u16,
+    /// Whether it is recorded who has its port.
+    pub is_recorded: bool,
 }
 
 /// No room for another mapping.
@@ -168,6 +173,18 @@ impl<A: Address> Mappings<A> {
         self.table.entry(id).state == FlowState::RESTING && self.table.remove(id)
     }
 
+    /// Ends a mapping that rests if the table is crowded, and returns it with its protocol (N-100).
+    pub fn spare(&mut self, now: Ticks) -> Option<(Mapping<A>, u8)> {
+        let Victim::Spared(id) = self.table.victim(FlowState::MAPPED, now)? else { return None };
+        let entry = self.table.entry(id);
+        if entry.state != FlowState::RESTING {
+            return None;
+        }
+        let (mapping, protocol) = (read(id, entry, now), entry.protocol());
+        self.table.remove(id);
+        Some((mapping, protocol))
+    }
+
     /// Ends mappings that have rested long enough, and those at rest that `is_void` says nobody may come back to, among the
     /// rows that are due `elapsed` ticks after the last look; each is shown.
     pub fn expire(
@@ -206,7 +223,7 @@ impl<A: Address> Mappings<A> {
             original: inner(new.inside, (remote, 0), new.protocol),
             translated: outer((remote, 0), new.outside, new.protocol).reversed(DOMAIN_WIRE),
             state,
-            mark: 0,
+            mark: u8::from(new.is_recorded),
             backend: new.pod,
             backend_epoch: 0,
             routes_epoch: 0,
@@ -239,6 +256,7 @@ fn read<A: Address>(id: FlowId, entry: &Entry<A>, now: Ticks) -> Mapping<A> {
         policy: entry.tunnel,
         is_resting: entry.state == FlowState::RESTING,
         rested_ticks: ticks_since(entry.last_seen_ticks, now),
+        is_recorded: entry.mark != 0,
     }
 }
 
@@ -271,7 +289,7 @@ mod tests {
 
     fn new<A: Numbered>(pod: u32, port: u16, external: u16) -> NewMapping<A> {
         let (inside, outside) = ((A::numbered(0x0af4_0100 + pod), port), (A::numbered(0xcb00_7101), external));
-        NewMapping { inside, outside, protocol: 17, pod, policy: 3 }
+        NewMapping { inside, outside, protocol: 17, pod, policy: 3, is_recorded: false }
     }
 
     fn lives<A: Numbered>() {

@@ -152,14 +152,14 @@ impl PortBook {
     /// Whether it was found lately that no port is left for a destination, by its hash: looking through all of them again for
     /// each packet would cost everybody else.
     pub fn is_exhausted(&self, destination: u64, now_ns: u64) -> bool {
-        let (known, until_ns) = self.exhausted[destination as usize % EXHAUSTED_MAX];
+        let (known, until_ns) = self.exhausted[place(destination)];
         known == destination && now_ns < until_ns
     }
 
     /// That has been found.
     pub fn exhausted(&mut self, destination: u64, now_ns: u64) {
         if !self.is_exhausted(destination, now_ns) {
-            self.exhausted[destination as usize % EXHAUSTED_MAX] = (destination, now_ns + EXHAUSTED_NS);
+            self.exhausted[place(destination)] = (destination, now_ns + EXHAUSTED_NS);
         }
     }
 
@@ -447,6 +447,12 @@ impl Block {
     fn flows(&self, port: u16) -> u16 {
         self.flows[usize::from(port) % BLOCK_PORTS as usize]
     }
+}
+
+/// Where a destination without ports is remembered.
+const fn place(destination: u64) -> usize {
+    const _: () = assert!(EXHAUSTED_MAX == 256);
+    destination.to_le_bytes()[0] as usize
 }
 
 fn first(external: usize, class: PortClass) -> u32 {

@@ -19,6 +19,7 @@
 
 use super::entry::mark;
 use super::{Direction, FlowState, Ticks, ticks_of_seconds};
+use crate::mutation::{self, Mutation};
 
 /// TCP flag bits as in byte 13 of the header (RFC 9293 section 3.1).
 pub const FIN: u8 = 0x01;
@@ -359,7 +360,8 @@ fn on_syn_ack(
     acknowledgement: u32,
     last_ack: &mut [u32; 2],
 ) -> Next {
-    let acknowledges_syn = in_span(acknowledgement, last_ack[direction.index()], HANDSHAKE_ACK_SPAN);
+    let acknowledges_syn = in_span(acknowledgement, last_ack[direction.index()], HANDSHAKE_ACK_SPAN)
+        || mutation::is(Mutation::AnySynAckBelieved);
     match (state, direction) {
         // N-082, and N-103: an old SYN-ACK with another acknowledgement number moves nothing.
         (FlowState::SYN_SENT, Direction::Reply) | (FlowState::SYN_SENT2, _) if acknowledges_syn => {
@@ -386,6 +388,7 @@ fn on_rst(state: FlowState, direction: Direction, sequence: u32, last_ack: &[u32
     let expected = last_ack[direction.reversed().index()];
     match state {
         FlowState::CLOSE => Next::ignore(state),
+        _ if mutation::is(Mutation::AnyResetBelieved) => Next::to(FlowState::CLOSE),
         FlowState::ESTABLISHED | FlowState::ESTABLISHED_IN_DOUBT if sequence == expected => Next::to(FlowState::CLOSE),
         // The receiver may accept it, or challenge it and live on (RFC 5961 section 3.2); which of the two we shall see.
         FlowState::ESTABLISHED if in_span(sequence, expected, WINDOW_MAX) => Next::to(FlowState::ESTABLISHED_IN_DOUBT),

@@ -23,7 +23,7 @@ use crate::wire::protocol;
 /// Ports of an address, by number.
 pub const PORTS: usize = 1 << 16;
 /// Different times after which idle mappings to some ports may end, over all policies.
-pub const PORT_TIMERS_MAX: usize = 14;
+pub const PORT_TIMERS_MAX: u8 = 13;
 
 /// Protocols whose ports are counted apart: TCP 5000 and UDP 5000 have nothing to do with each other (RFC 7857 section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,6 +51,16 @@ impl PortClass {
             protocol::UDP => Some(PortClass::Udp),
             protocol::ICMP | protocol::ICMPV6 => Some(PortClass::Echo),
             _ => None,
+        }
+    }
+
+    /// The IANA protocol number, where echo is that of `icmp`.
+    #[inline]
+    pub const fn number(self, icmp: u8) -> u8 {
+        match self {
+            PortClass::Tcp => protocol::TCP,
+            PortClass::Udp => protocol::UDP,
+            PortClass::Echo => icmp,
         }
     }
 
@@ -228,7 +238,7 @@ pub struct EgressTable {
     /// Pods with an address of their own, by their own, mapped form; to the external one.
     whole: HashMap<[u8; 16], [u8; 16]>,
     /// Seconds by number of the timer, which counts from 1.
-    timers: [u32; PORT_TIMERS_MAX],
+    timers: [u32; PORT_TIMERS_MAX as usize],
 }
 
 impl EgressTable {
@@ -395,7 +405,7 @@ impl EgressTable {
 
     /// Sets the times of all timers, in the order of their numbers from 1 on. Build side.
     pub fn set_timers(&mut self, seconds: &[u32]) {
-        self.timers = [0; PORT_TIMERS_MAX];
+        self.timers = [0; PORT_TIMERS_MAX as usize];
         self.timers.iter_mut().zip(seconds).for_each(|(timer, seconds)| *timer = *seconds);
     }
 }

@@ -787,7 +787,8 @@ fn every_port_towards_one_destination_is_used_once_and_then_no_more() {
                 assert!(ports.insert(port), "{port} twice");
                 rig.rx_wan(&tcp(web(net), (external(net, 1), port)).syn_ack(500, 101));
                 rig.rx_overlay(net, 0, &tcp(from, web(net)).ack(101, 501));
-                (rig.sent(LAN), rig.sent(WAN));
+                rig.sent(LAN);
+                rig.sent(WAN);
             }
             None => refused += 1,
         }
@@ -797,6 +798,7 @@ fn every_port_towards_one_destination_is_used_once_and_then_no_more() {
     let moved = rig.moved();
     let told = moved.get("answered_prohibited").copied().unwrap_or(0);
     assert_eq!(told + moved.get("EgressPortsExhausted").copied().unwrap_or(0), 256);
+    rig.sent(LAN);
     // Others notice nothing: another destination, another protocol.
     connect(&mut rig, net, (net.pod(0, 6), 5), (net.client(8), 443));
     send(&mut rig, net, (net.pod(0, 5), 5), web(net));
@@ -804,29 +806,36 @@ fn every_port_towards_one_destination_is_used_once_and_then_no_more() {
 
 #[test]
 fn ports_move_to_the_worker_that_needs_them() {
-    // N-090, T-130, design 7: with several workers, too, the 64,512th flow to one destination works and no other.
-    for workers in [2u16, 3] {
-        let net = Net::BOTH[usize::from(workers) % 2];
-        let (mut fleet, _) = fleet(workers);
+    // N-090, T-130, design 7: with several workers, too, the last port to one destination works and no other.
+    for (workers, net, few) in [(2u16, Net::BOTH[0], 64_512usize), (3, Net::BOTH[1], 3_000)] {
+        let (tables, _) = outside::town();
+        let mut fleet = Fleet::with(tables, Plan { flows: 1 << 19, ..Plan::of(workers) }).unwrap();
+        if few < 64_512 {
+            fleet.publish(|tables| ports_only(tables, &(10_000..).take(few).collect::<Vec<_>>()));
+        }
         let (queues, ours) = (usize::from(workers), external(net, 1));
         let mut ports = BTreeSet::new();
         let mut moved = 0;
-        let at = if net == Net::BOTH[0] { 34 } else { 54 };
-        for n in 0..64_512u32 {
-            let queue = n as usize % queues;
+        for n in 0..few {
             let from = (net.pod(0, 5), (n & 0xffff) as u16);
-            fleet.rx_overlay(queue, net, 0, &tcp(from, web(net)).syn(100));
+            fleet.rx_overlay(n % queues, net, 0, &tcp(from, web(net)).syn(100));
             let frame = fleet.sent(WAN).pop().unwrap_or_else(|| panic!("flow {n}\n{}", fleet.told()));
-            let port = u16::from_be_bytes([frame[at], frame[at + 1]]);
+            let port = out(&frame, &tcp((ours, 0), web(net)).syn(100).ttl(63).mss(crate::mss(net)), "");
             assert!(ports.insert(port), "{port} twice");
-            fleet.rx_wan((queue + 1) % queues, &tcp(web(net), (ours, port)).syn_ack(500, 101));
-            fleet.rx_overlay(queue, net, 0, &tcp(from, web(net)).ack(101, 501));
-            assert_eq!((fleet.sent(LAN).len(), fleet.sent(WAN).len()), (1, 1), "{}", fleet.told());
+            if n % 500 == 0 || n + 1000 > few {
+                fleet.rx_wan((n + 1) % queues, &tcp(web(net), (ours, port)).syn_ack(500, 101));
+                assert_eq!(fleet.sent(LAN).len(), 1, "flow {n}\n{}", fleet.told());
+            }
             moved += fleet.move_ports();
         }
-        assert_eq!(ports.len(), 64_512);
-        assert!(moved >= 64_512 - 64_512 / usize::from(workers), "{moved}");
-        fleet.rx_overlay(0, net, 0, &tcp((net.pod(0, 6), 1), web(net)).syn(100));
+        assert_eq!(ports.len(), few);
+        assert!(moved >= few - few / queues - 64, "{moved}");
+        fleet.rx_overlay(
+            0,
+            net,
+            0,
+            &tcp((net.pod(0, 5), 1), (web(net).0, 443)).syn(7).between((net.pod(0, 5), 65_500), web(net)),
+        );
         let told = fleet.sent(LAN).len() + fleet.sent(WAN).len();
         assert_eq!((told, fleet.counted().get("answered_prohibited")), (1, Some(&1)));
         fleet.expect_flows_at_home();
@@ -855,7 +864,7 @@ fn a_handful_of_ports_is_used_to_the_last() {
         let mut rig = Rig::new(tables).unwrap();
         let ask = |rig: &mut Rig, port: u16| {
             rig.rx_overlay(net, 0, &udp((net.pod(0, 5), port), names(net)).data(*b"x"));
-            assert_eq!(rig.worker.state().live() > 0, true);
+            assert!(rig.worker.state().live() > 0);
             rig.sent(LAN);
             rig.sent(WAN).len() == 1
         };
@@ -886,7 +895,8 @@ fn closed_connections_make_room_for_new_ones_to_the_same_server() {
             rig.rx_overlay(net, 0, &tcp(from, web(net)).segment("FA", 101, 501));
             rig.rx_wan(&tcp(web(net), (external(net, 1), port)).segment("FA", 501, 102));
             rig.rx_overlay(net, 0, &tcp(from, web(net)).ack(102, 502));
-            (rig.sent(LAN), rig.sent(WAN));
+            rig.sent(LAN);
+            rig.sent(WAN);
             rig.now_ns += SECOND / 10;
         }
         assert_eq!(rig.worker.state().live(), 4);
@@ -935,7 +945,7 @@ pub fn refusals(net: Net) -> Rig {
         rig.rx_overlay(net, 0, &udp((net.pod(0, 9), n), names(net)).data(*b"x"));
     }
     for port in [1025, 1026, 5] {
-        rig.rx_wan(&udp(web(net), (external(net, 1), port)));
+        rig.rx_wan(&udp((net.client(33), 5), (external(net, 1), port)));
     }
     rig
 }
@@ -947,5 +957,38 @@ fn refusals_that_may_not_be_told_are_counted_by_their_reason() {
         let of = |reason: &str| moved.get(reason).copied().unwrap_or(0);
         let counted = ["EgressPortsExhausted", "EgressNoAddress", "EgressQuota", "Filtered", "NoMapping"].map(of);
         assert_eq!(counted, [1, 3, 2, 2, 1]);
+    }
+}
+
+#[test]
+fn who_had_which_port_is_recorded_where_the_policy_asks() {
+    // N-044, T-089
+    for net in Net::BOTH {
+        let (mut rig, mut outside) = town();
+        let (records, recorded) = crossbeam::channel::bounded(4);
+        rig.worker.record_to(records);
+        send(&mut rig, net, pod(net), names(net));
+        assert!(recorded.try_recv().is_err(), "not asked for");
+        change(&mut rig, &mut outside, |egress| egress.log = true);
+        let inside = (outside::row_address(net.pod(0, 6)), 40_000);
+        let datagram = send(&mut rig, net, (net.pod(0, 6), 40_000), names(net));
+        send(&mut rig, net, (net.pod(0, 6), 40_000), (net.client(30), 53));
+        let port = connect(&mut rig, net, (net.pod(0, 6), 40_000), web(net));
+        let began: Vec<_> = recorded.try_iter().collect();
+        assert!(began.iter().all(|record| record.begins && record.pod == inside));
+        let of = |records: &[tidegate_dataplane::state::egress::NatRecord]| {
+            records.iter().map(|record| (record.protocol, record.port, record.remote.is_some())).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&began), [(17, datagram, false), (6, port, true)]);
+        wait(&mut rig, 305);
+        wait(&mut rig, 125);
+        let ended: Vec<_> = recorded.try_iter().collect();
+        assert_eq!(of(&ended), [(17, datagram, false)]);
+        assert!(!ended[0].begins);
+        // More than there is room for: lost and counted, and nobody waits.
+        for n in 0..6 {
+            send(&mut rig, net, (net.pod(0, 6), n), names(net));
+        }
+        assert_eq!((recorded.len(), rig.worker.state_mut().egress.take_records_lost()), (4, 2));
     }
 }

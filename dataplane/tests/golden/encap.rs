@@ -33,7 +33,7 @@ fn the_outer_source_port_is_one_per_flow_and_spread_over_the_dynamic_range() {
 }
 
 #[test]
-fn ecn_goes_outside_as_the_kernel_does_it_and_dscp_stays_inside() {
+pub(crate) fn ecn_goes_outside_as_the_kernel_does_it_and_dscp_stays_inside() {
     // V-017, V-008; checked by the expectation itself: 00→00, 01→01, 10→10, 11→10.
     for net in Net::BOTH {
         let mut rig = town();
@@ -99,7 +99,7 @@ fn what_does_not_fit_is_answered_from_the_vip_with_the_size_that_does() {
 }
 
 #[test]
-fn too_big_is_not_answered_without_limit() {
+pub(crate) fn too_big_is_not_answered_without_limit() {
     // V-052: "Rate-limited"
     for net in Net::BOTH {
         let mut rig = town();

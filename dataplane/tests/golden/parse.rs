@@ -1,4 +1,4 @@
-//! Frames that are no packets for us: each ends here under its own name.
+//! Frames that are no packets for us: each ends here under its own name (T-096, T-168).
 
 use tidegate_dataplane::rig::expect::{Outer, from_peer, from_peer_with, vxlan};
 use tidegate_dataplane::rig::sketch::{Sketch, ethernet, raw, tagged, tcp, udp};
@@ -116,7 +116,7 @@ fn ip_options_travel_on_and_source_routes_do_not() {
 }
 
 #[test]
-fn a_vxlan_header_needs_its_flag_and_may_have_others() {
+pub(crate) fn a_vxlan_header_needs_its_flag_and_may_have_others() {
     // V-001
     for net in Net::BOTH {
         let mut rig = town();
@@ -222,7 +222,7 @@ const ECN: [[Option<u8>; 4]; 4] = [
 ];
 
 #[test]
-fn ecn_comes_out_of_the_overlay_as_the_kernel_lets_it() {
+pub(crate) fn ecn_comes_out_of_the_overlay_as_the_kernel_lets_it() {
     for net in Net::BOTH {
         let mut rig = town();
         let port = ask(&mut rig, net);

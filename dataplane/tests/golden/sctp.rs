@@ -105,7 +105,7 @@ pub(crate) fn state(rig: &Rig) -> FlowState {
 }
 
 #[test]
-fn an_association_is_translated_from_init_to_shutdown_complete() {
+pub(crate) fn an_association_is_translated_from_init_to_shutdown_complete() {
     // S-012, N-075, N-093, Q-12: port 3868 becomes 9868, the CRC is right each time, and the address that INIT lists stays
     for net in Net::BOTH {
         let mut rig = town();

@@ -65,7 +65,7 @@ impl Talk {
 }
 
 #[test]
-fn only_the_exact_reset_ends_an_established_connection() {
+pub(crate) fn only_the_exact_reset_ends_an_established_connection() {
     // T-180, conntrack_rst_invalid.pkt; N-086
     for mut talk in talks() {
         for sequence in [0, 101 + 1_000_000, 101 + 42, 100] {
@@ -115,7 +115,7 @@ fn a_syn_that_an_old_incarnation_answers() {
 }
 
 #[test]
-fn a_stale_syn_ack_moves_nothing() {
+pub(crate) fn a_stale_syn_ack_moves_nothing() {
     // T-184, conntrack_synack_old.pkt; N-103
     for mut talk in talks() {
         talk.client("R", 101, 0);

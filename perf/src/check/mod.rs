@@ -17,6 +17,8 @@ mod operator;
 mod nodes;
 /// A worker that dies without a word.
 mod dead;
+/// Egress: pods that leave the cluster with an address of their policy.
+mod egress;
 /// Ending: pods that are replaced on their own node, and pods that all terminate.
 mod ending;
 /// Accounting: a flood and the counters of everyone who saw it.
@@ -125,6 +127,8 @@ pub const CHECKS: &[Check] = &[
     check("terminating", "pods that all terminate still serve, both modes", ending::terminating),
     check("rolling", "a rolling update of all pods under load, both modes", nodes::rolling),
     check("new-service", "a Service added to the directory answers", change::new_service),
+    check("egress", "pods leave with their policy's address, flannel's rules present", egress::leaves),
+    check("egress-closed", "no gateway: selected pods do not get out some other way", egress::fails_closed),
     check("control-killed", "SIGKILL of control", outage::control_killed),
     check("dataplane-stopped", "SIGSTOP of the dataplane", outage::dataplane_stopped),
     check("dataplane-killed", "SIGKILL of the dataplane", outage::dataplane_killed),

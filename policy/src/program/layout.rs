@@ -166,7 +166,7 @@ fn parts<K: Bits>(prefix: &IpNet, except: &[IpNet], bits: fn(IpAddr) -> K) -> im
 }
 
 /// Steps from an address to the list of the rules that match it.
-fn lay_out_ranges<K: Bits>(ranges: Ranges<K>, lists: &mut Lists<'_>) -> Option<Steps<K>> {
+fn lay_out_ranges<K: Bits>(ranges: Ranges<K>, lists: &mut Lists<'_>) -> Option<Steps<K, u32>> {
     // Where a range begins and, behind its last address, where it has ended.
     let mut edges: Vec<(K, bool, u32)> = Vec::with_capacity(ranges.len() * 2);
     for (first, last, rule) in ranges {

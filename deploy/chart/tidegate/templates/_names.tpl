@@ -41,3 +41,20 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if .digest -}}{{ printf "%s@%s" .repository .digest }}{{- else -}}{{ printf "%s:%s" .repository (default $.Chart.AppVersion .tag) }}{{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* The agent on workers. */}}
+{{- define "tidegate.nodeAgent" -}}
+{{- printf "%s-node-agent" (include "tidegate.fullname" .) -}}
+{{- end -}}
+
+{{- define "tidegate.nodeAgentSelector" -}}
+app.kubernetes.io/name: {{ include "tidegate.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: node-agent
+{{- end -}}
+
+{{- define "tidegate.nodeAgentLabels" -}}
+{{ include "tidegate.nodeAgentSelector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}

@@ -1,0 +1,45 @@
+//! Ports of external addresses, and the pods that hold most.
+
+use tidegate_api::show::EgressShown;
+
+use crate::columns::{Columns, number, text};
+
+/// One line per address and protocol, then one per pod.
+pub fn egress(shown: &EgressShown) -> String {
+    if shown.addresses.is_empty() {
+        return "no egress policy, and no static NAT\n".into();
+    }
+    let mut columns = Columns::new([
+        text("ADDRESS"),
+        text("PROTOCOL"),
+        text("POLICIES"),
+        number("PORTS"),
+        number("USED"),
+        number("RESTING"),
+        number("HELD"),
+        number("REFUSED"),
+    ]);
+    for row in &shown.addresses {
+        columns.row([
+            row.address.to_string(),
+            row.protocol.clone(),
+            if row.policies.is_empty() { "-".into() } else { row.policies.join(",") },
+            row.ports.to_string(),
+            row.used.to_string(),
+            row.resting.to_string(),
+            row.held.to_string(),
+            row.refused.to_string(),
+        ]);
+    }
+    let mut out = columns.render();
+    if !shown.pods.is_empty() {
+        let mut columns = Columns::new([text("POD"), text("ADDRESS"), number("HELD"), number("REFUSED")]);
+        for row in &shown.pods {
+            let pod = if row.pod.is_empty() { "-" } else { &row.pod };
+            columns.row([pod.into(), row.address.to_string(), row.held.to_string(), row.refused.to_string()]);
+        }
+        out.push('\n');
+        out.push_str(&columns.render());
+    }
+    out
+}

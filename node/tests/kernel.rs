@@ -1,0 +1,335 @@
+//! The agent between real namespaces: the kernel's VXLAN, flannel's and Calico's rules, gateways that are plain routers.
+#![cfg(feature = "kernel-tests")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::{IpAddr, SocketAddr};
+
+use support::*;
+
+fn to_server(family: u8, number: u8) -> SocketAddr {
+    SocketAddr::new(server(family, number), PORT)
+}
+
+/// N-113, V-027, V-033: whoever masquerades, a selected pod's packets reach the gateway with its own address, and what is
+/// not selected is masqueraded as before.
+#[test]
+fn selected_pods_leave_by_a_gateway_whoever_masquerades() {
+    isolated("selected_pods_leave_by_a_gateway_whoever_masquerades", || {
+        build();
+        serve_outside();
+        tell(&wanted(&[1], &[11], ""));
+        let _agent = Agent::start(&[]);
+        settled();
+        for masquerade in MASQUERADES {
+            masquerade.put();
+            ["out", "gw1", "gw2"].into_iter().for_each(forget);
+            for family in FAMILIES {
+                let to = to_server(family, 100);
+                assert_eq!(who_tcp("p1", to), Ok(gateway(family, 1)), "{masquerade:?} TCP");
+                assert_eq!(who_udp("p1", to), Ok(gateway(family, 1)), "{masquerade:?} UDP");
+                assert!(ping("p1", to.ip()), "{masquerade:?} ICMP {family}");
+                let other = to_server(family, 101);
+                assert_eq!(who_tcp("p2", other), Ok(node(family)), "{masquerade:?} TCP, not selected");
+                assert_eq!(who_udp("p2", other), Ok(node(family)), "{masquerade:?} UDP, not selected");
+                assert!(ping("p2", other.ip()), "{masquerade:?} ICMP {family}, not selected");
+            }
+            let pods = FAMILIES.map(|family| pod(family, 11));
+            assert_eq!(seen("gw1", 100), pods, "{masquerade:?}: at the gateway");
+            assert_eq!(seen("out", 100), FAMILIES.map(|family| gateway(family, 1)), "{masquerade:?}: outside");
+            assert!(seen("gw1", 101).is_empty(), "{masquerade:?}");
+            masquerade.take();
+        }
+        // A strict reverse path filter on the tunnel finds the way that answers come back by.
+        at("w", "for d in flannel.1 veth-p1; do echo 1 > /proc/sys/net/ipv4/conf/$d/rp_filter; done");
+        assert_eq!(who_tcp("p1", to_server(4, 100)), Ok(gateway(4, 1)));
+        let (text, code) = status();
+        assert_eq!(code, 0, "{text}");
+        assert!(text.contains("shop/p-11") && text.contains("via 10.244.9.0 dev flannel.1"), "{text}");
+    });
+}
+
+/// N-110, T-193: destinations and exceptions, in the kernel as in the file; connections from before a pod was selected never
+/// show the node's address, at a gateway or behind it.
+#[test]
+fn exceptions_and_older_connections() {
+    isolated("exceptions_and_older_connections", || {
+        build();
+        serve_outside();
+        for masquerade in [Masquerade::FlannelNftables, Masquerade::CalicoAddress] {
+            masquerade.put();
+            exceptions_and_older(masquerade);
+            assert!(task(&["remove"]).status.success());
+            masquerade.take();
+        }
+    });
+}
+
+fn exceptions_and_older(masquerade: Masquerade) {
+    let mut older = FAMILIES.map(|family| Caller::connect("p1", to_server(family, 100)).unwrap());
+    for (family, caller) in FAMILIES.iter().zip(&mut older) {
+        assert_eq!(caller.ask(), Ok(node(*family)), "{masquerade:?}");
+    }
+    let with = |more: &str| wanted(&[1], &[11], "").replace("] }\n", &format!("], {more} }}\n"));
+    tell(&with("except: [203.0.113.101, \"2001:db8:f::101\"]"));
+    let _agent = Agent::start(&[]);
+    settled();
+    ["out", "gw1"].into_iter().for_each(forget);
+    for caller in &mut older {
+        assert!(caller.ask().is_err(), "{masquerade:?}: it has lost its address");
+    }
+    for family in FAMILIES {
+        assert_eq!(who_tcp("p1", to_server(family, 100)), Ok(gateway(family, 1)));
+        assert_eq!(who_tcp("p1", to_server(family, 101)), Ok(node(family)), "an exception");
+    }
+    let of_node = |at| seen(at, 100).into_iter().filter(|source| FAMILIES.map(node).contains(source)).count();
+    assert_eq!((of_node("gw1"), of_node("out"), seen("gw1", 101).len()), (0, 0, 0), "{masquerade:?}");
+    tell(&with("destinations: [203.0.113.100/31, \"2001:db8:f::101\"]"));
+    settled();
+    for (family, number, by_gateway) in [(4, 100, true), (4, 101, true), (6, 100, false), (6, 101, true)] {
+        let expected = if by_gateway { gateway(family, 1) } else { node(family) };
+        assert_eq!(who_udp("p1", to_server(family, number)), Ok(expected), "{family} {number}");
+    }
+}
+
+/// N-111, T-193: with no gateway there is no way out, whatever happens to gateways, devices and the agent; another gateway
+/// takes over. A sender goes on all the time, and whoever is seen outside has to be a gateway.
+#[test]
+fn without_a_gateway_nothing_leaves() {
+    isolated("without_a_gateway_nothing_leaves", || {
+        build();
+        Masquerade::FlannelNftables.put();
+        serve_outside();
+        let both = |live: &[u8]| wanted(live, &[11], "");
+        tell(&both(&[1]));
+        let agent = Agent::start(&[]);
+        settled();
+        forget("out");
+        let sender = Sender::start("p1", 100);
+        let way = |expected: Option<u8>| {
+            for family in FAMILIES {
+                let to = to_server(family, 100);
+                match expected {
+                    Some(number) => assert_eq!(who_tcp("p1", to), Ok(gateway(family, number))),
+                    None => assert!(silent("p1", to), "IPv{family} leaves"),
+                }
+                assert_eq!(who_udp("p2", to_server(family, 101)), Ok(node(family)), "not selected");
+            }
+        };
+        way(Some(1));
+        for (live, number) in [(&[2][..], Some(2)), (&[], None), (&[1], Some(1)), (&[], None), (&[2], Some(2))] {
+            tell(&both(live));
+            until("the change", || {
+                let (text, code) = status();
+                let there =
+                    !text.contains("to do") && (code == 0 || number.is_none() && text.contains("no gateway: dropped"));
+                if there { Ok(()) } else { Err(text) }
+            });
+            way(number);
+        }
+        // Dead: what it made goes on to work.
+        agent.end("KILL");
+        way(Some(2));
+        // Somebody takes away one protection, then the other: each holds alone, and both come back.
+        at("w", "nft delete table inet tidegate-node");
+        let told: Vec<IpAddr> =
+            FAMILIES.iter().filter_map(|family| who_tcp("p1", to_server(*family, 100)).ok()).collect();
+        assert!(!told.iter().any(|address| FAMILIES.map(node).contains(address)), "{told:?}");
+        let agent = Agent::start(&[]);
+        settled();
+        way(Some(2));
+        agent.end("KILL");
+        at("w", "for f in -4 -6; do while ip $f rule del priority 1501 2>/dev/null; do :; done; done");
+        way(None);
+        let agent = Agent::start(&[]);
+        settled();
+        way(Some(2));
+        // The device goes down and comes back, as when flannel starts anew.
+        at("w", "ip link set flannel.1 down; ip link set flannel-v6.1 down");
+        until("both families are dropped", || {
+            let (text, _) = status();
+            if text.matches("no gateway: dropped").count() == 2 { Ok(()) } else { Err(text) }
+        });
+        way(None);
+        at("w", "ip link set flannel.1 up; ip link set flannel-v6.1 up");
+        settled();
+        way(Some(2));
+        let sent = sender.stop();
+        assert!(sent > 200, "{sent} packets are no continuous sender");
+        let expected: Vec<IpAddr> =
+            FAMILIES.iter().flat_map(|family| [1, 2].map(|number| gateway(*family, number))).collect();
+        let strangers: Vec<IpAddr> = seen("out", 100).into_iter().filter(|source| !expected.contains(source)).collect();
+        assert!(strangers.is_empty(), "seen outside: {strangers:?}");
+        agent.end("TERM");
+    });
+}
+
+/// Delivery mode `symmetric`: pods see the client, and the answer returns through the gateway that the question came by,
+/// whichever that is, also for pods that leave by another one. Connections that come straight to the node stay as they are.
+#[test]
+fn answers_return_by_the_gateway_they_came_from() {
+    isolated("answers_return_by_the_gateway_they_came_from", || {
+        build();
+        Masquerade::FlannelNftables.put();
+        serve_in("p1");
+        serve_in("p2");
+        // Node ports as kube-proxy serves them with externalTrafficPolicy Local; p1 is selected, p2 is not.
+        nft(
+            "w",
+            "table inet ports {\nchain in { type nat hook prerouting priority dstnat;
+             ip daddr 198.51.100.11 tcp dport 30001 dnat ip to 10.244.1.11:7000
+             ip6 daddr 2001:db8:2::11 tcp dport 30001 dnat ip6 to [fd00:10:244:1::11]:7000\n}\n}\n",
+        );
+        let vip = |family, number, port| {
+            SocketAddr::new(pick(family, &format!("203.0.113.{number}"), &format!("2001:db8:f::{number}")), port)
+        };
+        let client = |family, number: u8| match number {
+            1 => pick(family, "192.0.2.10", "2001:db8:1:1::10"),
+            _ => pick(family, "192.0.2.74", "2001:db8:1:2::10"),
+        };
+        // Without the agent the answer of a pod goes its own way and is not understood.
+        assert!(Caller::connect("out", vip(4, 1, 7002)).is_err());
+        // Without the nodes' own prefixes among the exceptions: the tunnel has to find its way nevertheless.
+        let wishes = wanted(&[1, 2], &[11], "symmetric: [10.244.1.0/24, \"fd00:10:244:1::/64\"]")
+            .replace("198.51.100.0/24, ", "")
+            .replace(", \"2001:db8:2::/64\"", "");
+        tell(&wishes);
+        let agent = Agent::start(&[]);
+        settled();
+        let exchange = || {
+            for family in FAMILIES {
+                for port in [7001, 7002] {
+                    let mut callers: Vec<(u8, Caller)> = [1, 2]
+                        .map(|number| (number, Caller::connect("out", vip(family, number, port)).unwrap()))
+                        .into();
+                    for _ in 0..3 {
+                        for (number, caller) in &mut callers {
+                            assert_eq!(
+                                caller.ask(),
+                                Ok(client(family, *number)),
+                                "IPv{family}, port {port}, gateway {number}"
+                            );
+                        }
+                    }
+                }
+                let node_port = SocketAddr::new(node(family), 30001);
+                let seen = Caller::connect("out", node_port).unwrap().ask();
+                assert_eq!(seen, Ok(pick(family, "198.51.100.254", "2001:db8:2::254")), "node port");
+            }
+        };
+        exchange();
+        // A strict reverse path filter that takes marks into account lets all of that pass.
+        at("w", "for d in all flannel.1 eth0; do echo 1 > /proc/sys/net/ipv4/conf/$d/rp_filter; done");
+        let (text, code) = status();
+        assert!(code == 1 && text.contains("problem: clients from outside are dropped on flannel.1"), "{text}");
+        assert!(Caller::connect("out", vip(4, 1, 7002)).is_err(), "strict, and marks do not count");
+        at("w", "echo 1 > /proc/sys/net/ipv4/conf/all/src_valid_mark");
+        assert_eq!(status().1, 0);
+        exchange();
+        // Numbers of gateways outlive the agent, and with them its connections.
+        let mut caller = Caller::connect("out", vip(4, 2, 7001)).unwrap();
+        let marks = |text: &str| -> Vec<String> {
+            text.lines()
+                .filter(|line| line.starts_with("gw-"))
+                .map(|line| line.split_whitespace().nth(4).unwrap().into())
+                .collect()
+        };
+        let before = marks(&status().0);
+        agent.end("KILL");
+        let turned = wishes.replace("gw-1, live", "gw-0, live");
+        tell(&turned);
+        let agent = Agent::start(&[]);
+        settled();
+        assert_eq!(marks(&status().0), before);
+        assert_eq!(caller.ask(), Ok(client(4, 2)));
+        let routers = FAMILIES.map(|family| pick(family, "198.51.100.254", "2001:db8:2::254"));
+        for gateway in ["gw1", "gw2"] {
+            assert!(seen_to(gateway, routers).is_empty(), "answers of node ports went to {gateway}");
+        }
+        agent.end("TERM");
+    });
+}
+
+/// What somebody takes away comes back, what somebody else made is left alone, and in the end nothing is left.
+#[test]
+fn it_repairs_and_leaves_without_a_trace() {
+    isolated("it_repairs_and_leaves_without_a_trace", || {
+        build();
+        Masquerade::FlannelNftables.put();
+        serve_outside();
+        // The second gateway is one of flannel's nodes already, the first is not.
+        for family in FAMILIES {
+            at("w", &peer(family, 8, pick(family, "198.51.100.2", "2001:db8:2::2")));
+        }
+        let before = dump();
+        let symmetric = "symmetric: [10.244.1.0/24, \"fd00:10:244:1::/64\"]";
+        tell(&wanted(&[1, 2], &[11, 12], symmetric));
+        let agent = Agent::start(&[]);
+        settled();
+        let settled_dump = dump();
+        assert_ne!(settled_dump, before);
+        // A second start finds everything as it should be.
+        agent.end("TERM");
+        assert_eq!(dump(), settled_dump, "the agent's end changes nothing");
+        let rounds = || Agent::log().matches("made=").count();
+        let count = rounds();
+        let agent = Agent::start(&[]);
+        settled();
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        assert_eq!(rounds(), count, "{}", Agent::log());
+        for harm in [
+            "ip rule del priority 1501",
+            "ip -6 rule del priority 1500",
+            "ip route flush table 7300",
+            "ip route del default via 10.244.9.0 dev flannel.1 table $(ip route show table all | sed -n 's/.*via 10.244.9.0.*table \\([0-9]*\\).*/\\1/p' | head -n 1)",
+            "ip neigh del 10.244.9.0 dev flannel.1",
+            "bridge fdb del 0a:58:0a:f4:09:04 dev flannel.1 dst 198.51.100.1 self",
+            "nft flush chain inet tidegate-node untranslated",
+            "nft delete table inet tidegate-node",
+            "nft flush set inet tidegate-node pods4",
+        ] {
+            at("w", harm);
+            settled();
+            for family in FAMILIES {
+                for pod in ["p1", "p2"] {
+                    let told = who_tcp(pod, to_server(family, 100)).unwrap();
+                    assert!([1, 2].map(|number| gateway(family, number)).contains(&told), "{harm}: {told}");
+                }
+            }
+        }
+        // flannel learns of the first gateway while we use it: the entries are flannel's from then on.
+        for family in FAMILIES {
+            at("w", &peer(family, 9, pick(family, "198.51.100.1", "2001:db8:2::1")));
+        }
+        settled();
+        agent.end("TERM");
+        let output = task(&["remove"]);
+        assert!(output.status.success(), "{output:?}");
+        for family in FAMILIES {
+            assert_eq!(who_tcp("p1", to_server(family, 100)), Ok(node(family)), "as before");
+            let (device, to, mac, length) = if family == 4 {
+                ("flannel.1", "10.244.9.0", "0a:58:0a:f4:09:04", 24)
+            } else {
+                ("flannel-v6.1", "fd00:10:244:9::", "0a:58:0a:f4:09:06", 64)
+            };
+            at(
+                "w",
+                &format!(
+                    "ip neigh del {to} dev {device}; bridge fdb del {mac} dev {device} self; ip route del {to}/{length}"
+                ),
+            );
+        }
+        assert_eq!(dump(), before);
+        // The same by a signal.
+        let agent = Agent::start(&["--remove-on-exit"]);
+        settled();
+        agent.end("TERM");
+        assert_eq!(dump(), before);
+        // Again, without a file: there is nothing to remove.
+        std::fs::remove_file(format!("{HOME}/node-agent.yaml")).unwrap();
+        assert!(task(&["remove"]).status.success());
+        assert!(!task(&["--check"]).status.success());
+        assert_eq!(dump(), before);
+    });
+}
