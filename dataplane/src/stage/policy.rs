@@ -3,7 +3,7 @@
 //! reads   `table::policy`, `pod`, `backend`     writes  nothing; returns what decided
 //! drops   `PolicyDeniedIngress`, `PolicyDeniedEgress`
 //! cost    nothing while no policy is about anybody; else two pods looked up, and rules once for each side that is one
-//! spec    P-021, P-025, P-026, P-030, P-031, P-033, P-034, P-040 … P-044, P-047, P-048
+//! spec    P-021, P-025, P-026, P-030 … P-033, P-034, P-040 … P-044, P-047, P-048
 //! tests   `dataplane/tests/golden/policy.rs`
 //!
 //! The place in the order is fixed: after the backend is known, with the source not yet translated, for new and for
@@ -21,6 +21,7 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::packet::Domain;
 use crate::state::{Entry, Tuple};
+use crate::table::route::RouteTarget;
 use crate::table::{BackendId, Tables};
 
 /// Endpoints behind a node that are asked for before it is left to the node: what one packet may cost.
@@ -75,6 +76,7 @@ fn judge<A: Family>(tables: &Tables, original: &Tuple<A>, (to, port): (A, u16)) 
         let query = Query { direction, subject, peer, peer_address, protocol: original.protocol, port };
         Some(tables.policy.rules.lookup(&query))
     };
+    let is_own_node = || is_inside && source == 0 && lives_on(tables, &to, &original.source);
     let mut passed = Passed::default();
     if let Some(verdict) = ask(Direction::Egress, source, destination, to.ip()) {
         if !verdict.allow {
@@ -82,7 +84,8 @@ fn judge<A: Family>(tables: &Tables, original: &Tuple<A>, (to, port): (A, u16)) 
         }
         passed.egress = Some(verdict.decided_by);
     }
-    if let Some(verdict) = ask(Direction::Ingress, destination, source, original.source.ip()) {
+    if let Some(verdict) = ask(Direction::Ingress, destination, source, original.source.ip()).filter(|_| !is_own_node())
+    {
         if !verdict.allow {
             return Err(Denied { reason: DropReason::PolicyDeniedIngress, by: verdict.decided_by });
         }
@@ -127,6 +130,13 @@ fn judge_node<A: Family>(tables: &Tables, original: &Tuple<A>, endpoints: &[Back
 pub fn check_node_row<A: Family>(tables: &Tables, original: &Tuple<A>, node: BackendId) -> Result<Passed, Denied> {
     let service = tables.backends.row(node).and_then(|row| tables.services.row(row.service));
     service.map_or(Ok(Passed::default()), |row| check_node(tables, original, &row.cluster.members))
+}
+
+/// P-032: whether the address of a pod leads to the node that has this underlay address.
+fn lives_on<A: Family>(tables: &Tables, pod: &A, node: &A) -> bool {
+    let target = pod.route(tables).map(|row| &row.target);
+    let tunnel = if let Some(RouteTarget::Tunnel(tunnel)) = target { tables.tunnels.row(*tunnel) } else { None };
+    tunnel.is_some_and(|row| row.underlay == node.mapped())
 }
 
 fn identity<A: Family>(tables: &Tables, address: &A) -> u32 {

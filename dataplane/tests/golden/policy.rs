@@ -259,6 +259,19 @@ fn whoever_claims_a_pods_address_is_not_taken_for_it() {
     }
 }
 
+#[test]
+fn a_pods_own_node_always_reaches_it() {
+    // P-032
+    for net in Net::BOTH {
+        let (mut rig, mut policed) = town();
+        put(&mut rig, &mut policed, "deny", policy("all", Some(vec![]), None));
+        let ask = |peer, number| first(Protocol::Tcp, (net.peer(peer), 5), (net.vip(number), 80));
+        assert_eq!(from_pod(&mut rig, net, 1, &ask(1, 7)), PASSED);
+        assert_eq!(from_pod(&mut rig, net, 1, &ask(1, 6)), INGRESS, "another's pod");
+        assert_eq!(from_client(&mut rig, &ask(1, 7)), INGRESS, "not out of its tunnel");
+    }
+}
+
 /// Opens a connection of client `n` to pod 5 and completes its handshake; the source port it was given.
 fn connect(rig: &mut Rig, net: Net, from: End) -> u16 {
     let (vip, five) = ((net.vip(5), 80), (net.pod(0, 5), 8080));
