@@ -22,8 +22,8 @@ use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{MacAddress, Protocol};
 use tidegate_api::show::{
     AnnouncementRow, Announcements, BackendRow, Counters, DropRow, EgressAddressRow, EgressPodRow, EgressShown,
-    FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, RouteRow, RulingRow, ServiceRow, Show, Shown, TunnelRow,
-    WorkerRow,
+    FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, RouteRow, RulingRow, ServiceRow, Show, Shown,
+    TunnelRow, WorkerRow,
 };
 
 /// A dataplane's read side for one conversation; the thread returns the question it was asked.

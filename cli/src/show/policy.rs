@@ -9,7 +9,8 @@ pub fn policies(shown: &Policies, all: bool) -> String {
     if shown.rules.is_empty() {
         return "no network policies\n".into();
     }
-    let mut columns = Columns::new([text("POLICY"), text("DIRECTION"), text("RULE"), number("FLOWS"), number("DENIED")]);
+    let mut columns =
+        Columns::new([text("POLICY"), text("DIRECTION"), text("RULE"), number("FLOWS"), number("DENIED")]);
     let used: Vec<_> = shown.rules.iter().filter(|row| all || row.allowed + row.denied > 0).collect();
     for row in &used {
         let rule = row.rule.map_or("none matched".to_owned(), |rule| rule.to_string());

@@ -152,3 +152,87 @@ fn touch(address: &[u8; 16], what: Moved, backends: &Backends, tables: &mut Tabl
 fn pod(resource: &Resource) -> Option<&Pod> {
     if let Body::Pod(pod) = &resource.body { Some(pod) } else { None }
 }
+
+#[cfg(test)]
+mod tests {
+    use tidegate_api::message::Update;
+    use tidegate_api::resource::{IdentitySet, Policy, Protocol, Tier};
+
+    use crate::compile::Compiler;
+    use crate::compile::tests::{Notebook, update};
+    use crate::objects::tests::{backend, incremental, named, service};
+    use crate::rig::{self, Net, Rig};
+    use crate::table::publish::Publisher;
+
+    use super::*;
+
+    const FLOWS: u16 = 30;
+
+    fn resource(name: &str, version: u32, body: Body) -> Resource {
+        Resource { name: name.into(), version: version.to_string(), body }
+    }
+
+    fn of_pod(number: u8, identity: u32) -> Resource {
+        let addresses = Net::BOTH.map(|net| net.pod(0, number)).to_vec();
+        resource(&format!("shop/{number}"), identity, Body::Pod(Pod { addresses, identity, ..Pod::default() }))
+    }
+
+    fn deny(version: u32, subjects: &str) -> Resource {
+        let subjects = subjects.into();
+        let (ingress, egress) = (vec![], vec![]);
+        let body =
+            Policy { tier: Tier::Namespace, subjects, isolates_ingress: true, isolates_egress: false, ingress, egress };
+        resource("networkpolicy/shop/deny", version, Body::Policy(body))
+    }
+
+    fn members(name: &str, version: u32, identities: &[u32]) -> Resource {
+        resource(name, version, Body::IdentitySet(IdentitySet { identities: identities.to_vec() }))
+    }
+
+    /// T-048, P-031, P-035: through the compiler itself, with flows of two pods.
+    #[test]
+    fn an_update_takes_effect_in_one_generation_for_whom_it_is_about() {
+        let mut rig = Rig::new(rig::tables()).unwrap();
+        let (unused, _) = Publisher::new(Tables::default());
+        let publisher = std::mem::replace(&mut rig.publisher, unused);
+        let (pinholes, requests) = (Box::new(Notebook::default()), Box::new(Notebook::default()));
+        let mut compiler = Compiler::new(["wan0", "lan0"], publisher, pinholes, requests);
+        let services = [5, 6].into_iter().flat_map(|pod| Net::BOTH.map(|net| (pod, net))).map(|(pod, net)| {
+            let mut body = service(&[&net.vip(pod).to_string()], 80, &[backend(&net.pod(0, pod).to_string(), 8080, 1)]);
+            body.ports[0].protocol = Protocol::Udp;
+            named(&format!("shop/{pod}-{:?}", net.0), "1", body)
+        });
+        let objects = services.chain([of_pod(5, 5), of_pod(6, 6), members("a", 1, &[5])]).collect();
+        assert!(update(&mut compiler, incremental(objects)).rejected.is_empty());
+        let mut send = |vip: u8| {
+            for (net, n) in (0..FLOWS).flat_map(|n| Net::BOTH.map(|net| (net, n))) {
+                assert!(rig.inject(rig::WAN, &rig::udp((net.client(n), 4000), (net.vip(vip), 80), b"x")));
+                rig.turn();
+            }
+            let moved = rig.moved();
+            (rig.sent(rig::LAN).len(), moved.get("slow_walk").copied().unwrap_or(0))
+        };
+        let all = usize::from(2 * FLOWS);
+        assert_eq!([send(5), send(6)].map(|(sent, _)| sent), [all; 2]);
+        let generation = compiler.generation();
+        let digest = compiler.policies.digest();
+        // A policy before the set it speaks of, and the pod that is another in the same update.
+        let news = vec![deny(1, "b"), members("b", 1, &[7]), of_pod(5, 7)];
+        assert!(update(&mut compiler, incremental(news)).rejected.is_empty());
+        assert_eq!(compiler.generation(), generation + 1);
+        assert_ne!(compiler.policies.digest(), digest);
+        assert_eq!([send(5), send(6)], [(0, all as u64), (all, 0)], "the other pod's flows have not looked");
+        // Back to whom nothing is denied; then the policy's subjects change, and then there is none.
+        for (news, sent) in [
+            (incremental(vec![of_pod(5, 5)]), [all, all]),
+            (incremental(vec![deny(2, "a")]), [0, all]),
+            (incremental(vec![members("a", 2, &[5, 6])]), [0, 0]),
+            (incremental(vec![members("a", 3, &[6])]), [all, 0]),
+            (Update { removed: vec![deny(2, "a").key()], ..incremental(vec![]) }, [all, all]),
+        ] {
+            assert!(update(&mut compiler, news).rejected.is_empty());
+            assert_eq!([send(5), send(6)].map(|(sent, _)| sent), sent);
+        }
+        assert_eq!([send(5), send(6)], [(all, 0); 2], "and all is as fast as before");
+    }
+}

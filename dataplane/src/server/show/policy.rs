@@ -73,7 +73,8 @@ mod tests {
         let name = "networkpolicy/shop/clients";
         let resource = Resource { name: name.into(), version: "1".into(), body: Body::Policy(policy) };
         let view = View { objects: vec![Arc::new(resource)], ..View::default() };
-        let ruling = |rule, allowed, denied| Ruling { key: ruling_key(name, Direction::Ingress, rule), allowed, denied };
+        let ruling =
+            |rule, allowed, denied| Ruling { key: ruling_key(name, Direction::Ingress, rule), allowed, denied };
         let shown = shown(&view, &[ruling(Some(1), 3, 0), ruling(Some(1), 4, 0), ruling(None, 0, 9)]);
         let told: Vec<_> = shown.rules.iter().map(|row| (row.rule, row.allowed, row.denied)).collect();
         assert_eq!(told, [(Some(0), 0, 0), (Some(1), 7, 0), (None, 0, 9)]);
