@@ -204,6 +204,12 @@ pub enum What {
     Gateways,
     /// Routes to VIPs in the kernel, for routing daemons
     Announcements,
+    /// Network policies: flows that each rule let begin, packets that it stopped
+    Policies {
+        /// Also print rules that nothing has met
+        #[arg(long)]
+        all: bool,
+    },
     /// Ports of external addresses in use and refused, and the pods that hold most
     Egress,
 }
@@ -238,6 +244,7 @@ impl What {
             What::Drops { .. } => api::Show::Drops,
             What::Gateways => api::Show::Gateways,
             What::Announcements => api::Show::Announcements,
+            What::Policies { .. } => api::Show::Policies,
             What::Egress => api::Show::Egress,
         }
     }

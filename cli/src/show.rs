@@ -29,6 +29,8 @@ mod gateway;
 mod announcement;
 /// Ports of external addresses.
 mod egress;
+/// Network policies.
+mod policy;
 
 /// Longest wait for one answer.
 const ANSWER_TIMEOUT_S: u64 = 30;
@@ -90,6 +92,7 @@ fn json(answer: &Shown) -> anyhow::Result<String> {
         Shown::Drops(rows) => pretty(rows),
         Shown::Gateways(gateways) => pretty(gateways),
         Shown::Announcements(announcements) => pretty(announcements),
+        Shown::Policies(policies) => pretty(policies),
         Shown::Egress(egress) => pretty(egress),
     }
 }
@@ -115,6 +118,7 @@ fn text(answer: &Shown, what: &What) -> String {
         Shown::Drops(rows) => counter::drops(rows, matches!(what, What::Drops { all: true })),
         Shown::Gateways(shown) => gateway::gateways(shown),
         Shown::Announcements(shown) => announcement::announcements(shown),
+        Shown::Policies(shown) => policy::policies(shown, matches!(what, What::Policies { all: true })),
         Shown::Egress(shown) => egress::egress(shown),
     }
 }
@@ -133,6 +137,7 @@ fn name_of_question(question: &Show) -> &'static str {
         Show::Drops => "drops",
         Show::Gateways => "gateways",
         Show::Announcements => "announcements",
+        Show::Policies => "policies",
         Show::Egress => "egress",
     }
 }
@@ -151,6 +156,7 @@ fn name_of_answer(answer: &Shown) -> &'static str {
         Shown::Drops(_) => "drops",
         Shown::Gateways(_) => "gateways",
         Shown::Announcements(_) => "announcements",
+        Shown::Policies(_) => "policies",
         Shown::Egress(_) => "egress",
     }
 }

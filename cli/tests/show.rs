@@ -22,7 +22,8 @@ use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{MacAddress, Protocol};
 use tidegate_api::show::{
     AnnouncementRow, Announcements, BackendRow, Counters, DropRow, EgressAddressRow, EgressPodRow, EgressShown,
-    FlowRow, GatewayRow, Gateways, NeighbourRow, PortRow, RouteRow, ServiceRow, Show, Shown, TunnelRow, WorkerRow,
+    FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, RouteRow, RulingRow, ServiceRow, Show, Shown,
+    TunnelRow, WorkerRow,
 };
 
 /// A dataplane's read side for one conversation; the thread returns the question it was asked.
@@ -214,6 +215,18 @@ fn canned(question: &Show) -> Shown {
             ],
             counters: counters(&[("discarded_packets", 0), ("restored_routes", 3)]),
         }),
+        Show::Policies => Shown::Policies(Policies {
+            digest: "00c0ffee00c0ffee".into(),
+            identities: 12,
+            programs: 4,
+            programs_walked: 1,
+            bytes: 73_912,
+            rules: vec![
+                ruling("networkpolicy/shop/clients", "ingress", Some(0), 1200, 0),
+                ruling("networkpolicy/shop/clients", "ingress", None, 0, 7),
+                ruling("clusternetworkpolicy/no-metadata", "egress", Some(0), 0, 0),
+            ],
+        }),
         Show::Egress => Shown::Egress(EgressShown {
             addresses: vec![
                 external("203.0.113.101", &["shop/out", "blog/out"], "tcp", 700),
@@ -222,6 +235,10 @@ fn canned(question: &Show) -> Shown {
             pods: vec![EgressPodRow { pod: "shop/web-1".into(), address: ip("10.244.1.5"), held: 12, refused: 1 }],
         }),
     }
+}
+
+fn ruling(policy: &str, direction: &str, rule: Option<u16>, allowed: u64, denied: u64) -> RulingRow {
+    RulingRow { policy: policy.into(), direction: direction.into(), rule, allowed, denied }
 }
 
 fn external(address: &str, policies: &[&str], protocol: &str, used: u64) -> EgressAddressRow {
@@ -385,6 +402,7 @@ fn empty(question: &Show) -> Shown {
         Show::Drops => Shown::Drops(vec![]),
         Show::Gateways => Shown::Gateways(Gateways::default()),
         Show::Announcements => Shown::Announcements(Announcements::default()),
+        Show::Policies => Shown::Policies(Policies::default()),
         Show::Egress => Shown::Egress(EgressShown::default()),
     }
 }
@@ -404,6 +422,7 @@ fn subcommands() -> Vec<(&'static str, Show)> {
         ("drops", Show::Drops),
         ("gateways", Show::Gateways),
         ("announcements", Show::Announcements),
+        ("policies", Show::Policies),
         ("egress", Show::Egress),
     ]
 }

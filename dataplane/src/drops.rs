@@ -134,6 +134,8 @@ drops! {
     NodePortLocal,         service, Info,  "A node port under the external traffic policy Local: gateways have no endpoint (S-065).";
     NoBackend,             service, Warning, "The Service has no endpoint; beyond the rate at which that is answered (S-070).";
     ProtocolUnsupported,   service, Info,  "A protocol other than TCP, UDP, SCTP or ICMP echo at a Service address.";
+    PolicyDeniedIngress,   policy, Info,   "A network policy of the pod that this would go to does not allow it (P-040).";
+    PolicyDeniedEgress,    policy, Info,   "A network policy of the pod that sends this does not allow it (P-042).";
     PortsExhausted,        nat, Error,     "Every source port towards this backend is in use: reserve more fullnat addresses.";
     NoSource,              nat, Error,     "No fullnat source address of this family is configured.";
     NoMapping,             egress, Info,   "From outside to an external address, and no pod has that port (N-023).";

@@ -1,5 +1,7 @@
 //! The two IP families as one trait, so that each stage is written once.
 
+use std::net::IpAddr;
+
 use crate::packet::Key;
 use crate::state::egress::Egress;
 use crate::state::mapping::Mappings;
@@ -22,6 +24,8 @@ pub trait Family: Address {
 
     /// Source and destination of the IP header at the start of `l3`, which parse has accepted.
     fn addresses(l3: &[u8]) -> (Self, Self);
+    /// The address as the standard library has it.
+    fn ip(self) -> IpAddr;
     /// The address as sixteen bytes, IPv4 mapped (RFC 4291 section 2.5.5.2).
     fn mapped(self) -> [u8; 16];
     /// The reverse of [`Family::mapped`]; `None` for an address of the other family.
@@ -98,6 +102,11 @@ impl Family for [u8; 4] {
     #[inline(always)]
     fn addresses(l3: &[u8]) -> (Self, Self) {
         ipv4::addresses(l3)
+    }
+
+    #[inline]
+    fn ip(self) -> IpAddr {
+        IpAddr::from(self)
     }
 
     #[inline(always)]
@@ -209,6 +218,11 @@ impl Family for [u8; 16] {
     #[inline(always)]
     fn addresses(l3: &[u8]) -> (Self, Self) {
         ipv6::addresses(l3)
+    }
+
+    #[inline]
+    fn ip(self) -> IpAddr {
+        IpAddr::from(self)
     }
 
     #[inline(always)]

@@ -14,6 +14,7 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::limits;
 use crate::state::ports::{Holder, Tally};
+use crate::state::ruling::Ruling;
 use crate::state::{Direction, Entry, TICK_NS_LOG2, ticks, ticks_since, usage};
 use crate::table::egress::PortClass;
 use crate::table::{BackendId, ExternalId, Tables, unmapped};
@@ -49,6 +50,11 @@ pub enum Request {
     Egress {
         /// Where the answer goes.
         reply: Sender<EgressUse>,
+    },
+    /// What rules of network policies have done.
+    Rulings {
+        /// Where the answer goes.
+        reply: Sender<Vec<Ruling>>,
     },
     /// How the worker is.
     Status {
@@ -129,6 +135,9 @@ pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
         }
         Request::Egress { reply } => {
             let _gone = reply.try_send(egress(worker));
+        }
+        Request::Rulings { reply } => {
+            let _gone = reply.try_send(worker.state.rulings.all().collect());
         }
         Request::Status { reply } => {
             let _gone = reply.try_send(status(worker));

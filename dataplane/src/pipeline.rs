@@ -15,6 +15,7 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Key, Kind, Packet};
+use crate::stage::policy::{self, Denied, Passed};
 use crate::stage::rewrite::{self, Edited};
 use crate::stage::route::{self, Departure, Hop};
 use crate::stage::{self, encap, error, flow, local};
@@ -77,7 +78,11 @@ pub enum Decision<A> {
         to: Tuple<A>,
         /// Where it leaves.
         hop: Hop,
+        /// What let it pass.
+        passed: Passed,
     },
+    /// It ends here, since a policy denies it.
+    Deny(Denied),
     /// A pod's packet to the outside that cannot be translated (N-111): its sender is told.
     Refuse(Refused),
     /// Answer it from here.
@@ -152,6 +157,8 @@ pub struct NewFlow<A> {
     pub learn: Learn,
     /// What a pod's flow to the outside is given.
     pub granted: Option<Granted<A>>,
+    /// What let it pass.
+    pub passed: Passed,
 }
 
 impl<A: Family> NewFlow<A> {
@@ -401,6 +408,7 @@ pub fn apply<A: Family>(
                 return Verdict::Drop(DropReason::SctpFragment);
             }
             let new = flow.entry(packet);
+            count_passed(tables, state, &flow.passed);
             if let Some(granted) = &flow.granted {
                 return match begin_egress(tables, state, counters, &new, granted, now_ns) {
                     Ok(hit) => forward::<A>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns),
@@ -456,7 +464,14 @@ pub fn apply<A: Family>(
                 Err(reason) => Verdict::Drop(reason),
             }
         }
-        Decision::Deliver { to, hop } => deliver(tables, counters, packet, frame, &to, hop, hash),
+        Decision::Deliver { to, hop, passed } => {
+            count_passed(tables, state, &passed);
+            deliver(tables, counters, packet, frame, &to, hop, hash)
+        }
+        Decision::Deny(denied) => {
+            count_denied(tables, state, &denied);
+            Verdict::Drop(denied.reason)
+        }
         Decision::Refuse(refused) => {
             let Refused { answer, address, class, pod, exhausted } = refused;
             match address {
@@ -472,6 +487,23 @@ pub fn apply<A: Family>(
         Decision::Pass { backend, hop } => pass::<A>(tables, state, counters, packet, frame, backend, hop, hash),
         Decision::Answer(answer) => self::answer(tables, state, counters, packet, frame, answer, hash, now_ns),
         Decision::Drop(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Counts the rules that let a flow begin.
+fn count_passed(tables: &Tables, state: &mut State, passed: &Passed) {
+    for (direction, by) in [(policy::Direction::Ingress, passed.ingress), (policy::Direction::Egress, passed.egress)] {
+        if let Some(key) = by.and_then(|by| tables.policy.key_of(direction, by)) {
+            state.rulings.count(key, true);
+        }
+    }
+}
+
+/// Counts the rule, or the isolation, that stopped a packet.
+#[cold]
+fn count_denied(tables: &Tables, state: &mut State, denied: &Denied) {
+    if let Some(key) = tables.policy.key_of(denied.direction(), denied.by) {
+        state.rulings.count(key, false);
     }
 }
 

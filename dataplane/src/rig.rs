@@ -39,6 +39,8 @@ pub mod sketch;
 pub mod catalog;
 /// Pods, egress policies and static NAT as the contract tells them.
 pub mod outside;
+/// The same with Services and network policies.
+pub mod policed;
 /// What left, byte for byte, and exactly what was counted.
 pub mod expect;
 /// The same network with several workers.

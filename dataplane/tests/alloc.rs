@@ -9,6 +9,7 @@ use tidegate_dataplane::fuzzing::{Scene, tables};
 use tidegate_dataplane::rig::catalog::{Catalog, pod, service};
 use tidegate_dataplane::rig::expect::from_peer;
 use tidegate_dataplane::rig::fleet::Fleet;
+use tidegate_dataplane::rig::policed::{self, Policed};
 use tidegate_dataplane::rig::sketch::{tcp, udp};
 use tidegate_dataplane::rig::{FROM_ROUTER, LAN, Net, Rig, WAN};
 
@@ -225,4 +226,37 @@ fn packets_that_change_hands_allocate_nothing() {
         let moved = fleet.moved();
         assert!(moved["handed_over"] > 400 && moved["fragment_held"] > 100, "{moved:?}");
     }
+}
+
+/// Verdicts of network policies, of rules by prefix and by set, that let pass and that stop, of new flows and of old ones.
+#[test]
+fn verdicts_allocate_nothing() {
+    use tidegate_api::resource::Action;
+    let (mut tables, mut policies) = (tables(), Policed::default());
+    let clients = Net::BOTH.map(|net| policed::near(net.client(0), 25, 122, &[net.client(3)])).to_vec();
+    let rules = vec![
+        policed::of(vec![policed::in_set("pods")], policed::everybody(Action::Accept)),
+        policed::of(clients, policed::at(Protocol::Udp, 5000, 6000, policed::everybody(Action::Accept))),
+    ];
+    policies.put(&mut tables, "pods", policed::set(&[5]));
+    for net in Net::BOTH {
+        let mut names = service(net.vip(30), Protocol::Udp, 53, vec![pod(net, 0, 77, 1, 1)]);
+        names.ports[0].backends[0].port = 5353;
+        policies.put(&mut tables, &format!("shop/names-{:?}", net.0), tidegate_api::resource::Body::Service(names));
+    }
+    policies.put(&mut tables, "shop/five", policed::pod(&Net::BOTH.map(|net| net.pod(0, 77)), 5, &[]));
+    let mut rig = Rig::with(tables, 4096, 4096, 1).unwrap();
+    let frames = |port: u16| {
+        let each = (0..100u16).flat_map(|n| Net::BOTH.map(|net| (net, n)));
+        each.map(|(net, n)| (WAN, udp((net.client(n), port), (net.vip(30), 53)).data(*b"x").frame(FROM_ROUTER)))
+            .collect::<Vec<_>>()
+    };
+    allocations(&mut rig, &frames(1));
+    let policy = policed::policy("pods", Some(rules), None);
+    rig.publish(|tables| policies.put(tables, "networkpolicy/shop/names", policy));
+    assert_eq!(allocations(&mut rig, &frames(1)) + allocations(&mut rig, &frames(2)), 0);
+    let seen = rig.worker.counters().nonzero();
+    assert!(seen["flow_revalidated"] > 100 && seen["flow_installed"] > 300, "{seen:?}");
+    assert!(seen["PolicyDeniedIngress"] > 50, "{seen:?}");
+    assert_eq!(rig.worker.state().rulings.all().count(), 2);
 }

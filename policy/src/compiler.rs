@@ -39,6 +39,8 @@ pub struct Compiler {
     programs_of: HashMap<PolicyId, HashSet<Key>>,
     /// What each object adds to the digest.
     digests: HashMap<ResourceKey, u64>,
+    /// Identities whose rows were written since somebody asked.
+    written: Vec<u32>,
 }
 
 /// A set, or the name of one that is yet to come.
@@ -116,6 +118,12 @@ impl Compiler {
             self.count_digest(key, after);
         }
         self.finish(touched)
+    }
+
+    /// Identities about which anything may differ since the last call, some of them more than once. Which of their
+    /// [epochs](Table::epochs) moved tells what.
+    pub fn take_written(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.written)
     }
 
     fn count_digest(&mut self, key: &ResourceKey, after: Option<&Resource>) {
@@ -273,6 +281,7 @@ impl Compiler {
         let rows: Vec<(u32, Option<Row>)> =
             rows.into_iter().filter_map(|identity| Some((identity, self.row(identity, &touched, epoch)?))).collect();
         work.rows = rows.len();
+        self.written.extend(rows.iter().map(|(identity, _)| *identity));
         self.table.replace(rows);
         work
     }

@@ -44,6 +44,8 @@ pub enum Show {
     Gateways,
     /// Routes to VIPs in the kernel, for routing daemons.
     Announcements,
+    /// Network policies: what each rule has let begin and stopped.
+    Policies,
     /// Ports of external addresses, and the pods that hold most.
     Egress,
 }
@@ -76,6 +78,8 @@ pub enum Shown {
     Gateways(Gateways),
     /// Answer to [`Show::Announcements`].
     Announcements(Announcements),
+    /// Answer to [`Show::Policies`].
+    Policies(Policies),
     /// Answer to [`Show::Egress`].
     Egress(EgressShown),
 }
@@ -402,4 +406,36 @@ pub struct AnnouncementRow {
     pub vips: u32,
     /// `announced` (it stands in the kernel), `withdrawn`, or `refused: ` and why.
     pub state: String,
+}
+
+/// Network policies in force, and what they have done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policies {
+    /// Of all objects that rules are made of, as hex digits: equal at gateways that enforce the same.
+    pub digest: String,
+    /// Identities of pods that rules know.
+    pub identities: u64,
+    /// Distinct sets of rules, laid out.
+    pub programs: u64,
+    /// Those of them that are read rule by rule, because they are too large to be laid out.
+    pub programs_walked: u64,
+    /// Memory of all that, bytes.
+    pub bytes: u64,
+    /// One per rule, and one per policy and direction that isolates.
+    pub rules: Vec<RulingRow>,
+}
+
+/// One rule of a network policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RulingRow {
+    /// `kind/namespace/name`, or `kind/name`.
+    pub policy: String,
+    /// `ingress` or `egress`.
+    pub direction: String,
+    /// Number of the rule in its object, from 0; absent: that the policy isolates, where no rule matched.
+    pub rule: Option<u16>,
+    /// Flows that it let begin.
+    pub allowed: u64,
+    /// Packets that it stopped.
+    pub denied: u64,
 }

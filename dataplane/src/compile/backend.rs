@@ -6,7 +6,7 @@
 //! [`QUARANTINE`], or sooner when more than [`GONE_MAX`] wait; the row's epoch moves then, and flows compare address and
 //! port when it does, so that even then no flow changes its backend unseen.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::Nanos;
 use crate::table::backend::{BackendRow, BackendState, BackendTable};
@@ -31,6 +31,8 @@ pub struct Backends {
     gone: BTreeMap<BackendKey, Gone>,
     /// By time of leaving; entries that came back meanwhile are passed over.
     waiting: VecDeque<(Nanos, BackendKey)>,
+    /// Ids by the address of their endpoint, those of endpoints that left included: flows of these may go on.
+    at: HashMap<[u8; 16], Vec<BackendId>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +71,11 @@ impl Backends {
         table: &mut BackendTable,
         now: Nanos,
     ) -> BackendId {
-        let id = known.or_else(|| self.gone.remove(&key).map(|gone| gone.id)).unwrap_or_else(|| self.fresh(now));
+        let id = known.or_else(|| self.gone.remove(&key).map(|gone| gone.id)).unwrap_or_else(|| {
+            let id = self.fresh(now);
+            self.at.entry(key.1).or_default().push(id);
+            id
+        });
         table.set(id, row);
         id
     }
@@ -84,6 +90,12 @@ impl Backends {
             let gone = &self.gone;
             self.waiting.retain(|(since, key)| gone.get(key).is_some_and(|gone| gone.since == *since));
         }
+    }
+
+    /// Ids of all endpoints at an address (mapped form), of every Service port and of a pod by itself, those that left
+    /// included. Of nodes: by the key of their name.
+    pub fn at(&self, address: &[u8; 16]) -> &[BackendId] {
+        self.at.get(address).map_or(&[], Vec::as_slice)
     }
 
     /// Ids of endpoints that are gone.
@@ -107,6 +119,15 @@ impl Backends {
         }
     }
 
+    /// An id will be that of another endpoint.
+    fn move_out(&mut self, address: &[u8; 16], id: BackendId) {
+        let Some(ids) = self.at.get_mut(address) else { return };
+        ids.retain(|at| *at != id);
+        if ids.is_empty() {
+            self.at.remove(address);
+        }
+    }
+
     fn fresh(&mut self, now: Nanos) -> BackendId {
         while let Some((since, key)) = self.waiting.front().copied() {
             let current = self.gone.get(&key).filter(|gone| gone.since == since);
@@ -117,6 +138,7 @@ impl Backends {
                     let id = gone.id;
                     self.waiting.pop_front();
                     self.gone.remove(&key);
+                    self.move_out(&key.1, id);
                     return id;
                 }
                 Some(_) => break,
@@ -153,8 +175,10 @@ mod tests {
         // Leaving twice must not let the first leave's place in the queue free the second.
         backends.leave(id, key(1), &mut table, 20);
         assert_ne!(set(&mut backends, &mut table, 2, 5 + QUARANTINE), id);
+        assert_eq!(backends.at(&[1; 16]), [id], "its flows may go on");
         assert_eq!(set(&mut backends, &mut table, 3, 20 + QUARANTINE), id);
         assert_eq!(table.row(id).unwrap().address, [3; 16]);
+        assert_eq!((backends.at(&[1; 16]), backends.at(&[3; 16])), (&[][..], &[id][..]));
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub mod nat;
 pub mod pod;
 /// Egress policies and external addresses.
 pub mod egress;
+/// Network policies → rules, and the flows they matter to.
+pub mod policy;
 /// Kernel routes and pod prefixes → routes.
 pub mod route;
 /// Peers → tunnels.
@@ -83,6 +85,7 @@ use local::{Locals, News};
 use neighbour::{Ask, Neighbours};
 use node::Nodes;
 use pod::Pods;
+use policy::Policies;
 use route::{KernelRoutes, PodPrefix};
 use service::Services;
 use tunnel::{Surroundings, Tunnels};
@@ -120,6 +123,7 @@ pub struct Compiler {
     probes: Box<dyn Probes>,
     pods: Pods,
     egresses: Egresses,
+    policies: Policies,
     tunnels: Tunnels,
     neighbours: Neighbours,
     locals: Locals,
@@ -228,6 +232,7 @@ impl Compiler {
             probes: Box::new(Unwatched),
             pods: Pods::default(),
             egresses: Egresses::default(),
+            policies: Policies::default(),
             tunnels: Tunnels::default(),
             neighbours: Neighbours::default(),
             locals: Locals::default(),
@@ -288,6 +293,7 @@ impl Compiler {
                 self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
             }
             self.write_egress(change, &mut tables, now);
+            self.policies.take(change);
         }
         moved.places.extend(self.objects.places().keys());
         self.guard_held = self.objects.is_empty();
@@ -307,6 +313,7 @@ impl Compiler {
             self.tell_refused(&outcome);
             turned.taken.extend(outcome.taken);
             for change in &outcome.changes {
+                self.policies.take(change);
                 match change.key.kind {
                     Kind::Gateway => moved.gateway = true,
                     Kind::Peer => moved.peers = true,
@@ -591,6 +598,7 @@ impl Compiler {
         if egress_due || self.egresses.is_due() {
             changed |= self.settle_egress(&mut tables);
         }
+        changed |= self.policies.settle(self.services.backends(), &mut tables);
         if moved.gateway {
             changed |= write_settings(gateway.as_ref(), &mut tables);
         }
@@ -634,7 +642,8 @@ impl Compiler {
         }
         let key = u128::from_be_bytes(self.publisher.current().settings.hash_key);
         let [high, low] = [key >> 64, key & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or_default());
-        herald.published(self.publisher.generation(), self.objects.digest() ^ high ^ low.rotate_left(1));
+        let objects = self.objects.digest() ^ self.policies.digest();
+        herald.published(self.publisher.generation(), objects ^ high ^ low.rotate_left(1));
     }
 
     /// Tells which VIPs to announce by route: workers and pinholes know them by now.

@@ -57,7 +57,10 @@ impl Pods {
             if !stays {
                 changed = true;
                 self.free.push(*id);
-                Arc::make_mut(&mut tables.pods).remove(address);
+                // Unless another pod has got the address in the same update.
+                if tables.pods.pod(address).is_some_and(|row| row.backend == *backend) {
+                    Arc::make_mut(&mut tables.pods).remove(address);
+                }
                 backends.leave(*backend, key(*address), Arc::make_mut(&mut tables.backends), now);
             }
             stays

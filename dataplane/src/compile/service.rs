@@ -209,6 +209,11 @@ impl Services {
         &mut self.suspects
     }
 
+    /// Which ids of backends are at which address.
+    pub fn backends(&self) -> &Backends {
+        &self.backends
+    }
+
     /// Who gives out ids of backends.
     pub fn backends_mut(&mut self) -> &mut Backends {
         &mut self.backends

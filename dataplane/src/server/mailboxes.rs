@@ -17,6 +17,7 @@ use crate::counters::Event;
 use crate::drops::DropReason;
 use crate::mailbox::{EgressUse, PortStatus, Request, Status};
 use crate::port_office::Lenders;
+use crate::state::ruling::Ruling;
 use crate::table::BackendId;
 use crate::table::egress::PortClass;
 use crate::table::owner::WorkerId;
@@ -94,6 +95,10 @@ impl Lenders for Mailboxes {
 }
 
 impl WorkerQuery for Mailboxes {
+    fn rulings(&self) -> Result<Vec<Ruling>, QueryError> {
+        Ok(self.ask(|reply| Request::Rulings { reply })?.into_iter().flatten().collect())
+    }
+
     fn flows(&self, limit: u32) -> Result<Vec<FlowRow>, QueryError> {
         let mut rows: Vec<_> = self.ask(|reply| Request::Flows { limit, reply })?.into_iter().flatten().collect();
         rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
@@ -325,6 +330,7 @@ mod tests {
                         drop(reply.send(vec![row; backends.len()]));
                     }
                     Request::Flows { reply, .. } => drop(reply.send(vec![])),
+                    Request::Rulings { reply } => drop(reply.send(vec![])),
                     Request::Release { reply, .. } => drop(reply.send(vec![])),
                     Request::Egress { reply } => drop(reply.send(EgressUse::default())),
                 }

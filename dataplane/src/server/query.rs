@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
 
 use crate::mailbox::EgressUse;
+use crate::state::ruling::Ruling;
 use crate::table::BackendId;
 
 /// What a backend, or several, have been used for.
@@ -93,6 +94,14 @@ pub trait WorkerQuery: Send + Sync {
     /// # Errors
     /// When a worker does not answer.
     fn egress(&self) -> Result<Vec<EgressUse>, QueryError> {
+        Ok(Vec::new())
+    }
+
+    /// What rules of network policies have done, worker by worker.
+    ///
+    /// # Errors
+    /// When a worker does not answer.
+    fn rulings(&self) -> Result<Vec<Ruling>, QueryError> {
         Ok(Vec::new())
     }
 }

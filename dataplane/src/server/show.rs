@@ -25,6 +25,8 @@ use crate::table::{BackendId, NeighbourId, ServiceId, Tables};
 
 /// Ports of external addresses.
 mod egress;
+/// Network policies.
+mod policy;
 
 /// The answer to `question`.
 ///
@@ -69,6 +71,7 @@ pub fn answer(
         }
         Show::Drops => Shown::Drops(workers.drops().map_err(told)?),
         Show::Egress => Shown::Egress(egress::shown(&view(Some(Kind::Pod))?, &workers.egress().map_err(told)?)),
+        Show::Policies => Shown::Policies(policy::shown(&view(Some(Kind::Policy))?, &workers.rulings().map_err(told)?)),
         Show::Gateways => Shown::Gateways(others.gateways.as_ref().map(gateways::Handle::show).unwrap_or_default()),
         Show::Announcements => {
             Shown::Announcements(others.routes.as_ref().map(routes::Handle::show).unwrap_or_default())

@@ -21,6 +21,7 @@ use crate::family::Family;
 use crate::packet::{Domain, Key, Kind, Packet};
 use crate::pipeline::{Answer, Granted, Moment, NewFlow, Refresh, Refused, Step, Trace};
 use crate::stage::flow::{self, Begun, Standing};
+use crate::stage::policy;
 use crate::stage::route::{self, Hop};
 use crate::state::external::{Alone, PortsExhausted, Search};
 use crate::state::ports::Taker;
@@ -81,7 +82,7 @@ pub fn echo_tuple<A: Family>(tables: &Tables, packet: &Packet, l3: &[u8]) -> Opt
 
 /// The policy that decides about a pod's packets to `destination`: the first that is for it. One that nobody knows is for
 /// everything, and has no address (N-111).
-fn policy<'t, A: Family>(
+fn deciding<'t, A: Family>(
     tables: &'t Tables,
     pod: &PodRow,
     destination: A,
@@ -131,7 +132,7 @@ pub fn start<A: Family, T: Trace>(
 ) -> Result<Begun<A>, DropReason> {
     let pod = tuple.source.pod(tables).ok_or(DropReason::NotOurs)?;
     let own = tables.egress.whole_of(&tuple.source.mapped());
-    let chosen = policy(tables, pod, tuple.destination);
+    let chosen = deciding(tables, pod, tuple.destination);
     if own.is_none() && chosen.is_none() {
         return Err(DropReason::NotOurs);
     }
@@ -144,6 +145,10 @@ pub fn start<A: Family, T: Trace>(
         return Err(DropReason::OrphanSegment); // N-088
     }
     let forward = way(tables, tuple.destination, hash)?;
+    let passed = match policy::check(tables, tuple, (tuple.destination, tuple.destination_port)) {
+        Ok(passed) => passed,
+        Err(denied) => return Ok(Begun::Deny(denied)),
+    };
     if let Err(answer) = flow::passable(tables, packet, forward) {
         return Ok(Begun::Answer(answer));
     }
@@ -183,6 +188,7 @@ pub fn start<A: Family, T: Trace>(
         reply: Some(Hop::Tunnel(packet.tunnel)),
         learn: Learn::default(),
         granted: Some(granted),
+        passed,
     }))
 }
 
@@ -381,13 +387,17 @@ pub fn inbound<A: Family>(
     if is_tcp {
         return if opens { led_in(tables, packet, tuple, hash, mapping.inside) } else { Err(DropReason::NoMapping) };
     }
+    let passed = match policy::check(tables, tuple, mapping.inside) {
+        Ok(passed) => passed,
+        Err(denied) => return Ok(Begun::Deny(denied)),
+    };
     let hop = toward_pod(tables, mapping.inside.0, hash)?;
     if let Err(answer) = flow::passable(tables, packet, hop) {
         return Ok(Begun::Answer(answer));
     }
     let (destination, port) = mapping.inside;
     let source_port = if tuple.protocol == A::ICMP { port } else { tuple.source_port };
-    Ok(Begun::Deliver { to: Tuple { destination, destination_port: port, source_port, ..*tuple }, hop })
+    Ok(Begun::Deliver { to: Tuple { destination, destination_port: port, source_port, ..*tuple }, hop, passed })
 }
 
 /// A flow that somebody outside begins with a pod: its source stays.
@@ -399,6 +409,10 @@ fn led_in<A: Family>(
     inside: (A, u16),
 ) -> Result<Begun<A>, DropReason> {
     let pod = inside.0.pod(tables).ok_or(DropReason::NoMapping)?;
+    let passed = match policy::check(tables, tuple, inside) {
+        Ok(passed) => passed,
+        Err(denied) => return Ok(Begun::Deny(denied)),
+    };
     let forward = toward_pod(tables, inside.0, hash)?;
     let reply = way(tables, tuple.source, hash)?;
     if let Err(answer) = flow::passable(tables, packet, forward) {
@@ -416,6 +430,7 @@ fn led_in<A: Family>(
         reply: Some(reply),
         learn: Learn::default(),
         granted: None,
+        passed,
     }))
 }
 
@@ -442,7 +457,7 @@ fn stands<A: Family>(tables: &Tables, entry: &Entry<A>) -> bool {
     if let Some(own) = tables.egress.whole_of(&original.source.mapped()) {
         return own == translated.source.mapped();
     }
-    let row = policy(tables, pod, original.destination).and_then(|(_, row)| row);
+    let row = deciding(tables, pod, original.destination).and_then(|(_, row)| row);
     let Some((row, class)) = row.zip(PortClass::of(original.protocol)) else { return false };
     let is_mapped = row.mapping(class).class == MappingClass::EndpointIndependent;
     let as_it_was = is_mapped == (entry.mark & mark::MAPPED != 0);
@@ -459,7 +474,7 @@ fn still_leads_in<A: Family>(tables: &Tables, backend: u32, original: &Tuple<A>,
     if let Some(at) = forwarded.or_else(|| row.whole.map(|pod| (pod, original.destination_port))) {
         return at == to;
     }
-    let policy = policy(tables, pod, original.source).and_then(|(_, row)| row);
+    let policy = deciding(tables, pod, original.source).and_then(|(_, row)| row);
     policy.is_some_and(|row| {
         let is_mapped = row.mapping(PortClass::Tcp).class == MappingClass::EndpointIndependent;
         is_mapped && A::external_of(row).contains(&original.destination)
@@ -472,6 +487,9 @@ pub fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direc
         return Standing::End;
     }
     let (original, translated) = (entry.original_tuple(), entry.translated_tuple());
+    if let Err(denied) = policy::check(tables, &original, (translated.destination, translated.destination_port)) {
+        return Standing::Deny(denied);
+    }
     let (forward, reply) = if entry.is_egress() {
         (way(tables, original.destination, hash), toward_pod(tables, original.source, hash))
     } else {
@@ -492,6 +510,11 @@ pub fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direc
     })
 }
 
+fn is_allowed<A: Family>(tables: &Tables, entry: &Entry<A>) -> bool {
+    let translated = entry.translated_tuple();
+    policy::check(tables, &entry.original_tuple(), (translated.destination, translated.destination_port)).is_ok()
+}
+
 /// Judges, for the sweep, flows whose pod or policy has changed since they were looked at (N-101).
 #[derive(Clone, Copy, Debug)]
 pub struct Judge<'t>(pub &'t Tables);
@@ -504,7 +527,8 @@ impl Judge<'_> {
             return false;
         }
         let stands = stands(self.0, entry);
-        if stands {
+        // One that network policies stop now is left as it is: its next packet has to ask them (P-031).
+        if stands && is_allowed(self.0, entry) {
             entry.backend_epoch = epoch;
         }
         !stands

@@ -17,7 +17,7 @@ use crate::family::Family;
 use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Packet};
 use crate::pipeline::Decision;
-use crate::stage::{egress, encap, node, route};
+use crate::stage::{egress, encap, node, policy, route};
 use crate::state::{Direction, Entry, Hit, State, Tuple};
 use crate::table::Tables;
 use crate::wire::packet::l4_checksum_verifies;
@@ -51,7 +51,7 @@ pub fn decide<A: Family>(
         return node::error(tables, packet, entry);
     }
     let to = entry.leaving(hit.direction).destination;
-    let fresh = entry.routes_epoch == tables.settings.routes_epoch;
+    let fresh = entry.routes_epoch == policy::ways_epoch(tables, entry);
     let hop = route::kept(entry, hit.direction).filter(|hop| fresh && route::carries(tables, *hop).is_some());
     let way = || match entry.leaving(hit.direction).domain == Domain::Wire as u8 {
         true => egress::way(tables, to, hash),

@@ -3,7 +3,8 @@
 //! reads   the flow entry, two epochs     writes  nothing; returns a hop, or what to do instead
 //! drops   `SpoofedSource`, `NotOurs`, `NoFlow`, `NoBackend`, `NoRoute`, `OrphanSegment`,
 //!         `FragmentUntracked`
-//! cost    known and current: the entry's line and two table reads by index; no loop, no hash
+//! cost    known and current: the entry's line and two table reads by index (three for a pod's flow to a Service); no
+//!         loop, no hash
 //! spec    S-070, S-074, S-077, S-078, S-100 … S-103, N-087, V-010, L-020, L-058, P-047
 //! tests   `dataplane/tests/golden/flow.rs`, `dataplane/tests/differential.rs`
 //!
@@ -16,6 +17,7 @@ use crate::limits;
 use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Refused, Step, Trace};
+use crate::stage::policy::{Denied, Passed};
 use crate::stage::route::{self, Hop};
 use crate::stage::{egress, nat, node, policy, service};
 use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
@@ -30,7 +32,7 @@ use crate::wire::{protocol, tcp};
 #[inline]
 pub fn current<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direction, packet: &Packet) -> Option<Hop> {
     let hop = route::kept(entry, direction)?;
-    let fresh = entry.routes_epoch == tables.settings.routes_epoch
+    let fresh = entry.routes_epoch == policy::ways_epoch(tables, entry)
         && entry.backend_epoch == tables.backends.epoch(BackendId(entry.backend));
     let came_right =
         packet.domain == Domain::Wire || route::kept(entry, direction.reversed()) == Some(Hop::Tunnel(packet.tunnel));
@@ -62,7 +64,7 @@ pub fn known<A: Family, T: Trace>(
     }
     let mut refresh = None;
     if syn && entry.is_one_way()
-        || entry.routes_epoch != tables.settings.routes_epoch
+        || entry.routes_epoch != policy::ways_epoch(tables, entry)
         || entry.backend_epoch != tables.backends.epoch(BackendId(entry.backend))
         || route::kept(entry, hit.direction).and_then(|hop| route::carries(tables, hop)).is_none()
     {
@@ -81,6 +83,7 @@ pub fn known<A: Family, T: Trace>(
             }
             Standing::Reselect | Standing::End => return Decision::Drop(DropReason::NoFlow),
             Standing::Refuse(reason) => return Decision::Drop(reason),
+            Standing::Deny(denied) => return Decision::Deny(denied),
         }
     }
     let hop = match (refresh, hit.direction) {
@@ -121,8 +124,9 @@ pub fn new<A: Family, T: Trace>(
     match start(tables, state, packet, tuple, hash, moment, replaces, trace) {
         Ok(Begun::Flow(flow)) => Decision::Start { flow, replaces },
         Ok(Begun::Pass { backend, hop }) => Decision::Pass { backend, hop },
-        Ok(Begun::Deliver { to, hop }) => Decision::Deliver { to, hop },
+        Ok(Begun::Deliver { to, hop, passed }) => Decision::Deliver { to, hop, passed },
         Ok(Begun::Refuse(refused)) => Decision::Refuse(refused),
+        Ok(Begun::Deny(denied)) => Decision::Deny(denied),
         Ok(Begun::Answer(answer)) => Decision::Answer(answer),
         Err(reason) => Decision::Drop(reason),
     }
@@ -145,9 +149,13 @@ pub enum Begun<A> {
         to: Tuple<A>,
         /// Where it leaves.
         hop: Hop,
+        /// What let it pass.
+        passed: Passed,
     },
     /// Nothing: the pod that sent it is told.
     Refuse(Refused),
+    /// Nothing, in silence: a policy denies it.
+    Deny(Denied),
     /// An answer.
     Answer(Answer),
 }
@@ -190,7 +198,10 @@ fn start<A: Family, T: Trace>(
             return refuse(packet).map(Begun::Answer);
         };
         trace.note(Step::Backend(backend));
-        return node::start(tables, packet, tuple, backend);
+        return match policy::check_node(tables, tuple, &offer.row.cluster.members) {
+            Ok(_) => node::start(tables, packet, tuple, backend),
+            Err(denied) => Ok(Begun::Deny(denied)),
+        };
     }
     if is_connected(packet) && !opens(packet.l3.tcp_flags) {
         return orphan(tables, packet, node::is_awaited(tables, packet, tuple)).map(Begun::Answer);
@@ -204,7 +215,10 @@ fn start<A: Family, T: Trace>(
         .row(backend)
         .and_then(|row| Some((A::unmapped(&row.address)?, row.port_for(tuple.destination_port))))
         .ok_or(DropReason::NoBackend)?;
-    policy::check(tables, tuple, to)?;
+    let passed = match policy::check(tables, tuple, to) {
+        Ok(passed) => passed,
+        Err(denied) => return Ok(Begun::Deny(denied)),
+    };
     let forward = route::toward(tables, to.0, hash)?;
     let reply = match packet.domain {
         Domain::Wire => route::toward(tables, tuple.source, hash)?,
@@ -222,11 +236,12 @@ fn start<A: Family, T: Trace>(
         leaves: Domain::Overlay,
         backend,
         backend_epoch: tables.backends.epoch(backend),
-        routes_epoch: tables.settings.routes_epoch,
+        routes_epoch: policy::ways_epoch_of(tables, tuple),
         forward,
         reply: Some(reply),
         learn,
         granted: None,
+        passed,
     }))
 }
 
@@ -290,6 +305,8 @@ pub enum Standing {
     End,
     /// Its packets end here.
     Refuse(DropReason),
+    /// A policy denies it now: its packets end here, and go on should that be allowed again (P-031).
+    Deny(Denied),
 }
 
 /// Whether the Service at the destination of `original` has an endpoint that serves (S-102).
@@ -313,8 +330,8 @@ fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direction
     if gone && original.protocol == protocol::UDP && serves(tables, &original) {
         return Standing::Reselect;
     }
-    if let Err(reason) = policy::check(tables, &original, to) {
-        return Standing::Refuse(reason);
+    if let Err(denied) = policy::check(tables, &original, to) {
+        return Standing::Deny(denied);
     }
     // One hash per flow and direction, so that the choice among equal hops is the flow's and not the packet's.
     let forward = route::toward(tables, to.0, hash);
@@ -334,7 +351,7 @@ fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direction
     let waits = gone && original.protocol == protocol::UDP;
     Standing::Keep(Refresh {
         backend_epoch: if waits { entry.backend_epoch } else { tables.backends.epoch(BackendId(entry.backend)) },
-        routes_epoch: tables.settings.routes_epoch,
+        routes_epoch: policy::ways_epoch(tables, entry),
         forward: forward.ok(),
         reply: reply.ok(),
     })

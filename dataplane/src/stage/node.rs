@@ -20,6 +20,7 @@ use crate::family::Family;
 use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, NewFlow, Refresh};
 use crate::stage::flow::{self, Begun, Standing};
+use crate::stage::policy::{self, Passed};
 use crate::stage::route::{self, Hop};
 use crate::stage::service;
 use crate::state::one_way::{self, Opening};
@@ -62,6 +63,7 @@ pub fn start<A: Family>(
             reply: None,
             learn: Learn::default(),
             granted: None,
+            passed: Passed::default(),
         })),
     }
 }
@@ -69,6 +71,9 @@ pub fn start<A: Family>(
 /// What becomes of a later fragment without a flow: its first one may have been passed.
 pub fn later<A: Family>(tables: &Tables, packet: &Packet, tuple: &Tuple<A>) -> Option<Begun<A>> {
     let (backend, hop) = by_hash(tables, packet, tuple)?;
+    if let Err(denied) = policy::check_node_row(tables, tuple, backend) {
+        return Some(Begun::Deny(denied));
+    }
     match flow::passable(tables, packet, hop) {
         Ok(()) => Some(Begun::Pass { backend, hop }),
         Err(answer) => Some(Begun::Answer(answer)),
@@ -85,6 +90,9 @@ pub fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, syn: bool) -> St
     let datagram = entry.protocol() == protocol::UDP;
     if gone && (syn || datagram && flow::serves(tables, &entry.original_tuple())) {
         return Standing::Reselect;
+    }
+    if let Err(denied) = policy::check_node_row(tables, &entry.original_tuple(), backend) {
+        return Standing::Deny(denied);
     }
     Standing::Keep(Refresh {
         // A datagram flow kept only because nothing serves stays stale on purpose: it looks again with every packet.

@@ -1,21 +1,163 @@
 //! # Policy: may it pass?
 //!
-//! reads   `table::policy`     writes  nothing     drops   none yet
-//! cost    nothing while no policy is known        spec    P-040 (client's real source, pod's real address)
-//! tests   with the first kind of rule
+//! reads   `table::policy`, `pod`, `backend`     writes  nothing; returns what decided
+//! drops   `PolicyDeniedIngress`, `PolicyDeniedEgress`
+//! cost    nothing while no policy is about anybody; else two pods looked up, and rules once for each side that is one
+//! spec    P-021, P-025, P-026, P-030 … P-033, P-034, P-040 … P-044, P-047, P-048
+//! tests   `dataplane/tests/golden/policy.rs`
 //!
 //! The place in the order is fixed: after the backend is known, with the source not yet translated, for new and for
-//! revalidated flows. The table knows no kind of rule yet, so everything passes.
+//! revalidated flows. What answers a flow is let through with it, and so are ICMP errors about it.
+//!
+//! A packet out of the overlay is from the pod whose address it has, since its tunnel proves that (P-047). On the wire an
+//! address proves nothing: whoever writes a pod's there is a client with that address, and no rule takes him for the pod.
+
+use std::net::IpAddr;
+
+use tidegate_policy::Query;
+pub use tidegate_policy::{Decided, Direction};
 
 use crate::drops::DropReason;
-use crate::state::Tuple;
-use crate::table::Tables;
+use crate::family::Family;
+use crate::packet::Domain;
+use crate::state::{Entry, Tuple};
+use crate::table::route::RouteTarget;
+use crate::table::{BackendId, Tables};
 
-/// Whether a flow from `original.source` to `backend` may pass.
+/// Endpoints behind a node that are asked for before it is left to the node: what one packet may cost.
+const ENDPOINTS_ASKED_MAX: usize = 64;
+
+/// What let a flow pass, by side. `None`: nobody was asked, since that side is no pod that rules are about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Of the pod it goes to.
+    pub ingress: Option<Decided>,
+    /// Of the pod it comes from.
+    pub egress: Option<Decided>,
+}
+
+/// What stopped it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// Which side.
+    pub reason: DropReason,
+    /// And who.
+    pub by: Decided,
+}
+
+impl Denied {
+    /// The side as rules name it.
+    pub fn direction(&self) -> Direction {
+        if self.reason == DropReason::PolicyDeniedEgress { Direction::Egress } else { Direction::Ingress }
+    }
+}
+
+/// Whether a flow from the source of `original` that is led to `to` may pass.
 ///
 /// # Errors
-/// The reason, when a policy denies.
+/// Who denies it.
 #[inline]
-pub fn check<A>(_tables: &Tables, _original: &Tuple<A>, _backend: (A, u16)) -> Result<(), DropReason> {
-    Ok(())
+pub fn check<A: Family>(tables: &Tables, original: &Tuple<A>, to: (A, u16)) -> Result<Passed, Denied> {
+    if tables.policy.is_empty() { Ok(Passed::default()) } else { judge(tables, original, to) }
+}
+
+#[inline(never)]
+fn judge<A: Family>(tables: &Tables, original: &Tuple<A>, (to, port): (A, u16)) -> Result<Passed, Denied> {
+    let is_inside = original.domain == Domain::Overlay as u8;
+    if is_inside && original.source == to {
+        return Ok(Passed::default()); // P-033
+    }
+    let source = if is_inside { identity(tables, &original.source) } else { 0 };
+    let destination = identity(tables, &to);
+    let ask = |direction, subject, peer, peer_address: IpAddr| {
+        if !tables.policy.rules.concerns(direction, subject) {
+            return None;
+        }
+        let query = Query { direction, subject, peer, peer_address, protocol: original.protocol, port };
+        Some(tables.policy.rules.lookup(&query))
+    };
+    let is_own_node = || is_inside && source == 0 && lives_on(tables, &to, &original.source);
+    let mut passed = Passed::default();
+    if let Some(verdict) = ask(Direction::Egress, source, destination, to.ip()) {
+        if !verdict.allow {
+            return Err(Denied { reason: DropReason::PolicyDeniedEgress, by: verdict.decided_by });
+        }
+        passed.egress = Some(verdict.decided_by);
+    }
+    if let Some(verdict) = ask(Direction::Ingress, destination, source, original.source.ip()).filter(|_| !is_own_node())
+    {
+        if !verdict.allow {
+            return Err(Denied { reason: DropReason::PolicyDeniedIngress, by: verdict.decided_by });
+        }
+        passed.ingress = Some(verdict.decided_by);
+    }
+    Ok(passed)
+}
+
+/// Whether a node may be sent what is for one of `endpoints`, of which it picks one by itself: unless every one of them
+/// would refuse it (design 6). Of many only the first are asked; the node's own policies decide anyway.
+///
+/// # Errors
+/// Who denies it, at the first of them.
+#[inline]
+pub fn check_node<A: Family>(tables: &Tables, original: &Tuple<A>, endpoints: &[BackendId]) -> Result<Passed, Denied> {
+    if tables.policy.is_empty() { Ok(Passed::default()) } else { judge_node(tables, original, endpoints) }
+}
+
+#[inline(never)]
+fn judge_node<A: Family>(tables: &Tables, original: &Tuple<A>, endpoints: &[BackendId]) -> Result<Passed, Denied> {
+    let mut first = None;
+    for endpoint in endpoints.iter().take(ENDPOINTS_ASKED_MAX) {
+        let row = tables.backends.row(*endpoint);
+        let to = row.and_then(|row| Some((A::unmapped(&row.address)?, row.port_for(original.destination_port))));
+        let Some(to) = to else { continue };
+        match judge(tables, original, to) {
+            // Not told whose rule it was: nobody knows which of them the node picks.
+            Ok(_) => return Ok(Passed::default()),
+            Err(denied) => first = first.or(Some(denied)),
+        }
+    }
+    match first {
+        Some(denied) if endpoints.len() <= ENDPOINTS_ASKED_MAX => Err(denied),
+        _ => Ok(Passed::default()),
+    }
+}
+
+/// The same by a node's own row.
+///
+/// # Errors
+/// Who denies it.
+pub fn check_node_row<A: Family>(tables: &Tables, original: &Tuple<A>, node: BackendId) -> Result<Passed, Denied> {
+    let service = tables.backends.row(node).and_then(|row| tables.services.row(row.service));
+    service.map_or(Ok(Passed::default()), |row| check_node(tables, original, &row.cluster.members))
+}
+
+/// P-032: whether the address of a pod leads to the node that has this underlay address.
+fn lives_on<A: Family>(tables: &Tables, pod: &A, node: &A) -> bool {
+    let target = pod.route(tables).map(|row| &row.target);
+    let tunnel = if let Some(RouteTarget::Tunnel(tunnel)) = target { tables.tunnels.row(*tunnel) } else { None };
+    tunnel.is_some_and(|row| row.underlay == node.mapped())
+}
+
+fn identity<A: Family>(tables: &Tables, address: &A) -> u32 {
+    address.pod(tables).map_or(0, |pod| pod.identity)
+}
+
+/// The epoch that the entry's `routes_epoch` is compared with: that of routes, and where a pod has begun the flow with a
+/// Service also that of the pod as a source.
+#[inline(always)]
+pub fn ways_epoch<A: Family>(tables: &Tables, entry: &Entry<A>) -> u16 {
+    let routes = tables.settings.routes_epoch;
+    if entry.is_from_inside() { with_source(tables, routes, entry.original_tuple().source) } else { routes }
+}
+
+/// The same of a flow to a Service that is yet to begin with `original`.
+pub fn ways_epoch_of<A: Family>(tables: &Tables, original: &Tuple<A>) -> u16 {
+    let routes = tables.settings.routes_epoch;
+    if original.domain == Domain::Overlay as u8 { with_source(tables, routes, original.source) } else { routes }
+}
+
+#[inline]
+fn with_source<A: Family>(tables: &Tables, routes: u16, source: A) -> u16 {
+    routes.wrapping_add(tables.policy.source_epoch(&source.mapped()))
 }

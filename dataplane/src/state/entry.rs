@@ -203,6 +203,13 @@ impl<A: Address> Entry<A> {
         self.mark & mark::EGRESS != 0
     }
 
+    /// Whether somebody in the overlay has begun this flow, and not with the outside: both its ends are inside.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_from_inside(&self) -> bool {
+        self.flags & DOMAIN != 0 && self.mark & mark::EGRESS == 0
+    }
+
     /// Whether a datagram of `direction` starts the timer again: of a pod's flow only what the pod sends (N-008).
     #[inline(always)]
     #[must_use]

@@ -26,6 +26,7 @@ pub mod fragment;
 pub mod limit;
 pub mod answers;
 pub mod usage;
+pub mod ruling;
 pub mod affinity;
 pub mod schedule;
 pub mod worker;

@@ -13,6 +13,7 @@ use super::egress::{Egress, Grant, NoRoom};
 use super::fragment::{Fragments, Waiting};
 use super::hold::Hold;
 use super::limit::TokenBucket;
+use super::ruling::Rulings;
 use super::schedule::{Pointer, Schedule, SetKind};
 use super::usage::Usage;
 use super::{Direction, Entry, FlowId, FlowTable, InsertError, NewFlow, Swept, Ticks, Tuple, Victim};
@@ -48,6 +49,8 @@ pub struct State {
     pub pins: TokenBucket,
     /// Ports and mappings of pods' flows to the outside.
     pub egress: Egress,
+    /// What rules of network policies have done.
+    pub rulings: Rulings,
 }
 
 /// How large the state of a worker is. Memory is touched as it is used.
@@ -95,6 +98,7 @@ impl State {
             answers: Answers::new(rate, seed, now_ns),
             pins: TokenBucket::new(pins, pins, now_ns),
             egress: Egress::new(&capacity, seed)?,
+            rulings: Rulings::new()?,
         })
     }
 

@@ -55,7 +55,7 @@ pub mod neighbour;
 pub mod tunnel;
 /// Source addresses for translation.
 pub mod nat;
-/// Policy verdicts (no rows yet).
+/// Network policies.
 pub mod policy;
 /// Which worker owns a block of translated ports.
 pub mod owner;
