@@ -301,6 +301,13 @@ fn a_node_that_falls_silent_is_avoided_in_seconds() {
 }
 
 #[test]
+fn policies_hold_at_the_gateway() {
+    for queues in [1, 2] {
+        check_with(queues, &["policy"]); // P-031, P-035, P-040, T-061, T-063
+    }
+}
+
+#[test]
 fn selected_pods_leave_with_the_address_of_their_policy() {
     for queues in [1, 2] {
         check_with(queues, &["egress", "egress-closed"]); // N-110, N-111, N-113, N-001, N-044

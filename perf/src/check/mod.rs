@@ -19,6 +19,8 @@ mod nodes;
 mod dead;
 /// Egress: pods that leave the cluster with an address of their policy.
 mod egress;
+/// Policy: whom network policies let through.
+mod policy;
 /// Ending: pods that are replaced on their own node, and pods that all terminate.
 mod ending;
 /// Accounting: a flood and the counters of everyone who saw it.
@@ -127,6 +129,7 @@ pub const CHECKS: &[Check] = &[
     check("terminating", "pods that all terminate still serve, both modes", ending::terminating),
     check("rolling", "a rolling update of all pods under load, both modes", nodes::rolling),
     check("new-service", "a Service added to the directory answers", change::new_service),
+    check("policy", "NetworkPolicies at the gateway, live, with connections that stand", policy::ingress),
     check("egress", "pods leave with their policy's address, flannel's rules present", egress::leaves),
     check("egress-closed", "no gateway: selected pods do not get out some other way", egress::fails_closed),
     check("control-killed", "SIGKILL of control", outage::control_killed),
