@@ -52,6 +52,10 @@ pub const RIGHTS: &[Right] = &[
     cluster("policy.networking.k8s.io", "clusternetworkpolicies", FOLLOW, "who may reach whom, in all namespaces"),
     cluster("tidegate.io", "addresspools", FOLLOW, "addresses to hand out"),
     cluster("tidegate.io", "addresspools/status", &["patch"], "how many are left"),
+    cluster("tidegate.io", "egresspolicies", FOLLOW, "which pods leave with which addresses"),
+    cluster("tidegate.io", "egresspolicies/status", &["patch"], "whether they do"),
+    cluster("tidegate.io", "staticnats", FOLLOW, "which addresses lead to which pods"),
+    cluster("tidegate.io", "staticnats/status", &["patch"], "whether they do"),
     cluster("events.k8s.io", "events", &["create", "patch"], "what happened to a Service"),
     Right {
         group: "coordination.k8s.io",

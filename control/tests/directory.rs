@@ -317,12 +317,12 @@ fn two_objects_may_go_without_asking() {
 #[test]
 fn unknown_kinds_are_told_once() {
     let mut place = Place::new();
-    let pod = "apiVersion: v1\nkind: Pod\nmetadata: { name: p }\n---\n";
-    place.write("a.yaml", &(pod.repeat(3) + &node("w1")));
-    place.write("b.yaml", pod);
+    let other = "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: p }\n---\n";
+    place.write("a.yaml", &(other.repeat(3) + &node("w1")));
+    place.write("b.yaml", other);
     let batch = place.look();
     assert_eq!(applied(&batch), ["Node w1"]);
-    assert_eq!(problems(&batch), ["objects of kind v1 Pod are not read (first seen in a.yaml)"]);
+    assert_eq!(problems(&batch), ["objects of kind v1 ConfigMap are not read (first seen in a.yaml)"]);
 }
 
 #[test]

@@ -560,7 +560,7 @@ fn deliver<A: Family>(
 ) -> Verdict {
     counters.count(Event::MappingUsed);
     match rewrite::run(packet, frame, to, None) {
-        Edited::Plainly | Edited::Clamped => depart(tables, counters, packet, frame, hop, hash),
+        Edited::Plainly | Edited::Clamped => leave(tables, counters, packet, frame, hop, hash),
         Edited::Refused => Verdict::Drop(DropReason::EditRefused),
     }
 }

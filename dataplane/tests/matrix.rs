@@ -813,7 +813,8 @@ fn tests_notice_what_they_are_for() {
     // Each requirement is broken on purpose; docs/rfc-compliance.md names these.
     let udp = Case { mode: Mode::Fullnat, protocol: Protocol::Udp, link: Link::Plain };
     let sctp = Case { protocol: Protocol::Sctp, ..udp };
-    let table: [(Mutation, fn(Case), Case); 10] = [
+    type Broken = (Mutation, fn(Case), Case);
+    let table: [Broken; 10] = [
         (Mutation::ErrorAsItCame, errors_to_the_service, udp),
         (Mutation::ErrorAsItCame, errors_to_the_client, udp),
         (Mutation::ErrorEndsFlow, errors_to_the_service, udp),

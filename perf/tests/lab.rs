@@ -301,6 +301,13 @@ fn a_node_that_falls_silent_is_avoided_in_seconds() {
 }
 
 #[test]
+fn selected_pods_leave_with_the_address_of_their_policy() {
+    for queues in [1, 2] {
+        check_with(queues, &["egress", "egress-closed"]); // N-110, N-111, N-113, N-001, N-044
+    }
+}
+
+#[test]
 fn a_pod_may_be_swapped_on_its_own_node() {
     check(&["node-cycled"]); // T-023
 }

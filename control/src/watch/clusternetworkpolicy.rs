@@ -6,7 +6,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde_json::Value;
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Protocol, Tier};
 
 use super::networkpolicy::{Complain, cidr};
@@ -27,13 +27,13 @@ pub(crate) struct Manifest {
     spec: Spec,
     // Known, so that what is unknown can be told, and not looked at.
     #[serde(default, rename = "apiVersion")]
-    _api_version: IgnoredAny,
+    _api_version: Value,
     #[serde(default, rename = "kind")]
-    _kind: IgnoredAny,
+    _kind: Value,
     #[serde(default, rename = "metadata")]
-    _metadata: IgnoredAny,
+    _metadata: Value,
     #[serde(default, rename = "status")]
-    _status: IgnoredAny,
+    _status: Value,
 }
 
 /// `spec` of the object.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tidegate_apiserver::fault::{Effect, Fault, Match};
+use tidegate_apiserver::log::Logged;
 use tidegate_apiserver::rbac::Rules;
 
 use super::stage::{
@@ -120,7 +121,11 @@ fn a_watch_is_taken_up_again_where_it_broke() {
     let gateway = Gateway::start(&server, "gw-1", "");
     gateway.until_endpoints("web", 2);
     let faults = server.faults();
-    let lists = || server.requests().iter().filter(|request| request.asked.verb == "list").count();
+    // A kind that is not there is asked for again and again.
+    let lists = || {
+        let listed = |request: &&Logged| request.asked.verb == "list" && request.code != 404;
+        server.requests().iter().filter(listed).count()
+    };
     let before = lists();
     let mut hosts = vec![1];
     let watch = |effect| Fault::times(1, Match::of("watch", "endpointslices"), effect);
@@ -200,7 +205,9 @@ fn a_role_that_lacks_something_is_told_what() {
     let partial = || {
         Rules::default()
             .and(&[""], &["services", "nodes"], &read)
-            .and(&["tidegate.io"], &["addresspools"], &read)
+            .and(&["networking.k8s.io"], &["networkpolicies"], &read)
+            .and(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &read)
+            .and(&["tidegate.io"], &["addresspools", "egresspolicies", "staticnats"], &read)
             .and(&[""], &["services", "services/status"], &["patch"])
             .and(&["coordination.k8s.io"], &["leases"], &["get", "create", "update"])
     };

@@ -30,8 +30,10 @@ pub fn role() -> Rules {
         .and(&["discovery.k8s.io"], &["endpointslices"], &read)
         .and(&["coordination.k8s.io"], &["leases"], &["get", "create", "update"])
         .and(&["events.k8s.io"], &["events"], &["create", "patch"])
-        .and(&["tidegate.io"], &["addresspools"], &read)
-        .and(&["tidegate.io"], &["addresspools/status"], &["patch"])
+        .and(&["networking.k8s.io"], &["networkpolicies"], &read)
+        .and(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &read)
+        .and(&["tidegate.io"], &["addresspools", "egresspolicies", "staticnats"], &read)
+        .and(&["tidegate.io"], &["addresspools/status", "egresspolicies/status", "staticnats/status"], &["patch"])
 }
 
 /// A cluster with two Nodes that are gateways, two that are not, and a pool of both families.

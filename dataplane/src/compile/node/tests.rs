@@ -244,7 +244,7 @@ fn a_udp_port_takes_over_what_tcp_says() {
     assert!(watched.ways().iter().all(|(service, ..)| service == "shop/both"), "UDP is not probed");
     let report = told(&mut compiler);
     let alone = report.iter().find(|told| told.service == "shop/alone").unwrap();
-    assert!(alone.ports[0].nodes[0].reason.contains("UDP alone"), "{}", alone.ports[0].nodes[0].reason);
+    assert!(alone.ports[0].nodes[0].reason.contains("only TCP can be proven"), "{}", alone.ports[0].nodes[0].reason);
     prove(&mut compiler, "shop/both", &["w1"]);
     assert_eq!((mode(&compiler, 20, 17), mode(&compiler, 30, 17)), ([Mode::NodeDsr; 2], [Mode::NodeDsr; 2]));
     let shares = nodes(&compiler, id(&compiler, 30, 17, Family::V6));
