@@ -154,6 +154,9 @@ fn resume(rig: &mut Rig, heal: impl Fn(&mut Rig) -> Result<()>) -> Found {
     Ok(rows)
 }
 
+/// Port of nodes at which a gateway feels whether they live.
+const PULSE_PORT: u16 = 10256;
+
 /// Reads both captures: no RST, and nothing the node itself said to Service traffic.
 fn silence(at_client: &Captured, at_bridge: &Captured) -> Found {
     let from_gateway = format!("ether src {GATEWAY_WAN_MAC}");
@@ -169,10 +172,11 @@ fn silence(at_client: &Captured, at_bridge: &Captured) -> Found {
         "{from_gateway} and (src host {GATEWAY_WAN_V4} or src host {GATEWAY_WAN_V6} or src net fe80::/10) \
          and {NOT_NEIGHBOUR_DISCOVERY}"
     );
-    // The bridge sees our own VXLAN leave with the node's address as it must; ICMP and RST would be the kernel's.
+    // The bridge sees our own VXLAN leave with the node's address as it must, and the questions by which nodes' pulse is
+    // felt; ICMP and RST would be the kernel's.
     let own_underlay = format!(
-        "(src host {GATEWAY_LAN_V4} and (icmp or tcp)) or (src host {GATEWAY_LAN_V6} and {NOT_NEIGHBOUR_DISCOVERY} \
-         and not udp)"
+        "((src host {GATEWAY_LAN_V4} and (icmp or tcp)) or (src host {GATEWAY_LAN_V6} and {NOT_NEIGHBOUR_DISCOVERY} \
+         and not udp)) and not (tcp dst port {PULSE_PORT})"
     );
     Ok(vec![
         Row::new("frames captured at the client", seen.to_string(), "> 0", seen > 0),
