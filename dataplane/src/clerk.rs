@@ -115,6 +115,17 @@ struct Desk {
 }
 
 impl Desk {
+    /// Where an earlier run has left records, the start is one too: what was held then is not held any more.
+    fn begin(&mut self) {
+        if !self.directory.is_dir() {
+            return;
+        }
+        match Writer::open(&self.directory, self.limits, Timestamp::now()) {
+            Ok(writer) => self.writer = Some(writer),
+            Err(error) => self.note(Err(error)),
+        }
+    }
+
     fn write(&mut self, record: &Record) {
         let written = match &mut self.writer {
             Some(writer) => writer.append(record),
@@ -163,6 +174,7 @@ pub fn start(
     let mut desk = Desk { directory, limits, writer: None, lost: 0 };
     let mut names = Names::default();
     std::thread::Builder::new().name("clerk".into()).spawn(move || {
+        desk.begin();
         loop {
             match events.recv_timeout(FLUSH_EVERY) {
                 Ok(first) => {
@@ -296,5 +308,13 @@ mod tests {
         assert_eq!(wait("192.0.2.10", 1)[0].holding.pod, "shop/web-9");
         drop(sender);
         clerk.join().unwrap();
+
+        // A run that records nothing ends what the one before held: nobody has it any more.
+        assert_eq!(ask("192.0.2.10").len(), 1);
+        let (sender, events) = crossbeam::channel::bounded(16);
+        let clerk = start(events, cluster, directory.path().into(), Limits::default()).unwrap();
+        drop(sender);
+        clerk.join().unwrap();
+        assert_eq!(ask("192.0.2.10"), []);
     }
 }
