@@ -6,8 +6,13 @@
 //! `externalTrafficPolicy: Local` a client from outside gets an endpoint of this very node and is not masqueraded; without
 //! an endpoint here its packets are dropped. With `Cluster` it gets any endpoint and is masqueraded.
 //!
-//! The rules are replaced in one transaction, as kube-proxy does, so that no packet meets half of them. Afterwards the
-//! connection tracker forgets datagram flows to pods that are gone, as kube-proxy has it do.
+//! The rules are replaced in one transaction, and what packets enter by stays: the chains at the hooks and the map of
+//! addresses are filled again, never made again. A packet looks up the kernel's generation of the rules at every hook and
+//! at every set, not once: with chains that are made again, one in some hundred changes meets a packet that sees the new
+//! chain before the change and the old one after it, and so none at all; the node then has no route to the VIP and says so.
+//! For the same reason the choice among endpoints is a rule per endpoint and no anonymous map. Chains of endpoints that
+//! are gone stay empty. Afterwards the connection tracker forgets datagram flows to pods that are gone, as kube-proxy has
+//! it do.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -123,22 +128,38 @@ fn rules(worker: Node, family: Family, services: &[LabService]) -> String {
         verdicts.push(format!("{key} : goto external-{name}"));
     }
     let chains = ordered(&chains);
+    // What is there on every call: the ways in, and the maps that the rules of the ways in look at.
+    let frame = format!(
+        "table {ip} kube-proxy {{\n\
+         chain mark-for-masquerade {{\n}}\nchain masquerading {{\n}}\n\
+         map service-ips {{\ntype {address} . inet_proto . inet_service : verdict\n}}\n\
+         map no-endpoint-services {{\ntype {address} . inet_proto . inet_service : verdict\n}}\n\
+         chain services {{\n}}\n\
+         chain nat-prerouting {{\ntype nat hook prerouting priority dstnat;\n}}\n\
+         chain nat-output {{\ntype nat hook output priority -100;\n}}\n\
+         chain nat-postrouting {{\ntype nat hook postrouting priority srcnat;\n}}\n\
+         chain filter-prerouting {{\ntype filter hook prerouting priority dstnat - 10;\n}}\n}}\n"
+    );
+    let fill = |map: &str, elements: &[String]| {
+        let list = elements.join(", ");
+        if list.is_empty() { list } else { format!("add element {ip} kube-proxy {map} {{ {list} }}\n") }
+    };
     format!(
-        "add table {ip} kube-proxy\ndelete table {ip} kube-proxy\ntable {ip} kube-proxy {{\n\
+        "{frame}flush table {ip} kube-proxy\n\
+         flush map {ip} kube-proxy service-ips\nflush map {ip} kube-proxy no-endpoint-services\n\
+         table {ip} kube-proxy {{\n\
          chain mark-for-masquerade {{\nmeta mark set meta mark or 0x4000\n}}\n\
          chain masquerading {{\nmeta mark and 0x4000 == 0 return\nmeta mark set meta mark xor 0x4000\n\
          masquerade fully-random\n}}\n\
          {chains}\
-         map service-ips {{\ntype {address} . inet_proto . inet_service : verdict\n{}}}\n\
-         map no-endpoint-services {{\ntype {address} . inet_proto . inet_service : verdict\n{}}}\n\
          chain services {{\n{ip} daddr . meta l4proto . th dport vmap @service-ips\n}}\n\
-         chain nat-prerouting {{\ntype nat hook prerouting priority dstnat;\njump services\n}}\n\
-         chain nat-output {{\ntype nat hook output priority -100;\njump services\n}}\n\
-         chain nat-postrouting {{\ntype nat hook postrouting priority srcnat;\njump masquerading\n}}\n\
-         chain filter-prerouting {{\ntype filter hook prerouting priority dstnat - 10;\n\
-         {ip} daddr . meta l4proto . th dport vmap @no-endpoint-services\n}}\n}}\n",
-        elements(&verdicts),
-        elements(&drops),
+         chain nat-prerouting {{\njump services\n}}\n\
+         chain nat-output {{\njump services\n}}\n\
+         chain nat-postrouting {{\njump masquerading\n}}\n\
+         chain filter-prerouting {{\n\
+         {ip} daddr . meta l4proto . th dport vmap @no-endpoint-services\n}}\n}}\n{}{}",
+        fill("service-ips", &verdicts),
+        fill("no-endpoint-services", &drops),
     )
 }
 
@@ -160,15 +181,17 @@ fn protocol(port: &Port) -> String {
     port.protocol.to_lowercase()
 }
 
-/// A chain that picks one of `pods` at random; nothing at all without any.
+/// A chain that picks one of `pods` at random, each with the same chance; nothing at all without any.
 fn choice(chain: &str, service: &str, pods: &[Pod]) -> String {
-    let picks: Vec<String> =
-        (0..).zip(pods).map(|(n, pod)| format!("{n} : goto endpoint-{service}-{}", pod.name())).collect();
-    let picks: String = picks.join(", ");
-    if pods.is_empty() {
-        return format!("chain {chain} {{\n}}\n");
-    }
-    format!("chain {chain} {{\nnumgen random mod {} vmap {{ {picks} }}\n}}\n", pods.len())
+    let picks: String = (1..=pods.len())
+        .rev()
+        .zip(pods)
+        .map(|(left, pod)| {
+            let one_of = if left > 1 { format!("numgen random mod {left} == 0 ") } else { String::new() };
+            format!("{one_of}goto endpoint-{service}-{}\n", pod.name())
+        })
+        .collect();
+    format!("chain {chain} {{\n{picks}}}\n")
 }
 
 /// Chains that others jump to first: nft wants to know them.
@@ -182,10 +205,6 @@ fn ordered(chains: &str) -> String {
     let mut blocks = blocks;
     blocks.sort_by_key(rank);
     blocks.concat()
-}
-
-fn elements(list: &[String]) -> String {
-    if list.is_empty() { String::new() } else { format!("elements = {{ {} }}\n", list.join(", ")) }
 }
 
 #[cfg(test)]
@@ -202,10 +221,9 @@ mod tests {
         let on = |worker| rules(Node { number: worker }, Family::V4, std::slice::from_ref(&service));
         let w1 = on(1);
         assert!(w1.contains("203.0.113.20 . tcp . 80 : goto external-keep-tcp"), "{w1}");
-        assert!(
-            w1.contains("chain local-keep-tcp {\nnumgen random mod 1 vmap { 0 : goto endpoint-keep-tcp-p1 }\n}"),
-            "{w1}"
-        );
+        assert!(w1.contains("chain local-keep-tcp {\ngoto endpoint-keep-tcp-p1\n}"), "{w1}");
+        let two = "chain service-keep-tcp {\nnumgen random mod 2 == 0 goto endpoint-keep-tcp-p1\ngoto endpoint-keep-tcp-p3\n}";
+        assert!(w1.contains(two), "{w1}");
         assert!(w1.contains("dnat to 10.244.1.11:8080") && w1.contains("dnat to 10.244.2.11:5353"), "{w1}");
         assert!(!w1.contains("jump mark-for-masquerade\ngoto service"), "{w1}");
         let w3 = on(3);
