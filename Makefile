@@ -71,6 +71,7 @@ test-zerocopy: toolchain root packages
 	@$(TARGET)/debug/tidegate-lab zero-copy-guest --kernel $(TARGET)/zero-copy
 
 bench: toolchain root packages
+	cargo build --release -p tidegate-control
 	cargo bench -p tidegate-benches
 	cargo run --release -p tidegate-benches --bin bench-summary
 

@@ -52,9 +52,15 @@ impl NeighbourRequests for Silent {
 
 /// A compiler that begins with `tables`, and a reader of what it publishes.
 pub fn compiler(tables: Tables) -> (Compiler, Reader) {
+    let (compiler, [reader]) = compiler_for(tables);
+    (compiler, reader)
+}
+
+/// A compiler that begins with `tables`, and some readers of what it publishes.
+pub fn compiler_for<const READERS: usize>(tables: Tables) -> (Compiler, [Reader; READERS]) {
     let (publisher, readers) = Publisher::new(tables);
-    let reader = readers();
-    (Compiler::new(["wan0", "lan0"], publisher, Box::new(Silent), Box::new(Silent)), reader)
+    let readers = std::array::from_fn(|_| readers());
+    (Compiler::new(["wan0", "lan0"], publisher, Box::new(Silent), Box::new(Silent)), readers)
 }
 
 fn key(n: u32) -> ResourceKey {
