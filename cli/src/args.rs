@@ -34,6 +34,7 @@ Examples:
   tidegate show services
   tidegate show backends shop/web
   tidegate show drops
+  tidegate explain tcp 192.0.2.7:40000 203.0.113.10:80
   tidegate show counters --json
   tidegate drain
   tidegate health --ready
@@ -57,6 +58,8 @@ pub struct Arguments {
 pub enum Command {
     /// Print the dataplane's view of Services, flows, routes, ports and counters
     Show(ShowArguments),
+    /// Tell what would become of a packet and why, step by step; nothing is sent and nothing changes
+    Explain(ExplainArguments),
     /// Give what this gateway announces to the other gateways, and wait until they have it; it goes on forwarding
     Drain {
         /// Longest wait, in seconds
@@ -115,6 +118,67 @@ pub enum PolicyWhat {
     },
     /// List policies that are not enforced whole at a gateway, since they are about traffic between pods
     Report,
+}
+
+/// Arguments of `tidegate explain`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidegate explain tcp 192.0.2.7:40000 203.0.113.10:80
+  tidegate explain udp [2001:db8::7]:5000 [2001:db8:f::a]:53 --json
+  tidegate explain tcp 10.244.1.11:8080 10.244.9.2:31000 --flags A
+  tidegate explain icmp 10.244.1.11 192.0.2.7 --node w1
+  tidegate explain --pcap trace.pcap --number 7 --device wan0")]
+pub struct ExplainArguments {
+    /// Protocol of the packet
+    #[arg(requires = "from", conflicts_with_all = ["hex", "pcap"])]
+    pub protocol: Option<ExplainProtocol>,
+    /// Sender: ADDRESS:PORT, for ICMP an address alone
+    #[arg(requires = "to")]
+    pub from: Option<String>,
+    /// Receiver, the same way
+    pub to: Option<String>,
+    /// Device it comes in by [default: the one that leads back to the sender]
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+    /// Node that sends it in VXLAN [default: the node of the pod that the sender's address is]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// TCP flags that are set, as letters: S, A, F, R, P
+    #[arg(long, default_value = "S")]
+    pub flags: String,
+    /// Time to live
+    #[arg(long, default_value_t = 64)]
+    pub ttl: u8,
+    /// Bytes of payload
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    pub payload: usize,
+    /// The frame as hexadecimal digits
+    #[arg(long, value_name = "DIGITS", conflicts_with = "pcap")]
+    pub hex: Option<String>,
+    /// The digits of --hex begin with an IP header, not with an Ethernet header
+    #[arg(long, requires = "hex")]
+    pub ip: bool,
+    /// A frame from this capture file, pcap or pcapng
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// Which packet of the capture file, counted from 1
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub number: u32,
+    /// Print the answer as JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Protocols that `tidegate explain` puts together by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExplainProtocol {
+    /// A segment
+    Tcp,
+    /// A datagram
+    Udp,
+    /// An echo request
+    Icmp,
 }
 
 /// Arguments of `tidegate health`.

@@ -10,6 +10,8 @@
 pub mod args;
 /// `tidegate show`: one question, one answer, as aligned columns or as JSON.
 pub mod show;
+/// `tidegate explain`: what would become of a packet, and why.
+pub mod explain;
 /// `tidegate drain`: what is announced here goes to other gateways.
 pub mod drain;
 /// `tidegate health`: whether the dataplane does its work, as an exit status.

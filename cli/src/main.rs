@@ -14,6 +14,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {
         Command::Show(show) => said(tidegate_cli::show::run(&arguments.socket(), show, arguments.json || show.json)),
+        Command::Explain(explain) => {
+            said(tidegate_cli::explain::run(&arguments.socket(), explain, arguments.json || explain.json))
+        }
         Command::Drain { .. } | Command::Undrain if arguments.json => fail("--json is for `tidegate show`"),
         Command::Drain { wait } => {
             said(tidegate_cli::drain::run(&arguments.socket(), Some(Duration::from_secs(*wait))))

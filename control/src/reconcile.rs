@@ -732,7 +732,7 @@ impl Reconciler {
                 tracing::error!(%message, "the dataplane could not serve a request; connecting again");
                 self.session.give_up();
             }
-            Response::Welcome { .. } | Response::Shown(_) | Response::Draining { .. } => {
+            Response::Welcome { .. } | Response::Shown(_) | Response::Explained(_) | Response::Draining { .. } => {
                 tracing::warn!("the dataplane answered what was not asked")
             }
         }

@@ -22,6 +22,8 @@ pub mod worker;
 pub mod handover;
 /// Keeps a worker turning, and lets it sleep when idle.
 pub mod wheel;
+/// What would become of a packet, in plain values.
+pub mod explain;
 /// Questions that only the owner of state can answer.
 pub mod mailbox;
 /// Moves external ports between workers.

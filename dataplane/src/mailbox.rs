@@ -11,13 +11,14 @@ use tidegate_io::{PortCounters, PortFacts, SocketStatistics};
 
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
+use crate::explain::Told;
 use crate::family::Family;
 use crate::limits;
 use crate::state::ports::{Holder, Tally};
 use crate::state::ruling::Ruling;
 use crate::state::{Direction, Entry, TICK_NS_LOG2, ticks, ticks_since, usage};
 use crate::table::egress::PortClass;
-use crate::table::{BackendId, ExternalId, Tables, unmapped};
+use crate::table::{BackendId, DeviceId, ExternalId, Tables, unmapped};
 use crate::worker::Worker;
 
 /// A question to one worker.
@@ -55,6 +56,15 @@ pub enum Request {
     Rulings {
         /// Where the answer goes.
         reply: Sender<Vec<Ruling>>,
+    },
+    /// What would become of a frame.
+    Explain {
+        /// Device it comes in by.
+        device: DeviceId,
+        /// The frame.
+        frame: Vec<u8>,
+        /// Where the answer goes.
+        reply: Sender<Told>,
     },
     /// How the worker is.
     Status {
@@ -138,6 +148,9 @@ pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
         }
         Request::Rulings { reply } => {
             let _gone = reply.try_send(worker.state.rulings.all().collect());
+        }
+        Request::Explain { device, frame, reply } => {
+            let _gone = reply.try_send(worker.explain(device, &frame, now_ns));
         }
         Request::Status { reply } => {
             let _gone = reply.try_send(status(worker));

@@ -29,6 +29,8 @@ pub mod query;
 pub mod mailboxes;
 /// Answers of the read side.
 pub mod show;
+/// What would become of a packet.
+pub mod explain;
 /// Who is connected, and who has the say.
 mod seats;
 #[cfg(test)]
@@ -210,6 +212,10 @@ fn converse(mut stream: UnixStream, served: &Served, seat: &Seat) {
             Ok(Request::Show(question)) => {
                 let answer = show::answer(&question, &served.compiler, served.workers.as_ref(), &served.announcers);
                 voice.say(&answer.map_or_else(|message| Response::Error { message }, Response::Shown))
+            }
+            Ok(Request::Explain(question)) => {
+                let answer = explain::answer(&question, &served.compiler, served.workers.as_ref());
+                voice.say(&answer.map_or_else(|message| Response::Error { message }, Response::Explained))
             }
             Ok(Request::Drain { draining }) => voice.say(&drain(draining, served)),
             Err(error @ ReadError::NotUnderstood(_)) => voice.say(&Response::Error { message: error.to_string() }),

@@ -35,6 +35,8 @@ use crate::wire::{Family as Version, protocol};
 mod other;
 /// A packet that is larger than its path, in fragments.
 mod cut;
+/// What would become of a packet.
+mod explain;
 
 use other::Hands;
 

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::explain::{Explanation, Question};
 use crate::frame::{self, ReadError};
 use crate::message::{CONTRACT_VERSION, Request, Response};
 use crate::resource::Versions;
@@ -99,13 +100,30 @@ impl Client {
     /// # Errors
     /// When the stream fails or the dataplane refuses.
     pub fn show(&mut self, question: Show) -> Result<Shown, ClientError> {
-        self.send(&Request::Show(question))?;
+        match self.ask(&Request::Show(question))? {
+            Response::Shown(answer) => Ok(answer),
+            other => Err(ClientError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    /// Asks what would become of a packet.
+    ///
+    /// # Errors
+    /// When the stream fails, or the dataplane cannot tell where such a packet would come from.
+    pub fn explain(&mut self, question: Question) -> Result<Explanation, ClientError> {
+        match self.ask(&Request::Explain(question))? {
+            Response::Explained(explanation) => Ok(explanation),
+            other => Err(ClientError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Response, ClientError> {
+        self.send(request)?;
         loop {
             match self.receive()? {
-                Response::Shown(answer) => return Ok(answer),
                 Response::Error { message } => return Err(ClientError::Refused(message)),
                 Response::Reached { .. } => {}
-                other => return Err(ClientError::Unexpected(format!("{other:?}"))),
+                answer => return Ok(answer),
             }
         }
     }

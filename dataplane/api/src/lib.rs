@@ -15,6 +15,8 @@ pub mod resource;
 pub mod message;
 /// What the read side answers: services, backends, flows, tunnels, routes, workers, counters.
 pub mod show;
+/// What would become of a packet, and why.
+pub mod explain;
 /// What both processes hold alike about the node file.
 pub mod node_file;
 /// Length-prefixed framing of messages over any byte stream.

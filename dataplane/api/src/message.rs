@@ -6,13 +6,14 @@
 //! A client opens with [`Request::Hello`]. Control then sends [`Request::Update`]s and receives one
 //! [`Response::Accepted`] per update, a [`Response::Reached`] whenever the workers have reached a newer generation, and a
 //! [`Response::Delivery`] whenever a Service that asked for `node-dsr` is delivered in another way than last told. A
-//! reader sends [`Request::Show`]. The server never speaks first, except `Reached`, `Delivery`,
+//! reader sends [`Request::Show`] or [`Request::Explain`]. The server never speaks first, except `Reached`, `Delivery`,
 //! `Conflicts` and `Suspects` to control.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::explain::{Explanation, Question};
 use crate::resource::{DeliveryMode, MacAddress, Protocol, Resource, ResourceKey, Versions};
 use crate::show::{Show, Shown};
 
@@ -38,6 +39,8 @@ pub enum Request {
     Update(Update),
     /// A question of the read side.
     Show(Show),
+    /// What would become of a packet.
+    Explain(Question),
     /// Give up what is announced to other gateways, or take it back.
     Drain {
         /// False: take it back.
@@ -121,6 +124,8 @@ pub enum Response {
     },
     /// Answer to `Show`.
     Shown(Shown),
+    /// Answer to `Explain`.
+    Explained(Explanation),
     /// Answer to `Drain`: it is told to the other gateways. [`Show::Gateways`] tells how far that has come.
     Draining {
         /// As asked for.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use tidegate_api::explain::Explanation;
 use tidegate_io::fault::{FaultPort, Faults};
 use tidegate_io::memory::{self, MemoryPeer};
 use tidegate_io::{HugePages, Pool, Port};
@@ -16,6 +17,7 @@ use super::sketch::Sketch;
 use super::{FROM_ROUTER, LAN, LAN_MAC, Net, ROUTER_MAC, WAN, WAN_MAC, mapped};
 use crate::compile;
 use crate::counters::Event;
+use crate::explain::Told;
 use crate::family::Family;
 use crate::handover;
 use crate::mailbox::Request;
@@ -238,6 +240,27 @@ impl Fleet {
         let mut tables = self.publisher.current().clone();
         change(&mut tables);
         self.publisher.publish(tables);
+    }
+
+    /// What would become of a frame: worker `first` is asked, and then the one that it names.
+    #[track_caller]
+    pub fn explain(&mut self, first: usize, device: DeviceId, frame: &[u8]) -> Explanation {
+        let mut worker = first;
+        for _ in 0..self.workers.len() + 1 {
+            let (reply, answer) = bounded(1);
+            let question = Request::Explain { device, frame: frame.to_vec(), reply };
+            let asked = self.mailboxes.get(worker).map(|mailbox| mailbox.try_send(question));
+            assert!(matches!(asked, Some(Ok(()))), "worker {worker} cannot be asked");
+            if let Some(worker) = self.workers.get_mut(worker) {
+                worker.turn(self.now_ns);
+            }
+            match answer.try_recv() {
+                Ok(Told::Mine(explanation)) => return *explanation,
+                Ok(Told::Theirs(owner)) => worker = owner.0.into(),
+                Err(error) => panic!("worker {worker} does not answer: {error}"),
+            }
+        }
+        panic!("workers do not agree whose it is\n{}", self.told());
     }
 
     /// The worker that owns packets with the tuple of this one.

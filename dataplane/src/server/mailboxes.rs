@@ -15,12 +15,13 @@ use tidegate_io::PinholeCounters;
 use super::query::{BackendUsage, QueryError, WorkerQuery};
 use crate::counters::Event;
 use crate::drops::DropReason;
+use crate::explain::Told;
 use crate::mailbox::{EgressUse, PortStatus, Request, Status};
 use crate::port_office::Lenders;
 use crate::state::ruling::Ruling;
-use crate::table::BackendId;
 use crate::table::egress::PortClass;
 use crate::table::owner::WorkerId;
+use crate::table::{BackendId, DeviceId};
 
 /// How long a worker may take.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,6 +71,17 @@ impl Mailboxes {
             })
         };
         asked.into_iter().map(wait).collect()
+    }
+
+    /// The same to one worker alone.
+    fn ask_one<T>(&self, worker: usize, question: impl Fn(Sender<T>) -> Request) -> Result<T, QueryError> {
+        let mailbox = self.workers.get(worker).ok_or(QueryError::Ended { worker })?;
+        let one = Mailboxes { workers: vec![mailbox.clone()], pinholes: Arc::clone(&self.pinholes) };
+        let of_it = |error| match error {
+            QueryError::Late { waited, .. } => QueryError::Late { worker, waited },
+            QueryError::Ended { .. } => QueryError::Ended { worker },
+        };
+        one.ask(question).map_err(of_it)?.pop().ok_or(QueryError::Ended { worker })
     }
 
     fn statuses(&self) -> Result<Vec<Status>, QueryError> {
@@ -139,6 +151,10 @@ impl WorkerQuery for Mailboxes {
 
     fn egress(&self) -> Result<Vec<EgressUse>, QueryError> {
         self.ask(|reply| Request::Egress { reply })
+    }
+
+    fn explain(&self, worker: usize, device: DeviceId, frame: &[u8]) -> Result<Told, QueryError> {
+        self.ask_one(worker, |reply| Request::Explain { device, frame: frame.to_vec(), reply })
     }
 
     fn drops(&self) -> Result<Vec<DropRow>, QueryError> {
@@ -331,12 +347,15 @@ mod tests {
                     }
                     Request::Flows { reply, .. } => drop(reply.send(vec![])),
                     Request::Rulings { reply } => drop(reply.send(vec![])),
+                    Request::Explain { reply, .. } => drop(reply.send(Told::Theirs(WorkerId(7)))),
                     Request::Release { reply, .. } => drop(reply.send(vec![])),
                     Request::Egress { reply } => drop(reply.send(EgressUse::default())),
                 }
             }
         });
         assert_eq!(mailboxes.workers().unwrap()[0].core, Some(1));
+        assert_eq!(mailboxes.explain(0, DeviceId(0), &[]), Ok(Told::Theirs(WorkerId(7))));
+        assert_eq!(mailboxes.explain(7, DeviceId(0), &[]), Err(QueryError::Ended { worker: 7 }));
         assert_eq!(mailboxes.counters().unwrap().imbalance, 0);
         assert_eq!(mailboxes.drops().unwrap().iter().map(|row| row.packets).sum::<u64>(), 8);
         assert_eq!(mailboxes.drops().unwrap().len(), DropReason::COUNT);

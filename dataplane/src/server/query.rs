@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
 
+use crate::explain::Told;
 use crate::mailbox::EgressUse;
 use crate::state::ruling::Ruling;
-use crate::table::BackendId;
+use crate::table::{BackendId, DeviceId};
 
 /// What a backend, or several, have been used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,6 +96,14 @@ pub trait WorkerQuery: Send + Sync {
     /// When a worker does not answer.
     fn egress(&self) -> Result<Vec<EgressUse>, QueryError> {
         Ok(Vec::new())
+    }
+
+    /// What `worker` would do with a frame that comes in by `device`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    fn explain(&self, worker: usize, _device: DeviceId, _frame: &[u8]) -> Result<Told, QueryError> {
+        Err(QueryError::Ended { worker })
     }
 
     /// What rules of network policies have done, worker by worker.

@@ -77,7 +77,7 @@ impl Hands<'_> {
     /// A packet with a tuple that is ours: everything is looked at.
     fn flow<A: Family>(&mut self, mut frame: Frame, packet: &Packet, tuple: &Tuple<A>, hash: u64, hops: u8) {
         if self.state.was_sticky
-            && let Some(before) = self.elsewhere(packet, tuple)
+            && let Some(before) = elsewhere(self.tables, self.state, self.links.is_alone(), packet, tuple)
         {
             return self.hand_over(frame, packet, A::key(*tuple), before, hops);
         }
@@ -121,20 +121,6 @@ impl Hands<'_> {
         }
         let hash = A::flows(self.state).hash(tuple);
         self.flow(frame, packet, tuple, hash, hops);
-    }
-
-    /// Who may know the flow of this packet, if we do not: it began before its Service was told to keep clients, or not
-    /// to any more, and lives where it began (S-094, S-100). Only what cannot begin a flow itself is worth asking for.
-    #[cold]
-    fn elsewhere<A: Family>(&self, packet: &Packet, tuple: &Tuple<A>) -> Option<WorkerId> {
-        let opens = tuple.protocol != protocol::TCP || packet.l3.tcp_flags & tcp::SYN != 0;
-        let error = packet.l3.is_icmp_error();
-        if (opens && !error) || self.links.is_alone() || A::flows(self.state).lookup(tuple).is_some() {
-            return None;
-        }
-        // The other rule's owner hands back nothing: there this rule's owner is "elsewhere" only for whom it is not.
-        let [now, before] = [owner::of(self.tables, tuple), owner::before(self.tables, tuple)];
-        (now == self.state.worker && before != now).then_some(before)
     }
 
     /// A packet that can belong to no flow.
@@ -190,6 +176,26 @@ impl Hands<'_> {
         let hash = A::flows(self.state).hash(&tuple);
         self.flow(frame, packet, &tuple, hash, hops);
     }
+}
+
+/// Who may know the flow of this packet, if we do not: it began before its Service was told to keep clients, or not
+/// to any more, and lives where it began (S-094, S-100). Only what cannot begin a flow itself is worth asking for.
+#[cold]
+pub(super) fn elsewhere<A: Family>(
+    tables: &Tables,
+    state: &State,
+    is_alone: bool,
+    packet: &Packet,
+    tuple: &Tuple<A>,
+) -> Option<WorkerId> {
+    let opens = tuple.protocol != protocol::TCP || packet.l3.tcp_flags & tcp::SYN != 0;
+    let error = packet.l3.is_icmp_error();
+    if (opens && !error) || is_alone || A::flows(state).lookup(tuple).is_some() {
+        return None;
+    }
+    // The other rule's owner hands back nothing: there this rule's owner is "elsewhere" only for whom it is not.
+    let [now, before] = [owner::of(tables, tuple), owner::before(tables, tuple)];
+    (now == state.worker && before != now).then_some(before)
 }
 
 /// Sends held frames whose neighbour has answered, and drops those that waited too long.

@@ -34,6 +34,7 @@ mod workers;
 mod sticky;
 mod books;
 mod drops;
+mod explain;
 mod mutations;
 
 /// TCP port 80 and UDP port 53 of `vip(1)` with one pod behind peer 0; TCP 81 and UDP 54 of it without any; TCP 80 of

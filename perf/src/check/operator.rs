@@ -1,10 +1,15 @@
 //! Checks of the operator's view: every question of `tidegate show`, as a table and as JSON, and the error when nobody
-//! is there to answer.
+//! is there to answer; and what `tidegate explain` says before it happens.
+
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
+use crate::check::serving::told as outcome_told;
 use crate::check::{Found, Row};
-use crate::rig::Rig;
+use crate::client::Outcome;
+use crate::rig::{Rig, way};
+use crate::topology::{ECHO_PORT, FAMILIES, VIP_ECHO};
 
 /// Questions, and whether a gateway that serves the lab must have rows to show.
 const QUESTIONS: [(&str, bool); 10] = [
@@ -43,6 +48,46 @@ fn ask(rig: &Rig, question: &str) -> Result<usize> {
     let value: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("show {question} --json"))?;
     // Counters are one object; everything else is a list.
     Ok(value.as_array().map_or_else(|| value.as_object().map_or(0, serde_json::Map::len), Vec::len))
+}
+
+/// What `tidegate explain` says of a datagram before it is sent, against the pod that answers it; then of one that nobody
+/// serves, and of the first one's answer on its way back.
+pub(super) fn explain(rig: &mut Rig) -> Found {
+    let mut rows = Vec::new();
+    for family in FAMILIES {
+        let (vip, source) = (VIP_ECHO.at(family, ECHO_PORT), rig.source(family));
+        let told = explained(rig, source, vip)?;
+        let pod = of_step(&told, "backend", "pod");
+        let outcome: Outcome = rig.client("udp", &way(vip, source, 2000))?;
+        let pass = outcome.ok && !outcome.pod.is_empty() && pod.ends_with(&format!("/{}", outcome.pod));
+        let measured = format!("{} by {pod}, then {}", verdict(&told), outcome_told(&outcome));
+        rows.push(Row::new(format!("{family} first datagram"), measured, "said beforehand who answers", pass));
+        let again = explained(rig, source, vip)?;
+        let pass = again["steps"].as_array().is_some_and(|steps| steps.iter().any(|step| step["step"] == "flow"))
+            && of_step(&again, "translated", "destination") == of_step(&told, "translated", "destination");
+        rows.push(Row::new(format!("{family} second"), verdict(&again), "its flow is known, same pod", pass));
+        let nobody = explained(rig, source, VIP_ECHO.at(family, 9))?;
+        let pass = nobody["verdict"]["reason"].is_string() || nobody["verdict"]["verdict"] == "answered";
+        rows.push(Row::new(format!("{family} port nobody serves"), verdict(&nobody), "dropped or refused", pass));
+    }
+    Ok(rows)
+}
+
+fn explained(rig: &Rig, from: SocketAddr, to: SocketAddr) -> Result<serde_json::Value> {
+    let (from, to) = (from.to_string(), to.to_string());
+    let text = rig.gateway.command(&["explain", "udp", &from, &to, "--json"])?.success("explain")?;
+    rig.gateway.command(&["explain", "udp", &from, &to])?.success("explain")?;
+    serde_json::from_str(&text).context("explain --json")
+}
+
+fn of_step(told: &serde_json::Value, step: &str, field: &str) -> String {
+    let steps = told["steps"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let found = steps.iter().find(|each| each["step"] == step);
+    found.and_then(|found| found[field].as_str()).unwrap_or_default().to_owned()
+}
+
+fn verdict(told: &serde_json::Value) -> String {
+    told["verdict"].to_string()
 }
 
 fn nobody_there(rig: &Rig) -> Result<Row> {

@@ -1,0 +1,427 @@
+//! `tidegate explain`: what would become of a packet, and why.
+//!
+//! Owns how a packet is described on the command line and how the answer reads. The packet itself is put together by
+//! etherparse, or read from hexadecimal digits or a capture file; the dataplane says the rest.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep};
+use pcap_file::DataLink;
+use pcap_file::pcap::PcapReader;
+use pcap_file::pcapng::{Block, PcapNgReader};
+use tidegate_api::client::Client;
+use tidegate_api::explain::{Explanation, Question, Reason, Step, Verdict};
+
+use crate::args::{ExplainArguments, ExplainProtocol};
+use crate::trouble;
+
+/// Longest wait for the answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Widest label of a line, and a blank.
+const LABEL_WIDTH: usize = 11;
+/// Largest payload that is put into a packet, bytes.
+const PAYLOAD_MAX: usize = 9000;
+
+/// Asks the dataplane at `socket` and returns the text to print, or the answer as JSON.
+///
+/// # Errors
+/// When the packet cannot be put together or read, no answer comes, or the dataplane cannot tell where such a packet would
+/// come from.
+pub fn run(socket: &Path, arguments: &ExplainArguments, as_json: bool) -> anyhow::Result<String> {
+    let question = question(arguments)?;
+    let told = |error| anyhow!(trouble::explain(&error, socket));
+    let mut client = Client::connect(socket, concat!("tidegate ", env!("CARGO_PKG_VERSION"))).map_err(told)?;
+    client.set_timeout(Some(ANSWER_TIMEOUT)).context("setting the time limit")?;
+    let explanation = client.explain(question).map_err(told)?;
+    if as_json {
+        return Ok(serde_json::to_string_pretty(&explanation).context("writing JSON")? + "\n");
+    }
+    Ok(text(&explanation))
+}
+
+/// The question that a command line asks.
+///
+/// # Errors
+/// What is wrong with the description of the packet.
+pub fn question(arguments: &ExplainArguments) -> anyhow::Result<Question> {
+    let (bytes, is_frame) = match (&arguments.hex, &arguments.pcap) {
+        (Some(hex), _) => (digits(hex)?, !arguments.ip),
+        (None, Some(file)) => captured(file, arguments.number)?,
+        (None, None) => (described(arguments)?, false),
+    };
+    Ok(Question { device: arguments.device.clone(), node: arguments.node.clone(), is_frame, bytes })
+}
+
+/// Bytes from hexadecimal digits; blanks, colons and line feeds between them do not count.
+fn digits(text: &str) -> anyhow::Result<Vec<u8>> {
+    let digits: Vec<char> = text.chars().filter(|digit| !digit.is_whitespace() && *digit != ':').collect();
+    let nibble = |digit: char| digit.to_digit(16).ok_or_else(|| anyhow!("{digit:?} is no hexadecimal digit"));
+    if digits.len() % 2 == 1 {
+        bail!("--hex has an odd number of digits");
+    }
+    let byte = |pair: &[char]| {
+        let (high, low) = (nibble(pair[0])?, nibble(pair[1])?);
+        Ok(u8::try_from(high << 4 | low)?)
+    };
+    digits.chunks_exact(2).map(byte).collect()
+}
+
+/// Packet `number` of a capture file, counted from 1 as tcpdump and Wireshark do, and whether it is a frame.
+fn captured(path: &Path, number: u32) -> anyhow::Result<(Vec<u8>, bool)> {
+    let name = path.display();
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).with_context(|| format!("reading {name}"))?;
+    let is_next_generation = bytes.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]);
+    let found = if is_next_generation { from_pcapng(&bytes, number) } else { from_pcap(&bytes, number) };
+    let (link, packet) = found
+        .with_context(|| format!("{name} as a capture file"))?
+        .ok_or_else(|| anyhow!("{name} has no packet {number}"))?;
+    match link {
+        DataLink::ETHERNET => Ok((packet, true)),
+        DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => Ok((packet, false)),
+        other => bail!("{name} has frames of link type {other:?}; Ethernet and raw IP can be read"),
+    }
+}
+
+type Captured = Option<(DataLink, Vec<u8>)>;
+
+fn from_pcap(bytes: &[u8], number: u32) -> anyhow::Result<Captured> {
+    let mut reader = PcapReader::new(bytes)?;
+    let link = reader.header().datalink;
+    let mut left = number;
+    while let Some(packet) = reader.next_packet() {
+        left -= 1;
+        if left == 0 {
+            return Ok(Some((link, packet?.data.into_owned())));
+        }
+    }
+    Ok(None)
+}
+
+fn from_pcapng(bytes: &[u8], number: u32) -> anyhow::Result<Captured> {
+    let mut reader = PcapNgReader::new(bytes)?;
+    let mut left = number;
+    while let Some(block) = reader.next_block() {
+        let (interface, data) = match block? {
+            Block::EnhancedPacket(packet) => (packet.interface_id, packet.data.into_owned()),
+            Block::SimplePacket(packet) => (0, packet.data.into_owned()),
+            _ => continue,
+        };
+        left -= 1;
+        if left == 0 {
+            let interface = usize::try_from(interface)?;
+            let link = reader.interfaces().get(interface).map(|interface| interface.linktype);
+            return Ok(Some((link.ok_or_else(|| anyhow!("interface {interface} is not described"))?, data)));
+        }
+    }
+    Ok(None)
+}
+
+/// The packet that protocol, ends and options describe.
+fn described(arguments: &ExplainArguments) -> anyhow::Result<Vec<u8>> {
+    let (Some(protocol), Some(from), Some(to)) = (arguments.protocol, &arguments.from, &arguments.to) else {
+        bail!("name a protocol and both ends, like `tcp 192.0.2.7:40000 203.0.113.10:80`, or --hex or --pcap");
+    };
+    let payload = vec![0; arguments.payload.min(PAYLOAD_MAX)];
+    if protocol == ExplainProtocol::Icmp {
+        let (from, to) = (address(from)?, address(to)?);
+        let begun = begun(from, to, arguments.ttl)?;
+        return written(
+            match from {
+                IpAddr::V4(_) => Built::Icmp4(begun.icmpv4_echo_request(1, 1)),
+                IpAddr::V6(_) => Built::Icmp6(begun.icmpv6_echo_request(1, 1)),
+            },
+            &payload,
+        );
+    }
+    let (from, to) = (end(from)?, end(to)?);
+    let begun = begun(from.ip(), to.ip(), arguments.ttl)?;
+    if protocol == ExplainProtocol::Udp {
+        return written(Built::Udp(begun.udp(from.port(), to.port())), &payload);
+    }
+    let mut segment = begun.tcp(from.port(), to.port(), 1, 65_000);
+    for flag in arguments.flags.chars() {
+        segment = match flag.to_ascii_uppercase() {
+            'S' => segment.syn(),
+            'A' => segment.ack(1),
+            'F' => segment.fin(),
+            'R' => segment.rst(),
+            'P' => segment.psh(),
+            other => bail!("{other:?} is no TCP flag; S, A, F, R and P are"),
+        };
+    }
+    written(Built::Tcp(segment), &payload)
+}
+
+/// A packet of one of the kinds that can be described.
+enum Built {
+    Tcp(PacketBuilderStep<etherparse::TcpHeader>),
+    Udp(PacketBuilderStep<etherparse::UdpHeader>),
+    Icmp4(PacketBuilderStep<etherparse::Icmpv4Header>),
+    Icmp6(PacketBuilderStep<etherparse::Icmpv6Header>),
+}
+
+fn written(built: Built, payload: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    match built {
+        Built::Tcp(step) => step.write(&mut bytes, payload)?,
+        Built::Udp(step) => step.write(&mut bytes, payload)?,
+        Built::Icmp4(step) => step.write(&mut bytes, payload)?,
+        Built::Icmp6(step) => step.write(&mut bytes, payload)?,
+    }
+    Ok(bytes)
+}
+
+fn begun(from: IpAddr, to: IpAddr, ttl: u8) -> anyhow::Result<PacketBuilderStep<etherparse::IpHeaders>> {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => Ok(PacketBuilder::ipv4(from.octets(), to.octets(), ttl)),
+        (IpAddr::V6(from), IpAddr::V6(to)) => Ok(PacketBuilder::ipv6(from.octets(), to.octets(), ttl)),
+        _ => bail!("both ends need addresses of the same family"),
+    }
+}
+
+fn end(text: &str) -> anyhow::Result<SocketAddr> {
+    text.parse().map_err(|_| anyhow!("{text:?} is no address with a port, like 192.0.2.7:40000 or [2001:db8::7]:40000"))
+}
+
+fn address(text: &str) -> anyhow::Result<IpAddr> {
+    text.parse().map_err(|_| anyhow!("{text:?} is no address; ICMP has no ports"))
+}
+
+/// The answer for people: a line for every step, the verdict last.
+pub fn text(explanation: &Explanation) -> String {
+    let mut out = String::new();
+    for step in &explanation.steps {
+        let (label, told) = line(step);
+        out.push_str(&format!("{label:LABEL_WIDTH$}{}\n", printable(&told)));
+    }
+    for (label, told) in verdict(&explanation.verdict) {
+        out.push_str(&format!("{label:LABEL_WIDTH$}{}\n", printable(&told)));
+    }
+    out
+}
+
+/// Names come from elsewhere: none of them moves the cursor.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|each| if each.is_control() { each.escape_default().collect() } else { vec![each] }).collect()
+}
+
+fn line(step: &Step) -> (&'static str, String) {
+    match step {
+        Step::Received { device, bytes } => ("received", format!("by {device}, {bytes} bytes")),
+        Step::Decapsulated { node, underlay, vni } => {
+            ("decap", format!("VXLAN from node {node} ({underlay}), network {vni}"))
+        }
+        Step::Packet { protocol, source, source_port, destination, destination_port, bytes, ttl, fragment } => {
+            let pair = |address: &IpAddr, port: &Option<u16>| match port {
+                Some(port) => SocketAddr::new(*address, *port).to_string(),
+                None => address.to_string(),
+            };
+            let (from, to) = (pair(source, source_port), pair(destination, destination_port));
+            let fragment = if *fragment { ", a fragment" } else { "" };
+            ("packet", format!("{} {from} -> {to}, {bytes} bytes, TTL {ttl}{fragment}", protocol_name(*protocol)))
+        }
+        Step::Arp => ("packet", "ARP".to_owned()),
+        Step::Owned { worker, workers } => ("owner", format!("worker {worker} of {workers}")),
+        Step::Flow { original, state, client, vip, source, backend, idle_s, packets } => {
+            let way = if *original { "the way of its first packet" } else { "the way back" };
+            let (there, back) = packets;
+            (
+                "flow",
+                format!(
+                    "known, {way}: {client} -> {vip} as {source} -> {backend}, {state}, idle {idle_s} s, {there} packets and {back} back"
+                ),
+            )
+        }
+        Step::NoFlow => ("flow", "none is known".to_owned()),
+        Step::Revalidated => ("flow", "something it depends on has changed: all is looked at again".to_owned()),
+        Step::Service { service, port, kind, mode, scheduler, endpoints } => {
+            let port = if *port == 0 { "every port".to_owned() } else { format!("port {port}") };
+            let scheduler = serde_json::to_value(scheduler).ok();
+            let scheduler = scheduler.as_ref().and_then(serde_json::Value::as_str).unwrap_or("?").to_owned();
+            let told =
+                format!("{service} {port} by its {} address, {mode}, {scheduler} among {endpoints}", kind_name(kind));
+            ("service", told)
+        }
+        Step::Egress { pod, policies } if policies.is_empty() => {
+            ("egress", format!("pod {pod}, which no EgressPolicy selects"))
+        }
+        Step::Egress { pod, policies } => ("egress", format!("pod {pod} by EgressPolicy {}", policies.join(", "))),
+        Step::Backend { address, port, node, pod } => {
+            let of = |what: &str, name: &str| if name.is_empty() { String::new() } else { format!(", {what} {name}") };
+            match port {
+                0 => ("backend", format!("node {node} ({address}) picks the pod")),
+                _ => {
+                    let at = SocketAddr::new(*address, *port);
+                    ("backend", format!("{at}{}{}", of("pod", pod), of("node", node)))
+                }
+            }
+        }
+        Step::Policy { direction, policy, rule, allowed } => {
+            let told = if *allowed { "allowed" } else { "denied" };
+            let by = match (policy.as_str(), rule) {
+                ("", _) => "no policy decides".to_owned(),
+                (policy, Some(rule)) => format!("by rule {rule} of {policy}"),
+                (policy, None) => format!("{policy} isolates the pod and no rule accepts"),
+            };
+            ("policy", format!("{direction} {told}: {by}"))
+        }
+        Step::Translated { source, destination } => ("rewrite", format!("{source} -> {destination}")),
+        Step::Encapsulated { node, underlay, mac, vni, mtu } => (
+            "encap",
+            format!("VXLAN to node {node} ({underlay}), VTEP {mac}, network {vni}, packets up to {mtu} bytes"),
+        ),
+        Step::NextHop { device, address, mac, mtu } => {
+            let mac = mac.map_or_else(|| "not resolved yet".to_owned(), |mac| mac.to_string());
+            ("next hop", format!("{address} ({mac}) on {device}, packets up to {mtu} bytes"))
+        }
+    }
+}
+
+fn verdict(verdict: &Verdict) -> Vec<(&'static str, String)> {
+    let why = |reason: &Reason| ("why", format!("{} ({}): {}", reason.reason, reason.severity, reason.help));
+    match verdict {
+        Verdict::Sent { device, in_fragments: false } => vec![("verdict", format!("SENT by {device}"))],
+        Verdict::Sent { device, in_fragments: true } => vec![("verdict", format!("SENT by {device} in fragments"))],
+        Verdict::Waits { device, address } => {
+            vec![("verdict", format!("WAITS until {address} answers on {device}, else it is dropped"))]
+        }
+        Verdict::Returns => {
+            vec![("verdict", "RETURNS as if from the wire: it is to another pod's external address".to_owned())]
+        }
+        Verdict::Answered { with, reason } => {
+            let mut lines = vec![("verdict", format!("ANSWERED with {with}"))];
+            lines.extend(reason.as_ref().map(why));
+            lines
+        }
+        Verdict::Followed => {
+            vec![("verdict", "FOLLOWED: it goes where the first fragment of its datagram goes".to_owned())]
+        }
+        Verdict::Dropped(reason) => vec![("verdict", format!("DROPPED by stage {}", reason.stage)), why(reason)],
+    }
+}
+
+fn kind_name(kind: &str) -> &str {
+    match kind {
+        "vip" => "load balancer",
+        other => other,
+    }
+}
+
+fn protocol_name(number: u8) -> String {
+    match IpNumber(number) {
+        IpNumber::TCP => "TCP".to_owned(),
+        IpNumber::UDP => "UDP".to_owned(),
+        IpNumber::ICMP => "ICMP".to_owned(),
+        IpNumber::IPV6_ICMP => "ICMPv6".to_owned(),
+        IpNumber(132) => "SCTP".to_owned(),
+        IpNumber(other) => format!("protocol {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Arguments, Command};
+
+    fn asked(line: &str) -> anyhow::Result<Question> {
+        let arguments = Arguments::try_parse_from(line.split_whitespace())?;
+        let Command::Explain(explain) = arguments.command else { panic!("{line}") };
+        question(&explain)
+    }
+
+    #[test]
+    fn a_described_packet_is_what_it_says() {
+        for (from, to) in [("192.0.2.7:40000", "203.0.113.10:80"), ("[2001:db8::7]:40000", "[2001:db8:f::a]:80")] {
+            let asked = asked(&format!("tidegate explain tcp {from} {to} --flags SA --ttl 9 --payload 5")).unwrap();
+            let read = etherparse::SlicedPacket::from_ip(&asked.bytes).unwrap();
+            let Some(etherparse::TransportSlice::Tcp(tcp)) = read.transport else { panic!("{read:?}") };
+            assert!(tcp.syn() && tcp.ack() && !tcp.rst());
+            assert_eq!((tcp.source_port(), tcp.destination_port(), tcp.payload().len()), (40_000, 80, 5));
+            assert!(!asked.is_frame);
+        }
+        let ping = asked("tidegate explain icmp 2001:db8::7 2001:db8:f::a").unwrap();
+        let read = etherparse::SlicedPacket::from_ip(&ping.bytes).unwrap();
+        assert!(matches!(read.transport, Some(etherparse::TransportSlice::Icmpv6(_))));
+        let udp = asked("tidegate explain udp 192.0.2.7:9 203.0.113.10:53 --node w1 --device lan0").unwrap();
+        assert_eq!((udp.node.as_deref(), udp.device.as_deref()), (Some("w1"), Some("lan0")));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_a_hint() {
+        for (line, hint) in [
+            ("tcp 192.0.2.7 203.0.113.10:80", "with a port"),
+            ("tcp 192.0.2.7:1 [2001:db8::1]:80", "same family"),
+            ("icmp 192.0.2.7:1 203.0.113.10", "no ports"),
+            ("tcp 192.0.2.7:1 203.0.113.10:80 --flags SX", "no TCP flag"),
+            ("--hex 0g", "hexadecimal"),
+            ("--hex 012", "odd"),
+            ("--pcap /nowhere/at.all", "reading"),
+        ] {
+            let error = format!("{:#}", asked(&format!("tidegate explain {line}")).unwrap_err());
+            assert!(error.contains(hint), "{line}: {error}");
+        }
+        assert!(asked("tidegate explain").is_err());
+        assert!(asked("tidegate explain sctp 192.0.2.7:1 203.0.113.10:80").is_err());
+        assert!(asked("tidegate explain --pcap x --number 0").is_err());
+    }
+
+    #[test]
+    fn digits_and_captures_are_read() {
+        assert_eq!(asked("tidegate explain --hex 02:0A:ff").unwrap().bytes, [2, 10, 255]);
+        assert!(!asked("tidegate explain --hex 4500 --ip").unwrap().is_frame);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("two.pcap");
+        let mut writer = pcap_file::pcap::PcapWriter::new(File::create(&path).unwrap()).unwrap();
+        for byte in [1u8, 2] {
+            let data = [byte; 60];
+            let packet = pcap_file::pcap::PcapPacket::new(Duration::ZERO, 60, &data);
+            writer.write_packet(&packet).unwrap();
+        }
+        drop(writer);
+        let read = |number: u32| asked(&format!("tidegate explain --pcap {} --number {number}", path.display()));
+        assert_eq!(read(2).unwrap().bytes, [2; 60]);
+        assert!(read(1).unwrap().is_frame);
+        assert!(read(3).unwrap_err().to_string().contains("no packet 3"));
+        std::fs::write(&path, b"neither").unwrap();
+        assert!(format!("{:#}", read(1).unwrap_err()).contains("capture file"));
+    }
+
+    #[test]
+    fn the_story_reads_from_top_to_bottom() {
+        let reason = Reason {
+            reason: "PolicyDeniedIngress".into(),
+            stage: "policy".into(),
+            severity: "info".into(),
+            help: "A policy says no.".into(),
+        };
+        let steps = vec![
+            Step::Received { device: "wan0".into(), bytes: 54 },
+            Step::Owned { worker: 1, workers: 2 },
+            Step::NoFlow,
+            Step::Policy {
+                direction: "ingress".into(),
+                policy: "networkpolicy/shop/a\u{7}".into(),
+                rule: None,
+                allowed: false,
+            },
+        ];
+        let told = text(&Explanation { worker: 1, generation: 3, steps, verdict: Verdict::Dropped(reason) });
+        assert_eq!(
+            told,
+            "received   by wan0, 54 bytes\n\
+             owner      worker 1 of 2\n\
+             flow       none is known\n\
+             policy     ingress denied: networkpolicy/shop/a\\u{7} isolates the pod and no rule accepts\n\
+             verdict    DROPPED by stage policy\n\
+             why        PolicyDeniedIngress (info): A policy says no.\n"
+        );
+    }
+}

@@ -1,0 +1,234 @@
+//! What would become of a packet, and why: the question and its answer.
+//!
+//! The owning worker decides about the packet with its tables and its state as they are, and changes nothing: no counter,
+//! no flow, no port. What cannot be known beforehand (limits on answers, a full ring) is not in the answer.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::resource::{MacAddress, Scheduler};
+
+/// A packet that somebody asks about.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Question {
+    /// Device it comes in by. Absent: of a frame the device with its destination MAC; of a bare IP packet the one that
+    /// leads back to its sender.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Node whose VTEP sends it in VXLAN. Absent, and without a device: the node whose pod has the source address, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// True: `bytes` begin with an Ethernet header. False: with an IP header; the rest is put around it.
+    #[serde(default)]
+    pub is_frame: bool,
+    /// The packet, as on the wire.
+    pub bytes: Vec<u8>,
+}
+
+/// What would become of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The worker that owns it, whose tables and state these are.
+    pub worker: u32,
+    /// Generation of its tables.
+    pub generation: u64,
+    /// What was looked at, in order.
+    pub steps: Vec<Step>,
+    /// Where it ends.
+    pub verdict: Verdict,
+}
+
+/// One step on the way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Step {
+    /// It came in.
+    Received {
+        /// Device.
+        device: String,
+        /// Length of the frame.
+        bytes: u32,
+    },
+    /// It was in VXLAN.
+    Decapsulated {
+        /// Node whose VTEP sent it.
+        node: String,
+        /// Address of that VTEP.
+        underlay: IpAddr,
+        /// Network identifier.
+        vni: u32,
+    },
+    /// What it is, without VXLAN.
+    Packet {
+        /// IANA protocol number.
+        protocol: u8,
+        /// Source.
+        source: IpAddr,
+        /// Its port, for protocols that have ports.
+        source_port: Option<u16>,
+        /// Destination.
+        destination: IpAddr,
+        /// Its port.
+        destination_port: Option<u16>,
+        /// IP length.
+        bytes: u16,
+        /// Time to live.
+        ttl: u8,
+        /// Whether it is a fragment.
+        fragment: bool,
+    },
+    /// It asks for the link-layer address of this one.
+    Arp,
+    /// Who owns it.
+    Owned {
+        /// Number of the worker.
+        worker: u32,
+        /// Of how many.
+        workers: u32,
+    },
+    /// Its flow is known.
+    Flow {
+        /// Whether it goes the way of the first packet.
+        original: bool,
+        /// State of the flow.
+        state: String,
+        /// Who began it, before translation.
+        client: SocketAddr,
+        /// Whom it asked.
+        vip: SocketAddr,
+        /// Translated source.
+        source: SocketAddr,
+        /// Translated destination.
+        backend: SocketAddr,
+        /// Since the last packet.
+        idle_s: u64,
+        /// Packets so far: the way of the first, and back.
+        packets: (u64, u64),
+    },
+    /// No flow is known.
+    NoFlow,
+    /// Something the flow depends on has changed since its last packet: all is looked at again.
+    Revalidated,
+    /// It asks for this port of a Service.
+    Service {
+        /// `namespace/name`.
+        service: String,
+        /// Port of the Service; 0: every port.
+        port: u16,
+        /// What sort of address was asked for: `vip`, `external`, `cluster`, `node`.
+        kind: String,
+        /// `fullnat` or `node-dsr`.
+        mode: String,
+        /// How an endpoint is chosen.
+        scheduler: Scheduler,
+        /// Endpoints that new flows can get.
+        endpoints: u32,
+    },
+    /// It is of a pod that leaves by this policy.
+    Egress {
+        /// The pod's address.
+        pod: IpAddr,
+        /// Names of the EgressPolicies that the pod has.
+        policies: Vec<String>,
+    },
+    /// This endpoint has it, or this node.
+    Backend {
+        /// Address.
+        address: IpAddr,
+        /// Port; 0: the node picks the pod.
+        port: u16,
+        /// Node, where known.
+        node: String,
+        /// `namespace/name`, where known.
+        pod: String,
+    },
+    /// A policy was asked.
+    Policy {
+        /// `ingress` or `egress`.
+        direction: String,
+        /// The object that decided, as control names it; empty: none is about it, or none decided.
+        policy: String,
+        /// Number of its rule; absent: the isolation that no rule lifts.
+        rule: Option<u16>,
+        /// Whether it may pass.
+        allowed: bool,
+    },
+    /// What it leaves with.
+    Translated {
+        /// Source.
+        source: SocketAddr,
+        /// Destination.
+        destination: SocketAddr,
+    },
+    /// It leaves in VXLAN.
+    Encapsulated {
+        /// Node it goes to.
+        node: String,
+        /// Address of that node's VTEP.
+        underlay: IpAddr,
+        /// Link-layer address of that VTEP.
+        mac: MacAddress,
+        /// Network identifier.
+        vni: u32,
+        /// Largest inner packet.
+        mtu: u16,
+    },
+    /// The neighbour that it is handed to.
+    NextHop {
+        /// Device.
+        device: String,
+        /// Address.
+        address: IpAddr,
+        /// Link-layer address; absent: it is being asked for.
+        mac: Option<MacAddress>,
+        /// Largest packet on the device.
+        mtu: u16,
+    },
+}
+
+/// Where a packet ends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It leaves.
+    Sent {
+        /// By this device.
+        device: String,
+        /// In fragments, since it is larger than its path.
+        in_fragments: bool,
+    },
+    /// It waits until its neighbour answers, and is dropped when that takes too long.
+    Waits {
+        /// Device of the neighbour.
+        device: String,
+        /// Its address.
+        address: IpAddr,
+    },
+    /// It comes back in as if from the wire, since it is to an external address of another pod.
+    Returns,
+    /// It is answered from here.
+    Answered {
+        /// With what.
+        with: String,
+        /// Why it is not let through, where that is a reason for drops.
+        reason: Option<Reason>,
+    },
+    /// It waits for the first fragment of its datagram, or goes on with that one's ports.
+    Followed,
+    /// It ends here.
+    Dropped(Reason),
+}
+
+/// A reason for drops.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Its name, as counted.
+    pub reason: String,
+    /// The stage that gives it.
+    pub stage: String,
+    /// `info`, `warning` or `error`.
+    pub severity: String,
+    /// What it means.
+    pub help: String,
+}

@@ -1,0 +1,317 @@
+//! What would become of a packet, in plain values for people.
+//!
+//! Owns the words for a decision: which steps it took, what each of them looked at, where the packet ends. The decision itself
+//! is [`crate::pipeline::decide`]'s, made by the owning worker with its live tables and state ([`crate::worker`] asks itself);
+//! nothing is applied. Refuses to know the socket.
+
+use std::net::SocketAddr;
+
+use tidegate_api::explain::{Explanation, Reason, Step, Verdict};
+use tidegate_api::resource::{MacAddress, Scheduler};
+
+use crate::compile::address_of;
+use crate::drops::DropReason;
+use crate::family::Family;
+use crate::packet::{Domain, Kind, Packet};
+use crate::pipeline::{self, Answer, Decision};
+use crate::stage::flow::may_cut;
+use crate::stage::policy::{Decided, Denied, Direction as Side, Passed};
+use crate::stage::route::{self, Hop};
+use crate::state::{Direction, Hit, State, TICK_NS_LOG2, Tuple, ticks, ticks_since};
+use crate::table::owner::WorkerId;
+use crate::table::service::{FrontendKind, Mode};
+use crate::table::{BackendId, DeviceId, Tables};
+use crate::wire::packet::Fragment;
+use crate::wire::{Family as Version, ipv4, ipv6, protocol};
+
+/// The frame that a bare packet comes in as.
+pub mod envelope;
+
+/// What a worker says of a packet.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    /// It is this worker's, and this becomes of it.
+    Mine(Box<Explanation>),
+    /// It is that one's.
+    Theirs(WorkerId),
+}
+
+/// Steps as they are told, and the tables that have the names.
+pub(crate) struct Story<'t> {
+    tables: &'t Tables,
+    /// So far.
+    pub steps: Vec<Step>,
+}
+
+impl<'t> Story<'t> {
+    /// A frame of so many bytes has come in.
+    pub fn begin(tables: &'t Tables, device: DeviceId, bytes: usize) -> Story<'t> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Story { tables, steps: vec![Step::Received { device: device_name(tables, device), bytes }] }
+    }
+
+    /// It could be read: what it is.
+    pub fn packet(&mut self, packet: &Packet, l3: &[u8]) {
+        if packet.domain == Domain::Overlay
+            && let Some(row) = self.tables.tunnels.row(packet.tunnel)
+        {
+            let (node, underlay) = (row.name.to_string(), address_of(&row.underlay));
+            self.steps.push(Step::Decapsulated { node, underlay, vni: row.vni });
+        }
+        if packet.kind == Kind::Arp {
+            return self.steps.push(Step::Arp);
+        }
+        let at = &packet.l3;
+        let (source, destination) = match at.family {
+            Version::V4 => {
+                let (source, destination) = ipv4::addresses(l3);
+                (source.ip(), destination.ip())
+            }
+            Version::V6 => {
+                let (source, destination) = ipv6::addresses(l3);
+                (source.ip(), destination.ip())
+            }
+        };
+        let has_ports = at.has_l4() && matches!(at.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
+        self.steps.push(Step::Packet {
+            protocol: at.protocol,
+            source,
+            source_port: has_ports.then_some(at.source_port),
+            destination,
+            destination_port: has_ports.then_some(at.destination_port),
+            bytes: at.total_len,
+            ttl: at.ttl,
+            fragment: at.fragment != Fragment::None,
+        });
+    }
+
+    /// What was decided about a packet with a tuple, as the story of it.
+    #[allow(clippy::too_many_arguments)]
+    pub fn decision<A: Family>(
+        &mut self,
+        state: &State,
+        packet: &Packet,
+        tuple: &Tuple<A>,
+        hash: u64,
+        heard: &[pipeline::Step],
+        decision: &Decision<A>,
+        now_ns: u64,
+    ) -> Verdict {
+        for step in heard {
+            match step {
+                pipeline::Step::Hit(_) => {
+                    if let Some(hit) = A::flows(state).lookup(tuple) {
+                        self.steps.push(flow_of::<A>(state, hit, now_ns));
+                    }
+                }
+                pipeline::Step::Miss => self.steps.push(Step::NoFlow),
+                pipeline::Step::Revalidate => self.steps.push(Step::Revalidated),
+                // Told with the flow that has them.
+                pipeline::Step::Backend(_) | pipeline::Step::Source(_) => {}
+            }
+        }
+        if !matches!(decision, Decision::Forward { .. } | Decision::Translate { .. }) {
+            self.asked_for(tuple);
+        }
+        match decision {
+            Decision::Forward { flow, direction, hop, .. } => {
+                let entry = A::flows(state).entry(*flow);
+                let to = match direction {
+                    Direction::Original => entry.translated_tuple(),
+                    Direction::Reply => entry.original_tuple().reversed(tuple.domain),
+                };
+                self.backend(BackendId(entry.backend));
+                self.translated((to.source, to.source_port), (to.destination, to.destination_port));
+                self.leaves(packet, *hop, hash)
+            }
+            Decision::Translate { flow, hop, .. } => {
+                self.steps.push(flow_of::<A>(state, Hit { flow: *flow, direction: Direction::Original }, now_ns));
+                self.leaves(packet, *hop, hash)
+            }
+            Decision::Start { flow, .. } => {
+                self.backend(flow.backend);
+                self.passed(&flow.passed);
+                self.translated(flow.source, flow.to);
+                self.leaves(packet, flow.forward, hash)
+            }
+            Decision::Deliver { to, hop, passed } => {
+                self.passed(passed);
+                self.translated((to.source, to.source_port), (to.destination, to.destination_port));
+                self.leaves(packet, *hop, hash)
+            }
+            Decision::Pass { backend, hop } => {
+                self.backend(*backend);
+                self.leaves(packet, *hop, hash)
+            }
+            Decision::Deny(denied) => {
+                self.denied(denied);
+                dropped(denied.reason)
+            }
+            Decision::Refuse(refused) => answered(refused.answer),
+            Decision::Answer(answer) => answered(*answer),
+            Decision::Drop(reason) => dropped(*reason),
+        }
+    }
+
+    /// Whom the packet asks for, as far as anybody is there.
+    fn asked_for<A: Family>(&mut self, tuple: &Tuple<A>) {
+        let tables = self.tables;
+        let served = tuple.destination.service(tables, tuple.protocol, tuple.destination_port);
+        let row = served.and_then(|served| Some((served, tables.services.row(served.service)?)));
+        if let Some((served, row)) = row {
+            let is_outside = matches!(served.kind, FrontendKind::Vip | FrontendKind::External);
+            let is_nodes = is_outside && row.mode == Mode::NodeDsr;
+            let of_nodes = || tables.services.nodes(served.service).map(|nodes| nodes.members.len());
+            let members = is_nodes.then(of_nodes).flatten().unwrap_or(row.cluster.members.len());
+            self.steps.push(Step::Service {
+                service: row.name.to_string(),
+                port: row.port,
+                kind: kind_name(served.kind).to_owned(),
+                mode: if is_outside { row.mode } else { Mode::Fullnat }.name().to_owned(),
+                scheduler: match is_nodes {
+                    true => Scheduler::Mh,
+                    false => row.terms.as_ref().map(|terms| terms.scheduler).unwrap_or_default(),
+                },
+                endpoints: u32::try_from(members).unwrap_or(u32::MAX),
+            });
+        } else if tuple.domain == Domain::Overlay as u8
+            && let Some(pod) = tuple.source.pod(tables)
+        {
+            let name = |id| tables.egress.policy(id).map(|row| row.name.to_string());
+            let policies = pod.egress.iter().filter_map(|id| name(*id)).collect();
+            self.steps.push(Step::Egress { pod: tuple.source.ip(), policies });
+        }
+    }
+
+    fn backend(&mut self, id: BackendId) {
+        let Some(row) = self.tables.backends.row(id) else { return };
+        // A pod's own row is told by its address.
+        if row.service.is_none() {
+            return;
+        }
+        let node = self.tables.tunnels.row(row.node).map(|tunnel| tunnel.name.to_string()).unwrap_or_default();
+        let address = address_of(&row.address);
+        self.steps.push(Step::Backend { address, port: row.port, node, pod: String::new() });
+    }
+
+    fn passed(&mut self, passed: &Passed) {
+        for (side, by) in [(Side::Egress, passed.egress), (Side::Ingress, passed.ingress)] {
+            if let Some(by) = by {
+                self.ruling(side, by, true);
+            }
+        }
+    }
+
+    fn denied(&mut self, denied: &Denied) {
+        self.ruling(denied.direction(), denied.by, false);
+    }
+
+    fn ruling(&mut self, side: Side, by: Decided, allowed: bool) {
+        let (policy, rule) = match by {
+            Decided::Default => (None, None),
+            Decided::Isolation(policy) => (Some(policy), None),
+            Decided::Rule(policy, rule) => (Some(policy), Some(rule)),
+        };
+        let name = policy.and_then(|policy| self.tables.policy.rules.policy(policy));
+        let direction = if side == Side::Egress { "egress" } else { "ingress" };
+        let policy = name.unwrap_or_default().to_owned();
+        self.steps.push(Step::Policy { direction: direction.to_owned(), policy, rule, allowed });
+    }
+
+    fn translated<A: Family>(&mut self, source: (A, u16), destination: (A, u16)) {
+        let pair = |(address, port): (A, u16)| SocketAddr::new(address.ip(), port);
+        self.steps.push(Step::Translated { source: pair(source), destination: pair(destination) });
+    }
+
+    /// The way out over `hop`.
+    fn leaves(&mut self, packet: &Packet, hop: Hop, hash: u64) -> Verdict {
+        let tables = self.tables;
+        let departure = match route::departure(tables, hop, hash) {
+            _ if hop == Hop::Hairpin => return Verdict::Returns,
+            Ok(departure) => departure,
+            Err(reason) => return dropped(reason),
+        };
+        let mtu = route::mtu(tables, hop);
+        if let Hop::Tunnel(id) = hop
+            && let Some(row) = tables.tunnels.row(id)
+        {
+            let (node, underlay) = (row.name.to_string(), address_of(&row.underlay));
+            let mac = MacAddress(row.inner_mac);
+            self.steps.push(Step::Encapsulated { node, underlay, mac, vni: row.vni, mtu });
+        }
+        let (device, address) = (device_name(tables, departure.device), address_of(&departure.address));
+        self.steps.push(Step::NextHop {
+            device: device.clone(),
+            address,
+            mac: departure.mac.map(MacAddress),
+            mtu: tables.devices.row(departure.device).map_or(0, |row| row.mtu),
+        });
+        let in_fragments = packet.l3.total_len > mtu;
+        if in_fragments && !may_cut(&packet.l3, mtu) {
+            return dropped(DropReason::TooBig);
+        }
+        match departure.mac {
+            Some(_) => Verdict::Sent { device, in_fragments },
+            None => Verdict::Waits { device, address },
+        }
+    }
+}
+
+/// The end of a packet that is dropped.
+pub(crate) fn dropped(reason: DropReason) -> Verdict {
+    Verdict::Dropped(of_reason(reason))
+}
+
+/// The end of a packet that is answered.
+pub(crate) fn answered(answer: Answer) -> Verdict {
+    let (with, reason) = match answer {
+        Answer::Arp => ("ARP reply".to_owned(), None),
+        Answer::Advertise => ("neighbour advertisement".to_owned(), None),
+        Answer::Echo => ("echo reply".to_owned(), None),
+        Answer::Reset { otherwise } => ("TCP reset".to_owned(), Some(otherwise)),
+        Answer::Unreachable => ("ICMP port unreachable".to_owned(), None),
+        Answer::Prohibited { otherwise } => ("ICMP administratively prohibited".to_owned(), Some(otherwise)),
+        Answer::TimeExceeded => ("ICMP time exceeded".to_owned(), None),
+        Answer::TooBig { mtu } => (format!("ICMP packet too big, {mtu} bytes fit"), None),
+    };
+    Verdict::Answered { with, reason: reason.map(of_reason) }
+}
+
+fn of_reason(reason: DropReason) -> Reason {
+    Reason {
+        reason: reason.name().to_owned(),
+        stage: reason.stage().to_owned(),
+        severity: reason.severity().name().to_owned(),
+        help: reason.help().to_owned(),
+    }
+}
+
+fn flow_of<A: Family>(state: &State, hit: Hit, now_ns: u64) -> Step {
+    let entry = A::flows(state).entry(hit.flow);
+    let (original, translated) = (entry.original_tuple(), entry.translated_tuple());
+    let pair = |address: A, port| SocketAddr::new(address.ip(), port);
+    let idle_ticks = ticks_since(entry.last_seen_ticks, ticks(now_ns));
+    Step::Flow {
+        original: hit.direction == Direction::Original,
+        state: entry.state.name().to_owned(),
+        client: pair(original.source, original.source_port),
+        vip: pair(original.destination, original.destination_port),
+        source: pair(translated.source, translated.source_port),
+        backend: pair(translated.destination, translated.destination_port),
+        idle_s: (u64::from(idle_ticks) << TICK_NS_LOG2) / 1_000_000_000,
+        packets: (entry.counted(Direction::Original).packets, entry.counted(Direction::Reply).packets),
+    }
+}
+
+fn kind_name(kind: FrontendKind) -> &'static str {
+    match kind {
+        FrontendKind::Vip => "vip",
+        FrontendKind::External => "external",
+        FrontendKind::Cluster => "cluster",
+        FrontendKind::Node => "node",
+    }
+}
+
+fn device_name(tables: &Tables, id: DeviceId) -> String {
+    tables.devices.row(id).map_or_else(|| "?".to_owned(), |row| row.name.to_string())
+}

@@ -1,0 +1,48 @@
+//! What would become of a packet: the question is put to the worker that owns it, and names that only objects have are put in.
+
+use tidegate_api::explain::{Explanation, Question, Step};
+use tidegate_api::resource::{Body, Kind};
+
+use super::query::{QueryError, WorkerQuery};
+use crate::compile::thread::{Handle, View};
+use crate::explain::{Told, envelope};
+
+/// Workers asked at most: one that owns nothing of it, the one it names, and the one that this one names, where affinity of a
+/// Service has come or gone (design 4).
+const ASKED_MAX: usize = 3;
+
+/// The answer to `question`.
+///
+/// # Errors
+/// Why there is none, for people.
+pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery) -> Result<Explanation, String> {
+    let view = compiler.view(Some(Kind::Service)).map_err(|error| error.to_string())?;
+    let (device, frame) = envelope::frame(&view.tables, question)?;
+    let mut worker = 0;
+    for _ in 0..ASKED_MAX {
+        match workers.explain(worker, device, &frame).map_err(|error: QueryError| error.to_string())? {
+            Told::Mine(mut explanation) => {
+                name(&view, &mut explanation);
+                return Ok(*explanation);
+            }
+            Told::Theirs(other) => worker = usize::from(other.0),
+        }
+    }
+    Err("workers do not agree whose packet it is: tables are changing, ask again".into())
+}
+
+/// Pods and nodes have names among objects alone.
+fn name(view: &View, explanation: &mut Explanation) {
+    for step in &mut explanation.steps {
+        let Step::Backend { address, port, node, pod } = step else { continue };
+        let services = view.objects.iter().filter_map(|resource| match &resource.body {
+            Body::Service(service) => Some(service),
+            _ => None,
+        });
+        let backends = services.flat_map(|service| &service.ports).flat_map(|port| &port.backends);
+        let mut same = backends.filter(|backend| backend.address == *address && (*port == 0 || backend.port == *port));
+        if let Some(backend) = same.next() {
+            (*node, *pod) = (backend.node.clone(), backend.pod.clone());
+        }
+    }
+}

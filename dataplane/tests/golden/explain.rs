@@ -1,0 +1,270 @@
+//! `explain` says beforehand what becomes of a packet, and changes nothing by saying it.
+//!
+//! The oracle is the gateway itself: a packet is asked about, then it arrives on some queue, and what leaves is compared with
+//! what was said. Over random packets of both families, known flows and new ones, policies, pods that leave, several workers.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use tidegate_api::explain::{Explanation, Question, Step, Verdict};
+use tidegate_api::resource::{Action, Body, Protocol, Service, ServicePort};
+use tidegate_dataplane::explain::envelope;
+use tidegate_dataplane::rig::fleet::Fleet;
+use tidegate_dataplane::rig::outside::{self, external};
+use tidegate_dataplane::rig::policed::{Policed, at, everybody, near, of, pod, policy, set};
+use tidegate_dataplane::rig::sketch::{Sketch, ping, tcp, udp};
+use tidegate_dataplane::rig::{self, FROM_ROUTER, LAN, Net, WAN};
+use tidegate_dataplane::state::Entropy;
+use tidegate_dataplane::table::{DeviceId, Tables};
+
+const PODS: [(u8, u8, u32, &str); 3] = [(5, 0, 105, "shop/five"), (6, 0, 106, "shop/six"), (7, 1, 107, "blog/seven")];
+
+fn service(number: u8, peer: u8) -> Body {
+    let port = |(protocol, port, pod_port)| {
+        let backend =
+            |net| tidegate_api::resource::Backend { port: pod_port, ..rig::catalog::pod(net, peer, number, 1, 1) };
+        ServicePort { protocol, port, backends: Net::BOTH.map(backend).to_vec(), ..ServicePort::default() }
+    };
+    let empty = ServicePort { protocol: Protocol::Tcp, port: 81, ..ServicePort::default() };
+    let ports = [(Protocol::Tcp, 80, 8080), (Protocol::Udp, 53, 5353)];
+    Body::Service(Service {
+        uid: format!("uid-{number}"),
+        addresses: Net::BOTH.map(|net| net.vip(number)).to_vec(),
+        ports: ports.map(port).into_iter().chain([empty]).collect(),
+        ..Service::default()
+    })
+}
+
+/// Three pods, each behind a Service at the VIP of its number; two of them leave by a policy; one is isolated for all but a
+/// few clients on TCP, another may not leave for some.
+fn town() -> Tables {
+    let (mut tables, mut policed) = (rig::tables(), Policed::default());
+    policed.put(&mut tables, "out", Body::Egress(outside::policy(&Net::BOTH.map(|net| external(net, 1)))));
+    for (number, peer, identity, name) in PODS {
+        let addresses = Net::BOTH.map(|net| net.pod(peer, number));
+        let egress: &[&str] = if number == 7 { &[] } else { &["out"] };
+        policed.put(&mut tables, &format!("set-{number}"), set(&[identity]));
+        policed.put(&mut tables, name, pod(&addresses, identity, egress));
+        policed.put(&mut tables, &format!("{name}-web"), service(number, peer));
+    }
+    for net in Net::BOTH {
+        let some = of(vec![near(net.client(0), 27, 123, &[])], everybody(Action::Accept));
+        let name = format!("networkpolicy/shop/few-{:?}", net.0);
+        policed.put(&mut tables, &name, policy("set-5", Some(vec![at(Protocol::Tcp, 8080, 8080, some.clone())]), None));
+        policed.put(&mut tables, &format!("{name}-out"), policy("set-6", None, Some(vec![some])));
+    }
+    tables
+}
+
+/// A packet that might come: where from (a peer, or the clients' router), and what.
+fn packet(random: &mut Entropy, ports: &[(Net, u16, u8, u8)]) -> (Net, Option<u8>, Sketch) {
+    let mut pick = |below: u64| random.draw() % below;
+    let net = Net::BOTH[usize::try_from(pick(2)).unwrap()];
+    let client = (net.client(u16::try_from(pick(60)).unwrap()), 40_000 + u16::try_from(pick(4)).unwrap());
+    let vip = net.vip(u8::try_from(4 + pick(5)).unwrap());
+    let flags = ["S", "A", "PA", "R", "SA", "FA"][usize::try_from(pick(6)).unwrap()];
+    let (number, peer, ..) = PODS[usize::try_from(pick(3)).unwrap()];
+    let here = net.pod(peer, number);
+    // Some come from where they cannot be.
+    let via = if pick(12) == 0 { 1 - peer } else { peer };
+    let sketch = match pick(9) {
+        0 | 1 => (None, tcp(client, (vip, 80)).syn(100)),
+        2 => (None, tcp(client, (vip, 80 + u16::try_from(pick(3)).unwrap())).segment(flags, 100, 7)),
+        3 => (None, udp(client, (vip, 53)).data(*b"who?")),
+        4 => (None, ping(client.0, vip)),
+        5 => (Some(via), tcp((here, 8080), (net.source(), 32_000)).segment(flags, 5, 6)),
+        6 => (Some(via), udp((here, 40_000), (net.client(9), 53)).data(*b"who?")),
+        7 => {
+            (Some(via), tcp((here, 40_000 + u16::try_from(pick(3)).unwrap()), (net.client(40), 443)).segment("S", 1, 0))
+        }
+        _ => match ports.len() {
+            0 => (Some(via), tcp((here, 9), (vip, 80)).syn(3)),
+            many => {
+                // An answer of a pod to what it was sent before.
+                let (net, port, peer, number) = ports[usize::try_from(pick(many as u64)).unwrap()];
+                let answer = tcp((net.pod(peer, number), 8080), (net.source(), port)).syn_ack(500, 101);
+                return (net, Some(peer), answer);
+            }
+        },
+    };
+    let ttl = if pick(15) == 0 { 1 } else { 64 };
+    (net, sketch.0, sketch.1.ttl(ttl))
+}
+
+/// Source and destination of what left, out of VXLAN if it was in there.
+fn ends(device: DeviceId, frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let inner = if device == LAN { rig::into_peer(frame)?.2 } else { frame };
+    let sliced = etherparse::SlicedPacket::from_ethernet(inner).ok()?;
+    let (from, to) = match sliced.net? {
+        etherparse::NetSlice::Ipv4(ip) => {
+            (ip.header().source_addr().into(), std::net::IpAddr::from(ip.header().destination_addr()))
+        }
+        etherparse::NetSlice::Ipv6(ip) => {
+            (ip.header().source_addr().into(), std::net::IpAddr::from(ip.header().destination_addr()))
+        }
+        etherparse::NetSlice::Arp(_) => return None,
+    };
+    let (source, destination) = match sliced.transport? {
+        etherparse::TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
+        etherparse::TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port()),
+        _ => return None,
+    };
+    Some((SocketAddr::new(from, source), SocketAddr::new(to, destination)))
+}
+
+/// What left by each device, and what was counted.
+struct Seen {
+    wan: Vec<Vec<u8>>,
+    lan: Vec<Vec<u8>>,
+    moved: BTreeMap<&'static str, u64>,
+}
+
+fn check(told: &Explanation, seen: &Seen, packet: &Sketch) {
+    let about = || format!("{packet:?}\n{told:#?}\ncounted {:?}", seen.moved);
+    match &told.verdict {
+        Verdict::Sent { device, .. } => {
+            let device = if device == "wan0" { WAN } else { LAN };
+            let [of_it, other] = if device == WAN { [&seen.wan, &seen.lan] } else { [&seen.lan, &seen.wan] };
+            assert_eq!((of_it.len(), other.len()), (1, 0), "{}", about());
+            let said = told.steps.iter().find_map(|step| match step {
+                Step::Translated { source, destination } => Some((*source, *destination)),
+                _ => None,
+            });
+            let tunnelled = told.steps.iter().find_map(|step| match step {
+                Step::Encapsulated { underlay, .. } => Some(*underlay),
+                _ => None,
+            });
+            if let Some(left) = ends(device, &of_it[0]) {
+                assert_eq!(said, Some(left), "{}", about());
+            }
+            assert_eq!(tunnelled.is_some(), device == LAN, "{}", about());
+            if let Some(underlay) = tunnelled {
+                let outer = etherparse::SlicedPacket::from_ethernet(&of_it[0]).unwrap();
+                let to = match outer.net.unwrap() {
+                    etherparse::NetSlice::Ipv4(ip) => ip.header().destination_addr().into(),
+                    etherparse::NetSlice::Ipv6(ip) => std::net::IpAddr::from(ip.header().destination_addr()),
+                    etherparse::NetSlice::Arp(_) => panic!("{}", about()),
+                };
+                assert_eq!(to, underlay, "{}", about());
+            }
+        }
+        Verdict::Answered { .. } => assert_eq!(seen.wan.len() + seen.lan.len(), 1, "{}", about()),
+        Verdict::Dropped(reason) => {
+            assert!(seen.wan.is_empty() && seen.lan.is_empty(), "{}", about());
+            assert_eq!(seen.moved.get(reason.reason.as_str()), Some(&1), "{}", about());
+        }
+        Verdict::Waits { .. } | Verdict::Returns | Verdict::Followed => panic!("nothing here does that: {}", about()),
+    }
+}
+
+fn kind(told: &Explanation) -> String {
+    match &told.verdict {
+        Verdict::Sent { device, .. } => {
+            let hit = told.steps.iter().any(|step| matches!(step, Step::Flow { .. }));
+            format!("sent by {device}{}", if hit { ", known" } else { "" })
+        }
+        Verdict::Answered { with, .. } => with.clone(),
+        Verdict::Dropped(reason) => reason.reason.clone(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_said_is_what_happens() {
+    for (seed, workers) in [(1, 1), (2, 2), (3, 3)] {
+        let mut fleet = Fleet::new(town(), workers).unwrap();
+        let mut random = Entropy::new(seed);
+        let mut ports = Vec::new();
+        let mut met: BTreeMap<String, u32> = BTreeMap::new();
+        for _ in 0..1500 {
+            let (net, via, sketch) = packet(&mut random, &ports);
+            let (device, frame) = match via {
+                None => (WAN, sketch.frame(FROM_ROUTER)),
+                Some(peer) => (LAN, rig::expect::from_peer(net, peer, &sketch)),
+            };
+            // Answers are limited per second.
+            fleet.now_ns += 50_000_000;
+            fleet.turn();
+            fleet.moved();
+            let live = fleet.live();
+            let first = usize::try_from(random.draw()).unwrap_or(0) % usize::from(workers);
+            let told = fleet.explain(first, device, &frame);
+            assert_eq!(fleet.explain(0, device, &frame).verdict, told.verdict, "asked twice, {sketch:?}");
+            assert_eq!((fleet.moved(), fleet.live()), (BTreeMap::new(), live), "asking changes nothing");
+            let queue = usize::try_from(random.draw()).unwrap_or(0) % usize::from(workers);
+            fleet.rx(queue, device, &frame);
+            let seen = Seen { wan: fleet.sent(WAN), lan: fleet.sent(LAN), moved: fleet.moved() };
+            check(&told, &seen, &sketch);
+            *met.entry(kind(&told)).or_default() += 1;
+            for step in &told.steps {
+                if let Step::Translated { source, destination } = step
+                    && source.ip() == net.source()
+                    && let Some((number, peer, ..)) = PODS.iter().find(|it| net.pod(it.1, it.0) == destination.ip())
+                {
+                    ports.push((net, source.port(), *peer, *number));
+                }
+            }
+        }
+        for kind in [
+            "sent by lan0",
+            "sent by wan0",
+            "sent by lan0, known",
+            "sent by wan0, known",
+            "PolicyDeniedIngress",
+            "PolicyDeniedEgress",
+            "SpoofedSource",
+            "TCP reset",
+            "echo reply",
+            "ICMP time exceeded",
+            "NotOurs",
+            "NoFlow",
+        ] {
+            assert!(met.contains_key(kind), "{kind} was never met: {met:?}");
+        }
+    }
+}
+
+#[test]
+fn a_bare_packet_comes_in_by_the_way_that_leads_back() {
+    let tables = town();
+    let question = |sketch: &Sketch| Question { bytes: sketch.packet(), ..Question::default() };
+    for net in Net::BOTH {
+        let from_client = tcp((net.client(7), 9), (net.vip(5), 80)).syn(1);
+        let (device, frame) = envelope::frame(&tables, &question(&from_client)).unwrap();
+        assert_eq!(device, WAN);
+        assert_eq!(frame[14..], from_client.packet()[..]);
+        let from_pod = tcp((net.pod(0, 5), 9), (net.client(40), 443)).syn(1);
+        let (device, frame) = envelope::frame(&tables, &question(&from_pod)).unwrap();
+        assert_eq!(device, LAN);
+        let mut fleet = Fleet::new(town(), 2).unwrap();
+        let told = fleet.explain(0, device, &frame);
+        let node = told.steps.iter().any(|step| matches!(step, Step::Decapsulated { node, .. } if node == "w1"));
+        assert!(node, "{told:?}");
+        // The same, from a node where that pod does not live.
+        let elsewhere = Question { node: Some("w2".into()), ..question(&from_pod) };
+        let (device, frame) = envelope::frame(&tables, &elsewhere).unwrap();
+        let told = fleet.explain(0, device, &frame);
+        assert!(matches!(&told.verdict, Verdict::Dropped(reason) if reason.reason == "SpoofedSource"), "{told:?}");
+    }
+}
+
+#[test]
+fn questions_that_cannot_be_asked_are_refused() {
+    let tables = town();
+    let [v4, _] = Net::BOTH;
+    let packet = tcp((v4.client(7), 9), (v4.vip(5), 80)).syn(1);
+    let bare = || Question { bytes: packet.packet(), ..Question::default() };
+    let refused = |question: Question| envelope::frame(&tables, &question).unwrap_err();
+    assert!(refused(Question::default()).contains("IPv4 or IPv6 header"));
+    assert!(refused(Question { device: Some("wan9".into()), ..bare() }).contains("wan0, lan0"));
+    assert!(refused(Question { node: Some("w9".into()), ..bare() }).contains("w1"));
+    assert!(refused(Question { bytes: vec![0x45; 19], ..Question::default() }).contains("whole"));
+    assert!(refused(Question { bytes: vec![0x45; 60_000], ..Question::default() }).contains("at most"));
+    assert!(
+        refused(Question { is_frame: true, bytes: vec![9; 60], ..Question::default() }).contains("name the device")
+    );
+    assert!(refused(Question { is_frame: true, bytes: vec![9; 3], ..Question::default() }).contains("shorter"));
+    assert!(refused(Question { is_frame: true, node: Some("w1".into()), ..bare() }).contains("node"));
+    let lone = Tables { devices: tables.devices.clone(), ..Tables::default() };
+    assert!(envelope::frame(&lone, &bare()).unwrap_err().contains("no route leads back"));
+}
