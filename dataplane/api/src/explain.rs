@@ -140,7 +140,7 @@ pub enum Step {
         port: u16,
         /// Node, where known.
         node: String,
-        /// `namespace/name`, where known.
+        /// Name of the pod, where known.
         pod: String,
     },
     /// A policy was asked.

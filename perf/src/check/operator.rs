@@ -59,7 +59,7 @@ pub(super) fn explain(rig: &mut Rig) -> Found {
         let told = explained(rig, source, vip)?;
         let pod = of_step(&told, "backend", "pod");
         let outcome: Outcome = rig.client("udp", &way(vip, source, 2000))?;
-        let pass = outcome.ok && !outcome.pod.is_empty() && pod.ends_with(&format!("/{}", outcome.pod));
+        let pass = outcome.ok && !outcome.pod.is_empty() && pod == outcome.pod;
         let measured = format!("{} by {pod}, then {}", verdict(&told), outcome_told(&outcome));
         rows.push(Row::new(format!("{family} first datagram"), measured, "said beforehand who answers", pass));
         let again = explained(rig, source, vip)?;
