@@ -6,6 +6,7 @@
 //! against the machine: that is the business of whoever acts on a value.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -96,6 +97,9 @@ pub struct Dataplane {
     /// Where it is recorded who had which external port.
     #[serde(default)]
     pub nat_ledger: NatLedger,
+    /// Address and port at which counters are told as OpenMetrics text, `GET /metrics`; absent: nowhere.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Where it is recorded who had which external port, for the policies that want that.
@@ -453,6 +457,7 @@ impl Dataplane {
                 format!("{flows} is outside 1..={FLOWS_MAX}")
             })?;
         }
+        ensure(self.metrics.is_none_or(|at| at.port() != 0), "dataplane.metrics", || "0 is not a port".into())?;
         self.gateways.check()?;
         self.routes.check(&self.interfaces)?;
         let percent = self.half_open_percent;

@@ -30,6 +30,8 @@ pub mod mailbox;
 pub mod port_office;
 /// The clerk: who had which port, from workers to files.
 pub mod clerk;
+/// What is counted, for Prometheus.
+pub mod metrics;
 /// Do the workers turn?
 pub mod health;
 /// Why a packet may end here: the one list.

@@ -53,7 +53,8 @@ use tidegate_dataplane::table::publish::Publisher;
 use tidegate_dataplane::table::{DeviceId, Tables};
 use tidegate_dataplane::wheel::{self, Idle};
 use tidegate_dataplane::worker::Worker;
-use tidegate_dataplane::{clerk, port_office};
+use tidegate_dataplane::{clerk, metrics, port_office};
+use tidegate_metrics::Served;
 
 /// Neighbours that may be wanted and not yet looked at by the compiler; more are asked for again by later packets.
 const WANTS_MAX: usize = 1024;
@@ -177,10 +178,12 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         forwarder,
         port_office,
         clerk,
+        metrics,
         ..
     } = running;
     drop(announcer);
     drop(server);
+    drop(metrics);
     drop(prober);
     drop(heartbeats);
     drop(speaker);
@@ -227,6 +230,7 @@ struct Running {
     forwarder: JoinHandle<()>,
     port_office: JoinHandle<()>,
     clerk: JoinHandle<()>,
+    metrics: Option<Served>,
 }
 
 /// Starts all threads.
@@ -318,7 +322,15 @@ fn start(
     let clerk = clerk::start(port_events, handle.clone(), ledger_directory(file), ledger_limits(section))
         .context("starting the ledger's clerk")?;
     let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone() };
-    let server = Server::start(listener, handle, Arc::new(mailboxes), announcers).context("starting to answer")?;
+    let mailboxes = Arc::new(mailboxes);
+    let metrics = match section.metrics {
+        Some(at) => {
+            let served = metrics::start(at, handle.clone(), mailboxes.clone(), announcers.clone());
+            Some(served.with_context(|| format!("dataplane.metrics: listening at {at}"))?)
+        }
+        None => None,
+    };
+    let server = Server::start(listener, handle, mailboxes, announcers).context("starting to answer")?;
     Ok(Running {
         council,
         routes,
@@ -333,6 +345,7 @@ fn start(
         forwarder,
         port_office,
         clerk,
+        metrics,
     })
 }
 

@@ -360,7 +360,7 @@ fn node_file(saved: &Path, manifests: &Path, workers: u32, seat: Seat) -> String
     format!(
         "node: {node}\nsocket: {socket}\nsocketMode: \"0660\"\nstateDir: {}\ndataplane:\n  interfaces:\n    \
          - name: wan0\n    - name: lan0\n  mode: auto\n  workers: {workers}\n  frames: 16384\n  frameBytes: 2048\n  hugePages: auto\n  \
-         flowsMax: {{ ipv4: 65536, ipv6: 65536 }}\n  idle: sleep\n  onDeath: drop\ncontrol:\n  \
+         flowsMax: {{ ipv4: 65536, ipv6: 65536 }}\n  idle: sleep\n  onDeath: drop\n  metrics: 127.0.0.1:9470\ncontrol:\n  \
          source: {{ directory: {} }}\n  loadBalancerClass: null\n  fullnatSources: [{v4}, \"{v6}\"]\n  \
          hashKey: \"00112233445566778899aabbccddeeff\"\n  orphanTcp: drop\n  clampMss: true\n",
         saved.display(),

@@ -262,7 +262,7 @@ fn a_flood_is_accounted_for() {
 
 #[test]
 fn the_operator_sees_everything() {
-    check(&["show", "explain"]);
+    check(&["show", "explain", "metrics"]);
 }
 
 #[test]

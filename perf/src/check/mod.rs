@@ -116,6 +116,7 @@ pub const CHECKS: &[Check] = &[
     check("transfer", "large download and upload", serving::transfer),
     check("show", "every question of `tidegate show`", operator::show),
     check("explain", "what `tidegate explain` says, and what then happens", operator::explain),
+    check("metrics", "counters for Prometheus", operator::metrics),
     check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),
     check("syn-flood", "SYNs of made-up clients while connections stand", accounting::syn_flood),
     check("endpoint-removed", "running downloads continue, new connections avoid it", change::endpoint_removed),

@@ -2,14 +2,21 @@
 //! is there to answer; and what `tidegate explain` says before it happens.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::check::serving::told as outcome_told;
 use crate::check::{Found, Row};
 use crate::client::Outcome;
+use crate::process::{self, in_namespace};
 use crate::rig::{Rig, way};
 use crate::topology::{ECHO_PORT, FAMILIES, VIP_ECHO};
+
+/// Where the gateway's dataplane tells its counters.
+const METRICS: &str = "http://127.0.0.1:9470/metrics";
+/// How long that may take on a busy machine.
+const METRICS_LIMIT: Duration = Duration::from_secs(20);
 
 /// Questions, and whether a gateway that serves the lab must have rows to show.
 const QUESTIONS: [(&str, bool); 10] = [
@@ -70,6 +77,35 @@ pub(super) fn explain(rig: &mut Rig) -> Found {
         let pass = nobody["verdict"]["reason"].is_string() || nobody["verdict"]["verdict"] == "answered";
         rows.push(Row::new(format!("{family} port nobody serves"), verdict(&nobody), "dropped or refused", pass));
     }
+    Ok(rows)
+}
+
+/// The page for Prometheus, against what the command says of the same counters.
+pub(super) fn metrics(rig: &mut Rig) -> Found {
+    let mut curl = in_namespace(rig.gateway.seat.namespace, "curl");
+    curl.args(["--silent", "--show-error", "--fail", "--max-time", "10", METRICS]);
+    let page = process::run(curl, "", METRICS_LIMIT)?.success(METRICS)?;
+    let samples: Vec<&str> = page.lines().filter(|line| !line.starts_with('#')).collect();
+    let of = |name: &str| samples.iter().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+    let text = rig.gateway.command(&["show", "counters", "--json"])?.success("show counters")?;
+    let shown: serde_json::Value = serde_json::from_str(&text)?;
+    let told = shown["totals"]["flow_installed"].as_f64();
+    let pass = told.is_some() && of("tidegate_flow_installed_total ") == told;
+    let measured = format!("{:?}, shown {told:?}", of("tidegate_flow_installed_total "));
+    let mut rows = vec![Row::new("flows installed", measured, "as `tidegate show counters` says", pass)];
+    let whole = page.ends_with("# EOF\n")
+        && [
+            "tidegate_drops_total{",
+            "tidegate_worker_flows{",
+            "tidegate_port_received_packets_total{",
+            "tidegate_gateway_state{",
+        ]
+        .iter()
+        .all(|name| samples.iter().any(|line| line.starts_with(name)));
+    let measured = format!("{} samples", samples.len());
+    rows.push(Row::new("the page", measured, "whole: drops, workers, ports, gateways", whole && samples.len() > 100));
+    let balance = of("tidegate_books_imbalance_packets ");
+    rows.push(Row::new("books", format!("{balance:?}"), "a number", balance.is_some()));
     Ok(rows)
 }
 
