@@ -14,6 +14,7 @@ use tidegate_api::resource::{
 
 use super::mapped;
 use crate::compile::egress::Egresses;
+use crate::compile::gatepolicy::GatewayPolicies;
 use crate::compile::pod::Pods;
 use crate::compile::policy::Policies;
 use crate::compile::service::Services;
@@ -28,6 +29,7 @@ pub struct Policed {
     pods: Pods,
     egresses: Egresses,
     policies: Policies,
+    gates: GatewayPolicies,
     objects: BTreeMap<ResourceKey, Arc<Resource>>,
     version: u64,
 }
@@ -46,6 +48,7 @@ impl Policed {
             };
             let change = Change { key, before, after };
             self.policies.take(&change);
+            self.gates.take(&change);
             self.write(tables, &change);
         }
         self.settle(tables);
@@ -93,6 +96,7 @@ impl Policed {
         before.iter().for_each(|address| locals.take(address, LocalKind::EXTERNAL));
         tables.egress.externals().for_each(|(_, row)| locals.add(&row.address, LocalKind::EXTERNAL));
         self.policies.settle(self.services.backends(), tables);
+        self.gates.settle(&self.services, tables);
     }
 }
 
