@@ -42,6 +42,8 @@ pub enum ObjectKind {
     AddressPool,
     /// `tidegate.io/v1alpha1` EgressPolicy.
     EgressPolicy,
+    /// `tidegate.io/v1alpha1` GatewayPolicy.
+    GatewayPolicy,
     /// `tidegate.io/v1alpha1` StaticNat.
     StaticNat,
     /// `v1` Namespace.
@@ -179,13 +181,14 @@ impl Batch {
 
 impl ObjectKind {
     /// All kinds that a manifest may have.
-    pub const ALL: [ObjectKind; 10] = [
+    pub const ALL: [ObjectKind; 11] = [
         ObjectKind::Service,
         ObjectKind::EndpointSlice,
         ObjectKind::Node,
         ObjectKind::Namespace,
         ObjectKind::AddressPool,
         ObjectKind::EgressPolicy,
+        ObjectKind::GatewayPolicy,
         ObjectKind::StaticNat,
         ObjectKind::Pod,
         ObjectKind::NetworkPolicy,
@@ -200,6 +203,7 @@ impl ObjectKind {
             ("v1", "Node") => Some(ObjectKind::Node),
             ("tidegate.io/v1alpha1", "AddressPool") => Some(ObjectKind::AddressPool),
             ("tidegate.io/v1alpha1", "EgressPolicy") => Some(ObjectKind::EgressPolicy),
+            ("tidegate.io/v1alpha1", "GatewayPolicy") => Some(ObjectKind::GatewayPolicy),
             ("tidegate.io/v1alpha1", "StaticNat") => Some(ObjectKind::StaticNat),
             ("v1", "Namespace") => Some(ObjectKind::Namespace),
             ("v1", "Pod") => Some(ObjectKind::Pod),
@@ -230,6 +234,7 @@ impl ObjectKind {
             ObjectKind::Node => "apiVersion: v1, kind: Node",
             ObjectKind::AddressPool => "apiVersion: tidegate.io/v1alpha1, kind: AddressPool",
             ObjectKind::EgressPolicy => "apiVersion: tidegate.io/v1alpha1, kind: EgressPolicy",
+            ObjectKind::GatewayPolicy => "apiVersion: tidegate.io/v1alpha1, kind: GatewayPolicy",
             ObjectKind::StaticNat => "apiVersion: tidegate.io/v1alpha1, kind: StaticNat",
             ObjectKind::Namespace => "apiVersion: v1, kind: Namespace",
             ObjectKind::Pod => "apiVersion: v1, kind: Pod",
@@ -244,7 +249,7 @@ impl ObjectKind {
     pub fn is_namespaced(self) -> bool {
         match self {
             ObjectKind::Service | ObjectKind::EndpointSlice | ObjectKind::Pod | ObjectKind::NetworkPolicy => true,
-            ObjectKind::Node | ObjectKind::AddressPool | ObjectKind::Namespace => false,
+            ObjectKind::Node | ObjectKind::AddressPool | ObjectKind::Namespace | ObjectKind::GatewayPolicy => false,
             ObjectKind::ClusterNetworkPolicy | ObjectKind::EgressPolicy | ObjectKind::StaticNat => false,
         }
     }

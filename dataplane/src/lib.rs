@@ -28,6 +28,8 @@ pub mod mailbox;
 pub mod port_office;
 /// The clerk: who had which port, from workers to files.
 pub mod clerk;
+/// The auditor: what policies in audit would have denied, from workers to the log.
+pub mod auditor;
 /// Do the workers turn?
 pub mod health;
 /// Why a packet may end here: the one list.

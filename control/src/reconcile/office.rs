@@ -183,6 +183,7 @@ impl Reconciler {
             self.office.informed = true;
             self.begin_allocation();
             self.leaving.touch();
+            self.gates.touch();
             let names: Vec<Name> = self.office.records.keys().cloned().collect();
             for name in names {
                 self.attend(&name);

@@ -8,8 +8,10 @@
 //! that have left and nodes included.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use siphasher::sip::SipHasher13;
 use tidegate_api::resource::{self, Body, FrontPort, GatewayAction, GatewayPolicy, GatewayRule, Kind, Resource};
 
 use super::service::Services;
@@ -101,6 +103,16 @@ impl GatewayPolicies {
             Arc::make_mut(&mut tables.policy).echo_gate = echo;
         }
         echo_moved || !moved.is_empty()
+    }
+
+    /// A digest of all gateway policies, whatever the order in which they came.
+    pub fn digest(&self) -> u64 {
+        let digest = |(name, resource): (&String, &Arc<Resource>)| {
+            let mut hasher = SipHasher13::new_with_key(b"tidegate gatepol");
+            (name, policy(resource)).hash(&mut hasher);
+            hasher.finish()
+        };
+        self.policies.iter().map(digest).fold(0, u64::wrapping_add)
     }
 
     /// Puts policies into their order: the lower number first, then by name.

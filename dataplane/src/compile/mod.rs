@@ -650,7 +650,7 @@ impl Compiler {
         }
         let key = u128::from_be_bytes(self.publisher.current().settings.hash_key);
         let [high, low] = [key >> 64, key & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or_default());
-        let objects = self.objects.digest() ^ self.policies.digest();
+        let objects = self.objects.digest() ^ self.policies.digest() ^ self.gates.digest();
         herald.published(self.publisher.generation(), objects ^ high ^ low.rotate_left(1));
     }
 

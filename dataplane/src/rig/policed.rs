@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tidegate_api::resource::{
-    Action, Body, IdentitySet, Kind, Pod, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Protocol, Resource,
+    Action, Body, ClientRange, GatewayAction, GatewayPolicy, GatewayRule, IdentitySet, Kind, Pod, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Protocol, Resource,
     ResourceKey, Tier,
 };
 
@@ -128,6 +128,28 @@ pub fn admin(subjects: &str, priority: u16, ingress: Vec<PolicyRule>, egress: Ve
     let (isolates_ingress, isolates_egress) = (false, false);
     let tier = Tier::Admin(priority);
     Body::Policy(Policy { tier, subjects: subjects.into(), isolates_ingress, isolates_egress, ingress, egress })
+}
+
+/// A gateway policy of this order with these rules.
+pub fn gateway(order: u16, rules: Vec<GatewayRule>) -> Body {
+    Body::GatewayPolicy(GatewayPolicy { order, audit: false, rules })
+}
+
+/// The same, which only counts.
+pub fn audited(order: u16, rules: Vec<GatewayRule>) -> Body {
+    Body::GatewayPolicy(GatewayPolicy { order, audit: true, rules })
+}
+
+/// A rule of a gateway policy for these clients at every port of every Service.
+pub fn clients(action: GatewayAction, addresses: &[IpAddr]) -> GatewayRule {
+    let range = |address: &IpAddr| ClientRange { prefix: (*address).into(), except: vec![] };
+    let clients = Some(addresses.iter().map(range).collect());
+    GatewayRule { name: String::new(), action, clients, ports: None, services: None }
+}
+
+/// The same for everybody.
+pub fn anyone(action: GatewayAction) -> GatewayRule {
+    GatewayRule { name: String::new(), action, clients: None, ports: None, services: None }
 }
 
 /// A rule that does this with everybody at every port.

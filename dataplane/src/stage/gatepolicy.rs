@@ -21,6 +21,7 @@ use crate::state::sources::{Allowance, SourceKey, Standing};
 use crate::state::{FlowId, State, Tuple};
 use crate::table::gatepolicy::{Gate, GateAction, GateRule, NO_RULE, SourceLimits, source_of};
 use crate::table::{ServiceId, Tables};
+use crate::wire::protocol;
 
 /// The rules that let a client pass, or would stop it. By numbers in the gate of `service`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,7 +185,9 @@ fn look<A: Family>(
 ) -> (SourceKey, Allowance, Standing) {
     let sources = A::flows(state).sources();
     let key = sources.key(rule.key, &source_of(&original.source.mapped(), limits));
-    let SourceLimits { interval_ns, burst, half_open_max, .. } = *limits;
+    let SourceLimits { interval_ns, burst, .. } = *limits;
+    // Datagrams shake no hands.
+    let half_open_max = if original.protocol == protocol::UDP { 0 } else { limits.half_open_max };
     let allowance = Allowance { interval_ns, burst, half_open_max };
     (key, allowance, sources.standing(key, &allowance, now_ns))
 }

@@ -163,7 +163,11 @@ impl Layer {
         for same_place in edges.chunk_by(|(a, ..), (b, ..)| a == b) {
             for (_, begins, number) in same_place {
                 let set = &mut matching[usize::from(audit.contains(number))];
-                if *begins { set.insert(*number) } else { set.remove(number) };
+                if *begins {
+                    set.insert(*number)
+                } else {
+                    set.remove(number)
+                };
             }
             let [in_force, in_audit] = [0, 1].map(|at| matching[at].first().copied().unwrap_or(NO_RULE));
             let now = Deciding { in_force, of_all: in_force.min(in_audit) };
@@ -209,8 +213,7 @@ const MAPPED: (u128, u128) = (0xffff << 32, (0xffff << 32) + u32::MAX as u128);
 fn without(prefix: &IpNet, except: &[IpNet]) -> Vec<(u128, u128)> {
     let (mut from, last) = span(prefix);
     let is_v4 = prefix.addr().is_ipv4();
-    let mut holes: Vec<(u128, u128)> =
-        except.iter().filter(|hole| hole.addr().is_ipv4() == is_v4).map(span).collect();
+    let mut holes: Vec<(u128, u128)> = except.iter().filter(|hole| hole.addr().is_ipv4() == is_v4).map(span).collect();
     if !is_v4 {
         holes.push(MAPPED); // in this form IPv4 addresses stand among those of IPv6
     }
@@ -312,8 +315,7 @@ mod tests {
 
     #[test]
     fn a_source_is_the_first_bits_of_an_address() {
-        let limits =
-            |bits_v4, bits_v6| SourceLimits { interval_ns: 1, burst: 1, half_open_max: 0, bits_v4, bits_v6 };
+        let limits = |bits_v4, bits_v6| SourceLimits { interval_ns: 1, burst: 1, half_open_max: 0, bits_v4, bits_v6 };
         let of = |text: &str, limits| source_of(&client_of(text.parse().unwrap()), &limits);
         assert_eq!(of("192.0.2.77", limits(32, 64)), client_of("192.0.2.77".parse().unwrap()));
         assert_eq!(of("192.0.2.77", limits(24, 64)), client_of("192.0.2.0".parse().unwrap()));
@@ -326,11 +328,14 @@ mod tests {
     fn thousands_of_rules_are_one_search() {
         let nets: Vec<IpNet> =
             (0..4000u32).map(|n| IpNet::new(IpAddr::V4(Ipv4Addr::from(n << 16)), 24).unwrap()).collect();
-        let wanted: Vec<Wanted<'_>> = (1..).zip(&nets).map(|(key, net)| Wanted {
-            rule: GateRule { key, action: GateAction::Deny, audit: false },
-            clients: Some(vec![(*net, &[][..])]),
-            ports: None,
-        }).collect();
+        let wanted: Vec<Wanted<'_>> = (1..)
+            .zip(&nets)
+            .map(|(key, net)| Wanted {
+                rule: GateRule { key, action: GateAction::Deny, audit: false },
+                clients: Some(vec![(*net, &[][..])]),
+                ports: None,
+            })
+            .collect();
         let gate = Gate::of(&wanted).unwrap();
         assert_eq!(gate.spans(), 8001);
         let asked = gate.ask(&client_of("15.159.0.9".parse().unwrap()), 80);

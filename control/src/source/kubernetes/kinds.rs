@@ -231,6 +231,11 @@ own_kind!(
     crate::crd::egresspolicy::EgressPolicy
 );
 own_kind!(
+    /// A GatewayPolicy.
+    GatewayPolicy,
+    crate::crd::gatewaypolicy::GatewayPolicy
+);
+own_kind!(
     /// A StaticNat.
     StaticNat,
     crate::crd::staticnat::StaticNat

@@ -87,8 +87,14 @@ mod tests {
             })
         };
         for (told, field) in [
-            (reason(&|rule| rule.clients.as_mut().unwrap()[1].except[0] = "2001:db9::/48".parse().unwrap()), "clients[1].except[0]"),
-            (reason(&|rule| rule.clients.as_mut().unwrap()[0].except[0] = "::/0".parse().unwrap()), "clients[0].except[0]"),
+            (
+                reason(&|rule| rule.clients.as_mut().unwrap()[1].except[0] = "2001:db9::/48".parse().unwrap()),
+                "clients[1].except[0]",
+            ),
+            (
+                reason(&|rule| rule.clients.as_mut().unwrap()[0].except[0] = "::/0".parse().unwrap()),
+                "clients[0].except[0]",
+            ),
             (reason(&|rule| rule.ports.as_mut().unwrap()[0].last = 79), "ports[0]"),
             (reason(&|rule| rule.services.as_mut().unwrap().reverse()), "services"),
             (limited(|limits| (limits.rate_per_s, limits.half_open_max) = (None, None)), "action"),
