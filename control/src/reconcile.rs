@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use allocation::Allocation;
 use desired::Desired;
+use events::Events;
 use egress::Leaving;
 use gatewaypolicy::Gates;
 use hashbrown::HashMap;
@@ -54,6 +55,8 @@ mod allocation;
 mod egress;
 /// Which clients may reach which Services.
 mod gatewaypolicy;
+/// What is told of policies by events.
+mod events;
 /// How long a change takes from its cause to the last worker.
 mod latency;
 /// Who may reach whom.
@@ -110,6 +113,7 @@ pub struct Reconciler {
     allocation: Allocation,
     leaving: Leaving,
     gates: Gates,
+    events: Events,
     policies: Policies,
     latency: Latencies,
     latency_told: Instant,
@@ -154,6 +158,7 @@ impl Reconciler {
             allocation,
             leaving: Leaving::default(),
             gates: Gates::default(),
+            events: Events::default(),
             policies: Policies::default(),
             latency: Latencies::default(),
             latency_told: Instant::now(),
@@ -226,6 +231,7 @@ impl Reconciler {
             self.settle(key, &mut restated);
             self.unknown_fields.remove(key);
             self.places.remove(key);
+            self.events.forget(key);
             self.model.delete(key, &mut dirty);
         }
         for manifest in batch.applied {
@@ -387,7 +393,10 @@ impl Reconciler {
         restated: &mut BTreeSet<Name>,
         recorded: &mut Vec<Name>,
     ) {
-        let Reading { key, object, service, record, triggered_at } = reading;
+        let Reading { key, object, service, record, uid, triggered_at } = reading;
+        if let Some(uid) = uid {
+            self.events.know(&key, uid);
+        }
         if key.kind == ObjectKind::Service {
             let name = key.name();
             if record.is_some() || self.has_record(&name) {
@@ -860,6 +869,7 @@ impl Reconciler {
     /// Logs what is newly wrong and what is right again, and writes the list.
     fn tell_problems(&mut self) {
         let problems = self.problems();
+        self.tell_events(&problems);
         if problems == self.told {
             return;
         }

@@ -89,6 +89,8 @@ pub struct Reading {
     pub service: Option<Name>,
     /// What the API server holds of a Service that may be ours to look after.
     pub record: Option<Box<Record>>,
+    /// Object identity of one that events may be about: policies.
+    pub uid: Option<String>,
     /// When what led to this EndpointSlice happened, as its author says.
     pub triggered_at: Option<Timestamp>,
 }
@@ -224,6 +226,13 @@ impl ObjectKind {
             }
         };
         ObjectKind::ALL.into_iter().find(|meant| ours && meant.to_string().eq_ignore_ascii_case(kind))
+    }
+
+    /// Group and version, as in a manifest.
+    pub fn api_version(self) -> &'static str {
+        let words = self.type_words();
+        let version = words.strip_prefix("apiVersion: ").and_then(|rest| rest.split_once(','));
+        version.map_or(words, |(version, _)| version)
     }
 
     /// How its type is written in a manifest.
