@@ -44,7 +44,7 @@ pub struct GatewayPolicySpec {
     /// Rules, asked in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
-    pub rules: Vec<Rule>,
+    pub rules: Vec<ClientRule>,
 }
 
 /// Whether rules are in force.
@@ -64,7 +64,7 @@ pub enum Mode {
     validation = Rule::new("(self.action == 'Limit') == has(self.limits)")
         .message("limits must be given with the action Limit, and with no other")
 )]
-pub struct Rule {
+pub struct ClientRule {
     /// A name for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 100))]

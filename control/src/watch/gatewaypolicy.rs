@@ -36,7 +36,7 @@ pub(super) fn read(name: &str, object: &crd::GatewayPolicy) -> Result<GatewayPol
     })
 }
 
-fn read_rule(rule: &crd::Rule, field: &str) -> Result<Rule, Invalid> {
+fn read_rule(rule: &crd::ClientRule, field: &str) -> Result<Rule, Invalid> {
     let action = match (rule.action, &rule.limits) {
         (crd::Action::Allow, None) => GatewayAction::Allow,
         (crd::Action::Deny, None) => GatewayAction::Deny,
