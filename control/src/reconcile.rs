@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use allocation::Allocation;
 use desired::Desired;
-use events::Events;
 use egress::Leaving;
+use events::Events;
 use gatewaypolicy::Gates;
 use hashbrown::HashMap;
 use ipnet::IpNet;

@@ -58,7 +58,12 @@ pub const RIGHTS: &[Right] = &[
     cluster("tidegate.io", "gatewaypolicies/status", &["patch"], "whether that holds"),
     cluster("tidegate.io", "staticnats", FOLLOW, "which addresses lead to which pods"),
     cluster("tidegate.io", "staticnats/status", &["patch"], "whether they do"),
-    cluster("events.k8s.io", "events", &["create", "patch"], "what happened to a Service, and what is wrong with a policy"),
+    cluster(
+        "events.k8s.io",
+        "events",
+        &["create", "patch"],
+        "what happened to a Service, and what is wrong with a policy",
+    ),
     Right {
         group: "coordination.k8s.io",
         resource: "leases",

@@ -50,7 +50,12 @@ mod tests {
         let rules = vec![row(Some(0), 0, 0), row(Some(1), 7, 0), row(None, 0, 9)];
         let shown = Policies { digest: "00ff".into(), identities: 3, programs: 1, rules, ..Policies::default() };
         let told = policies(&shown, false);
-        assert!(told.contains("ingress (audit)") && told.contains("none matched") && told.contains("1 more that nothing has met"), "{told}");
+        assert!(
+            told.contains("ingress (audit)")
+                && told.contains("none matched")
+                && told.contains("1 more that nothing has met"),
+            "{told}"
+        );
         assert!(told.ends_with("3 identities, 1 programs, 0 bytes, digest 00ff\n"), "{told}");
         assert_eq!(policies(&shown, true).lines().count(), 6);
     }

@@ -84,7 +84,8 @@ impl Office {
     pub(super) fn tell(&self, name: &Name, tone: Tone, reason: &'static str, note: String) {
         if let (Some(writer), Some(record), Some(term)) = (&self.writer, self.records.get(name), self.in_force()) {
             let uid = record.uid.clone();
-            let about = ObjectKey { kind: ObjectKind::Service, namespace: name.namespace.clone(), name: name.name.clone() };
+            let about =
+                ObjectKey { kind: ObjectKind::Service, namespace: name.namespace.clone(), name: name.name.clone() };
             writer.happened(term, Happening { about, uid, tone, reason, note });
         }
     }
@@ -92,8 +93,7 @@ impl Office {
     /// Tells of something wrong with a policy, if this process leads.
     pub(super) fn tell_of_policy(&self, about: &ObjectKey, uid: &str, reason: &'static str, note: String) {
         if let (Some(writer), Some(term)) = (&self.writer, self.in_force()) {
-            let happening =
-                Happening { about: about.clone(), uid: uid.into(), tone: Tone::Warning, reason, note };
+            let happening = Happening { about: about.clone(), uid: uid.into(), tone: Tone::Warning, reason, note };
             writer.happened(term, happening);
         }
     }

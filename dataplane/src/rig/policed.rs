@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tidegate_api::resource::{
-    Action, Body, ClientRange, GatewayAction, GatewayPolicy, GatewayRule, IdentitySet, Kind, Pod, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Protocol, Resource,
-    ResourceKey, Tier,
+    Action, Body, ClientRange, GatewayAction, GatewayPolicy, GatewayRule, IdentitySet, Kind, Pod, Policy, PolicyPeer,
+    PolicyPort, PolicyRule, PortMatch, Protocol, Resource, ResourceKey, Tier,
 };
 
 use super::mapped;

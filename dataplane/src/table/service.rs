@@ -237,9 +237,8 @@ impl ServiceTable {
         if before == gate.as_ref() {
             return false;
         }
-        let count = |gate: Option<&Arc<Gate>>| {
-            (u32::from(gate.is_some()), u32::from(gate.is_some_and(|gate| gate.limits())))
-        };
+        let count =
+            |gate: Option<&Arc<Gate>>| (u32::from(gate.is_some()), u32::from(gate.is_some_and(|gate| gate.limits())));
         let ((was_gated, was_limiting), (gated, limiting)) = (count(before), count(gate.as_ref()));
         self.gated = self.gated + gated - was_gated;
         self.sticky = self.sticky + limiting - was_limiting;

@@ -16,9 +16,9 @@ use tokio::sync::mpsc;
 
 use super::Denied;
 use crate::lease::Tenure;
+use crate::source::ObjectKey;
 use crate::source::kubernetes::words;
 use crate::source::record::FIELD_MANAGER;
-use crate::source::ObjectKey;
 
 /// Events of one Service that may follow each other at once.
 const PURSE: f64 = 20.0;
@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn a_long_note_is_cut_between_letters() {
-        let happening = Happening { about: web(), uid: "u".into(), tone: Tone::Warning, reason: "R", note: "ä".repeat(1000) };
+        let happening =
+            Happening { about: web(), uid: "u".into(), tone: Tone::Warning, reason: "R", note: "ä".repeat(1000) };
         let (event, _) = form(happening);
         assert_eq!(event.note.unwrap().len(), 1000);
     }
