@@ -262,10 +262,13 @@ fn line(step: &Step) -> (&'static str, String) {
                 }
             }
         }
-        Step::Policy { direction, policy, rule, allowed } => {
+        Step::Policy { direction, policy, rule, allowed, .. } => {
             let told = if *allowed { "allowed" } else { "denied" };
             let by = match (policy.as_str(), rule) {
                 ("", _) => "no policy decides".to_owned(),
+                (policy, None) if policy.starts_with("unknownPod") => {
+                    format!("the pod is not known, and {policy} stands")
+                }
                 (policy, Some(rule)) => format!("by rule {rule} of {policy}"),
                 (policy, None) => format!("{policy} isolates the pod and no rule accepts"),
             };
@@ -409,6 +412,7 @@ mod tests {
             Step::Policy {
                 direction: "ingress".into(),
                 policy: "networkpolicy/shop/a\u{7}".into(),
+                key: 0,
                 rule: None,
                 allowed: false,
             },

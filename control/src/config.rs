@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
-use tidegate_api::resource::{DeliveryMode, OrphanTcp};
+use tidegate_api::resource::{DeliveryMode, OrphanTcp, PolicyOptions, UnknownPod};
 
 use crate::lease::Timing;
 use crate::watch::Exposed;
@@ -108,9 +108,31 @@ pub struct Control {
     /// CIDRs of cluster IPs, which no AddressPool may have addresses of (M-013).
     #[serde(default, rename = "serviceCIDRs", deserialize_with = "prefixes")]
     pub service_cidrs: Vec<IpNet>,
+    /// How policies are applied, whatever they say.
+    #[serde(default)]
+    pub policy: PolicyChoice,
     /// Label of the Nodes that are gateways of this one's set, whatever its value but "false". They share announcements.
     #[serde(default = "gateway_label_default")]
     pub gateway_label: String,
+}
+
+/// How policies are applied.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PolicyChoice {
+    /// Flows that have begun are not asked again when policies change (P-031).
+    #[serde(default)]
+    pub sticky: bool,
+    /// What becomes of packets from and to an address among a node's pods whose Pod is not known (P-034).
+    #[serde(default)]
+    pub unknown_pod: UnknownPod,
+}
+
+impl PolicyChoice {
+    /// The same in the words of the contract.
+    pub fn options(self) -> PolicyOptions {
+        PolicyOptions { sticky: self.sticky, unknown_pod: self.unknown_pod }
+    }
 }
 
 /// Tunnels that end here: IP in IP, and GUE if it has a port.

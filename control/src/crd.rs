@@ -11,12 +11,19 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 pub mod addresspool;
 /// `tidegate.io/v1alpha1` EgressPolicy.
 pub mod egresspolicy;
+/// `tidegate.io/v1alpha1` GatewayPolicy.
+pub mod gatewaypolicy;
 /// `tidegate.io/v1alpha1` StaticNat.
 pub mod staticnat;
 
 /// All definitions, in the order of their names.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    vec![addresspool::AddressPool::crd(), egresspolicy::EgressPolicy::crd(), staticnat::StaticNat::crd()]
+    vec![
+        addresspool::AddressPool::crd(),
+        egresspolicy::EgressPolicy::crd(),
+        gatewaypolicy::GatewayPolicy::crd(),
+        staticnat::StaticNat::crd(),
+    ]
 }
 
 /// All definitions as one text of YAML, for `kubectl apply -f -`.

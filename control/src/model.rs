@@ -15,6 +15,7 @@ use crate::source::{ObjectKey, ObjectKind};
 use addresspool::AddressPool;
 use egresspolicy::EgressPolicy;
 use endpointslice::EndpointSlice;
+use gatewaypolicy::GatewayPolicy;
 use namespace::Namespace;
 use node::Node;
 use pod::{Pod, Pods};
@@ -32,6 +33,8 @@ pub mod node;
 pub mod addresspool;
 /// An EgressPolicy: which pods leave with which addresses.
 pub mod egresspolicy;
+/// A GatewayPolicy: which clients may reach which Services.
+pub mod gatewaypolicy;
 /// A StaticNat: an external address, and the pod it leads to.
 pub mod staticnat;
 /// A Namespace: its labels.
@@ -71,6 +74,8 @@ pub enum Object {
     AddressPool(AddressPool),
     /// An EgressPolicy.
     EgressPolicy(Box<EgressPolicy>),
+    /// A GatewayPolicy.
+    GatewayPolicy(Box<GatewayPolicy>),
     /// A StaticNat.
     StaticNat(StaticNat),
     /// A Namespace.
@@ -94,6 +99,8 @@ pub struct Dirty {
     pub namespaces: bool,
     /// Whether any EgressPolicy changed or went.
     pub egress: bool,
+    /// GatewayPolicies that changed; they may be gone.
+    pub gateway_policies: BTreeSet<String>,
     /// StaticNats that changed; they may be gone.
     pub static_nats: BTreeSet<String>,
     /// What matters to policies.
@@ -110,6 +117,7 @@ pub struct Model {
     nodes: BTreeMap<String, Node>,
     pools: BTreeMap<String, AddressPool>,
     egress: BTreeMap<String, EgressPolicy>,
+    gateway_policies: BTreeMap<String, GatewayPolicy>,
     static_nats: BTreeMap<String, StaticNat>,
     namespaces: BTreeMap<String, Namespace>,
     pods: Pods,
@@ -158,6 +166,12 @@ impl Model {
                     self.egress.insert(policy.name.clone(), *policy);
                 }
             }
+            Object::GatewayPolicy(policy) => {
+                if self.gateway_policies.get(&policy.name) != Some(&*policy) {
+                    dirty.gateway_policies.insert(policy.name.clone());
+                    self.gateway_policies.insert(policy.name.clone(), *policy);
+                }
+            }
             Object::StaticNat(nat) => {
                 if self.static_nats.get(&nat.name) != Some(&nat) {
                     dirty.static_nats.insert(nat.name.clone());
@@ -199,6 +213,11 @@ impl Model {
             }
             ObjectKind::AddressPool => dirty.pools |= self.pools.remove(&key.name).is_some(),
             ObjectKind::EgressPolicy => dirty.egress |= self.egress.remove(&key.name).is_some(),
+            ObjectKind::GatewayPolicy => {
+                if self.gateway_policies.remove(&key.name).is_some() {
+                    dirty.gateway_policies.insert(key.name.clone());
+                }
+            }
             ObjectKind::StaticNat => {
                 if self.static_nats.remove(&key.name).is_some() {
                     dirty.static_nats.insert(key.name.clone());
@@ -235,6 +254,7 @@ impl Model {
             ObjectKind::AddressPool => self.pools.contains_key(&key.name),
             ObjectKind::Namespace => self.namespaces.contains_key(&key.name),
             ObjectKind::EgressPolicy => self.egress.contains_key(&key.name),
+            ObjectKind::GatewayPolicy => self.gateway_policies.contains_key(&key.name),
             ObjectKind::StaticNat => self.static_nats.contains_key(&key.name),
             ObjectKind::Pod => self.pods.get(&key.name()).is_some(),
             ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy => {
@@ -251,6 +271,11 @@ impl Model {
     /// Names of all Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Name> {
         self.services.keys()
+    }
+
+    /// All Services, in no order.
+    pub fn all_services(&self) -> impl Iterator<Item = &Service> + Clone {
+        self.services.values()
     }
 
     /// The slices of a Service, in name order (S-040).
@@ -285,6 +310,16 @@ impl Model {
     /// All EgressPolicies in name order.
     pub fn egress(&self) -> impl Iterator<Item = &EgressPolicy> {
         self.egress.values()
+    }
+
+    /// All GatewayPolicies in name order.
+    pub fn gateway_policies(&self) -> impl Iterator<Item = &GatewayPolicy> {
+        self.gateway_policies.values()
+    }
+
+    /// The GatewayPolicy of that name.
+    pub fn gateway_policy(&self, name: &str) -> Option<&GatewayPolicy> {
+        self.gateway_policies.get(name)
     }
 
     /// All StaticNats in name order.

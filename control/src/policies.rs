@@ -214,7 +214,7 @@ impl Policies {
     fn pod(&self, pod: &Pod, pods: &Pods) -> Option<Resource> {
         let identity = self.identity(&pod.name);
         let is_own = |address: IpAddr| pods.at(address).is_some_and(|at| at.name == pod.name);
-        resolve::pod::resolve(pod, identity, Vec::new(), is_own)
+        resolve::pod::resolve(pod, identity, Vec::new(), false, is_own)
     }
 
     /// A Namespace has other labels.

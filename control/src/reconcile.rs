@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use allocation::Allocation;
 use desired::Desired;
 use egress::Leaving;
+use events::Events;
+use gatewaypolicy::Gates;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
@@ -51,6 +53,10 @@ mod office;
 mod allocation;
 /// What leaves the cluster: policies, static translations, Pods.
 mod egress;
+/// Which clients may reach which Services.
+mod gatewaypolicy;
+/// What is told of policies by events.
+mod events;
 /// How long a change takes from its cause to the last worker.
 mod latency;
 /// Who may reach whom.
@@ -106,6 +112,8 @@ pub struct Reconciler {
     office: Office,
     allocation: Allocation,
     leaving: Leaving,
+    gates: Gates,
+    events: Events,
     policies: Policies,
     latency: Latencies,
     latency_told: Instant,
@@ -149,6 +157,8 @@ impl Reconciler {
             office: Office::default(),
             allocation,
             leaving: Leaving::default(),
+            gates: Gates::default(),
+            events: Events::default(),
             policies: Policies::default(),
             latency: Latencies::default(),
             latency_told: Instant::now(),
@@ -221,6 +231,7 @@ impl Reconciler {
             self.settle(key, &mut restated);
             self.unknown_fields.remove(key);
             self.places.remove(key);
+            self.events.forget(key);
             self.model.delete(key, &mut dirty);
         }
         for manifest in batch.applied {
@@ -256,6 +267,7 @@ impl Reconciler {
         }
         // Limits before what they limit.
         self.resolve_policies(&mut dirty.policies);
+        self.resolve_gates(&dirty);
         self.resolve_nodes(&dirty.nodes);
         self.resolve_site(&mut dirty);
         self.resolve_reach(&mut dirty);
@@ -381,7 +393,10 @@ impl Reconciler {
         restated: &mut BTreeSet<Name>,
         recorded: &mut Vec<Name>,
     ) {
-        let Reading { key, object, service, record, triggered_at } = reading;
+        let Reading { key, object, service, record, uid, triggered_at } = reading;
+        if let Some(uid) = uid {
+            self.events.know(&key, uid);
+        }
         if key.kind == ObjectKind::Service {
             let name = key.name();
             if record.is_some() || self.has_record(&name) {
@@ -428,6 +443,7 @@ impl Reconciler {
                     ObjectKind::Service => drop(restated.insert(key.name())),
                     ObjectKind::AddressPool => self.allocation.touch(),
                     ObjectKind::EgressPolicy | ObjectKind::StaticNat => self.leaving.touch(),
+                    ObjectKind::GatewayPolicy => self.gates.touch(),
                     _ => {}
                 }
                 self.invalid.insert(key, problem);
@@ -478,6 +494,7 @@ impl Reconciler {
             ObjectKind::Node if key.name == self.file.node => Some(self.gateway_key()),
             ObjectKind::Node => Some(ResourceKey { kind: Kind::Peer, name: key.name.clone() }),
             ObjectKind::EgressPolicy => Some(ResourceKey { kind: Kind::Egress, name: key.name.clone() }),
+            ObjectKind::GatewayPolicy => Some(ResourceKey { kind: Kind::GatewayPolicy, name: key.name.clone() }),
             ObjectKind::StaticNat => Some(ResourceKey { kind: Kind::StaticNat, name: key.name.clone() }),
             ObjectKind::Pod => Some(ResourceKey { kind: Kind::Pod, name: key.name().to_string() }),
             ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy => {
@@ -822,6 +839,7 @@ impl Reconciler {
         self.look_after_office();
         self.tell_pools();
         self.tell_leaving();
+        self.tell_gates();
         if self.latency_told.elapsed() >= LOOK_AFTER_EVERY {
             self.latency_told = Instant::now();
             if let Some(latency) = self.latency.news() {
@@ -851,6 +869,7 @@ impl Reconciler {
     /// Logs what is newly wrong and what is right again, and writes the list.
     fn tell_problems(&mut self) {
         let problems = self.problems();
+        self.tell_events(&problems);
         if problems == self.told {
             return;
         }
@@ -882,6 +901,7 @@ fn object_key(key: &ResourceKey) -> ObjectKey {
         Kind::Service => (ObjectKind::Service, key.name.split_once('/').unwrap_or(("", &key.name))),
         Kind::Pod => (ObjectKind::Pod, key.name.split_once('/').unwrap_or(("", &key.name))),
         Kind::Egress => (ObjectKind::EgressPolicy, ("", key.name.as_str())),
+        Kind::GatewayPolicy => (ObjectKind::GatewayPolicy, ("", key.name.as_str())),
         Kind::StaticNat => (ObjectKind::StaticNat, ("", key.name.as_str())),
         Kind::Gateway | Kind::Peer => (ObjectKind::Node, ("", key.name.as_str())),
         Kind::Policy => match PolicyKey::of_resource(&key.name) {

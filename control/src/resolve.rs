@@ -33,6 +33,8 @@ pub mod gateway;
 pub mod pod;
 /// An EgressPolicy → how its pods reach the outside.
 pub mod egress;
+/// A GatewayPolicy → rules about Services by name.
+pub mod gatewaypolicy;
 /// Frontends claimed by more than one Service.
 pub mod claim;
 

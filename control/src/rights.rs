@@ -54,9 +54,16 @@ pub const RIGHTS: &[Right] = &[
     cluster("tidegate.io", "addresspools/status", &["patch"], "how many are left"),
     cluster("tidegate.io", "egresspolicies", FOLLOW, "which pods leave with which addresses"),
     cluster("tidegate.io", "egresspolicies/status", &["patch"], "whether they do"),
+    cluster("tidegate.io", "gatewaypolicies", FOLLOW, "which clients may reach which Services"),
+    cluster("tidegate.io", "gatewaypolicies/status", &["patch"], "whether that holds"),
     cluster("tidegate.io", "staticnats", FOLLOW, "which addresses lead to which pods"),
     cluster("tidegate.io", "staticnats/status", &["patch"], "whether they do"),
-    cluster("events.k8s.io", "events", &["create", "patch"], "what happened to a Service"),
+    cluster(
+        "events.k8s.io",
+        "events",
+        &["create", "patch"],
+        "what happened to a Service, and what is wrong with a policy",
+    ),
     Right {
         group: "coordination.k8s.io",
         resource: "leases",

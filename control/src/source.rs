@@ -42,6 +42,8 @@ pub enum ObjectKind {
     AddressPool,
     /// `tidegate.io/v1alpha1` EgressPolicy.
     EgressPolicy,
+    /// `tidegate.io/v1alpha1` GatewayPolicy.
+    GatewayPolicy,
     /// `tidegate.io/v1alpha1` StaticNat.
     StaticNat,
     /// `v1` Namespace.
@@ -87,6 +89,8 @@ pub struct Reading {
     pub service: Option<Name>,
     /// What the API server holds of a Service that may be ours to look after.
     pub record: Option<Box<Record>>,
+    /// Object identity of one that events may be about: policies.
+    pub uid: Option<String>,
     /// When what led to this EndpointSlice happened, as its author says.
     pub triggered_at: Option<Timestamp>,
 }
@@ -179,13 +183,14 @@ impl Batch {
 
 impl ObjectKind {
     /// All kinds that a manifest may have.
-    pub const ALL: [ObjectKind; 10] = [
+    pub const ALL: [ObjectKind; 11] = [
         ObjectKind::Service,
         ObjectKind::EndpointSlice,
         ObjectKind::Node,
         ObjectKind::Namespace,
         ObjectKind::AddressPool,
         ObjectKind::EgressPolicy,
+        ObjectKind::GatewayPolicy,
         ObjectKind::StaticNat,
         ObjectKind::Pod,
         ObjectKind::NetworkPolicy,
@@ -200,6 +205,7 @@ impl ObjectKind {
             ("v1", "Node") => Some(ObjectKind::Node),
             ("tidegate.io/v1alpha1", "AddressPool") => Some(ObjectKind::AddressPool),
             ("tidegate.io/v1alpha1", "EgressPolicy") => Some(ObjectKind::EgressPolicy),
+            ("tidegate.io/v1alpha1", "GatewayPolicy") => Some(ObjectKind::GatewayPolicy),
             ("tidegate.io/v1alpha1", "StaticNat") => Some(ObjectKind::StaticNat),
             ("v1", "Namespace") => Some(ObjectKind::Namespace),
             ("v1", "Pod") => Some(ObjectKind::Pod),
@@ -222,6 +228,13 @@ impl ObjectKind {
         ObjectKind::ALL.into_iter().find(|meant| ours && meant.to_string().eq_ignore_ascii_case(kind))
     }
 
+    /// Group and version, as in a manifest.
+    pub fn api_version(self) -> &'static str {
+        let words = self.type_words();
+        let version = words.strip_prefix("apiVersion: ").and_then(|rest| rest.split_once(','));
+        version.map_or(words, |(version, _)| version)
+    }
+
     /// How its type is written in a manifest.
     pub fn type_words(self) -> &'static str {
         match self {
@@ -230,6 +243,7 @@ impl ObjectKind {
             ObjectKind::Node => "apiVersion: v1, kind: Node",
             ObjectKind::AddressPool => "apiVersion: tidegate.io/v1alpha1, kind: AddressPool",
             ObjectKind::EgressPolicy => "apiVersion: tidegate.io/v1alpha1, kind: EgressPolicy",
+            ObjectKind::GatewayPolicy => "apiVersion: tidegate.io/v1alpha1, kind: GatewayPolicy",
             ObjectKind::StaticNat => "apiVersion: tidegate.io/v1alpha1, kind: StaticNat",
             ObjectKind::Namespace => "apiVersion: v1, kind: Namespace",
             ObjectKind::Pod => "apiVersion: v1, kind: Pod",
@@ -244,7 +258,7 @@ impl ObjectKind {
     pub fn is_namespaced(self) -> bool {
         match self {
             ObjectKind::Service | ObjectKind::EndpointSlice | ObjectKind::Pod | ObjectKind::NetworkPolicy => true,
-            ObjectKind::Node | ObjectKind::AddressPool | ObjectKind::Namespace => false,
+            ObjectKind::Node | ObjectKind::AddressPool | ObjectKind::Namespace | ObjectKind::GatewayPolicy => false,
             ObjectKind::ClusterNetworkPolicy | ObjectKind::EgressPolicy | ObjectKind::StaticNat => false,
         }
     }

@@ -25,6 +25,8 @@ pub mod node;
 pub mod addresspool;
 /// `tidegate.io/v1alpha1` EgressPolicy.
 pub mod egresspolicy;
+/// `tidegate.io/v1alpha1` GatewayPolicy.
+pub mod gatewaypolicy;
 /// `tidegate.io/v1alpha1` StaticNat.
 pub mod staticnat;
 /// `v1` Namespace.
@@ -102,6 +104,8 @@ pub fn read(
         ObjectKind::EgressPolicy => {
             egresspolicy::read(&key.name, &typed(value, unknown)?).map(|policy| Object::EgressPolicy(Box::new(policy)))
         }
+        ObjectKind::GatewayPolicy => gatewaypolicy::read(&key.name, &typed(value, unknown)?)
+            .map(|policy| Object::GatewayPolicy(Box::new(policy))),
         ObjectKind::StaticNat => staticnat::read(&key.name, &typed(value, unknown)?).map(Object::StaticNat),
         ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
         ObjectKind::Pod => pod::read_object(key.name(), &typed(value, unknown)?).map(|pod| Object::Pod(Box::new(pod))),

@@ -16,3 +16,6 @@ mod allocation;
 /// Who may write.
 #[path = "kubernetes/lease.rs"]
 mod lease;
+/// Policies of gateways, and events about policies.
+#[path = "kubernetes/gatewaypolicy.rs"]
+mod gatewaypolicy;

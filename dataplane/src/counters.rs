@@ -74,6 +74,7 @@ events! {
     Hairpinned,         "hairpinned", "Packets of pods to an external address, taken back in (N-010).";
     RecordLost,         "record_lost", "Records of who had which port that found no room on their way to the ledger (N-044).";
     AnswerUntold,       "answer_untold", "Answers whose source was not limited by itself: the table of sources was full.";
+    SourceUntold,       "source_untold", "Flows that no limit of a GatewayPolicy was asked for: the table of sources was full.";
     ErrorTranslated,    "error_translated", "ICMP errors translated with their quotes (L-050).";
     NeighbourHeld,      "neighbour_held", "Packets that waited for a neighbour.";
     HandedOver,         "handed_over", "Packets handed to the worker that owns them.";

@@ -136,6 +136,9 @@ drops! {
     ProtocolUnsupported,   service, Info,  "A protocol other than TCP, UDP, SCTP or ICMP echo at a Service address.";
     PolicyDeniedIngress,   policy, Info,   "A network policy of the pod that this would go to does not allow it (P-040).";
     PolicyDeniedEgress,    policy, Info,   "A network policy of the pod that sends this does not allow it (P-042).";
+    PolicyUnknownPod,      policy, Info,   "From or to an address of a node's pods whose pod is not known, and such are to be denied (P-034).";
+    GatewayPolicyDenied,   gatepolicy, Info, "A GatewayPolicy does not let this client reach the Service, or be answered an echo.";
+    GatewayPolicyLimited,  gatepolicy, Info, "The source has more new connections or unfinished handshakes than a GatewayPolicy allows it.";
     PortsExhausted,        nat, Error,     "Every source port towards this backend is in use: reserve more fullnat addresses.";
     NoSource,              nat, Error,     "No fullnat source address of this family is configured.";
     NoMapping,             egress, Info,   "From outside to an external address, and no pod has that port (N-023).";

@@ -15,7 +15,8 @@ use crate::family::Family;
 use crate::packet::{Domain, Kind, Packet};
 use crate::pipeline::{self, Answer, Decision};
 use crate::stage::flow::may_cut;
-use crate::stage::policy::{Decided, Denied, Direction as Side, Passed};
+use crate::stage::gatepolicy;
+use crate::stage::policy::{Blame, Decided, Denied, Direction as Side, Passed};
 use crate::stage::route::{self, Hop};
 use crate::state::{Direction, Hit, State, TICK_NS_LOG2, Tuple, ticks, ticks_since};
 use crate::table::owner::WorkerId;
@@ -195,6 +196,9 @@ impl<'t> Story<'t> {
     }
 
     fn passed(&mut self, passed: &Passed) {
+        if let Some(key) = gatepolicy::key_of(self.tables, &passed.gate) {
+            self.gate(key, true);
+        }
         for (side, by) in [(Side::Egress, passed.egress), (Side::Ingress, passed.ingress)] {
             if let Some(by) = by {
                 self.ruling(side, by, true);
@@ -202,8 +206,25 @@ impl<'t> Story<'t> {
         }
     }
 
-    fn denied(&mut self, denied: &Denied) {
-        self.ruling(denied.direction(), denied.by, false);
+    /// Who stopped it.
+    pub fn denied(&mut self, denied: &Denied) {
+        match denied.by {
+            Blame::Policy(by) => self.ruling(denied.direction(), by, false),
+            Blame::Gate(key) => self.gate(key, false),
+            Blame::Unknown => self.steps.push(Step::Policy {
+                direction: side_name(denied.direction()).to_owned(),
+                policy: "unknownPod: deny".to_owned(),
+                key: 0,
+                rule: None,
+                allowed: false,
+            }),
+        }
+    }
+
+    /// Names of gateway policies are not among the tables: whoever has the objects puts them in.
+    fn gate(&mut self, key: u64, allowed: bool) {
+        let direction = "clients".to_owned();
+        self.steps.push(Step::Policy { direction, policy: String::new(), key, rule: None, allowed });
     }
 
     fn ruling(&mut self, side: Side, by: Decided, allowed: bool) {
@@ -213,9 +234,8 @@ impl<'t> Story<'t> {
             Decided::Rule(policy, rule) => (Some(policy), Some(rule)),
         };
         let name = policy.and_then(|policy| self.tables.policy.rules.policy(policy));
-        let direction = if side == Side::Egress { "egress" } else { "ingress" };
-        let policy = name.unwrap_or_default().to_owned();
-        self.steps.push(Step::Policy { direction: direction.to_owned(), policy, rule, allowed });
+        let (direction, policy) = (side_name(side).to_owned(), name.unwrap_or_default().to_owned());
+        self.steps.push(Step::Policy { direction, policy, key: 0, rule, allowed });
     }
 
     fn translated<A: Family>(&mut self, source: (A, u16), destination: (A, u16)) {
@@ -255,6 +275,10 @@ impl<'t> Story<'t> {
             None => Verdict::Waits { device, address },
         }
     }
+}
+
+fn side_name(side: Side) -> &'static str {
+    if side == Side::Egress { "egress" } else { "ingress" }
 }
 
 /// The end of a packet that is dropped.

@@ -32,6 +32,8 @@ pub mod port_office;
 pub mod clerk;
 /// What is counted, for Prometheus.
 pub mod metrics;
+/// The auditor: what policies in audit would have denied, from workers to the log.
+pub mod auditor;
 /// Do the workers turn?
 pub mod health;
 /// Why a packet may end here: the one list.

@@ -53,7 +53,7 @@ use tidegate_dataplane::table::publish::Publisher;
 use tidegate_dataplane::table::{DeviceId, Tables};
 use tidegate_dataplane::wheel::{self, Idle};
 use tidegate_dataplane::worker::Worker;
-use tidegate_dataplane::{clerk, metrics, port_office};
+use tidegate_dataplane::{auditor, clerk, metrics, port_office};
 use tidegate_metrics::Served;
 
 /// Neighbours that may be wanted and not yet looked at by the compiler; more are asked for again by later packets.
@@ -179,6 +179,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         port_office,
         clerk,
         metrics,
+        auditor,
         ..
     } = running;
     drop(announcer);
@@ -194,6 +195,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     let _ = forwarder.join();
     let _ = port_office.join();
     let _ = clerk.join();
+    let _ = auditor.join();
     match failed {
         Some(what) => Err(anyhow::anyhow!("{what} ended unexpectedly")),
         None if panicked > 0 => Err(anyhow::anyhow!("{panicked} of the workers ended unexpectedly")),
@@ -231,6 +233,7 @@ struct Running {
     port_office: JoinHandle<()>,
     clerk: JoinHandle<()>,
     metrics: Option<Served>,
+    auditor: JoinHandle<()>,
 }
 
 /// Starts all threads.
@@ -317,6 +320,8 @@ fn start(
         let stop = Arc::clone(stop);
         move || stop.load(Ordering::Relaxed)
     };
+    let auditor = auditor::start(handle.clone(), Arc::new(mailboxes.clone()), is_over.clone())
+        .context("starting to look at what is in audit")?;
     let port_office = port_office::start(ports_wanted, mailboxes.clone(), handle.clone(), is_over)
         .context("starting to move ports")?;
     let clerk = clerk::start(port_events, handle.clone(), ledger_directory(file), ledger_limits(section))
@@ -346,6 +351,7 @@ fn start(
         port_office,
         clerk,
         metrics,
+        auditor,
     })
 }
 

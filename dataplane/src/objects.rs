@@ -442,7 +442,7 @@ fn claims(resource: &Resource) -> Vec<(ClaimedBy, Claim)> {
             }
         }
         // Nothing about who may reach whom is anybody's alone.
-        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) => {}
+        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) | Body::GatewayPolicy(_) => {}
         // Egress policies may share addresses: ports are given out by address.
         Body::Egress(_) => {}
         Body::StaticNat(nat) => match nat.ports.as_slice() {

@@ -15,7 +15,8 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Key, Kind, Packet};
-use crate::stage::policy::{self, Denied, Passed};
+use crate::stage::gatepolicy::{self, Charged, UNASKED};
+use crate::stage::policy::{self, Blame, Denied, Passed};
 use crate::stage::rewrite::{self, Edited};
 use crate::stage::route::{self, Departure, Hop};
 use crate::stage::{self, encap, error, flow, local};
@@ -409,6 +410,7 @@ pub fn apply<A: Family>(
             }
             let new = flow.entry(packet);
             count_passed(tables, state, &flow.passed);
+            let charged = (flow.passed.gate != UNASKED).then(|| charge(tables, state, counters, &flow, now_ns));
             if let Some(granted) = &flow.granted {
                 return match begin_egress(tables, state, counters, &new, granted, now_ns) {
                     Ok(hit) => forward::<A>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns),
@@ -429,6 +431,9 @@ pub fn apply<A: Family>(
             match state.begin::<A>(&new, ticks(now_ns)) {
                 Ok(id) => {
                     counters.count(Event::FlowInstalled);
+                    if let Some(charged) = &charged {
+                        gatepolicy::count_opening::<A>(state, id, charged);
+                    }
                     if !state.learn(&flow.original, flow.backend, &flow.learn, ticks(now_ns)) {
                         counters.count(Event::AffinityForgotten);
                     }
@@ -499,10 +504,32 @@ fn count_passed(tables: &Tables, state: &mut State, passed: &Passed) {
     }
 }
 
+/// Charges the source of a flow that begins, and counts the rules of gateway policies that are about it.
+#[cold]
+fn charge<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    flow: &NewFlow<A>,
+    now_ns: u64,
+) -> Charged {
+    let charged = gatepolicy::charge(tables, state, &flow.original, &flow.passed.gate, now_ns);
+    charged.verdicts.iter().flatten().for_each(|(key, allow)| state.rulings.count(*key, *allow));
+    if charged.is_untold {
+        counters.count(Event::SourceUntold);
+    }
+    charged
+}
+
 /// Counts the rule, or the isolation, that stopped a packet.
 #[cold]
-fn count_denied(tables: &Tables, state: &mut State, denied: &Denied) {
-    if let Some(key) = tables.policy.key_of(denied.direction(), denied.by) {
+pub(crate) fn count_denied(tables: &Tables, state: &mut State, denied: &Denied) {
+    let key = match denied.by {
+        Blame::Policy(by) => tables.policy.key_of(denied.direction(), by),
+        Blame::Gate(key) => Some(key),
+        Blame::Unknown => None,
+    };
+    if let Some(key) = key {
         state.rulings.count(key, false);
     }
 }

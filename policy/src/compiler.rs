@@ -113,7 +113,13 @@ impl Compiler {
                 Kind::Identity => self.take_identity(key, after, &mut touched),
                 Kind::IdentitySet => self.take_set(key, after, &mut touched),
                 Kind::Policy => self.take_policy(key, after, &mut touched),
-                Kind::Gateway | Kind::Peer | Kind::Pod | Kind::Service | Kind::Egress | Kind::StaticNat => continue,
+                Kind::Gateway
+                | Kind::Peer
+                | Kind::Pod
+                | Kind::Service
+                | Kind::Egress
+                | Kind::StaticNat
+                | Kind::GatewayPolicy => continue,
             }
             self.count_digest(key, after);
         }

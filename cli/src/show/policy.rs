@@ -1,4 +1,4 @@
-//! Network policies and what their rules have done.
+//! Network and gateway policies and what their rules have done.
 
 use tidegate_api::show::Policies;
 
@@ -7,7 +7,7 @@ use crate::columns::{Columns, number, text};
 /// One line per rule that something has met, or for all of them, and under them what the rules amount to.
 pub fn policies(shown: &Policies, all: bool) -> String {
     if shown.rules.is_empty() {
-        return "no network policies\n".into();
+        return "no policies\n".into();
     }
     let mut columns =
         Columns::new([text("POLICY"), text("DIRECTION"), text("RULE"), number("FLOWS"), number("DENIED")]);
@@ -16,7 +16,8 @@ pub fn policies(shown: &Policies, all: bool) -> String {
         let rule = row.rule.map_or("none matched".to_owned(), |rule| rule.to_string());
         let counts = [row.allowed, row.denied].map(|count| count.to_string());
         let [flows, denied] = counts;
-        columns.row([row.policy.clone(), row.direction.clone(), rule, flows, denied]);
+        let direction = if row.audit { format!("{} (audit)", row.direction) } else { row.direction.clone() };
+        columns.row([row.policy.clone(), direction, rule, flows, denied]);
     }
     let mut out = if used.is_empty() { String::new() } else { columns.render() + "\n" };
     let hidden = shown.rules.len() - used.len();
@@ -37,18 +38,24 @@ mod tests {
 
     #[test]
     fn what_nothing_has_met_is_shown_when_asked_for() {
-        assert_eq!(policies(&Policies::default(), false), "no network policies\n");
+        assert_eq!(policies(&Policies::default(), false), "no policies\n");
         let row = |rule, allowed, denied| RulingRow {
             policy: "networkpolicy/shop/clients".into(),
             direction: "ingress".into(),
             rule,
             allowed,
             denied,
+            audit: rule == Some(1),
         };
         let rules = vec![row(Some(0), 0, 0), row(Some(1), 7, 0), row(None, 0, 9)];
         let shown = Policies { digest: "00ff".into(), identities: 3, programs: 1, rules, ..Policies::default() };
         let told = policies(&shown, false);
-        assert!(told.contains("none matched") && told.contains("1 more that nothing has met"), "{told}");
+        assert!(
+            told.contains("ingress (audit)")
+                && told.contains("none matched")
+                && told.contains("1 more that nothing has met"),
+            "{told}"
+        );
         assert!(told.ends_with("3 identities, 1 programs, 0 bytes, digest 00ff\n"), "{told}");
         assert_eq!(policies(&shown, true).lines().count(), 6);
     }

@@ -55,7 +55,7 @@ pub struct Service {
     pub wishes: Wishes,
     /// Which addresses it wants; of Services of type LoadBalancer only.
     pub address_request: AddressRequest,
-    /// Labels, which pools choose by; of Services of type LoadBalancer only.
+    /// Labels, which pools and GatewayPolicies choose by.
     pub labels: BTreeMap<String, String>,
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use tidegate_api::resource::{Body, Kind, Resource, ResourceKey, StaticNat};
+use tidegate_api::resource::{Body, Kind, Resource, ResourceKey, StaticNat, UnknownPod};
 
 use super::Reconciler;
 use crate::model::egresspolicy::Addresses;
@@ -162,7 +162,8 @@ impl Reconciler {
         let namespace = self.model.namespace(&name.namespace).unwrap_or(&nameless);
         let egress = egress::selecting(self.model.egress(), namespace, pod);
         let is_its_own = |address| self.model.pods().at(address).is_some_and(|owner| owner.name == pod.name);
-        pod::resolve(pod, self.policies.identity(name), egress, is_its_own)
+        let all = self.file.control.policy.unknown_pod == UnknownPod::Deny;
+        pod::resolve(pod, self.policies.identity(name), egress, all, is_its_own)
     }
 
     fn resolve_static_nat(&mut self, name: &str) {

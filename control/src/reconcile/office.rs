@@ -84,7 +84,17 @@ impl Office {
     pub(super) fn tell(&self, name: &Name, tone: Tone, reason: &'static str, note: String) {
         if let (Some(writer), Some(record), Some(term)) = (&self.writer, self.records.get(name), self.in_force()) {
             let uid = record.uid.clone();
-            writer.happened(term, Happening { name: name.clone(), uid, tone, reason, note });
+            let about =
+                ObjectKey { kind: ObjectKind::Service, namespace: name.namespace.clone(), name: name.name.clone() };
+            writer.happened(term, Happening { about, uid, tone, reason, note });
+        }
+    }
+
+    /// Tells of something wrong with a policy, if this process leads.
+    pub(super) fn tell_of_policy(&self, about: &ObjectKey, uid: &str, reason: &'static str, note: String) {
+        if let (Some(writer), Some(term)) = (&self.writer, self.in_force()) {
+            let happening = Happening { about: about.clone(), uid: uid.into(), tone: Tone::Warning, reason, note };
+            writer.happened(term, happening);
         }
     }
 }
@@ -183,6 +193,7 @@ impl Reconciler {
             self.office.informed = true;
             self.begin_allocation();
             self.leaving.touch();
+            self.gates.touch();
             let names: Vec<Name> = self.office.records.keys().cloned().collect();
             for name in names {
                 self.attend(&name);

@@ -76,6 +76,7 @@ pub fn resolve(node: &Node, control: &Control, others: Vec<GatewayPeer>) -> Resu
         clamp_mss: control.clamp_mss,
         decap: control.decap.as_ref().map(decap),
         health_port: Some(control.node_health_port).filter(|port| *port != 0),
+        policy: control.policy.options(),
         gateways: others,
     })
 }

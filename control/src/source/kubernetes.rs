@@ -21,8 +21,8 @@ use super::{Deliver, ObjectKind, Running, Source};
 use crate::watch::{Dialect, Exposed};
 use follow::{Follow, Told};
 use kinds::{
-    AddressPool, ClusterNetworkPolicy, EgressPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service,
-    StaticNat, Watched,
+    AddressPool, ClusterNetworkPolicy, EgressPolicy, EndpointSlice, GatewayPolicy, Namespace, NetworkPolicy, Node, Pod,
+    Service, StaticNat, Watched,
 };
 use ledger::Ledger;
 
@@ -173,6 +173,7 @@ impl Kubernetes {
         spawn.follow::<ClusterNetworkPolicy>(&mut ledger, "clusternetworkpolicies in policy.networking.k8s.io", false);
         spawn.follow::<AddressPool>(&mut ledger, "addresspools in tidegate.io", false);
         spawn.follow::<EgressPolicy>(&mut ledger, "egresspolicies in tidegate.io", false);
+        spawn.follow::<GatewayPolicy>(&mut ledger, "gatewaypolicies in tidegate.io", false);
         spawn.follow::<StaticNat>(&mut ledger, "staticnats in tidegate.io", false);
         drop(spawn);
         gather(ledger, told, deliver).await;

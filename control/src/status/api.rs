@@ -25,6 +25,7 @@ use crate::lease::{Campaign, Settings, Tenure, Word};
 use crate::model::Name;
 use crate::source::kubernetes::{Access, Refresh, words};
 use crate::source::record::{FIELD_MANAGER, FINALIZER, Record};
+use crate::source::{ObjectKey, ObjectKind};
 use crate::status::own::OwnStatus;
 use crate::watch::annotation::ALLOCATED_FROM;
 use book::{Book, Ended, Order, Step};
@@ -260,7 +261,8 @@ impl Desk<'_> {
     }
 
     fn tell_about(&self, name: &Name, uid: &str, term: u64, tone: Tone, reason: &'static str, note: String) {
-        self.tell(term, Happening { name: name.clone(), uid: uid.into(), tone, reason, note });
+        let about = ObjectKey { kind: ObjectKind::Service, namespace: name.namespace.clone(), name: name.name.clone() };
+        self.tell(term, Happening { about, uid: uid.into(), tone, reason, note });
     }
 
     /// C-001: it is told before the first write.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::crd::addresspool::{AddressPool, VALID};
 use crate::crd::egresspolicy::{EgressPolicy, EgressPolicyStatus};
+use crate::crd::gatewaypolicy::{GatewayPolicy, GatewayPolicyStatus};
 use crate::crd::staticnat::{StaticNat, StaticNatStatus};
 use crate::source::ObjectKind;
 
@@ -37,6 +38,7 @@ impl OwnStatus {
         match self.kind {
             ObjectKind::AddressPool => Some(ApiResource::erase::<AddressPool>(&())),
             ObjectKind::EgressPolicy => Some(ApiResource::erase::<EgressPolicy>(&())),
+            ObjectKind::GatewayPolicy => Some(ApiResource::erase::<GatewayPolicy>(&())),
             ObjectKind::StaticNat => Some(ApiResource::erase::<StaticNat>(&())),
             _ => None,
         }
@@ -46,6 +48,7 @@ impl OwnStatus {
     pub(super) fn rule(&self) -> &'static str {
         match self.kind {
             ObjectKind::EgressPolicy => "patch egresspolicies/status in tidegate.io",
+            ObjectKind::GatewayPolicy => "patch gatewaypolicies/status in tidegate.io",
             ObjectKind::StaticNat => "patch staticnats/status in tidegate.io",
             _ => "patch addresspools/status in tidegate.io",
         }
@@ -107,6 +110,22 @@ pub fn egress(
         addresses: addresses.iter().map(ToString::to_string).collect(),
         pods: i64::try_from(pods).unwrap_or(i64::MAX),
         conditions: vec![valid(generation, trouble, "pods leave with these addresses", before)],
+    }
+}
+
+/// The status of a GatewayPolicy that speaks of so many Services (`None`: of all).
+pub fn gateway_policy(
+    generation: Option<i64>,
+    services: Option<usize>,
+    audit: bool,
+    trouble: Option<Trouble<'_>>,
+    before: &[Condition],
+) -> GatewayPolicyStatus {
+    let good = if audit { "it counts what it would deny" } else { "gateways enforce it as it is written" };
+    GatewayPolicyStatus {
+        observed_generation: generation,
+        services: services.map(|count| i64::try_from(count).unwrap_or(i64::MAX)),
+        conditions: vec![valid(generation, trouble, good, before)],
     }
 }
 

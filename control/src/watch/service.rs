@@ -65,6 +65,7 @@ pub(crate) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
         Some(_) => false,
         None => dialect == Dialect::Cluster,
     };
+    service.labels = object.labels().clone();
     service.families = families(spec)?;
     service.family_policy = family_policy(spec)?;
     service.wishes = annotation::read(object.annotations(), dialect)?;
@@ -73,7 +74,6 @@ pub(crate) fn read(name: Name, object: &api::Service, dialect: Dialect, exposed:
         let metallb = exposed.metallb_annotations || dialect == Dialect::Files;
         service.address_request = address_request(object, spec, metallb)?;
         service.addresses = addresses(object, &service.address_request.addresses, dialect)?;
-        service.labels = object.labels().clone();
         service.source_ranges = source_ranges(object, spec)?;
     } else {
         // Not a Service with VIPs: nothing can make it one.

@@ -207,7 +207,7 @@ fn a_role_that_lacks_something_is_told_what() {
             .and(&[""], &["services", "nodes"], &read)
             .and(&["networking.k8s.io"], &["networkpolicies"], &read)
             .and(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &read)
-            .and(&["tidegate.io"], &["addresspools", "egresspolicies", "staticnats"], &read)
+            .and(&["tidegate.io"], &["addresspools", "egresspolicies", "gatewaypolicies", "staticnats"], &read)
             .and(&[""], &["services", "services/status"], &["patch"])
             .and(&["coordination.k8s.io"], &["leases"], &["get", "create", "update"])
     };

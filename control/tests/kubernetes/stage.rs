@@ -32,8 +32,12 @@ pub fn role() -> Rules {
         .and(&["events.k8s.io"], &["events"], &["create", "patch"])
         .and(&["networking.k8s.io"], &["networkpolicies"], &read)
         .and(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &read)
-        .and(&["tidegate.io"], &["addresspools", "egresspolicies", "staticnats"], &read)
-        .and(&["tidegate.io"], &["addresspools/status", "egresspolicies/status", "staticnats/status"], &["patch"])
+        .and(&["tidegate.io"], &["addresspools", "egresspolicies", "gatewaypolicies", "staticnats"], &read)
+        .and(
+            &["tidegate.io"],
+            &["addresspools/status", "egresspolicies/status", "gatewaypolicies/status", "staticnats/status"],
+            &["patch"],
+        )
 }
 
 /// A cluster with two Nodes that are gateways, two that are not, and a pool of both families.

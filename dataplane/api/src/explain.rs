@@ -145,10 +145,13 @@ pub enum Step {
     },
     /// A policy was asked.
     Policy {
-        /// `ingress` or `egress`.
+        /// `ingress` or `egress` of a pod; `clients`: a GatewayPolicy.
         direction: String,
         /// The object that decided, as control names it; empty: none is about it, or none decided.
         policy: String,
+        /// What the rule is counted under, where only that is known yet; never told.
+        #[serde(skip)]
+        key: u64,
         /// Number of its rule; absent: the isolation that no rule lifts.
         rule: Option<u16>,
         /// Whether it may pass.

@@ -15,8 +15,11 @@ mod pod;
 mod egress;
 /// Network policy: identities, sets of them, rules.
 mod policy;
+/// Policy of a gateway: clients, Services, limits.
+mod gatepolicy;
 
 pub use egress::{Egress, Filtering, Mapping, MappingClass, PortForward, PortTimeout, StaticNat};
+pub use gatepolicy::{ClientRange, FrontPort, GatewayAction, GatewayPolicy, GatewayRule, SourceLimits};
 pub use pod::Pod;
 pub use policy::{
     Action, Identity, IdentitySet, NamedPort, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Tier,
@@ -50,6 +53,8 @@ pub enum Kind {
     IdentitySet,
     /// Rules about who may reach whom.
     Policy,
+    /// Rules about which clients may reach which Services.
+    GatewayPolicy,
     /// A pod that some policy selects.
     Pod,
     /// A Service with its frontends and endpoints.
@@ -87,6 +92,8 @@ pub enum Body {
     IdentitySet(IdentitySet),
     /// See [`Policy`].
     Policy(Policy),
+    /// See [`GatewayPolicy`].
+    GatewayPolicy(GatewayPolicy),
     /// See [`Pod`].
     Pod(Pod),
     /// See [`Egress`].
@@ -124,9 +131,41 @@ pub struct Gateway {
     /// asked, and none is ever suspected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_port: Option<u16>,
+    /// What policies ask of flows and addresses, beside their rules.
+    #[serde(default, skip_serializing_if = "PolicyOptions::is_default")]
+    pub policy: PolicyOptions,
     /// The other gateways of the set, in the order of names. They share the announcement of VIPs on common links.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<GatewayPeer>,
+}
+
+/// How policies are applied, whatever they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PolicyOptions {
+    /// Flows that a policy has let begin are not asked again when policies change (P-031).
+    #[serde(default)]
+    pub sticky: bool,
+    /// What becomes of packets from and to pod addresses that nobody has told of (P-034).
+    #[serde(default)]
+    pub unknown_pod: UnknownPod,
+}
+
+impl PolicyOptions {
+    /// Whether nothing differs from the default.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What becomes of packets from and to an address within a node's pod prefixes whose pod is not known (P-034).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnknownPod {
+    /// They pass as if no policy were about it: the CNI on workers is the first to decide.
+    #[default]
+    Allow,
+    /// They are dropped.
+    Deny,
 }
 
 /// Another gateway of the set.
@@ -408,12 +447,13 @@ fn one() -> u16 {
 
 impl Kind {
     /// Every kind, in the order of keys.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Gateway,
         Kind::Peer,
         Kind::Identity,
         Kind::IdentitySet,
         Kind::Policy,
+        Kind::GatewayPolicy,
         Kind::Pod,
         Kind::Service,
         Kind::Egress,
@@ -431,6 +471,7 @@ impl Body {
             Body::Identity(_) => Kind::Identity,
             Body::IdentitySet(_) => Kind::IdentitySet,
             Body::Policy(_) => Kind::Policy,
+            Body::GatewayPolicy(_) => Kind::GatewayPolicy,
             Body::Pod(_) => Kind::Pod,
             Body::Egress(_) => Kind::Egress,
             Body::StaticNat(_) => Kind::StaticNat,
@@ -500,6 +541,7 @@ impl std::fmt::Display for Kind {
             Kind::Identity => "identity",
             Kind::IdentitySet => "identity set",
             Kind::Policy => "policy",
+            Kind::GatewayPolicy => "gateway policy",
             Kind::Pod => "pod",
             Kind::Egress => "egress policy",
             Kind::StaticNat => "static NAT",

@@ -425,17 +425,20 @@ pub struct Policies {
     pub rules: Vec<RulingRow>,
 }
 
-/// One rule of a network policy.
+/// One rule of a network or gateway policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RulingRow {
     /// `kind/namespace/name`, or `kind/name`.
     pub policy: String,
-    /// `ingress` or `egress`.
+    /// `ingress` or `egress`; `clients` for gateway policies.
     pub direction: String,
     /// Number of the rule in its object, from 0; absent: that the policy isolates, where no rule matched.
     pub rule: Option<u16>,
     /// Flows that it let begin.
     pub allowed: u64,
-    /// Packets that it stopped.
+    /// Packets that it stopped; in audit, first packets that it would have stopped.
     pub denied: u64,
+    /// It denies nothing and only counts.
+    #[serde(default)]
+    pub audit: bool,
 }

@@ -61,6 +61,8 @@ pub mod pod;
 pub mod egress;
 /// Network policies → rules, and the flows they matter to.
 pub mod policy;
+/// Gateway policies → what they say of each Service port.
+pub mod gatepolicy;
 /// Kernel routes and pod prefixes → routes.
 pub mod route;
 /// Peers → tunnels.
@@ -81,6 +83,7 @@ pub(crate) mod tests;
 use announced::Announced;
 use device::Devices;
 use egress::Egresses;
+use gatepolicy::GatewayPolicies;
 use local::{Locals, News};
 use neighbour::{Ask, Neighbours};
 use node::Nodes;
@@ -124,6 +127,7 @@ pub struct Compiler {
     pods: Pods,
     egresses: Egresses,
     policies: Policies,
+    gates: GatewayPolicies,
     tunnels: Tunnels,
     neighbours: Neighbours,
     locals: Locals,
@@ -233,6 +237,7 @@ impl Compiler {
             pods: Pods::default(),
             egresses: Egresses::default(),
             policies: Policies::default(),
+            gates: GatewayPolicies::default(),
             tunnels: Tunnels::default(),
             neighbours: Neighbours::default(),
             locals: Locals::default(),
@@ -294,6 +299,7 @@ impl Compiler {
             }
             self.write_egress(change, &mut tables, now);
             self.policies.take(change);
+            self.gates.take(change);
         }
         moved.places.extend(self.objects.places().keys());
         self.guard_held = self.objects.is_empty();
@@ -314,6 +320,7 @@ impl Compiler {
             turned.taken.extend(outcome.taken);
             for change in &outcome.changes {
                 self.policies.take(change);
+                self.gates.take(change);
                 match change.key.kind {
                     Kind::Gateway => moved.gateway = true,
                     Kind::Peer => moved.peers = true,
@@ -324,7 +331,7 @@ impl Compiler {
                         }
                         changed |= self.write_egress(change, &mut tables, now);
                     }
-                    Kind::Identity | Kind::IdentitySet | Kind::Policy => {}
+                    Kind::Identity | Kind::IdentitySet | Kind::Policy | Kind::GatewayPolicy => {}
                     Kind::Service => {
                         moved.note_places(change);
                         if let Some((_, announced)) = &mut self.routes {
@@ -599,6 +606,7 @@ impl Compiler {
             changed |= self.settle_egress(&mut tables);
         }
         changed |= self.policies.settle(self.services.backends(), &mut tables);
+        changed |= self.gates.settle(&self.services, &mut tables);
         if moved.gateway {
             changed |= write_settings(gateway.as_ref(), &mut tables);
         }
@@ -642,7 +650,7 @@ impl Compiler {
         }
         let key = u128::from_be_bytes(self.publisher.current().settings.hash_key);
         let [high, low] = [key >> 64, key & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or_default());
-        let objects = self.objects.digest() ^ self.policies.digest();
+        let objects = self.objects.digest() ^ self.policies.digest() ^ self.gates.digest();
         herald.published(self.publisher.generation(), objects ^ high ^ low.rotate_left(1));
     }
 
@@ -780,6 +788,11 @@ fn write_settings(gateway: Option<&Gateway>, tables: &mut Tables) -> bool {
     settings.hash_key = validate::hash_key(&gateway.hash_key).unwrap_or_default();
     settings.orphan_tcp = gateway.orphan_tcp;
     settings.clamp_mss = gateway.clamp_mss;
+    if settings.policy != gateway.policy {
+        // Everybody's flows look again.
+        settings.policy = gateway.policy;
+        settings.routes_epoch = settings.routes_epoch.wrapping_add(1);
+    }
     let changed = settings != tables.settings;
     tables.settings = settings;
     changed

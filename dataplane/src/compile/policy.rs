@@ -67,7 +67,7 @@ impl Policies {
                 let pods = [&change.before, &change.after].into_iter().filter_map(|resource| pod(resource.as_deref()?));
                 self.addresses_due.extend(pods.flat_map(|pod| &pod.addresses).copied().map(mapped_ip));
             }
-            Kind::Gateway | Kind::Peer | Kind::Service | Kind::Egress | Kind::StaticNat => {}
+            Kind::Gateway | Kind::Peer | Kind::Service | Kind::Egress | Kind::StaticNat | Kind::GatewayPolicy => {}
         }
     }
 

@@ -199,6 +199,11 @@ impl Services {
         Some(self.by_name.get(name)?.ports.get(&key)?.id)
     }
 
+    /// The rows of the Service `name`.
+    pub fn ids_of(&self, name: &str) -> impl Iterator<Item = ServiceId> {
+        self.by_name.get(name).into_iter().flat_map(|compiled| compiled.ports.values().map(|port| port.id))
+    }
+
     /// Nodes that new flows avoid.
     pub fn suspects(&self) -> &Suspects {
         &self.suspects

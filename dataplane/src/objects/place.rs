@@ -45,7 +45,7 @@ pub fn places(resource: &Resource) -> impl Iterator<Item = ((&'static str, usize
         Body::Egress(egress) => (None, &egress.addresses),
         Body::StaticNat(nat) => (None, std::slice::from_ref(&nat.external)),
         Body::Gateway(_) | Body::Peer(_) | Body::Pod(_) => (None, &[]),
-        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) => (None, &[]),
+        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) | Body::GatewayPolicy(_) => (None, &[]),
     };
     let field = if matches!(&resource.body, Body::Egress(_)) { "addresses" } else { "external" };
     let external = external.iter().enumerate();

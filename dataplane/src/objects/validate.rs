@@ -18,6 +18,8 @@ use crate::kernel::Layout;
 
 /// Identities, sets of them, and policies.
 mod policy;
+/// Gateway policies.
+mod gatepolicy;
 
 /// Largest VXLAN network identifier: 24 bits (RFC 7348 section 5).
 const VNI_MAX: u32 = (1 << 24) - 1;
@@ -76,6 +78,7 @@ pub fn resource(resource: &Resource) -> Checked {
         Body::Identity(identity) => policy::check_identity(&resource.name, identity),
         Body::IdentitySet(set) => policy::check_set(set),
         Body::Policy(object) => policy::check(object),
+        Body::GatewayPolicy(policy) => gatepolicy::check(policy),
         Body::Pod(pod) => check_pod(pod),
         Body::Egress(egress) => check_egress(egress),
         Body::StaticNat(nat) => check_static_nat(nat),
@@ -126,7 +129,7 @@ pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
                 own.map_or(Ok(()), |own| Err(format!("{field}: {prefix} holds {}, this machine's own", own.address)))
             })
         }),
-        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) => Ok(()),
+        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) | Body::GatewayPolicy(_) => Ok(()),
         Body::Pod(pod) => each("addresses", &pod.addresses, |field, address| free(field, *address)),
         Body::Egress(egress) => each("addresses", &egress.addresses, |field, address| free(field, *address)),
         Body::StaticNat(nat) => free("external".into(), nat.external),

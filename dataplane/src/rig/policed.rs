@@ -8,12 +8,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tidegate_api::resource::{
-    Action, Body, IdentitySet, Kind, Pod, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Protocol, Resource,
-    ResourceKey, Tier,
+    Action, Body, ClientRange, GatewayAction, GatewayPolicy, GatewayRule, IdentitySet, Kind, Pod, Policy, PolicyPeer,
+    PolicyPort, PolicyRule, PortMatch, Protocol, Resource, ResourceKey, Tier,
 };
 
 use super::mapped;
 use crate::compile::egress::Egresses;
+use crate::compile::gatepolicy::GatewayPolicies;
 use crate::compile::pod::Pods;
 use crate::compile::policy::Policies;
 use crate::compile::service::Services;
@@ -28,6 +29,7 @@ pub struct Policed {
     pods: Pods,
     egresses: Egresses,
     policies: Policies,
+    gates: GatewayPolicies,
     objects: BTreeMap<ResourceKey, Arc<Resource>>,
     version: u64,
 }
@@ -46,6 +48,7 @@ impl Policed {
             };
             let change = Change { key, before, after };
             self.policies.take(&change);
+            self.gates.take(&change);
             self.write(tables, &change);
         }
         self.settle(tables);
@@ -93,6 +96,7 @@ impl Policed {
         before.iter().for_each(|address| locals.take(address, LocalKind::EXTERNAL));
         tables.egress.externals().for_each(|(_, row)| locals.add(&row.address, LocalKind::EXTERNAL));
         self.policies.settle(self.services.backends(), tables);
+        self.gates.settle(&self.services, tables);
     }
 }
 
@@ -124,6 +128,28 @@ pub fn admin(subjects: &str, priority: u16, ingress: Vec<PolicyRule>, egress: Ve
     let (isolates_ingress, isolates_egress) = (false, false);
     let tier = Tier::Admin(priority);
     Body::Policy(Policy { tier, subjects: subjects.into(), isolates_ingress, isolates_egress, ingress, egress })
+}
+
+/// A gateway policy of this order with these rules.
+pub fn gateway(order: u16, rules: Vec<GatewayRule>) -> Body {
+    Body::GatewayPolicy(GatewayPolicy { order, audit: false, rules })
+}
+
+/// The same, which only counts.
+pub fn audited(order: u16, rules: Vec<GatewayRule>) -> Body {
+    Body::GatewayPolicy(GatewayPolicy { order, audit: true, rules })
+}
+
+/// A rule of a gateway policy for these clients at every port of every Service.
+pub fn clients(action: GatewayAction, addresses: &[IpAddr]) -> GatewayRule {
+    let range = |address: &IpAddr| ClientRange { prefix: (*address).into(), except: vec![] };
+    let clients = Some(addresses.iter().map(range).collect());
+    GatewayRule { name: String::new(), action, clients, ports: None, services: None }
+}
+
+/// The same for everybody.
+pub fn anyone(action: GatewayAction) -> GatewayRule {
+    GatewayRule { name: String::new(), action, clients: None, ports: None, services: None }
 }
 
 /// A rule that does this with everybody at every port.

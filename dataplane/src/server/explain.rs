@@ -6,6 +6,7 @@ use tidegate_api::resource::{Body, Kind};
 use super::query::{QueryError, WorkerQuery};
 use crate::compile::thread::{Handle, View};
 use crate::explain::{Told, envelope};
+use crate::table::policy::gate_ruling_key;
 
 /// Workers asked at most: one that owns nothing of it, the one it names, and the one that this one names, where affinity of a
 /// Service has come or gone (design 4).
@@ -23,12 +24,32 @@ pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery)
         match workers.explain(worker, device, &frame).map_err(|error: QueryError| error.to_string())? {
             Told::Mine(mut explanation) => {
                 name(&view, &mut explanation);
+                name_gates(compiler, &mut explanation)?;
                 return Ok(*explanation);
             }
             Told::Theirs(other) => worker = usize::from(other.0),
         }
     }
     Err("workers do not agree whose packet it is: tables are changing, ask again".into())
+}
+
+/// So have gateway policies: by what their rules are counted under.
+fn name_gates(compiler: &Handle, explanation: &mut Explanation) -> Result<(), String> {
+    if !explanation.steps.iter().any(|step| matches!(step, Step::Policy { key, .. } if *key != 0)) {
+        return Ok(());
+    }
+    let view = compiler.view(Some(Kind::GatewayPolicy)).map_err(|error| error.to_string())?;
+    for step in &mut explanation.steps {
+        let Step::Policy { policy, key, rule, .. } = step else { continue };
+        for resource in &view.objects {
+            let Body::GatewayPolicy(body) = &resource.body else { continue };
+            let numbers = 0..u16::try_from(body.rules.len()).unwrap_or(u16::MAX);
+            if let Some(number) = numbers.into_iter().find(|number| gate_ruling_key(&resource.name, *number) == *key) {
+                (*policy, *rule) = (format!("GatewayPolicy/{}", resource.name), Some(number));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Pods and nodes have names among objects alone.

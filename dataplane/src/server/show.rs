@@ -71,7 +71,10 @@ pub fn answer(
         }
         Show::Drops => Shown::Drops(workers.drops().map_err(told)?),
         Show::Egress => Shown::Egress(egress::shown(&view(Some(Kind::Pod))?, &workers.egress().map_err(told)?)),
-        Show::Policies => Shown::Policies(policy::shown(&view(Some(Kind::Policy))?, &workers.rulings().map_err(told)?)),
+        Show::Policies => {
+            let gates = view(Some(Kind::GatewayPolicy))?.objects;
+            Shown::Policies(policy::shown(&view(Some(Kind::Policy))?, &gates, &workers.rulings().map_err(told)?))
+        }
         Show::Gateways => Shown::Gateways(others.gateways.as_ref().map(gateways::Handle::show).unwrap_or_default()),
         Show::Announcements => {
             Shown::Announcements(others.routes.as_ref().map(routes::Handle::show).unwrap_or_default())

@@ -487,7 +487,7 @@ pub fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direc
         return Standing::End;
     }
     let (original, translated) = (entry.original_tuple(), entry.translated_tuple());
-    if let Err(denied) = policy::check(tables, &original, (translated.destination, translated.destination_port)) {
+    if let Err(denied) = policy::check_again(tables, &original, (translated.destination, translated.destination_port)) {
         return Standing::Deny(denied);
     }
     let (forward, reply) = if entry.is_egress() {
@@ -512,7 +512,7 @@ pub fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direc
 
 fn is_allowed<A: Family>(tables: &Tables, entry: &Entry<A>) -> bool {
     let translated = entry.translated_tuple();
-    policy::check(tables, &entry.original_tuple(), (translated.destination, translated.destination_port)).is_ok()
+    policy::check_again(tables, &entry.original_tuple(), (translated.destination, translated.destination_port)).is_ok()
 }
 
 /// Judges, for the sweep, flows whose pod or policy has changed since they were looked at (N-101).

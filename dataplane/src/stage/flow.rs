@@ -19,7 +19,7 @@ use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Refused, Step, Trace};
 use crate::stage::policy::{Denied, Passed};
 use crate::stage::route::{self, Hop};
-use crate::stage::{egress, nat, node, policy, service};
+use crate::stage::{egress, gatepolicy, nat, node, policy, service};
 use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
 use crate::table::backend::BackendState;
 use crate::table::local::LocalKind;
@@ -192,18 +192,24 @@ fn start<A: Family, T: Trace>(
     if packet.domain == Domain::Overlay && !route::source_allowed(tables, packet.tunnel, tuple.source) {
         return Err(DropReason::SpoofedSource);
     }
-    let Some(offer) = service::admit(tables, packet, tuple)? else { return refuse(packet).map(Begun::Answer) };
+    let offer = service::admit(tables, packet, tuple)?;
+    let begins = !is_connected(packet) || opens(packet.l3.tcp_flags);
+    let gate = match gatepolicy::check(tables, state, tuple, begins, moment.now_ns) {
+        Ok(gate) => gate,
+        Err(denied) => return Ok(Begun::Deny(denied)),
+    };
+    let Some(offer) = offer else { return refuse(packet).map(Begun::Answer) };
     if offer.is_nodes {
         let Some(backend) = service::choose_node(tables, &offer, tuple) else {
             return refuse(packet).map(Begun::Answer);
         };
         trace.note(Step::Backend(backend));
         return match policy::check_node(tables, tuple, &offer.row.cluster.members) {
-            Ok(_) => node::start(tables, packet, tuple, backend),
+            Ok(_) => node::start(tables, packet, tuple, backend, gate),
             Err(denied) => Ok(Begun::Deny(denied)),
         };
     }
-    if is_connected(packet) && !opens(packet.l3.tcp_flags) {
+    if !begins {
         return orphan(tables, packet, node::is_awaited(tables, packet, tuple)).map(Begun::Answer);
     }
     let Some(service::Chosen { backend, learn }) = service::choose(tables, state, &offer, tuple, moment) else {
@@ -216,7 +222,7 @@ fn start<A: Family, T: Trace>(
         .and_then(|row| Some((A::unmapped(&row.address)?, row.port_for(tuple.destination_port))))
         .ok_or(DropReason::NoBackend)?;
     let passed = match policy::check(tables, tuple, to) {
-        Ok(passed) => passed,
+        Ok(passed) => Passed { gate, ..passed },
         Err(denied) => return Ok(Begun::Deny(denied)),
     };
     let forward = route::toward(tables, to.0, hash)?;
@@ -330,7 +336,9 @@ fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direction
     if gone && original.protocol == protocol::UDP && serves(tables, &original) {
         return Standing::Reselect;
     }
-    if let Err(denied) = policy::check(tables, &original, to) {
+    if !tables.settings.policy.sticky
+        && let Err(denied) = gatepolicy::check_again(tables, &original).and(policy::check_again(tables, &original, to))
+    {
         return Standing::Deny(denied);
     }
     // One hash per flow and direction, so that the choice among equal hops is the flow's and not the packet's.

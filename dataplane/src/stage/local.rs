@@ -15,7 +15,8 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::packet::{Domain, Kind, Packet};
 use crate::pipeline::Answer;
-use crate::stage::{encap, route};
+use crate::stage::policy::Denied;
+use crate::stage::{encap, gatepolicy, route};
 use crate::table::Tables;
 use crate::table::local::LocalKind;
 use crate::wire::ethernet::Mac;
@@ -71,6 +72,22 @@ fn decide_ip<A: Family>(tables: &Tables, packet: &Packet, (source, destination):
     let reachable =
         kind.intersects(LocalKind::VIP | LocalKind::EXTERNAL) || (packet.domain == Domain::Overlay && overlay);
     if packet.l3.icmp_type == request && reachable { Ok(Answer::Echo) } else { Err(DropReason::IcmpUnhandled) }
+}
+
+/// Who does not let whoever asks be answered: gateway policies about every port of every Service are about its VIPs too.
+pub fn denied(tables: &Tables, packet: &Packet, l3: &[u8], answer: Answer) -> Option<Denied> {
+    if answer != Answer::Echo || tables.policy.echo_gate.is_none() {
+        return None;
+    }
+    match packet.l3.family {
+        Version::V4 => denied_echo(tables, ipv4::addresses(l3)),
+        Version::V6 => denied_echo(tables, ipv6::addresses(l3)),
+    }
+}
+
+fn denied_echo<A: Family>(tables: &Tables, (source, destination): (A, A)) -> Option<Denied> {
+    let is_vip = destination.kind(tables).contains(LocalKind::VIP);
+    is_vip.then(|| gatepolicy::check_echo(tables, &source.mapped()).err()).flatten()
 }
 
 /// Do we speak for this address on the link the question came from?

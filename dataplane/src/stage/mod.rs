@@ -15,6 +15,8 @@ pub mod fragment;
 pub mod flow;
 /// May it pass?
 pub mod policy;
+/// May this client begin anything here?
+pub mod gatepolicy;
 /// Choose a backend for a new flow.
 pub mod service;
 /// Which endpoint of a set.

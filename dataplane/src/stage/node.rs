@@ -20,6 +20,7 @@ use crate::family::Family;
 use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, NewFlow, Refresh};
 use crate::stage::flow::{self, Begun, Standing};
+use crate::stage::gatepolicy::{self, Admitted};
 use crate::stage::policy::{self, Passed};
 use crate::stage::route::{self, Hop};
 use crate::stage::service;
@@ -29,7 +30,7 @@ use crate::table::backend::BackendState;
 use crate::table::{BackendId, Tables};
 use crate::wire::protocol;
 
-/// What becomes of a packet without a flow whose Service chose the node `backend` for it.
+/// What becomes of a packet without a flow whose Service chose the node `backend` for it, after gateway policies `gate`.
 ///
 /// # Errors
 /// `TcpInvalid`, and `NoBackend` when the row is gone.
@@ -38,6 +39,7 @@ pub fn start<A: Family>(
     packet: &Packet,
     tuple: &Tuple<A>,
     backend: BackendId,
+    gate: Admitted,
 ) -> Result<Begun<A>, DropReason> {
     let hop = hop(tables, backend).ok_or(DropReason::NoBackend)?;
     let opening = match packet.l3.protocol {
@@ -63,7 +65,7 @@ pub fn start<A: Family>(
             reply: None,
             learn: Learn::default(),
             granted: None,
-            passed: Passed::default(),
+            passed: Passed { gate, ..Passed::default() },
         })),
     }
 }
@@ -71,7 +73,7 @@ pub fn start<A: Family>(
 /// What becomes of a later fragment without a flow: its first one may have been passed.
 pub fn later<A: Family>(tables: &Tables, packet: &Packet, tuple: &Tuple<A>) -> Option<Begun<A>> {
     let (backend, hop) = by_hash(tables, packet, tuple)?;
-    if let Err(denied) = policy::check_node_row(tables, tuple, backend) {
+    if let Err(denied) = gatepolicy::check_again(tables, tuple).and(policy::check_node_row(tables, tuple, backend)) {
         return Some(Begun::Deny(denied));
     }
     match flow::passable(tables, packet, hop) {
@@ -91,8 +93,12 @@ pub fn revalidate<A: Family>(tables: &Tables, entry: &Entry<A>, syn: bool) -> St
     if gone && (syn || datagram && flow::serves(tables, &entry.original_tuple())) {
         return Standing::Reselect;
     }
-    if let Err(denied) = policy::check_node_row(tables, &entry.original_tuple(), backend) {
-        return Standing::Deny(denied);
+    if !tables.settings.policy.sticky {
+        let original = entry.original_tuple();
+        let denied = gatepolicy::check_again(tables, &original).and(policy::check_node_row(tables, &original, backend));
+        if let Err(denied) = denied {
+            return Standing::Deny(denied);
+        }
     }
     Standing::Keep(Refresh {
         // A datagram flow kept only because nothing serves stays stale on purpose: it looks again with every packet.

@@ -1,7 +1,7 @@
 //! # Policy: may it pass?
 //!
 //! reads   `table::policy`, `pod`, `backend`     writes  nothing; returns what decided
-//! drops   `PolicyDeniedIngress`, `PolicyDeniedEgress`
+//! drops   `PolicyDeniedIngress`, `PolicyDeniedEgress`, `PolicyUnknownPod`
 //! cost    nothing while no policy is about anybody; else two pods looked up, and rules once for each side that is one
 //! spec    P-021, P-025, P-026, P-030 … P-033, P-034, P-040 … P-044, P-047, P-048
 //! tests   `dataplane/tests/golden/policy.rs`
@@ -20,9 +20,10 @@ pub use tidegate_policy::{Decided, Direction};
 use crate::drops::DropReason;
 use crate::family::Family;
 use crate::packet::Domain;
+use crate::stage::gatepolicy::Admitted;
 use crate::state::{Entry, Tuple};
 use crate::table::route::RouteTarget;
-use crate::table::{BackendId, Tables};
+use crate::table::{BackendId, Tables, UnknownPod};
 
 /// Endpoints behind a node that are asked for before it is left to the node: what one packet may cost.
 const ENDPOINTS_ASKED_MAX: usize = 64;
@@ -34,6 +35,8 @@ pub struct Passed {
     pub ingress: Option<Decided>,
     /// Of the pod it comes from.
     pub egress: Option<Decided>,
+    /// Of gateway policies.
+    pub gate: Admitted,
 }
 
 /// What stopped it.
@@ -42,7 +45,18 @@ pub struct Denied {
     /// Which side.
     pub reason: DropReason,
     /// And who.
-    pub by: Decided,
+    pub by: Blame,
+}
+
+/// Who stopped something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// A network policy.
+    Policy(Decided),
+    /// The rule of a gateway policy that is counted under this.
+    Gate(u64),
+    /// Nobody: the pod is not known (P-034).
+    Unknown,
 }
 
 impl Denied {
@@ -61,11 +75,26 @@ pub fn check<A: Family>(tables: &Tables, original: &Tuple<A>, to: (A, u16)) -> R
     if tables.policy.is_empty() { Ok(Passed::default()) } else { judge(tables, original, to) }
 }
 
+/// The same of a flow that is there, which has been let begin once: not asked where flows are to stay (P-031).
+///
+/// # Errors
+/// Who denies it.
+#[inline]
+pub fn check_again<A: Family>(tables: &Tables, original: &Tuple<A>, to: (A, u16)) -> Result<(), Denied> {
+    if tables.settings.policy.sticky { Ok(()) } else { check(tables, original, to).map(|_| ()) }
+}
+
 #[inline(never)]
 fn judge<A: Family>(tables: &Tables, original: &Tuple<A>, (to, port): (A, u16)) -> Result<Passed, Denied> {
     let is_inside = original.domain == Domain::Overlay as u8;
     if is_inside && original.source == to {
         return Ok(Passed::default()); // P-033
+    }
+    if tables.settings.policy.unknown_pod == UnknownPod::Deny {
+        let [from, towards] = [is_inside && is_unknown(tables, &original.source), is_unknown(tables, &to)];
+        if from || towards {
+            return Err(Denied { reason: DropReason::PolicyUnknownPod, by: Blame::Unknown });
+        }
     }
     let source = if is_inside { identity(tables, &original.source) } else { 0 };
     let destination = identity(tables, &to);
@@ -80,14 +109,14 @@ fn judge<A: Family>(tables: &Tables, original: &Tuple<A>, (to, port): (A, u16)) 
     let mut passed = Passed::default();
     if let Some(verdict) = ask(Direction::Egress, source, destination, to.ip()) {
         if !verdict.allow {
-            return Err(Denied { reason: DropReason::PolicyDeniedEgress, by: verdict.decided_by });
+            return Err(Denied { reason: DropReason::PolicyDeniedEgress, by: Blame::Policy(verdict.decided_by) });
         }
         passed.egress = Some(verdict.decided_by);
     }
     if let Some(verdict) = ask(Direction::Ingress, destination, source, original.source.ip()).filter(|_| !is_own_node())
     {
         if !verdict.allow {
-            return Err(Denied { reason: DropReason::PolicyDeniedIngress, by: verdict.decided_by });
+            return Err(Denied { reason: DropReason::PolicyDeniedIngress, by: Blame::Policy(verdict.decided_by) });
         }
         passed.ingress = Some(verdict.decided_by);
     }
@@ -137,6 +166,12 @@ fn lives_on<A: Family>(tables: &Tables, pod: &A, node: &A) -> bool {
     let target = pod.route(tables).map(|row| &row.target);
     let tunnel = if let Some(RouteTarget::Tunnel(tunnel)) = target { tables.tunnels.row(*tunnel) } else { None };
     tunnel.is_some_and(|row| row.underlay == node.mapped())
+}
+
+/// P-034: whether an address is among those of a node's pods, and nobody has told of its pod.
+fn is_unknown<A: Family>(tables: &Tables, address: &A) -> bool {
+    address.pod(tables).is_none()
+        && address.route(tables).is_some_and(|row| matches!(row.target, RouteTarget::Tunnel(_)))
 }
 
 fn identity<A: Family>(tables: &Tables, address: &A) -> u32 {

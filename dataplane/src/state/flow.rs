@@ -28,6 +28,7 @@ use tidegate_io::mem::{HugePages, Slab, prefetch_read};
 use super::entry::{Entry, NewFlow};
 use super::index::{Index, Probe, Slot};
 use super::opening::Opening;
+use super::sources::Sources;
 use super::tcp::Timeouts;
 use super::tuple::{Address, HashKeys, Tuple};
 use super::{Direction, Ticks, dispensable, ticks_of_seconds, ticks_since};
@@ -128,6 +129,8 @@ pub struct FlowTable<A: Address> {
     /// Row that is looked at next for a flow that can be spared.
     spare: u32,
     opening: Opening,
+    /// What sources have begun under limits, and whose the flows are that are opening.
+    sources: Sources,
     timeouts: Timeouts,
 }
 
@@ -152,6 +155,7 @@ impl<A: Address> FlowTable<A> {
             sweep: 0,
             spare: 0,
             opening: Opening::new(share(flows_max, limits::HALF_OPEN_PERCENT)),
+            sources: Sources::new(flows_max, seed)?,
             timeouts: Timeouts::default(),
         })
     }
@@ -338,6 +342,7 @@ impl<A: Address> FlowTable<A> {
         let removed = one_way || self.index.remove(reply, Slot { entry: flow.0, direction: Direction::Reply });
         debug_assert!(removed, "a live flow whose answers come here is in the index twice");
         self.opening.leave(&mut self.entries, flow.0);
+        self.sources.leave(flow.0);
         self.entries.at_mut(flow.0).vacate(self.free);
         self.free = flow.0;
         self.live -= 1;
@@ -351,7 +356,27 @@ impl<A: Address> FlowTable<A> {
         let entry = self.entries.at(flow.0);
         if entry.is_listed() && !entry.state.proves_nothing() {
             self.opening.leave(&mut self.entries, flow.0);
+            self.sources.leave(flow.0);
         }
+    }
+
+    /// Counts a flow that is opening for a source, by that one's place, until it is not any more.
+    #[cold]
+    pub fn count_opening(&mut self, flow: FlowId, source: u32) {
+        if self.entries.at(flow.0).is_listed() {
+            self.sources.join(flow.0, source);
+        }
+    }
+
+    /// What sources have begun under limits.
+    #[must_use]
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// The same, to be added to.
+    pub fn sources_mut(&mut self) -> &mut Sources {
+        &mut self.sources
     }
 
     /// Whether nobody has to go before a flow that begins in `state` is installed.

@@ -25,6 +25,7 @@ pub mod hold;
 pub mod fragment;
 pub mod limit;
 pub mod answers;
+pub mod sources;
 pub mod usage;
 pub mod ruling;
 pub mod affinity;

@@ -21,7 +21,7 @@
 use std::sync::Arc;
 
 pub use crate::wire::Family;
-pub use tidegate_api::resource::OrphanTcp;
+pub use tidegate_api::resource::{OrphanTcp, PolicyOptions, UnknownPod};
 
 /// Rows by id, in chunks that generations share.
 pub mod rows;
@@ -57,6 +57,8 @@ pub mod tunnel;
 pub mod nat;
 /// Network policies.
 pub mod policy;
+/// Which clients may reach a Service.
+pub mod gatepolicy;
 /// Which worker owns a block of translated ports.
 pub mod owner;
 /// Network devices of the gateway.
@@ -159,6 +161,8 @@ pub struct Settings {
     pub routes_epoch: u16,
     /// Most answers of refusal (RST, ICMP) in a second and worker.
     pub reject_rate_per_s: u32,
+    /// How policies are applied.
+    pub policy: PolicyOptions,
 }
 
 impl Default for Settings {
@@ -169,6 +173,7 @@ impl Default for Settings {
             clamp_mss: true,
             routes_epoch: 0,
             reject_rate_per_s: 1000,
+            policy: PolicyOptions::default(),
         }
     }
 }

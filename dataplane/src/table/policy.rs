@@ -9,9 +9,12 @@
 //! It refuses to know pods and their addresses ([`super::pod`]) and packets.
 
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 use tidegate_policy::{Decided, Direction, Table as Rules};
+
+use super::gatepolicy::Gate;
 
 /// Places of epochs of sources; a power of two.
 const SOURCES: usize = 64;
@@ -21,12 +24,14 @@ const SOURCES: usize = 64;
 pub struct PolicyTable {
     /// The rules.
     pub rules: Rules,
+    /// What gateway policies say of whoever sends a VIP an echo request.
+    pub echo_gate: Option<Arc<Gate>>,
     source_epochs: [u16; SOURCES],
 }
 
 impl Default for PolicyTable {
     fn default() -> Self {
-        PolicyTable { rules: Rules::default(), source_epochs: [0; SOURCES] }
+        PolicyTable { rules: Rules::default(), echo_gate: None, source_epochs: [0; SOURCES] }
     }
 }
 
@@ -65,6 +70,13 @@ impl PolicyTable {
 pub fn ruling_key(policy: &str, direction: Direction, rule: Option<u16>) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(0x7275_6c69, 0x6e67_7321);
     (policy, direction as u8, rule.map_or(0, |rule| u32::from(rule) + 1)).hash(&mut hasher);
+    hasher.finish().max(1)
+}
+
+/// The same for rule `rule` of a gateway policy.
+pub fn gate_ruling_key(policy: &str, rule: u16) -> u64 {
+    let mut hasher = SipHasher13::new_with_keys(0x7275_6c69, 0x6e67_7321);
+    ("gateway", policy, rule).hash(&mut hasher);
     hasher.finish().max(1)
 }
 

@@ -14,6 +14,7 @@ use siphasher::sip::SipHasher13;
 
 use super::frontend::Frontends;
 pub use super::frontend::{Frontend, FrontendKind, PrefixFrontend, Served};
+use super::gatepolicy::Gate;
 use super::maglev::Ring;
 use super::rows::Rows;
 use super::terms::Terms;
@@ -98,7 +99,11 @@ pub struct ServiceTable {
     rows: Rows<Option<ServiceRow>, ROWS_PER_CHUNK>,
     /// Nodes that have endpoints, same index as `rows`, where `node-dsr` was asked for.
     nodes: Rows<Option<Arc<EndpointSet>>>,
-    /// Rows with affinity.
+    /// What gateway policies say of clients, same index as `rows`.
+    gates: Rows<Option<Arc<Gate>>>,
+    /// Rows with a gate.
+    gated: u32,
+    /// Rows with affinity, and rows whose gate limits sources.
     sticky: u32,
 }
 
@@ -133,14 +138,27 @@ impl ServiceTable {
         self.nodes.get(id.0)?.as_deref()
     }
 
-    /// Whether any Service has affinity: without one nobody need ask [`ServiceTable::is_sticky_v4`]. Read side.
+    /// What gateway policies say of clients of this row. Read side, slow path.
+    #[inline]
+    pub fn gate(&self, id: ServiceId) -> Option<&Gate> {
+        self.gates.get(id.0)?.as_deref()
+    }
+
+    /// Whether any row has a gate: without one nobody need ask [`ServiceTable::gate`]. Read side.
+    #[inline]
+    pub fn any_gate(&self) -> bool {
+        self.gated > 0
+    }
+
+    /// Whether any Service has affinity or limits its sources: without one nobody need ask [`ServiceTable::is_sticky_v4`].
+    /// Read side.
     #[inline]
     pub fn any_sticky(&self) -> bool {
         self.sticky > 0
     }
 
     /// Whether all connections of a client to this IPv4 address, protocol and port must meet one worker: the Service there
-    /// has affinity. Read side.
+    /// has affinity, or limits its sources. Read side.
     #[inline]
     pub fn is_sticky_v4(&self, address: &[u8; 4], protocol: u8, port: u16) -> bool {
         self.any_sticky() && self.is_sticky(self.lookup_v4(address, protocol, port))
@@ -153,7 +171,9 @@ impl ServiceTable {
     }
 
     fn is_sticky(&self, served: Option<Served>) -> bool {
-        served.and_then(|served| self.row(served.service)).is_some_and(is_sticky)
+        served.is_some_and(|served| {
+            self.row(served.service).is_some_and(is_sticky) || self.gate(served.service).is_some_and(Gate::limits)
+        })
     }
 
     /// All frontends.
@@ -211,10 +231,26 @@ impl ServiceTable {
         }
     }
 
+    /// Writes what gateway policies say of clients of a row, and returns whether that differs. Build side: one chunk.
+    pub fn set_gate(&mut self, id: ServiceId, gate: Option<Arc<Gate>>) -> bool {
+        let before = self.gates.get(id.0).and_then(Option::as_ref);
+        if before == gate.as_ref() {
+            return false;
+        }
+        let count =
+            |gate: Option<&Arc<Gate>>| (u32::from(gate.is_some()), u32::from(gate.is_some_and(|gate| gate.limits())));
+        let ((was_gated, was_limiting), (gated, limiting)) = (count(before), count(gate.as_ref()));
+        self.gated = self.gated + gated - was_gated;
+        self.sticky = self.sticky + limiting - was_limiting;
+        self.gates.set(id.0, gate);
+        true
+    }
+
     /// Makes an id vacant. Its frontends must have gone before, or they lead nowhere. Build side: one chunk.
     pub fn clear_row(&mut self, id: ServiceId) {
         self.sticky -= u32::from(self.row(id).is_some_and(is_sticky));
         self.rows.clear(id.0);
+        self.set_gate(id, None);
         if self.nodes(id).is_some() {
             self.nodes.clear(id.0);
         }

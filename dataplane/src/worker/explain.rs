@@ -55,7 +55,16 @@ impl Worker {
             Key::V4(tuple) => self.story_of(&mut story, &slot, tuple, now_ns),
             Key::V6(tuple) => self.story_of(&mut story, &slot, tuple, now_ns),
             Key::None if fragment::is_followed(&slot.packet) => followed(tables, &slot.packet, l3),
-            Key::None => local::decide(tables, &slot.packet, l3).map_or_else(dropped, answered),
+            Key::None => match local::decide(tables, &slot.packet, l3) {
+                Ok(answer) => match local::denied(tables, &slot.packet, l3, answer) {
+                    Some(denied) => {
+                        story.denied(&denied);
+                        dropped(denied.reason)
+                    }
+                    None => answered(answer),
+                },
+                Err(reason) => dropped(reason),
+            },
         };
         self.mine(tables, story, verdict)
     }

@@ -127,6 +127,10 @@ impl Hands<'_> {
     fn local(&mut self, mut frame: Frame, packet: &Packet) {
         let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
         let verdict = match local::decide(self.tables, packet, l3) {
+            Ok(answer) if let Some(denied) = local::denied(self.tables, packet, l3, answer) => {
+                pipeline::count_denied(self.tables, self.state, &denied);
+                Verdict::Drop(denied.reason)
+            }
             Ok(answer) => {
                 let (state, counters) = (&mut *self.state, &mut *self.counters);
                 pipeline::answer(self.tables, state, counters, packet, &mut frame, answer, 0, self.now_ns)

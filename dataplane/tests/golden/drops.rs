@@ -280,6 +280,7 @@ fn every_reason_is_reached_by_a_frame() {
         reasons(&rig, &mut seen);
         reasons(&crate::egress::refusals(net), &mut seen);
         reasons(&crate::policy::refusals(net), &mut seen);
+        reasons(&crate::gatepolicy::refusals(net), &mut seen);
     }
     fragments_and_hand_overs(&mut seen);
     tunnels(&mut seen);

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use tidegate_api::explain::{Explanation, Question, Step, Verdict};
-use tidegate_api::resource::{Action, Body, Protocol, Service, ServicePort};
+use tidegate_api::resource::{Action, Body, GatewayAction, Protocol, Service, ServicePort};
 use tidegate_dataplane::explain::envelope;
 use tidegate_dataplane::rig::fleet::Fleet;
 use tidegate_dataplane::rig::outside::{self, external};
-use tidegate_dataplane::rig::policed::{Policed, at, everybody, near, of, pod, policy, set};
+use tidegate_dataplane::rig::policed::{Policed, at, clients, everybody, gateway, near, of, pod, policy, set};
 use tidegate_dataplane::rig::sketch::{Sketch, ping, tcp, udp};
 use tidegate_dataplane::rig::{self, FROM_ROUTER, LAN, Net, WAN};
 use tidegate_dataplane::state::Entropy;
@@ -53,6 +53,8 @@ fn town() -> Tables {
         policed.put(&mut tables, &name, policy("set-5", Some(vec![at(Protocol::Tcp, 8080, 8080, some.clone())]), None));
         policed.put(&mut tables, &format!("{name}-out"), policy("set-6", None, Some(vec![some])));
     }
+    let far: Vec<_> = Net::BOTH.into_iter().flat_map(|net| (50..54).map(move |n| net.client(n))).collect();
+    policed.put(&mut tables, "some-clients", gateway(1, vec![clients(GatewayAction::Deny, &far)]));
     tables
 }
 
@@ -212,6 +214,7 @@ fn what_is_said_is_what_happens() {
             "sent by wan0, known",
             "PolicyDeniedIngress",
             "PolicyDeniedEgress",
+            "GatewayPolicyDenied",
             "SpoofedSource",
             "TCP reset",
             "echo reply",

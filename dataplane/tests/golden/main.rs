@@ -21,6 +21,7 @@ mod node;
 mod nat;
 mod egress;
 mod policy;
+mod gatepolicy;
 mod route;
 mod encap;
 mod decap;

@@ -207,6 +207,7 @@ pub fn built_in() -> Vec<Arc<Kind>> {
         definition,
         ours("addresspools", "AddressPool"),
         ours("egresspolicies", "EgressPolicy"),
+        ours("gatewaypolicies", "GatewayPolicy"),
         ours("staticnats", "StaticNat"),
     ];
     kinds.into_iter().map(Arc::new).collect()

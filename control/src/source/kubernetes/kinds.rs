@@ -204,6 +204,7 @@ macro_rules! own_kind {
             const NEEDED: bool = false;
 
             fn read(self, key: ObjectKey, exposed: Exposed) -> Reading {
+                let uid = self.metadata.uid.clone();
                 let mut object = json!({
                     "apiVersion": Self::api_version(&()),
                     "kind": Self::kind(&()),
@@ -214,7 +215,7 @@ macro_rules! own_kind {
                     object["status"] = self.status;
                 }
                 let read = watch::read(&key, &object, Dialect::Cluster, exposed, &mut Vec::new());
-                reading(key, read)
+                Reading { uid, ..reading(key, read) }
             }
         }
     };
@@ -231,10 +232,16 @@ own_kind!(
     crate::crd::egresspolicy::EgressPolicy
 );
 own_kind!(
+    /// A GatewayPolicy.
+    GatewayPolicy,
+    crate::crd::gatewaypolicy::GatewayPolicy
+);
+own_kind!(
     /// A StaticNat.
     StaticNat,
     crate::crd::staticnat::StaticNat
 );
+
 /// A NetworkPolicy. Its rules are kept as they arrived: one that cannot be read must not make the whole list unreadable.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = networking::NetworkPolicy)]
@@ -251,7 +258,7 @@ impl Watched for NetworkPolicy {
     const NEEDED: bool = true;
 
     fn read(self, key: ObjectKey, exposed: Exposed) -> Reading {
-        read_spec(key, self.spec, exposed)
+        Reading { uid: self.metadata.uid, ..read_spec(key, self.spec, exposed) }
     }
 }
 
@@ -298,7 +305,7 @@ impl Watched for ClusterNetworkPolicy {
     const NEEDED: bool = false;
 
     fn read(self, key: ObjectKey, exposed: Exposed) -> Reading {
-        read_spec(key, self.spec, exposed)
+        Reading { uid: self.metadata.uid, ..read_spec(key, self.spec, exposed) }
     }
 }
 
@@ -312,7 +319,7 @@ fn read_spec(key: ObjectKey, spec: Value, exposed: Exposed) -> Reading {
 }
 
 fn reading(key: ObjectKey, object: Result<Object, Invalid>) -> Reading {
-    Reading { key, object, service: None, record: None, triggered_at: None }
+    Reading { key, object, service: None, record: None, uid: None, triggered_at: None }
 }
 
 /// The metadata that is looked at.

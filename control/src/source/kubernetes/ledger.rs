@@ -227,6 +227,7 @@ mod tests {
             object: Err(Invalid { field: String::new(), message: String::new() }),
             service: None,
             record: None,
+            uid: None,
             triggered_at: None,
         };
         Told::Seen(names.iter().map(reading).collect())

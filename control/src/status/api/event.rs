@@ -1,6 +1,6 @@
-//! Events about Services (`events.k8s.io/v1`), for people who ask `kubectl describe`.
+//! Events about Services and policies (`events.k8s.io/v1`), for people who ask `kubectl describe`.
 //!
-//! Owns how many there are: each Service has a small purse of events that fills slowly, all together are sent at a
+//! Owns how many there are: each object has a small purse of events that fills slowly, all together are sent at a
 //! steady rate, and what does not fit is left out. Equal ones within some minutes become a series of one; one of another
 //! text is another event. Events are a courtesy: one that cannot be sent is forgotten and holds up nothing.
 
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::Denied;
 use crate::lease::Tenure;
-use crate::model::Name;
+use crate::source::ObjectKey;
 use crate::source::kubernetes::words;
 use crate::source::record::FIELD_MANAGER;
 
@@ -47,11 +47,11 @@ pub enum Tone {
     Warning,
 }
 
-/// Something that happened to a Service.
+/// Something that happened to a Service, or is wrong with a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Happening {
-    /// Namespace and name.
-    pub name: Name,
+    /// Which object.
+    pub about: ObjectKey,
     /// Object identity.
     pub uid: String,
     /// How bad it is.
@@ -145,7 +145,7 @@ impl<T, F: Fn() -> T> Series<T, F> {
 }
 
 fn form(happening: Happening) -> (Event, ObjectReference) {
-    let Happening { name, uid, tone, reason, mut note } = happening;
+    let Happening { about, uid, tone, reason, mut note } = happening;
     let mut end = note.len().min(1000); // events.k8s.io takes 1024 bytes
     while !note.is_char_boundary(end) {
         end -= 1;
@@ -162,10 +162,10 @@ fn form(happening: Happening) -> (Event, ObjectReference) {
         secondary: None,
     };
     let about = ObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Service".into()),
-        namespace: Some(name.namespace),
-        name: Some(name.name),
+        api_version: Some(about.kind.api_version().into()),
+        kind: Some(about.kind.to_string()),
+        namespace: Some(about.namespace).filter(|namespace| !namespace.is_empty()),
+        name: Some(about.name),
         uid: Some(uid),
         ..ObjectReference::default()
     };
@@ -175,6 +175,21 @@ fn form(happening: Happening) -> (Event, ObjectReference) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::ObjectKind;
+
+    fn web() -> ObjectKey {
+        ObjectKey { kind: ObjectKind::Service, namespace: "shop".into(), name: "web".into() }
+    }
+
+    #[test]
+    fn an_event_is_about_the_object_of_its_kind() {
+        let about = ObjectKey { kind: ObjectKind::GatewayPolicy, namespace: String::new(), name: "office".into() };
+        let (tone, note) = (Tone::Warning, "spec.order: 70000 is not from 0 to 65535".into());
+        let (event, about) = form(Happening { about, uid: "u".into(), tone, reason: "Invalid", note });
+        assert_eq!(about.api_version.as_deref(), Some("tidegate.io/v1alpha1"));
+        assert_eq!((about.kind.as_deref(), about.namespace), (Some("GatewayPolicy"), None));
+        assert_eq!((event.reason.as_str(), event.type_), ("Invalid", EventType::Warning));
+    }
 
     #[test]
     fn one_service_cannot_flood_and_does_not_silence_another() {
@@ -196,7 +211,7 @@ mod tests {
         let mut series = Series::new(|| made.replace(made.get() + 1));
         let now = Instant::now();
         let happening = |note: &str| Happening {
-            name: Name { namespace: "shop".into(), name: "web".into() },
+            about: web(),
             uid: "u".into(),
             tone: Tone::Warning,
             reason: "AllocationFailed",
@@ -213,8 +228,8 @@ mod tests {
 
     #[test]
     fn a_long_note_is_cut_between_letters() {
-        let name = Name { namespace: "shop".into(), name: "web".into() };
-        let happening = Happening { name, uid: "u".into(), tone: Tone::Warning, reason: "R", note: "ä".repeat(1000) };
+        let happening =
+            Happening { about: web(), uid: "u".into(), tone: Tone::Warning, reason: "R", note: "ä".repeat(1000) };
         let (event, _) = form(happening);
         assert_eq!(event.note.unwrap().len(), 1000);
     }
