@@ -308,6 +308,16 @@ fn policies_hold_at_the_gateway() {
 }
 
 #[test]
+fn policies_hold_for_pods_that_leave() {
+    check(&["policy-egress"]); // P-020, P-023, P-024, P-026, P-031, P-042, T-048
+}
+
+#[test]
+fn streams_outlast_policies_that_change_ten_times_a_second() {
+    check_with(2, &["policy-flips"]); // P-031, P-035
+}
+
+#[test]
 fn selected_pods_leave_with_the_address_of_their_policy() {
     for queues in [1, 2] {
         check_with(queues, &["egress", "egress-closed"]); // N-110, N-111, N-113, N-001, N-044
