@@ -357,15 +357,18 @@ impl Policies {
         if facts.is_empty() && names.is_empty() {
             return;
         }
-        let mut terms: HashMap<(Option<&str>, &str), Vec<&Term>> = HashMap::new();
+        // By scope and key: whether it matters that the label is there, and which values do.
+        let mut terms: HashMap<(Option<&str>, &str), (bool, HashSet<&str>)> = HashMap::new();
         for (scope, term) in &facts {
-            terms.entry((scope.as_deref(), term.key.as_str())).or_default().push(term);
+            let (bare, values) = terms.entry((scope.as_deref(), term.key.as_str())).or_default();
+            *bare |= term.value.is_none();
+            values.extend(term.value.as_deref());
         }
         let concerns = |pod: &Pod| {
             let seen = |(key, value): (&String, &String)| {
                 [None, Some(pod.name.namespace.as_str())].into_iter().any(|scope| {
-                    let terms = terms.get(&(scope, key.as_str())).into_iter().flatten();
-                    terms.into_iter().any(|term| term.value.as_ref().is_none_or(|wanted| wanted == value))
+                    let wanted = terms.get(&(scope, key.as_str()));
+                    wanted.is_some_and(|(bare, values)| *bare || values.contains(value.as_str()))
                 })
             };
             pod.labels.iter().any(seen) || pod.ports.iter().any(|port| names.contains(&port.name))

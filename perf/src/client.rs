@@ -19,9 +19,12 @@ use crate::pod::Who;
 mod http;
 /// Many connections from many sources.
 mod spread;
+/// Numbered messages, one after the other.
+mod stream;
 
 pub use http::{download, hold, upload, who};
 pub use spread::{Spread, SpreadOptions, held, spread};
+pub use stream::{Streamed, stream, unix_ms};
 
 /// Where a client speaks from and to, and how long it waits.
 #[derive(Debug, Clone, Args)]
@@ -94,6 +97,21 @@ pub enum Task {
         #[arg(long)]
         for_ms: u64,
     },
+    /// Numbered messages that the pod sends back; the first line tells when the first one came.
+    Stream {
+        /// From where to where; the timeout is the silence after which nothing more is waited for.
+        #[command(flatten)]
+        way: Way,
+        /// For how long, in milliseconds.
+        #[arg(long)]
+        for_ms: u64,
+        /// Milliseconds between two messages.
+        #[arg(long, default_value_t = 10)]
+        every_ms: u64,
+        /// Over a TCP connection instead of as datagrams.
+        #[arg(long)]
+        tcp: bool,
+    },
     /// Echo requests; the port of the target is not used.
     Ping {
         /// From where to where.
@@ -152,6 +170,9 @@ pub fn perform(task: &Task) -> Result<bool> {
         Task::Knock { way, for_ms } => {
             println!("knocking");
             tell(&knock(way, Duration::from_millis(*for_ms)))
+        }
+        Task::Stream { way, for_ms, every_ms, tcp } => {
+            tell(&stream(way, Duration::from_millis(*for_ms), Duration::from_millis(*every_ms), *tcp))
         }
         Task::Ping { way, count } => tell(&judged(|| ping(way, *count))),
     }
@@ -347,6 +368,11 @@ mod tests {
         assert_eq!(download(&way(tcp_port), 100_001, None).unwrap().bytes, 100_001);
         assert_eq!(upload(&way(tcp_port), 100_001).unwrap().pod, "p9");
         assert_eq!(udp(&way(udp_port)).unwrap().pod, "p9");
+        for (tcp, port) in [(true, tcp_port), (false, udp_port)] {
+            let streamed = stream(&way(port), Duration::from_millis(200), Duration::from_millis(2), tcp);
+            assert_eq!((streamed.sent, streamed.lost, streamed.error.as_str()), (100, 0, ""), "{streamed:?}");
+            assert!(streamed.last_answer_ms > 0);
+        }
         let options = SpreadOptions {
             target: way(tcp_port).target,
             count: 40,

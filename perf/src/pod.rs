@@ -20,6 +20,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::content::{self, Checksum};
 
+/// Datagrams that begin so are sent back as they are.
+pub const ECHO_MARK: &[u8] = b"echo";
 /// Connections served at the same time; more wait in the backlog.
 const CONNECTIONS_MAX: usize = 512;
 /// Connections the kernel may hold for us.
@@ -115,7 +117,11 @@ fn answer_datagrams(socket: &UdpSocket, name: &str) {
     let mut buffer = [0u8; 2048];
     loop {
         // Errors here are ICMP answers to earlier datagrams; the next one may be fine.
-        let Ok((_, remote)) = socket.recv_from(&mut buffer) else { continue };
+        let Ok((count, remote)) = socket.recv_from(&mut buffer) else { continue };
+        if buffer[..count].starts_with(ECHO_MARK) {
+            drop(socket.send_to(&buffer[..count], remote));
+            continue;
+        }
         let who = Who { pod: name.into(), remote, local };
         if let Ok(answer) = serde_json::to_vec(&who) {
             drop(socket.send_to(&answer, remote));
@@ -153,6 +159,16 @@ fn answer(mut stream: &TcpStream, name: &str) -> io::Result<()> {
         ("GET", "/who") => {
             let who = Who { pod: name.into(), remote: stream.peer_addr()?, local: stream.local_addr()? };
             respond_json(stream, name, &who)
+        }
+        ("GET", "/echo") => {
+            stream.write_all(head(name, "200 OK", "application/octet-stream", 0).as_bytes())?;
+            let mut buffer = [0u8; 2048];
+            loop {
+                match reader.read(&mut buffer)? {
+                    0 => return Ok(()),
+                    count => stream.write_all(&buffer[..count])?,
+                }
+            }
         }
         ("POST", "/upload") => {
             if request.expects_continue {

@@ -167,7 +167,15 @@ impl Rig {
     /// # Errors
     /// When it cannot be started.
     pub fn start_client(&self, task: &str, arguments: &[String]) -> Result<RunningClient> {
-        let mut command = in_namespace(CLIENT, enclosure::this_program()?);
+        self.start_client_in(CLIENT, task, arguments)
+    }
+
+    /// The same in another namespace.
+    ///
+    /// # Errors
+    /// As [`Rig::start_client`].
+    pub fn start_client_in(&self, namespace: &str, task: &str, arguments: &[String]) -> Result<RunningClient> {
+        let mut command = in_namespace(namespace, enclosure::this_program()?);
         command.args(["client", task]).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("starting client {task}"))?;
         let lines = BufReader::new(child.stdout.take().context("client without output")?);

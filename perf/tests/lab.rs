@@ -302,9 +302,17 @@ fn a_node_that_falls_silent_is_avoided_in_seconds() {
 
 #[test]
 fn policies_hold_at_the_gateway() {
-    for queues in [1, 2] {
-        check_with(queues, &["policy"]); // P-031, P-035, P-040, T-061, T-063
-    }
+    check(&["policy"]); // P-020, P-023, P-024, P-031, P-040, T-048, T-061, T-062, T-063
+}
+
+#[test]
+fn policies_hold_for_pods_that_leave() {
+    check_with(2, &["policy-egress"]); // P-020, P-023, P-024, P-026, P-031, P-042, T-048
+}
+
+#[test]
+fn streams_outlast_policies_that_change_ten_times_a_second() {
+    check_with(2, &["policy-flips"]); // P-031, P-035
 }
 
 #[test]

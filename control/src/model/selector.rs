@@ -4,12 +4,20 @@
 //! same by being sorted. Refuses to know what is selected. [`Selector::terms`] are the facts about labels that decide it,
 //! all else about an object's labels is invisible to the selector.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+
+use siphasher::sip128::{Hasher128, SipHasher13};
 
 /// Requirements, all of which must hold; none: everything is selected.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+///
+/// A list of values may be as long as an object can be, and selectors are the keys of everything that is looked up when a
+/// pod changes. So they are compared and hashed by their digest, which is also what the resources made of them are named by.
+#[derive(Clone, Debug)]
 pub struct Selector {
     requirements: BTreeSet<Requirement>,
+    digest: u128,
 }
 
 /// What must hold of one label.
@@ -37,7 +45,10 @@ pub struct Term {
 impl Selector {
     /// The selector of these requirements.
     pub fn new(requirements: impl IntoIterator<Item = Requirement>) -> Self {
-        Selector { requirements: requirements.into_iter().collect() }
+        let requirements = requirements.into_iter().collect::<BTreeSet<Requirement>>();
+        let mut hasher = SipHasher13::new();
+        requirements.hash(&mut hasher);
+        Selector { digest: hasher.finish128().as_u128(), requirements }
     }
 
     /// Whether it selects everything.
@@ -96,6 +107,38 @@ impl Selector {
             Requirement::In(key, values) if key == wanted => Some(values),
             _ => None,
         })
+    }
+}
+
+impl Default for Selector {
+    fn default() -> Self {
+        Selector::new([])
+    }
+}
+
+impl PartialEq for Selector {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for Selector {}
+
+impl Hash for Selector {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.digest.hash(state);
+    }
+}
+
+impl PartialOrd for Selector {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Selector {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.digest.cmp(&other.digest)
     }
 }
 

@@ -110,6 +110,20 @@ struct ListedRange {
     end: i32,
 }
 
+impl ListedPeer {
+    /// Known kinds of peers that it is; one, if it is right.
+    fn kinds(&self) -> usize {
+        let set = [
+            self.namespaces.is_some(),
+            self.pods.is_some(),
+            self.nodes.is_some(),
+            self.networks.is_some(),
+            self.domain_names.is_some(),
+        ];
+        set.iter().filter(|set| **set).count()
+    }
+}
+
 /// Reads one ClusterNetworkPolicy.
 ///
 /// # Errors
@@ -186,7 +200,7 @@ fn read_rule(
     let mut peers = Vec::new();
     for (index, entry) in listed.iter().enumerate() {
         let field = format!("{field_peers}[{index}]");
-        let unsupported = entry.domain_names.is_some() && action == Action::Accept && !ingress;
+        let unsupported = entry.domain_names.is_some() && action == Action::Accept && !ingress && entry.kinds() == 1;
         match peer(entry, ingress, &field, &mut peers) {
             // P-107: names are for rules that accept, and what is behind them is not known here.
             Err(complaint) if unsupported => {
@@ -195,7 +209,8 @@ fn read_rule(
             read => read?,
         }
     }
-    let by_pod_alone = peers.iter().all(|peer| matches!(peer, Peer::Pods(_)));
+    // P-108: names of domains are no pods either.
+    let by_pod_alone = listed.iter().all(|entry| entry.namespaces.is_some() || entry.pods.is_some());
     let ports = match &rule.protocols {
         None => None,
         Some(listed) => {
@@ -219,14 +234,7 @@ fn bounded(entries: usize, field: &str) -> Result<(), Invalid> {
 }
 
 fn peer(entry: &ListedPeer, ingress: bool, field: &str, peers: &mut Vec<Peer>) -> Result<(), Invalid> {
-    let set = [
-        entry.namespaces.is_some(),
-        entry.pods.is_some(),
-        entry.nodes.is_some(),
-        entry.networks.is_some(),
-        entry.domain_names.is_some(),
-    ];
-    if set.iter().filter(|set| **set).count() > 1 {
+    if entry.kinds() > 1 {
         return Err(Invalid::new(field, "has more than one kind of peer"));
     }
     match entry {

@@ -7,8 +7,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use super::Invalid;
 use crate::model::selector::{Requirement, Selector};
 
-/// Most values in one selector: an object that an API server stores has room for some tens of thousands.
-const VALUES_MAX: usize = 10_000;
+/// Most requirements and values in one selector. An object that an API server stores, 1.5 MiB at most, has room for fewer:
+/// whoever writes a policy with a long list must not find that nothing holds.
+const VALUES_MAX: usize = 400_000;
 
 /// Reads a selector.
 ///

@@ -1,4 +1,4 @@
-//! Clusters made by chance: few labels, names and addresses, so that things meet.
+//! Clusters made by chance: few labels, names and addresses, so that things meet, and now and then a slip of the pen.
 
 use serde_json::{Map, Value, json};
 
@@ -19,6 +19,11 @@ impl Dice {
 
     pub fn one<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
+    }
+
+    /// A slip of the pen: rare, so that most objects are right.
+    fn slips(&mut self) -> bool {
+        self.below(40) == 0
     }
 
     fn times(&mut self, end: usize, mut make: impl FnMut(&mut Self) -> Value) -> Value {
@@ -43,6 +48,18 @@ pub fn labels(dice: &mut Dice) -> Value {
 }
 
 pub fn selector(dice: &mut Dice) -> Value {
+    if dice.slips() {
+        return dice
+            .one(&[
+                r#"{"matchExpressions":[{"key":"a","operator":"In"}]}"#,
+                r#"{"matchExpressions":[{"key":"a","operator":"Exists","values":["1"]}]}"#,
+                r#"{"matchExpressions":[{"key":"","operator":"Exists"}]}"#,
+                r#"{"matchExpressions":[{"key":"a","operator":"Near","values":["1"]}]}"#,
+                r#"{"matchLabels":null,"matchExpressions":null}"#,
+            ])
+            .parse()
+            .unwrap();
+    }
     let mut selector = Map::new();
     if dice.below(3) == 0 {
         selector.insert("matchLabels".into(), json!({ dice.one(&["a", "b"]): dice.one(&["1", "2", "3"]) }));
@@ -75,13 +92,23 @@ fn namespace_selector(dice: &mut Dice) -> Value {
 
 pub fn pod(dice: &mut Dice, namespace: &str, name: &str, number: usize) -> Value {
     let host_network = dice.below(8) == 0;
+    // Now and then the address of a neighbour that goes or comes.
+    let number = if dice.below(10) == 0 { (number + 1) % 16 } else { number };
     let (v4, v6) = match host_network {
         true => ("172.18.0.1".to_owned(), "fd00:18::1".to_owned()),
         false => (format!("10.0.{}.{}", number % 3, number + 1), format!("fd00::{}:{}", number % 3, number + 1)),
     };
+    let both = [json!({ "ip": v4 }), json!({ "ip": v6 })];
+    let addresses = match dice.below(16) {
+        0 => &both[..0],
+        1 => &both[..1],
+        2 => &both[1..],
+        _ => &both[..],
+    };
     let ports = dice.times(3, |dice| {
         let (name, port) = (dice.one(&["web", "dns"]), dice.one(&[80, 81, 53]));
         match dice.below(3) {
+            _ if dice.slips() => json!({ "name": name, "containerPort": dice.one(&[0, 65_536]) }),
             0 => json!({ "containerPort": port }),
             1 => json!({ "name": name, "containerPort": port }),
             _ => json!({ "name": name, "containerPort": port, "protocol": dice.one(&["TCP", "UDP", "SCTP"]) }),
@@ -93,7 +120,7 @@ pub fn pod(dice: &mut Dice, namespace: &str, name: &str, number: usize) -> Value
         "spec": { "hostNetwork": host_network, "containers": [{ "name": "c", "ports": ports }] },
         "status": {
             "phase": if dice.below(10) == 0 { "Succeeded" } else { "Running" },
-            "podIPs": [{ "ip": v4 }, { "ip": v6 }],
+            "podIPs": addresses,
         },
     })
 }
@@ -115,6 +142,19 @@ pub fn node(dice: &mut Dice, name: &str, number: usize) -> Value {
 }
 
 fn block(dice: &mut Dice) -> Value {
+    if dice.slips() {
+        return dice
+            .one(&[
+                r#"{"cidr":"10.0.0.0/33"}"#,
+                r#"{"cidr":"everybody"}"#,
+                r#"{"cidr":"10.0.0.0/16","except":["10.0.0.0/16"]}"#,
+                r#"{"cidr":"10.0.0.0/16","except":["10.0.0.0/24","192.0.2.0/24"]}"#,
+                r#"{"cidr":"10.0.0.0/16","except":["fd00::/64"]}"#,
+                r#"{"cidr":"0.0.0.0/0","except":null}"#,
+            ])
+            .parse()
+            .unwrap();
+    }
     let (cidr, inside): (&str, &[&str]) = dice.one(&[
         ("0.0.0.0/0", &["10.0.0.0/8", "192.0.2.0/24", "10.0.1.0/24"] as &[&str]),
         ("10.0.0.0/16", &["10.0.0.0/24", "10.0.1.0/25", "10.0.1.2/32"]),
@@ -132,6 +172,12 @@ fn block(dice: &mut Dice) -> Value {
 
 fn np_peer(dice: &mut Dice) -> Value {
     match dice.below(4) {
+        _ if dice.slips() => match dice.below(4) {
+            0 => json!({}),
+            1 => json!({ "fqdn": "example.org" }),
+            2 => json!({ "ipBlock": block(dice), "podSelector": selector(dice) }),
+            _ => json!({ "ipBlock": null, "podSelector": null, "namespaceSelector": namespace_selector(dice) }),
+        },
         0 => json!({ "ipBlock": block(dice) }),
         1 => json!({ "podSelector": selector(dice) }),
         2 => json!({ "namespaceSelector": namespace_selector(dice) }),
@@ -145,6 +191,23 @@ fn np_port(dice: &mut Dice) -> Value {
         port.insert("protocol".into(), dice.one(&["TCP", "UDP", "SCTP"]).into());
     }
     match dice.below(4) {
+        _ if dice.slips() => {
+            return dice
+                .one(&[
+                    r#"{"endPort":80}"#,
+                    r#"{"port":"web","endPort":80}"#,
+                    r#"{"port":80,"endPort":79}"#,
+                    r#"{"port":0}"#,
+                    r#"{"port":65536}"#,
+                    r#"{"port":80,"endPort":65536}"#,
+                    r#"{"port":""}"#,
+                    r#"{"protocol":"GRE"}"#,
+                    r#"{"protocol":"tcp"}"#,
+                    r#"{"port":null,"endPort":null,"protocol":null}"#,
+                ])
+                .parse()
+                .unwrap();
+        }
         0 => {}
         1 => drop(port.insert("port".into(), dice.one(&["web", "dns", "none"]).into())),
         2 => drop(port.insert("port".into(), dice.one(&[80, 81, 53]).into())),
@@ -161,6 +224,7 @@ fn maybe(dice: &mut Dice, of: &mut Map<String, Value>, field: &str, end: usize, 
     match dice.below(5) {
         0 => {}
         1 => drop(of.insert(field.into(), json!([]))),
+        _ if dice.slips() => drop(of.insert(field.into(), Value::Null)),
         _ => {
             let listed = dice.times(end, make);
             of.insert(field.into(), listed);
@@ -181,11 +245,15 @@ pub fn network_policy(dice: &mut Dice, namespace: &str, name: &str) -> Value {
     }
     let types: [Option<&[&str]>; 6] =
         [None, None, Some(&[]), Some(&["Ingress"]), Some(&["Egress"]), Some(&["Ingress", "Egress"])];
-    if let Some(types) = dice.one(&types) {
+    let types = if dice.slips() { Some(["Both", "Egress"].as_slice()) } else { dice.one(&types) };
+    if let Some(types) = types {
         spec.insert("policyTypes".into(), json!(types));
     }
     maybe(dice, &mut spec, "ingress", 4, |dice| rule(dice, "from"));
     maybe(dice, &mut spec, "egress", 4, |dice| rule(dice, "to"));
+    if dice.slips() {
+        spec.insert(dice.one(&["podSelector", "ingress", "egress", "policyTypes"]).into(), 7.into());
+    }
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": { "namespace": namespace, "name": name }, "spec": spec,
@@ -204,6 +272,23 @@ fn cnp_protocol(dice: &mut Dice, named: bool) -> Value {
     match dice.below(if named { 5 } else { 4 }) {
         0 | 1 => json!({ which: { "destinationPort": { "number": dice.one(&[80, 81, 53]) } } }),
         2 => json!({ which: { "destinationPort": { "range": { "start": 53, "end": dice.one(&[80, 443]) } } } }),
+        _ if dice.slips() => dice
+            .one(&[
+                r#"{"tcp":{"destinationPort":{"number":0}}}"#,
+                r#"{"tcp":{"destinationPort":{"number":65536}}}"#,
+                r#"{"udp":{"destinationPort":{"range":{"start":80,"end":80}}}}"#,
+                r#"{"udp":{"destinationPort":{"range":{"start":80,"end":53}}}}"#,
+                r#"{"tcp":{"destinationPort":{"number":80,"range":{"start":53,"end":80}}}}"#,
+                r#"{"tcp":{"destinationPort":{}}}"#,
+                r#"{"tcp":{}}"#,
+                r#"{"tcp":{"destinationPort":{"number":80}},"udp":{"destinationPort":{"number":80}}}"#,
+                r#"{"destinationNamedPort":"web","tcp":{"destinationPort":{"number":80}}}"#,
+                r#"{"destinationNamedPort":""}"#,
+                r#"{"destinationNamedPort":"web"}"#,
+                r#"{}"#,
+            ])
+            .parse()
+            .unwrap(),
         3 if dice.below(4) == 0 => json!({ "quic": {} }),
         3 => json!({ which: { "destinationPort": { "number": 80 } } }),
         _ => json!({ "destinationNamedPort": dice.one(&["web", "dns"]) }),
@@ -211,11 +296,19 @@ fn cnp_protocol(dice: &mut Dice, named: bool) -> Value {
 }
 
 fn cnp_rule(dice: &mut Dice, ingress: bool) -> Value {
-    let action = dice.one(&["Accept", "Deny", "Pass"]);
+    let action = if dice.slips() { "Log" } else { dice.one(&["Accept", "Deny", "Pass"]) };
     let mut by_pod_alone = true;
     let mut peers = vec![cnp_pods(dice)];
     for _ in 0..dice.below(3) {
         peers.push(match dice.below(8) {
+            _ if dice.slips() => match dice.below(5) {
+                0 if !ingress => json!({ "namespaces": selector(dice), "domainNames": ["example.org"] }),
+                0 => json!({ "namespaces": selector(dice), "pods": {} }),
+                1 => json!({ "domainNames": ["example.org"] }),
+                2 => json!({ "networks": [] }),
+                3 => json!({ "networks": ["10.0.0.0/16", "there"] }),
+                _ => json!({ "networks": null, "nodes": null, "namespaces": namespace_selector(dice) }),
+            },
             0 => json!({ "asteroids": {} }),
             1 if !ingress => json!({ "nodes": selector(dice) }),
             2 | 3 if !ingress => {
@@ -224,12 +317,14 @@ fn cnp_rule(dice: &mut Dice, ingress: bool) -> Value {
             4 if !ingress && action == "Accept" => json!({ "domainNames": ["example.org"] }),
             _ => cnp_pods(dice),
         });
-        by_pod_alone &= peers.last().is_some_and(|it| it.get("namespaces").is_some() || it.get("pods").is_some());
+        // The other way round now and then: named ports are for pods alone (P-108).
+        by_pod_alone &=
+            dice.slips() || peers.last().is_some_and(|it| it.get("namespaces").is_some() || it.get("pods").is_some());
     }
     if dice.below(3) == 0 {
         peers.remove(0);
     }
-    if peers.is_empty() {
+    if peers.is_empty() && !dice.slips() {
         peers.push(cnp_pods(dice));
     }
     let mut rule = json!({ "action": action, if ingress { "from" } else { "to" }: peers });
@@ -244,8 +339,12 @@ fn cnp_rule(dice: &mut Dice, ingress: bool) -> Value {
 }
 
 pub fn cluster_policy(dice: &mut Dice, name: &str) -> Value {
-    let (tier, priority) = (dice.one(&["Admin", "Baseline"]), dice.below(4));
+    let tier = if dice.slips() { "Boss" } else { dice.one(&["Admin", "Baseline"]) };
+    let priority = if dice.slips() { 1001 } else { dice.below(4) };
     let mut spec = json!({ "tier": tier, "priority": priority, "subject": cnp_pods(dice) });
+    if dice.slips() {
+        spec["subject"] = if dice.below(2) == 0 { json!({}) } else { json!({ "namespaces": {}, "pods": {} }) };
+    }
     if dice.below(4) > 0 {
         spec["ingress"] = dice.times(4, |dice| cnp_rule(dice, true));
     }

@@ -1,13 +1,16 @@
 //! The API's text, followed word by word over objects as they were written.
 //!
 //! Slow and obvious on purpose: it looks at raw JSON, knows no identities, no sets and no tables, and shares no code with
-//! what it judges. Where the API leaves something open, it says what the specification decided.
+//! what it judges. Where the API leaves something open, it says what the specification decided; what an API server would
+//! have refused is told by [`valid`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde_json::Value;
+
+use super::valid::{self, field, list, text};
 
 pub type Labels = BTreeMap<String, String>;
 
@@ -24,6 +27,7 @@ pub struct Cluster {
 /// One side of a connection.
 #[derive(Clone, Debug)]
 pub struct End {
+    /// The pod that has the address.
     pub pod: Option<String>,
     pub address: IpAddr,
 }
@@ -34,12 +38,11 @@ pub struct Target {
     pub port: u16,
 }
 
-fn list<'v>(value: &'v Value, field: &str) -> &'v [Value] {
-    value.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
-
-fn text<'v>(value: &'v Value, field: &str) -> &'v str {
-    value.get(field).and_then(Value::as_str).unwrap_or_default()
+/// A judgement, and kind, name and rule of the object that it rests on; no rule: it isolates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judged<'c> {
+    pub allow: bool,
+    pub by: Option<(&'static str, &'c str, Option<usize>)>,
 }
 
 fn labels(object: &Value) -> Labels {
@@ -49,7 +52,7 @@ fn labels(object: &Value) -> Labels {
 
 /// P-011.
 fn selects(selector: &Value, labels: &Labels) -> bool {
-    let by_labels = selector.get("matchLabels").and_then(Value::as_object);
+    let by_labels = field(selector, "matchLabels").and_then(Value::as_object);
     let by_labels =
         by_labels.into_iter().flatten().all(|(key, value)| labels.get(key).map(String::as_str) == value.as_str());
     by_labels
@@ -74,10 +77,21 @@ impl Cluster {
     }
 
     /// P-009, P-105: neither pods with their node's addresses nor those that have ended.
-    fn is_subject(&self, pod: &str) -> bool {
+    pub fn is_subject(&self, pod: &str) -> bool {
         let pod = &self.pods[pod];
         let phase = pod.pointer("/status/phase").and_then(Value::as_str).unwrap_or("Running");
         pod.pointer("/spec/hostNetwork") != Some(&Value::Bool(true)) && !matches!(phase, "Succeeded" | "Failed")
+    }
+
+    /// Whose an address is: while two pods claim it, the first one's by name.
+    pub fn pod_at(&self, address: IpAddr) -> Option<&String> {
+        self.pods.keys().find(|pod| self.is_subject(pod) && self.addresses(pod).contains(&address))
+    }
+
+    /// Addresses of a pod as its status lists them.
+    pub fn addresses(&self, pod: &str) -> Vec<IpAddr> {
+        let status = &self.pods[pod]["status"];
+        list(status, "podIPs").iter().map(|entry| text(entry, "ip").parse().unwrap()).collect()
     }
 
     fn pod_is(&self, pod: &str, namespaces: impl Fn(&str, &Labels) -> bool, pods: Option<&Value>) -> bool {
@@ -88,19 +102,36 @@ impl Cluster {
     }
 
     /// Whether a connection may pass one side: `ingress` asks the receiver's policies, else the sender's.
-    pub fn allows(&self, ingress: bool, subject: &End, peer: &End, target: Target) -> bool {
-        let Some(pod) = subject.pod.as_deref().filter(|pod| self.is_subject(pod)) else { return true };
+    pub fn judge(&self, ingress: bool, subject: &End, peer: &End, target: Target) -> Judged<'_> {
+        const ALLOWED: Judged<'static> = Judged { allow: true, by: None };
+        let Some(pod) = subject.pod.as_deref().filter(|pod| self.is_subject(pod)) else { return ALLOWED };
         let receiver = if ingress { subject } else { peer };
-        match self.tier("Admin", ingress, pod, peer, receiver, target) {
-            Some("Accept") => return true,
-            Some("Deny") => return false,
-            _ => {}
-        }
-        let mut isolated = false;
+        let judged = |(action, name, rule)| match action {
+            "Pass" => None,
+            _ => Some(Judged { allow: action == "Accept", by: Some(("ClusterNetworkPolicy", name, Some(rule))) }),
+        };
+        // P-100: Admin, then NetworkPolicies, then Baseline, then allowed.
+        self.tier("Admin", ingress, pod, peer, receiver, target)
+            .and_then(judged)
+            .or_else(|| self.network_policies(ingress, pod, peer, receiver, target))
+            .or_else(|| self.tier("Baseline", ingress, pod, peer, receiver, target).and_then(judged))
+            .unwrap_or(ALLOWED)
+    }
+
+    /// P-001 … P-007; none: no NetworkPolicy is about the pod (P-103).
+    fn network_policies(
+        &self,
+        ingress: bool,
+        pod: &str,
+        peer: &End,
+        receiver: &End,
+        target: Target,
+    ) -> Option<Judged<'_>> {
+        let everything = Value::Object(serde_json::Map::new());
+        let mut isolated = None;
         for (name, policy) in &self.network_policies {
             let (spec, namespace) = (&policy["spec"], name.split('/').next().unwrap());
-            let everything = Value::Object(serde_json::Map::new());
-            let selector = spec.get("podSelector").unwrap_or(&everything);
+            let selector = field(spec, "podSelector").unwrap_or(&everything);
             if !self.pod_is(pod, |its, _| its == namespace, Some(selector)) {
                 continue;
             }
@@ -114,48 +145,48 @@ impl Cluster {
             if !about {
                 continue;
             }
-            isolated = true;
+            isolated.get_or_insert(("NetworkPolicy", name.as_str(), None));
             let (rules, peers) = if ingress { ("ingress", "from") } else { ("egress", "to") };
-            for rule in list(spec, rules) {
+            for (number, rule) in list(spec, rules).iter().enumerate() {
                 let (peers, ports) = (list(rule, peers), list(rule, "ports"));
                 let by_peer = peers.is_empty() || peers.iter().any(|it| self.np_peer(it, namespace, peer));
                 let by_port = ports.is_empty() || ports.iter().any(|it| self.np_port(it, receiver, target));
                 if by_peer && by_port {
-                    return true;
+                    return Some(Judged { allow: true, by: Some(("NetworkPolicy", name, Some(number))) });
                 }
             }
         }
-        if isolated {
-            return false;
-        }
-        !matches!(self.tier("Baseline", ingress, pod, peer, receiver, target), Some("Deny"))
+        isolated.map(|by| Judged { allow: false, by: Some(by) })
     }
 
-    /// P-008, P-020.
+    /// P-008, P-020. What an API server refuses matches nothing.
     fn np_peer(&self, entry: &Value, namespace: &str, peer: &End) -> bool {
-        if let Some(block) = entry.get("ipBlock") {
+        if !valid::np_peer(entry) {
+            return false;
+        }
+        if let Some(block) = field(entry, "ipBlock") {
             let inside = |text: &Value| text.as_str().unwrap().parse::<IpNet>().unwrap().contains(&peer.address);
             return inside(&block["cidr"]) && !list(block, "except").iter().any(inside);
         }
         let Some(pod) = &peer.pod else { return false };
-        match entry.get("namespaceSelector") {
-            Some(selector) => self.pod_is(pod, |_, labels| selects(selector, labels), entry.get("podSelector")),
-            None => self.pod_is(pod, |its, _| its == namespace, Some(&entry["podSelector"])),
+        match field(entry, "namespaceSelector") {
+            Some(selector) => self.pod_is(pod, |_, labels| selects(selector, labels), field(entry, "podSelector")),
+            None => self.pod_is(pod, |its, _| its == namespace, field(entry, "podSelector")),
         }
     }
 
     /// P-023, P-024.
     fn np_port(&self, entry: &Value, receiver: &End, target: Target) -> bool {
-        let protocol = entry.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
-        if protocol != target.protocol {
+        let protocol = field(entry, "protocol").and_then(Value::as_str).unwrap_or("TCP");
+        if !valid::np_port(entry) || protocol != target.protocol {
             return false;
         }
-        match entry.get("port") {
+        match field(entry, "port") {
             None => true,
             Some(Value::String(name)) => self.is_named(receiver, name, target),
             Some(number) => {
                 let first = number.as_u64().unwrap();
-                let last = entry.get("endPort").and_then(Value::as_u64).unwrap_or(first);
+                let last = field(entry, "endPort").and_then(Value::as_u64).unwrap_or(first);
                 (first..=last).contains(&target.port.into())
             }
         }
@@ -163,14 +194,14 @@ impl Cluster {
 
     fn is_named(&self, receiver: &End, name: &str, target: Target) -> bool {
         let Some(pod) = receiver.pod.as_deref().filter(|pod| self.is_subject(pod)) else { return false };
-        let containers = self.pods[pod].pointer("/spec/containers").and_then(Value::as_array).unwrap();
+        let containers = list(&self.pods[pod]["spec"], "containers");
         containers.iter().flat_map(|container| list(container, "ports")).any(|port| {
-            let protocol = port.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
+            let protocol = field(port, "protocol").and_then(Value::as_str).unwrap_or("TCP");
             text(port, "name") == name && protocol == target.protocol && port["containerPort"] == target.port
         })
     }
 
-    /// The action of the first rule of a tier that matches (P-101, P-102).
+    /// Action, object and rule of the first rule of a tier that matches (P-101, P-102).
     fn tier(
         &self,
         tier: &str,
@@ -179,7 +210,7 @@ impl Cluster {
         peer: &End,
         receiver: &End,
         target: Target,
-    ) -> Option<&'static str> {
+    ) -> Option<(&'static str, &str, usize)> {
         let mut policies: Vec<(u64, &String, &Value)> = self
             .cluster_policies
             .iter()
@@ -188,71 +219,59 @@ impl Cluster {
             .collect();
         policies.sort_by_key(|(priority, name, _)| (*priority, *name));
         let (rules, peers) = if ingress { ("ingress", "from") } else { ("egress", "to") };
-        for rule in policies.iter().flat_map(|(_, _, spec)| list(spec, rules)) {
-            let action = ["Accept", "Deny", "Pass"].into_iter().find(|it| rule["action"] == *it).unwrap();
-            // P-109, also for protocols.
-            let unknown = list(rule, peers).iter().any(|it| {
-                let known: &[&str] =
-                    if ingress { &["namespaces", "pods"] } else { &["namespaces", "pods", "networks", "nodes"] };
-                let name_to_accept = !ingress && it.get("domainNames").is_some() && action == "Accept";
-                !name_to_accept && !known.iter().any(|field| it.get(field).is_some())
-            });
-            let unknown = unknown
-                || list(rule, "protocols").iter().any(|it| {
-                    !["tcp", "udp", "sctp"]
-                        .iter()
-                        .any(|field| it.pointer(&format!("/{field}/destinationPort")).is_some())
-                        && it.get("destinationNamedPort").is_none()
-                });
-            if unknown {
-                match action {
-                    "Accept" => continue,
-                    _ => return Some("Deny"),
+        for (_, name, spec) in policies {
+            for (number, rule) in list(spec, rules).iter().enumerate() {
+                // P-109, for whatever in a rule cannot be worked with.
+                let known = valid::cnp_rule(rule, ingress);
+                let action = ["Accept", "Pass"].into_iter().find(|it| rule["action"] == *it).unwrap_or("Deny");
+                match (known, action) {
+                    (false, "Accept") => continue,
+                    (false, _) => return Some(("Deny", name, number)),
+                    (true, _) => {}
                 }
-            }
-            let by_peer = list(rule, peers).iter().any(|it| self.cnp_peer(it, peer));
-            let by_port = rule.get("protocols").is_none()
-                || list(rule, "protocols").iter().any(|it| self.cnp_protocol(it, receiver, target));
-            if by_peer && by_port {
-                return Some(action);
+                let by_peer = list(rule, peers).iter().any(|it| self.cnp_peer(it, peer));
+                let by_port = field(rule, "protocols").is_none()
+                    || list(rule, "protocols").iter().any(|it| self.cnp_protocol(it, receiver, target));
+                if by_peer && by_port {
+                    return Some((action, name, number));
+                }
             }
         }
         None
     }
 
     fn cnp_pods(&self, entry: &Value, pod: &str) -> bool {
-        match entry.get("namespaces") {
+        match field(entry, "namespaces") {
             Some(selector) => self.pod_is(pod, |_, labels| selects(selector, labels), None),
             None => {
                 let pods = &entry["pods"];
-                self.pod_is(pod, |_, labels| selects(&pods["namespaceSelector"], labels), Some(&pods["podSelector"]))
+                self.pod_is(pod, |_, labels| selects(&pods["namespaceSelector"], labels), field(pods, "podSelector"))
             }
         }
     }
 
     /// P-106, P-107.
     fn cnp_peer(&self, entry: &Value, peer: &End) -> bool {
-        if entry.get("namespaces").is_some() || entry.get("pods").is_some() {
+        if field(entry, "namespaces").is_some() || field(entry, "pods").is_some() {
             return peer.pod.as_ref().is_some_and(|pod| self.cnp_pods(entry, pod));
         }
         let networks = list(entry, "networks").iter();
         let mut networks = networks.map(|it| it.as_str().unwrap().parse::<IpNet>().unwrap());
         let nodes =
-            entry.get("nodes").map(|selector| self.nodes.values().filter(move |it| selects(selector, &labels(it))));
-        let mut addresses =
-            nodes.into_iter().flatten().flat_map(|node| node["status"]["addresses"].as_array().unwrap());
+            field(entry, "nodes").map(|selector| self.nodes.values().filter(move |it| selects(selector, &labels(it))));
+        let mut addresses = nodes.into_iter().flatten().flat_map(|node| list(&node["status"], "addresses"));
         networks.any(|it| it.contains(&peer.address))
             || addresses.any(|it| text(it, "address").parse() == Ok(peer.address))
     }
 
     fn cnp_protocol(&self, entry: &Value, receiver: &End, target: Target) -> bool {
-        if let Some(name) = entry.get("destinationNamedPort") {
+        if let Some(name) = field(entry, "destinationNamedPort") {
             return self.is_named(receiver, name.as_str().unwrap(), target);
         }
         let Some(ports) = entry.pointer(&format!("/{}/destinationPort", target.protocol.to_lowercase())) else {
             return false;
         };
-        match ports.get("range") {
+        match field(ports, "range") {
             Some(range) => {
                 let (first, last) = (range["start"].as_u64().unwrap(), range["end"].as_u64().unwrap());
                 (first..=last).contains(&target.port.into())

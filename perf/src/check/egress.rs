@@ -18,12 +18,12 @@ use crate::topology::{
 };
 
 /// The pod that a policy selects, and one on the same worker that none does.
-const SELECTED: Pod = Pod { number: 1 };
+pub(super) const SELECTED: Pod = Pod { number: 1 };
 const OTHER: Pod = Pod { number: 2 };
 /// What the outside sees of selected pods.
 const EXTERNAL: Vip = on_link(240);
 /// Ports of a second server outside.
-const SECOND_TCP_PORT: u16 = 8081;
+pub(super) const SECOND_TCP_PORT: u16 = 8081;
 /// The same for datagrams.
 const SECOND_UDP_PORT: u16 = 5354;
 /// From the agent's start until a packet comes through.
@@ -31,12 +31,12 @@ const SETTLED_LIMIT: Duration = Duration::from_secs(15);
 /// Longest wait for one answer, milliseconds.
 const ANSWER_MS: u64 = 3000;
 /// File of the policy and its pod.
-const MANIFESTS: &str = "egress.yaml";
+pub(super) const MANIFESTS: &str = "egress.yaml";
 /// Size of a transfer.
 const TRANSFER_BYTES: u64 = 20_000_000;
 
 /// The agent on the worker and the server outside; everything they made goes with them.
-struct Scene {
+pub(super) struct Scene {
     _outside: Vec<Daemon>,
     agent: Option<Daemon>,
     /// The agent's program and its file.
@@ -118,7 +118,7 @@ fn wanted() -> String {
 }
 
 /// The policy, and the pod it selects.
-fn manifests() -> String {
+pub(super) fn manifests() -> String {
     format!(
         "apiVersion: tidegate.io/v1alpha1\nkind: EgressPolicy\nmetadata: {{ name: out }}\nspec:\n  \
          podSelector: {{ matchLabels: {{ leaves: by-gateway }} }}\n  addresses: [\"{}\", \"{}\"]\n  log: true\n---\n\
@@ -133,7 +133,7 @@ fn manifests() -> String {
     )
 }
 
-fn begin(rig: &mut Rig) -> Result<Scene> {
+pub(super) fn begin(rig: &mut Rig) -> Result<Scene> {
     masquerade()?;
     let mut outside = Vec::new();
     for (name, tcp, udp) in [("outside", POD_TCP_PORT, POD_UDP_PORT), ("outside-2", SECOND_TCP_PORT, SECOND_UDP_PORT)] {
@@ -168,7 +168,7 @@ fn begin(rig: &mut Rig) -> Result<Scene> {
 
 /// The servers' address: the one with which the client's kernel answers an external address, since datagrams are answered
 /// from there whatever they were sent to.
-fn server(family: Family) -> Result<IpAddr> {
+pub(super) fn server(family: Family) -> Result<IpAddr> {
     let mut command = in_namespace(CLIENT, "ip");
     command.args(["route", "get", &EXTERNAL.of(family).to_string()]);
     let text = process::run(command, "", Duration::from_secs(5))?.success("ip route get")?;
@@ -176,7 +176,7 @@ fn server(family: Family) -> Result<IpAddr> {
     Ok(source.parse()?)
 }
 
-fn arguments(rig: &Rig, pod: Pod, target: SocketAddr, timeout_ms: u64) -> Vec<String> {
+pub(super) fn arguments(rig: &Rig, pod: Pod, target: SocketAddr, timeout_ms: u64) -> Vec<String> {
     let family = if target.is_ipv4() { Family::V4 } else { Family::V6 };
     way(target, SocketAddr::new(pod.address(family), rig.ports.take(1)), timeout_ms)
 }

@@ -132,6 +132,11 @@ pub const CHECKS: &[Check] = &[
     check("rolling", "a rolling update of all pods under load, both modes", nodes::rolling),
     check("new-service", "a Service added to the directory answers", change::new_service),
     check("policy", "NetworkPolicies at the gateway, live, with connections that stand", policy::ingress),
+    check("policy-egress", "NetworkPolicies of pods that leave with their policy's address", policy::egress),
+    Check {
+        in_demo: false,
+        ..check("policy-flips", "streams stand for a minute while policies change ten times a second", policy::flips)
+    },
     check("egress", "pods leave with their policy's address, flannel's rules present", egress::leaves),
     check("egress-closed", "no gateway: selected pods do not get out some other way", egress::fails_closed),
     check("control-killed", "SIGKILL of control", outage::control_killed),

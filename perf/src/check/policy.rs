@@ -2,7 +2,7 @@
 //! reaches connections that stand.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -13,9 +13,19 @@ use crate::topology::{
     ECHO_PORT, FAMILIES, Family, POD_TCP_PORT, POD_UDP_PORT, VIP_ECHO, VIP_WEB, WEB_PORT, client_address, pods,
 };
 
+/// Pods that leave the cluster.
+mod egress;
+/// Streams of numbered messages beside policies that change.
+mod streams;
+
+pub(super) use egress::egress;
+pub(super) use streams::flips;
+
 /// Files of the pods and of the policy.
 const PODS: &str = "pods.yaml";
 const POLICY: &str = "networkpolicy.yaml";
+/// Labels of the pods.
+const WEB: &str = "app: web";
 /// A client that is allowed, and one that is not.
 const FRIEND: u8 = 10;
 const STRANGER: u8 = 21;
@@ -24,19 +34,13 @@ const APPLIED_LIMIT: Duration = Duration::from_secs(2);
 /// Longest wait for an answer that should not come, and for one that should, milliseconds.
 const SILENCE_MS: u64 = 400;
 const ANSWER_MS: u64 = 3000;
-/// A download that runs for ten seconds.
-const DOWNLOAD_BYTES: u64 = 2_000_000;
-const DOWNLOAD_RATE: u64 = 200_000;
-/// How often policies change beside it, and for how long.
-const FLIP: Duration = Duration::from_millis(100);
-const FLIPS: u32 = 80;
-
-/// All pods of the lab, labelled.
-fn pod_objects() -> String {
+/// All pods of the lab, labelled, with names for their ports.
+fn pod_objects(labels: &str) -> String {
     let pod = |pod: crate::topology::Pod| {
         format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {}, namespace: shop, labels: {{ app: web }} }}\n\
-             spec: {{ nodeName: {} }}\nstatus: {{ podIPs: [{{ ip: \"{}\" }}, {{ ip: \"{}\" }}] }}\n---\n",
+            "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {}, namespace: shop, labels: {{ {labels} }} }}\n\
+             spec: {{ nodeName: {}, containers: [{{ name: c, ports: [{{ name: http, containerPort: {POD_TCP_PORT} }}, \
+             {{ name: dns, containerPort: {POD_UDP_PORT}, protocol: UDP }}] }}] }}\nstatus: {{ podIPs: [{{ ip: \"{}\" }}, {{ ip: \"{}\" }}] }}\n---\n",
             pod.name(),
             pod.node().name(),
             pod.address(Family::V4),
@@ -96,25 +100,12 @@ fn applied(rig: &Rig, check: &str, host: u8, through: bool, rows: &mut Vec<Row>)
 /// P-003, P-004, P-021, P-025, P-031, P-035, P-040: whom a NetworkPolicy lets reach pods through VIPs, live.
 pub(super) fn ingress(rig: &mut Rig) -> Found {
     let mut rows = Vec::new();
-    rig.manifests.put_text(PODS, &pod_objects())?;
+    rig.manifests.put_text(PODS, &pod_objects(WEB))?;
     applied(rig, "no policy:", STRANGER, true, &mut rows)?;
 
-    // A connection that stands is asked again.
-    let mut running = Vec::new();
-    for family in FAMILIES {
-        running.push((family, rig.start_download(VIP_WEB.at(family, WEB_PORT), DOWNLOAD_BYTES, DOWNLOAD_RATE)?.0));
-    }
-    rig.manifests.put_text(POLICY, &policy("web", "[]"))?;
-    let denied = Instant::now();
+    // What stands is asked again.
+    rows.extend(streams::stopped(rig)?);
     applied(rig, "default deny:", FRIEND, false, &mut rows)?;
-    for (family, download) in running {
-        let outcome = download.outcome()?;
-        let measured = match outcome.ok {
-            true => "completed".into(),
-            false => format!("{} after {} ms, {} bytes", outcome.failure, denied.elapsed().as_millis(), outcome.bytes),
-        };
-        rows.push(Row::new(format!("{family} download that ran"), measured, "stalls (P-031)", !outcome.ok));
-    }
 
     // Ports are the pods' own.
     let own = format!("[{{ port: {POD_TCP_PORT} }}, {{ protocol: UDP, port: {POD_UDP_PORT} }}]");
@@ -127,30 +118,43 @@ pub(super) fn ingress(rig: &mut Rig) -> Found {
 
     rig.manifests.put_text(POLICY, &policy("web", &from(FRIEND, &own)))?;
     applied(rig, "by the pods' ports again:", FRIEND, true, &mut rows)?;
-    rows.extend(flipped(rig, &own)?);
+    selected(rig, &own, &mut rows)?;
     rig.manifests.remove_text(POLICY)?;
     rig.manifests.remove_text(PODS)?;
     applied(rig, "policy gone:", STRANGER, true, &mut rows)?;
     Ok(rows)
 }
 
-/// P-035: two policies that both allow a download take turns, and it loses nothing.
-fn flipped(rig: &Rig, ports: &str) -> Found {
-    let mut running = Vec::new();
-    for family in FAMILIES {
-        running.push((family, rig.start_download(VIP_WEB.at(family, WEB_PORT), DOWNLOAD_BYTES, DOWNLOAD_RATE)?.0));
+/// P-010, P-020, P-023, P-024: exceptions, names, ranges, labels, and the other direction.
+fn selected(rig: &Rig, own: &str, rows: &mut Vec<Row>) -> Result<()> {
+    let put = |ingress: &str| rig.manifests.put_text(POLICY, &policy("web", ingress));
+    let (v4, v6) = (client_address(Family::V4, STRANGER), client_address(Family::V6, STRANGER));
+    put(&format!(
+        "[{{ from: [{{ ipBlock: {{ cidr: 192.0.2.0/24, except: [\"{v4}/32\"] }} }}, \
+         {{ ipBlock: {{ cidr: \"2001:db8:1::/64\", except: [\"{v6}/128\"] }} }}], ports: {own} }}]"
+    ))?;
+    applied(rig, "a block without one:", FRIEND, true, rows)?;
+    applied(rig, "the one:", STRANGER, false, rows)?;
+    for (check, ports, through) in [
+        ("ports by name:", "[{ port: http }, { protocol: UDP, port: dns }]".to_owned(), true),
+        ("names of other protocols:", "[{ protocol: UDP, port: http }, { port: dns }]".to_owned(), false),
+        ("a range:", range(POD_TCP_PORT, POD_UDP_PORT), true),
+        ("a range that ends before:", range(POD_TCP_PORT - 1, POD_UDP_PORT - 1), false),
+    ] {
+        put(&from(FRIEND, &ports))?;
+        applied(rig, check, FRIEND, through, rows)?;
     }
-    for flip in 0..FLIPS {
-        let ingress = if flip % 2 == 0 { "[{}]".into() } else { from(FRIEND, ports) };
-        rig.manifests.put_text(POLICY, &policy("web", &ingress))?;
-        std::thread::sleep(FLIP);
-    }
-    let mut rows = Vec::new();
-    for (family, download) in running {
-        let outcome = download.outcome()?;
-        let measured = format!("{} bytes in {} ms {}", outcome.bytes, outcome.took_ms, outcome.failure);
-        let check = format!("{family} download while policies flip {FLIPS} times");
-        rows.push(Row::new(check, measured, "completes (P-035)", outcome.ok));
-    }
-    Ok(rows)
+    rig.manifests.put_text(PODS, &pod_objects("app: api"))?;
+    applied(rig, "pods with another label:", STRANGER, true, rows)?;
+    rig.manifests.put_text(PODS, &pod_objects(WEB))?;
+    applied(rig, "the label again:", STRANGER, false, rows)?;
+    let none = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: web, namespace: shop }\n\
+                spec: { podSelector: {}, policyTypes: [Egress] }\n";
+    rig.manifests.put_text(POLICY, none)?;
+    applied(rig, "no egress, answers (T-062):", STRANGER, true, rows)
+}
+
+/// Ports up to these.
+fn range(tcp: u16, udp: u16) -> String {
+    format!("[{{ port: 8000, endPort: {tcp} }}, {{ protocol: UDP, port: 5000, endPort: {udp} }}]")
 }

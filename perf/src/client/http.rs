@@ -99,6 +99,18 @@ impl Held {
     }
 }
 
+/// A connection over which a pod sends back whatever it gets.
+///
+/// # Errors
+/// As [`who`].
+pub(super) fn echo(way: &Way) -> io::Result<BufReader<TcpStream>> {
+    let mut stream = connect(way)?;
+    request(way, &mut stream, "GET /echo", "")?;
+    let mut reader = BufReader::new(stream);
+    read_head(&mut reader)?;
+    Ok(reader)
+}
+
 /// Downloads and compares every byte's sum.
 ///
 /// # Errors
