@@ -18,10 +18,10 @@ use crate::limits;
 use crate::mailbox::Request;
 use crate::packet::{Domain, Key, Packet};
 use crate::pipeline::{self, Verdict};
-use crate::stage::egress::Judge;
 use crate::stage::parse::Ingress;
+use crate::stage::standing::Judge;
 use crate::stage::verdict::Exits;
-use crate::stage::{egress, flow, fragment, owner, parse};
+use crate::stage::{flow, fragment, owner, parse, portless};
 use crate::state::egress::NatRecord;
 use crate::state::ports::PortOf;
 use crate::state::{Candidate, Entropy, State, Ticks, Tuple, mark, ticks, ticks_since};
@@ -465,15 +465,15 @@ fn look_up_other(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
             };
             slot.owner = owner::of_fragments(tables, &key);
         }
-        Key::None => look_up_echo(tables, l3, state, slot),
+        Key::None => look_up_portless(tables, l3, state, slot),
         Key::V4(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v4.hash(tuple)),
         Key::V6(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v6.hash(tuple)),
     }
 }
 
-/// The same for echo messages of pods.
-fn look_up_echo(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
-    slot.key = egress::echo_key(tables, &slot.packet, l3);
+/// The same for echo messages of pods, and for protocols without ports.
+fn look_up_portless(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
+    slot.key = portless::key(tables, &slot.packet, l3);
     match &slot.key {
         Key::None => {}
         Key::V4(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v4.hash(tuple)),

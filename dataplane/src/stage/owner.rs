@@ -10,7 +10,7 @@
 
 use crate::family::Family;
 use crate::packet::Domain;
-use crate::stage::egress;
+use crate::stage::portless;
 use crate::state::Tuple;
 use crate::state::fragment::FragmentKey;
 use crate::table::Tables;
@@ -41,13 +41,20 @@ pub fn of<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> WorkerId {
 #[inline(never)]
 fn of_egress<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> Option<WorkerId> {
     if tuple.domain == Domain::Overlay as u8 {
-        return egress::is_outside(tables, &tuple.destination).then(|| by_pod(tables, tuple.source));
+        let is_fixed = || tables.egress.whole_of(&tuple.source.mapped()).is_some();
+        let by_remote = portless::is_bare(tuple.protocol) && !is_fixed();
+        let owner =
+            || if by_remote { of_remote(tables, tuple, tuple.destination) } else { by_pod(tables, tuple.source) };
+        return portless::is_outside(tables, &tuple.destination).then(owner);
     }
     let id = tuple.destination.external(tables)?;
     let row = tables.egress.external(id)?;
     let forwarded = || row.forwards.get(&(tuple.protocol, tuple.destination_port)).map(|(pod, _)| *pod);
     if let Some(pod) = row.whole.or_else(|| if row.forwards.is_empty() { None } else { forwarded() }) {
         return Some(by_pod(tables, A::unmapped(&pod)?));
+    }
+    if portless::is_bare(tuple.protocol) {
+        return Some(of_remote(tables, tuple, tuple.source));
     }
     let class = PortClass::of(tuple.protocol)?;
     Some(tables.egress.port_owner(&tables.owners, id, class, tuple.destination_port))
@@ -59,6 +66,15 @@ fn of_egress<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> Option<WorkerId> {
 fn by_pod<A: Family>(tables: &Tables, pod: A) -> WorkerId {
     const PODS: u64 = 1 << 32;
     tables.owners.of_hash(A::mix(pod, A::new_zeroed(), PODS, tables.owners.keys()))
+}
+
+/// H(remote address, protocol): what both directions of a protocol without ports have in common, and where two pods that want
+/// to speak it with the same remote meet (N-095).
+#[cold]
+fn of_remote<A: Family>(tables: &Tables, tuple: &Tuple<A>, remote: A) -> WorkerId {
+    const REMOTES: u64 = 1 << 33;
+    let rest = REMOTES | u64::from(tuple.protocol);
+    tables.owners.of_hash(A::mix(remote, A::new_zeroed(), rest, tables.owners.keys()))
 }
 
 /// Who owned packets with `tuple` if its Service was toggled between keeping clients and not: flows that began before

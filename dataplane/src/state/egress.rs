@@ -20,8 +20,8 @@ use crate::table::egress::PortClass;
 pub struct Grant {
     /// By which policy.
     pub policy: EgressId,
-    /// Whose port.
-    pub class: PortClass,
+    /// Whose port; none of a protocol without.
+    pub class: Option<PortClass>,
     /// Who holds it.
     pub by: Taker,
     /// Whether the port is its mapping's, or this flow's share.
@@ -132,7 +132,8 @@ impl Egress {
     /// Then nothing has changed, and the flow must not go on.
     pub fn join<A: Family>(&mut self, flow: &NewFlow<A>, grant: &Grant, now: Ticks) -> Result<(), NoRoom> {
         let (inside, translated) = (&flow.original, &flow.translated);
-        let port = PortOf { address: translated.source.mapped(), class: grant.class, port: translated.source_port };
+        let Some(class) = grant.class else { return Ok(()) };
+        let port = PortOf { address: translated.source.mapped(), class, port: translated.source_port };
         let record = |remote| NatRecord {
             at: now,
             begins: true,

@@ -15,7 +15,7 @@ use crate::handover::{Links, Parcel};
 use crate::packet::{Domain, Key, Packet};
 use crate::pipeline::{self, Moment, Silent, Verdict};
 use crate::stage::verdict::{self, Exits};
-use crate::stage::{egress, encap, fragment, local, owner};
+use crate::stage::{encap, fragment, local, owner, portless};
 use crate::state::fragment::{Outcome, Ports, Refusal, Waiting};
 use crate::state::hold::Outlook;
 use crate::state::{Entropy, State, Tuple};
@@ -103,7 +103,7 @@ impl Hands<'_> {
         self.counters.count(Event::Hairpinned);
         let packet = Packet { domain: Domain::Wire, tunnel: TunnelId::NONE, ecn: None, l3: read, ..*packet };
         let key = match pipeline::classify(&packet, l3) {
-            Key::None => egress::echo_key(self.tables, &packet, l3),
+            Key::None => portless::key(self.tables, &packet, l3),
             key => key,
         };
         match key {

@@ -20,6 +20,7 @@ mod schedule;
 mod node;
 mod nat;
 mod egress;
+mod protocols;
 mod policy;
 mod route;
 mod encap;
