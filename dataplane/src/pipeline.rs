@@ -22,6 +22,7 @@ use crate::stage::{self, encap, error, flow, local};
 use crate::state::answers::{Permit, Source};
 use crate::state::mapping::Mapping;
 use crate::state::one_way::{self, Opening};
+use crate::state::quota::Quota;
 use crate::state::{
     self, Direction, EgressError, Entry, FlowId, FlowState, Fold, Grant, Hit, InsertError, Learn, State, Tuple, Victim,
     tcp, ticks,
@@ -107,6 +108,8 @@ pub struct Refused {
     pub pod: u32,
     /// The hash of a destination for which no port is left.
     pub exhausted: Option<u64>,
+    /// A quota of which this worker has used its share.
+    pub short: Option<Quota>,
 }
 
 /// What a pod's flow to the outside is given, and who gives way to it.
@@ -120,6 +123,8 @@ pub struct Granted<A> {
     pub ends: Option<Mapping<A>>,
     /// Whether ports of the address run short.
     pub is_scarce: bool,
+    /// A quota of which this worker has used most of its share.
+    pub short: Option<Quota>,
 }
 
 /// What a revalidated flow learns.
@@ -479,7 +484,10 @@ pub fn apply<A: Family>(
             Verdict::Drop(denied.reason)
         }
         Decision::Refuse(refused) => {
-            let Refused { answer, address, class, pod, exhausted } = refused;
+            let Refused { answer, address, class, pod, exhausted, short } = refused;
+            if let Some(quota) = short {
+                state.egress.quotas.want(quota);
+            }
             match address.zip(class) {
                 Some((address, class)) => state.egress.ports.refuse(&address, class, pod),
                 None => state.egress.ports.refuse_pod(pod),
@@ -550,6 +558,9 @@ fn begin_egress<A: Family>(
     let now = ticks(now_ns);
     if let Some(class) = granted.grant.class.filter(|_| granted.is_scarce) {
         state.egress.ports.want(&new.translated.source.mapped(), class);
+    }
+    if let Some(quota) = granted.short {
+        state.egress.quotas.want(quota);
     }
     if let Some(closed) = granted.reuses {
         counters.count(Event::PortReused);

@@ -24,6 +24,7 @@ use crate::stage::verdict::Exits;
 use crate::stage::{flow, fragment, owner, parse, portless};
 use crate::state::egress::NatRecord;
 use crate::state::ports::PortOf;
+use crate::state::quota::Quota;
 use crate::state::{Candidate, Entropy, State, Ticks, Tuple, mark, ticks, ticks_since};
 use crate::table::egress::{PORT_TIMERS_MAX, PortClass};
 use crate::table::owner::WorkerId;
@@ -49,15 +50,25 @@ pub struct Want {
     pub address: [u8; 16],
 }
 
-/// Ports of an external address that run short at a worker.
+/// What a worker runs short of that others may have left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PortWant {
-    /// The worker.
-    pub worker: WorkerId,
-    /// The address, IPv4 mapped.
-    pub address: [u8; 16],
-    /// Whose ports.
-    pub class: PortClass,
+pub enum PortWant {
+    /// Ports of an external address.
+    Ports {
+        /// The worker.
+        worker: WorkerId,
+        /// The address, IPv4 mapped.
+        address: [u8; 16],
+        /// Whose ports.
+        class: PortClass,
+    },
+    /// Its share of a quota.
+    Quota {
+        /// The worker.
+        worker: WorkerId,
+        /// The quota.
+        quota: Quota,
+    },
 }
 
 /// One worker.
@@ -344,7 +355,12 @@ impl Worker {
         let worker = self.state.worker;
         for (address, class) in self.state.egress.ports.take_wanted() {
             if let Some(wants) = &self.port_wants {
-                let _full = wants.try_send(PortWant { worker, address, class });
+                let _full = wants.try_send(PortWant::Ports { worker, address, class });
+            }
+        }
+        for quota in self.state.egress.quotas.take_wanted() {
+            if let Some(wants) = &self.port_wants {
+                let _full = wants.try_send(PortWant::Quota { worker, quota });
             }
         }
         while let Ok(request) = self.mailbox.try_recv() {

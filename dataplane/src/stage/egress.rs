@@ -25,6 +25,7 @@ use crate::stage::route::{self, Hop};
 use crate::stage::{policy, portless};
 use crate::state::external::{Alone, PortsExhausted, Search};
 use crate::state::ports::Taker;
+use crate::state::quota::Quota;
 use crate::state::{Entry, Grant, Learn, State, Tuple, mark, ticks};
 use crate::table::egress::{EgressRow, PortClass};
 use crate::table::pod::PodRow;
@@ -113,15 +114,15 @@ pub fn start<A: Family, T: Trace>(
         return Ok(Begun::Answer(answer));
     }
     let by = Taker { pod: pod.backend.0, namespace: pod.namespace };
-    let refused = |reason, address: Option<A>, exhausted| {
-        let answer = Answer::Prohibited { otherwise: reason };
-        Ok(Begun::Refuse(Refused { answer, address: address.map(A::mapped), class, pod: by.pod, exhausted }))
+    let refused = |reason, address: Option<A>, exhausted, short| {
+        let (answer, address, pod) = (Answer::Prohibited { otherwise: reason }, address.map(A::mapped), by.pod);
+        Ok(Begun::Refuse(Refused { answer, address, class, pod, exhausted, short }))
     };
     let granted = match (own.and_then(|own| A::unmapped(&own)), chosen) {
         (Some(own), _) => Ok(fixed(own, class, by, tuple)),
         (None, Some((policy, Some(row)))) => {
             let Some(external) = paired(tables, A::external_of(row), tuple.source) else {
-                return refused(DropReason::EgressNoAddress, None, None);
+                return refused(DropReason::EgressNoAddress, None, None, None);
             };
             let given = match class {
                 Some(class) => give(tables, state, tuple, &Wants { policy, row, external, class, by }, moment, before),
@@ -129,14 +130,17 @@ pub fn start<A: Family, T: Trace>(
             };
             given.map_err(|lack| (lack, external))
         }
-        _ => return refused(DropReason::EgressNoAddress, None, None),
+        _ => return refused(DropReason::EgressNoAddress, None, None, None),
     };
     let (source, granted) = match granted {
         Ok(granted) => granted,
-        Err((Lack::Remote, external)) => return refused(DropReason::EgressProtocolTaken, Some(external), None),
-        Err((Lack::Quota, external)) => return refused(DropReason::EgressQuota, Some(external), None),
+        Err((Lack::Remote, external)) => return refused(DropReason::EgressProtocolTaken, Some(external), None, None),
+        Err((Lack::Quota(short), external)) => {
+            return refused(DropReason::EgressQuota, Some(external), None, short);
+        }
         Err((Lack::Ports, external)) => {
-            return refused(DropReason::EgressPortsExhausted, Some(external), Some(destination_hash(state, tuple)));
+            let exhausted = Some(destination_hash(state, tuple));
+            return refused(DropReason::EgressPortsExhausted, Some(external), exhausted, None);
         }
     };
     trace.note(Step::Source(source.1));
@@ -195,8 +199,8 @@ impl<A: Family> Tuple<A> {
 
 /// Why a flow gets no port.
 enum Lack {
-    /// Its pod or namespace holds as many as it may.
-    Quota,
+    /// Its pod or namespace holds as many as it may; the share of the quota that others may have left.
+    Quota(Option<Quota>),
     /// None is left.
     Ports,
     /// Another pod speaks this protocol with the destination.
@@ -216,7 +220,7 @@ struct Wants<'t, A> {
 fn fixed<A: Family>(own: A, class: Option<PortClass>, by: Taker, tuple: &Tuple<A>) -> ((A, u16), Granted<A>) {
     let timer = class.map_or(0, |class| timer(None, class, tuple));
     let grant = Grant { policy: EgressId::NONE, class, by, is_mapped: false, timer, is_recorded: false };
-    ((own, tuple.source_port), Granted { grant, reuses: None, ends: None, is_scarce: false })
+    ((own, tuple.source_port), Granted { grant, reuses: None, ends: None, is_scarce: false, short: None })
 }
 
 /// An external address as it is, for a protocol without ports: if nobody else speaks it with the destination (N-095).
@@ -233,7 +237,7 @@ fn alone_with<A: Family>(
         return Err(Lack::Remote);
     }
     let grant = Grant { policy, class: None, by, is_mapped: false, timer: 0, is_recorded: false };
-    Ok(((external, 0), Granted { grant, reuses: None, ends: None, is_scarce: false }))
+    Ok(((external, 0), Granted { grant, reuses: None, ends: None, is_scarce: false, short: None }))
 }
 
 /// The number of the timer of a flow.
@@ -245,14 +249,24 @@ fn timer<A>(row: Option<&EgressRow>, class: PortClass, tuple: &Tuple<A>) -> u8 {
     }
 }
 
-/// Whether a pod and its namespace may hold one port more. Namespaces' shares are dealt among workers (N-040).
-fn may_hold(tables: &Tables, state: &State, wants: &Wants<'_, impl Family>) -> bool {
-    let ports = &state.egress.ports;
-    let workers = u32::from(tables.owners.workers());
-    let all = wants.row.ports_per_namespace_max;
-    let share = all / workers + u32::from(u32::from(state.worker.0) < all % workers);
-    ports.holder(wants.by.pod).held < wants.row.ports_per_pod_max
-        && (all == u32::MAX || ports.held_by_namespace(wants.by.namespace) < share)
+/// Whether a pod and its namespace may hold one port more (N-040), and the quota of which this worker's share runs short.
+/// Quotas of namespaces are dealt among workers, and lent (`state::quota`).
+fn may_hold(tables: &Tables, state: &State, wants: &Wants<'_, impl Family>) -> Result<Option<Quota>, Lack> {
+    let (ports, most) = (&state.egress.ports, wants.row.ports_per_namespace_max);
+    if ports.holder(wants.by.pod).held >= wants.row.ports_per_pod_max {
+        return Err(Lack::Quota(None));
+    }
+    if most == u32::MAX {
+        return Ok(None);
+    }
+    let quota = Quota { namespace: wants.by.namespace, most };
+    let share = state.egress.quotas.share(quota, quota.dealt(state.worker.0, tables.owners.workers()));
+    let held = ports.held_by_namespace(wants.by.namespace);
+    let shared = (tables.owners.workers() > 1).then_some(quota);
+    if held >= share {
+        return Err(Lack::Quota(shared));
+    }
+    Ok(shared.filter(|_| u64::from(held) * 4 >= u64::from(share) * 3))
 }
 
 /// A port of the external address for a new flow.
@@ -275,10 +289,8 @@ fn give<A: Family>(
         // Of another address than the pod has now, or of who had the pod's address before: not this one's.
         let usable = known.filter(|mapping| mapping.pod == by.pod && A::external_of(row).contains(&mapping.outside.0));
         if let Some(mapping) = usable {
-            if mapping.is_resting && !may_hold(tables, state, wants) {
-                return Err(Lack::Quota);
-            }
-            return Ok((mapping.outside, Granted { grant, reuses: None, ends: None, is_scarce: false }));
+            let short = if mapping.is_resting { may_hold(tables, state, wants)? } else { None };
+            return Ok((mapping.outside, Granted { grant, reuses: None, ends: None, is_scarce: false, short }));
         }
         if let Some(mapping) = known {
             // Its flows end at their next packet or within a lap of the sweep; until then the pod's port has none other.
@@ -286,7 +298,8 @@ fn give<A: Family>(
                 return Err(Lack::Ports);
             }
             let found = alone(tables, state, tuple, wants, moment)?;
-            let granted = Granted { grant, reuses: None, ends: Some(mapping), is_scarce: found.is_scarce };
+            let ends = Some(mapping);
+            let granted = Granted { grant, reuses: None, ends, is_scarce: found.is_scarce, short: None };
             // Only one can end; a port whose mapping would have to end too is left for the next time.
             return match found.ends {
                 Some(other) if other.id != mapping.id => Err(Lack::Ports),
@@ -295,18 +308,17 @@ fn give<A: Family>(
         }
     }
     // One that begins anew in the place of another holds no more than before.
-    if before.is_none() && !may_hold(tables, state, wants) {
-        return Err(Lack::Quota);
-    }
+    let short = if before.is_none() { may_hold(tables, state, wants)? } else { None };
     if is_mapped {
         let found = alone(tables, state, tuple, wants, moment)?;
-        let granted = Granted { grant, reuses: None, ends: found.ends, is_scarce: found.is_scarce };
+        let granted = Granted { grant, reuses: None, ends: found.ends, is_scarce: found.is_scarce, short };
         return Ok(((external, found.port), granted));
     }
     // N-087: a connection that begins anew keeps its port.
     let kept = before.filter(|entry| entry.is_egress() && entry.mark & mark::MAPPED == 0).map(Entry::translated_tuple);
     if let Some(kept) = kept.filter(|kept| kept.source == external) {
-        return Ok(((external, kept.source_port), Granted { grant, reuses: None, ends: None, is_scarce: false }));
+        let granted = Granted { grant, reuses: None, ends: None, is_scarce: false, short };
+        return Ok(((external, kept.source_port), granted));
     }
     let (search, is_reserved) = search(tables, state, tuple, wants, moment).ok_or(Lack::Ports)?;
     if state.egress.ports.is_exhausted(destination_hash(state, tuple), moment.now_ns) {
@@ -316,12 +328,12 @@ fn give<A: Family>(
     // N-075: its checksum is over the whole packet, and fragments have none: the port stays as it is where it can.
     let keeps = class == PortClass::Sctp && !is_reserved(tuple.source_port);
     if keeps && search.is_free(A::flows(state), &state.egress.ports, remote, tuple.source_port) {
-        let granted = Granted { grant, reuses: None, ends: None, is_scarce: false };
+        let granted = Granted { grant, reuses: None, ends: None, is_scarce: false, short };
         return Ok(((external, tuple.source_port), granted));
     }
     let found = search.shared(A::flows(state), &state.egress.ports, remote, is_reserved);
     let found = found.map_err(|PortsExhausted| Lack::Ports)?;
-    Ok(((external, found.port), Granted { grant, reuses: found.reuses, ends: None, is_scarce: found.is_scarce }))
+    Ok(((external, found.port), Granted { grant, reuses: found.reuses, ends: None, is_scarce: found.is_scarce, short }))
 }
 
 /// A port that is to be one mapping's alone.

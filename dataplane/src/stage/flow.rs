@@ -231,7 +231,10 @@ fn start<A: Family, T: Trace>(
     if let Err(answer) = passable(tables, packet, forward) {
         return Ok(Begun::Answer(answer));
     }
-    let source = nat::choose(tables, state, backend, to, tuple.protocol, moment.entropy)?;
+    let source = match offer.keeps_client {
+        true => nat::keep(state, tuple, to, moment.entropy)?,
+        false => nat::choose(tables, state, backend, to, tuple.protocol, moment.entropy)?,
+    };
     trace.note(Step::Source(source.1));
     Ok(Begun::Flow(NewFlow {
         original: *tuple,

@@ -1,6 +1,6 @@
 //! # Owner: which worker a packet belongs to
 //!
-//! reads   `table::owner`, `table::nat`, `table::egress`, `table::local`     writes  nothing; returns a worker
+//! reads   `table::owner`, `table::nat`, `table::egress`, `table::local`, `table::service`     writes  nothing; returns a worker
 //! drops   none
 //! cost    one worker: one branch. Several: a few comparisons with the translated addresses, or one keyed hash
 //! spec    design 4, rules 1 to 6; S-090, N-090     tests   `dataplane/tests/golden/workers.rs`, `egress.rs`
@@ -28,6 +28,11 @@ pub fn of<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> WorkerId {
     }
     if tuple.domain == Domain::Overlay as u8 && is_translated(A::sources(tables), &tuple.destination) {
         return tables.owners.owner(tuple.destination_port);
+    }
+    if tables.services.any_symmetric()
+        && let Some(owner) = of_kept(tables, tuple)
+    {
+        return owner;
     }
     if !tables.egress.is_empty()
         && let Some(owner) = of_egress(tables, tuple)
@@ -77,12 +82,30 @@ fn of_remote<A: Family>(tables: &Tables, tuple: &Tuple<A>, remote: A) -> WorkerI
     tables.owners.of_hash(A::mix(remote, A::new_zeroed(), rest, tables.owners.keys()))
 }
 
+/// The owner of a pod's answer to a client whose address was kept (design 4, rule 3): that of everything the client sends to
+/// such Services. Other packets of pods to the outside meet it too, and go on from there ([`second`]).
+#[inline(never)]
+fn of_kept<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> Option<WorkerId> {
+    let to_outside = tuple.domain == Domain::Overlay as u8
+        && portless::is_outside(tables, &tuple.destination)
+        && tuple.destination.external(tables).is_none();
+    to_outside.then(|| by_client(tables, &tuple.reversed(Domain::Wire as u8), true))
+}
+
+/// Who owns a pod's packet to the outside that turned out to be no answer to such a client.
+#[cold]
+pub fn second<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> Option<WorkerId> {
+    let may_be = tables.services.any_symmetric() && !tables.egress.is_empty() && of_kept(tables, tuple).is_some();
+    if may_be { of_egress(tables, tuple) } else { None }
+}
+
 /// Who owned packets with `tuple` if its Service was toggled between keeping clients and not: flows that began before
 /// are there still (S-094, S-100).
 #[cold]
 pub fn before<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> WorkerId {
     let translated = tuple.domain == Domain::Overlay as u8 && is_translated(A::sources(tables), &tuple.destination);
-    let is_pods = !tables.egress.is_empty() && of_egress(tables, tuple).is_some();
+    let is_pods = !tables.egress.is_empty() && of_egress(tables, tuple).is_some()
+        || tables.services.any_symmetric() && of_kept(tables, tuple).is_some();
     if translated || is_pods { of(tables, tuple) } else { by_client(tables, tuple, !is_sticky(tables, tuple)) }
 }
 

@@ -9,6 +9,7 @@ use crossbeam::channel::Sender;
 
 use super::mapping::{Joined, Mapping, Mappings, MappingsFull, NewMapping};
 use super::ports::{PortBook, PortOf, Taker, TooMany};
+use super::quota::Quotas;
 use super::{Capacity, Entry, NewFlow, Ticks, mark};
 use crate::family::Family;
 use crate::limits;
@@ -86,6 +87,8 @@ impl From<MappingsFull> for NoRoom {
 pub struct Egress {
     /// Which ports are in use.
     pub ports: PortBook,
+    /// What may be given out to whom.
+    pub quotas: Quotas,
     /// IPv4 mappings.
     pub v4: Mappings<[u8; 4]>,
     /// IPv6 mappings.
@@ -103,6 +106,7 @@ impl Egress {
         let entries = |flows: u32| flows.saturating_mul(2).min(super::flow::FLOWS_MAX);
         Ok(Egress {
             ports: PortBook::new(capacity.backends)?,
+            quotas: Quotas::default(),
             v4: Mappings::new(entries(capacity.flows_v4), seed, capacity.huge)?,
             v6: Mappings::new(entries(capacity.flows_v6), seed, capacity.huge)?,
             records: None,

@@ -24,6 +24,8 @@ use super::{BackendId, Family, ServiceId};
 pub enum Mode {
     /// Destination and source translated; replies come back through this gateway.
     Fullnat,
+    /// Destination translated, source kept; the node sends replies back through this gateway.
+    Symmetric,
     /// The VIP kept: the packet goes to a node that has an endpoint, which answers the client itself.
     NodeDsr,
 }
@@ -33,6 +35,7 @@ impl Mode {
     pub fn name(self) -> &'static str {
         match self {
             Mode::Fullnat => "fullnat",
+            Mode::Symmetric => "symmetric",
             Mode::NodeDsr => "node-dsr",
         }
     }
@@ -52,11 +55,6 @@ impl EndpointSet {
     #[inline]
     pub fn pick(&self, hash: u64) -> Option<BackendId> {
         self.members.get(self.ring.as_ref()?.pick(hash)).copied()
-    }
-
-    /// The mode that follows when these are nodes.
-    pub fn mode(&self) -> Mode {
-        if self.ring.is_some() { Mode::NodeDsr } else { Mode::Fullnat }
     }
 
     /// Whether no member takes new flows.
@@ -98,8 +96,10 @@ pub struct ServiceTable {
     rows: Rows<Option<ServiceRow>, ROWS_PER_CHUNK>,
     /// Nodes that have endpoints, same index as `rows`, where `node-dsr` was asked for.
     nodes: Rows<Option<Arc<EndpointSet>>>,
-    /// Rows with affinity.
+    /// Rows whose clients meet one worker each.
     sticky: u32,
+    /// Rows whose clients' addresses are kept, answers coming back here.
+    symmetric: u32,
 }
 
 impl ServiceTable {
@@ -139,8 +139,14 @@ impl ServiceTable {
         self.sticky > 0
     }
 
+    /// Whether answers of pods may be to clients whose address was kept. Read side.
+    #[inline]
+    pub fn any_symmetric(&self) -> bool {
+        self.symmetric > 0
+    }
+
     /// Whether all connections of a client to this IPv4 address, protocol and port must meet one worker: the Service there
-    /// has affinity. Read side.
+    /// has affinity, or keeps the client's address. Read side.
     #[inline]
     pub fn is_sticky_v4(&self, address: &[u8; 4], protocol: u8, port: u16) -> bool {
         self.any_sticky() && self.is_sticky(self.lookup_v4(address, protocol, port))
@@ -194,17 +200,19 @@ impl ServiceTable {
 
     /// Writes a Service row; its mode becomes what follows from the nodes that are there. Build side: one chunk.
     pub fn set_row(&mut self, id: ServiceId, row: ServiceRow) {
-        let mode = self.nodes(id).map_or(Mode::Fullnat, EndpointSet::mode);
-        let row = ServiceRow { mode, ..row };
+        let row = ServiceRow { mode: mode(row.mode, self.nodes(id)), ..row };
         self.sticky = self.sticky + u32::from(is_sticky(&row)) - u32::from(self.row(id).is_some_and(is_sticky));
+        self.symmetric =
+            self.symmetric + u32::from(is_symmetric(&row)) - u32::from(self.row(id).is_some_and(is_symmetric));
         self.rows.set(id.0, Some(row));
     }
 
     /// Writes the nodes of a row that is there, and makes its mode what follows from them. Build side: two chunks.
     pub fn set_nodes(&mut self, id: ServiceId, nodes: Option<EndpointSet>) {
-        let mode = nodes.as_ref().map_or(Mode::Fullnat, EndpointSet::mode);
-        if let Some(row) = self.row(id).filter(|row| row.mode != mode).cloned() {
-            self.rows.set(id.0, Some(ServiceRow { mode, ..row }));
+        // No row with nodes is symmetric: neither count changes.
+        let mode = |row: &ServiceRow| mode(row.mode, nodes.as_ref());
+        if let Some(row) = self.row(id).filter(|row| row.mode != mode(row)).cloned() {
+            self.rows.set(id.0, Some(ServiceRow { mode: mode(&row), ..row }));
         }
         if nodes.is_some() || self.nodes(id).is_some() {
             self.nodes.set(id.0, nodes.map(Arc::new));
@@ -214,6 +222,7 @@ impl ServiceTable {
     /// Makes an id vacant. Its frontends must have gone before, or they lead nowhere. Build side: one chunk.
     pub fn clear_row(&mut self, id: ServiceId) {
         self.sticky -= u32::from(self.row(id).is_some_and(is_sticky));
+        self.symmetric -= u32::from(self.row(id).is_some_and(is_symmetric));
         self.rows.clear(id.0);
         if self.nodes(id).is_some() {
             self.nodes.clear(id.0);
@@ -246,8 +255,22 @@ impl ServiceTable {
     }
 }
 
+/// The mode of a row that asks for `asked` and has these nodes.
+fn mode(asked: Mode, nodes: Option<&EndpointSet>) -> Mode {
+    match (asked, nodes) {
+        (_, Some(nodes)) if !nodes.is_empty() => Mode::NodeDsr,
+        (Mode::Symmetric, None) => Mode::Symmetric,
+        _ => Mode::Fullnat,
+    }
+}
+
+/// With affinity; or with the client's address kept, since an answer out of the overlay names nothing else of its flow.
 fn is_sticky(row: &ServiceRow) -> bool {
-    row.terms.as_ref().is_some_and(|terms| terms.is_sticky())
+    row.terms.as_ref().is_some_and(|terms| terms.is_sticky()) || is_symmetric(row)
+}
+
+fn is_symmetric(row: &ServiceRow) -> bool {
+    row.mode == Mode::Symmetric
 }
 
 fn row_digest(row: &ServiceRow) -> u64 {

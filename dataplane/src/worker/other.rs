@@ -124,9 +124,16 @@ impl Hands<'_> {
     }
 
     /// Who may know the flow of this packet, if we do not: it began before its Service was told to keep clients, or not
-    /// to any more, and lives where it began (S-094, S-100). Only what cannot begin a flow itself is worth asking for.
+    /// to any more, and lives where it began (S-094, S-100). Or it is a pod's with the outside, where answers of pods are looked
+    /// for first at their clients' worker. Only what cannot begin a flow itself is worth asking for.
     #[cold]
     fn elsewhere<A: Family>(&self, packet: &Packet, tuple: &Tuple<A>) -> Option<WorkerId> {
+        if !self.links.is_alone() && A::flows(self.state).lookup(tuple).is_none() {
+            let second = owner::second(self.tables, tuple).filter(|second| *second != self.state.worker);
+            if let Some(second) = second.filter(|_| owner::of(self.tables, tuple) == self.state.worker) {
+                return Some(second);
+            }
+        }
         let opens = tuple.protocol != protocol::TCP || packet.l3.tcp_flags & tcp::SYN != 0;
         let error = packet.l3.is_icmp_error();
         if (opens && !error) || self.links.is_alone() || A::flows(self.state).lookup(tuple).is_some() {

@@ -633,6 +633,44 @@ fn quotas_bound_what_a_pod_and_a_namespace_hold() {
 }
 
 #[test]
+fn a_namespace_uses_its_whole_quota_on_one_worker() {
+    // N-040, design 7: shares are lent to who needs them, and all together never hold more than the quota.
+    const MOST: usize = 30;
+    for (workers, net) in [2u16, 3, 8].into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+        let (mut tables, mut outside) = outside::town();
+        let egress = Egress { ports_per_namespace_max: Some(MOST as u32), ..policy(&[external(net, 1)]) };
+        outside.policy(&mut tables, "out", Some(&egress));
+        // Pods of one namespace, many enough to live on different workers.
+        for n in 10..30 {
+            outside.pod(&mut tables, &format!("shop/more-{n}"), &[net.pod(0, n)], &["out"]);
+        }
+        let mut fleet = Fleet::with(tables, Plan::of(workers)).unwrap();
+        let ask = |fleet: &mut Fleet, p: u8, port: u16| {
+            fleet.rx_overlay(0, net, 0, &udp((net.pod(0, p), port), names(net)).data(*b"x"));
+            let left = fleet.sent(WAN).len();
+            fleet.sent(LAN);
+            fleet.move_ports();
+            left == 1
+        };
+        // One pod, thus one worker: more than that worker was dealt, up to the last, and none beyond.
+        let left = (0..60).filter(|n| ask(&mut fleet, 10, 1000 + n)).count();
+        assert_eq!(left, MOST, "{workers} workers\n{}", fleet.told());
+        assert_eq!((11..30).filter(|p| ask(&mut fleet, *p, 5)).count(), 0, "nothing is left for the others");
+        // What is given back is anybody's.
+        fleet.now_ns += 301 * SECOND;
+        for _ in 0..8 {
+            fleet.now_ns += SECOND;
+            fleet.turn();
+        }
+        let mut left = 0;
+        for round in 0..12u16 {
+            left += (11..30).filter(|p| ask(&mut fleet, *p, 100 + round)).count();
+        }
+        assert_eq!(left, MOST, "{workers} workers\n{}", fleet.told());
+    }
+}
+
+#[test]
 fn a_pod_reaches_another_by_its_external_port_and_is_seen_by_its_own() {
     // N-010, RFC 4787 REQ-9a, T-083
     for net in Net::BOTH {

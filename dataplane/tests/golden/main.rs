@@ -18,6 +18,7 @@ mod overrides;
 mod affinity;
 mod schedule;
 mod node;
+mod symmetric;
 mod nat;
 mod egress;
 mod protocols;
