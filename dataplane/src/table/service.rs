@@ -98,8 +98,8 @@ pub struct ServiceTable {
     nodes: Rows<Option<Arc<EndpointSet>>>,
     /// Rows whose clients meet one worker each.
     sticky: u32,
-    /// Rows whose clients' addresses are kept, answers coming back here.
-    symmetric: u32,
+    /// Whether any row ever kept its clients' addresses: flows that began then go on.
+    was_symmetric: bool,
 }
 
 impl ServiceTable {
@@ -139,10 +139,10 @@ impl ServiceTable {
         self.sticky > 0
     }
 
-    /// Whether answers of pods may be to clients whose address was kept. Read side.
+    /// Whether answers of pods may be to clients whose address was kept, now or when their flow began. Read side.
     #[inline]
     pub fn any_symmetric(&self) -> bool {
-        self.symmetric > 0
+        self.was_symmetric
     }
 
     /// Whether all connections of a client to this IPv4 address, protocol and port must meet one worker: the Service there
@@ -202,14 +202,12 @@ impl ServiceTable {
     pub fn set_row(&mut self, id: ServiceId, row: ServiceRow) {
         let row = ServiceRow { mode: mode(row.mode, self.nodes(id)), ..row };
         self.sticky = self.sticky + u32::from(is_sticky(&row)) - u32::from(self.row(id).is_some_and(is_sticky));
-        self.symmetric =
-            self.symmetric + u32::from(is_symmetric(&row)) - u32::from(self.row(id).is_some_and(is_symmetric));
+        self.was_symmetric |= is_symmetric(&row);
         self.rows.set(id.0, Some(row));
     }
 
     /// Writes the nodes of a row that is there, and makes its mode what follows from them. Build side: two chunks.
     pub fn set_nodes(&mut self, id: ServiceId, nodes: Option<EndpointSet>) {
-        // No row with nodes is symmetric: neither count changes.
         let mode = |row: &ServiceRow| mode(row.mode, nodes.as_ref());
         if let Some(row) = self.row(id).filter(|row| row.mode != mode(row)).cloned() {
             self.rows.set(id.0, Some(ServiceRow { mode: mode(&row), ..row }));
@@ -222,7 +220,6 @@ impl ServiceTable {
     /// Makes an id vacant. Its frontends must have gone before, or they lead nowhere. Build side: one chunk.
     pub fn clear_row(&mut self, id: ServiceId) {
         self.sticky -= u32::from(self.row(id).is_some_and(is_sticky));
-        self.symmetric -= u32::from(self.row(id).is_some_and(is_symmetric));
         self.rows.clear(id.0);
         if self.nodes(id).is_some() {
             self.nodes.clear(id.0);
@@ -255,11 +252,11 @@ impl ServiceTable {
     }
 }
 
-/// The mode of a row that asks for `asked` and has these nodes.
+/// The mode of a row that was written with `asked` and has these nodes. Nodes beside `symmetric` are of what was asked before.
 fn mode(asked: Mode, nodes: Option<&EndpointSet>) -> Mode {
     match (asked, nodes) {
+        (Mode::Symmetric, _) => Mode::Symmetric,
         (_, Some(nodes)) if !nodes.is_empty() => Mode::NodeDsr,
-        (Mode::Symmetric, None) => Mode::Symmetric,
         _ => Mode::Fullnat,
     }
 }
@@ -406,6 +403,30 @@ mod tests {
         assert_eq!(table.row(ServiceId(8)).unwrap().cluster.pick(1), None);
         assert!(table.row(ServiceId(9)).is_none() && table.row(ServiceId::NONE).is_none());
         assert_eq!(table.rows().map(|(id, _)| id.0).collect::<Vec<_>>(), [7, 8]);
+    }
+
+    #[test]
+    fn the_mode_is_the_rows_and_its_nodes() {
+        let mut table = table_of(&[told(4)]);
+        let id = ServiceId(7);
+        let row = table.row(id).unwrap().clone();
+        let nodes = EndpointSet { members: row.cluster.members.clone(), ring: row.cluster.ring.clone() };
+        let is = |table: &ServiceTable| (table.row(id).unwrap().mode, table.any_sticky(), table.any_symmetric());
+        table.set_nodes(id, Some(nodes.clone()));
+        assert_eq!(is(&table), (Mode::NodeDsr, false, false));
+        // From one to the other and back, in whichever order row and nodes are written.
+        table.set_row(id, ServiceRow { mode: Mode::Symmetric, ..row.clone() });
+        assert_eq!(is(&table), (Mode::Symmetric, true, true));
+        table.set_nodes(id, None);
+        assert_eq!(is(&table), (Mode::Symmetric, true, true));
+        table.set_nodes(id, Some(nodes));
+        assert_eq!(is(&table), (Mode::Symmetric, true, true));
+        table.set_row(id, row);
+        assert_eq!(is(&table), (Mode::NodeDsr, false, true), "answers of what began go on");
+        table.set_nodes(id, None);
+        assert_eq!(is(&table), (Mode::Fullnat, false, true));
+        table.clear_row(id);
+        assert!(!table.any_sticky());
     }
 
     #[test]

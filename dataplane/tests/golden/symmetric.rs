@@ -113,11 +113,35 @@ fn a_connection_outlives_a_change_of_mode() {
     for net in Net::BOTH {
         let mut rig = town();
         connect(&mut rig, net, client(net), web(net));
-        rig.publish(|tables| *tables = Tables { generation: tables.generation, ..crate::tables() });
+        rig.publish(|tables| (1..=15).for_each(|id| rig::deliver_fullnat(tables, id)));
         rig.rx_overlay(net, 0, &tcp(web_pod(net), client(net)).ack(501, 101));
         rig.expect_wan(&tcp(web(net), client(net)).ack(501, 101).ttl(63));
         rig.rx_wan(&tcp((net.client(8), 5), web(net)).syn(1));
         rig.expect_overlay(net, 0, &tcp((net.source(), 0), web_pod(net)).syn(1).mss(crate::mss(net)).ttl(63));
+    }
+}
+
+#[test]
+fn connections_outlive_a_change_of_mode_on_every_worker() {
+    // S-094, S-100: both directions are looked for where they began.
+    for (workers, net) in [2u16, 3, 8].into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+        let mut fleet = Fleet::with(tables(), Plan::of(workers)).unwrap();
+        let (queues, clients) = (usize::from(workers), (0..24).map(|n| (net.client(n), 2000 + n)));
+        let clients: Vec<End> = clients.collect();
+        for (queue, from) in clients.iter().enumerate() {
+            fleet.rx_wan(queue % queues, &tcp(*from, web(net)).syn(100));
+            fleet.expect_overlay(net, 0, &tcp(*from, web_pod(net)).syn(100).mss(crate::mss(net)).ttl(63));
+        }
+        let ids = if net == Net::BOTH[0] { 1..=5 } else { 11..=15 };
+        fleet.publish(|tables| ids.for_each(|id| rig::deliver_fullnat(tables, id)));
+        for (queue, from) in clients.iter().enumerate() {
+            fleet.rx_overlay(queue % queues, net, 0, &tcp(web_pod(net), *from).syn_ack(500, 101));
+            fleet.expect_wan(&tcp(web(net), *from).syn_ack(500, 101).mss(crate::mss(net)).ttl(63));
+            fleet.rx_wan((queue + 1) % queues, &tcp(*from, web(net)).ack(101, 501));
+            fleet.expect_overlay(net, 0, &tcp(*from, web_pod(net)).ack(101, 501).ttl(63));
+        }
+        fleet.expect_balance();
+        fleet.expect_all_frames_home();
     }
 }
 
