@@ -68,6 +68,7 @@ fn service(resource: Option<&Resource>, name: &Name, text: &mut String) -> fmt::
         let mode = match port.mode {
             DeliveryMode::Fullnat => "fullnat",
             DeliveryMode::NodeDsr => "node-dsr",
+            DeliveryMode::Symmetric => "symmetric",
         };
         writeln!(text, ": {mode}, {} IPv4 and {} IPv6 endpoints", active(true), active(false))?;
     }

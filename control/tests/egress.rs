@@ -72,9 +72,9 @@ fn a_selected_pod_leaves_by_its_policy_and_nobody_else_does() {
     let out = egress(&rig, "out").unwrap();
     assert_eq!(out.addresses.len(), 2);
     // N-110: pods and nodes of the cluster are no outside.
-    let inside: Vec<String> = out.except.iter().map(ToString::to_string).collect();
+    let inside: Vec<String> = out.inside.iter().map(ToString::to_string).collect();
     for prefix in ["10.244.9.0/24", "10.244.1.0/24"] {
-        assert!(inside.iter().any(|except| except == prefix), "{prefix} is not in {inside:?}");
+        assert!(inside.iter().any(|inside| inside == prefix), "{prefix} is not in {inside:?}");
     }
     assert!(rig.problems().is_empty(), "{:?}", rig.problems());
 
@@ -96,7 +96,7 @@ fn the_inside_grows_with_the_cluster() {
     rig.apply(&[node("gw-1", 9), policy("out", BOTH), pod_of("shop/web-0", "", 5, "")].concat());
     let version = rig.version(Kind::Pod, "shop/web-0");
     rig.apply(&node("w7", 7));
-    assert!(egress(&rig, "out").unwrap().except.iter().any(|except| except.to_string() == "10.244.7.0/24"));
+    assert!(egress(&rig, "out").unwrap().inside.iter().any(|inside| inside.to_string() == "10.244.7.0/24"));
     assert_eq!(rig.version(Kind::Pod, "shop/web-0"), version);
 }
 

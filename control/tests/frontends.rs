@@ -4,7 +4,7 @@
 mod rig;
 
 use ipnet::IpNet;
-use rig::{Rig, endpoints, node, service, service_with, slice};
+use rig::{Rig, endpoints, labelled, node, service, service_with, slice};
 use tidegate_api::resource::{DeliveryMode, HashFields, Kind, Protocol, Scheduler, Service, TrafficPolicy};
 use tidegate_control::model::Name;
 use tidegate_control::resolve::claim::Claims;
@@ -276,6 +276,34 @@ fn the_mode_is_the_service_s_wish_then_the_node_file_s_then_the_policy_s() {
     }
 }
 
+/// What is not asked for of every Node of a Service is asked of none: half of its clients would get answers from nowhere.
+#[test]
+fn symmetric_needs_nodes_that_send_answers_back() {
+    let asked = web("tidegate.io/delivery-mode: symmetric", "");
+    let on = |node: &str, n: u8| format!("{{ addresses: [10.244.{n}.5], nodeName: {node} }}");
+    let slice =
+        |endpoints: &[String]| slice("web-1", "web", "IPv4", "{ name: http, port: 8080 }", &endpoints.join(", "));
+    let mut rig = Rig::with(Dialect::Files, "");
+    let (w1, w2) = (node("w1", 1), node("w2", 2));
+    rig.apply(&[asked, node("gw-1", 9), w1.clone(), w2.clone(), slice(&[on("w1", 1), on("w2", 2)])].concat());
+    let mode = |rig: &Rig| rig.service("shop/web").ports[0].mode;
+    let told = |rig: &Rig| rig.notes("shop/web").iter().any(|note| note == "ClientAddressKept/NodesDoNotReturn");
+    assert_eq!((mode(&rig), told(&rig)), (DeliveryMode::Fullnat, true));
+    rig.apply(&labelled(&w1, "tidegate.io/symmetric: \"true\""));
+    assert_eq!(mode(&rig), DeliveryMode::Fullnat);
+    rig.apply(&labelled(&w2, "tidegate.io/symmetric: \"\""));
+    assert_eq!((mode(&rig), told(&rig)), (DeliveryMode::Symmetric, false));
+    // An endpoint elsewhere, or nobody knows where; then only on Nodes that do.
+    rig.apply(&[node("w3", 3), slice(&[on("w1", 1), on("w3", 3)])].concat());
+    assert_eq!((mode(&rig), told(&rig)), (DeliveryMode::Fullnat, true));
+    rig.apply(&slice(&[on("w1", 1), "{ addresses: [10.244.3.5] }".into()]));
+    assert_eq!((mode(&rig), told(&rig)), (DeliveryMode::Fullnat, true));
+    rig.apply(&slice(&[on("w1", 1)]));
+    assert_eq!(mode(&rig), DeliveryMode::Symmetric);
+    rig.apply(&labelled(&w1, "tidegate.io/symmetric: \"false\""));
+    assert_eq!(mode(&rig), DeliveryMode::Fullnat);
+}
+
 #[test]
 fn node_dsr_needs_nodes_that_know_the_address() {
     // S-063: their kube-proxy knows what stands in status, and neither prefixes nor every port.
@@ -338,7 +366,7 @@ fn a_wrong_annotation_keeps_the_last_good_version() {
         ("hash", "source-port", "without-source-port"),
         ("one-packet", "yes", "true"),
         ("all-ports", "1", "true"),
-        ("delivery-mode", "symmetric", "node-dsr"),
+        ("delivery-mode", "tunnel-dsr", "symmetric"),
         ("prefixes", "203.0.113.0", "CIDR"),
         ("prefixes", "203.0.113.1/24", "203.0.113.0/24"),
         ("prefixes", "203.0.113.1/32", "tidegate.io/addresses"),

@@ -71,6 +71,7 @@ events! {
     AnsweredProhibited, "answered_prohibited", "Pods' packets to the outside answered with unreachable, forbidden (N-035, N-041).";
     PortReused,         "port_reused", "Closed flows of pods that a new one to the same destination took the port of.";
     MappingUsed,        "mapping_used", "Packets from outside led to a pod by its mapping, without a flow (N-009).";
+    Routed,             "routed", "Packets of pods sent on as they are, to what their policy leaves out (N-110).";
     Hairpinned,         "hairpinned", "Packets of pods to an external address, taken back in (N-010).";
     RecordLost,         "record_lost", "Records of who had which port that found no room on their way to the ledger (N-044).";
     AnswerUntold,       "answer_untold", "Answers whose source was not limited by itself: the table of sources was full.";

@@ -140,6 +140,7 @@ impl<'t> Story<'t> {
                 self.translated((to.source, to.source_port), (to.destination, to.destination_port));
                 self.leaves(packet, *hop, hash)
             }
+            Decision::Route(hop) => self.leaves(packet, *hop, hash),
             Decision::Pass { backend, hop } => {
                 self.backend(*backend);
                 self.leaves(packet, *hop, hash)

@@ -54,8 +54,12 @@ pub trait Family: Address {
     fn external(&self, tables: &Tables) -> Option<ExternalId>;
     /// The external addresses of a policy.
     fn external_of(policy: &EgressRow) -> &[Self];
+    /// Whether `policy` is for this destination; none where it says nothing of it.
+    fn said_by(&self, policy: &EgressRow) -> Option<bool>;
     /// Whether `policy` is for this destination.
-    fn is_for(&self, policy: &EgressRow) -> bool;
+    fn is_for(&self, policy: &EgressRow) -> bool {
+        self.said_by(policy) == Some(true)
+    }
     /// This family's mappings.
     fn mappings(egress: &Egress) -> &Mappings<Self>;
     /// This family's mappings, to change.
@@ -180,8 +184,8 @@ impl Family for [u8; 4] {
         &policy.addresses_v4
     }
 
-    fn is_for(&self, policy: &EgressRow) -> bool {
-        policy.is_for_v4(self)
+    fn said_by(&self, policy: &EgressRow) -> Option<bool> {
+        policy.says_of_v4(self)
     }
 
     fn mappings(egress: &Egress) -> &Mappings<Self> {
@@ -302,8 +306,8 @@ impl Family for [u8; 16] {
         &policy.addresses_v6
     }
 
-    fn is_for(&self, policy: &EgressRow) -> bool {
-        policy.is_for_v6(self)
+    fn said_by(&self, policy: &EgressRow) -> Option<bool> {
+        policy.says_of_v6(self)
     }
 
     fn mappings(egress: &Egress) -> &Mappings<Self> {

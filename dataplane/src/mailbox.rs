@@ -15,6 +15,7 @@ use crate::explain::Told;
 use crate::family::Family;
 use crate::limits;
 use crate::state::ports::{Holder, Tally};
+use crate::state::quota::Quota;
 use crate::state::ruling::Ruling;
 use crate::state::{Direction, Entry, TICK_NS_LOG2, ticks, ticks_since, usage};
 use crate::table::egress::PortClass;
@@ -46,6 +47,20 @@ pub enum Request {
         class: PortClass,
         /// Where the answer goes: ports that are not given out here any more.
         reply: Sender<Vec<u16>>,
+    },
+    /// A part of this worker's share of a quota, to be another worker's.
+    LendQuota {
+        /// The quota.
+        quota: Quota,
+        /// Where the answer goes: how much it has given up.
+        reply: Sender<u32>,
+    },
+    /// What another worker has given up of its share.
+    GrantQuota {
+        /// The quota.
+        quota: Quota,
+        /// How much.
+        count: u32,
     },
     /// What is in use of external addresses, and who holds most.
     Egress {
@@ -143,6 +158,12 @@ pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
         Request::Release { address, class, reply } => {
             let _gone = reply.try_send(release(worker, &address, class));
         }
+        Request::LendQuota { quota, reply } => {
+            let dealt = quota.dealt(worker.state.worker.0, worker.reader.tables().owners.workers());
+            let held = worker.state.egress.ports.held_by_namespace(quota.namespace);
+            let _gone = reply.try_send(worker.state.egress.quotas.lend(quota, dealt, held));
+        }
+        Request::GrantQuota { quota, count } => worker.state.egress.quotas.grant(quota, count),
         Request::Egress { reply } => {
             let _gone = reply.try_send(egress(worker));
         }

@@ -23,6 +23,7 @@ use crate::stage::{self, encap, error, flow, local};
 use crate::state::answers::{Permit, Source};
 use crate::state::mapping::Mapping;
 use crate::state::one_way::{self, Opening};
+use crate::state::quota::Quota;
 use crate::state::{
     self, Direction, EgressError, Entry, FlowId, FlowState, Fold, Grant, Hit, InsertError, Learn, State, Tuple, Victim,
     tcp, ticks,
@@ -31,6 +32,7 @@ use crate::table::egress::PortClass;
 use crate::table::local::LocalKind;
 use crate::table::{BackendId, DeviceId, Tables};
 use crate::wire::packet::{Fragment, parse_l3};
+use crate::wire::sctp::Saying;
 use crate::wire::{Family as Version, protocol, tcp as segment};
 
 /// The way of SCTP packets of a known flow.
@@ -82,6 +84,8 @@ pub enum Decision<A> {
         /// What let it pass.
         passed: Passed,
     },
+    /// It leaves as it is, to where its pod's policy does not translate, and nothing remembers it (N-110).
+    Route(Hop),
     /// It ends here, since a policy denies it.
     Deny(Denied),
     /// A pod's packet to the outside that cannot be translated (N-111): its sender is told.
@@ -99,12 +103,14 @@ pub struct Refused {
     pub answer: Answer,
     /// The external address that it would have had, IPv4 mapped.
     pub address: Option<[u8; 16]>,
-    /// Whose ports.
-    pub class: PortClass,
+    /// Whose ports; none of a protocol without.
+    pub class: Option<PortClass>,
     /// Row of the pod.
     pub pod: u32,
     /// The hash of a destination for which no port is left.
     pub exhausted: Option<u64>,
+    /// A quota of which this worker has used its share.
+    pub short: Option<Quota>,
 }
 
 /// What a pod's flow to the outside is given, and who gives way to it.
@@ -118,6 +124,8 @@ pub struct Granted<A> {
     pub ends: Option<Mapping<A>>,
     /// Whether ports of the address run short.
     pub is_scarce: bool,
+    /// A quota of which this worker has used most of its share.
+    pub short: Option<Quota>,
 }
 
 /// What a revalidated flow learns.
@@ -413,7 +421,9 @@ pub fn apply<A: Family>(
             let charged = (flow.passed.gate != UNASKED).then(|| charge(tables, state, counters, &flow, now_ns));
             if let Some(granted) = &flow.granted {
                 return match begin_egress(tables, state, counters, &new, granted, now_ns) {
-                    Ok(hit) => forward::<A>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns),
+                    Ok(hit) => {
+                        begun::<A>(tables, state, counters, packet, frame, said, hit, flow.forward, hash, now_ns)
+                    }
                     Err(reason) => Verdict::Drop(reason),
                 };
             }
@@ -441,13 +451,7 @@ pub fn apply<A: Family>(
                         counters.count(Event::PickedUp);
                     }
                     let hit = Hit { flow: id, direction: Direction::Original };
-                    if packet.l3.protocol == protocol::SCTP {
-                        let hop = flow.forward;
-                        return sctp::forward::<A>(
-                            tables, state, counters, packet, frame, said, hit, hop, hash, now_ns,
-                        );
-                    }
-                    forward_by::<A, true>(tables, state, counters, packet, frame, hit, flow.forward, hash, now_ns)
+                    begun::<A>(tables, state, counters, packet, frame, said, hit, flow.forward, hash, now_ns)
                 }
                 Err(InsertError::Full) if pin => {
                     pass::<A>(tables, state, counters, packet, frame, flow.backend, flow.forward, hash)
@@ -473,17 +477,27 @@ pub fn apply<A: Family>(
             count_passed(tables, state, &passed);
             deliver(tables, counters, packet, frame, &to, hop, hash)
         }
+        Decision::Route(hop) => {
+            counters.count(Event::Routed);
+            match rewrite::pass(packet, frame, None) {
+                Edited::Plainly | Edited::Clamped => leave(tables, counters, packet, frame, hop, hash),
+                Edited::Refused => Verdict::Drop(DropReason::EditRefused),
+            }
+        }
         Decision::Deny(denied) => {
             count_denied(tables, state, &denied);
             Verdict::Drop(denied.reason)
         }
         Decision::Refuse(refused) => {
-            let Refused { answer, address, class, pod, exhausted } = refused;
-            match address {
-                Some(address) => state.egress.ports.refuse(&address, class, pod),
+            let Refused { answer, address, class, pod, exhausted, short } = refused;
+            if let Some(quota) = short {
+                state.egress.quotas.want(quota);
+            }
+            match address.zip(class) {
+                Some((address, class)) => state.egress.ports.refuse(&address, class, pod),
                 None => state.egress.ports.refuse_pod(pod),
             }
-            if let (Some(destination), Some(address)) = (exhausted, address) {
+            if let (Some(destination), Some((address, class))) = (exhausted, address.zip(class)) {
                 state.egress.ports.exhausted(destination, now_ns);
                 state.egress.ports.want(&address, class);
             }
@@ -492,6 +506,30 @@ pub fn apply<A: Family>(
         Decision::Pass { backend, hop } => pass::<A>(tables, state, counters, packet, frame, backend, hop, hash),
         Decision::Answer(answer) => self::answer(tables, state, counters, packet, frame, answer, hash, now_ns),
         Decision::Drop(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Sends the packet that began a flow.
+#[cold]
+#[allow(clippy::too_many_arguments)]
+fn begun<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    said: Option<(Saying, u32)>,
+    hit: Hit,
+    hop: Hop,
+    hash: u64,
+    now_ns: u64,
+) -> Verdict {
+    if packet.l3.protocol == protocol::SCTP {
+        sctp::forward::<A>(tables, state, counters, packet, frame, said, hit, hop, hash, now_ns)
+    } else if packet.l3.has_l4() {
+        forward_by::<A, true>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
+    } else {
+        forward_later::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
     }
 }
 
@@ -545,15 +583,18 @@ fn begin_egress<A: Family>(
     now_ns: u64,
 ) -> Result<Hit, DropReason> {
     let now = ticks(now_ns);
-    if granted.is_scarce {
-        state.egress.ports.want(&new.translated.source.mapped(), granted.grant.class);
+    if let Some(class) = granted.grant.class.filter(|_| granted.is_scarce) {
+        state.egress.ports.want(&new.translated.source.mapped(), class);
+    }
+    if let Some(quota) = granted.short {
+        state.egress.quotas.want(quota);
     }
     if let Some(closed) = granted.reuses {
         counters.count(Event::PortReused);
         state.end::<A>(closed, now);
     }
-    if let Some(mapping) = &granted.ends {
-        state.egress.end(mapping, granted.grant.class, new.original.protocol, now);
+    if let Some((mapping, class)) = granted.ends.as_ref().zip(granted.grant.class) {
+        state.egress.end(mapping, class, new.original.protocol, now);
     }
     match state.make_room::<A>(new, now) {
         None => {}

@@ -1,4 +1,4 @@
-//! The port office: moves external ports from workers that have them free to one that runs short.
+//! The port office: moves external ports from workers that have them free to one that runs short, and shares of quotas.
 //!
 //! Owns the order of a move, and no port. It refuses to know packets and state: workers say what they can spare, the compiler
 //! writes whose ports are. In four steps, so that no packet of a live flow ever meets another worker than its own:
@@ -8,6 +8,8 @@
 //! 3. all workers have reached those tables;
 //! 4. the tables say that it gives them out.
 //!
+//! A share of a quota is a number that only its worker looks at: one gives it up, then the other gets it.
+//!
 //! A worker that does not answer keeps its ports. One move after the other: they are rare.
 
 use std::thread::JoinHandle;
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 
+use crate::state::quota::Quota;
 use crate::table::egress::PortClass;
 use crate::table::owner::WorkerId;
 use crate::worker::PortWant;
@@ -40,6 +43,10 @@ pub trait Lenders: Send {
     fn count(&self) -> u16;
     /// Free ports that `worker` has given up; none when it has none or does not answer.
     fn release(&self, worker: WorkerId, address: &[u8; 16], class: PortClass) -> Vec<u16>;
+    /// How much of a quota `worker` has given up; none when it has none left or does not answer.
+    fn lend(&self, worker: WorkerId, quota: Quota) -> u32;
+    /// Gives `worker` what others have given up.
+    fn grant(&self, worker: WorkerId, quota: Quota, count: u32);
 }
 
 /// The tables, as the office needs them.
@@ -61,7 +68,26 @@ pub enum Recorded {
 
 /// Answers one want; how many ports moved.
 pub fn serve(want: &PortWant, lenders: &impl Lenders, registrar: &impl Registrar) -> usize {
-    let PortWant { worker, address, class } = *want;
+    match *want {
+        PortWant::Ports { worker, address, class } => move_ports(worker, address, class, lenders, registrar),
+        PortWant::Quota { worker, quota } => {
+            let others = (0..lenders.count()).map(WorkerId).filter(|other| *other != worker);
+            let count = others.map(|other| lenders.lend(other, quota)).sum();
+            if count > 0 {
+                lenders.grant(worker, quota, count);
+            }
+            0
+        }
+    }
+}
+
+fn move_ports(
+    worker: WorkerId,
+    address: [u8; 16],
+    class: PortClass,
+    lenders: &impl Lenders,
+    registrar: &impl Registrar,
+) -> usize {
     let others = (0..lenders.count()).map(WorkerId).filter(|other| *other != worker);
     let ports: Vec<u16> = others.flat_map(|other| lenders.release(other, &address, class)).collect();
     if ports.is_empty() {
@@ -103,10 +129,15 @@ pub fn start(
             match wants.recv_timeout(LOOK) {
                 Ok(want) => {
                     let moved = serve(&want, &lenders, &registrar);
-                    if moved > 0 {
-                        let address = crate::compile::address_of(&want.address);
-                        let (class, worker) = (want.class.name(), want.worker.0);
+                    if moved > 0
+                        && let PortWant::Ports { worker, address, class } = want
+                    {
+                        let address = crate::compile::address_of(&address);
+                        let (class, worker) = (class.name(), worker.0);
                         tracing::info!(%address, class, worker, ports = moved, "external ports moved to a worker that runs short");
+                    }
+                    if let PortWant::Quota { .. } = want {
+                        continue; // costs nobody anything
                     }
                     std::thread::sleep(PAUSE);
                     // What was asked for meanwhile was asked before these came.
@@ -136,6 +167,15 @@ mod tests {
             assert_ne!(worker, WorkerId(1), "who asks is not asked");
             if worker == WorkerId(2) { vec![5, 6] } else { Vec::new() }
         }
+
+        fn lend(&self, worker: WorkerId, _: Quota) -> u32 {
+            assert_ne!(worker, WorkerId(1), "who asks is not asked");
+            u32::from(worker.0) + 1
+        }
+
+        fn grant(&self, worker: WorkerId, quota: Quota, count: u32) {
+            assert_eq!((worker, quota.most, count), (WorkerId(1), 9, 4));
+        }
     }
 
     impl Registrar for &Books {
@@ -149,8 +189,10 @@ mod tests {
     #[test]
     fn ports_land_after_everybody_knows_whose_they_are() {
         let books = Books(Mutex::default());
-        let want = PortWant { worker: WorkerId(1), address: [1; 16], class: PortClass::Tcp };
+        let want = PortWant::Ports { worker: WorkerId(1), address: [1; 16], class: PortClass::Tcp };
         assert_eq!(serve(&want, &&books, &&books), 2);
+        let short = PortWant::Quota { worker: WorkerId(1), quota: Quota { namespace: 1, most: 9 } };
+        assert_eq!(serve(&short, &&books, &&books), 0);
         let landed: Vec<_> = books.0.lock().unwrap().iter().map(|moved| (moved.ports.len(), moved.landed)).collect();
         assert_eq!(landed, [(2, false), (2, false), (2, true)]);
     }

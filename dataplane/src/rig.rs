@@ -330,6 +330,21 @@ pub fn toggle_affinity(tables: &mut Tables, id: u32, timeout_s: u32) {
     Arc::make_mut(&mut tables.services).set_row(service, row);
 }
 
+/// Delivers service `id` of [`add_service`] as `symmetric`.
+pub fn deliver_symmetric(tables: &mut Tables, id: u32) {
+    deliver(tables, id, Mode::Symmetric);
+}
+
+/// Delivers it as `fullnat` again.
+pub fn deliver_fullnat(tables: &mut Tables, id: u32) {
+    deliver(tables, id, Mode::Fullnat);
+}
+
+fn deliver(tables: &mut Tables, id: u32, mode: Mode) {
+    let Some(row) = tables.services.row(ServiceId(id)).cloned() else { return };
+    Arc::make_mut(&mut tables.services).set_row(ServiceId(id), ServiceRow { mode, ..row });
+}
+
 /// Delivers service `id` of [`add_service`] as `node-dsr`, to these nodes: number of the peer, weight (0: not proven).
 /// Backends: `id * 1000 + 500 + n` for peer `n`. Nodes that were there before and are not now are gone.
 pub fn deliver_to_nodes(tables: &mut Tables, id: u32, nodes: &[(u8, u16)]) {

@@ -18,12 +18,13 @@ use crate::limits;
 use crate::mailbox::Request;
 use crate::packet::{Domain, Key, Packet};
 use crate::pipeline::{self, Verdict};
-use crate::stage::egress::Judge;
 use crate::stage::parse::Ingress;
+use crate::stage::standing::Judge;
 use crate::stage::verdict::Exits;
-use crate::stage::{egress, flow, fragment, owner, parse};
+use crate::stage::{flow, fragment, owner, parse, portless};
 use crate::state::egress::NatRecord;
 use crate::state::ports::PortOf;
+use crate::state::quota::Quota;
 use crate::state::{Candidate, Entropy, State, Ticks, Tuple, mark, ticks, ticks_since};
 use crate::table::egress::{PORT_TIMERS_MAX, PortClass};
 use crate::table::owner::WorkerId;
@@ -51,15 +52,25 @@ pub struct Want {
     pub address: [u8; 16],
 }
 
-/// Ports of an external address that run short at a worker.
+/// What a worker runs short of that others may have left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PortWant {
-    /// The worker.
-    pub worker: WorkerId,
-    /// The address, IPv4 mapped.
-    pub address: [u8; 16],
-    /// Whose ports.
-    pub class: PortClass,
+pub enum PortWant {
+    /// Ports of an external address.
+    Ports {
+        /// The worker.
+        worker: WorkerId,
+        /// The address, IPv4 mapped.
+        address: [u8; 16],
+        /// Whose ports.
+        class: PortClass,
+    },
+    /// Its share of a quota.
+    Quota {
+        /// The worker.
+        worker: WorkerId,
+        /// The quota.
+        quota: Quota,
+    },
 }
 
 /// One worker.
@@ -346,7 +357,12 @@ impl Worker {
         let worker = self.state.worker;
         for (address, class) in self.state.egress.ports.take_wanted() {
             if let Some(wants) = &self.port_wants {
-                let _full = wants.try_send(PortWant { worker, address, class });
+                let _full = wants.try_send(PortWant::Ports { worker, address, class });
+            }
+        }
+        for quota in self.state.egress.quotas.take_wanted() {
+            if let Some(wants) = &self.port_wants {
+                let _full = wants.try_send(PortWant::Quota { worker, quota });
             }
         }
         while let Ok(request) = self.mailbox.try_recv() {
@@ -467,15 +483,15 @@ fn look_up_other(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
             };
             slot.owner = owner::of_fragments(tables, &key);
         }
-        Key::None => look_up_echo(tables, l3, state, slot),
+        Key::None => look_up_portless(tables, l3, state, slot),
         Key::V4(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v4.hash(tuple)),
         Key::V6(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v6.hash(tuple)),
     }
 }
 
-/// The same for echo messages of pods.
-fn look_up_echo(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
-    slot.key = egress::echo_key(tables, &slot.packet, l3);
+/// The same for echo messages of pods, and for protocols without ports.
+fn look_up_portless(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
+    slot.key = portless::key(tables, &slot.packet, l3);
     match &slot.key {
         Key::None => {}
         Key::V4(tuple) => (slot.owner, slot.hash) = (owner::of(tables, tuple), state.v4.hash(tuple)),

@@ -1,6 +1,6 @@
 //! Egress against a naive NAT: lists of mappings and flows, searched from end to end.
 //!
-//! Pods send datagrams, echoes and connections to a few remotes, remotes answer or intrude, policies change and time passes,
+//! Pods send datagrams, echoes, connections and a protocol without ports to a few remotes, remotes answer or intrude, policies change and time passes,
 //! all at random, through one, two or eight workers and on any queue. After each packet both must agree on what left: to whom,
 //! from which address, by a port that is the mapping's or that nothing else has. A failure prints its seed; `TIDEGATE_SEED=n`
 //! runs that one.
@@ -12,10 +12,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use tidegate_api::resource::Filtering;
+use tidegate_api::resource::{Egress, Filtering};
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::outside::{self, Outside, external, policy};
-use tidegate_dataplane::rig::sketch::{End, Sketch, icmp, tcp, udp};
+use tidegate_dataplane::rig::sketch::{End, Sketch, icmp, raw, tcp, udp};
 use tidegate_dataplane::rig::{self, LAN, Net, WAN};
 
 const SECOND: u64 = 1_000_000_000;
@@ -25,7 +25,7 @@ const STRIDE: (u64, u64) = (47, 6);
 /// Strides after which something that was not used is over: 300 s, 60 s, 240 s (N-007, N-030, N-024), 7440 s.
 fn lasts(protocol: u8, established: bool) -> u64 {
     match (protocol, established) {
-        (17, _) => 6,
+        (17 | GRE, _) => 6,
         (6, false) => 5,
         (6, true) => 141,
         _ => 2,
@@ -52,12 +52,24 @@ struct Flow {
 
 type Inside = (IpAddr, u16, u8);
 
+/// A protocol without ports (N-095).
+const GRE: u8 = 47;
+
+/// A pod that speaks it, and when it did so last.
+#[derive(Debug, Clone, Copy)]
+struct Bare {
+    pod: IpAddr,
+    used: u64,
+}
+
 /// The naive NAT.
 #[derive(Debug, Default)]
 struct Oracle {
     now: u64,
     mappings: HashMap<Inside, Mapping>,
     flows: HashMap<(Inside, End), Flow>,
+    /// By remote and external address.
+    bare: HashMap<(IpAddr, IpAddr), Bare>,
     open: bool,
     addresses: Vec<IpAddr>,
 }
@@ -69,6 +81,7 @@ impl Oracle {
         self.flows.retain(|((_, _, protocol), _), flow| {
             addresses.contains(&flow.outside.0) && now - flow.used < lasts_of(*protocol, flow.established)
         });
+        self.bare.retain(|(_, outside), bare| addresses.contains(outside) && now - bare.used < lasts(GRE, false));
         self.mappings.retain(|(_, _, protocol), mapping| {
             let valid = addresses.contains(&mapping.outside.0);
             mapping.sessions.retain(|_, used| valid && now - *used < lasts(*protocol, false));
@@ -241,6 +254,37 @@ impl World {
         Ok(())
     }
 
+    /// A pod speaks a protocol without ports.
+    fn speak_bare(&mut self) -> Result<(), String> {
+        let (n, (pod, ..)) = self.inside(GRE);
+        let (remote, queue, net) = (self.remote().0, self.queue(), self.net);
+        self.fleet.rx_overlay(queue, net, n, &raw(pod, remote, GRE).data([0; 40]));
+        let left = self.leave();
+        self.fleet.sent(LAN);
+        let others = |(at, bare): (&(IpAddr, IpAddr), &Bare)| at.0 == remote && bare.pod != pod;
+        let Some(((outside, _), to)) = left else {
+            let is_taken = self.oracle.bare.iter().any(others);
+            return if is_taken { Ok(()) } else { Err(format!("{pod} may not speak with {remote}")) };
+        };
+        let known = self.oracle.bare.get(&(remote, outside));
+        if to.0 != remote || known.is_some_and(|bare| bare.pod != pod) || !self.oracle.addresses.contains(&outside) {
+            return Err(format!("{pod} speaks as {outside} with {to:?}, {known:?}"));
+        }
+        self.oracle.bare.insert((remote, outside), Bare { pod, used: self.oracle.now });
+        Ok(())
+    }
+
+    /// Somebody outside speaks it.
+    fn intrude_bare(&mut self) -> Result<(), String> {
+        let (remote, queue) = (self.remote().0, self.queue());
+        let outside = external(self.net, 1 + self.number(3) as u8);
+        self.fleet.rx_wan(queue, &raw(remote, outside, GRE).data([0; 40]));
+        let sent = self.fleet.sent(LAN);
+        let got = sent.first().and_then(|frame| rig::into_peer(frame)).map(|(_, _, inner)| ends(&inner[14..]).1.0);
+        let expected = self.oracle.bare.get(&(remote, outside)).map(|bare| bare.pod);
+        if got == expected { Ok(()) } else { Err(format!("{remote} to {outside}: {got:?}, not {expected:?}")) }
+    }
+
     fn shake_hands(&mut self, n: u8, inside: Inside, remote: End, outside: End) -> Result<(), String> {
         let (queue, other, net) = (self.queue(), self.queue(), self.net);
         self.fleet.rx_wan(queue, &tcp(remote, outside).syn_ack(500, 101));
@@ -298,7 +342,7 @@ impl World {
             let addresses: Vec<u8> = if self.draw(2) == 0 { vec![first] } else { vec![first, first + 1] };
             self.oracle.open = self.draw(2) == 0;
             self.oracle.addresses = addresses.iter().map(|n| external(self.net, *n)).collect();
-            let mut egress = policy(&self.oracle.addresses);
+            let mut egress = Egress { other_protocols: true, ..policy(&self.oracle.addresses) };
             egress.udp.filtering =
                 if self.oracle.open { Filtering::EndpointIndependent } else { Filtering::AddressDependent };
             let outside = &mut self.outside;
@@ -320,7 +364,9 @@ impl World {
                     self.wait();
                     Ok(())
                 }
-                1..=11 => self.speak(),
+                1 => self.speak_bare(),
+                2 => self.intrude_bare(),
+                3..=12 => self.speak(),
                 _ => self.intrude(),
             };
             done.map_err(|error| format!("step {step}: {error}\n{}", self.fleet.told()))?;
@@ -332,7 +378,7 @@ impl World {
 fn world(workers: u16, net: Net, seed: u64) -> World {
     let (mut tables, mut outside) = outside::town();
     let addresses = vec![external(net, 1)];
-    outside.policy(&mut tables, "out", Some(&policy(&addresses)));
+    outside.policy(&mut tables, "out", Some(&Egress { other_protocols: true, ..policy(&addresses) }));
     let fleet = Fleet::with(tables, Plan { seed, ..Plan::of(workers) }).unwrap();
     let oracle = Oracle { addresses, ..Oracle::default() };
     World { fleet, outside, oracle, net, random: seed }

@@ -21,7 +21,16 @@ use tidegate_dataplane::table::Tables;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Fullnat,
+    /// The client's address stays, and answers come back through us.
+    Symmetric,
     NodeDsr,
+}
+
+impl Mode {
+    /// Whether the destination becomes a pod, and its answers come back.
+    fn translates(self) -> bool {
+        self != Mode::NodeDsr
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +86,9 @@ fn tables(case: Case) -> Tables {
             if case.mode == Mode::NodeDsr {
                 rig::deliver_to_nodes(&mut tables, base + id, &[(1, 1)]);
             }
+            if case.mode == Mode::Symmetric {
+                rig::deliver_symmetric(&mut tables, base + id);
+            }
         }
     }
     tables
@@ -121,6 +133,7 @@ impl Stage {
     fn inner_ends(&self) -> (End, End) {
         match self.case.mode {
             Mode::Fullnat => ((self.net.pod(0, 5), self.ports().1), (self.net.source(), self.port)),
+            Mode::Symmetric => ((self.net.pod(0, 5), self.ports().1), self.client()),
             Mode::NodeDsr => (self.service(), self.client()),
         }
     }
@@ -132,7 +145,7 @@ impl Stage {
 
     /// Whether answers come back through us.
     fn is_two_way(&self) -> bool {
-        self.case.mode == Mode::Fullnat && self.case.protocol != Protocol::Echo
+        self.case.mode.translates() && self.case.protocol != Protocol::Echo
     }
 
     fn header(&self) -> usize {
@@ -453,6 +466,8 @@ fn errors_to_the_service(case: Case) {
                     continue;
                 }
                 (_, Mode::Fullnat) => error(net.source(), known.from.0, form, &known, how).unwrap(),
+                // Whoever tells of it is seen where the client would be.
+                (_, Mode::Symmetric) => error(router, known.from.0, form, &known, how).unwrap(),
                 (_, Mode::NodeDsr) => told,
             };
             stage.expect(Way::Forth, &[expected.ttl(63)]);
@@ -476,7 +491,7 @@ fn errors_to_the_client(case: Case) {
         let seen = stage.inside(Way::Forth, &said);
         for (form, how) in forms(stage.is_v4()).into_iter().flat_map(|form| QUOTES.map(|how| (form, how))) {
             for from in [net.pod(0, 5), net.peer(0)] {
-                let Some(told) = error(from, net.source(), form, &seen, how) else { continue };
+                let Some(told) = error(from, stage.inner_ends().1.0, form, &seen, how) else { continue };
                 stage.server_sends(&told);
                 let expected = error(net.vip(1), stage.client().0, form, &said, how).unwrap();
                 stage.expect(Way::Back, &[expected.ttl(63)]);
@@ -505,11 +520,11 @@ fn errors_that_are_not_believed(case: Case) {
         stage.client_sends(&short.clone().data(later.packet()));
         stage.expect_dropped("QuoteMalformed", 1);
         let stranger = seen.clone().between(stage.service(), (net.client(8), 4));
-        if case.mode == Mode::Fullnat {
+        if case.mode.translates() {
             stage.client_sends(&short.clone().data(stranger.packet()));
             stage.expect_dropped("ErrorUnmatched", 1);
         }
-        if case.mode == Mode::Fullnat {
+        if case.mode.translates() {
             // REQ-3: an edit would only move the mistake to somebody else. To a node it goes as it came.
             let mut damaged = short.clone().data(seen.packet()).packet();
             *damaged.last_mut().unwrap() ^= 1;
@@ -568,7 +583,7 @@ fn fragments(case: Case) {
                 match (case.protocol, case.mode) {
                     (Protocol::Echo, _) => stage.expect_dropped("FragmentUntracked", 3),
                     // N-075
-                    (Protocol::Sctp, Mode::Fullnat) => stage.expect_dropped("SctpFragment", 3),
+                    (Protocol::Sctp, Mode::Fullnat | Mode::Symmetric) => stage.expect_dropped("SctpFragment", 3),
                     _ => {
                         // The first leads, the others in the order in which they came.
                         let lead = order.iter().position(|piece| *piece == 0).unwrap();
@@ -677,7 +692,9 @@ fn sizes_of_answers(case: Case) {
                 stage.expect(Way::Back, &pieces(&outside.ttl(63), 1300));
             } else {
                 let size = Trouble::TooBig(1300);
-                stage.expect_at_pod(&our_trouble(net.source(), net.pod(0, 5), size, &inside.packet()));
+                // From the address that was asked, if that is ours.
+                let from = if case.mode == Mode::Symmetric { net.vtep() } else { net.source() };
+                stage.expect_at_pod(&our_trouble(from, net.pod(0, 5), size, &inside.packet()));
             }
         }
         stage.rig.expect_all_frames_home();
@@ -697,7 +714,7 @@ fn large_fragments(case: Case) {
         }
     };
     for mut stage in stages(case, narrow) {
-        if case.protocol == Protocol::Echo || case.mode == Mode::Fullnat && case.protocol == Protocol::Sctp {
+        if case.protocol == Protocol::Echo || case.mode.translates() && case.protocol == Protocol::Sctp {
             continue;
         }
         let whole = Sketch { id: 77, ..stage.say(Way::Forth, 2900).may_fragment() };
@@ -746,7 +763,7 @@ fn hops(case: Case) {
             let said = stage.say(Way::Forth, 40).ttl(2);
             let seen = stage.inside(Way::Forth, &said).ttl(1);
             let form = (if stage.is_v4() { 11 } else { 3 }, 0, [0; 4]);
-            stage.server_sends(&error(net.peer(0), net.source(), form, &seen, Quote::Plain(8)).unwrap());
+            stage.server_sends(&error(net.peer(0), stage.inner_ends().1.0, form, &seen, Quote::Plain(8)).unwrap());
             let expected = error(net.vip(1), stage.client().0, form, &said.ttl(1), Quote::Plain(8)).unwrap();
             stage.expect(Way::Back, &[expected.ttl(63)]);
         }
@@ -789,6 +806,10 @@ matrix! {
     fullnat_udp_from_a_pod: Fullnat, Udp, Vxlan;
     fullnat_sctp_from_a_pod: Fullnat, Sctp, Vxlan;
     fullnat_echo_from_a_pod: Fullnat, Echo, Vxlan;
+    symmetric_tcp: Symmetric, Tcp, Plain;
+    symmetric_udp: Symmetric, Udp, Plain;
+    symmetric_sctp: Symmetric, Sctp, Plain;
+    symmetric_echo: Symmetric, Echo, Plain;
     node_dsr_tcp: NodeDsr, Tcp, Plain;
     node_dsr_udp: NodeDsr, Udp, Plain;
     node_dsr_sctp: NodeDsr, Sctp, Plain;
@@ -797,8 +818,8 @@ matrix! {
 
 #[test]
 fn every_combination_is_in_the_table() {
-    // Pods are served by `fullnat` whatever the mode (S-058), so `node-dsr` has clients on the wire only.
-    for mode in [Mode::Fullnat, Mode::NodeDsr] {
+    // Pods are served by `fullnat` whatever the mode (S-058), so the others have clients on the wire only.
+    for mode in [Mode::Fullnat, Mode::Symmetric, Mode::NodeDsr] {
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Echo] {
             for link in [Link::Plain, Link::Vxlan] {
                 let there = CASES.contains(&Case { mode, protocol, link });

@@ -49,8 +49,9 @@ pub struct EgressPolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub destinations: Vec<String>,
-    /// Destinations (CIDRs) within those that are reached untranslated. Pods and nodes of the cluster always are. The
-    /// most specific CIDR of both lists decides.
+    /// Destinations (CIDRs) within those that are reached untranslated, with the pod's own address, if the gateway has a
+    /// route there. Pods, nodes and cluster IPs are not reached through the gateway. The most specific CIDR of both lists
+    /// decides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub except: Vec<String>,
@@ -77,6 +78,9 @@ pub struct EgressPolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 14))]
     pub udp_timeouts: Vec<UdpTimeout>,
+    /// Whether ESP, GRE and IP in IP leave too, which have no ports; one pod at a time speaks each with a destination.
+    #[serde(default)]
+    pub other_protocols: bool,
     /// Whether it is recorded who had which port: `tidegate nat who` reads that.
     #[serde(default)]
     pub log: bool,

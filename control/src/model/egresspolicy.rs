@@ -40,6 +40,8 @@ pub struct EgressPolicy {
     pub ports_per_namespace_max: Option<u32>,
     /// UDP ports with a timer of their own.
     pub udp_timeouts: Vec<PortTimeout>,
+    /// Whether protocols without ports leave too.
+    pub other_protocols: bool,
     /// Whether the ledger records it.
     pub log: bool,
 }

@@ -47,19 +47,23 @@ pub fn addresses(policy: &EgressPolicy, pool: Option<&AddressPool>) -> Result<Ve
 /// The resource of one policy that has `addresses`; without any its pods are refused. `inside` is what [`inside`] says
 /// and what else is configured.
 pub fn resolve(policy: &EgressPolicy, addresses: Vec<IpAddr>, inside: &[IpNet]) -> Egress {
-    let mut except = policy.except.clone();
-    except.extend_from_slice(inside);
-    except.sort_unstable();
-    except.dedup();
+    let sorted = |prefixes: &[IpNet]| {
+        let mut sorted = prefixes.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        sorted
+    };
     Egress {
         destinations: policy.destinations.clone(),
-        except,
+        except: sorted(&policy.except),
+        inside: sorted(inside),
         addresses,
         tcp: policy.tcp,
         udp: policy.udp,
         ports_per_pod_max: policy.ports_per_pod_max,
         ports_per_namespace_max: policy.ports_per_namespace_max,
         udp_timeouts: policy.udp_timeouts.clone(),
+        other_protocols: policy.other_protocols,
         log: policy.log,
     }
 }
@@ -117,6 +121,7 @@ mod tests {
             ports_per_pod_max: None,
             ports_per_namespace_max: None,
             udp_timeouts: Vec::new(),
+            other_protocols: false,
             log: false,
         }
     }
@@ -158,7 +163,7 @@ mod tests {
         let asks = policy("a", 0, Selector::default(), listed);
         let pods: IpNet = "10.244.0.0/16".parse().unwrap();
         let egress = resolve(&asks, addresses(&asks, None).unwrap(), &[pods]);
-        assert!(egress.except.contains(&pods) && egress.except.contains(&"198.51.100.0/24".parse().unwrap()));
+        assert_eq!((egress.inside, egress.except), (vec![pods], vec!["198.51.100.0/24".parse().unwrap()]));
         assert_eq!(egress.addresses, ["192.0.2.9".parse::<IpAddr>().unwrap()]);
     }
 

@@ -6,12 +6,14 @@ use tidegate_api::resource::{DeliveryMode, Protocol, TrafficPolicy};
 
 use super::frontend::Frontends;
 use super::service::Delivery;
-use super::site::{Assigner, Site};
+use super::site::{Assigner, RETURN_LABEL, Site};
 use crate::model::service::{Service, ServiceType};
 use crate::watch::annotation;
 
 /// Type of the condition that says whether pods see their clients' addresses.
 pub const CLIENT_ADDRESS_KEPT: &str = "ClientAddressKept";
+/// Nodes named in a message.
+const NODES_TOLD_MAX: usize = 8;
 
 /// A condition of a Service other than "it is programmed". Its status is "the good case does not hold".
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,6 +92,19 @@ fn about_delivery(service: &Service, delivery: &Delivery, take: Take<'_>) {
         let message = "node-dsr is not possible, delivery is fullnat: kube-proxy on the nodes knows neither prefixes nor \
                        frontends of every port; pods see the gateway's address, not the client's";
         take(CLIENT_ADDRESS_KEPT, "NotKnownToNodes", message.into());
+    } else if !delivery.one_way.is_empty() {
+        let known = delivery.one_way.iter().filter(|node| !node.is_empty());
+        let mut nodes: Vec<&str> = known.take(NODES_TOLD_MAX).map(String::as_str).collect();
+        if delivery.one_way.contains("") {
+            nodes.push("(endpoints without a Node)");
+        }
+        let more = if delivery.one_way.len() > nodes.len() { ", ..." } else { "" };
+        let message = format!(
+            "symmetric is not possible, delivery is fullnat: no label {RETURN_LABEL} on {}{more}; give it to Nodes whose \
+             tidegate-node sends these pods' answers back; until then pods see the gateway's address, not the client's",
+            nodes.join(", ")
+        );
+        take(CLIENT_ADDRESS_KEPT, "NodesDoNotReturn", message);
     } else if delivery.mode == DeliveryMode::Fullnat
         && service.external_policy == TrafficPolicy::Local
         && delivery.matters
@@ -127,7 +142,7 @@ fn about_wishes(service: &Service, delivery: &Delivery, take: Take<'_>) {
     if wishes.one_packet && !service.ports.iter().any(|port| port.protocol == Protocol::Udp) {
         let message = format!("{}: there is no UDP port", annotation::ONE_PACKET);
         take("OnePacketScheduled", "NoUdpPort", message);
-    } else if wishes.one_packet && delivery.mode == DeliveryMode::Fullnat {
+    } else if wishes.one_packet && delivery.mode != DeliveryMode::NodeDsr {
         let message = format!(
             "{}: in fullnat a reply finds its client by the flow, so flows are kept; delivery mode node-dsr does without",
             annotation::ONE_PACKET

@@ -1,8 +1,11 @@
 //! A Service and its EndpointSlices → frontends, ports and backends.
 //!
-//! Owns which Services are served (S-001 … S-004), how they are delivered (S-062, S-063), and what each of their ports
+//! Owns which Services are served (S-001 … S-004), how they are delivered (S-062, S-063; `symmetric` only where every
+//! endpoint's Node is said to send answers back), and what each of their ports
 //! becomes. What is asked for and not done, or done otherwise, is told as a [`Note`], never left out silently (S-012,
 //! S-084).
+
+use std::collections::BTreeSet;
 
 use tidegate_api::resource::{DeliveryMode, Protocol, Service as Resolved, ServicePort as ResolvedPort, TrafficPolicy};
 
@@ -34,7 +37,7 @@ pub enum Outcome {
 }
 
 /// How a Service is delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// The mode of all its ports.
     pub mode: DeliveryMode,
@@ -42,6 +45,9 @@ pub struct Delivery {
     pub impossible: bool,
     /// There are frontends whose clients' addresses could be kept.
     pub matters: bool,
+    /// `symmetric` was meant, but these Nodes with endpoints are not said to send answers back; an empty name: an endpoint
+    /// without a Node.
+    pub one_way: BTreeSet<String>,
 }
 
 /// Resolves one Service at `site`; `slices` are those that name this Service.
@@ -59,10 +65,13 @@ pub fn resolve<'a>(
     if service.service_type != ServiceType::LoadBalancer && frontends.is_empty() && !refused_here {
         return Outcome::NotOurs;
     }
-    let delivery = delivery(service, &frontends, site);
-    let mut notes = notes(service, &frontends, &delivery, site);
+    let mut delivery = delivery(service, &frontends, site);
     let slices: Vec<&EndpointSlice> = slices.collect();
-    let ports = ports(service, &delivery, site, &slices);
+    let mut ports = ports(service, &delivery, site, &slices);
+    if delivery.mode == DeliveryMode::Symmetric {
+        there_and_back(&mut delivery, &mut ports, site);
+    }
+    let mut notes = notes(service, &frontends, &delivery, site);
     notes.extend(source::note(service, &delivery, &ports));
     notes.extend(lack::note(service, &frontends, &ports, &slices));
     if frontends.is_empty() || ports.is_empty() {
@@ -114,8 +123,24 @@ fn delivery(service: &Service, frontends: &Frontends, site: &Site) -> Delivery {
     // Addresses are read from there only, or from files, whose author vouches for the status.
     let unknown_to_nodes = !frontends.prefixes.is_empty() || service.wishes.all_ports;
     let possible = matters && !unknown_to_nodes;
-    let mode = if meant == DeliveryMode::NodeDsr && possible { meant } else { DeliveryMode::Fullnat };
-    Delivery { mode, impossible: meant == DeliveryMode::NodeDsr && matters && unknown_to_nodes, matters }
+    let mode = match meant {
+        DeliveryMode::NodeDsr if possible => meant,
+        DeliveryMode::Symmetric if matters => meant,
+        _ => DeliveryMode::Fullnat,
+    };
+    let impossible = meant == DeliveryMode::NodeDsr && matters && unknown_to_nodes;
+    Delivery { mode, impossible, matters, one_way: BTreeSet::new() }
+}
+
+/// Leaves `symmetric` to Services all of whose endpoints can answer through the gateway: one that cannot would answer its
+/// client directly, from an address that this one knows nothing of.
+fn there_and_back(delivery: &mut Delivery, ports: &mut [ResolvedPort], site: &Site) {
+    let nodes = ports.iter().flat_map(|port| &port.backends).map(|backend| &backend.node);
+    delivery.one_way = nodes.filter(|node| !site.returning.contains(*node)).cloned().collect();
+    if !delivery.one_way.is_empty() {
+        delivery.mode = DeliveryMode::Fullnat;
+        ports.iter_mut().for_each(|port| port.mode = DeliveryMode::Fullnat);
+    }
 }
 
 /// The ports, in order of number and protocol; every port of a protocol comes before the single ones.
@@ -149,7 +174,7 @@ fn ports(service: &Service, delivery: &Delivery, site: &Site, slices: &[&Endpoin
             ..template(service, delivery, port.protocol)
         }
     }));
-    if delivery.mode == DeliveryMode::Fullnat {
+    if delivery.mode != DeliveryMode::NodeDsr {
         for port in &mut ports {
             port.source_backends = source::entries(&service.wishes, &port.backends);
         }

@@ -14,6 +14,9 @@ use crate::config::{NodeFile, SourceChoice};
 use crate::model::Model;
 use crate::model::node::Node;
 
+/// Label of Nodes that send answers back through the gateway they came from.
+pub const RETURN_LABEL: &str = "tidegate.io/symmetric";
+
 /// What Services have to know of this gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Site {
@@ -35,6 +38,8 @@ pub struct Site {
     pub here: Option<Here>,
     /// Nodes that modes which choose nodes do not choose (S-006).
     pub excluded: BTreeSet<String>,
+    /// Nodes that send their pods' answers back through the gateway they came from, which `symmetric` needs.
+    pub returning: BTreeSet<String>,
 }
 
 /// Who gives Services addresses.
@@ -81,8 +86,14 @@ impl Site {
             },
             here: control.topology_hints.then(here),
             excluded: model.nodes().filter(|node| node.excluded).map(|node| node.name.clone()).collect(),
+            returning: model.nodes().filter(|node| returns(node)).map(|node| node.name.clone()).collect(),
         }
     }
+}
+
+/// Whoever runs `tidegate-node` there, with the Node's pods under `symmetric`, says so by this label.
+fn returns(node: &Node) -> bool {
+    node.labels.contains(RETURN_LABEL)
 }
 
 /// Where the own Node answers at its `healthCheckNodePort`s: the addresses of its node ports, whether those are served or not.

@@ -24,7 +24,7 @@ pub const ADDRESS_POOL: &str = "tidegate.io/address-pool";
 pub const ALLOW_SHARED_IP: &str = "tidegate.io/allow-shared-ip";
 /// Written by ourselves: the AddressPools that the addresses are from (M-003).
 pub const ALLOCATED_FROM: &str = "tidegate.io/ip-allocated-from-pool";
-/// `fullnat` or `node-dsr`.
+/// `fullnat`, `symmetric` or `node-dsr`.
 pub const DELIVERY_MODE: &str = "tidegate.io/delivery-mode";
 /// How an endpoint is chosen, by the names of the kernel's IPVS.
 pub const SCHEDULER: &str = "tidegate.io/scheduler";
@@ -125,7 +125,8 @@ fn delivery_mode(text: &str) -> Result<DeliveryMode, String> {
     match text {
         "fullnat" => Ok(DeliveryMode::Fullnat),
         "node-dsr" => Ok(DeliveryMode::NodeDsr),
-        _ => Err(format!("{text:?} is not fullnat or node-dsr")),
+        "symmetric" => Ok(DeliveryMode::Symmetric),
+        _ => Err(format!("{text:?} is not fullnat, symmetric or node-dsr")),
     }
 }
 

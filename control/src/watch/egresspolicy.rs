@@ -41,6 +41,7 @@ pub(super) fn read(name: &str, object: &crd::EgressPolicy) -> Result<EgressPolic
         ports_per_pod_max: limit(limits.ports_per_pod, "spec.limits.portsPerPod")?,
         ports_per_namespace_max: limit(limits.ports_per_namespace, "spec.limits.portsPerNamespace")?,
         udp_timeouts: timeouts(&spec.udp_timeouts)?,
+        other_protocols: spec.other_protocols,
         log: spec.log,
     })
 }

@@ -402,6 +402,9 @@ pub enum DeliveryMode {
     /// `local_weight` of their endpoints, and that node's own kube-proxy picks the pod. To a node whose way has not been
     /// proven nothing is sent; while none is proven, delivery is `fullnat`.
     NodeDsr,
+    /// Destination translated, source kept; each node sends its pods' replies back through the gateway they came from. To
+    /// be asked for only where every endpoint's node is known to do so. Clients inside the overlay get `fullnat`.
+    Symmetric,
 }
 
 /// One endpoint of a [`ServicePort`].

@@ -222,13 +222,14 @@ impl Egresses {
             Some((timeout.port, u8::try_from(place + 1).ok()?))
         };
         let mut row = EgressRow::new(name, &egress.destinations, &egress.except);
+        row.keep_inside(egress.inside.iter().filter(|prefix| !egress.except.contains(prefix)));
         row.addresses_v4 = mapped.iter().filter_map(unmapped).collect();
         row.addresses_v6 = mapped.iter().filter(|address| unmapped(address).is_none()).copied().collect();
         (row.tcp, row.udp) = (egress.tcp, egress.udp);
         row.ports_per_pod_max = egress.ports_per_pod_max.unwrap_or(u32::MAX);
         row.ports_per_namespace_max = egress.ports_per_namespace_max.unwrap_or(u32::MAX);
         row.timers = egress.udp_timeouts.iter().filter_map(timer).collect();
-        row.log = egress.log;
+        (row.other_protocols, row.log) = (egress.other_protocols, egress.log);
         row
     }
 }

@@ -368,7 +368,7 @@ impl Services {
         });
         ServiceRow {
             // The table makes it another where nodes take packets (`super::node`).
-            mode: Mode::Fullnat,
+            mode: if asked.mode == DeliveryMode::Symmetric { Mode::Symmetric } else { Mode::Fullnat },
             family,
             protocol: protocol.number(),
             port,

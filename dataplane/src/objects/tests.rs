@@ -2,8 +2,8 @@ use std::fs;
 
 use proptest::prelude::*;
 use tidegate_api::resource::{
-    Backend, Body, Decap, DeliveryMode, Gateway, MacAddress, OrphanTcp, Peer, PeerVtep, Protocol, Service, ServicePort,
-    SourceBackend, Vtep,
+    Backend, Body, Decap, DeliveryMode, Gateway, MacAddress, OrphanTcp, Peer, PeerVtep, PolicyOptions, Protocol,
+    Service, ServicePort, SourceBackend, Vtep,
 };
 
 use super::*;
@@ -29,6 +29,7 @@ pub(crate) fn gateway() -> Gateway {
         decap: None,
         health_port: Some(10256),
         gateways: vec![],
+        policy: PolicyOptions::default(),
     }
 }
 

@@ -161,8 +161,10 @@ impl Fleet {
 
     /// Moves external ports to the first worker that has asked for some, as the port office does; how many.
     pub fn move_ports(&mut self) -> usize {
-        let Ok(PortWant { worker, address, class }) = self.port_wants.try_recv() else { return 0 };
-        while self.port_wants.try_recv().is_ok() {}
+        let wants: Vec<PortWant> = self.port_wants.try_iter().collect();
+        wants.iter().for_each(|want| self.lend_quota(want));
+        let mut ports = wants.iter().filter(|want| matches!(want, PortWant::Ports { .. }));
+        let Some(&PortWant::Ports { worker, address, class }) = ports.next() else { return 0 };
         let mut ports = Vec::new();
         for (_, mailbox) in self.mailboxes.iter().enumerate().filter(|(other, _)| *other != usize::from(worker.0)) {
             let (reply, answer) = bounded(1);
@@ -185,6 +187,21 @@ impl Fleet {
             self.turn();
         }
         count
+    }
+
+    /// Moves shares of a quota to the worker that runs short of it.
+    fn lend_quota(&mut self, want: &PortWant) {
+        let PortWant::Quota { worker, quota } = *want else { return };
+        let mut count = 0;
+        for other in (0..self.mailboxes.len()).filter(|other| *other != usize::from(worker.0)) {
+            let (reply, answer) = bounded(1);
+            let _ = self.mailboxes.get(other).map(|mailbox| mailbox.try_send(Request::LendQuota { quota, reply }));
+            self.turn();
+            count += answer.try_recv().unwrap_or(0);
+        }
+        let grant = Request::GrantQuota { quota, count };
+        let _ = self.mailboxes.get(usize::from(worker.0)).map(|mailbox| mailbox.try_send(grant));
+        self.turn();
     }
 
     /// One turn of every worker in a random order, 10 µs after the last; how many frames they took.

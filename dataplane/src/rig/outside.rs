@@ -72,12 +72,14 @@ pub fn policy(addresses: &[IpAddr]) -> Egress {
     Egress {
         destinations: Vec::new(),
         except: Vec::new(),
+        inside: Vec::new(),
         addresses: addresses.to_vec(),
         tcp: Mapping { class: MappingClass::AddressAndPortDependent, filtering: Filtering::AddressDependent },
         udp: Mapping::default(),
         ports_per_pod_max: None,
         ports_per_namespace_max: None,
         udp_timeouts: Vec::new(),
+        other_protocols: false,
         log: false,
     }
 }

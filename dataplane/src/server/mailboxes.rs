@@ -18,6 +18,7 @@ use crate::drops::DropReason;
 use crate::explain::Told;
 use crate::mailbox::{EgressUse, PortStatus, Request, Status};
 use crate::port_office::Lenders;
+use crate::state::quota::Quota;
 use crate::state::ruling::Ruling;
 use crate::table::egress::PortClass;
 use crate::table::owner::WorkerId;
@@ -102,6 +103,23 @@ impl Lenders for Mailboxes {
         match asked {
             Some(Ok(())) => answer.recv().unwrap_or_default(),
             _ => Vec::new(),
+        }
+    }
+
+    fn lend(&self, worker: WorkerId, quota: Quota) -> u32 {
+        let (reply, answer) = bounded(1);
+        let question = Request::LendQuota { quota, reply };
+        let asked = self.workers.get(usize::from(worker.0)).map(|mailbox| mailbox.questions.try_send(question));
+        match asked {
+            Some(Ok(())) => answer.recv().unwrap_or_default(),
+            _ => 0,
+        }
+    }
+
+    fn grant(&self, worker: WorkerId, quota: Quota, count: u32) {
+        // Waits for room: what was given up must not be lost. A worker that has ended needs none.
+        if let Some(mailbox) = self.workers.get(usize::from(worker.0)) {
+            let _ended = mailbox.questions.send(Request::GrantQuota { quota, count });
         }
     }
 }
@@ -349,6 +367,8 @@ mod tests {
                     Request::Rulings { reply } => drop(reply.send(vec![])),
                     Request::Explain { reply, .. } => drop(reply.send(Told::Theirs(WorkerId(7)))),
                     Request::Release { reply, .. } => drop(reply.send(vec![])),
+                    Request::LendQuota { reply, .. } => drop(reply.send(0)),
+                    Request::GrantQuota { .. } => {}
                     Request::Egress { reply } => drop(reply.send(EgressUse::default())),
                 }
             }

@@ -115,7 +115,8 @@ fn services(view: &View, usage: &HashMap<BackendId, BackendUsage>) -> Vec<Servic
             // Cluster addresses and node ports never lead to nodes (S-058, S-065).
             mode: match served.kind {
                 FrontendKind::Vip | FrontendKind::External => row.mode,
-                FrontendKind::Cluster | FrontendKind::Node => Mode::Fullnat,
+                FrontendKind::Cluster | FrontendKind::Node if row.mode == Mode::NodeDsr => Mode::Fullnat,
+                FrontendKind::Cluster | FrontendKind::Node => row.mode,
             }
             .name()
             .to_owned(),

@@ -19,7 +19,7 @@ use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Refused, Step, Trace};
 use crate::stage::policy::{Denied, Passed};
 use crate::stage::route::{self, Hop};
-use crate::stage::{egress, gatepolicy, nat, node, policy, service};
+use crate::stage::{egress, gatepolicy, inward, nat, node, policy, portless, service, standing};
 use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
 use crate::table::backend::BackendState;
 use crate::table::local::LocalKind;
@@ -71,8 +71,8 @@ pub fn known<A: Family, T: Trace>(
         trace.note(Step::Revalidate);
         let standing = if entry.is_one_way() {
             node::revalidate(tables, entry, syn)
-        } else if egress::is_pods(tables, entry) {
-            egress::revalidate(tables, entry, hit.direction, hash)
+        } else if standing::is_pods(tables, entry) {
+            standing::revalidate(tables, entry, hit.direction, hash)
         } else {
             revalidate(tables, entry, hit.direction, hash)
         };
@@ -125,6 +125,7 @@ pub fn new<A: Family, T: Trace>(
         Ok(Begun::Flow(flow)) => Decision::Start { flow, replaces },
         Ok(Begun::Pass { backend, hop }) => Decision::Pass { backend, hop },
         Ok(Begun::Deliver { to, hop, passed }) => Decision::Deliver { to, hop, passed },
+        Ok(Begun::Route(hop)) => Decision::Route(hop),
         Ok(Begun::Refuse(refused)) => Decision::Refuse(refused),
         Ok(Begun::Deny(denied)) => Decision::Deny(denied),
         Ok(Begun::Answer(answer)) => Decision::Answer(answer),
@@ -152,6 +153,8 @@ pub enum Begun<A> {
         /// What let it pass.
         passed: Passed,
     },
+    /// Nothing that is remembered: it leaves this way as it is.
+    Route(Hop),
     /// Nothing: the pod that sent it is told.
     Refuse(Refused),
     /// Nothing, in silence: a policy denies it.
@@ -171,9 +174,10 @@ fn start<A: Family, T: Trace>(
     replaces: Option<FlowId>,
     trace: &mut T,
 ) -> Result<Begun<A>, DropReason> {
-    if !packet.l3.has_l4() {
+    if !packet.l3.has_l4() && !portless::is_bare(tuple.protocol) {
         // Its first fragment began no flow.
-        return node::later(tables, packet, tuple).ok_or(DropReason::FragmentUntracked);
+        let begun = node::later(tables, packet, tuple).or_else(|| egress::later(tables, packet, tuple, hash));
+        return begun.ok_or(DropReason::FragmentUntracked);
     }
     let kind = tuple.destination.kind(tables);
     if !kind.intersects(LocalKind::SERVED) {
@@ -184,7 +188,7 @@ fn start<A: Family, T: Trace>(
         if packet.domain == Domain::Wire
             && let Some(external) = tuple.destination.external(tables)
         {
-            return egress::inbound(tables, state, packet, tuple, hash, external, moment);
+            return inward::start(tables, state, packet, tuple, hash, external, moment);
         }
         let ours = kind.contains(LocalKind::FULLNAT_SOURCE);
         return Err(if ours { DropReason::NoFlow } else { DropReason::NotOurs });
@@ -233,7 +237,10 @@ fn start<A: Family, T: Trace>(
     if let Err(answer) = passable(tables, packet, forward) {
         return Ok(Begun::Answer(answer));
     }
-    let source = nat::choose(tables, state, backend, to, tuple.protocol, moment.entropy)?;
+    let source = match offer.keeps_client {
+        true => nat::keep(state, tuple, to, moment.entropy)?,
+        false => nat::choose(tables, state, backend, to, tuple.protocol, moment.entropy)?,
+    };
     trace.note(Step::Source(source.1));
     Ok(Begun::Flow(NewFlow {
         original: *tuple,

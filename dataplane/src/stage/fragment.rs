@@ -1,6 +1,6 @@
 //! # Fragment: the later ones follow the first
 //!
-//! reads   `table::local`, `table::route`     writes  nothing; returns keys, pieces and tuples for `state::fragment`
+//! reads   `table::local`, `route`, `service`     writes  nothing; returns keys, pieces and tuples for `state::fragment`
 //! drops   `NotOurs`, `SpoofedSource`
 //! cost    cold; two hash lookups per fragment, no allocation
 //! spec    S-076, N-060 … N-063, V-050, L-056, T-141     tests   `dataplane/tests/golden/fragment.rs`
@@ -67,7 +67,8 @@ pub fn read<A: Family>(packet: &Packet, l3: &[u8]) -> (FragmentKey, Piece) {
 pub fn admit<A: Family>(tables: &Tables, packet: &Packet, l3: &[u8]) -> Result<(), DropReason> {
     let (source, destination) = A::addresses(l3);
     let ours = LocalKind::SERVED | LocalKind::FULLNAT_SOURCE | LocalKind::EXTERNAL;
-    let is_pods = packet.domain == Domain::Overlay && source.pod(tables).is_some();
+    let may_answer = || tables.services.any_symmetric();
+    let is_pods = packet.domain == Domain::Overlay && (source.pod(tables).is_some() || may_answer());
     if !destination.kind(tables).intersects(ours) && !is_pods {
         return Err(DropReason::NotOurs);
     }

@@ -27,8 +27,14 @@ pub mod sctp;
 pub mod node;
 /// Choose the source address and port of a new flow.
 pub mod nat;
-/// What pods send to the outside, and what comes back without a flow.
+/// What pods send to the outside.
 pub mod egress;
+/// What comes back from there without a flow.
+pub mod inward;
+/// Does a pod's flow still stand?
+pub mod standing;
+/// What packets without ports are looked up by.
+pub mod portless;
 /// Where does it leave, each way?
 pub mod route;
 /// Put VXLAN on.

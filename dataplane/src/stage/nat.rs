@@ -8,7 +8,8 @@
 
 use crate::drops::DropReason;
 use crate::family::Family;
-use crate::state::{State, nat};
+use crate::packet::Domain;
+use crate::state::{State, Tuple, nat};
 use crate::table::{BackendId, Tables};
 
 /// A source address and one of this worker's ports that no other flow to `backend` uses.
@@ -33,4 +34,27 @@ pub fn choose<A: Family>(
     let live = if is_one_port { state.usage.live(backend.0) } else { 0 };
     let ports = tables.owners.ports_of(state.worker);
     nat::choose(A::flows(state), sources, ports, to, protocol, entropy, live).map_err(|_| DropReason::PortsExhausted)
+}
+
+/// Ports looked at for a connection of a client whose own port is taken.
+const KEEP_TRIES: u64 = 64;
+const PRIVILEGED: u16 = 1024;
+
+/// The client as it is (`symmetric`). Where its port leads from the pod to another of its connections already, which came by
+/// another VIP, another port of the client's address: the pod could not tell the two apart either.
+///
+/// # Errors
+/// `PortsExhausted` when no port of a few is free.
+pub fn keep<A: Family>(state: &State, tuple: &Tuple<A>, to: (A, u16), entropy: u64) -> Result<(A, u16), DropReason> {
+    let is_free = |port: &u16| {
+        let kept = Tuple { source_port: *port, destination: to.0, destination_port: to.1, ..*tuple };
+        A::flows(state).lookup(&kept.reversed(Domain::Overlay as u8)).is_none()
+    };
+    let draw = |n: u64| {
+        let random = A::flows(state).scramble(entropy.wrapping_add(n));
+        let port = u64::from(PRIVILEGED) + random % (1 + u64::from(u16::MAX - PRIVILEGED));
+        u16::try_from(port).unwrap_or(u16::MAX)
+    };
+    let port = std::iter::once(tuple.source_port).chain((0..KEEP_TRIES).map(draw)).find(is_free);
+    port.map(|port| (tuple.source, port)).ok_or(DropReason::PortsExhausted)
 }

@@ -1,6 +1,6 @@
 //! # Owner: which worker a packet belongs to
 //!
-//! reads   `table::owner`, `table::nat`, `table::egress`, `table::local`     writes  nothing; returns a worker
+//! reads   `table::owner`, `table::nat`, `table::egress`, `table::local`, `table::service`     writes  nothing; returns a worker
 //! drops   none
 //! cost    one worker: one branch. Several: a few comparisons with the translated addresses, or one keyed hash
 //! spec    design 4, rules 1 to 6; S-090, N-090     tests   `dataplane/tests/golden/workers.rs`, `egress.rs`
@@ -10,7 +10,7 @@
 
 use crate::family::Family;
 use crate::packet::Domain;
-use crate::stage::egress;
+use crate::stage::portless;
 use crate::state::Tuple;
 use crate::state::fragment::FragmentKey;
 use crate::table::Tables;
@@ -29,6 +29,11 @@ pub fn of<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> WorkerId {
     if tuple.domain == Domain::Overlay as u8 && is_translated(A::sources(tables), &tuple.destination) {
         return tables.owners.owner(tuple.destination_port);
     }
+    if tables.services.any_symmetric()
+        && let Some(owner) = of_kept(tables, tuple)
+    {
+        return owner;
+    }
     if !tables.egress.is_empty()
         && let Some(owner) = of_egress(tables, tuple)
     {
@@ -41,13 +46,20 @@ pub fn of<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> WorkerId {
 #[inline(never)]
 fn of_egress<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> Option<WorkerId> {
     if tuple.domain == Domain::Overlay as u8 {
-        return egress::is_outside(tables, &tuple.destination).then(|| by_pod(tables, tuple.source));
+        let is_fixed = || tables.egress.whole_of(&tuple.source.mapped()).is_some();
+        let by_remote = portless::is_bare(tuple.protocol) && !is_fixed();
+        let owner =
+            || if by_remote { of_remote(tables, tuple, tuple.destination) } else { by_pod(tables, tuple.source) };
+        return portless::is_outside(tables, &tuple.destination).then(owner);
     }
     let id = tuple.destination.external(tables)?;
     let row = tables.egress.external(id)?;
     let forwarded = || row.forwards.get(&(tuple.protocol, tuple.destination_port)).map(|(pod, _)| *pod);
     if let Some(pod) = row.whole.or_else(|| if row.forwards.is_empty() { None } else { forwarded() }) {
         return Some(by_pod(tables, A::unmapped(&pod)?));
+    }
+    if portless::is_bare(tuple.protocol) {
+        return Some(of_remote(tables, tuple, tuple.source));
     }
     let class = PortClass::of(tuple.protocol)?;
     Some(tables.egress.port_owner(&tables.owners, id, class, tuple.destination_port))
@@ -61,12 +73,39 @@ fn by_pod<A: Family>(tables: &Tables, pod: A) -> WorkerId {
     tables.owners.of_hash(A::mix(pod, A::new_zeroed(), PODS, tables.owners.keys()))
 }
 
+/// H(remote address, protocol): what both directions of a protocol without ports have in common, and where two pods that want
+/// to speak it with the same remote meet (N-095).
+#[cold]
+fn of_remote<A: Family>(tables: &Tables, tuple: &Tuple<A>, remote: A) -> WorkerId {
+    const REMOTES: u64 = 1 << 33;
+    let rest = REMOTES | u64::from(tuple.protocol);
+    tables.owners.of_hash(A::mix(remote, A::new_zeroed(), rest, tables.owners.keys()))
+}
+
+/// The owner of a pod's answer to a client whose address was kept (design 4, rule 3): that of everything the client sends to
+/// such Services. Other packets of pods to the outside meet it too, and go on from there ([`second`]).
+#[inline(never)]
+fn of_kept<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> Option<WorkerId> {
+    let to_outside = tuple.domain == Domain::Overlay as u8
+        && portless::is_outside(tables, &tuple.destination)
+        && tuple.destination.external(tables).is_none();
+    to_outside.then(|| by_client(tables, &tuple.reversed(Domain::Wire as u8), true))
+}
+
+/// Who owns a pod's packet to the outside that turned out to be no answer to such a client.
+#[cold]
+pub fn second<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> Option<WorkerId> {
+    let may_be = tables.services.any_symmetric() && !tables.egress.is_empty() && of_kept(tables, tuple).is_some();
+    if may_be { of_egress(tables, tuple) } else { None }
+}
+
 /// Who owned packets with `tuple` if its Service was toggled between keeping clients and not: flows that began before
 /// are there still (S-094, S-100).
 #[cold]
 pub fn before<A: Family>(tables: &Tables, tuple: &Tuple<A>) -> WorkerId {
     let translated = tuple.domain == Domain::Overlay as u8 && is_translated(A::sources(tables), &tuple.destination);
-    let is_pods = !tables.egress.is_empty() && of_egress(tables, tuple).is_some();
+    let is_pods = !tables.egress.is_empty() && of_egress(tables, tuple).is_some()
+        || tables.services.any_symmetric() && of_kept(tables, tuple).is_some();
     if translated || is_pods { of(tables, tuple) } else { by_client(tables, tuple, !is_sticky(tables, tuple)) }
 }
 

@@ -36,6 +36,8 @@ pub struct Offer<'tables> {
     pub set: &'tables EndpointSet,
     /// Whether that is a set of nodes, which deliver by themselves.
     pub is_nodes: bool,
+    /// Whether the pod sees the client's address, and its answers come back here.
+    pub keeps_client: bool,
     which: SetKind,
     terms: Option<(&'tables Terms, &'tables Weights)>,
 }
@@ -65,7 +67,9 @@ pub fn admit<'tables, A: Family>(
     let served = served.ok_or(DropReason::NoFrontend)?;
     let row = tables.services.row(served.service).ok_or(DropReason::NoFrontend)?;
     let service = served.service;
-    let mut offer = Offer { service, row, set: &row.cluster, is_nodes: false, which: SetKind::Cluster, terms: None };
+    let keeps_client = row.mode == Mode::Symmetric && !is_inside(tables, packet, tuple);
+    let which = SetKind::Cluster;
+    let mut offer = Offer { service, row, set: &row.cluster, is_nodes: false, keeps_client, which, terms: None };
     if row.mode == Mode::NodeDsr && node_takes(tables, packet, tuple, served.kind) {
         (offer.set, offer.is_nodes) = (tables.services.nodes(service).unwrap_or(offer.set), true);
     }

@@ -9,6 +9,7 @@ use crossbeam::channel::Sender;
 
 use super::mapping::{Joined, Mapping, Mappings, MappingsFull, NewMapping};
 use super::ports::{PortBook, PortOf, Taker, TooMany};
+use super::quota::Quotas;
 use super::{Capacity, Entry, NewFlow, Ticks, mark};
 use crate::family::Family;
 use crate::limits;
@@ -20,8 +21,8 @@ use crate::table::egress::PortClass;
 pub struct Grant {
     /// By which policy.
     pub policy: EgressId,
-    /// Whose port.
-    pub class: PortClass,
+    /// Whose port; none of a protocol without.
+    pub class: Option<PortClass>,
     /// Who holds it.
     pub by: Taker,
     /// Whether the port is its mapping's, or this flow's share.
@@ -86,6 +87,8 @@ impl From<MappingsFull> for NoRoom {
 pub struct Egress {
     /// Which ports are in use.
     pub ports: PortBook,
+    /// What may be given out to whom.
+    pub quotas: Quotas,
     /// IPv4 mappings.
     pub v4: Mappings<[u8; 4]>,
     /// IPv6 mappings.
@@ -103,6 +106,7 @@ impl Egress {
         let entries = |flows: u32| flows.saturating_mul(2).min(super::flow::FLOWS_MAX);
         Ok(Egress {
             ports: PortBook::new(capacity.backends)?,
+            quotas: Quotas::default(),
             v4: Mappings::new(entries(capacity.flows_v4), seed, capacity.huge)?,
             v6: Mappings::new(entries(capacity.flows_v6), seed, capacity.huge)?,
             records: None,
@@ -132,7 +136,8 @@ impl Egress {
     /// Then nothing has changed, and the flow must not go on.
     pub fn join<A: Family>(&mut self, flow: &NewFlow<A>, grant: &Grant, now: Ticks) -> Result<(), NoRoom> {
         let (inside, translated) = (&flow.original, &flow.translated);
-        let port = PortOf { address: translated.source.mapped(), class: grant.class, port: translated.source_port };
+        let Some(class) = grant.class else { return Ok(()) };
+        let port = PortOf { address: translated.source.mapped(), class, port: translated.source_port };
         let record = |remote| NatRecord {
             at: now,
             begins: true,

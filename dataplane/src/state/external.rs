@@ -96,7 +96,8 @@ impl<A: Family> Search<'_, A> {
                 None => return Ok(Shared { port, reuses: None, is_scarce: step >= SCARCE_STEPS }),
                 Some(hit) => {
                     let entry = flows.entry(hit.flow);
-                    let is_over = matches!(entry.state, FlowState::TIME_WAIT | FlowState::CLOSE);
+                    let is_over =
+                        matches!(entry.state, FlowState::TIME_WAIT | FlowState::CLOSE | FlowState::SCTP_CLOSED);
                     let is_ours = entry.is_egress() && entry.mark & mark::MAPPED == 0;
                     let silent = ticks_since(entry.last_seen_ticks, self.now);
                     if is_over && is_ours && closed.is_none_or(|(longest, _)| silent > longest) {
@@ -111,6 +112,13 @@ impl<A: Family> Search<'_, A> {
             }
         }
         closed.map(|(_, closed)| closed).ok_or(PortsExhausted)
+    }
+
+    /// Whether this worker gives `port` out and no flow to `remote` has it.
+    pub fn is_free(&self, flows: &FlowTable<A>, book: &PortBook, remote: (A, u16), port: u16) -> bool {
+        self.ports.contains(port)
+            && book.pool(&self.external.mapped(), self.class).is_shareable(port)
+            && flows.lookup(&self.answer(remote, port)).is_none()
     }
 
     /// A port that nothing uses, or else one whose mapping rests (N-042: "pool pressure").

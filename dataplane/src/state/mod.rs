@@ -18,6 +18,7 @@ pub mod sctp;
 pub mod one_way;
 pub mod nat;
 pub mod ports;
+pub mod quota;
 pub mod mapping;
 pub mod egress;
 pub mod external;

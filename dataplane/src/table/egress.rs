@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
-use tidegate_api::resource::Mapping;
+use tidegate_api::resource::{Mapping, MappingClass};
 
 use super::exact::ExactMap;
 use super::owner::{OwnerTable, Ports, WorkerId};
@@ -35,13 +35,15 @@ pub enum PortClass {
     Udp = 1,
     /// Identifiers of ICMP and ICMPv6 echo.
     Echo = 2,
+    /// SCTP ports.
+    Sctp = 3,
 }
 
 impl PortClass {
     /// How many there are.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
     /// All of them.
-    pub const ALL: [PortClass; Self::COUNT] = [PortClass::Tcp, PortClass::Udp, PortClass::Echo];
+    pub const ALL: [PortClass; Self::COUNT] = [PortClass::Tcp, PortClass::Udp, PortClass::Echo, PortClass::Sctp];
 
     /// The class of an IANA protocol number; `None`: its packets cannot share an address.
     #[inline]
@@ -50,6 +52,7 @@ impl PortClass {
             protocol::TCP => Some(PortClass::Tcp),
             protocol::UDP => Some(PortClass::Udp),
             protocol::ICMP | protocol::ICMPV6 => Some(PortClass::Echo),
+            protocol::SCTP => Some(PortClass::Sctp),
             _ => None,
         }
     }
@@ -61,6 +64,7 @@ impl PortClass {
             PortClass::Tcp => protocol::TCP,
             PortClass::Udp => protocol::UDP,
             PortClass::Echo => icmp,
+            PortClass::Sctp => protocol::SCTP,
         }
     }
 
@@ -70,6 +74,7 @@ impl PortClass {
             PortClass::Tcp => "tcp",
             PortClass::Udp => "udp",
             PortClass::Echo => "echo",
+            PortClass::Sctp => "sctp",
         }
     }
 }
@@ -79,9 +84,9 @@ impl PortClass {
 pub struct EgressRow {
     /// Its name, for people.
     pub name: Arc<str>,
-    /// Whether it is for a destination: the most specific prefix says.
-    destinations_v4: PrefixMap<Ipv4Net, bool>,
-    destinations_v6: PrefixMap<Ipv6Net, bool>,
+    /// Whether it is for a destination: the most specific prefix says. Of where the cluster is it says nothing.
+    destinations_v4: PrefixMap<Ipv4Net, Option<bool>>,
+    destinations_v6: PrefixMap<Ipv6Net, Option<bool>>,
     /// External addresses, network order, sorted.
     pub addresses_v4: Box<[[u8; 4]]>,
     /// The same for IPv6.
@@ -96,6 +101,8 @@ pub struct EgressRow {
     pub ports_per_namespace_max: u32,
     /// Destination ports of UDP whose mappings have a timer of their own: its number, from 1 on.
     pub timers: Box<[(u16, u8)]>,
+    /// Whether protocols without ports leave too (N-095).
+    pub other_protocols: bool,
     /// Whether its mappings are recorded.
     pub log: bool,
 }
@@ -114,33 +121,41 @@ impl EgressRow {
             ports_per_pod_max: u32::MAX,
             ports_per_namespace_max: u32::MAX,
             timers: Box::default(),
+            other_protocols: false,
             log: false,
         };
         if destinations.is_empty() {
-            row.destinations_v4.insert(Ipv4Net::default(), true);
-            row.destinations_v6.insert(Ipv6Net::default(), true);
+            row.destinations_v4.insert(Ipv4Net::default(), Some(true));
+            row.destinations_v6.insert(Ipv6Net::default(), Some(true));
         }
         for (prefixes, is_for) in [(destinations, true), (except, false)] {
-            for prefix in prefixes {
-                match prefix.trunc() {
-                    IpNet::V4(prefix) => drop(row.destinations_v4.insert(prefix, is_for)),
-                    IpNet::V6(prefix) => drop(row.destinations_v6.insert(prefix, is_for)),
-                }
-            }
+            prefixes.iter().for_each(|prefix| row.say(prefix, Some(is_for)));
         }
         row
     }
 
-    /// Whether it is for an IPv4 destination. Read side, slow path.
-    pub fn is_for_v4(&self, destination: &[u8; 4]) -> bool {
-        let found = self.destinations_v4.get_lpm(&Ipv4Net::from(Ipv4Addr::from(*destination)));
-        found.is_some_and(|(_, is_for)| *is_for)
+    fn say(&mut self, prefix: &IpNet, said: Option<bool>) {
+        match prefix.trunc() {
+            IpNet::V4(prefix) => drop(self.destinations_v4.insert(prefix, said)),
+            IpNet::V6(prefix) => drop(self.destinations_v6.insert(prefix, said)),
+        }
     }
 
-    /// Whether it is for an IPv6 destination. Read side, slow path.
-    pub fn is_for_v6(&self, destination: &[u8; 16]) -> bool {
+    /// Says nothing of these prefixes, whatever was said of them before. Build side.
+    pub fn keep_inside<'p>(&mut self, prefixes: impl Iterator<Item = &'p IpNet>) {
+        prefixes.for_each(|prefix| self.say(prefix, None));
+    }
+
+    /// Whether it is for an IPv4 destination, or leaves it out; none where it says nothing of it. Read side, slow path.
+    pub fn says_of_v4(&self, destination: &[u8; 4]) -> Option<bool> {
+        let found = self.destinations_v4.get_lpm(&Ipv4Net::from(Ipv4Addr::from(*destination)));
+        found.and_then(|(_, is_for)| *is_for)
+    }
+
+    /// The same of an IPv6 destination. Read side, slow path.
+    pub fn says_of_v6(&self, destination: &[u8; 16]) -> Option<bool> {
         let found = self.destinations_v6.get_lpm(&Ipv6Net::from(Ipv6Addr::from(*destination)));
-        found.is_some_and(|(_, is_for)| *is_for)
+        found.and_then(|(_, is_for)| *is_for)
     }
 
     /// How ports of `class` are given out.
@@ -150,6 +165,7 @@ impl EgressRow {
             PortClass::Tcp => self.tcp,
             PortClass::Udp => self.udp,
             PortClass::Echo => Mapping::default(),
+            PortClass::Sctp => Mapping { class: MappingClass::AddressAndPortDependent, ..Mapping::default() },
         }
     }
 
@@ -203,6 +219,14 @@ impl OwnPorts<'_> {
     /// Whether there is none.
     pub fn is_empty(self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether `port` is one of them.
+    pub fn contains(self, port: u16) -> bool {
+        match self {
+            OwnPorts::Dealt(ports) => ports.contains(port),
+            OwnPorts::Listed(ports) => ports.binary_search(&port).is_ok(),
+        }
     }
 
     /// The `n`th of them, `n` below [`OwnPorts::len`].
@@ -423,14 +447,19 @@ mod tests {
     fn the_most_specific_prefix_decides() {
         // N-043
         let row = EgressRow::new("a", &[], &nets(&["10.0.0.0/8", "fd00::/8"]));
-        assert!(row.is_for_v4(&[9, 255, 0, 1]) && !row.is_for_v4(&[10, 0, 0, 1]));
-        assert!(row.is_for_v6(&[0x20; 16]) && !row.is_for_v6(&[0xfd; 16]));
+        assert!(row.says_of_v4(&[9, 255, 0, 1]) == Some(true) && row.says_of_v4(&[10, 0, 0, 1]) == Some(false));
+        assert!(row.says_of_v6(&[0x20; 16]) == Some(true) && row.says_of_v6(&[0xfd; 16]) == Some(false));
         let row = EgressRow::new("b", &nets(&["10.0.0.0/8", "10.1.1.0/24"]), &nets(&["10.1.0.0/16"]));
-        assert!(row.is_for_v4(&[10, 0, 0, 1]) && !row.is_for_v4(&[10, 1, 0, 1]) && row.is_for_v4(&[10, 1, 1, 1]));
-        assert!(!row.is_for_v4(&[11, 0, 0, 1]) && !row.is_for_v6(&[0x20; 16]));
+        let said = [[10, 0, 0, 1], [10, 1, 0, 1], [10, 1, 1, 1]].map(|address| row.says_of_v4(&address));
+        assert_eq!(said, [Some(true), Some(false), Some(true)]);
+        assert!(row.says_of_v4(&[11, 0, 0, 1]).is_none() && row.says_of_v6(&[0x20; 16]).is_none());
+        let mut row = EgressRow::new("d", &[], &nets(&["10.0.0.0/8"]));
+        row.keep_inside(nets(&["10.96.0.0/12", "fd00::/8"]).iter());
+        let said = [[10, 0, 0, 1], [10, 96, 0, 1], [9, 0, 0, 1]].map(|address| row.says_of_v4(&address));
+        assert_eq!((said, row.says_of_v6(&[0xfd; 16])), ([Some(false), None, Some(true)], None));
         // Named as both: left out.
         let row = EgressRow::new("c", &nets(&["10.0.0.0/8"]), &nets(&["10.0.0.0/8"]));
-        assert!(!row.is_for_v4(&[10, 0, 0, 1]));
+        assert!(row.says_of_v4(&[10, 0, 0, 1]) == Some(false));
     }
 
     #[test]

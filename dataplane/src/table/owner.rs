@@ -101,6 +101,12 @@ impl OwnerTable {
 }
 
 impl<'t> Ports<'t> {
+    /// Whether `port` is one of them.
+    #[inline]
+    pub fn contains(self, port: u16) -> bool {
+        self.blocks.binary_search(&(port >> BLOCK_SHIFT)).is_ok()
+    }
+
     /// How many there are.
     #[inline]
     pub fn len(self) -> u32 {

@@ -25,6 +25,8 @@ use super::{BackendId, Family, ServiceId};
 pub enum Mode {
     /// Destination and source translated; replies come back through this gateway.
     Fullnat,
+    /// Destination translated, source kept; the node sends replies back through this gateway.
+    Symmetric,
     /// The VIP kept: the packet goes to a node that has an endpoint, which answers the client itself.
     NodeDsr,
 }
@@ -34,6 +36,7 @@ impl Mode {
     pub fn name(self) -> &'static str {
         match self {
             Mode::Fullnat => "fullnat",
+            Mode::Symmetric => "symmetric",
             Mode::NodeDsr => "node-dsr",
         }
     }
@@ -53,11 +56,6 @@ impl EndpointSet {
     #[inline]
     pub fn pick(&self, hash: u64) -> Option<BackendId> {
         self.members.get(self.ring.as_ref()?.pick(hash)).copied()
-    }
-
-    /// The mode that follows when these are nodes.
-    pub fn mode(&self) -> Mode {
-        if self.ring.is_some() { Mode::NodeDsr } else { Mode::Fullnat }
     }
 
     /// Whether no member takes new flows.
@@ -103,8 +101,11 @@ pub struct ServiceTable {
     gates: Rows<Option<Arc<Gate>>>,
     /// Rows with a gate.
     gated: u32,
-    /// Rows with affinity, and rows whose gate limits sources.
+    /// Rows whose clients meet one worker each: those with affinity, those whose gate limits sources, those that keep clients'
+    /// addresses.
     sticky: u32,
+    /// Whether any row ever kept its clients' addresses: flows that began then go on.
+    was_symmetric: bool,
 }
 
 impl ServiceTable {
@@ -157,8 +158,14 @@ impl ServiceTable {
         self.sticky > 0
     }
 
+    /// Whether answers of pods may be to clients whose address was kept, now or when their flow began. Read side.
+    #[inline]
+    pub fn any_symmetric(&self) -> bool {
+        self.was_symmetric
+    }
+
     /// Whether all connections of a client to this IPv4 address, protocol and port must meet one worker: the Service there
-    /// has affinity, or limits its sources. Read side.
+    /// has affinity, limits its sources or keeps the client's address. Read side.
     #[inline]
     pub fn is_sticky_v4(&self, address: &[u8; 4], protocol: u8, port: u16) -> bool {
         self.any_sticky() && self.is_sticky(self.lookup_v4(address, protocol, port))
@@ -214,17 +221,17 @@ impl ServiceTable {
 
     /// Writes a Service row; its mode becomes what follows from the nodes that are there. Build side: one chunk.
     pub fn set_row(&mut self, id: ServiceId, row: ServiceRow) {
-        let mode = self.nodes(id).map_or(Mode::Fullnat, EndpointSet::mode);
-        let row = ServiceRow { mode, ..row };
+        let row = ServiceRow { mode: mode(row.mode, self.nodes(id)), ..row };
         self.sticky = self.sticky + u32::from(is_sticky(&row)) - u32::from(self.row(id).is_some_and(is_sticky));
+        self.was_symmetric |= is_symmetric(&row);
         self.rows.set(id.0, Some(row));
     }
 
     /// Writes the nodes of a row that is there, and makes its mode what follows from them. Build side: two chunks.
     pub fn set_nodes(&mut self, id: ServiceId, nodes: Option<EndpointSet>) {
-        let mode = nodes.as_ref().map_or(Mode::Fullnat, EndpointSet::mode);
-        if let Some(row) = self.row(id).filter(|row| row.mode != mode).cloned() {
-            self.rows.set(id.0, Some(ServiceRow { mode, ..row }));
+        let mode = |row: &ServiceRow| mode(row.mode, nodes.as_ref());
+        if let Some(row) = self.row(id).filter(|row| row.mode != mode(row)).cloned() {
+            self.rows.set(id.0, Some(ServiceRow { mode: mode(&row), ..row }));
         }
         if nodes.is_some() || self.nodes(id).is_some() {
             self.nodes.set(id.0, nodes.map(Arc::new));
@@ -282,8 +289,22 @@ impl ServiceTable {
     }
 }
 
+/// The mode of a row that was written with `asked` and has these nodes. Nodes beside `symmetric` are of what was asked before.
+fn mode(asked: Mode, nodes: Option<&EndpointSet>) -> Mode {
+    match (asked, nodes) {
+        (Mode::Symmetric, _) => Mode::Symmetric,
+        (_, Some(nodes)) if !nodes.is_empty() => Mode::NodeDsr,
+        _ => Mode::Fullnat,
+    }
+}
+
+/// With affinity; or with the client's address kept, since an answer out of the overlay names nothing else of its flow.
 fn is_sticky(row: &ServiceRow) -> bool {
-    row.terms.as_ref().is_some_and(|terms| terms.is_sticky())
+    row.terms.as_ref().is_some_and(|terms| terms.is_sticky()) || is_symmetric(row)
+}
+
+fn is_symmetric(row: &ServiceRow) -> bool {
+    row.mode == Mode::Symmetric
 }
 
 fn row_digest(row: &ServiceRow) -> u64 {
@@ -419,6 +440,30 @@ mod tests {
         assert_eq!(table.row(ServiceId(8)).unwrap().cluster.pick(1), None);
         assert!(table.row(ServiceId(9)).is_none() && table.row(ServiceId::NONE).is_none());
         assert_eq!(table.rows().map(|(id, _)| id.0).collect::<Vec<_>>(), [7, 8]);
+    }
+
+    #[test]
+    fn the_mode_is_the_rows_and_its_nodes() {
+        let mut table = table_of(&[told(4)]);
+        let id = ServiceId(7);
+        let row = table.row(id).unwrap().clone();
+        let nodes = EndpointSet { members: row.cluster.members.clone(), ring: row.cluster.ring.clone() };
+        let is = |table: &ServiceTable| (table.row(id).unwrap().mode, table.any_sticky(), table.any_symmetric());
+        table.set_nodes(id, Some(nodes.clone()));
+        assert_eq!(is(&table), (Mode::NodeDsr, false, false));
+        // From one to the other and back, in whichever order row and nodes are written.
+        table.set_row(id, ServiceRow { mode: Mode::Symmetric, ..row.clone() });
+        assert_eq!(is(&table), (Mode::Symmetric, true, true));
+        table.set_nodes(id, None);
+        assert_eq!(is(&table), (Mode::Symmetric, true, true));
+        table.set_nodes(id, Some(nodes));
+        assert_eq!(is(&table), (Mode::Symmetric, true, true));
+        table.set_row(id, row);
+        assert_eq!(is(&table), (Mode::NodeDsr, false, true), "answers of what began go on");
+        table.set_nodes(id, None);
+        assert_eq!(is(&table), (Mode::Fullnat, false, true));
+        table.clear_row(id);
+        assert!(!table.any_sticky());
     }
 
     #[test]

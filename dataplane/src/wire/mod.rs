@@ -59,6 +59,8 @@ pub mod protocol {
     pub const ROUTING: u8 = 43;
     /// IPv6 fragment header, RFC 8200 section 4.5.
     pub const FRAGMENT: u8 = 44;
+    /// Generic routing encapsulation, RFC 2784.
+    pub const GRE: u8 = 47;
     /// Encapsulating security payload, RFC 4303.
     pub const ESP: u8 = 50;
     /// Authentication header, RFC 4302.

@@ -15,7 +15,7 @@ use crate::handover::{Links, Parcel};
 use crate::packet::{Domain, Key, Packet};
 use crate::pipeline::{self, Moment, Silent, Verdict};
 use crate::stage::verdict::{self, Exits};
-use crate::stage::{egress, encap, fragment, local, owner};
+use crate::stage::{encap, fragment, local, owner, portless};
 use crate::state::fragment::{Outcome, Ports, Refusal, Waiting};
 use crate::state::hold::Outlook;
 use crate::state::{Entropy, State, Tuple};
@@ -103,7 +103,7 @@ impl Hands<'_> {
         self.counters.count(Event::Hairpinned);
         let packet = Packet { domain: Domain::Wire, tunnel: TunnelId::NONE, ecn: None, l3: read, ..*packet };
         let key = match pipeline::classify(&packet, l3) {
-            Key::None => egress::echo_key(self.tables, &packet, l3),
+            Key::None => portless::key(self.tables, &packet, l3),
             key => key,
         };
         match key {
@@ -183,7 +183,8 @@ impl Hands<'_> {
 }
 
 /// Who may know the flow of this packet, if we do not: it began before its Service was told to keep clients, or not
-/// to any more, and lives where it began (S-094, S-100). Only what cannot begin a flow itself is worth asking for.
+/// to any more, and lives where it began (S-094, S-100). Or it is a pod's with the outside, where answers of pods are looked
+/// for first at their clients' worker. Only what cannot begin a flow itself is worth asking for.
 #[cold]
 pub(super) fn elsewhere<A: Family>(
     tables: &Tables,
@@ -192,9 +193,15 @@ pub(super) fn elsewhere<A: Family>(
     packet: &Packet,
     tuple: &Tuple<A>,
 ) -> Option<WorkerId> {
+    if is_alone || A::flows(state).lookup(tuple).is_some() {
+        return None;
+    }
+    let second = owner::second(tables, tuple).filter(|second| *second != state.worker);
+    if second.is_some() && owner::of(tables, tuple) == state.worker {
+        return second;
+    }
     let opens = tuple.protocol != protocol::TCP || packet.l3.tcp_flags & tcp::SYN != 0;
-    let error = packet.l3.is_icmp_error();
-    if (opens && !error) || is_alone || A::flows(state).lookup(tuple).is_some() {
+    if opens && !packet.l3.is_icmp_error() {
         return None;
     }
     // The other rule's owner hands back nothing: there this rule's owner is "elsewhere" only for whom it is not.

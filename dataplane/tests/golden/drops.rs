@@ -279,6 +279,7 @@ fn every_reason_is_reached_by_a_frame() {
         others.iter().for_each(|frontend| rig.rx_wan(&tcp(crate::client(net), *frontend).syn(1)));
         reasons(&rig, &mut seen);
         reasons(&crate::egress::refusals(net), &mut seen);
+        reasons(&crate::protocols::refusal(net), &mut seen);
         reasons(&crate::policy::refusals(net), &mut seen);
         reasons(&crate::gatepolicy::refusals(net), &mut seen);
     }

@@ -8,7 +8,9 @@ use tidegate_api::resource::{Egress, Filtering, Mapping, MappingClass, PortTimeo
 use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::outside::{self, Outside, external, policy};
-use tidegate_dataplane::rig::sketch::{Body, End, Sketch, Trouble, our_trouble, ping, pong, tcp, trouble, udp};
+use tidegate_dataplane::rig::sketch::{
+    Body, End, Sketch, Trouble, our_trouble, ping, pong, raw, sctp, tcp, trouble, udp,
+};
 use tidegate_dataplane::rig::{self, LAN, Net, Rig, WAN};
 use tidegate_dataplane::state::FlowState;
 use tidegate_dataplane::table::Tables;
@@ -18,11 +20,11 @@ use tidegate_dataplane::table::owner::WorkerId;
 const SECOND: u64 = 1_000_000_000;
 
 /// What the first packet of a pod's flow moves.
-const STARTS: &[(&str, u64)] =
+pub(crate) const STARTS: &[(&str, u64)] =
     &[("received", 1), ("decapsulated", 1), ("slow_walk", 1), ("flow_installed", 1), ("sent", 1)];
 
 /// What a pod's packet moves that is answered instead.
-const REFUSED: &[(&str, u64)] = &[
+pub(crate) const REFUSED: &[(&str, u64)] = &[
     ("received", 1),
     ("decapsulated", 1),
     ("slow_walk", 1),
@@ -32,29 +34,29 @@ const REFUSED: &[(&str, u64)] = &[
 ];
 
 /// What a dropped packet of a pod moves.
-fn dropped(reason: &'static str) -> [(&'static str, u64); 4] {
+pub(crate) fn dropped(reason: &'static str) -> [(&'static str, u64); 4] {
     [("received", 1), ("decapsulated", 1), ("slow_walk", 1), (reason, 1)]
 }
 
-fn town() -> (Rig, Outside) {
+pub(crate) fn town() -> (Rig, Outside) {
     let (tables, outside) = outside::town();
     (Rig::new(tables).unwrap(), outside)
 }
 
-fn pod(net: Net) -> End {
+pub(crate) fn pod(net: Net) -> End {
     (net.pod(0, 5), 40_000)
 }
 
-fn web(net: Net) -> End {
+pub(crate) fn web(net: Net) -> End {
     (net.client(9), 443)
 }
 
-fn names(net: Net) -> End {
+pub(crate) fn names(net: Net) -> End {
     (net.client(9), 53)
 }
 
 /// Changes the policy of [`town`].
-fn change(rig: &mut Rig, outside: &mut Outside, change: impl FnOnce(&mut Egress)) {
+pub(crate) fn change(rig: &mut Rig, outside: &mut Outside, change: impl FnOnce(&mut Egress)) {
     let mut egress = policy(&Net::BOTH.map(|net| external(net, 1)));
     change(&mut egress);
     rig.publish(|tables| outside.policy(tables, "out", Some(&egress)));
@@ -62,13 +64,13 @@ fn change(rig: &mut Rig, outside: &mut Outside, change: impl FnOnce(&mut Egress)
 
 /// The one frame sent to the router, which has to be `packet` with any external port from 1024 on; that port.
 #[track_caller]
-fn expect_out(rig: &mut Rig, packet: &Sketch) -> u16 {
+pub(crate) fn expect_out(rig: &mut Rig, packet: &Sketch) -> u16 {
     let frame = rig.sent_one(WAN);
     out(&frame, packet, &rig.told())
 }
 
 #[track_caller]
-fn out(frame: &[u8], packet: &Sketch, told: &str) -> u16 {
+pub(crate) fn out(frame: &[u8], packet: &Sketch, told: &str) -> u16 {
     let mut packet = packet.clone();
     let header = if packet.from.0.is_ipv4() { 34 } else { 54 };
     let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
@@ -89,7 +91,7 @@ fn out(frame: &[u8], packet: &Sketch, told: &str) -> u16 {
 }
 
 /// Opens a connection from `from` (peer 0) to `to` and completes the handshake; the external port.
-fn connect(rig: &mut Rig, net: Net, from: End, to: End) -> u16 {
+pub(crate) fn connect(rig: &mut Rig, net: Net, from: End, to: End) -> u16 {
     let ours = external(net, 1);
     rig.rx_overlay(net, 0, &tcp(from, to).syn(100));
     let port = expect_out(rig, &tcp((ours, 0), to).syn(100).ttl(63).mss(crate::mss(net)));
@@ -103,14 +105,14 @@ fn connect(rig: &mut Rig, net: Net, from: End, to: End) -> u16 {
 
 /// Sends a datagram from `from` (peer 0) to `to`; the external port.
 #[track_caller]
-fn send(rig: &mut Rig, net: Net, from: End, to: End) -> u16 {
+pub(crate) fn send(rig: &mut Rig, net: Net, from: End, to: End) -> u16 {
     rig.rx_overlay(net, 0, &udp(from, to).data(*b"who?"));
     let port = expect_out(rig, &udp((external(net, 1), 0), to).data(*b"who?").ttl(63));
     rig.moved();
     port
 }
 
-fn wait(rig: &mut Rig, seconds: u64) {
+pub(crate) fn wait(rig: &mut Rig, seconds: u64) {
     rig.now_ns += seconds * SECOND;
     // A lap of the sweep.
     for _ in 0..6 {
@@ -142,22 +144,79 @@ fn a_connection_leaves_with_the_policys_address_and_comes_back() {
 }
 
 #[test]
-fn pods_without_a_policy_and_destinations_left_out_stay_where_they_are() {
-    // N-043, N-110, T-193
+fn pods_without_a_policy_stay_where_they_are() {
     for net in Net::BOTH {
         let (mut rig, mut outside) = town();
         rig.rx_overlay(net, 0, &tcp((net.pod(0, 99), 1), web(net)).syn(1));
         rig.expect_silence();
         rig.expect_counted(&dropped("NotOurs"));
-        change(&mut rig, &mut outside, |egress| egress.except = vec![web(net).0.into()]);
-        rig.rx_overlay(net, 0, &tcp(pod(net), web(net)).syn(1));
-        rig.expect_silence();
-        rig.expect_counted(&dropped("NotOurs"));
         // Another pod is no outside, whatever the policy says.
         rig.rx_overlay(net, 0, &tcp(pod(net), (net.pod(1, 7), 80)).syn(1));
         rig.expect_counted(&dropped("NotOurs"));
+        // Neither named nor left out.
+        change(&mut rig, &mut outside, |egress| egress.destinations = vec![web(net).0.into()]);
         rig.rx_overlay(net, 0, &tcp(pod(net), (net.client(1), 80)).syn(1));
+        rig.expect_counted(&dropped("NotOurs"));
+        rig.rx_overlay(net, 0, &tcp(pod(net), web(net)).syn(1));
         assert_eq!(rig.sent(WAN).len(), 1);
+    }
+}
+
+#[test]
+fn what_a_policy_leaves_out_leaves_as_it_is() {
+    // N-043, N-110, T-193
+    const ROUTED: &[(&str, u64)] =
+        &[("received", 1), ("decapsulated", 1), ("slow_walk", 1), ("routed", 1), ("sent", 1)];
+    for net in Net::BOTH {
+        let (mut rig, mut outside) = town();
+        let pods = Net::BOTH.map(|net| ipnet::IpNet::new(net.pod(1, 0), 24).unwrap());
+        change(&mut rig, &mut outside, |egress| egress.except = [vec![web(net).0.into()], pods.to_vec()].concat());
+        let (from, to) = (pod(net), web(net));
+        // Every packet by itself, in the middle of a connection too: its answers may take another way.
+        let packets = [
+            tcp(from, to).syn(1),
+            tcp(from, to).ack(5, 6),
+            udp(from, to).data(*b"x"),
+            udp(from, to).data(*b"x").may_fragment(),
+            sctp(from, to).tag(7).chunk(0, 3, &[1; 20]),
+            ping(from.0, to.0),
+            raw(from.0, to.0, 47).data([0; 20]),
+        ];
+        for packet in &packets {
+            rig.rx_overlay(net, 0, packet);
+            rig.expect_wan(&packet.clone().ttl(63));
+            rig.expect_counted(ROUTED);
+        }
+        for piece in crate::fragment::cut(&udp(from, to).data([7; 1992]).may_fragment(), &[800, 800, 400]) {
+            rig.rx_overlay(net, 0, &piece);
+            rig.expect_wan(&piece.ttl(63));
+            rig.expect_counted(ROUTED);
+        }
+        assert_eq!(rig.worker.state().live(), 0, "nothing is remembered");
+        // A hop like any other, and no way round the rules for sources.
+        let short = udp(from, to).ttl(1);
+        rig.rx_overlay(net, 0, &short);
+        rig.expect_overlay(net, 0, &our_trouble(net.vtep(), from.0, Trouble::Time, &short.packet()));
+        rig.moved();
+        rig.rx_overlay(net, 1, &udp(from, to));
+        rig.expect_counted(&dropped("SpoofedSource"));
+        // Not to other pods, nor to external addresses, though they be left out; nor for pods without a policy.
+        rig.rx_overlay(net, 0, &udp(from, (net.pod(1, 7), 80)));
+        rig.expect_counted(&dropped("NotOurs"));
+        change(&mut rig, &mut outside, |egress| egress.except = vec![external(net, 1).into(), web(net).0.into()]);
+        rig.rx_overlay(net, 0, &udp(from, (external(net, 1), 80)));
+        rig.expect_counted(&dropped("NotOurs"));
+        rig.rx_overlay(net, 0, &udp((net.pod(0, 99), 1), to));
+        rig.expect_counted(&dropped("NotOurs"));
+        // Everything else is translated as ever; and where another policy is for it, that one decides.
+        connect(&mut rig, net, from, (net.client(30), 443));
+        rig.publish(|tables| {
+            outside.policy(tables, "more", Some(&policy(&Net::BOTH.map(|net| external(net, 2)))));
+            outside.pod(tables, "shop/five", &Net::BOTH.map(|net| net.pod(0, 5)), &["out", "more"]);
+        });
+        rig.rx_overlay(net, 0, &udp(from, to).data(*b"x"));
+        expect_out(&mut rig, &udp((external(net, 2), 0), to).data(*b"x").ttl(63));
+        rig.expect_balance();
     }
 }
 
@@ -570,6 +629,44 @@ fn quotas_bound_what_a_pod_and_a_namespace_hold() {
         assert_eq!(rig.sent(WAN).len(), 1, "another namespace");
         wait(&mut rig, 301);
         assert!(ask(&mut rig, 6, 500), "what is idle is not held");
+    }
+}
+
+#[test]
+fn a_namespace_uses_its_whole_quota_on_one_worker() {
+    // N-040, design 7: shares are lent to who needs them, and all together never hold more than the quota.
+    const MOST: usize = 30;
+    for (workers, net) in [2u16, 3, 8].into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+        let (mut tables, mut outside) = outside::town();
+        let egress = Egress { ports_per_namespace_max: Some(MOST as u32), ..policy(&[external(net, 1)]) };
+        outside.policy(&mut tables, "out", Some(&egress));
+        // Pods of one namespace, many enough to live on different workers.
+        for n in 10..30 {
+            outside.pod(&mut tables, &format!("shop/more-{n}"), &[net.pod(0, n)], &["out"]);
+        }
+        let mut fleet = Fleet::with(tables, Plan::of(workers)).unwrap();
+        let ask = |fleet: &mut Fleet, p: u8, port: u16| {
+            fleet.rx_overlay(0, net, 0, &udp((net.pod(0, p), port), names(net)).data(*b"x"));
+            let left = fleet.sent(WAN).len();
+            fleet.sent(LAN);
+            fleet.move_ports();
+            left == 1
+        };
+        // One pod, thus one worker: more than that worker was dealt, up to the last, and none beyond.
+        let left = (0..60).filter(|n| ask(&mut fleet, 10, 1000 + n)).count();
+        assert_eq!(left, MOST, "{workers} workers\n{}", fleet.told());
+        assert_eq!((11..30).filter(|p| ask(&mut fleet, *p, 5)).count(), 0, "nothing is left for the others");
+        // What is given back is anybody's.
+        fleet.now_ns += 301 * SECOND;
+        for _ in 0..8 {
+            fleet.now_ns += SECOND;
+            fleet.turn();
+        }
+        let mut left = 0;
+        for round in 0..12u16 {
+            left += (11..30).filter(|p| ask(&mut fleet, *p, 100 + round)).count();
+        }
+        assert_eq!(left, MOST, "{workers} workers\n{}", fleet.told());
     }
 }
 

@@ -16,6 +16,9 @@ pub struct Egress {
     /// Destinations within those that it is not for: they are forwarded untranslated (N-043, N-110).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<IpNet>,
+    /// Where the cluster itself is: neither translated nor forwarded, unless the same prefix is in `except` (N-110).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inside: Vec<IpNet>,
     /// Addresses that the outside sees, of either family; this gateway alone uses them. None of a packet's family: the
     /// packet is dropped (N-111).
     pub addresses: Vec<IpAddr>,
@@ -34,6 +37,9 @@ pub struct Egress {
     /// Idle UDP mappings to these ports end earlier than others (N-007); both in host order and seconds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub udp_timeouts: Vec<PortTimeout>,
+    /// Whether protocols that have no ports (ESP, GRE, IP in IP) leave too, one pod with each destination (N-095).
+    #[serde(default)]
+    pub other_protocols: bool,
     /// Whether the ledger records who had which port (N-044).
     #[serde(default)]
     pub log: bool,
