@@ -43,7 +43,7 @@ pub struct GatewayPolicySpec {
     pub mode: Mode,
     /// Rules, asked in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 128))]
     pub rules: Vec<ClientRule>,
 }
 
@@ -77,7 +77,7 @@ pub struct ClientRule {
     pub clients: Option<Vec<Client>>,
     /// Services; left out: all, and echo requests to their addresses too if there are no ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 32))]
     pub services: Option<Vec<ServiceChoice>>,
     /// Ports of the Services themselves, not of their pods or nodes; left out: every port of every protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]

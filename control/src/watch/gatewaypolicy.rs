@@ -11,7 +11,7 @@ use crate::model::Name;
 use crate::model::gatewaypolicy::{Choice, GatewayPolicy, Rule};
 
 /// Most rules in a policy.
-const RULES_MAX: usize = 256;
+const RULES_MAX: usize = 128;
 /// Most CIDRs in a rule, exceptions included.
 const CIDRS_MAX: usize = 4096;
 /// Most new connections a second, and at once.
@@ -269,8 +269,8 @@ mod tests {
             let message = policy(spec).unwrap_err();
             assert!(message.contains(expected), "{spec} gave {message:?}");
         }
-        let many = vec!["{ action: Deny }"; 257].join(", ");
-        assert!(policy(&format!("rules: [{many}]")).unwrap_err().contains("at most 256"));
+        let many = vec!["{ action: Deny }"; 129].join(", ");
+        assert!(policy(&format!("rules: [{many}]")).unwrap_err().contains("at most 128"));
         let many = vec!["{ cidr: 10.0.0.0/8 }"; 4097].join(", ");
         assert!(rule(&format!("action: Deny, clients: [{many}]")).unwrap_err().contains("at most 4096"));
     }
