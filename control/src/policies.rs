@@ -357,8 +357,8 @@ impl Policies {
         if facts.is_empty() && names.is_empty() {
             return;
         }
-        // By scope and key: whether it matters that the label is there, and which values do.
-        let mut terms: HashMap<(Option<&str>, &str), (bool, HashSet<&str>)> = HashMap::new();
+        // By scope and key.
+        let mut terms: HashMap<(Option<&str>, &str), Wanted<'_>> = HashMap::new();
         for (scope, term) in &facts {
             let (bare, values) = terms.entry((scope.as_deref(), term.key.as_str())).or_default();
             *bare |= term.value.is_none();
@@ -635,6 +635,9 @@ fn port_names(policy: &Policy) -> impl Iterator<Item = &str> {
         PortMatch::Range(..) => None,
     })
 }
+
+/// Of a label: whether it matters that it is there, and which values do.
+type Wanted<'a> = (bool, HashSet<&'a str>);
 
 /// Where a selection's terms are looked for.
 fn scope_of(selected: &Selected) -> Scope {
