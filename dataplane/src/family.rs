@@ -73,9 +73,9 @@ pub trait Family: Address {
     /// # Errors
     /// When the quote names no flow.
     fn quoted(message: &[u8], domain: u8) -> Result<Tuple<Self>, Malformed>;
-    /// Gives the packet at the start of `l3` the addresses and ports of `to`, checksums included. False: it is not what
-    /// `at` says, and nothing was written.
-    fn translate(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool;
+    /// Takes a hop off the packet at the start of `l3` and gives it the addresses and ports of `to`, checksums included.
+    /// False: it is not what `at` says, or has no hop left, and must not be sent.
+    fn forward(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool;
     /// Gives an ICMP error the addresses of `to` and its quote the tuple `quote_to`. False: the quote was not understood
     /// and the packet must not be sent.
     fn translate_error(l3: &mut [u8], at: &L3, to: &Tuple<Self>, quote_to: &Tuple<Self>) -> bool;
@@ -212,8 +212,8 @@ impl Family for [u8; 4] {
     }
 
     #[inline(always)]
-    fn translate(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool {
-        edit::translate_v4(l3, at, &ends(to))
+    fn forward(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool {
+        edit::forward_v4(l3, at, &ends(to))
     }
 
     fn translate_error(l3: &mut [u8], at: &L3, to: &Tuple<Self>, quote_to: &Tuple<Self>) -> bool {
@@ -334,8 +334,8 @@ impl Family for [u8; 16] {
     }
 
     #[inline(always)]
-    fn translate(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool {
-        edit::translate_v6(l3, at, &ends(to))
+    fn forward(l3: &mut [u8], at: &L3, to: &Tuple<Self>) -> bool {
+        edit::forward_v6(l3, at, &ends(to))
     }
 
     fn translate_error(l3: &mut [u8], at: &L3, to: &Tuple<Self>, quote_to: &Tuple<Self>) -> bool {

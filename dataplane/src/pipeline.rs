@@ -18,7 +18,7 @@ use crate::packet::{Domain, Key, Kind, Packet};
 use crate::stage::gatepolicy::{self, Charged, UNASKED};
 use crate::stage::policy::{self, Blame, Denied, Passed};
 use crate::stage::rewrite::{self, Edited};
-use crate::stage::route::{self, Departure, Hop};
+use crate::stage::route::{self, Departure, Hop, Way};
 use crate::stage::{self, encap, error, flow, local};
 use crate::state::answers::{Permit, Source};
 use crate::state::mapping::Mapping;
@@ -402,7 +402,7 @@ pub fn apply<A: Family>(
             if A::flows(state).entry(flow).protocol() == protocol::SCTP {
                 sctp::forward::<A>(tables, state, counters, packet, frame, said, hit, hop, hash, now_ns)
             } else if packet.l3.has_l4() {
-                forward_by::<A, true>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
+                forward::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
             } else {
                 forward_later::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
             }
@@ -527,7 +527,7 @@ fn begun<A: Family>(
     if packet.l3.protocol == protocol::SCTP {
         sctp::forward::<A>(tables, state, counters, packet, frame, said, hit, hop, hash, now_ns)
     } else if packet.l3.has_l4() {
-        forward_by::<A, true>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
+        forward::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
     } else {
         forward_later::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
     }
@@ -633,27 +633,40 @@ fn deliver<A: Family>(
     }
 }
 
-/// Edits and sends a packet of a known flow that fits its hop: the way of nearly every packet.
+/// Edits and sends a packet of a known flow that fits its way: what nearly every packet meets.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub fn forward<A: Family>(
+pub fn forward_on<A: Family>(
+    way: &Way<'_>,
     tables: &Tables,
     state: &mut State,
     counters: &mut Counters,
     packet: &Packet,
     frame: &mut Frame,
     hit: Hit,
-    hop: Hop,
     hash: u64,
     now_ns: u64,
 ) -> Verdict {
-    forward_by::<A, false>(tables, state, counters, packet, frame, hit, hop, hash, now_ns)
+    if let Err(reason) = pass_through::<A>(tables, state, counters, packet, frame, hit, now_ns) {
+        return Verdict::Drop(reason);
+    }
+    let departure = way.departure();
+    let dressed = match way.tunnel {
+        Some(row) => {
+            counters.count(Event::Encapsulated);
+            encap::vxlan_over(row, way.device, packet, frame, &departure, hash)
+        }
+        None => encap::ethernet_over(way.device, packet, frame, &departure),
+    };
+    match dressed {
+        Ok(()) => verdict(departure),
+        Err(reason) => Verdict::Drop(reason),
+    }
 }
 
-/// As [`forward`]; with `CUT` also of one that does not fit.
-#[inline(always)]
+/// Edits and sends a packet of a known flow over `hop`, in fragments where it does not fit.
 #[allow(clippy::too_many_arguments)]
-fn forward_by<A: Family, const CUT: bool>(
+fn forward<A: Family>(
     tables: &Tables,
     state: &mut State,
     counters: &mut Counters,
@@ -664,6 +677,23 @@ fn forward_by<A: Family, const CUT: bool>(
     hash: u64,
     now_ns: u64,
 ) -> Verdict {
+    match pass_through::<A>(tables, state, counters, packet, frame, hit, now_ns) {
+        Ok(()) => leave(tables, counters, packet, frame, hop, hash),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// What a packet does to its flow, and the flow to it: state, time and counters there, header and checksums here.
+#[inline(always)]
+fn pass_through<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    hit: Hit,
+    now_ns: u64,
+) -> Result<(), DropReason> {
     let entry = A::flows_mut(state).entry_mut(hit.flow);
     let at = &packet.l3;
     let mut turned = None;
@@ -671,7 +701,7 @@ fn forward_by<A: Family, const CUT: bool>(
         let ack = &mut entry.last_ack;
         let next = tcp::advance(entry.state, hit.direction, at.tcp_flags, at.tcp_seq, at.tcp_ack, ack);
         if !next.forward {
-            return Verdict::Drop(DropReason::TcpInvalid);
+            return Err(DropReason::TcpInvalid);
         }
         if entry.state != next.state {
             if entry.state.is_active() != next.state.is_active() {
@@ -700,14 +730,13 @@ fn forward_by<A: Family, const CUT: bool>(
         state.usage.turn(backend, is_active);
     }
     match rewrite::run(packet, frame, &to, mtu) {
-        Edited::Plainly => {}
-        Edited::Clamped => counters.count(Event::MssClamped),
-        Edited::Refused => return Verdict::Drop(DropReason::EditRefused),
+        Edited::Plainly => Ok(()),
+        Edited::Clamped => {
+            counters.count(Event::MssClamped);
+            Ok(())
+        }
+        Edited::Refused => Err(DropReason::EditRefused),
     }
-    if CUT {
-        return leave(tables, counters, packet, frame, hop, hash);
-    }
-    depart(tables, counters, packet, frame, hop, hash)
 }
 
 /// As [`forward`] for a fragment without an L4 header: it says nothing of the flow's state, and only its addresses are

@@ -325,8 +325,9 @@ impl Worker {
                 hands.hand_over(frame, &slot.packet, slot.key, slot.owner, slot.hops);
                 continue;
             }
-            // Twice the same end, so that the verdict of the fast way stays in registers.
+            // Nearly all are sent, so that the verdict of the fast way stays in registers.
             match run::<SEVERAL>(tables, hands.state, hands.counters, slot, &mut frame, now_ns) {
+                Some(Verdict::Send(device)) => hands.exits.send(device, frame, hands.counters),
                 Some(verdict) => hands.carry_out(verdict, frame),
                 None => hands.other(frame, slot),
             }
@@ -560,7 +561,7 @@ fn run_flow<A: Family, const SEVERAL: bool>(
     if !matches!(packet.l3.protocol, protocol::TCP | protocol::UDP) || (SEVERAL && !packet.l3.has_l4()) {
         return None;
     }
-    let hop = flow::current(tables, A::flows(state).entry(hit.flow), hit.direction, packet)?;
+    let way = flow::current(tables, A::flows(state).entry(hit.flow), hit.direction, packet, slot.hash)?;
     counters.count(Event::FlowHit);
-    Some(pipeline::forward::<A>(tables, state, counters, packet, frame, hit, hop, slot.hash, now_ns))
+    Some(pipeline::forward_on::<A>(&way, tables, state, counters, packet, frame, hit, slot.hash, now_ns))
 }

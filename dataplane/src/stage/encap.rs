@@ -14,6 +14,8 @@ use crate::mutation::{self, Mutation};
 use crate::packet::{Kind, Packet};
 use crate::pipeline::Verdict;
 use crate::stage::route::Departure;
+use crate::table::device::DeviceRow;
+use crate::table::tunnel::TunnelRow;
 use crate::table::{Tables, TunnelId};
 use crate::wire::checksum::Sum;
 use crate::wire::encap::{self as outer, Inner};
@@ -28,7 +30,6 @@ const UNKNOWN: [u8; 6] = [0; 6];
 ///
 /// # Errors
 /// See the card.
-#[inline(always)]
 pub fn vxlan(
     tables: &Tables,
     packet: &Packet,
@@ -39,6 +40,22 @@ pub fn vxlan(
 ) -> Result<(), DropReason> {
     let row = tables.tunnels.row(tunnel).ok_or(DropReason::NoTunnel)?;
     let device = tables.devices.row(departure.device).ok_or(DropReason::NoEgressPort)?;
+    vxlan_over(row, device, packet, frame, departure, hash)
+}
+
+/// As [`vxlan`], over rows that are known already.
+///
+/// # Errors
+/// See the card.
+#[inline(always)]
+pub fn vxlan_over(
+    row: &TunnelRow,
+    device: &DeviceRow,
+    packet: &Packet,
+    frame: &mut Frame,
+    departure: &Departure,
+    hash: u64,
+) -> Result<(), DropReason> {
     if !frame.trim_front(usize::from(packet.l3_offset)) {
         return Err(DropReason::NoHeadroom);
     }
@@ -85,9 +102,22 @@ fn identification(hash: u64, l3: &L3) -> u16 {
 ///
 /// # Errors
 /// See the card.
-#[inline(always)]
 pub fn ethernet(tables: &Tables, packet: &Packet, frame: &mut Frame, departure: &Departure) -> Result<(), DropReason> {
     let device = tables.devices.row(departure.device).ok_or(DropReason::NoEgressPort)?;
+    ethernet_over(device, packet, frame, departure)
+}
+
+/// As [`ethernet`], over a device that is known already.
+///
+/// # Errors
+/// See the card.
+#[inline(always)]
+pub fn ethernet_over(
+    device: &DeviceRow,
+    packet: &Packet,
+    frame: &mut Frame,
+    departure: &Departure,
+) -> Result<(), DropReason> {
     if !frame.trim_front(usize::from(packet.l3_offset)) || !frame.grow_front(ethernet::HEADER_LEN) {
         return Err(DropReason::NoHeadroom);
     }

@@ -3,8 +3,8 @@
 //! reads   the flow entry, two epochs     writes  nothing; returns a hop, or what to do instead
 //! drops   `SpoofedSource`, `NotOurs`, `NoFlow`, `NoBackend`, `NoRoute`, `OrphanSegment`,
 //!         `FragmentUntracked`
-//! cost    known and current: the entry's line and two table reads by index (three for a pod's flow to a Service); no
-//!         loop, no hash
+//! cost    known and current: the entry's line, and each row on the way read once by its index (two for a neighbour,
+//!         three for a tunnel, the epochs); no loop, no hash
 //! spec    S-070, S-074, S-077, S-078, S-100 … S-103, N-087, V-010, L-020, L-058, P-047
 //! tests   `dataplane/tests/golden/flow.rs`, `dataplane/tests/differential.rs`
 //!
@@ -18,7 +18,7 @@ use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Refused, Step, Trace};
 use crate::stage::policy::{Denied, Passed};
-use crate::stage::route::{self, Hop};
+use crate::stage::route::{self, Hop, Way};
 use crate::stage::{egress, gatepolicy, inward, nat, node, policy, portless, service, standing};
 use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
 use crate::table::backend::BackendState;
@@ -28,17 +28,22 @@ use crate::wire::fragment::Pieces;
 use crate::wire::packet::L3;
 use crate::wire::{protocol, tcp};
 
-/// The hop of a packet whose flow is known, if nothing about it needs a second look.
-#[inline]
-pub fn current<A: Family>(tables: &Tables, entry: &Entry<A>, direction: Direction, packet: &Packet) -> Option<Hop> {
-    let hop = route::kept(entry, direction)?;
+/// The way of a packet whose flow is known, if nothing about it needs a second look.
+#[inline(always)]
+pub fn current<'t, A: Family>(
+    tables: &'t Tables,
+    entry: &Entry<A>,
+    direction: Direction,
+    packet: &Packet,
+    hash: u64,
+) -> Option<Way<'t>> {
+    let way = Way::of(tables, route::kept(entry, direction)?, hash)?;
     let fresh = entry.routes_epoch == policy::ways_epoch(tables, entry)
         && entry.backend_epoch == tables.backends.epoch(BackendId(entry.backend));
     let came_right =
         packet.domain == Domain::Wire || route::kept(entry, direction.reversed()) == Some(Hop::Tunnel(packet.tunnel));
     let plain = packet.l3.tcp_flags & tcp::SYN == 0 && packet.l3.ttl > 1;
-    let mtu = route::carries(tables, hop)?;
-    (fresh && came_right && plain && packet.l3.total_len <= mtu).then_some(hop)
+    (fresh && came_right && plain && packet.l3.total_len <= way.mtu()).then_some(way)
 }
 
 /// What to do with a packet whose flow is known, looking at everything.

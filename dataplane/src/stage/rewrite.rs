@@ -28,27 +28,41 @@ pub enum Edited {
 /// Gives the packet the addresses and ports of `to`. With `mtu`, a SYN's MSS is lowered to what fits it (V-013).
 #[inline(always)]
 pub fn run<A: Family>(packet: &Packet, frame: &mut Frame, to: &Tuple<A>, mtu: Option<u16>) -> Edited {
-    edit(packet, frame, mtu, |l3| A::translate(l3, &packet.l3, to))
+    let l3 = open(packet, frame);
+    if !A::forward(l3, &packet.l3, to) {
+        return Edited::Refused;
+    }
+    clamp(l3, packet, mtu)
 }
 
 /// The same for a packet that keeps its addresses and ports.
 pub fn pass(packet: &Packet, frame: &mut Frame, mtu: Option<u16>) -> Edited {
-    edit(packet, frame, mtu, |_| true)
+    let l3 = open(packet, frame);
+    if !edit::decrement_ttl(l3, packet.l3.family) {
+        return Edited::Refused;
+    }
+    clamp(l3, packet, mtu)
 }
 
+/// The packet, without what came after it, and with the ECN bits that it must have. Nothing, if the frame is not what parse
+/// said of it.
 #[inline(always)]
-fn edit(packet: &Packet, frame: &mut Frame, mtu: Option<u16>, translate: impl FnOnce(&mut [u8]) -> bool) -> Edited {
+fn open<'f>(packet: &Packet, frame: &'f mut Frame) -> &'f mut [u8] {
     let at = usize::from(packet.l3_offset);
     let end = at + usize::from(packet.l3.total_len);
     // Ethernet pads short frames; the padding must not travel on.
-    let _trimmed = frame.set_len(end.min(frame.len()));
-    let Some(l3) = frame.bytes_mut().get_mut(at..) else { return Edited::Refused };
+    if end < frame.len() {
+        let _trimmed = frame.set_len(end);
+    }
+    let l3 = frame.bytes_mut().get_mut(at..).unwrap_or_default();
     if let Some(ecn) = packet.ecn {
         edit::set_ecn(l3, packet.l3.family, ecn);
     }
-    if !edit::decrement_ttl(l3, packet.l3.family) || !translate(l3) {
-        return Edited::Refused;
-    }
+    l3
+}
+
+#[inline(always)]
+fn clamp(l3: &mut [u8], packet: &Packet, mtu: Option<u16>) -> Edited {
     match mtu {
         Some(mtu) if edit::clamp_mss(l3, &packet.l3, mtu) => Edited::Clamped,
         _ => Edited::Plainly,

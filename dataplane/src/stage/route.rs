@@ -12,8 +12,10 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::pipeline::Refresh;
 use crate::state::{Direction, Entry};
-use crate::table::neighbour::NeighbourState;
+use crate::table::device::DeviceRow;
+use crate::table::neighbour::{NeighbourRow, NeighbourState};
 use crate::table::route::RouteTarget;
+use crate::table::tunnel::TunnelRow;
 use crate::table::{DeviceId, NeighbourId, Tables, TunnelId};
 
 /// The next thing on the way, as a flow remembers it.
@@ -43,6 +45,48 @@ pub struct Departure {
     pub mac: Option<[u8; 6]>,
     /// The neighbour's address, IPv4 mapped.
     pub address: [u8; 16],
+}
+
+/// A hop with the rows it leads through, each looked up once: what an established packet needs to leave.
+#[derive(Clone, Copy, Debug)]
+pub struct Way<'t> {
+    /// The peer, where it leaves in VXLAN.
+    pub tunnel: Option<&'t TunnelRow>,
+    /// The next neighbour on the way, known or not.
+    pub neighbour: &'t NeighbourRow,
+    /// Its device.
+    pub device: &'t DeviceRow,
+}
+
+impl<'t> Way<'t> {
+    /// The rows of `hop`; `None` when one of them is gone and somebody has to look closer.
+    #[inline(always)]
+    pub fn of(tables: &'t Tables, hop: Hop, hash: u64) -> Option<Way<'t>> {
+        let (tunnel, neighbour) = match hop {
+            Hop::Tunnel(tunnel) => {
+                let row = tables.tunnels.row(tunnel)?;
+                (Some(row), choose(&row.next_hops, hash)?)
+            }
+            Hop::Neighbour(neighbour) => (None, neighbour),
+            Hop::Ask { .. } | Hop::Hairpin => return None,
+        };
+        let neighbour = tables.neighbours.row(neighbour)?;
+        Some(Way { tunnel, neighbour, device: tables.devices.row(neighbour.device)? })
+    }
+
+    /// Largest packet in bytes, IP header included, that goes this way.
+    #[inline(always)]
+    pub fn mtu(&self) -> u16 {
+        self.tunnel.map_or(self.device.mtu, |row| row.inner_mtu)
+    }
+
+    /// How a packet leaves that goes this way.
+    #[inline(always)]
+    pub fn departure(&self) -> Departure {
+        let row = self.neighbour;
+        let mac = (row.state == NeighbourState::Resolved).then_some(row.mac);
+        Departure { device: row.device, mac, address: row.address }
+    }
 }
 
 /// The hop towards `destination`, chosen by `hash` among equal ones.
@@ -114,7 +158,7 @@ pub fn source_allowed<A: Family>(tables: &Tables, tunnel: TunnelId, source: A) -
     routed || tables.tunnels.row(tunnel).is_some_and(|row| row.underlay == source.mapped())
 }
 
-#[inline]
+#[inline(always)]
 fn choose(hops: &[NeighbourId], hash: u64) -> Option<NeighbourId> {
     match hops {
         [] => None,
@@ -146,7 +190,7 @@ pub fn pack(forward: Option<Hop>, reply: Option<Hop>) -> (u8, u16, u16) {
 }
 
 /// The hop an entry keeps for packets of `direction`; `None` when it must be found again.
-#[inline]
+#[inline(always)]
 pub fn kept<A: Family>(entry: &Entry<A>, direction: Direction) -> Option<Hop> {
     let (tunnelled, row) = match direction {
         Direction::Original => (entry.mark & FORWARD_PLAIN == 0, entry.tunnel),

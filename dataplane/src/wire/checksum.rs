@@ -110,8 +110,9 @@ impl Sum {
 
     #[inline(always)]
     fn add(self, value: u64) -> Sum {
-        // Both sides are below 2^34 or already folded, so this cannot overflow.
-        Sum(fold_32(self.0) + value)
+        // What is added is below 2^47 (all of the longest packet, not folded), so only after 2^17 packets could this
+        // overflow. It is folded once, at the end: in between that would be most of the work.
+        Sum(self.0 + value)
     }
 }
 
@@ -131,19 +132,23 @@ fn head<const N: usize>(bytes: &[u8]) -> ([u8; N], &[u8]) {
     }
 }
 
-/// What an edit adds to a sum: `~m + m'` of RFC 1624 for every 16-bit word that changes, folded.
+/// What an edit adds to a sum: `~m + m'` of RFC 1624 for every 16-bit word that changes, not folded.
 ///
-/// A flow entry stores two of these instead of the old values. [`Delta::NONE`] changes nothing.
+/// [`Delta::NONE`] changes nothing. Kept as memory is read, like [`Sum`], and folded once, where it is applied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[must_use]
-pub struct Delta(u16);
+pub struct Delta(u64);
+
+/// A multiple of 0xffff, which is a zero of these sums, and more than any folded one.
+const ZERO_ABOVE: u64 = (1 << 48) - 1;
+const _: () = assert!(ZERO_ABOVE.is_multiple_of(0xffff));
 
 impl Delta {
     /// The edit that changes nothing.
     pub const NONE: Delta = Delta(0);
 
     /// The change of one word, host order both.
-    #[inline]
+    #[inline(always)]
     pub fn word(old: u16, new: u16) -> Delta {
         Delta::NONE.and_word(old, new)
     }
@@ -158,39 +163,39 @@ impl Delta {
     /// The change of everything that two sums were taken over.
     #[inline(always)]
     pub fn sum(old: Sum, new: Sum) -> Delta {
-        Delta::word(old.fold(), new.fold())
+        Delta(ZERO_ABOVE - fold_32(old.0) + fold_32(new.0))
     }
 
     /// This change and that of one word, host order both.
-    #[inline]
+    #[inline(always)]
     pub fn and_word(self, old: u16, new: u16) -> Delta {
-        Delta(fold_16(u64::from(self.0) + u64::from(!old) + u64::from(new)))
+        Delta(self.0 + u64::from((!old).to_be()) + u64::from(new.to_be()))
     }
 
     /// Both changes.
-    #[inline]
+    #[inline(always)]
     pub fn and(self, other: Delta) -> Delta {
-        Delta(fold_16(u64::from(self.0) + u64::from(other.0)))
+        Delta(self.0 + other.0)
     }
 
-    /// The 16 bits a flow entry stores; see [`Delta::from_bits`].
+    /// The change in 16 bits; see [`Delta::from_bits`].
     #[inline]
     #[must_use]
     pub fn bits(self) -> u16 {
-        self.0
+        u16::from_be(fold_16(self.0))
     }
 
-    /// The change whose [`Delta::bits`] were stored.
-    #[inline]
-    pub fn from_bits(bits: u16) -> Delta {
-        Delta(bits)
+    /// The change whose [`Delta::bits`] these are.
+    #[inline(always)]
+    pub const fn from_bits(bits: u16) -> Delta {
+        Delta(bits.to_be() as u64)
     }
 
     /// The checksum after the change, host order: `HC' = ~(~HC + ~m + m')` (RFC 1624 section 3 equation 3, N-070).
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn apply(self, checksum: u16) -> u16 {
-        !fold_16(u64::from(!checksum) + u64::from(self.0))
+        !u16::from_be(fold_16(u64::from((!checksum).to_be()) + self.0))
     }
 
     /// As [`Delta::apply`] with the rules of UDP: zero stays zero, a computed zero becomes `0xffff` (N-071).
@@ -208,17 +213,17 @@ fn never_zero(checksum: u16) -> u16 {
 }
 
 /// Below 2^33, equal to `sum` modulo 2^32 - 1.
-#[inline]
+#[inline(always)]
 fn fold_32(sum: u64) -> u64 {
     (sum >> 32) + (sum & 0xffff_ffff)
 }
 
 /// The sum in 16 bits with end-around carry; zero only for zero.
-#[inline]
+///
+/// A number plus itself turned by half its width has both halves' sum in its upper half, the carry out of it included, since
+/// that is the carry out of the lower half too.
+#[inline(always)]
 fn fold_16(sum: u64) -> u16 {
-    let sum = fold_32(sum);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    (sum & 0xffff) as u16
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }

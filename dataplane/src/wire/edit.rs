@@ -3,9 +3,9 @@
 //! Owns address and port translation, TTL, and ECN, each with its incremental checksum updates (RFC 1624, N-070). Refuses to
 //! know why: it is told old and new values.
 //!
-//! The slow path prepares an edit once ([`Prepared`]: what to write and two checksum deltas), a flow entry stores it, and
-//! the fast path writes it ([`apply_v4`], [`apply_v6`]) without reading what was there. [`translate_v4`] and
-//! [`translate_v6`] do both for one packet.
+//! [`Prepared`] is an edit to be written: what to write and two checksum deltas. [`apply_v4`] and [`apply_v6`] write it;
+//! [`translate_v4`] and [`translate_v6`] make and write one for one packet, and [`forward_v4`] and [`forward_v6`] take a hop
+//! off as well.
 //!
 //! What the L4 checksum covers decides the delta (N-073): TCP, UDP and ICMPv6 cover the addresses, ICMPv4 does not, and
 //! SCTP's CRC32c covers no address but the ports, over the whole packet: in a fragment these must stay (N-075). Fragments other
@@ -157,6 +157,34 @@ pub fn apply_v6(packet: &mut [u8], l3: &L3, edit: &Prepared<[u8; 16]>) -> bool {
     true
 }
 
+/// [`decrement_ttl_v4`] and [`translate_v4`] at once: what a forwarded packet gets, its header checksum changed once.
+#[inline(always)]
+#[must_use]
+pub fn forward_v4(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 4]>) -> bool {
+    let Ok((header, _)) = ipv4::Header::ref_from_prefix(packet) else { return false };
+    let ttl = header.ttl;
+    if ttl <= 1 {
+        return false;
+    }
+    let from = Tuple::of_v4(packet, l3);
+    let prepared = Prepared::new_v4(&from, to, l3.protocol);
+    let edit = Prepared { ip: prepared.ip.and(ONE_HOP), ..prepared };
+    if !apply_v4(packet, l3, &edit) {
+        return false;
+    }
+    if let Ok((header, _)) = ipv4::Header::mut_from_prefix(packet) {
+        header.ttl = ttl - 1;
+    }
+    true
+}
+
+/// [`decrement_ttl_v6`] and [`translate_v6`] at once.
+#[inline(always)]
+#[must_use]
+pub fn forward_v6(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 16]>) -> bool {
+    decrement_ttl_v6(packet) && translate_v6(packet, l3, to)
+}
+
 /// Changes addresses and ports of one IPv4 packet, checksums included.
 ///
 /// `packet` starts at the IP header, `l3` is what parse said of it. For ICMP echo, `to.source_port` is the new identifier.
@@ -229,19 +257,20 @@ fn apply_icmp(message: &mut [u8], l3: &L3, delta: Delta, identifier: u16) -> boo
     true
 }
 
+/// One hop less: the word of TTL and protocol falls by 0x0100 whatever it was, ~m + m' = 0xffff - 0x0100.
+const ONE_HOP: Delta = Delta::from_bits(0xfeff);
+
 /// Takes one hop off an IPv4 packet, header checksum included (RFC 1812 section 5.3.1). False (nothing changed) if no hop is
 /// left: the packet must not be forwarded.
 #[inline(always)]
 #[must_use]
 pub fn decrement_ttl_v4(packet: &mut [u8]) -> bool {
-    // The word of TTL and protocol falls by 0x0100 whatever it was: ~m + m' = 0xffff - 0x0100.
-    const ONE_LESS: u16 = 0xfeff;
     let Ok((header, _)) = ipv4::Header::mut_from_prefix(packet) else { return false };
     if header.ttl <= 1 {
         return false;
     }
     header.ttl -= 1;
-    header.checksum = Delta::from_bits(ONE_LESS).apply(header.checksum.get()).into();
+    header.checksum = ONE_HOP.apply(header.checksum.get()).into();
     true
 }
 

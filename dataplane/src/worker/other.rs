@@ -39,7 +39,7 @@ pub(super) struct Hands<'w> {
 
 impl Hands<'_> {
     /// Sends the frame where its verdict says.
-    #[inline(always)]
+    #[inline(never)]
     pub fn carry_out(&mut self, verdict: Verdict, frame: Frame) {
         let want = |device, address| {
             let _full = self.wants.try_send(Want { device, address });
