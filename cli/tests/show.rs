@@ -238,7 +238,7 @@ fn canned(question: &Show) -> Shown {
 }
 
 fn ruling(policy: &str, direction: &str, rule: Option<u16>, allowed: u64, denied: u64) -> RulingRow {
-    RulingRow { policy: policy.into(), direction: direction.into(), rule, allowed, denied }
+    RulingRow { policy: policy.into(), direction: direction.into(), rule, allowed, denied, audit: false }
 }
 
 fn external(address: &str, policies: &[&str], protocol: &str, used: u64) -> EgressAddressRow {
