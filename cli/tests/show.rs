@@ -472,7 +472,7 @@ fn no_rows_are_said_in_words_and_are_an_empty_list_in_json() {
             "counters" => "no counters\n\nbooks balance\n".into(),
             "announcements" => "no announcements by route: dataplane.routes is not enabled in the node file\n".into(),
             "egress" => "no egress policy, and no static NAT\n".into(),
-            "policies" => "no network policies\n".into(),
+            "policies" => "no policies\n".into(),
             other => format!("no {other}\n"),
         };
         assert_eq!(printed(&output), expected);
