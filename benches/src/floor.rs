@@ -83,7 +83,6 @@ impl Drop for Floor {
 }
 
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the upper half is what is wanted")]
 fn bucket(pick: u64) -> u32 {
     (pick >> 32) as u32 % (FLOWS / 4)
 }

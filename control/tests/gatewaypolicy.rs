@@ -21,7 +21,7 @@ fn policy(name: &str, spec: &str) -> String {
     )
 }
 
-const WEB: &str = "type: LoadBalancer, loadBalancerIP: 203.0.113.5, ports: [{ port: 80 }]";
+const WEB: &str = "loadBalancerIP: 203.0.113.5, ports: [{ port: 80 }]";
 
 /// Names of the Services of the one rule.
 fn meant(rig: &Rig, name: &str) -> Option<Vec<String>> {
@@ -60,7 +60,7 @@ fn services_are_chosen_by_name_and_by_labels() {
     assert_eq!(meant(&rig, "all").unwrap(), ["shop/api", "shop/web"]);
     // What does not change who is meant sends nothing.
     let version = rig.version(Kind::GatewayPolicy, "all");
-    rig.apply(&slice("web-1", "web", "IPv4", "[{ port: 8080 }]", &endpoints(&["10.244.1.5"])));
+    rig.apply(&slice("web-1", "web", "IPv4", "{ port: 8080 }", &endpoints(&["10.244.1.5"])));
     rig.apply(&service_with("api", "labels: { tier: front }", WEB));
     assert_eq!(meant(&rig, "front").unwrap(), ["shop/api", "shop/web"]);
     assert_eq!(rig.version(Kind::GatewayPolicy, "all"), version);

@@ -64,6 +64,13 @@ fn a_policy_lives_and_tells_how_it_is() {
 #[test]
 fn policies_that_are_wrong_have_events() {
     let server = cluster();
+    // Somebody else's definition, there before control is.
+    let definition = "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n\
+         metadata: { name: clusternetworkpolicies.policy.networking.k8s.io }\n\
+         spec: { group: policy.networking.k8s.io, scope: Cluster, \
+         names: { plural: clusternetworkpolicies, kind: ClusterNetworkPolicy }, versions: [{ name: v1alpha2, served: true, \
+         storage: true, schema: { openAPIV3Schema: { type: object, x-kubernetes-preserve-unknown-fields: true } } }] }\n---\n";
+    server.apply(definition).unwrap();
     let gateway = Gateway::start(&server, "gw-1", "");
     server.apply(&service("web", "")).unwrap();
     until_served(&server, "web");
