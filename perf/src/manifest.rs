@@ -100,8 +100,7 @@ impl Manifests {
         std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         let mut manifests = Manifests { directory: directory.into(), resource_version: 1000, cluster: None };
         for node in workers().chain(crate::topology::gateways(gateways)) {
-            let version = manifests.next_version();
-            manifests.write(&format!("node-{}.yaml", node.name()), &node_yaml(node, version))?;
+            manifests.put_node(node, false)?;
         }
         for service in first_services() {
             manifests.put(&service)?;
@@ -158,6 +157,15 @@ impl Manifests {
             std::fs::remove_file(self.directory.join(format!("endpointslice-{name}.yaml")))?;
         }
         Ok(())
+    }
+
+    /// Writes a Node; `returns` is what whoever runs the agent there says of it (docs/symmetric.md).
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_node(&mut self, node: Node, returns: bool) -> Result<()> {
+        let version = self.next_version();
+        self.write(&format!("node-{}.yaml", node.name()), &node_yaml(node, version, returns))
     }
 
     /// Writes objects of other kinds under the name of a file.
@@ -295,13 +303,17 @@ fn slice_yaml(service: &LabService, family: Family, version: u64) -> String {
 }
 
 /// A Node as flannel annotates it (V-021).
-fn node_yaml(node: Node, version: u64) -> String {
+fn node_yaml(node: Node, version: u64, returns: bool) -> String {
     let name = node.name();
     let flannel = "flannel.alpha.coreos.com";
     let data = |family| format!("'{{\"VNI\":{VNI},\"VtepMAC\":\"{}\"}}'", node.vtep_mac(family));
     let (v4, v6) = (node.underlay(Family::V4), node.underlay(Family::V6));
     let is_gateway = [GATEWAY_NUMBER, GATEWAY_2_NUMBER].contains(&node.number);
-    let label = if is_gateway { "    tidegate.io/gateway: \"\"\n" } else { "" };
+    let label = match (is_gateway, returns) {
+        (true, _) => "    tidegate.io/gateway: \"\"\n",
+        (false, true) => "    tidegate.io/symmetric: \"true\"\n",
+        (false, false) => "",
+    };
     let (cidr_v4, cidr_v6) = (node.pod_cidr(Family::V4), node.pod_cidr(Family::V6));
     format!(
         "apiVersion: v1\nkind: Node\nmetadata:\n  annotations:\n    {flannel}/backend-data: {}\n    \

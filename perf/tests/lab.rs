@@ -323,6 +323,13 @@ fn selected_pods_leave_with_the_address_of_their_policy() {
 }
 
 #[test]
+fn pods_see_clients_and_answer_through_the_gateway() {
+    for queues in [1, 2] {
+        check_with(queues, &["symmetric"]); // docs/symmetric.md
+    }
+}
+
+#[test]
 fn a_pod_may_be_swapped_on_its_own_node() {
     check(&["node-cycled"]); // T-023
 }

@@ -19,6 +19,8 @@ mod nodes;
 mod dead;
 /// Egress: pods that leave the cluster with an address of their policy.
 mod egress;
+/// Services whose pods see the client and answer through the gateway.
+mod symmetric;
 /// Policy: whom network policies let through.
 mod policy;
 /// Ending: pods that are replaced on their own node, and pods that all terminate.
@@ -139,6 +141,7 @@ pub const CHECKS: &[Check] = &[
     },
     check("egress", "pods leave with their policy's address, flannel's rules present", egress::leaves),
     check("egress-closed", "no gateway: selected pods do not get out some other way", egress::fails_closed),
+    check("symmetric", "pods see clients, answers return through the gateway by the agent", symmetric::kept),
     check("control-killed", "SIGKILL of control", outage::control_killed),
     check("dataplane-stopped", "SIGSTOP of the dataplane", outage::dataplane_stopped),
     check("dataplane-killed", "SIGKILL of the dataplane", outage::dataplane_killed),

@@ -23,7 +23,7 @@ pub(super) const PROVEN_LIMIT: Duration = Duration::from_secs(10);
 /// How long a node that stops to deliver may stay: a period of ten seconds, two silences of one, and the machine's own slack.
 const FAILED_LIMIT: Duration = Duration::from_secs(30);
 /// Connections per pod. Four deviations of a third of three times as many are below a tenth.
-const PER_POD: u32 = 1200;
+pub(super) const PER_POD: u32 = 1200;
 /// The share of a pod may differ by so much from even, in percent.
 const UNEVEN_PERCENT: u32 = 10;
 /// Connections that go on while pods are replaced, per family.
@@ -56,7 +56,7 @@ pub(super) fn forget(rig: &mut Rig, service: &LabService) -> Result<()> {
 }
 
 /// The frontends of the Service.
-fn frontends(rig: &Rig) -> Result<Vec<ServiceRow>> {
+pub(super) fn frontends(rig: &Rig) -> Result<Vec<ServiceRow>> {
     match rig.gateway.show(Show::Services)? {
         Shown::Services(rows) => Ok(rows.into_iter().filter(|row| row.service == "shop/keep").collect()),
         other => bail!("asked for Services, got {other:?}"),
@@ -92,7 +92,7 @@ pub(super) fn await_nodes(
 }
 
 /// Whether the pods saw the clients' own addresses, and how evenly they were asked.
-fn judge(spread: &Spread, service: &LabService, count: u32, family: Family) -> (String, bool) {
+pub(super) fn judge(spread: &Spread, service: &LabService, count: u32, family: Family) -> (String, bool) {
     let clients: BTreeSet<IpAddr> = CLIENT_HOSTS.map(|host| client_address(family, host)).collect();
     let pods: BTreeSet<String> = service.pods.iter().map(|pod| pod.name()).collect();
     let even = count / u32::try_from(pods.len()).unwrap_or(1).max(1);
