@@ -24,6 +24,9 @@ use crate::table::{ServiceId, Tables};
 /// Nanoseconds of a second.
 const SECOND_NS: u64 = 1_000_000_000;
 
+/// Rules by number, each with the ports that it is about.
+type Asked = Vec<(usize, Vec<(u16, u16)>)>;
+
 /// All gateway policies, and what has come since they were settled last.
 #[derive(Debug, Default)]
 pub struct GatewayPolicies {
@@ -37,7 +40,7 @@ pub struct GatewayPolicies {
     /// Rules for every Service.
     of_all: Vec<usize>,
     /// What has been laid out, by the numbers of its rules and whether each is for every port.
-    shared: HashMap<Vec<(usize, Vec<(u16, u16)>)>, Option<Arc<Gate>>>,
+    shared: HashMap<Asked, Option<Arc<Gate>>>,
     due: bool,
     services_due: BTreeSet<String>,
 }

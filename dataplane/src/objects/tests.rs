@@ -28,9 +28,8 @@ pub(crate) fn gateway() -> Gateway {
         clamp_mss: true,
         decap: None,
         health_port: Some(10256),
-        policy: Default::default(),
-        gateways: vec![],
         policy: PolicyOptions::default(),
+        gateways: vec![],
     }
 }
 

@@ -119,7 +119,8 @@ fn accepted(client: &mut Client) -> Accepted {
     loop {
         match client.receive().unwrap() {
             Response::Accepted(accepted) => return accepted,
-            Response::Reached { .. } => {}
+            // What is said without being asked for comes when it comes.
+            Response::Reached { .. } | Response::Delivery { .. } => {}
             other => panic!("{other:?}"),
         }
     }
