@@ -194,7 +194,11 @@ const ARROW: [(&str, &[&str]); 11] = [
     ("dataplane/api/Cargo.toml", &[]),
     ("ledger/Cargo.toml", &[]),
     ("policy/Cargo.toml", &["tidegate-api"]),
-    ("dataplane/Cargo.toml", &["tidegate-io", "tidegate-api", "tidegate-ledger", "tidegate-policy"]),
+    (
+        "dataplane/Cargo.toml",
+        &["tidegate-io", "tidegate-api", "tidegate-ledger", "tidegate-metrics", "tidegate-policy"],
+    ),
+    ("metrics/Cargo.toml", &[]),
     ("control/Cargo.toml", &["tidegate-api", "tidegate-policy"]),
     ("cli/Cargo.toml", &["tidegate-api", "tidegate-control", "tidegate-ledger"]),
     ("node/Cargo.toml", &[]),
