@@ -30,18 +30,6 @@ fn from(net: Net, client: u16, port: u16) -> Sketch {
     tcp((net.client(client), port), (net.vip(1), 80))
 }
 
-/// A client's address that shares its first 64 bits with no other client's: those of one link meet one worker.
-fn apart(net: Net, client: u16) -> std::net::IpAddr {
-    match net.client(client) {
-        std::net::IpAddr::V6(v6) => {
-            let [a, b, c, _, rest @ ..] = v6.segments();
-            let [e, f, g, h] = rest;
-            std::net::IpAddr::from([a, b, c, 1 + client, e, f, g, h])
-        }
-        v4 => v4,
-    }
-}
-
 /// The pod's end and the source port of the one packet that was sent into the overlay.
 fn arrived(net: Net, fleet: &mut Fleet) -> ((std::net::IpAddr, u16), u16) {
     let sent = fleet.sent_one(LAN);
@@ -65,8 +53,7 @@ fn all_connections_of_a_client_meet_one_worker_and_one_pod() {
         for client in 0..12 {
             let mut own = BTreeSet::new();
             for n in 0..15 {
-                let syn = tcp((apart(net, client), 2000 + 77 * n), (net.vip(1), 80)).syn(1);
-                fleet.rx_wan(usize::from(n % workers), &syn);
+                fleet.rx_wan(usize::from(n % workers), &from(net, client, 2000 + 77 * n).syn(1));
                 own.insert(arrived(net, &mut fleet).0);
             }
             assert_eq!(own.len(), 1, "client {client}");
