@@ -28,8 +28,6 @@ pub trait Family: Address {
     fn ip(self) -> IpAddr;
     /// The address as sixteen bytes, IPv4 mapped (RFC 4291 section 2.5.5.2).
     fn mapped(self) -> [u8; 16];
-    /// Whoever has one address of it has all: an IPv4 address itself, the first 64 bits of an IPv6 address.
-    fn link(self) -> Self;
     /// The reverse of [`Family::mapped`]; `None` for an address of the other family.
     fn unmapped(mapped: &[u8; 16]) -> Option<Self>;
     /// The lookup key of a tuple.
@@ -118,11 +116,6 @@ impl Family for [u8; 4] {
     #[inline(always)]
     fn mapped(self) -> [u8; 16] {
         table::mapped(&self)
-    }
-
-    #[inline(always)]
-    fn link(self) -> Self {
-        self
     }
 
     #[inline(always)]
@@ -239,12 +232,6 @@ impl Family for [u8; 16] {
     #[inline(always)]
     fn mapped(self) -> [u8; 16] {
         self
-    }
-
-    #[inline(always)]
-    fn link(self) -> Self {
-        let [a, b, c, d, e, f, g, h, ..] = self;
-        [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0]
     }
 
     #[inline(always)]

@@ -24,8 +24,8 @@ use crate::table::{ServiceId, Tables};
 /// Nanoseconds of a second.
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Rules by number, each with the ports that it is about.
-type Asked = Vec<(usize, Vec<(u16, u16)>)>;
+/// A rule that speaks of a Service port, by its number, and its ports where the Service has all; none: every one.
+type Speaking = (usize, Vec<(u16, u16)>);
 
 /// All gateway policies, and what has come since they were settled last.
 #[derive(Debug, Default)]
@@ -39,8 +39,8 @@ pub struct GatewayPolicies {
     of_service: HashMap<String, Vec<usize>>,
     /// Rules for every Service.
     of_all: Vec<usize>,
-    /// What has been laid out, by the numbers of its rules and whether each is for every port.
-    shared: HashMap<Asked, Option<Arc<Gate>>>,
+    /// What has been laid out, by the rules that speak.
+    shared: HashMap<Vec<Speaking>, Option<Arc<Gate>>>,
     due: bool,
     services_due: BTreeSet<String>,
 }
@@ -162,7 +162,7 @@ impl GatewayPolicies {
             let (.., rule) = self.rule(number)?;
             Some((number, at_port(rule, row)?))
         });
-        let speaking: Vec<(usize, Vec<(u16, u16)>)> = speaking.collect();
+        let speaking: Vec<Speaking> = speaking.collect();
         if let Some(gate) = self.shared.get(&speaking) {
             return gate.clone();
         }
@@ -178,7 +178,7 @@ impl GatewayPolicies {
         self.lay_out(&speaking)
     }
 
-    fn lay_out(&self, speaking: &[(usize, Vec<(u16, u16)>)]) -> Option<Arc<Gate>> {
+    fn lay_out(&self, speaking: &[Speaking]) -> Option<Arc<Gate>> {
         let wanted: Vec<Wanted<'_>> = speaking
             .iter()
             .filter_map(|(number, ports)| {

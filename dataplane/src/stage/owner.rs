@@ -115,13 +115,12 @@ pub fn of_fragments(tables: &Tables, key: &FragmentKey) -> WorkerId {
     tables.owners.of_hash(key.hash(tables.owners.keys()))
 }
 
-/// H(client address, client port, protocol); without the port where all connections of a client must meet (S-090), and of an
-/// IPv6 address only the link, since those who have one address of it have all.
+/// H(client address, client port, protocol); without the port where all connections of a client must meet (S-090).
 #[inline]
 fn by_client<A: Family>(tables: &Tables, tuple: &Tuple<A>, sticky: bool) -> WorkerId {
-    let (source, port) = if sticky { (tuple.source.link(), 0) } else { (tuple.source, tuple.source_port) };
+    let port = if sticky { 0 } else { tuple.source_port };
     let rest = u64::from(port) | u64::from(tuple.protocol) << 16;
-    tables.owners.of_hash(A::mix(source, A::new_zeroed(), rest, tables.owners.keys()))
+    tables.owners.of_hash(A::mix(tuple.source, A::new_zeroed(), rest, tables.owners.keys()))
 }
 
 #[inline]

@@ -432,13 +432,18 @@ fn several_workers_let_a_source_begin_no_more_than_one() {
                 fleet.rx_wan(usize::from(*port) % usize::from(workers), &packet(*port).ack(101, 1));
             }
             assert_eq!(fleet.sent(LAN).len(), early.len(), "{workers} workers\n{}", fleet.told());
-            // All of one link together.
+            // Those of one link are a source at each worker that owns some of them.
             let others = |n| udp((net.client(n), 9), (net.vip(5), 53)).data(*b"x");
             let rule = anyone(limit(Some(1), 5, None));
             fleet.publish(|tables| policed.remove(tables, Kind::GatewayPolicy, "slow"));
             fleet.publish(|tables| policed.put(tables, "link", gateway(1, vec![rule])));
             (50..70).for_each(|n| fleet.rx_wan(usize::from(n) % usize::from(workers), &others(n)));
-            assert_eq!(fleet.sent(LAN).len(), if net == Net::BOTH[0] { 20 } else { 5 });
+            let sent = fleet.sent(LAN).len();
+            if net == Net::BOTH[0] {
+                assert_eq!(sent, 20);
+            } else {
+                assert!((5..=5 * usize::from(workers)).contains(&sent), "{workers} workers: {sent}");
+            }
             fleet.expect_balance();
             fleet.expect_all_frames_home();
         }
