@@ -112,15 +112,16 @@ fn await_mode(rig: &Rig, expected: &str) -> Result<Row> {
     Ok(Row::new(format!("mode {expected}"), last.clone(), expected, last == expected))
 }
 
-/// Every flow has its client's address behind the gateway too, and the gateway saw the pod's answers.
+/// Every flow has its client's address behind the gateway too, and the gateway sees the pods' answers. How many packets a flow
+/// tells of begins anew now and then, so that not each of them has one to tell of.
 fn both_ways(rig: &Rig) -> Result<Row> {
     let Shown::Flows(flows) = rig.gateway.show(Show::Flows { limit: 100_000 })? else { bail!("asked for flows") };
     let vips = FAMILIES.map(|family| VIP_KEEP.of(family));
     let flows: Vec<_> = flows.iter().filter(|flow| vips.contains(&flow.vip.0)).collect();
-    let silent = flows.iter().filter(|flow| flow.packets.1 == 0).count();
+    let answered = flows.iter().filter(|flow| flow.packets.1 > 0).count();
     let hidden = flows.iter().filter(|flow| flow.source.0 != flow.client.0).count();
-    let measured = format!("{} flows, {silent} without an answer, {hidden} with another source", flows.len());
-    Ok(Row::new("both ways", measured, "some, 0, 0", !flows.is_empty() && silent == 0 && hidden == 0))
+    let measured = format!("{answered} of {} flows have answers to tell of, {hidden} have another source", flows.len());
+    Ok(Row::new("both ways", measured, "answers seen, no other source", answered > 0 && hidden == 0))
 }
 
 /// `fullnat` while no Node says that it returns answers, then `symmetric` with the clients' own addresses, then back.
