@@ -189,7 +189,7 @@ fn unsafe_is_argued(repository: &Repository) -> Vec<String> {
 
 /// Crates and the Tidegate crates each may depend on, in any kind of dependency:
 /// `control → api ← dataplane → io`, and nobody depends on the command, the agent, the benches or the experiments.
-const ARROW: [(&str, &[&str]); 11] = [
+const ARROW: [(&str, &[&str]); 12] = [
     ("io/Cargo.toml", &[]),
     ("dataplane/api/Cargo.toml", &[]),
     ("ledger/Cargo.toml", &[]),
