@@ -17,6 +17,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_rustls::TlsAcceptor;
 
 use crate::Shared;
+use crate::fault::Seat;
 use crate::http::{Connection, answer};
 
 /// What the owner of the server tells the task that listens; answered when it is done.
@@ -62,7 +63,7 @@ pub(crate) async fn serve(
         let order = tokio::select! {
             accepted = accepted => {
                 if let Ok((stream, _)) = accepted {
-                    tokio::spawn(connection(shared.clone(), stream, tls.clone()));
+                    tokio::spawn(connection(shared.clone(), shared.faults.seat(), stream, tls.clone()));
                 }
                 continue;
             }
@@ -91,9 +92,7 @@ pub(crate) async fn serve(
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, tls: Option<TlsAcceptor>) {
-    let mut cuts = shared.faults.cuts();
-    cuts.mark_unchanged();
+async fn connection(shared: Arc<Shared>, mut seat: Seat, stream: TcpStream, tls: Option<TlsAcceptor>) {
     // A failure here costs only latency.
     let _ = stream.set_nodelay(true);
     let connection = Connection::default();
@@ -110,7 +109,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, tls: Option<TlsAccep
     tokio::select! {
         () = served => {}
         () = cut.notified() => {}
-        _ = cuts.changed() => {}
+        () = seat.cut() => {}
     }
 }
 

@@ -4,12 +4,16 @@
 //! concerns. Refuses to know how an answer is made: `http` and `watch` ask what to do and do it.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::convert::Infallible;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::rbac::Asked;
+
+/// How long a cut waits for connections that do not end.
+const CUT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Which requests a fault meets. Empty fields match everything.
 #[derive(Clone, Debug, Default)]
@@ -151,6 +155,33 @@ pub struct Faults {
     list: Mutex<Vec<Fault>>,
     orders: watch::Sender<WatchOrders>,
     cut: watch::Sender<u64>,
+    seats: Mutex<Seats>,
+}
+
+/// Those who sit since the last cut: each holds a sender, and the receiver ends when the last of them is gone.
+#[derive(Debug)]
+struct Seats(mpsc::Sender<Infallible>, mpsc::Receiver<Infallible>);
+
+impl Default for Seats {
+    fn default() -> Self {
+        let (seat, gone) = mpsc::channel();
+        Seats(seat, gone)
+    }
+}
+
+/// What a connection holds for as long as its socket is open.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    cuts: watch::Receiver<u64>,
+    _seat: mpsc::Sender<Infallible>,
+}
+
+impl Seat {
+    /// Returns when the connection is to be cut.
+    pub async fn cut(&mut self) {
+        // The sender lives as long as the server.
+        let _ = self.cuts.changed().await;
+    }
 }
 
 impl Default for Faults {
@@ -159,6 +190,7 @@ impl Default for Faults {
             list: Mutex::default(),
             orders: watch::Sender::new(WatchOrders::default()),
             cut: watch::Sender::new(0),
+            seats: Mutex::default(),
         }
     }
 }
@@ -244,17 +276,30 @@ impl Faults {
         self.orders.send_modify(|orders| orders.end += 1);
     }
 
-    /// Cuts every connection now.
+    /// Cuts every connection, and returns when all their sockets are closed: what happens next is told to none of them.
     pub fn cut_connections(&self) {
-        self.cut.send_modify(|cut| *cut += 1);
+        let Seats(seat, gone) = {
+            let mut seats = self.seats();
+            self.cut.send_modify(|cut| *cut += 1);
+            std::mem::take(&mut *seats)
+        };
+        drop(seat);
+        // Nothing is ever sent: this is the end of the last seat. A server that has ended has none.
+        let _ = gone.recv_timeout(CUT_WITHIN);
     }
 
     pub(crate) fn orders(&self) -> watch::Receiver<WatchOrders> {
         self.orders.subscribe()
     }
 
-    pub(crate) fn cuts(&self) -> watch::Receiver<u64> {
-        self.cut.subscribe()
+    /// A connection's seat, to be taken before anybody can be told that it was accepted.
+    pub(crate) fn seat(&self) -> Seat {
+        let seats = self.seats();
+        Seat { cuts: self.cut.subscribe(), _seat: seats.0.clone() }
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
