@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use tidegate_api::show as api;
 
+use crate::doctor::DoctorArguments;
 use crate::nat::NatArguments;
 
 /// Where the dataplane listens unless the node file says otherwise.
@@ -38,6 +39,7 @@ Examples:
   tidegate show counters --json
   tidegate drain
   tidegate health --ready
+  tidegate doctor
   tidegate nat who 192.0.2.10:40001
   ipvsadm -Sn | tidegate import ipvs > services.yaml
   tidegate policy explain --manifests . --from 192.0.2.7 --to shop/web --port 80")]
@@ -70,6 +72,8 @@ pub enum Command {
     Undrain,
     /// Tell whether every worker of the dataplane turns: exit status 0, or 1 with the reason
     Health(HealthArguments),
+    /// Look this machine over: what stands in the way of a gateway, why, and the command that mends it
+    Doctor(DoctorArguments),
     /// Tell who had an external address and port, now or then
     Nat(NatArguments),
     /// Turn another balancer's configuration into manifests

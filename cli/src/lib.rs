@@ -16,6 +16,8 @@ pub mod explain;
 pub mod drain;
 /// `tidegate health`: whether the dataplane does its work, as an exit status.
 pub mod health;
+/// `tidegate doctor`.
+pub mod doctor;
 /// `tidegate nat`: who spoke from an address of ours.
 pub mod nat;
 /// `tidegate import`: another balancer's configuration as manifests.

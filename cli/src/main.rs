@@ -27,6 +27,13 @@ fn main() -> ExitCode {
             let timeout = Duration::from_secs(health.timeout_s);
             said(tidegate_cli::health::run(&arguments.socket(), health.ready, timeout))
         }
+        Command::Doctor(doctor) => match tidegate_cli::doctor::run(doctor, arguments.json || doctor.json) {
+            Ok((text, well)) => match print(&text) {
+                ExitCode::SUCCESS if !well => ExitCode::FAILURE,
+                printed => printed,
+            },
+            Err(error) => fail(&format!("{error:#}")),
+        },
         Command::Nat(nat) => said(tidegate_cli::nat::run(nat, arguments.json)),
         Command::Policy(_) if arguments.json => {
             fail("--json is for `tidegate show`; `tidegate policy eval` speaks JSON")

@@ -189,7 +189,7 @@ fn unsafe_is_argued(repository: &Repository) -> Vec<String> {
 
 /// Crates and the Tidegate crates each may depend on, in any kind of dependency:
 /// `control → api ← dataplane → io`, and nobody depends on the command, the agent, the benches or the experiments.
-const ARROW: [(&str, &[&str]); 12] = [
+const ARROW: [(&str, &[&str]); 13] = [
     ("io/Cargo.toml", &[]),
     ("dataplane/api/Cargo.toml", &[]),
     ("ledger/Cargo.toml", &[]),
@@ -200,7 +200,8 @@ const ARROW: [(&str, &[&str]); 12] = [
     ),
     ("metrics/Cargo.toml", &[]),
     ("control/Cargo.toml", &["tidegate-api", "tidegate-policy"]),
-    ("cli/Cargo.toml", &["tidegate-api", "tidegate-control", "tidegate-ledger"]),
+    ("doctor/Cargo.toml", &["tidegate-io", "tidegate-dataplane"]),
+    ("cli/Cargo.toml", &["tidegate-api", "tidegate-control", "tidegate-doctor", "tidegate-ledger"]),
     ("node/Cargo.toml", &[]),
     (
         "benches/Cargo.toml",

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use tidegate_io::afxdp::{InterfaceConfig, ModeChoice, OpenConfig};
 
 use crate::table::owner::WORKERS_MAX;
 
@@ -400,6 +401,41 @@ impl Dataplane {
     pub fn worker_count(&self) -> u16 {
         let pinned = u16::try_from(self.cores.len()).unwrap_or(u16::MAX);
         self.workers.unwrap_or(pinned).max(1)
+    }
+
+    /// What `io` is to open.
+    pub fn open_config(&self) -> OpenConfig {
+        let interfaces = self.interfaces.iter();
+        OpenConfig {
+            interfaces: interfaces
+                .map(|interface| InterfaceConfig { name: interface.name.clone(), queues: interface.queues.clone() })
+                .collect(),
+            mode: match self.mode {
+                Mode::Auto => ModeChoice::Auto,
+                Mode::ZeroCopy => ModeChoice::ZeroCopy,
+                Mode::Copy => ModeChoice::Copy,
+                Mode::Skb => ModeChoice::Skb,
+            },
+            workers: self.worker_count().into(),
+            frames: self.frames,
+            frame_bytes: self.frame_bytes,
+            huge: self.huge(),
+            on_death: match self.on_death {
+                OnDeath::Drop => tidegate_io::OnDeath::Drop,
+                OnDeath::Pass => tidegate_io::OnDeath::Pass,
+            },
+            busy_poll: self.idle == Idle::Poll,
+            pin_dir: Some(self.bpf_dir.clone()),
+        }
+    }
+
+    /// Huge pages, as `io` names the choice.
+    pub fn huge(&self) -> tidegate_io::HugePages {
+        match self.huge_pages {
+            HugePages::Auto => tidegate_io::HugePages::Auto,
+            HugePages::On => tidegate_io::HugePages::On,
+            HugePages::Off => tidegate_io::HugePages::Off,
+        }
     }
 
     fn check_workers(&self) -> Result<(), (String, String)> {

@@ -24,9 +24,9 @@ use clap::Parser;
 use crossbeam::channel::bounded;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tidegate_api::listen::Listener;
-use tidegate_io::afxdp::{self, AfXdpPort, InterfaceConfig, ModeChoice, OpenConfig, Opened};
+use tidegate_io::afxdp::{self, AfXdpPort, Opened};
 use tidegate_io::mem::now_ns;
-use tidegate_io::{Guarded, HugePages, OnDeath, Owned, OwnedChange, Pinhole, Port};
+use tidegate_io::{Guarded, Owned, OwnedChange, Pinhole, Port};
 
 use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::compile::{Compiler, Pinholes};
@@ -152,7 +152,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         tracing::warn!(%directory, %error, "nothing can be saved here: after a restart there is no service before control has spoken");
     }
     let heartbeats = Ends::open(&file.dataplane.gateways)?;
-    let mut opened = afxdp::open(&open_config(&file.dataplane))?;
+    let mut opened = afxdp::open(&file.dataplane.open_config())?;
     tell_ports(&opened);
     let pinholes = SharedPinholes(Arc::new(Mutex::new(std::mem::take(&mut opened.pinholes))), Watch::default());
     // Set when the threads are to end: at an orderly end some time after `stop`.
@@ -468,39 +468,6 @@ fn watch(stop: &AtomicBool, workers: &[JoinHandle<()>], compiler: &CompilerThrea
     }
 }
 
-fn open_config(section: &config::Dataplane) -> OpenConfig {
-    let interfaces = section.interfaces.iter();
-    OpenConfig {
-        interfaces: interfaces
-            .map(|interface| InterfaceConfig { name: interface.name.clone(), queues: interface.queues.clone() })
-            .collect(),
-        mode: match section.mode {
-            config::Mode::Auto => ModeChoice::Auto,
-            config::Mode::ZeroCopy => ModeChoice::ZeroCopy,
-            config::Mode::Copy => ModeChoice::Copy,
-            config::Mode::Skb => ModeChoice::Skb,
-        },
-        workers: section.worker_count().into(),
-        frames: section.frames,
-        frame_bytes: section.frame_bytes,
-        huge: huge(section),
-        on_death: match section.on_death {
-            config::OnDeath::Drop => OnDeath::Drop,
-            config::OnDeath::Pass => OnDeath::Pass,
-        },
-        busy_poll: section.idle == config::Idle::Poll,
-        pin_dir: Some(section.bpf_dir.clone()),
-    }
-}
-
-fn huge(section: &config::Dataplane) -> HugePages {
-    match section.huge_pages {
-        config::HugePages::Auto => HugePages::Auto,
-        config::HugePages::On => HugePages::On,
-        config::HugePages::Off => HugePages::Off,
-    }
-}
-
 fn idle(section: &config::Dataplane) -> Idle {
     match section.idle {
         config::Idle::Sleep => Idle::Sleep,
@@ -552,7 +519,7 @@ fn capacity(section: &config::Dataplane) -> Capacity {
         flows_v4: section.flows_max.ipv4,
         flows_v6: section.flows_max.ipv6,
         backends: BACKENDS_MAX,
-        huge: huge(section),
+        huge: section.huge(),
     }
 }
 

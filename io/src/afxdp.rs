@@ -31,7 +31,7 @@ use crate::pinhole::Connection;
 use crate::pool::{Depot, Magazine};
 use crate::port::{Port, PortCounters, PortFacts, SocketStatistics};
 
-pub use open::{InterfaceConfig, ModeChoice, OpenConfig, Opened, open};
+pub use open::{InterfaceConfig, ModeChoice, OpenConfig, Opened, open, preflight};
 pub use refuse::OpenError;
 
 /// A packet continues in the next descriptor (`XDP_PKT_CONTD`, include/uapi/linux/if_xdp.h). Not asked for, so never set.

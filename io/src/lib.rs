@@ -36,6 +36,7 @@ pub mod afxdp;
 pub mod pcap;
 pub mod fault;
 pub mod pin;
+pub mod clock;
 
 pub use frame::{BATCH_MAX, Batch, Frame, GroupId, HEADROOM_BYTES};
 pub use mem::HugePages;

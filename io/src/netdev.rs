@@ -9,11 +9,17 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 const ETHTOOL_GDRVINFO: u32 = 0x0000_0003;
+const ETHTOOL_GRXFH: u32 = 0x0000_0029;
 const ETHTOOL_GSTRINGS: u32 = 0x0000_001b;
 const ETHTOOL_GSSET_INFO: u32 = 0x0000_0037;
 const ETHTOOL_GFEATURES: u32 = 0x0000_003a;
 const ETHTOOL_GCHANNELS: u32 = 0x0000_003c;
 const ETH_SS_FEATURES: u32 = 4;
+const UDP_V4_FLOW: u32 = 0x02;
+const UDP_V6_FLOW: u32 = 0x06;
+/// Bytes 0 and 1, and 2 and 3 of the transport header: both ports.
+const RXH_L4_B_0_1: u32 = 1 << 6;
+const RXH_L4_B_2_3: u32 = 1 << 7;
 const ETH_GSTRING_LEN: usize = 32;
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
 
@@ -31,6 +37,8 @@ pub struct NetDevice {
     pub mac: [u8; 6],
     /// Largest network-layer packet, in bytes.
     pub mtu: u32,
+    /// Whether it is up and has a carrier (`IFF_UP` and `IFF_RUNNING`).
+    pub running: bool,
     /// Receive queues in use; queue numbers are below this.
     pub rx_queues: u32,
     /// Name of the driver; empty if the device does not say.
@@ -62,10 +70,27 @@ impl NetDevice {
             ifindex,
             mac: control.mac()?,
             mtu: control.mtu()?,
+            running: control.running()?,
             rx_queues: control.rx_queues(),
             driver: control.driver().unwrap_or_default(),
             features: control.features().unwrap_or_default(),
         })
+    }
+
+    /// Whether the device looks at both ports of UDP when it chooses a queue, over IPv4 and over IPv6 (`ethtool -n DEV
+    /// rx-flow-hash udp4`); none where it does not say. Many do not until told: all tunnels of one node then share a queue.
+    #[must_use]
+    pub fn spreads_udp_by_ports(&self) -> [Option<bool>; 2] {
+        let asked = |flow_type: u32| {
+            let control = Control::new(&CString::new(self.name.as_str()).ok()?).ok()?;
+            // struct ethtool_rxnfc: cmd, flow_type, data (64 bits), and room for the rest of it
+            let mut words = [0; 64];
+            (words[0], words[1]) = (ETHTOOL_GRXFH, flow_type);
+            control.ethtool(&mut words).ok()?;
+            let low = if cfg!(target_endian = "big") { words[3] } else { words[2] };
+            Some(low & (RXH_L4_B_0_1 | RXH_L4_B_2_3) == RXH_L4_B_0_1 | RXH_L4_B_2_3)
+        };
+        [UDP_V4_FLOW, UDP_V6_FLOW].map(asked)
     }
 
     /// Whether an offload is on.
@@ -112,6 +137,14 @@ impl Control {
         self.ask(libc::SIOCGIFMTU as _, &mut request)?;
         // SAFETY: SIOCGIFMTU has written the `ifru_mtu` member.
         u32::try_from(unsafe { request.ifr_ifru.ifru_mtu }).map_err(io::Error::other)
+    }
+
+    fn running(&self) -> io::Result<bool> {
+        let mut request = self.request;
+        self.ask(libc::SIOCGIFFLAGS as _, &mut request)?;
+        // SAFETY: SIOCGIFFLAGS has written the `ifru_flags` member.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        Ok(flags & libc::IFF_UP != 0 && flags & libc::IFF_RUNNING != 0)
     }
 
     fn mac(&self) -> io::Result<[u8; 6]> {

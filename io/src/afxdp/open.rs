@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::{Socket, Umem};
 
-use super::refuse::{OpenError, attach_error, enough_queues, permission, refuse};
+use super::refuse::{OpenError, attach_error, enough_queues, permission, refusals, refuse};
 use super::{AfXdpPort, Parts, SocketOwner, socket};
 use crate::mem::{HugePages, Pages};
 use crate::netdev::NetDevice;
@@ -185,34 +185,74 @@ fn candidates(config: &OpenConfig) -> Result<Vec<Candidate>, OpenError> {
     }
     let mut candidates: Vec<Candidate> = Vec::new();
     for interface in &config.interfaces {
-        let device = NetDevice::query(&interface.name).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => OpenError::Missing { device: interface.name.clone() },
-            _ => OpenError::Other { what: format!("asking about {}", interface.name), source },
-        })?;
-        let queues = interface.queues.clone().unwrap_or_else(|| (0..device.rx_queues).collect());
+        let (device, queues) = named(interface)?;
         refuse(&device, &queues, config.frame_bytes)?;
         enough_queues(&device, &queues, config.workers)?;
         if let (Some(_), Some(queue)) = (candidates.iter().find(|one| one.device.name == device.name), queues.first()) {
             return Err(OpenError::Twice { device: device.name, queue: *queue });
         }
-        let pins = config.pin_dir.as_deref().map(|root| Pins::of(root, device.ifindex));
-        let found = pinhole::find(device.ifindex, pins.as_ref()).map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => OpenError::HiddenProgram {
-                device: device.name.clone(),
-                pins: pins.as_ref().map_or_else(|| "nowhere".to_owned(), |pins| pins.directory().display().to_string()),
-            },
-            _ => OpenError::Other { what: format!("asking {} for its XDP program", device.name), source },
-        })?;
-        if let Some(foreign) = found.as_ref().filter(|found| !found.is_ours()) {
-            let (program, id) = (foreign.name.clone(), foreign.id);
-            return Err(OpenError::ForeignProgram { device: device.name, program, id });
-        }
+        let (pins, found) = program_on(&device, config)?;
         candidates.push(Candidate { device, queues, pins, found, zero_copy: false });
     }
     for candidate in &mut candidates {
         candidate.zero_copy = can_zero_copy(config, candidate)?;
     }
     Ok(candidates)
+}
+
+/// Everything that [`open`] would refuse and that can be seen without touching a device, of each device in turn. Binds
+/// nothing, so a dataplane may be running; what only the driver knows is not in it.
+pub fn preflight(config: &OpenConfig) -> Vec<OpenError> {
+    let mut refused = Vec::new();
+    let mut sockets = 0;
+    for interface in &config.interfaces {
+        let (device, queues) = match named(interface) {
+            Ok(named) => named,
+            Err(error) => {
+                refused.push(error);
+                continue;
+            }
+        };
+        sockets += queues.len();
+        refused.extend(refusals(&device, &queues, config.frame_bytes));
+        refused.extend(enough_queues(&device, &queues, config.workers).err());
+        refused.extend(program_on(&device, config).err());
+    }
+    if config.interfaces.is_empty() {
+        refused.push(OpenError::NoInterfaces);
+    }
+    refused.extend(enough_frames(config, sockets).err());
+    refused
+}
+
+/// The device of an interface, and its queues to open.
+fn named(interface: &InterfaceConfig) -> Result<(NetDevice, Vec<u32>), OpenError> {
+    let device = NetDevice::query(&interface.name).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => OpenError::Missing { device: interface.name.clone() },
+        _ => OpenError::Other { what: format!("asking about {}", interface.name), source },
+    })?;
+    let queues = interface.queues.clone().unwrap_or_else(|| (0..device.rx_queues).collect());
+    Ok((device, queues))
+}
+
+/// Where the pins of a device's pinhole are, and the pinhole that an earlier process left there; any other program is an error.
+fn program_on(device: &NetDevice, config: &OpenConfig) -> Result<(Option<Pins>, Option<Found>), OpenError> {
+    let pins = config.pin_dir.as_deref().map(|root| Pins::of(root, device.ifindex));
+    let found = pinhole::find(device.ifindex, pins.as_ref()).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => OpenError::HiddenProgram {
+            device: device.name.clone(),
+            pins: pins.as_ref().map_or_else(|| "nowhere".to_owned(), |pins| pins.directory().display().to_string()),
+        },
+        _ => OpenError::Other { what: format!("asking {} for its XDP program", device.name), source },
+    })?;
+    match found.as_ref().filter(|found| !found.is_ours()) {
+        Some(foreign) => Err(OpenError::ForeignProgram {
+            device: device.name.clone(),
+            program: foreign.name.clone(),
+            id: foreign.id,
+        }),
+        None => Ok((pins, found)),
+    }
 }
 
 /// Asks a device for its mode by binding a socket of its own to it, alone.

@@ -209,34 +209,37 @@ fn mtu_limit(frame_bytes: u32) -> u32 {
     frame_bytes.saturating_sub(u32::from(HEADROOM) + LINK_BYTES_MAX)
 }
 
-/// What can be told from the facts alone.
+/// What can be told from the facts alone; the first of it.
 pub(super) fn refuse(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> Result<(), OpenError> {
+    refusals(device, queues, frame_bytes).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// All of what can be told from the facts alone.
+pub(super) fn refusals(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> Vec<OpenError> {
     let name = || device.name.clone();
+    let mut refusals = Vec::new();
     for (at, &queue) in queues.iter().enumerate() {
         if queue >= device.rx_queues {
-            return Err(OpenError::Queue { device: name(), queue, rx_queues: device.rx_queues });
+            refusals.push(OpenError::Queue { device: name(), queue, rx_queues: device.rx_queues });
         }
         if queues[..at].contains(&queue) {
-            return Err(OpenError::Twice { device: name(), queue });
+            refusals.push(OpenError::Twice { device: name(), queue });
         }
     }
     // A veth takes no tags off, whatever it says. They are missing if its peer does not write them into the packet
     // (`txvlan` there), which cannot be seen from here.
-    let strips = [("rx-vlan-hw-parse", "rxvlan"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")];
-    let stripping = strips.into_iter().find(|(feature, _)| device.has(feature));
-    if let (Some((feature, switch)), true) = (stripping, device.driver != "veth") {
-        return Err(OpenError::VlanStripping { device: name(), feature, switch });
+    if device.driver != "veth" {
+        let strips = [("rx-vlan-hw-parse", "rxvlan"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")];
+        let on = strips.into_iter().filter(|(feature, _)| device.has(feature));
+        refusals.extend(on.map(|(feature, switch)| OpenError::VlanStripping { device: name(), feature, switch }));
     }
-    if let Some((feature, switch)) =
-        [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")].into_iter().find(|(feature, _)| device.has(feature))
-    {
-        return Err(OpenError::LargeReceive { device: name(), feature, switch });
-    }
+    let joins = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")].into_iter().filter(|(feature, _)| device.has(feature));
+    refusals.extend(joins.map(|(feature, switch)| OpenError::LargeReceive { device: name(), feature, switch }));
     let mtu_max = mtu_limit(frame_bytes);
     if device.mtu > mtu_max {
-        return Err(OpenError::Mtu { device: name(), mtu: device.mtu, frame_bytes, mtu_max });
+        refusals.push(OpenError::Mtu { device: name(), mtu: device.mtu, frame_bytes, mtu_max });
     }
-    Ok(())
+    refusals
 }
 
 /// Whether every worker can have a queue of the device.
@@ -279,6 +282,7 @@ mod tests {
             ifindex: 2,
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
+            running: true,
             rx_queues: 2,
             driver: "ixgbe".to_owned(),
             features: vec!["rx-checksum".to_owned()],

@@ -13,6 +13,8 @@ mod serving;
 mod change;
 /// The operator's view: `tidegate show`.
 mod operator;
+/// The operator's machines: `tidegate doctor`.
+mod doctor;
 /// Nodes: Services whose pods see the client.
 mod nodes;
 /// A worker that dies without a word.
@@ -119,6 +121,7 @@ pub const CHECKS: &[Check] = &[
     check("show", "every question of `tidegate show`", operator::show),
     check("explain", "what `tidegate explain` says, and what then happens", operator::explain),
     check("metrics", "counters for Prometheus", operator::metrics),
+    check("doctor", "what `tidegate doctor` says of healthy machines and of broken ones", doctor::looks),
     check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),
     check("syn-flood", "SYNs of made-up clients while connections stand", accounting::syn_flood),
     check("endpoint-removed", "running downloads continue, new connections avoid it", change::endpoint_removed),

@@ -1,0 +1,82 @@
+//! `tidegate doctor`: a machine looked over before, or while, it is a gateway or a worker.
+//!
+//! Owns the list of what is looked at and the verdict on each, why it matters and the command that mends it. Changes nothing
+//! and sends no packet. Refuses to know what a running dataplane does: that is `tidegate show`.
+//!
+//! Facts are read from below a root ([`Machine`]) and from the kernel's answers about devices; every check is a function from
+//! facts to findings, so that a machine that is broken in some way can be made of a few files. Where a fact cannot be had, the
+//! finding says so: silence always means that it was looked at and is fine.
+
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use serde::Serialize;
+use tidegate_dataplane::config::{ConfigError, NodeFile};
+
+/// Where facts come from.
+mod machine;
+/// What is looked at.
+mod check;
+
+pub use machine::Machine;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works; somebody should know.
+    Note,
+    /// Works, but slower, or not under all circumstances.
+    Warn,
+    /// Does not work.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Name of the check, the same in every version.
+    pub check: &'static str,
+    /// Device, core or file it is about; empty: the machine.
+    pub subject: String,
+    /// How bad it is.
+    pub verdict: Verdict,
+    /// What was found, with both values where two must agree.
+    pub found: String,
+    /// Why it matters.
+    pub why: &'static str,
+    /// The command that mends it, or what to do where no command does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+impl Finding {
+    fn new(check: &'static str, subject: impl Into<String>, verdict: Verdict, found: impl Into<String>) -> Finding {
+        Finding { check, subject: subject.into(), verdict, found: found.into(), why: check::why(check), fix: None }
+    }
+
+    fn mended_by(self, fix: impl Into<String>) -> Finding {
+        Finding { fix: Some(fix.into()), ..self }
+    }
+}
+
+/// Looks at `machine`. With `node_file` it is to be a gateway as that file says; without, a worker whose overlay reaches one.
+/// Findings come in the order of their subjects, not of their verdicts.
+pub fn examine(machine: &Machine, node_file: Option<&Path>) -> Vec<Finding> {
+    match node_file.map(NodeFile::read) {
+        None => check::worker(machine),
+        Some(Ok(file)) => check::gateway(machine, &file),
+        Some(Err(error)) => {
+            let mut findings = vec![not_read(&error)];
+            findings.extend(check::worker(machine));
+            findings
+        }
+    }
+}
+
+fn not_read(error: &ConfigError) -> Finding {
+    Finding::new("node-file", "", Verdict::Fail, error.to_string())
+}

@@ -1,0 +1,99 @@
+//! Where facts come from: files below a root, the kernel's answers about devices, other programs' own reports.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use tidegate_io::netdev::NetDevice;
+
+/// Longest wait for a program of this machine that tells about itself.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Port at which kube-proxy tells its mode (its `metricsBindAddress`, by default on loopback alone).
+const KUBE_PROXY_PORT: u16 = 10249;
+/// Longest answer of kube-proxy that is read, bytes.
+const ANSWER_BYTES_MAX: u64 = 4096;
+
+/// A machine to look at.
+#[derive(Debug)]
+pub struct Machine {
+    root: PathBuf,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine { root: "/".into() }
+    }
+}
+
+impl Machine {
+    /// One whose files are below `root`: `root/proc/meminfo` and so on.
+    pub fn below(root: impl Into<PathBuf>) -> Machine {
+        Machine { root: root.into() }
+    }
+
+    /// A file without the white space around its text; none if it cannot be read.
+    pub(crate) fn text(&self, path: &str) -> Option<String> {
+        Some(fs::read_to_string(self.root.join(path)).ok()?.trim().to_owned())
+    }
+
+    /// A file that holds one number.
+    pub(crate) fn number(&self, path: &str) -> Option<u64> {
+        self.text(path)?.parse().ok()
+    }
+
+    /// A sysctl of the network namespace, such as `ipv4/conf/all/rp_filter`.
+    pub(crate) fn network_setting(&self, path: &str) -> Option<u64> {
+        self.number(&format!("proc/sys/net/{path}"))
+    }
+
+    /// The number in a line `name: number …` of a file.
+    pub(crate) fn field(&self, path: &str, name: &str) -> Option<u64> {
+        let text = self.text(path)?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Names in a directory, sorted; none if there is no such directory.
+    pub(crate) fn names(&self, path: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.root.join(path)) else { return Vec::new() };
+        let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        names.sort();
+        names
+    }
+
+    /// Devices of this network namespace (proc_pid_net(5), `dev`).
+    pub(crate) fn devices(&self) -> Vec<String> {
+        let text = self.text("proc/self/net/dev").unwrap_or_default();
+        text.lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
+    }
+
+    /// What the kernel says about a device.
+    pub(crate) fn device(&self, name: &str) -> io::Result<NetDevice> {
+        NetDevice::query(name)
+    }
+
+    /// The rules of nf_tables, as nft(8) prints them; an error if it is not there or may not look.
+    pub(crate) fn rules(&self) -> io::Result<String> {
+        let output = Command::new("nft").args(["--stateless", "list", "ruleset"]).output()?;
+        if !output.status.success() {
+            return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The mode that kube-proxy says it runs in; none if nobody answers.
+    pub(crate) fn kube_proxy_mode(&self) -> Option<String> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, KUBE_PROXY_PORT));
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_write_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(b"GET /proxyMode HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).ok()?;
+        let mode = answer.split_once("\r\n\r\n")?.1.trim();
+        ["iptables", "ipvs", "nftables"].contains(&mode).then(|| mode.to_owned())
+    }
+}
