@@ -201,7 +201,7 @@ const ARROW: [(&str, &[&str]); 12] = [
     ("metrics/Cargo.toml", &[]),
     ("control/Cargo.toml", &["tidegate-api", "tidegate-policy"]),
     ("cli/Cargo.toml", &["tidegate-api", "tidegate-control", "tidegate-ledger"]),
-    ("node/Cargo.toml", &[]),
+    ("node/Cargo.toml", &["tidegate-api", "tidegate-control"]),
     (
         "benches/Cargo.toml",
         &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-ledger", "tidegate-policy"],

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use allocation::Allocation;
+use carrying::Carrying;
 use desired::Desired;
 use egress::Leaving;
 use events::Events;
@@ -22,6 +23,7 @@ use office::Office;
 use policies::Policies;
 use tidegate_api::message::Response;
 use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
+use tidegate_api::show::Shown;
 
 use crate::config::NodeFile;
 use crate::health::{Check, Health};
@@ -53,6 +55,8 @@ mod office;
 mod allocation;
 /// What leaves the cluster: policies, static translations, Pods.
 mod egress;
+/// What external addresses are used for, here and at other gateways.
+mod carrying;
 /// Which clients may reach which Services.
 mod gatewaypolicy;
 /// What is told of policies by events.
@@ -112,6 +116,7 @@ pub struct Reconciler {
     office: Office,
     allocation: Allocation,
     leaving: Leaving,
+    carrying: Carrying,
     gates: Gates,
     events: Events,
     policies: Policies,
@@ -157,6 +162,7 @@ impl Reconciler {
             office: Office::default(),
             allocation,
             leaving: Leaving::default(),
+            carrying: Carrying::default(),
             gates: Gates::default(),
             events: Events::default(),
             policies: Policies::default(),
@@ -745,6 +751,10 @@ impl Reconciler {
                 let keys = services.map(|(key, _)| key.clone()).collect();
                 self.refresh_all(keys);
             }
+            Response::Shown(Shown::Egress(shown)) if self.session.answered() => self.hear_of_carrying(shown),
+            Response::Error { message } if self.session.answered() => {
+                tracing::debug!(%message, "the dataplane could not tell of its ports; asked again later");
+            }
             Response::Error { message } => {
                 tracing::error!(%message, "the dataplane could not serve a request; connecting again");
                 self.session.give_up();
@@ -838,6 +848,7 @@ impl Reconciler {
     fn look_after(&mut self) {
         self.look_after_office();
         self.tell_pools();
+        self.ask_of_carrying();
         self.tell_leaving();
         self.tell_gates();
         if self.latency_told.elapsed() >= LOOK_AFTER_EVERY {
