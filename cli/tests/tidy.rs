@@ -188,7 +188,8 @@ fn unsafe_is_argued(repository: &Repository) -> Vec<String> {
 }
 
 /// Crates and the Tidegate crates each may depend on, in any kind of dependency:
-/// `control → api ← dataplane → io`, and nobody depends on the command, the agent, the benches or the experiments.
+/// `control → api ← dataplane → io`, and nobody depends on the command, the agent, the benches or the experiments. The command
+/// and the agent read objects of the API as control does.
 const ARROW: [(&str, &[&str]); 12] = [
     ("io/Cargo.toml", &[]),
     ("dataplane/api/Cargo.toml", &[]),

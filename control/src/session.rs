@@ -213,7 +213,8 @@ impl Session {
     /// # Errors
     /// When the stream fails; the connection is then closed and its reader will tell.
     pub fn ask(&mut self, question: Show) -> io::Result<bool> {
-        let Some(stream) = self.stream.as_ref().filter(|_| self.in_flight.is_empty() && self.synced && !self.asked) else {
+        let Some(stream) = self.stream.as_ref().filter(|_| self.in_flight.is_empty() && self.synced && !self.asked)
+        else {
             return Ok(false);
         };
         let mut stream = stream.try_clone()?;

@@ -215,7 +215,11 @@ impl Handle {
 
     fn has_mail(&self) -> bool {
         let posted = self.posted();
-        posted.site.is_some() || posted.groups.is_some() || !posted.vips.is_empty() || posted.published.is_some() || posted.stop
+        posted.site.is_some()
+            || posted.groups.is_some()
+            || !posted.vips.is_empty()
+            || posted.published.is_some()
+            || posted.stop
     }
 }
 

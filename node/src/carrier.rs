@@ -71,7 +71,8 @@ impl Askers {
                 sockets.push(socket);
             }
         }
-        let run = Run { shared: Arc::clone(&shared), stop: Arc::clone(&stop), sockets, port, random: RandomState::new() };
+        let run =
+            Run { shared: Arc::clone(&shared), stop: Arc::clone(&stop), sockets, port, random: RandomState::new() };
         let thread = std::thread::Builder::new().name("carriers".into()).spawn(move || run.run())?;
         Ok(Askers { shared, stop, thread: Some(thread) })
     }
@@ -178,7 +179,7 @@ impl Run {
 }
 
 /// The carrier of each address.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Carried {
     chosen: BTreeMap<IpAddr, String>,
     /// Addresses for which nobody is chosen yet, since when.

@@ -42,6 +42,8 @@ pub struct Cluster {
     invalid: BTreeMap<ObjectKey, String>,
     askers: Askers,
     carried: Carried,
+    /// Gateways and addresses that were asked about last.
+    asked: (Vec<String>, Vec<IpAddr>),
     told: Vec<String>,
     wanted: Option<Wanted>,
     /// Something may be wanted otherwise.
@@ -85,6 +87,7 @@ impl Cluster {
             invalid: BTreeMap::new(),
             askers,
             carried: Carried::default(),
+            asked: (Vec::new(), Vec::new()),
             told: Vec::new(),
             wanted: kept(&settings.state_file),
             settings,
@@ -137,13 +140,20 @@ impl Cluster {
             .map_err(|complaint| vec![complaint])?;
         let asked: Vec<IpAddr> = resolve::asked(&self.model);
         self.askers.ask(&found.gateways, &found.asked_at, &asked);
-        let names: Vec<&str> = found.gateways.iter().map(|gateway| gateway.name.as_str()).collect();
-        if !self.carried.decide(&asked, &names, &self.askers.heard(), Instant::now()) {
+        self.asked = (found.gateways.iter().map(|gateway| gateway.name.clone()).collect(), asked);
+        if !self.decide() {
             return Ok(None);
         }
         let wanted = resolve(&self.model, &self.base, &self.settings, &self.node, found, &self.carried);
         let complaints = wanted.complaints();
         if complaints.is_empty() { Ok(Some(wanted)) } else { Err(complaints) }
+    }
+
+    /// Chooses carriers by what gateways have said; false while that is not certain.
+    fn decide(&mut self) -> bool {
+        let (names, asked) = &self.asked;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.carried.decide(asked, &names, &self.askers.heard(), Instant::now())
     }
 
     fn keep(&self, wanted: &Wanted) {
@@ -175,8 +185,11 @@ impl Source for Cluster {
             // What was kept counts until the API is known: the kernel may have lost it meanwhile.
             return Ok(self.wanted.clone().filter(|_| std::mem::take(&mut self.moved)));
         }
-        if !self.moved && !self.askers.has_news() {
-            return Ok(None);
+        if !self.moved {
+            let before = self.carried.clone();
+            if !self.askers.has_news() || !self.decide() || self.carried == before {
+                return Ok(None);
+            }
         }
         let Some(wanted) = self.resolve().inspect_err(|_| self.moved = false)? else { return Ok(None) };
         self.moved = false;

@@ -56,7 +56,10 @@ mod tests {
 
     #[test]
     fn holes_are_taken_out_in_both_families() {
-        assert_eq!(without(&nets(&["10.0.0.0/8", "fd00::/8"]), &nets(&["10.128.0.0/9"])), nets(&["10.0.0.0/9", "fd00::/8"]));
+        assert_eq!(
+            without(&nets(&["10.0.0.0/8", "fd00::/8"]), &nets(&["10.128.0.0/9"])),
+            nets(&["10.0.0.0/9", "fd00::/8"])
+        );
         assert_eq!(without(&nets(&["10.0.0.0/30"]), &nets(&["10.0.0.1/32"])), nets(&["10.0.0.0/32", "10.0.0.2/31"]));
         assert_eq!(without(&nets(&["2001:db8::/126"]), &nets(&["2001:db8::/127"])), nets(&["2001:db8::2/127"]));
         assert_eq!(without(&nets(&["10.0.0.0/8"]), &nets(&["0.0.0.0/0"])), []);
@@ -72,9 +75,8 @@ mod tests {
 
     /// A prefix of the eight addresses 10.0.0.0 to 10.0.0.7.
     fn small() -> impl Strategy<Value = IpNet> {
-        (0u8..8, 29u8..=32).prop_map(|(last, length)| {
-            IpNet::new(IpAddr::from([10, 0, 0, last]), length).unwrap().trunc()
-        })
+        (0u8..8, 29u8..=32)
+            .prop_map(|(last, length)| IpNet::new(IpAddr::from([10, 0, 0, last]), length).unwrap().trunc())
     }
 
     proptest! {

@@ -16,9 +16,7 @@ use tidegate_control::resolve::site::RETURN_LABEL;
 
 use crate::carrier::Carried;
 use crate::prefix::{decided, without};
-use crate::wanted::{
-    Carriers, Egress, FAMILIES, Family, Gateway, Held, Kubernetes, Mac, Pod, Vtep, Wanted,
-};
+use crate::wanted::{Carriers, Egress, FAMILIES, Family, Gateway, Held, Kubernetes, Mac, Pod, Vtep, Wanted};
 
 /// What is around this Node.
 #[derive(Debug)]
@@ -36,12 +34,7 @@ pub struct Surroundings {
 ///
 /// # Errors
 /// When there is no such Node.
-pub fn surroundings(
-    model: &Model,
-    base: &Wanted,
-    settings: &Kubernetes,
-    node: &str,
-) -> Result<Surroundings, String> {
+pub fn surroundings(model: &Model, base: &Wanted, settings: &Kubernetes, node: &str) -> Result<Surroundings, String> {
     let own = model.node(node).ok_or_else(|| format!("there is no Node {node}; everything stays as it is"))?;
     let named = model.nodes().filter(|other| other.name != node && other.labels.contains(&settings.gateway_label));
     let seen: Vec<(Gateway, Vec<IpAddr>)> = named.filter_map(seen).collect();

@@ -79,11 +79,17 @@ fn an_agent_that_follows_the_api_has_an_account_and_a_place_for_what_it_said() {
     let [config] = <[Value; 1]>::try_from(objects(&path, "ConfigMap")).unwrap();
     let wanted = Wanted::parse(config["data"]["node-agent.yaml"].as_str().unwrap()).unwrap();
     let kubernetes = wanted.kubernetes.unwrap();
-    assert_eq!((kubernetes.gateway_label.as_str(), kubernetes.node, kubernetes.hold_unknown), ("tidegate.io/gateway", None, true));
+    assert_eq!(
+        (kubernetes.gateway_label.as_str(), kubernetes.node, kubernetes.hold_unknown),
+        ("tidegate.io/gateway", None, true)
+    );
     let [account] = <[Value; 1]>::try_from(objects(&path, "ServiceAccount")).unwrap();
     let [daemonset] = <[Value; 1]>::try_from(objects(&path, "DaemonSet")).unwrap();
     let pod = &daemonset["spec"]["template"]["spec"];
-    assert_eq!((&pod["serviceAccountName"], &pod["automountServiceAccountToken"]), (&account["metadata"]["name"], &json!(true)));
+    assert_eq!(
+        (&pod["serviceAccountName"], &pod["automountServiceAccountToken"]),
+        (&account["metadata"]["name"], &json!(true))
+    );
     let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
     let state = kubernetes.state_file.parent().unwrap().display().to_string();
     assert!(mounts.iter().any(|mount| mount["mountPath"] == state.as_str()), "{mounts:?}");

@@ -70,7 +70,11 @@ impl Rig {
                 self.cluster = None;
             }
             (Source::Cluster, None) => {
-                let cluster = Cluster::start(self.gateway.seat.namespace, GATEWAY_NODE.underlay(Family::V4), &self.lab.state_dir)?;
+                let cluster = Cluster::start(
+                    self.gateway.seat.namespace,
+                    GATEWAY_NODE.underlay(Family::V4),
+                    &self.lab.state_dir,
+                )?;
                 cluster.load(self.manifests.directory())?;
                 self.gateway.follow(Some(cluster.kubeconfig()))?;
                 self.cluster = Some(Arc::new(cluster));

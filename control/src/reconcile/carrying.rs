@@ -265,7 +265,11 @@ mod tests {
     fn a_gateway_tells_of_what_it_carries() {
         let addresses = ["192.0.2.9", "2001:db8::9"].map(|address| address.parse().unwrap());
         let mut shown = EgressShown {
-            addresses: vec![row("192.0.2.9", "tcp", 700, 0), row("192.0.2.9", "udp", 5, 2), row("2001:db8::9", "tcp", 1, 0)],
+            addresses: vec![
+                row("192.0.2.9", "tcp", 700, 0),
+                row("192.0.2.9", "udp", 5, 2),
+                row("2001:db8::9", "tcp", 1, 0),
+            ],
             ..EgressShown::default()
         };
         assert_eq!(part(&shown, "gw-1", "out", &addresses), None, "nobody carries anything");
@@ -291,7 +295,10 @@ mod tests {
         assert!(said.is_outdated(Some(&part(0, 1)), begun), "none is news");
         assert!(!said.is_outdated(Some(&part(2000, 9)), begun), "told a moment ago");
         assert!(said.is_outdated(Some(&part(2000, 9)), begun + REFUSED_EVERY));
-        assert!(Part { told: Some(part(7, 0)), at: begun }.is_outdated(Some(&part(7, 1)), begun), "the first one is told");
+        assert!(
+            Part { told: Some(part(7, 0)), at: begun }.is_outdated(Some(&part(7, 1)), begun),
+            "the first one is told"
+        );
         assert!(said.is_outdated(None, begun) && !Part { told: None, at: begun }.is_outdated(None, begun));
         assert!(!differs(10, 70) && differs(10, 74) && differs(0, 1));
     }

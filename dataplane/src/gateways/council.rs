@@ -448,7 +448,9 @@ impl Council {
         let old = now_ns.saturating_sub(vip.since_ns) >= GRACE_NS;
         let can = |number: u8| match (self.members.get(usize::from(number)), cans.get(usize::from(number))) {
             (Some(member), Some(can)) if member.is_own => *can,
-            (Some(member), Some(can)) if self.reaches(member, prefix) && !(old && member.lacks(vip.mark, self.vips_digest)) => {
+            (Some(member), Some(can))
+                if self.reaches(member, prefix) && !(old && member.lacks(vip.mark, self.vips_digest)) =>
+            {
                 *can
             }
             _ => Can::Not,

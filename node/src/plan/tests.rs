@@ -240,8 +240,22 @@ fn some_wishes() -> impl Strategy<Value = Wanted> {
                     .filter(|name| gateways.iter().any(|gateway| gateway.name == *name))
                     .collect()
             };
-            let first = Egress { name: "a".into(), pods: of(1), gateways: named.map(known), carriers: None, destinations, except };
-            let second = Egress { name: "b".into(), pods: of(2), gateways: None, carriers: None, destinations: vec![], except: vec![] };
+            let first = Egress {
+                name: "a".into(),
+                pods: of(1),
+                gateways: named.map(known),
+                carriers: None,
+                destinations,
+                except,
+            };
+            let second = Egress {
+                name: "b".into(),
+                pods: of(2),
+                gateways: None,
+                carriers: None,
+                destinations: vec![],
+                except: vec![],
+            };
             Wanted {
                 devices: Devices { ipv4: Some(DEVICES[0].into()), ipv6: Some(DEVICES[1].into()) },
                 cluster: prefixes(&["10.244.0.0/16", "10.96.0.0/12", "fd00:10:244::/48", "198.51.100.0/24"]),

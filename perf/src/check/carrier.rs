@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 use tidegate_api::show::{Show, Shown};
 
 use super::egress::{
-    ANSWER_MS, EXTERNAL, OTHER, SELECTED, SETTLED_LIMIT, manifests, masquerade, outside, remote, seen_as, server, shell,
-    tcp, told,
+    ANSWER_MS, EXTERNAL, OTHER, SELECTED, SETTLED_LIMIT, manifests, masquerade, outside, remote, seen_as, server,
+    shell, tcp, told,
 };
 use crate::check::{Found, Row};
 use crate::client::Outcome;
@@ -196,7 +196,12 @@ fn away(rig: &Rig, cluster: &Cluster, scene: &mut Scene) -> Found {
         let mut rows = Vec::new();
         for family in FAMILIES {
             let outcome = ask(rig, SELECTED, family, ANSWER_MS)?;
-            rows.push(seen_as(format!("{family} the API is away, agent restarted"), &outcome, by_policy(family), "N-111"));
+            rows.push(seen_as(
+                format!("{family} the API is away, agent restarted"),
+                &outcome,
+                by_policy(family),
+                "N-111",
+            ));
         }
         let after = shell(MADE)?;
         let lines = before.lines().count();
