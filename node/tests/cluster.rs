@@ -50,7 +50,7 @@ fn cluster() -> ApiServer {
     );
     server.add_user("agent", rules);
     let nodes = [("gw-1", 9, "tidegate.io/gateway: ''"), ("w1", 1, ""), ("w2", 2, "")];
-    nodes.iter().for_each(|(name, n, labels)| server.apply(&node(name, *n, labels)).unwrap());
+    nodes.iter().for_each(|(name, n, labels)| drop(server.apply(&node(name, *n, labels)).unwrap()));
     server.apply("apiVersion: v1\nkind: Namespace\nmetadata: { name: shop, labels: { team: a } }\n").unwrap();
     server
 }
