@@ -46,6 +46,8 @@ pub struct Cluster {
     asked: (Vec<String>, Vec<IpAddr>),
     told: Vec<String>,
     wanted: Option<Wanted>,
+    /// What was kept has been told.
+    kept_told: bool,
     /// Something may be wanted otherwise.
     moved: bool,
     _running: Running,
@@ -91,6 +93,7 @@ impl Cluster {
             told: Vec::new(),
             wanted: kept(&settings.state_file),
             settings,
+            kept_told: false,
             moved: true,
             _running: running,
         })
@@ -183,7 +186,8 @@ impl Source for Cluster {
         self.take();
         if !self.complete {
             // What was kept counts until the API is known: the kernel may have lost it meanwhile.
-            return Ok(self.wanted.clone().filter(|_| std::mem::take(&mut self.moved)));
+            let told = std::mem::replace(&mut self.kept_told, true);
+            return Ok(self.wanted.clone().filter(|_| !told));
         }
         if !self.moved {
             let before = self.carried.clone();

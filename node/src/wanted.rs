@@ -451,8 +451,8 @@ impl Wanted {
     }
 
     fn check_pods(&self, told: &mut Vec<String>) {
-        let mut owners: BTreeMap<IpAddr, &str> = BTreeMap::new();
-        for egress in &self.egress {
+        let mut owners: BTreeMap<IpAddr, (&str, usize)> = BTreeMap::new();
+        for (number, egress) in self.egress.iter().enumerate() {
             for name in egress.gateways.iter().flatten() {
                 if self.gateway(name).is_none() {
                     told.push(format!("egress {}: there is no gateway {name}", egress.name));
@@ -463,8 +463,13 @@ impl Wanted {
                     told.push(format!("egress {}: a pod without name or address", egress.name));
                 }
                 for address in &pod.addresses {
-                    let other = owners.insert(*address, &pod.name);
-                    if let Some(other) = other.filter(|other| *other != pod.name || egress.destinations.is_empty()) {
+                    let may_share = |other: &(&str, usize)| {
+                        let anywhere =
+                            |number: usize| self.egress.get(number).is_none_or(|it| it.destinations.is_empty());
+                        other.0 == pod.name && other.1 != number && !anywhere(number) && !anywhere(other.1)
+                    };
+                    let other = owners.insert(*address, (&pod.name, number));
+                    if let Some((other, _)) = other.filter(|other| !may_share(other)) {
                         told.push(format!("egress {}: {address} of {} is also {other}'s", egress.name, pod.name));
                     }
                 }
