@@ -188,7 +188,8 @@ fn unsafe_is_argued(repository: &Repository) -> Vec<String> {
 }
 
 /// Crates and the Tidegate crates each may depend on, in any kind of dependency:
-/// `control → api ← dataplane → io`, and nobody depends on the command, the agent, the benches or the experiments.
+/// `control → api ← dataplane → io`, and nobody depends on the command, the agent, the benches or the experiments. The command
+/// and the agent read objects of the API as control does.
 const ARROW: [(&str, &[&str]); 13] = [
     ("io/Cargo.toml", &[]),
     ("dataplane/api/Cargo.toml", &[]),
@@ -202,7 +203,7 @@ const ARROW: [(&str, &[&str]); 13] = [
     ("control/Cargo.toml", &["tidegate-api", "tidegate-policy"]),
     ("doctor/Cargo.toml", &["tidegate-io", "tidegate-dataplane"]),
     ("cli/Cargo.toml", &["tidegate-api", "tidegate-control", "tidegate-doctor", "tidegate-ledger"]),
-    ("node/Cargo.toml", &[]),
+    ("node/Cargo.toml", &["tidegate-api", "tidegate-control"]),
     (
         "benches/Cargo.toml",
         &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-ledger", "tidegate-policy"],

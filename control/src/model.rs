@@ -161,10 +161,8 @@ impl Model {
                 }
             }
             Object::EgressPolicy(policy) => {
-                if self.egress.get(&policy.name) != Some(&*policy) {
-                    dirty.egress = true;
-                    self.egress.insert(policy.name.clone(), *policy);
-                }
+                dirty.egress |= self.egress.get(&policy.name).is_none_or(|before| !before.asks_like(&policy));
+                self.egress.insert(policy.name.clone(), *policy);
             }
             Object::GatewayPolicy(policy) => {
                 if self.gateway_policies.get(&policy.name) != Some(&*policy) {

@@ -10,18 +10,19 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use allocation::Allocation;
+use carrying::Carrying;
 use desired::Desired;
 use egress::Leaving;
 use events::Events;
 use gatewaypolicy::Gates;
 use hashbrown::HashMap;
-use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use latency::Latency as Latencies;
 use office::Office;
 use policies::Policies;
 use tidegate_api::message::Response;
 use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
+use tidegate_api::show::Shown;
 
 use crate::config::NodeFile;
 use crate::health::{Check, Health};
@@ -29,12 +30,12 @@ use crate::lease::Word;
 use crate::model::policy::PolicyKey;
 use crate::model::{Dirty, Model, Name, Object, policy_key};
 use crate::problem::{Place, Problem, Severity};
+use crate::resolve;
 use crate::resolve::claim::{Claims, Frontend};
 use crate::resolve::note::Note;
-use crate::resolve::reach::{Reach, Way};
+use crate::resolve::reach::Reach;
 use crate::resolve::service::Outcome;
-use crate::resolve::site::{Site, health_addresses};
-use crate::resolve::{self, gateway, peer};
+use crate::resolve::site::Site;
 use crate::session::link::News;
 use crate::session::{Session, Standing};
 use crate::source::{Batch, Manifest, ObjectKey, ObjectKind, Reading};
@@ -53,10 +54,16 @@ mod office;
 mod allocation;
 /// What leaves the cluster: policies, static translations, Pods.
 mod egress;
+/// What external addresses are used for, here and at other gateways.
+mod carrying;
 /// Which clients may reach which Services.
 mod gatewaypolicy;
 /// What is told of policies by events.
 mod events;
+/// Nodes: this gateway, its peers, places of Services.
+mod nodes;
+/// What is wrong now.
+mod problems;
 /// How long a change takes from its cause to the last worker.
 mod latency;
 /// Who may reach whom.
@@ -66,13 +73,6 @@ pub use latency::Told as Latency;
 
 /// How often a dataplane that owes an answer is looked after.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
-
-/// Changed Nodes for which the Services concerned are looked for; with more, all are resolved again.
-const NODES_SOUGHT_MAX: usize = 64;
-/// Objects whose unknown fields are listed one by one; of the others only the number is told.
-const OBJECTS_TOLD_MAX: usize = 100;
-/// Unknown fields listed of one object.
-const FIELDS_TOLD_MAX: usize = 8;
 
 /// What the loop waits for.
 pub enum Input {
@@ -112,6 +112,7 @@ pub struct Reconciler {
     office: Office,
     allocation: Allocation,
     leaving: Leaving,
+    carrying: Carrying,
     gates: Gates,
     events: Events,
     policies: Policies,
@@ -157,6 +158,7 @@ impl Reconciler {
             office: Office::default(),
             allocation,
             leaving: Leaving::default(),
+            carrying: Carrying::default(),
             gates: Gates::default(),
             events: Events::default(),
             policies: Policies::default(),
@@ -311,68 +313,6 @@ impl Reconciler {
         self.complete
     }
 
-    /// Everything that is wrong now, worst first.
-    pub fn problems(&self) -> BTreeSet<Problem> {
-        let mut problems: BTreeSet<Problem> = self.source_problems.iter().cloned().collect();
-        problems.extend(self.invalid.values().cloned());
-        problems.extend(self.unknown_fields.values().take(OBJECTS_TOLD_MAX).flatten().cloned());
-        if let Some(more) = self.unknown_fields.len().checked_sub(OBJECTS_TOLD_MAX).filter(|more| *more > 0) {
-            let message = format!("{more} more objects have fields that nobody looks at");
-            problems.insert(Problem::new(Severity::Warning, "UnknownField", message));
-        }
-        for (name, found) in &self.node_problems {
-            let key = ObjectKey { kind: ObjectKind::Node, namespace: String::new(), name: name.clone() };
-            let placed = |problem: &Problem| Problem { place: self.places.get(&key).cloned(), ..problem.clone() };
-            problems.extend(found.iter().map(placed));
-        }
-        problems.extend(self.dataplane_problem.clone());
-        problems.extend(self.health.iter().flat_map(Health::problems));
-        problems.extend(self.office.problems());
-        problems.extend(self.allocation.problems());
-        problems.extend(self.leaving.problems().cloned());
-        problems.extend(self.policy_problems());
-        problems.extend(self.unused_pools());
-        for (key, refused) in self.session.refused() {
-            let message = format!("the dataplane refused it: {}", refused.reason);
-            let object = object_key(key);
-            let mut problem = Problem::new(Severity::Error, "Refused", message).about(&object);
-            problem.place = self.places.get(&object).cloned();
-            problems.insert(problem);
-        }
-        if let Some(first) = self.session.held_back().first() {
-            let message = format!(
-                "the dataplane holds {} ({first}{}) that the source no longer has: so much does not go by mistake, it stays \
-                 until a file named {} is created in the directory, or comes back",
-                match self.session.held_back().len() {
-                    1 => "an object".into(),
-                    several => format!("{several} objects"),
-                },
-                if self.session.held_back().len() > 1 { ", …" } else { "" },
-                crate::source::scan::CONFIRM_FILE,
-            );
-            problems.insert(Problem::new(Severity::Error, "DeletesHeld", message));
-        }
-        problems
-    }
-
-    /// Pools in a directory: giving addresses out takes one who decides for all gateways, and a place where they all read
-    /// what he decided. A directory has neither.
-    fn unused_pools(&self) -> Option<Problem> {
-        let leaves_by = |pool: &str| self.model.egress().any(|policy| policy.addresses.is_pool(pool));
-        let pools = self.model.pools().map(|pool| pool.name.as_str()).filter(|pool| !leaves_by(pool));
-        let names: Vec<&str> = pools.filter(|_| self.dialect == Dialect::Files).collect();
-        let message = || {
-            format!(
-                "not used: {}; Services are given addresses of pools in a cluster only. In a directory a Service asks for its \
-                 own, with the annotation {}",
-                names.join(", "),
-                watch::annotation::ADDRESSES
-            )
-        };
-        (!names.is_empty())
-            .then(|| Problem::new(Severity::Warning, "PoolWithoutCluster", message()).about("AddressPool"))
-    }
-
     fn apply(&mut self, manifest: Manifest, dirty: &mut Dirty, restated: &mut BTreeSet<Name>) {
         let Manifest { key, place, value } = manifest;
         let mut unknown = Vec::new();
@@ -451,28 +391,6 @@ impl Reconciler {
         }
     }
 
-    /// Fields that its kind does not have: a slip of the pen would otherwise be served by a default.
-    fn tell_unknown(&mut self, key: &ObjectKey, place: Option<&Place>, fields: Vec<String>) {
-        if fields.is_empty() {
-            self.unknown_fields.remove(key);
-            return;
-        }
-        let more = fields.len().saturating_sub(FIELDS_TOLD_MAX);
-        let problem = |(index, field): (usize, String)| {
-            let others = match more {
-                0 => String::new(),
-                _ if index + 1 < FIELDS_TOLD_MAX => String::new(),
-                more => format!("; nor at {more} more fields of this object"),
-            };
-            let message = format!("is no field of kind {}: nobody looks at it{others}", key.kind);
-            let mut problem = Problem::new(Severity::Warning, "UnknownField", message).about(key).in_field(field);
-            problem.place = place.cloned();
-            problem
-        };
-        let problems = fields.into_iter().take(FIELDS_TOLD_MAX).enumerate().map(problem).collect();
-        self.unknown_fields.insert(key.clone(), problems);
-    }
-
     /// The object is good again or gone.
     fn settle(&mut self, key: &ObjectKey, restated: &mut BTreeSet<Name>) {
         if self.invalid.remove(key).is_some() && key.kind == ObjectKind::Service {
@@ -502,116 +420,6 @@ impl Reconciler {
             }
             ObjectKind::AddressPool | ObjectKind::Namespace => None,
         }
-    }
-
-    fn gateway_key(&self) -> ResourceKey {
-        ResourceKey { kind: Kind::Gateway, name: self.file.node.clone() }
-    }
-
-    fn resolve_nodes(&mut self, nodes: &BTreeSet<String>) {
-        // Others of the set are part of this gateway.
-        let own = self.file.node.clone();
-        let anew = (!nodes.is_empty() && !nodes.contains(&own)).then_some(&own);
-        for name in nodes.iter().chain(anew) {
-            let problems = if *name == self.file.node { self.resolve_gateway() } else { self.resolve_peer(name) };
-            match problems.is_empty() {
-                true => drop(self.node_problems.remove(name)),
-                false => drop(self.node_problems.insert(name.clone(), problems)),
-            }
-        }
-    }
-
-    fn resolve_gateway(&mut self) -> Vec<Problem> {
-        let key = self.gateway_key();
-        let Some(node) = self.model.node(&self.file.node) else {
-            self.want(key, None);
-            let message = "the Node of this gateway is not there, so it cannot take part in the overlay; waiting for it \
-                           (its name is `node` in the node file)";
-            return vec![
-                Problem::new(Severity::Error, "OwnNodeMissing", message).about(format!("Node {}", self.file.node)),
-            ];
-        };
-        let about = format!("Node {}", node.name);
-        let others = gateway::others(self.model.nodes(), &node.name, &self.file.control);
-        match gateway::resolve(node, &self.file.control, others) {
-            Ok(gateway) => {
-                let lacking = gateway::families_without_source(&gateway);
-                let resource = resolve::resource(self.file.node.clone(), Body::Gateway(gateway));
-                self.want(key, Some(resource));
-                let problem = |family: &str| {
-                    let message = format!(
-                        "no {family} address in control.fullnatSources: Services cannot be delivered over {family}"
-                    );
-                    Problem::new(Severity::Warning, "NoFullnatSource", message).about(&about)
-                };
-                lacking.into_iter().map(problem).collect()
-            }
-            Err(reason) => {
-                let kept = match self.desired.resources.contains_key(&key) {
-                    true => "; the last good version stays in use",
-                    false => "; waiting for a change",
-                };
-                vec![Problem::new(Severity::Error, "OwnNodeUnusable", format!("{reason}{kept}")).about(about)]
-            }
-        }
-    }
-
-    fn resolve_peer(&mut self, name: &str) -> Vec<Problem> {
-        let key = ResourceKey { kind: Kind::Peer, name: name.into() };
-        match self.model.node(name).map(|node| peer::resolve(node, self.file.control.vxlan_port)) {
-            None => drop(self.want(key, None)),
-            Some(Ok(peer)) => drop(self.want(key, Some(resolve::resource(name.into(), Body::Peer(peer))))),
-            Some(Err(reason)) => {
-                self.want(key, None);
-                let message = format!("is not reached through the overlay: {reason}");
-                return vec![Problem::new(Severity::Notice, "NotAPeer", message).about(format!("Node {name}"))];
-            }
-        }
-        Vec::new()
-    }
-
-    /// A Node may matter to all Services: where they are served at, or whom they may be sent to.
-    fn resolve_site(&mut self, dirty: &mut Dirty) {
-        if dirty.nodes.is_empty() {
-            return;
-        }
-        if let Some(health) = &mut self.health {
-            health.listen_at(health_addresses(&self.file, &self.model));
-        }
-        let site = Site::new(&self.file, &self.model);
-        if site != self.site {
-            self.site = site;
-            dirty.services.extend(self.model.services().cloned());
-        }
-    }
-
-    /// A Node that became a peer, or is none any more, matters to the Services with an endpoint on it. That is rare, so
-    /// they are looked for and not kept in an index.
-    fn resolve_reach(&mut self, dirty: &mut Dirty) {
-        let first = self.reach.is_empty();
-        let mut changed: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
-        for name in &dirty.nodes {
-            let way = self.model.node(name).map(|node| Way::new(node, *name == self.file.node));
-            if let Some(cidrs) = self.reach.replace(name, way) {
-                changed.insert(name, cidrs);
-            }
-        }
-        let mut touched = Vec::new();
-        if changed.len() > NODES_SOUGHT_MAX || (first && !changed.is_empty()) {
-            touched.extend(self.model.services().cloned());
-        } else if !changed.is_empty() {
-            let on_changed = |backend: &Backend| {
-                let mut cidrs = changed.values().flatten();
-                changed.contains_key(backend.node.as_str()) || cidrs.any(|cidr| cidr.contains(&backend.address))
-            };
-            for (key, resource) in &self.desired.resources {
-                let Body::Service(service) = &resource.body else { continue };
-                if service.ports.iter().flat_map(|port| &port.backends).any(on_changed) {
-                    touched.push(object_key(key).name());
-                }
-            }
-        }
-        dirty.services.extend(touched);
     }
 
     fn resolve_services(&mut self, names: BTreeSet<Name>) {
@@ -745,6 +553,10 @@ impl Reconciler {
                 let keys = services.map(|(key, _)| key.clone()).collect();
                 self.refresh_all(keys);
             }
+            Response::Shown(Shown::Egress(shown)) if self.session.answered() => self.hear_of_carrying(shown),
+            Response::Error { message } if self.session.answered() => {
+                tracing::debug!(%message, "the dataplane could not tell of its ports; asked again later");
+            }
             Response::Error { message } => {
                 tracing::error!(%message, "the dataplane could not serve a request; connecting again");
                 self.session.give_up();
@@ -838,6 +650,7 @@ impl Reconciler {
     fn look_after(&mut self) {
         self.look_after_office();
         self.tell_pools();
+        self.ask_of_carrying();
         self.tell_leaving();
         self.tell_gates();
         if self.latency_told.elapsed() >= LOOK_AFTER_EVERY {
@@ -864,27 +677,6 @@ impl Reconciler {
         if let Err(error) = self.session.push(&self.desired) {
             tracing::error!(%error, "cannot write to the dataplane; connecting again");
         }
-    }
-
-    /// Logs what is newly wrong and what is right again, and writes the list.
-    fn tell_problems(&mut self) {
-        let problems = self.problems();
-        self.tell_events(&problems);
-        if problems == self.told {
-            return;
-        }
-        for problem in problems.difference(&self.told) {
-            match problem.severity {
-                Severity::Error => tracing::error!("{problem}"),
-                Severity::Warning => tracing::warn!("{problem}"),
-                Severity::Notice => tracing::info!("{problem}"),
-            }
-        }
-        for problem in self.told.difference(&problems) {
-            tracing::info!("no longer so: {problem}");
-        }
-        self.status.problems(problems.iter().cloned().collect());
-        self.told = problems;
     }
 }
 

@@ -72,3 +72,11 @@ pub const RIGHTS: &[Right] = &[
         why: "which gateway writes",
     },
 ];
+
+/// Everything the agent on workers asks, of which it may change nothing.
+pub const WORKER_RIGHTS: &[Right] = &[
+    cluster("", "nodes", FOLLOW, "gateways, and what is inside the cluster"),
+    cluster("", "namespaces", FOLLOW, "labels that policies choose by"),
+    cluster("", "pods", FOLLOW, "those of its own Node: it asks for no others"),
+    cluster("tidegate.io", "egresspolicies", FOLLOW, "which pods leave through gateways"),
+];

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tidegate_api::frame;
 use tidegate_api::message::{Accepted, RESOURCES_AT_ONCE, Request, Update};
 use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
+use tidegate_api::show::Show;
 
 /// The connection itself: made, read, made again.
 pub mod link;
@@ -104,6 +105,8 @@ pub struct Session {
     held_back: BTreeSet<ResourceKey>,
     confirmed: bool,
     synced: bool,
+    /// A question of the read side is on its way.
+    asked: bool,
 }
 
 impl Session {
@@ -202,6 +205,28 @@ impl Session {
         let sent = self.in_flight.iter().any(|in_flight| in_flight.sent.contains_key(key));
         let awaited = self.waiting.values().any(|keys| keys.contains(key));
         self.synced && !sent && !awaited && !self.changed.contains(key) && !self.compare_all
+    }
+
+    /// Asks something of the read side; the answer comes as news. While an update is on its way nothing is asked, since a
+    /// dataplane answers in order.
+    ///
+    /// # Errors
+    /// When the stream fails; the connection is then closed and its reader will tell.
+    pub fn ask(&mut self, question: Show) -> io::Result<bool> {
+        let Some(stream) = self.stream.as_ref().filter(|_| self.in_flight.is_empty() && self.synced && !self.asked)
+        else {
+            return Ok(false);
+        };
+        let mut stream = stream.try_clone()?;
+        frame::write(&mut stream, &Request::Show(question))
+            .inspect_err(|_| drop(stream.shutdown(std::net::Shutdown::Both)))?;
+        self.asked = true;
+        Ok(true)
+    }
+
+    /// What was asked has been answered, or refused; whether anything was asked.
+    pub fn answered(&mut self) -> bool {
+        std::mem::take(&mut self.asked)
     }
 
     /// Sends what differs, unless an answer is still awaited. Returns whether an update went out.

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tidegate_control::config::NodeFile;
-use tidegate_control::rights::{RIGHTS, Scope};
+use tidegate_control::rights::{RIGHTS, Right, Scope, WORKER_RIGHTS};
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
@@ -182,17 +182,24 @@ fn rights(rules: &[PolicyRule], scope: Scope) -> BTreeSet<Grant> {
 #[test]
 fn roles_grant_what_control_asks_and_nothing_else() {
     // C-023
-    let asked: BTreeSet<Grant> = RIGHTS
-        .iter()
-        .flat_map(|asked| {
+    let grants = |rights: &[Right]| -> BTreeSet<Grant> {
+        let each = rights.iter().flat_map(|asked| {
             let right = |verb: &&str| (asked.group.into(), asked.resource.into(), (*verb).into(), asked.scope);
             asked.verbs.iter().map(right)
-        })
-        .collect();
+        });
+        each.collect()
+    };
+    let asked = grants(RIGHTS);
     assert!(asked.iter().all(|(_, resource, verb, _)| !resource.contains("secret") && verb != "*" && resource != "*"));
     let mut with_roles = 0;
     for file in rendered() {
-        let roles: Vec<ClusterRole> = file.all("ClusterRole");
+        let is_agents = |name: &Option<String>| name.as_ref().is_some_and(|name| name.ends_with("-node-agent"));
+        let (of_agents, roles): (Vec<ClusterRole>, Vec<ClusterRole>) =
+            file.all("ClusterRole").into_iter().partition(|role: &ClusterRole| is_agents(&role.metadata.name));
+        // The agent on workers reads, and less.
+        for role in of_agents {
+            assert_eq!(rights(role.rules.as_deref().unwrap(), Scope::Cluster), grants(WORKER_RIGHTS), "{}", file.name);
+        }
         let own: Vec<Role> = file.all("Role");
         if roles.is_empty() && own.is_empty() {
             continue;
@@ -204,7 +211,8 @@ fn roles_grant_what_control_asks_and_nothing_else() {
         assert_eq!(granted, asked, "{}", file.name);
         // Both are bound to the account that the pods have.
         let account = file.pod().service_account_name.unwrap();
-        let cluster: Vec<ClusterRoleBinding> = file.all("ClusterRoleBinding");
+        let mut cluster: Vec<ClusterRoleBinding> = file.all("ClusterRoleBinding");
+        cluster.retain(|binding| !is_agents(&binding.metadata.name));
         let own: Vec<RoleBinding> = file.all("RoleBinding");
         let subjects = cluster.into_iter().flat_map(|b| b.subjects).chain(own.into_iter().flat_map(|b| b.subjects));
         let bound: Vec<String> = subjects.flatten().map(|subject| subject.name).collect();

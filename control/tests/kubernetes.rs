@@ -19,3 +19,6 @@ mod lease;
 /// Policies of gateways, and events about policies.
 #[path = "kubernetes/gatewaypolicy.rs"]
 mod gatewaypolicy;
+/// EgressPolicies: what their status says.
+#[path = "kubernetes/egresspolicy.rs"]
+mod egresspolicy;

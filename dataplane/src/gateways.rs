@@ -19,6 +19,7 @@
 //! after the owner has said that it announces. During a cut both sides announce, and the one that should not be yields when
 //! it hears the other again. How long two announced is counted.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -43,6 +44,8 @@ pub mod announce;
 pub mod foreign;
 /// Solicited-node groups joined on the links.
 pub mod groups;
+/// Who asks for the owner of an address, and what is said.
+pub mod carrier;
 /// The thread that hears and sends heartbeats.
 pub mod thread;
 /// The thread that speaks on the links.
@@ -91,8 +94,12 @@ pub trait Herald: Send {
     /// The machine or the set is another one.
     fn site(&mut self, site: Site);
 
-    /// These VIPs lie on a link now, or do not any more.
+    /// An owner is to be elected for these VIPs, or not any more: they lie on a link, or are external addresses of pods.
     fn vips(&mut self, changes: Vec<(IpNet, bool)>);
+
+    /// These VIPs are elected under the name of another, so that they have the same owner: external addresses of pods, each
+    /// with the first of its group.
+    fn groups(&mut self, groups: BTreeMap<IpNet, IpNet>);
 
     /// This generation was published, of objects with this digest.
     fn published(&mut self, generation: u64, objects: u64);
@@ -126,6 +133,7 @@ struct Shared {
 struct Posted {
     site: Option<Site>,
     vips: Vec<(IpNet, bool)>,
+    groups: Option<BTreeMap<IpNet, IpNet>>,
     published: Option<(u64, u64)>,
     stop: bool,
 }
@@ -171,6 +179,11 @@ impl Handle {
         self.council().has_heirs(now_ns())
     }
 
+    /// Name of the gateway that owns an address, as far as this one knows; `None`: nobody does, or it is not elected.
+    pub fn owner(&self, address: IpAddr) -> Option<String> {
+        self.council().owner(&address.into(), now_ns())
+    }
+
     /// The speaker has done what decision `number` asked for.
     pub fn acted(&self, number: u64) {
         self.council().acted(number, now_ns());
@@ -202,7 +215,11 @@ impl Handle {
 
     fn has_mail(&self) -> bool {
         let posted = self.posted();
-        posted.site.is_some() || !posted.vips.is_empty() || posted.published.is_some() || posted.stop
+        posted.site.is_some()
+            || posted.groups.is_some()
+            || !posted.vips.is_empty()
+            || posted.published.is_some()
+            || posted.stop
     }
 }
 
@@ -213,6 +230,10 @@ impl Herald for Handle {
 
     fn vips(&mut self, changes: Vec<(IpNet, bool)>) {
         self.post(|posted| posted.vips.extend(changes));
+    }
+
+    fn groups(&mut self, groups: BTreeMap<IpNet, IpNet>) {
+        self.post(|posted| posted.groups = Some(groups));
     }
 
     fn published(&mut self, generation: u64, objects: u64) {

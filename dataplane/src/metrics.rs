@@ -178,7 +178,12 @@ fn metrics_of(answer: Shown) -> Vec<Metric> {
                 }
                 refused.add(of, number(row.refused));
             }
-            vec![ports, refused]
+            let mut carried =
+                Metric::new(Kind::Gauge, "egress_carrier", "1 for the gateway that carries an external address.");
+            for (address, node) in &egress.carriers {
+                carried.add([("address", address.to_string().as_str()), ("node", node)], 1.0);
+            }
+            vec![ports, refused, carried]
         }
         Shown::Gateways(gateways) => of_gateways(&gateways),
         _ => Vec::new(),

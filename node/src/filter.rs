@@ -1,12 +1,14 @@
 //! The table of nftables: what it does to whom, and how nft is told.
 //!
-//! One table, `inet tidegate-node`, replaced as a whole in one transaction. It owns four things:
+//! One table, `inet tidegate-node`, replaced as a whole in one transaction. It owns five things:
 //!
 //! - *No masquerading.* A packet of a selected pod that leaves by a VXLAN device for outside is bound to its own address in a
 //!   NAT chain that comes before everybody else's. The kernel gives a connection its binding once, so what flannel, Calico
 //!   or kube-proxy say later is not asked any more. (An accept in an earlier chain would not do: it ends that chain only.)
 //! - *No other way out.* What a selected pod begins is dropped when it would leave by another device, whatever routes and
 //!   rules say in that moment (N-111).
+//! - *Nobody unknown.* Where that is asked for, what comes from an address of this node's pods that nobody has told of yet
+//!   leaves the cluster by no device.
 //! - *Answers as before.* Answers of a selected pod to connections that did not come by a gateway get a mark that no rule of
 //!   ours looks at, so that they go where they always went (node ports, `node-dsr`).
 //! - *Answers through the gateway.* Connections that come from a gateway with their source kept get the gateway's number as
@@ -22,7 +24,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::wanted::{FAMILIES, Family, Mac, Marks, NUMBER_PLAIN};
+use crate::wanted::{FAMILIES, Family, Held, Mac, Marks, NUMBER_PLAIN};
 
 /// Name of the table, in the family inet.
 pub const TABLE: &str = "tidegate-node";
@@ -58,6 +60,8 @@ pub struct Filter {
     pub pods: BTreeSet<IpAddr>,
     /// What must not leave by another device.
     pub captures: Vec<Capture>,
+    /// Pods that nobody has told of yet.
+    pub held: Held,
     /// Destinations whose answers return by the gateway they came from.
     pub symmetric: Vec<IpNet>,
     /// Gateways by number, each with its link-layer addresses.
@@ -135,12 +139,21 @@ impl Filter {
             sets.push(set("pods", family, false, pods.map(|pod| json!(pod)).collect()));
             sets.push(set("cluster", family, true, elements(&self.cluster, family)));
             sets.push(set("symmetric", family, true, elements(&self.symmetric, family)));
+            if self.holds() {
+                let known = self.held.known.iter().filter(|pod| Family::of(**pod) == family);
+                sets.push(set("held", family, true, elements(&self.held.prefixes, family)));
+                sets.push(set("known", family, false, known.map(|pod| json!(pod)).collect()));
+            }
             for (number, capture) in self.captures.iter().enumerate() {
                 sets.push(set(&format!("except-{number}-"), family, true, elements(&capture.except, family)));
                 sets.push(set(&format!("to-{number}-"), family, true, elements(&capture.destinations, family)));
             }
         }
         sets
+    }
+
+    fn holds(&self) -> bool {
+        !self.held.prefixes.is_empty()
     }
 
     /// Before routing, destinations as they were sent to: marks of connections, marks of what selected pods send.
@@ -228,6 +241,20 @@ impl Filter {
         chains.base("leaving", "filter", "forward", PRIORITY_LEAVING);
         let ours = json!({ "&": [meta("mark"), self.marks.mask] });
         chains.rule("leaving", vec![is(&ours, "!=", &json!(0)), self.set_mark(0)]);
+        for family in FAMILIES.into_iter().filter(|_| self.holds()) {
+            // Whose policy a packet is under is not known before its pod is: it stays (N-111).
+            chains.rule(
+                "leaving",
+                vec![
+                    in_set(family, "saddr", "==", "held"),
+                    in_set(family, "saddr", "!=", "known"),
+                    in_set(family, "daddr", "!=", "cluster"),
+                    is(&ct("direction"), "==", &json!("original")),
+                    json!({ "counter": null }),
+                    json!({ "drop": null }),
+                ],
+            );
+        }
         for family in FAMILIES {
             let mut captured = Vec::new();
             for (number, capture) in self.captures.iter().enumerate() {
@@ -476,6 +503,7 @@ mod tests {
             captures: vec![Capture { pods: ["10.244.1.11".parse().unwrap()].into(), ..Capture::default() }],
             symmetric: vec!["10.244.1.0/24".parse().unwrap()],
             gateways: [(2, [Mac([10, 88, 10, 244, 9, 4])].into())].into(),
+            held: Held { prefixes: vec!["10.244.1.0/24".parse().unwrap()], known: BTreeSet::new() },
         }
     }
 

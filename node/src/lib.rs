@@ -1,7 +1,8 @@
 //! The agent on workers: what lets packets of selected pods go through gateways, and answers return by them.
 //!
 //! Owns a handful of things in the kernel of its node: policy rules, tables of routes, entries of neighbours and forwarding
-//! on VXLAN devices, one table of nftables. Refuses to see a packet, to know Kubernetes, and to change what others made.
+//! on VXLAN devices, one table of nftables. Refuses to see a packet, to know Kubernetes beyond one
+//! source ([`cluster`]), and to change what others made.
 //! Whatever it does is a list of [`plan::Change`]s, made by a pure function of what is [`wanted`] and what was [`found`];
 //! so it may start, die and come again at any time, and what it made works without it.
 #![forbid(unsafe_code)]
@@ -9,6 +10,12 @@
 // What is wanted, and where that comes from.
 pub mod wanted;
 pub mod source;
+
+// The same from the API of a cluster, and from what gateways say.
+pub mod cluster;
+pub mod resolve;
+pub mod prefix;
+pub mod carrier;
 
 // What the kernel has, and the way from there to what is wanted.
 pub mod found;

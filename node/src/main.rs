@@ -10,12 +10,14 @@ use std::sync::atomic::AtomicBool;
 use clap::{Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use anyhow::Context;
 use tidegate_node::agent::{Agent, remove};
+use tidegate_node::cluster::{self, Cluster};
 use tidegate_node::kernel::Kernel;
 use tidegate_node::settings::{Remark, Settings};
 use tidegate_node::source::{File, first};
 use tidegate_node::status::status;
-use tidegate_node::wanted::{Devices, Marks, Numbers, Wanted};
+use tidegate_node::wanted::Wanted;
 
 /// Names files where no flag does: a probe of Kubernetes cannot put the node's name into a flag.
 const CONFIG_VARIABLE: &str = "TIDEGATE_NODE_CONFIG";
@@ -103,7 +105,12 @@ fn check(paths: &[PathBuf]) -> anyhow::Result<()> {
 }
 
 fn tell(paths: &[PathBuf]) -> anyhow::Result<bool> {
-    let wanted = read(paths)?;
+    let mut wanted = read(paths)?;
+    if let Some(kubernetes) = &wanted.kubernetes {
+        let path = &kubernetes.state_file;
+        let kept = cluster::kept(path);
+        wanted = kept.with_context(|| format!("{}: the API has not been heard yet", path.display()))?;
+    }
     let found = Kernel::open()?.read(&wanted)?;
     let remarks: Vec<Remark> = Settings::default().remarks(&wanted);
     let status = status(&wanted, &found, remarks);
@@ -113,16 +120,7 @@ fn tell(paths: &[PathBuf]) -> anyhow::Result<bool> {
 
 /// Without a file it goes by the numbers that are the default.
 fn leave(paths: &[PathBuf]) -> anyhow::Result<()> {
-    let nothing = || Wanted {
-        devices: Devices::default(),
-        cluster: Vec::new(),
-        gateways: Vec::new(),
-        egress: Vec::new(),
-        symmetric: Vec::new(),
-        marks: Marks::default(),
-        numbers: Numbers::default(),
-    };
-    let wanted = if first(paths)?.exists() { read(paths)? } else { nothing() };
+    let wanted = if first(paths)?.exists() { read(paths)? } else { Wanted::default() };
     let made = remove(&mut Kernel::open()?, &wanted)?;
     println!("{made} things removed; nothing of this agent is left");
     Ok(())
@@ -133,6 +131,13 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let agent = Agent::new(File::new(&flags.config))?;
-    agent.run(&stop, flags.remove_on_exit)
+    let base = read(&flags.config)?;
+    let file = File::new(&flags.config);
+    match base.kubernetes.clone() {
+        Some(settings) => {
+            let source = Cluster::start(file, base, settings)?;
+            Agent::new(source)?.run(&stop, flags.remove_on_exit)
+        }
+        None => Agent::new(file)?.run(&stop, flags.remove_on_exit),
+    }
 }

@@ -46,6 +46,10 @@ pub fn choices<'a>(wanted: &'a Wanted, found: &Found) -> Vec<Choice<'a>> {
                 let family = Family::of(*address);
                 let named =
                     |gateway: &&Gateway| egress.gateways.as_ref().is_none_or(|names| names.contains(&gateway.name));
+                let carries = |gateway: &&Gateway| {
+                    egress.carriers.as_ref().is_none_or(|carriers| carriers.of(family) == Some(&gateway.name))
+                };
+                let named = |gateway: &&Gateway| named(gateway) && carries(gateway);
                 let usable =
                     wanted.gateways.iter().filter(named).filter(|gateway| usable(wanted, found, gateway, family));
                 let gateway = choose(usable.map(|gateway| gateway.name.as_str()), &pod.name);
@@ -118,14 +122,20 @@ pub fn target(wanted: &Wanted, found: &Found) -> Target {
             rules.push((Rule { family, priority, source: None, mark, mask, table: 0 }, content));
         }
     }
-    for choice in choices(wanted, found) {
-        let family = Family::of(choice.address);
+    let mut contents: BTreeMap<IpAddr, Content> = BTreeMap::new();
+    let choices = choices(wanted, found);
+    for choice in &choices {
         let except = wanted.exceptions(choice.egress);
+        let family = Family::of(choice.address);
         let content = content(wanted, family, &choice.egress.destinations, &except, choice.gateway);
-        if !content.is_empty() {
-            let source = Some(IpNet::from(choice.address));
-            rules.push((Rule { family, priority: priority + 1, source, mark: 0, mask, table: 0 }, content));
-        }
+        contents.entry(choice.address).or_default().extend(content);
+    }
+    for address in choices.iter().map(|choice| choice.address) {
+        // One rule for all policies of a pod.
+        let Some(content) = contents.remove(&address).filter(|content| !content.is_empty()) else { continue };
+        let source = Some(IpNet::from(address));
+        let family = Family::of(address);
+        rules.push((Rule { family, priority: priority + 1, source, mark: 0, mask, table: 0 }, content));
     }
     Target { rules }
 }
@@ -162,26 +172,41 @@ fn content(
     content
 }
 
+/// What must not leave by another device: pods with the same policies together.
+fn captures(wanted: &Wanted) -> Vec<Capture> {
+    let mut policies: BTreeMap<IpAddr, BTreeSet<usize>> = BTreeMap::new();
+    for (number, egress) in wanted.egress.iter().enumerate() {
+        for address in egress.pods.iter().flat_map(|pod| &pod.addresses) {
+            policies.entry(*address).or_default().insert(number);
+        }
+    }
+    let mut captures: BTreeMap<BTreeSet<usize>, Capture> = BTreeMap::new();
+    for (address, numbers) in policies {
+        let capture = captures.entry(numbers.clone()).or_insert_with(|| {
+            let egresses = || numbers.iter().filter_map(|number| wanted.egress.get(*number));
+            let mut except: Vec<IpNet> = egresses().flat_map(|egress| wanted.exceptions(egress)).collect();
+            except.sort_unstable();
+            except.dedup();
+            let destinations = egresses().flat_map(|egress| egress.destinations.iter().copied()).collect();
+            Capture { pods: BTreeSet::new(), destinations, except }
+        });
+        capture.pods.insert(address);
+    }
+    captures.into_values().collect()
+}
+
 /// The filter that belongs to `wanted`.
 pub fn filter(wanted: &Wanted, found: &Found) -> Filter {
     let numbers = numbers(wanted, found);
     let macs = |gateway: &Gateway| FAMILIES.into_iter().filter_map(|family| Some(gateway.vtep(family)?.mac)).collect();
-    let captures: Vec<Capture> = wanted
-        .egress
-        .iter()
-        .filter(|egress| !egress.pods.is_empty())
-        .map(|egress| Capture {
-            pods: egress.pods.iter().flat_map(|pod| pod.addresses.iter().copied()).collect(),
-            destinations: egress.destinations.clone(),
-            except: wanted.exceptions(egress),
-        })
-        .collect();
+    let captures = captures(wanted);
     Filter {
         marks: wanted.marks.clone(),
         devices: FAMILIES.into_iter().filter_map(|family| wanted.devices.of(family)).map(str::to_owned).collect(),
         cluster: wanted.cluster.clone(),
         pods: captures.iter().flat_map(|capture| capture.pods.iter().copied()).collect(),
         captures,
+        held: wanted.held.clone().unwrap_or_default(),
         symmetric: wanted.symmetric.clone(),
         gateways: wanted
             .gateways

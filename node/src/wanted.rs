@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// Most pods of one node, times two families. kubelet's default is 110 pods.
 pub const PODS_MAX: usize = 1024;
 /// Most prefixes in any list.
-pub const PREFIXES_MAX: usize = 256;
+pub const PREFIXES_MAX: usize = 16_384;
 /// Longest name of a device (IFNAMSIZ less its zero, uapi/linux/if.h).
 const DEVICE_BYTES_MAX: usize = 15;
 /// Priority of the kernel's own rule for the table `main`; ours have to come before it.
@@ -91,7 +92,7 @@ impl Serialize for Mac {
 }
 
 /// Everything one node has to do. Field names are those of the file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Wanted {
     /// The devices that lead to gateways.
@@ -100,7 +101,11 @@ pub struct Wanted {
     /// from them is never taken for a client from outside.
     #[serde(deserialize_with = "prefixes")]
     pub cluster: Vec<IpNet>,
+    /// Where gateways, pods and symmetric destinations come from, if not from this file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
     /// Gateways, alive or not.
+    #[serde(default)]
     pub gateways: Vec<Gateway>,
     /// Pods of this node that leave by gateways.
     #[serde(default)]
@@ -109,12 +114,58 @@ pub struct Wanted {
     /// node, or VIPs. Answers return by the gateway that the traffic came from.
     #[serde(default, deserialize_with = "prefixes")]
     pub symmetric: Vec<IpNet>,
+    /// Pods that nobody has told of yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
     /// Bits of packet and connection marks that are ours.
     #[serde(default)]
     pub marks: Marks,
     /// Numbers of tables and rules that are ours.
     #[serde(default)]
     pub numbers: Numbers,
+}
+
+/// The API of a cluster as the source of what is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// Name of this Node; left out: what the environment says in `NODE_NAME`.
+    pub node: Option<String>,
+    /// How to reach the API; left out: as a pod of the cluster.
+    pub kubeconfig: Option<PathBuf>,
+    /// Label of the Nodes that are gateways.
+    pub gateway_label: String,
+    /// UDP port at which gateways are asked which addresses they carry: that of their heartbeats.
+    pub gateway_port: u16,
+    /// Whether packets of a pod that the API has not told of yet are held back, while there is any EgressPolicy.
+    pub hold_unknown: bool,
+    /// File with what the API said last, for `status` and for a start without it.
+    pub state_file: PathBuf,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Kubernetes {
+            node: None,
+            kubeconfig: None,
+            gateway_label: "tidegate.io/gateway".into(),
+            gateway_port: 7947,
+            hold_unknown: true,
+            state_file: "/run/tidegate-node/wanted.json".into(),
+        }
+    }
+}
+
+/// Packets that leave the cluster only once it is known whose they are (N-111).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Held {
+    /// Sources that pods of this node have.
+    #[serde(deserialize_with = "prefixes")]
+    pub prefixes: Vec<IpNet>,
+    /// Addresses of pods that are known, selected or not.
+    #[serde(default)]
+    pub known: BTreeSet<IpAddr>,
 }
 
 /// Names of the VXLAN devices, as the CNI made them; the agent makes none.
@@ -182,16 +233,39 @@ pub struct Vtep {
 pub struct Egress {
     /// Name of the policy, for telling people.
     pub name: String,
-    /// The pods of this node. A pod is in one policy only.
+    /// The pods of this node. One that is in several entries has different destinations in each.
     pub pods: Vec<Pod>,
     /// Names of the gateways to choose from; left out: all.
     pub gateways: Option<Vec<String>>,
+    /// Names of the gateways that carry the policy's addresses, where that is known: no other will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carriers: Option<Carriers>,
     /// Where they go through the gateway; left out: everywhere.
     #[serde(default, deserialize_with = "prefixes")]
     pub destinations: Vec<IpNet>,
     /// Where they do not, besides the cluster's own prefixes.
     #[serde(default, deserialize_with = "prefixes")]
     pub except: Vec<IpNet>,
+}
+
+/// The gateways that carry addresses, by family; none: nobody does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Carriers {
+    /// Of IPv4 addresses.
+    pub ipv4: Option<String>,
+    /// Of IPv6 addresses.
+    pub ipv6: Option<String>,
+}
+
+impl Carriers {
+    /// The gateway of a family.
+    pub fn of(&self, family: Family) -> Option<&str> {
+        match family {
+            Family::V4 => self.ipv4.as_deref(),
+            Family::V6 => self.ipv6.as_deref(),
+        }
+    }
 }
 
 /// A pod of this node.
@@ -296,6 +370,7 @@ impl Wanted {
     pub fn complaints(&self) -> Vec<String> {
         let mut told = Vec::new();
         self.check_devices(&mut told);
+        self.check_kubernetes(&mut told);
         self.check_gateways(&mut told);
         self.check_pods(&mut told);
         self.check_prefixes(&mut told);
@@ -334,6 +409,13 @@ impl Wanted {
         }
     }
 
+    fn check_kubernetes(&self, told: &mut Vec<String>) {
+        let from_file = !self.gateways.is_empty() || !self.egress.is_empty() || !self.symmetric.is_empty();
+        if self.kubernetes.is_some() && from_file {
+            told.push("kubernetes: gateways, egress and symmetric come from the API then, not from this file".into());
+        }
+    }
+
     fn check_gateways(&self, told: &mut Vec<String>) {
         let room = self.marks.number_max().saturating_sub(NUMBER_PLAIN) as usize;
         if self.gateways.len() > room {
@@ -369,8 +451,8 @@ impl Wanted {
     }
 
     fn check_pods(&self, told: &mut Vec<String>) {
-        let mut owners: BTreeMap<IpAddr, &str> = BTreeMap::new();
-        for egress in &self.egress {
+        let mut owners: BTreeMap<IpAddr, (&str, usize)> = BTreeMap::new();
+        for (number, egress) in self.egress.iter().enumerate() {
             for name in egress.gateways.iter().flatten() {
                 if self.gateway(name).is_none() {
                     told.push(format!("egress {}: there is no gateway {name}", egress.name));
@@ -381,7 +463,13 @@ impl Wanted {
                     told.push(format!("egress {}: a pod without name or address", egress.name));
                 }
                 for address in &pod.addresses {
-                    if let Some(other) = owners.insert(*address, &pod.name) {
+                    let may_share = |other: &(&str, usize)| {
+                        let anywhere =
+                            |number: usize| self.egress.get(number).is_none_or(|it| it.destinations.is_empty());
+                        other.0 == pod.name && other.1 != number && !anywhere(number) && !anywhere(other.1)
+                    };
+                    let other = owners.insert(*address, (&pod.name, number));
+                    if let Some((other, _)) = other.filter(|other| !may_share(other)) {
                         told.push(format!("egress {}: {address} of {} is also {other}'s", egress.name, pod.name));
                     }
                 }

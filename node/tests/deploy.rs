@@ -71,3 +71,28 @@ fn rendered_files_are_what_the_agent_reads_with_one_capability() {
     assert_eq!(security["readOnlyRootFilesystem"], json!(true));
     assert!(pod["volumes"].as_array().unwrap().iter().all(|volume| volume.get("hostPath").is_none()), "{pod}");
 }
+
+#[test]
+fn an_agent_that_follows_the_api_has_an_account_and_a_place_for_what_it_said() {
+    let Some(directory) = std::env::var_os("TIDEGATE_RENDERED") else { return };
+    let path = Path::new(&directory).join("egress.yaml");
+    let [config] = <[Value; 1]>::try_from(objects(&path, "ConfigMap")).unwrap();
+    let wanted = Wanted::parse(config["data"]["node-agent.yaml"].as_str().unwrap()).unwrap();
+    let kubernetes = wanted.kubernetes.unwrap();
+    assert_eq!(
+        (kubernetes.gateway_label.as_str(), kubernetes.node, kubernetes.hold_unknown),
+        ("tidegate.io/gateway", None, true)
+    );
+    let [account] = <[Value; 1]>::try_from(objects(&path, "ServiceAccount")).unwrap();
+    let [daemonset] = <[Value; 1]>::try_from(objects(&path, "DaemonSet")).unwrap();
+    let pod = &daemonset["spec"]["template"]["spec"];
+    assert_eq!(
+        (&pod["serviceAccountName"], &pod["automountServiceAccountToken"]),
+        (&account["metadata"]["name"], &json!(true))
+    );
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let state = kubernetes.state_file.parent().unwrap().display().to_string();
+    assert!(mounts.iter().any(|mount| mount["mountPath"] == state.as_str()), "{mounts:?}");
+    assert!(pod["volumes"].as_array().unwrap().iter().all(|volume| volume.get("hostPath").is_none()), "{pod}");
+    assert_eq!(objects(&path, "ClusterRole").len(), 1);
+}

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +28,11 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 const USER: &str = "tidegate";
 /// The roles of an installation: what they do not allow, control may not do here either.
 const ROLES: &str = include_str!("../../deploy/manifests/tidegate.yaml");
+/// Who the agents on workers are.
+const AGENT: &str = "tidegate-node-agent";
+/// What they may read: the role in the chart, which the plain manifests are without.
+const WORKER_RIGHTS: &[(&str, &[&str])] =
+    &[("", &["nodes", "namespaces", "pods"]), ("tidegate.io", &["egresspolicies"])];
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 /// All addresses that are routed to the gateway, and the pair that it announces.
 const POOL: &str = "apiVersion: tidegate.io/v1alpha1\nkind: AddressPool\nmetadata: { name: lab }\nspec:\n  \
@@ -46,18 +52,19 @@ impl fmt::Debug for Cluster {
 }
 
 impl Cluster {
-    /// Starts a server on the loopback of a namespace; it has the lab's pool and no other object of the lab.
+    /// Starts a server at an address of a namespace; it has the lab's pool and no other object of the lab.
     ///
     /// # Errors
     /// When there is no such namespace, or no server can be had in it.
-    pub fn start(namespace: &str, state_dir: &Path) -> Result<Cluster> {
+    pub fn start(namespace: &str, listen: IpAddr, state_dir: &Path) -> Result<Cluster> {
         let path = Path::new("/run/netns").join(namespace);
         let network = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
         // Threads have the network of the one that made them: those of the server stay in there, and this process does not
         // go with them.
+        let options = Options { listen: SocketAddr::new(listen, 0), ..Options::default() };
         let start = move || -> Result<ApiServer> {
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
-            Ok(ApiServer::start(Options::default())?)
+            Ok(ApiServer::start(options)?)
         };
         let server = std::thread::spawn(start).join().map_err(|_| anyhow!("the API server panicked"))??;
         server.add_user(USER, Rules::from_cluster_role(ROLES)?);
@@ -66,6 +73,34 @@ impl Cluster {
         server.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {LEASE_NAMESPACE} }}\n"))?;
         server.apply(POOL)?;
         Ok(Cluster { server, kubeconfig })
+    }
+
+    /// A file that leads an agent on a worker here, with the rights it has in an installation.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn kubeconfig_of_agent(&self, directory: &Path) -> Result<PathBuf> {
+        let rules = WORKER_RIGHTS.iter().fold(Rules::default(), |rules, (group, resources)| {
+            rules.and(&[group], resources, &["get", "list", "watch"])
+        });
+        self.server.add_user(AGENT, rules);
+        let path = directory.join("kubeconfig-of-agent");
+        std::fs::write(&path, self.server.kubeconfig(AGENT))?;
+        Ok(path)
+    }
+
+    /// One of the objects that are in no namespace; `null` if it is not there.
+    pub fn object(&self, resource: &str, name: &str) -> Value {
+        self.server.get(resource, "", name).unwrap_or_default()
+    }
+
+    /// Deletes an object.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn delete(&self, resource: &str, namespace: &str, name: &str) -> Result<()> {
+        self.server.delete(resource, namespace, name)?;
+        Ok(())
     }
 
     /// The file that leads control here.

@@ -20,7 +20,7 @@ use crate::gateway::{Gateway, Seat};
 use crate::lab::{Lab, LabOptions};
 use crate::manifest::Manifests;
 use crate::process::{self, in_namespace};
-use crate::topology::{CLIENT, CLIENT_HOSTS, Family, client_address};
+use crate::topology::{CLIENT, CLIENT_HOSTS, Family, GATEWAY_NODE, client_address};
 
 /// Longest life of one client process.
 const CLIENT_LIMIT: Duration = Duration::from_secs(90);
@@ -70,7 +70,11 @@ impl Rig {
                 self.cluster = None;
             }
             (Source::Cluster, None) => {
-                let cluster = Cluster::start(self.gateway.seat.namespace, &self.lab.state_dir)?;
+                let cluster = Cluster::start(
+                    self.gateway.seat.namespace,
+                    GATEWAY_NODE.underlay(Family::V4),
+                    &self.lab.state_dir,
+                )?;
                 cluster.load(self.manifests.directory())?;
                 self.gateway.follow(Some(cluster.kubeconfig()))?;
                 self.cluster = Some(Arc::new(cluster));

@@ -6,7 +6,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::addresspool::LabelSelector;
@@ -14,6 +14,10 @@ use super::conditions;
 
 /// Type of the condition that says whether the policy as it is written now is in force.
 pub const VALID: &str = "Valid";
+/// Type of the condition that says whether workers of the gateway that writes forward by it.
+pub const PROGRAMMED: &str = "Programmed";
+/// Type of the condition that says whether new connections find ports.
+pub const PORTS_AVAILABLE: &str = "PortsAvailable";
 
 /// Which pods leave the cluster with which addresses.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +33,9 @@ pub const VALID: &str = "Valid";
     doc = "An EgressPolicy gives selected pods fixed addresses outside the cluster.",
     printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
     printcolumn(name = "Pods", type_ = "integer", json_path = ".status.pods"),
+    printcolumn(name = "Used", type_ = "integer", json_path = ".status.portsUsed"),
+    printcolumn(name = "Refused", type_ = "integer", json_path = ".status.portsRefused"),
+    printcolumn(name = "Gateways", type_ = "string", json_path = ".status.gateways[*].name", priority = 1),
     printcolumn(name = "Valid", type_ = "string", json_path = ".status.conditions[?(@.type==\"Valid\")].status"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -157,8 +164,63 @@ pub struct EgressPolicyStatus {
     /// Pods that it is used for.
     #[serde(default)]
     pub pods: i64,
+    /// Ports of its addresses in use, TCP, UDP, SCTP and echo together, at all gateways that told.
+    #[serde(default)]
+    pub ports_used: i64,
+    /// New connections and mappings that found no port or met a quota, at those gateways, since each of them began.
+    #[serde(default)]
+    pub ports_refused: i64,
+    /// Gateways that carry addresses of it; each tells of itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "gateways")]
+    pub gateways: Vec<EgressGateway>,
     /// `Valid`: whether `spec` is in force, and if not, why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// What a gateway tells of its part in a policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressGateway {
+    /// Name of its Node.
+    pub name: String,
+    /// Addresses of the policy that it carries: an address is one gateway's at a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// Ports in use there.
+    #[serde(default)]
+    pub ports_used: i64,
+    /// New connections and mappings refused there since its dataplane began.
+    #[serde(default)]
+    pub ports_refused: i64,
+}
+
+/// A list by name, so that each gateway owns its own entry under server-side apply.
+fn gateways(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "description": "Gateways that carry addresses of it; each tells of itself.",
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["name"],
+        "items": {
+            "type": "object",
+            "required": ["name"],
+            "properties": {
+                "name": { "type": "string", "description": "Name of its Node." },
+                "addresses": {
+                    "type": "array",
+                    "description": "Addresses of the policy that it carries: an address is one gateway's at a time.",
+                    "items": { "type": "string" }
+                },
+                "portsUsed": { "type": "integer", "format": "int64", "description": "Ports in use there." },
+                "portsRefused": {
+                    "type": "integer",
+                    "format": "int64",
+                    "description": "New connections and mappings refused there since its dataplane began."
+                }
+            }
+        }
+    })
 }

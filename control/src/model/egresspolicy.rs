@@ -8,6 +8,7 @@ use tidegate_api::resource::{Mapping, PortTimeout};
 
 use super::namespace::Namespace;
 use super::pod::Pod;
+use crate::crd::egresspolicy::EgressPolicyStatus;
 
 /// One EgressPolicy.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +45,8 @@ pub struct EgressPolicy {
     pub other_protocols: bool,
     /// Whether the ledger records it.
     pub log: bool,
+    /// What its status said when it was read last: of no weight for what it asks.
+    pub told: EgressPolicyStatus,
 }
 
 /// Where a policy's addresses come from.
@@ -66,6 +69,11 @@ impl EgressPolicy {
     /// Whether it selects a pod that lives in `namespace`. One with its node's addresses it never does (N-114).
     pub fn selects(&self, namespace: &Namespace, pod: &Pod) -> bool {
         pod.owns_addresses() && self.pods.matches(&pod.labels) && self.namespaces.matches(&namespace.labels)
+    }
+
+    /// Whether it asks the same as another one, whatever has been told of them.
+    pub fn asks_like(&self, other: &EgressPolicy) -> bool {
+        EgressPolicy { told: other.told.clone(), ..self.clone() } == *other
     }
 
     /// Policies are asked in this order: oldest first, then by name.

@@ -42,7 +42,7 @@ pub(super) struct Leaving {
 
 impl Leaving {
     /// Conditions of an object as they were told last.
-    fn before(&self, about: &ObjectKey) -> &[Condition] {
+    pub(super) fn before(&self, about: &ObjectKey) -> &[Condition] {
         self.told.get(about).map_or(&[], Vec::as_slice)
     }
 
@@ -205,6 +205,7 @@ impl Reconciler {
             return;
         }
         (self.leaving.moved, self.leaving.told_at) = (false, Some(Instant::now()));
+        self.sum_carrying();
         let mut pods: BTreeMap<&str, usize> = BTreeMap::new();
         for key in self.of_kind(Kind::Pod) {
             let Some(Resource { body: Body::Pod(pod), .. }) = self.desired.resources.get(&key) else { continue };
@@ -217,15 +218,10 @@ impl Reconciler {
         let mut statuses = Vec::new();
         for policy in self.model.egress() {
             let about = own_key(ObjectKind::EgressPolicy, &policy.name);
-            let key = ResourceKey { kind: Kind::Egress, name: policy.name.clone() };
-            let addresses = match self.desired.resources.get(&key).map(|resource| &resource.body) {
-                Some(Body::Egress(egress)) => egress.addresses.as_slice(),
-                _ => &[],
-            };
             let count = pods.get(policy.name.as_str()).copied().unwrap_or_default();
-            let status =
-                own::egress(policy.generation, addresses, count, self.trouble(&about), self.leaving.before(&about));
-            statuses.push((OwnStatus::new(about.kind, &about.name, &status), about, status.conditions));
+            if let Some(status) = self.egress_status(policy, count) {
+                statuses.push((OwnStatus::new(about.kind, &about.name, &status), about, status.conditions));
+            }
         }
         for nat in self.model.static_nats() {
             let about = own_key(ObjectKind::StaticNat, &nat.name);
@@ -239,7 +235,7 @@ impl Reconciler {
             let status = serde_json::json!({ "conditions": conditions });
             statuses.push((OwnStatus::new(about.kind, &about.name, &status), about.clone(), conditions));
         }
-        self.leaving.told.clear();
+        self.leaving.told.retain(|about, _| self.model.holds(about) || self.invalid.contains_key(about));
         for (own, about, conditions) in statuses {
             self.leaving.told.insert(about, conditions);
             self.office.tell_own(own);
@@ -247,18 +243,18 @@ impl Reconciler {
     }
 
     /// Why an object is not in force as it is written.
-    fn trouble(&self, about: &ObjectKey) -> Option<own::Trouble<'static>> {
+    pub(super) fn trouble(&self, about: &ObjectKey) -> Option<own::Trouble<'static>> {
         let invalid = self.invalid.get(about).map(|problem| ("Invalid", problem.to_string()));
         let resolved = || self.leaving.problems.get(about).map(|problem| (problem.reason, problem.message.clone()));
         invalid.or_else(resolved)
     }
 
-    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = ResourceKey> {
+    pub(super) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = ResourceKey> {
         let from = ResourceKey { kind, name: String::new() };
         self.desired.resources.range(from..).map(|(key, _)| key).take_while(move |key| key.kind == kind).cloned()
     }
 }
 
-fn own_key(kind: ObjectKind, name: &str) -> ObjectKey {
+pub(super) fn own_key(kind: ObjectKind, name: &str) -> ObjectKey {
     ObjectKey { kind, namespace: String::new(), name: name.into() }
 }

@@ -120,6 +120,18 @@ impl Office {
         self.records.get(name).map_or(&[], |record| &record.ingress)
     }
 
+    /// Whether there is an API to write to.
+    pub(super) fn has_api(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    /// Writes what this gateway tells of itself, whether this process leads or not.
+    pub(super) fn tell_part(&self, own: OwnStatus) {
+        if let Some(writer) = &self.writer {
+            writer.tell_part(own);
+        }
+    }
+
     /// Writes the status of an object of our own kinds, if this process leads.
     pub(super) fn tell_own(&self, own: OwnStatus) {
         if let (Some(writer), Some(term)) = (&self.writer, self.in_force()) {

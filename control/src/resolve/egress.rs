@@ -123,6 +123,7 @@ mod tests {
             udp_timeouts: Vec::new(),
             other_protocols: false,
             log: false,
+            told: Default::default(),
         }
     }
 

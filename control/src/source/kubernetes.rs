@@ -112,12 +112,20 @@ pub struct Kubernetes {
     access: Access,
     exposed: Exposed,
     refresh: Refresh,
+    /// Only what concerns pods of this Node on their way out.
+    worker: Option<String>,
 }
 
 impl Kubernetes {
     /// All objects that `access` leads to. `exposed` says which Services can be ours.
     pub fn new(access: Access, exposed: Exposed) -> Self {
-        Kubernetes { access, exposed, refresh: Refresh(Arc::new(watch::channel(0).0)) }
+        Kubernetes { access, exposed, refresh: Refresh(Arc::new(watch::channel(0).0)), worker: None }
+    }
+
+    /// What an agent on the Node `worker` needs: EgressPolicies, Namespaces, Nodes, and the Pods of that Node. All of them
+    /// are needed: without one of them a pod might be taken for one that nobody selects.
+    pub fn of_worker(access: Access, worker: &str) -> Self {
+        Kubernetes { worker: Some(worker.into()), ..Kubernetes::new(access, Exposed::default()) }
     }
 
     /// For asking for fresh lists.
@@ -163,6 +171,15 @@ impl Kubernetes {
         let (tell, told) = mpsc::channel(AHEAD_MAX);
         let mut ledger = Ledger::default();
         let spawn = Spawn { client, exposed: self.exposed, tell, refresh: self.refresh.0.subscribe() };
+        if let Some(worker) = &self.worker {
+            let here = [Pod::FIELDS.unwrap_or_default(), &format!("spec.nodeName={worker}")].join(",");
+            spawn.follow_needed::<EgressPolicy>(&mut ledger, "egresspolicies in tidegate.io", None);
+            spawn.follow_needed::<Namespace>(&mut ledger, "namespaces", None);
+            spawn.follow_needed::<Node>(&mut ledger, "nodes", None);
+            spawn.follow_needed::<Pod>(&mut ledger, "pods", Some(here));
+            drop(spawn);
+            return gather(ledger, told, deliver).await;
+        }
         // Only a list of Services is asked for anew.
         spawn.follow::<Service>(&mut ledger, "services", true);
         spawn.follow::<EndpointSlice>(&mut ledger, "endpointslices in discovery.k8s.io", false);
@@ -194,8 +211,18 @@ impl Spawn {
             true => self.refresh.clone(),
             false => watch::channel(0).1, // its sender is gone: it never changes
         };
+        self.start::<K>(refresh, K::FIELDS.map(Into::into));
+    }
+
+    /// A kind without which nothing can be concluded, where it is not needed otherwise.
+    fn follow_needed<K: Watched>(&self, ledger: &mut Ledger, rule: &'static str, fields: Option<String>) {
+        ledger.keep(K::KIND, true, rule);
+        self.start::<K>(watch::channel(0).1, fields.or_else(|| K::FIELDS.map(Into::into)));
+    }
+
+    fn start<K: Watched>(&self, refresh: watch::Receiver<u64>, fields: Option<String>) {
         let api = Api::<K>::all(self.client.clone());
-        tokio::spawn(Follow { api, exposed: self.exposed, tell: self.tell.clone(), refresh }.run());
+        tokio::spawn(Follow { api, exposed: self.exposed, fields, tell: self.tell.clone(), refresh }.run());
     }
 }
 

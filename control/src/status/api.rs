@@ -56,6 +56,7 @@ enum Message {
     Forget(Name),
     Happened(u64, Happening),
     Own(u64, Box<OwnStatus>),
+    Part(Box<OwnStatus>),
 }
 
 impl ApiWriter {
@@ -113,6 +114,11 @@ impl ApiWriter {
     /// the next news.
     pub fn tell_own(&self, term: u64, own: OwnStatus) {
         self.send(Message::Own(term, Box::new(own)));
+    }
+
+    /// Writes what this gateway tells of itself in the status of an object, whoever has the Lease: nobody else writes it.
+    pub fn tell_part(&self, own: OwnStatus) {
+        self.send(Message::Part(Box::new(own)));
     }
 
     /// Whether this process is one that should hold the Lease.
@@ -177,7 +183,8 @@ async fn run(
                     Some(Message::Write(order)) => desk.book.take(*order),
                     Some(Message::Forget(name)) => desk.book.forget(&name),
                     Some(Message::Happened(term, happening)) => desk.tell(term, happening),
-                    Some(Message::Own(term, own)) => told.push(tell_own(&client, &tenure, &denied, term, own)),
+                    Some(Message::Own(term, own)) => told.push(tell_own(&client, &tenure, &denied, Some(term), own)),
+                    Some(Message::Part(own)) => told.push(tell_own(&client, &tenure, &denied, None, own)),
                 },
                 Some(done) = writes.next(), if !writes.is_empty() => desk.finish(done),
                 Some(()) = told.next(), if !told.is_empty() => {}
@@ -347,11 +354,21 @@ async fn take_step(
     Done { name, term, before, step, result }
 }
 
-/// Writes the status of an object of our own kinds.
-async fn tell_own(client: &Client, tenure: &Tenure, denied: &RefCell<Denied<'_>>, term: u64, own: Box<OwnStatus>) {
-    let (Some(_leave), Some(resource)) = (tenure.write(term), own.resource()) else { return };
+/// Writes the status of an object of our own kinds; in a term only if that still covers it.
+async fn tell_own(
+    client: &Client,
+    tenure: &Tenure,
+    denied: &RefCell<Denied<'_>>,
+    term: Option<u64>,
+    own: Box<OwnStatus>,
+) {
+    let leave = term.map(|term| tenure.write(term));
+    let Some(resource) = own.resource() else { return };
+    if matches!(leave, Some(None)) {
+        return;
+    }
     let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    let parameters = PatchParams::apply(own.manager.as_deref().unwrap_or(FIELD_MANAGER)).force();
     let patch = Patch::Apply(own.object(&resource));
     let written = objects.patch_status(&own.name, &parameters, &patch);
     let (kind, name) = (own.kind, &own.name);

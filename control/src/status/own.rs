@@ -10,10 +10,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::crd::addresspool::{AddressPool, VALID};
-use crate::crd::egresspolicy::{EgressPolicy, EgressPolicyStatus};
+use crate::crd::egresspolicy::{EgressGateway, EgressPolicy, EgressPolicyStatus};
 use crate::crd::gatewaypolicy::{GatewayPolicy, GatewayPolicyStatus};
 use crate::crd::staticnat::{StaticNat, StaticNatStatus};
 use crate::source::ObjectKind;
+
+/// Of a Node's name, in that of a field manager.
+const MANAGER_NODE_CHARS_MAX: usize = 110;
 
 /// The status of one object, to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,15 +25,25 @@ pub struct OwnStatus {
     pub kind: ObjectKind,
     /// Name.
     pub name: String,
-    /// All of its status.
+    /// All of its status that its writer speaks of.
     pub status: Value,
+    /// As whom it is written; `None`: as the one that writes for all gateways.
+    pub manager: Option<String>,
 }
 
 impl OwnStatus {
     /// The status of the object of `kind` named `name`.
     pub fn new(kind: ObjectKind, name: &str, status: &impl Serialize) -> Self {
         // These types have nothing that JSON lacks.
-        OwnStatus { kind, name: name.into(), status: serde_json::to_value(status).unwrap_or_default() }
+        OwnStatus { kind, name: name.into(), status: serde_json::to_value(status).unwrap_or_default(), manager: None }
+    }
+
+    /// What gateway `node` tells of its own part in an EgressPolicy; `None`: it has none (any more).
+    pub fn part_of(node: &str, policy: &str, part: Option<&EgressGateway>) -> Self {
+        let status = json!({ "gateways": part.into_iter().collect::<Vec<_>>() });
+        // Managers have at most 128 characters.
+        let manager = format!("tidegate-gateway-{}", node.chars().take(MANAGER_NODE_CHARS_MAX).collect::<String>());
+        OwnStatus { kind: ObjectKind::EgressPolicy, name: policy.into(), status, manager: Some(manager) }
     }
 
     /// The resource of its kind; `None`: not a kind of ours.
@@ -85,31 +98,47 @@ pub fn condition(
     message: String,
     before: &[Condition],
 ) -> Condition {
-    let same = |old: &&Condition| old.type_ == VALID && old.status == status;
+    named(VALID, generation, (status, reason, &message), before)
+}
+
+/// A condition of that type: status, reason and message. One of `before` that still holds keeps its time.
+pub fn named(kind: &str, generation: Option<i64>, said: (&str, &str, &str), before: &[Condition]) -> Condition {
+    let (status, reason, message) = said;
+    let same = |old: &&Condition| old.type_ == kind && old.status == status;
     let since = before.iter().find(same).map(|old| old.last_transition_time.clone());
     Condition {
         last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
-        message,
+        message: message.into(),
         observed_generation: generation,
         reason: reason.into(),
         status: status.into(),
-        type_: VALID.into(),
+        type_: kind.into(),
     }
 }
 
-/// The status of an EgressPolicy that has these addresses and selects so many pods.
-pub fn egress(
-    generation: Option<i64>,
-    addresses: &[std::net::IpAddr],
-    pods: usize,
-    trouble: Option<Trouble<'_>>,
-    before: &[Condition],
-) -> EgressPolicyStatus {
+/// What an EgressPolicy is used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EgressUse<'a> {
+    /// Addresses that it has.
+    pub addresses: &'a [std::net::IpAddr],
+    /// Pods that leave by it.
+    pub pods: usize,
+    /// Ports in use at all gateways.
+    pub ports_used: i64,
+    /// New connections refused at all gateways.
+    pub ports_refused: i64,
+}
+
+/// The status of an EgressPolicy. Its conditions are the caller's.
+pub fn egress(generation: Option<i64>, used: EgressUse<'_>, conditions: Vec<Condition>) -> EgressPolicyStatus {
     EgressPolicyStatus {
         observed_generation: generation,
-        addresses: addresses.iter().map(ToString::to_string).collect(),
-        pods: i64::try_from(pods).unwrap_or(i64::MAX),
-        conditions: vec![valid(generation, trouble, "pods leave with these addresses", before)],
+        addresses: used.addresses.iter().map(ToString::to_string).collect(),
+        pods: i64::try_from(used.pods).unwrap_or(i64::MAX),
+        ports_used: used.ports_used,
+        ports_refused: used.ports_refused,
+        gateways: Vec::new(), // each gateway's own
+        conditions,
     }
 }
 
@@ -141,7 +170,9 @@ mod tests {
 
     #[test]
     fn a_status_goes_to_the_kind_it_is_of() {
-        let status = egress(Some(3), &["192.0.2.1".parse().unwrap()], 2, None, &[]);
+        let addresses = ["192.0.2.1".parse().unwrap()];
+        let used = EgressUse { addresses: &addresses, pods: 2, ports_used: 7, ports_refused: 1 };
+        let status = egress(Some(3), used, vec![valid(Some(3), None, "good", &[])]);
         let own = OwnStatus::new(ObjectKind::EgressPolicy, "shop", &status);
         let resource = own.resource().unwrap();
         assert_eq!(
@@ -152,6 +183,10 @@ mod tests {
         assert_eq!(object["kind"], "EgressPolicy");
         assert_eq!((&object["status"]["pods"], &object["status"]["addresses"][0]), (&2.into(), &"192.0.2.1".into()));
         assert_eq!(object["status"]["conditions"][0]["status"], "True");
+        assert_eq!((&object["status"]["portsUsed"], object["status"].get("gateways")), (&7.into(), None));
+        let part = OwnStatus::part_of("gw-1", "shop", None);
+        assert_eq!(part.object(&resource)["status"], json!({ "gateways": [] }));
+        assert!(OwnStatus::part_of(&"n".repeat(253), "shop", None).manager.is_some_and(|manager| manager.len() <= 128));
         assert!(OwnStatus::new(ObjectKind::Node, "n", &()).resource().is_none());
     }
 

@@ -43,6 +43,7 @@ pub(super) fn read(name: &str, object: &crd::EgressPolicy) -> Result<EgressPolic
         udp_timeouts: timeouts(&spec.udp_timeouts)?,
         other_protocols: spec.other_protocols,
         log: spec.log,
+        told: object.status.clone().unwrap_or_default(),
     })
 }
 

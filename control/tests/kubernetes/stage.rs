@@ -15,6 +15,7 @@ use tidegate_api::frame;
 use tidegate_api::listen::Listener;
 use tidegate_api::message::{Accepted, Request, Response};
 use tidegate_api::resource::{Body, Resource, ResourceKey, Service, Versions};
+use tidegate_api::show::{EgressShown, Show, Shown};
 use tidegate_apiserver::rbac::Rules;
 use tidegate_apiserver::{ApiServer, Options};
 
@@ -110,6 +111,8 @@ pub struct Dataplane {
     pub silent: bool,
     /// Every conversation ends at once.
     pub gone: bool,
+    /// What external addresses are used for.
+    pub egress: EgressShown,
     streams: Vec<UnixStream>,
 }
 
@@ -296,6 +299,9 @@ fn converse(state: &Mutex<Dataplane>, stream: UnixStream) -> Option<()> {
                 let generation = dataplane.generation;
                 let accepted = Accepted { nonce: update.nonce, generation, rejected: Vec::new() };
                 vec![Response::Accepted(accepted), Response::Reached { generation }]
+            }
+            Request::Show(Show::Egress) => {
+                vec![Response::Shown(Shown::Egress(state.lock().ok()?.egress.clone()))]
             }
             _ => Vec::new(),
         };

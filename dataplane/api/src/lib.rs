@@ -17,6 +17,8 @@ pub mod message;
 pub mod show;
 /// What would become of a packet, and why.
 pub mod explain;
+/// Which gateway carries an address: what agents on workers ask gateways, and are told.
+pub mod carrier;
 /// What both processes hold alike about the node file.
 pub mod node_file;
 /// Length-prefixed framing of messages over any byte stream.

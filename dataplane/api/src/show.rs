@@ -91,6 +91,10 @@ pub struct EgressShown {
     pub addresses: Vec<EgressAddressRow>,
     /// The pods that hold most, most first; those that were refused something, too.
     pub pods: Vec<EgressPodRow>,
+    /// Node of the gateway that carries each address, which is one at a time: only there are its ports given out. Addresses
+    /// that nobody carries are not among them.
+    #[serde(default)]
+    pub carriers: BTreeMap<IpAddr, String>,
 }
 
 /// Ports of one external address and protocol.

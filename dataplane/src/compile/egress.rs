@@ -32,6 +32,8 @@ pub struct Egresses {
     /// Policies that were given or taken away since they were written.
     due: BTreeSet<Arc<str>>,
     is_due: bool,
+    /// The groups of addresses may be others since they were asked for.
+    regrouped: bool,
 }
 
 /// Forwarded ports of an address, by protocol and port.
@@ -71,7 +73,7 @@ impl Egresses {
             None => drop(self.policies.remove(&name)),
         }
         self.due.insert(name);
-        self.is_due = true;
+        (self.is_due, self.regrouped) = (true, true);
     }
 
     /// Takes in an address or port that is always the same pod's, or that it is not any more.
@@ -80,12 +82,37 @@ impl Egresses {
             Some(nat) => drop(self.statics.insert(name.into(), nat.clone())),
             None => drop(self.statics.remove(name)),
         }
-        self.is_due = true;
+        (self.is_due, self.regrouped) = (true, true);
     }
 
     /// Whether there is any policy, or any address that is a pod's own.
     pub fn is_used(&self) -> bool {
         !self.policies.is_empty() || !self.statics.is_empty()
+    }
+
+    /// [`Egresses::groups`], if they may have changed since the last call.
+    pub fn take_groups(&mut self) -> Option<BTreeMap<IpAddr, IpAddr>> {
+        std::mem::take(&mut self.regrouped).then(|| self.groups())
+    }
+
+    /// Under whose name each external address is given to a gateway: the lowest of its family that policies join it with.
+    /// A pod has an address of its policy that only gateways can tell, so that all of them are one gateway's.
+    pub fn groups(&self) -> BTreeMap<IpAddr, IpAddr> {
+        let mut groups: BTreeMap<IpAddr, IpAddr> = BTreeMap::new();
+        for nat in self.statics.values() {
+            groups.insert(nat.external, nat.external);
+        }
+        for egress in self.policies.values() {
+            for is_ipv4 in [true, false] {
+                let of_family = || egress.addresses.iter().filter(|address| address.is_ipv4() == is_ipv4);
+                let known = of_family().map(|address| groups.get(address).copied().unwrap_or(*address));
+                let joined: BTreeSet<IpAddr> = known.collect();
+                let Some(name) = joined.first().copied() else { continue };
+                groups.values_mut().filter(|group| joined.contains(group)).for_each(|group| *group = name);
+                groups.extend(of_family().map(|address| (*address, name)));
+            }
+        }
+        groups
     }
 
     /// Whether an object has come or gone since the last [`Egresses::settle`].
@@ -293,5 +320,37 @@ mod tests {
         egresses.policy("c", Some(&egress(&[], &[20])));
         egresses.settle(|_| true, &mut table);
         assert_eq!((of(&mut egresses, &table, "a"), of(&mut egresses, &table, "c")), (Some(30), Some(20)));
+    }
+
+    /// Addresses that policies share are one gateway's, through any number of policies, each family for itself.
+    #[test]
+    fn addresses_that_policies_join_are_of_one_group() {
+        let mut egresses = Egresses::default();
+        let policies: [(&str, &[&str]); 4] = [
+            ("a", &["192.0.2.9", "192.0.2.8", "2001:db8::8"]),
+            ("b", &["192.0.2.5", "2001:db8::5"]),
+            ("c", &["192.0.2.9", "192.0.2.7"]),
+            ("d", &["192.0.2.1"]),
+        ];
+        for (name, addresses) in policies {
+            egresses.policy(name, Some(&egress(addresses, &[])));
+        }
+        let said = |egresses: &Egresses| -> Vec<String> {
+            egresses.groups().iter().map(|(address, group)| format!("{address} {group}")).collect()
+        };
+        let apart = [
+            "192.0.2.1 192.0.2.1",
+            "192.0.2.5 192.0.2.5",
+            "192.0.2.7 192.0.2.7",
+            "192.0.2.8 192.0.2.7",
+            "192.0.2.9 192.0.2.7",
+            "2001:db8::5 2001:db8::5",
+            "2001:db8::8 2001:db8::8",
+        ];
+        assert_eq!(said(&egresses), apart);
+        egresses.policy("e", Some(&egress(&["192.0.2.8", "192.0.2.1"], &[])));
+        let joined = said(&egresses);
+        assert_eq!(joined.iter().filter(|line| line.ends_with(" 192.0.2.1")).count(), 4, "{joined:?}");
+        assert!(joined.contains(&"192.0.2.5 192.0.2.5".to_owned()), "{joined:?}");
     }
 }

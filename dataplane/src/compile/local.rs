@@ -47,9 +47,9 @@ pub struct Locals {
     untold: Untold,
     /// VIPs on links that this gateway answers for; absent: all.
     owned: Option<HashSet<IpNet>>,
-    /// VIPs that lie on a link.
+    /// VIPs for which gateways elect an owner: those on a link, and external addresses of pods wherever they are.
     on_link: BTreeSet<IpNet>,
-    /// VIPs that came onto a link, or left, since that was asked last.
+    /// Those that came, or left, since that was asked last.
     moved: BTreeMap<IpNet, bool>,
     /// VIPs that are ours, and whether they lie on a link.
     served: BTreeMap<IpNet, bool>,
@@ -110,7 +110,7 @@ impl Locals {
         self.follow(changes.iter().map(|(vip, _)| Place::Vip(*vip)), places, table)
     }
 
-    /// VIPs that came onto a link (true), or left, since the last call.
+    /// VIPs for which an owner is to be elected from now on (true), or no longer, since the last call.
     pub fn take_moved(&mut self) -> Vec<(IpNet, bool)> {
         std::mem::take(&mut self.moved).into_iter().collect()
     }
@@ -227,7 +227,7 @@ impl Locals {
         // What is a Service's, or has another role here, is nobody's external address.
         let external = places.contains_key(&Place::External(address)) && !vip && !service && kind.is_empty();
         if external && !self.is_taken(whole) {
-            return LocalKind::EXTERNAL | self.vip(whole).without(LocalKind::VIP);
+            return LocalKind::EXTERNAL | self.external(whole).without(LocalKind::VIP);
         }
         if !vip && !service {
             self.taken.remove(&whole);
@@ -251,6 +251,23 @@ impl Locals {
             self.served_moved.insert(whole, Some(on_link));
         }
         let owned = self.owned.as_ref().is_none_or(|owned| owned.contains(&whole));
+        if on_link && owned { LocalKind::VIP | LocalKind::ANNOUNCED } else { LocalKind::VIP }
+    }
+
+    /// The same of an external address of pods. Who carries it has its mappings: exactly one gateway, on a link or not, so
+    /// that it is elected everywhere and a route leads to its carrier only (N-112).
+    fn external(&mut self, whole: IpNet) -> LocalKind {
+        let on_link = self.around.connected.covers(&whole);
+        self.note(whole, true);
+        let owned = self.owned.as_ref().is_none_or(|owned| owned.contains(&whole));
+        let served = owned.then_some(on_link);
+        let before = match served {
+            Some(on_link) => self.served.insert(whole, on_link),
+            None => self.served.remove(&whole),
+        };
+        if before != served {
+            self.served_moved.insert(whole, served);
+        }
         if on_link && owned { LocalKind::VIP | LocalKind::ANNOUNCED } else { LocalKind::VIP }
     }
 

@@ -633,6 +633,9 @@ impl Compiler {
     fn tell_herald(&mut self, gateway: Option<&Gateway>, moved_around: bool) {
         let vips = self.locals.take_moved();
         let Some(herald) = &mut self.herald else { return };
+        if let Some(groups) = self.egresses.take_groups() {
+            herald.groups(groups.into_iter().map(|(address, group)| (address.into(), group.into())).collect());
+        }
         // VIPs first: those that are there when it all begins are none that have come since.
         if !vips.is_empty() {
             herald.vips(vips);

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use proptest::prelude::*;
@@ -820,6 +821,7 @@ struct Ear(Arc<Mutex<Vec<Heard>>>);
 enum Heard {
     Site(Site),
     Vips(Vec<(IpNet, bool)>),
+    Groups(BTreeMap<IpNet, IpNet>),
     Published(u64, u64),
 }
 
@@ -830,6 +832,10 @@ impl Herald for Ear {
 
     fn vips(&mut self, changes: Vec<(IpNet, bool)>) {
         self.0.lock().unwrap().push(Heard::Vips(changes));
+    }
+
+    fn groups(&mut self, groups: BTreeMap<IpNet, IpNet>) {
+        self.0.lock().unwrap().push(Heard::Groups(groups));
     }
 
     fn published(&mut self, generation: u64, objects: u64) {

@@ -100,6 +100,8 @@ struct Vip {
     /// It came after this gateway had settled, and was never announced here.
     is_new: bool,
     announced: bool,
+    /// When that was decided last.
+    decided_ns: Nanos,
 }
 
 /// One gateway's knowledge and decisions.
@@ -111,6 +113,8 @@ pub struct Council {
     members: Vec<Member>,
     site: Site,
     vips: BTreeMap<IpNet, Vip>,
+    /// Under whose name VIPs are elected that have the same owner as others.
+    groups: BTreeMap<IpNet, IpNet>,
     /// How many VIPs have a mark.
     marks: BTreeMap<u32, u32>,
     vips_digest: u64,
@@ -160,6 +164,7 @@ impl Council {
             settings,
             site: Site::default(),
             vips: BTreeMap::new(),
+            groups: BTreeMap::new(),
             marks: BTreeMap::new(),
             vips_digest: 0,
             generation: 0,
@@ -213,12 +218,25 @@ impl Council {
         self.members.sort_by(|a, b| a.name.cmp(&b.name));
         self.site = site;
         if before != after {
-            let names: Vec<&str> = self.members.iter().map(|member| member.name.as_str()).collect();
-            for (prefix, vip) in &mut self.vips {
-                vip.order = election::order(names.iter().copied(), prefix);
-            }
+            self.order();
         }
         (self.stale, self.hurry) = (true, true);
+    }
+
+    /// These VIPs are elected under the name of another.
+    pub fn groups(&mut self, groups: BTreeMap<IpNet, IpNet>) {
+        if groups != self.groups {
+            self.groups = groups;
+            self.order();
+            (self.stale, self.hurry) = (true, true);
+        }
+    }
+
+    fn order(&mut self) {
+        let names: Vec<&str> = self.members.iter().map(|member| member.name.as_str()).collect();
+        for (prefix, vip) in &mut self.vips {
+            vip.order = election::order(names.iter().copied(), self.groups.get(prefix).unwrap_or(prefix));
+        }
     }
 
     /// These VIPs lie on a link now, or do not any more.
@@ -230,9 +248,11 @@ impl Council {
             let mark = election::mark(&prefix);
             self.touched.insert(prefix);
             if there {
-                let order = election::order(self.members.iter().map(|member| member.name.as_str()), &prefix);
+                let named = self.groups.get(&prefix).unwrap_or(&prefix);
+                let order = election::order(self.members.iter().map(|member| member.name.as_str()), named);
                 let is_new = self.has_settled;
-                self.vips.insert(prefix, Vip { order, mark, since_ns: now_ns, is_new, announced: false });
+                let vip = Vip { order, mark, since_ns: now_ns, is_new, announced: false, decided_ns: now_ns };
+                self.vips.insert(prefix, vip);
                 *self.marks.entry(mark).or_default() += 1;
                 self.vips_digest = self.vips_digest.wrapping_add(spread(mark));
             } else {
@@ -364,7 +384,7 @@ impl Council {
                 continue;
             }
             let Some(vip) = self.vips.get_mut(&prefix) else { continue };
-            vip.announced = wanted;
+            (vip.announced, vip.decided_ns) = (wanted, now_ns);
             if wanted {
                 decision.announce.push((prefix, std::mem::take(&mut vip.is_new)));
                 self.counts.taken_over += 1;
@@ -428,7 +448,9 @@ impl Council {
         let old = now_ns.saturating_sub(vip.since_ns) >= GRACE_NS;
         let can = |number: u8| match (self.members.get(usize::from(number)), cans.get(usize::from(number))) {
             (Some(member), Some(can)) if member.is_own => *can,
-            (Some(member), Some(can)) if member.holds(prefix) && !(old && member.lacks(vip.mark, self.vips_digest)) => {
+            (Some(member), Some(can))
+                if self.reaches(member, prefix) && !(old && member.lacks(vip.mark, self.vips_digest)) =>
+            {
                 *can
             }
             _ => Can::Not,
@@ -440,13 +462,43 @@ impl Council {
         }
     }
 
+    /// Whether a VIP can be had by another gateway: it lies on a link of that one, or on nobody's, where routes lead to it.
+    fn reaches(&self, member: &Member, prefix: &IpNet) -> bool {
+        let on_any_link = || {
+            let ours = self.site.links.iter().any(|link| link.holds(prefix));
+            ours || self.members.iter().any(|member| member.holds(prefix))
+        };
+        member.holds(prefix) || (self.groups.contains_key(prefix) && !on_any_link())
+    }
+
+    /// For how long this gateway has owned a VIP; `None`: it does not.
+    pub fn owned_for_ns(&self, prefix: &IpNet, now_ns: Nanos) -> Option<Nanos> {
+        let vip = self.vips.get(prefix).filter(|vip| vip.announced && self.is_ready())?;
+        Some(now_ns.saturating_sub(vip.decided_ns))
+    }
+
+    /// Name of the gateway that owns a VIP, as far as is known here.
+    pub fn owner(&self, prefix: &IpNet, now_ns: Nanos) -> Option<String> {
+        let vip = self.vips.get(prefix)?;
+        if vip.announced {
+            return Some(self.settings.node.clone());
+        }
+        let cans = self.cans(now_ns);
+        let can = |number: u8| match (self.members.get(usize::from(number)), cans.get(usize::from(number))) {
+            (Some(member), Some(can)) if !member.is_own && self.reaches(member, prefix) => *can,
+            _ => Can::Not,
+        };
+        let owner = election::owner(&vip.order, can).and_then(|number| self.members.get(usize::from(number)))?;
+        Some(owner.name.clone())
+    }
+
     /// Whether another gateway announces a VIP, by the view that it tells.
     fn is_announced_by(&self, member: &Member, prefix: &IpNet, vip: &Vip) -> bool {
         let Some(last) = &member.last else { return false };
         let view = &last.message.view;
         let known = |seat: &Seat| self.members.iter().any(|member| member.id == seat.id);
         let can = |number: u8| match self.members.get(usize::from(number)) {
-            Some(other) if other.is_own || other.holds(prefix) => election::in_view(view, other.id),
+            Some(other) if other.is_own || self.reaches(other, prefix) => election::in_view(view, other.id),
             _ => Can::Not,
         };
         let owner = election::owner(&vip.order, can).and_then(|number| self.members.get(usize::from(number)));

@@ -14,8 +14,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam::channel::Sender;
 use socket2::{Domain, Protocol, Socket, Type};
+use tidegate_api::carrier::Question;
 use tidegate_io::mem::{now_ns, sleep_on};
 
+use super::carrier;
 use super::council::{Council, Settings};
 use super::key::{KeyError, Keys};
 use super::message::{MESSAGE_BYTES_MAX, Message};
@@ -207,6 +209,9 @@ impl Run {
             self.council.council().site(site, now);
         }
         let mut council = self.council.council();
+        if let Some(groups) = posted.groups {
+            council.groups(groups);
+        }
         council.vips(posted.vips, now);
         if let Some((generation, objects)) = posted.published {
             council.published(generation, objects);
@@ -237,7 +242,14 @@ impl Run {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(_) => continue, // news about an earlier datagram
                 };
-                let message = Message::decode(buffer.get(..length).unwrap_or_default(), &ends.keys);
+                let datagram = buffer.get(..length).unwrap_or_default();
+                if let Some(question) = Question::decode(datagram) {
+                    let answer = carrier::answer(&question, &self.council.council(), now);
+                    // One that is lost is asked for again.
+                    let _ = socket.send_to(&answer.encode(), from);
+                    continue;
+                }
+                let message = Message::decode(datagram, &ends.keys);
                 let mut council = self.council.council();
                 let refused = match message {
                     Ok(message) => {

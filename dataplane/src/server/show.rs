@@ -70,7 +70,10 @@ pub fn answer(
             Shown::Counters(counters)
         }
         Show::Drops => Shown::Drops(workers.drops().map_err(told)?),
-        Show::Egress => Shown::Egress(egress::shown(&view(Some(Kind::Pod))?, &workers.egress().map_err(told)?)),
+        Show::Egress => {
+            let carrier = |address| others.gateways.as_ref().and_then(|gateways| gateways.owner(address));
+            Shown::Egress(egress::shown(&view(Some(Kind::Pod))?, &workers.egress().map_err(told)?, carrier))
+        }
         Show::Policies => {
             let gates = view(Some(Kind::GatewayPolicy))?.objects;
             Shown::Policies(policy::shown(&view(Some(Kind::Policy))?, &gates, &workers.rulings().map_err(told)?))

@@ -1,8 +1,13 @@
 //! `symmetric`: the pod sees its client, and what it answers comes back through the gateway (design 6).
 
+use tidegate_api::resource::{
+    Action, Backend, Body, DeliveryMode, GatewayAction, Kind, Protocol, Service, ServicePort,
+};
+use tidegate_dataplane::rig::catalog;
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::outside::{self, external};
-use tidegate_dataplane::rig::sketch::{End, Sketch, Trouble, our_trouble, tcp, trouble, udp};
+use tidegate_dataplane::rig::policed::{Policed, anyone, at, clients, everybody, gateway, near, of, pod, policy, set};
+use tidegate_dataplane::rig::sketch::{End, Sketch, Trouble, our_trouble, sctp, tcp, trouble, udp};
 use tidegate_dataplane::rig::{self, Net, Rig, WAN};
 use tidegate_dataplane::table::Tables;
 
@@ -206,5 +211,92 @@ fn every_queue_leads_to_the_clients_worker_and_pods_leave_as_before() {
         assert_eq!(fleet.counted().get("HandOverLoop"), None);
         fleet.expect_balance();
         fleet.expect_all_frames_home();
+    }
+}
+
+/// Ports of the Service of [`policed_town`], with the pod's own.
+const PORTS: [(Protocol, u16, u16); 3] =
+    [(Protocol::Tcp, 80, 8080), (Protocol::Udp, 53, 5353), (Protocol::Sctp, 3868, 9868)];
+
+/// `shop/five-web` at VIP 5 in `symmetric`, with the pod `shop/five` behind it.
+fn policed_town() -> (Rig, Policed) {
+    let port = |(protocol, port, pod_port)| {
+        let backend = |net| Backend { port: pod_port, ..catalog::pod(net, 0, 5, 1, 1) };
+        let backends = Net::BOTH.map(backend).to_vec();
+        ServicePort { protocol, port, backends, mode: DeliveryMode::Symmetric, ..ServicePort::default() }
+    };
+    let addresses = Net::BOTH.map(|net| net.vip(5)).to_vec();
+    let service = Service { uid: "uid-5".into(), addresses, ports: PORTS.map(port).to_vec(), ..Service::default() };
+    let (mut tables, mut policed) = (rig::tables(), Policed::default());
+    policed.put(&mut tables, "five", set(&[105]));
+    policed.put(&mut tables, "shop/five", pod(&Net::BOTH.map(|net| net.pod(0, 5)), 105, &[]));
+    policed.put(&mut tables, "shop/five-web", Body::Service(service));
+    (Rig::new(tables).unwrap(), policed)
+}
+
+/// What client `n` meets at each port from its port `from`: nothing, or why the packet was dropped. What passes reaches the
+/// pod with the client's own address and port.
+fn met(rig: &mut Rig, net: Net, n: u16, from: u16) -> [Option<&'static str>; 3] {
+    PORTS.map(|(protocol, port, pod_port)| {
+        let client = (net.client(n), from);
+        let first = |to: End| match protocol {
+            Protocol::Tcp => tcp(client, to).syn(100),
+            Protocol::Udp => udp(client, to).data(*b"who?"),
+            Protocol::Sctp => sctp(client, to).init(1, 9),
+        };
+        rig.rx_wan(&first((net.vip(5), port)));
+        let moved = rig.moved();
+        let why = moved.keys().copied().find(|name| name.starts_with(char::is_uppercase));
+        if why.is_some() {
+            rig.expect_silence();
+        } else {
+            let mut expected = first((net.pod(0, 5), pod_port)).ttl(63);
+            if protocol == Protocol::Tcp {
+                expected = expected.mss(crate::mss(net));
+            }
+            rig.expect_overlay(net, 0, &expected);
+        }
+        why
+    })
+}
+
+#[test]
+fn policies_of_pods_meet_the_client_that_the_pod_sees() {
+    // P-021, P-040, P-046, T-046, T-061
+    const DENIED: Option<&str> = Some("PolicyDeniedIngress");
+    for net in Net::BOTH {
+        let (mut rig, mut policed) = policed_town();
+        assert_eq!([7, 9].map(|n| met(&mut rig, net, n, 2000)), [[None; 3]; 2]);
+        let one = of(vec![near(net.client(9), 32, 128, &[])], everybody(Action::Accept));
+        rig.publish(|tables| policed.put(tables, "one", policy("five", Some(vec![one.clone()]), Some(vec![]))));
+        assert_eq!([7, 9].map(|n| met(&mut rig, net, n, 2001)), [[DENIED; 3], [None; 3]]);
+        // The pod's answers are none of its own speech (T-062), and come back as the Service's.
+        rig.rx_overlay(net, 0, &tcp((net.pod(0, 5), 8080), (net.client(9), 2001)).syn_ack(500, 101));
+        rig.expect_wan(&tcp((net.vip(5), 80), (net.client(9), 2001)).syn_ack(500, 101).mss(crate::mss(net)).ttl(63));
+        rig.moved();
+        // By port: the pod's own (P-025).
+        let web = at(Protocol::Tcp, 8080, 8080, one);
+        rig.publish(|tables| policed.put(tables, "one", policy("five", Some(vec![web]), None)));
+        assert_eq!([7, 9].map(|n| met(&mut rig, net, n, 2002)), [[DENIED; 3], [None, DENIED, DENIED]]);
+        rig.publish(|tables| policed.remove(tables, Kind::Policy, "one"));
+        assert_eq!([7, 9].map(|n| met(&mut rig, net, n, 2003)), [[None; 3]; 2]);
+    }
+}
+
+#[test]
+fn policies_of_gateways_meet_the_client_too() {
+    for net in Net::BOTH {
+        let (mut rig, mut policed) = policed_town();
+        let both = |n| Net::BOTH.map(|net| net.client(n));
+        let rules = vec![clients(GatewayAction::Allow, &both(9)), anyone(GatewayAction::Deny)];
+        rig.publish(|tables| policed.put(tables, "office", gateway(1, rules)));
+        let denied = Some("GatewayPolicyDenied");
+        assert_eq!([7, 9].map(|n| met(&mut rig, net, n, 2000)), [[denied; 3], [None; 3]]);
+        // Both are asked: whoever passes the gateway's policy meets the pod's.
+        rig.publish(|tables| policed.put(tables, "deny", policy("five", Some(vec![]), None)));
+        assert_eq!(met(&mut rig, net, 9, 2001), [Some("PolicyDeniedIngress"); 3]);
+        rig.publish(|tables| policed.remove(tables, Kind::GatewayPolicy, "office"));
+        rig.publish(|tables| policed.remove(tables, Kind::Policy, "deny"));
+        assert_eq!([7, 9].map(|n| met(&mut rig, net, n, 2002)), [[None; 3]; 2]);
     }
 }

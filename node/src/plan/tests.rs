@@ -240,8 +240,22 @@ fn some_wishes() -> impl Strategy<Value = Wanted> {
                     .filter(|name| gateways.iter().any(|gateway| gateway.name == *name))
                     .collect()
             };
-            let first = Egress { name: "a".into(), pods: of(1), gateways: named.map(known), destinations, except };
-            let second = Egress { name: "b".into(), pods: of(2), gateways: None, destinations: vec![], except: vec![] };
+            let first = Egress {
+                name: "a".into(),
+                pods: of(1),
+                gateways: named.map(known),
+                carriers: None,
+                destinations,
+                except,
+            };
+            let second = Egress {
+                name: "b".into(),
+                pods: of(2),
+                gateways: None,
+                carriers: None,
+                destinations: vec![],
+                except: vec![],
+            };
             Wanted {
                 devices: Devices { ipv4: Some(DEVICES[0].into()), ipv6: Some(DEVICES[1].into()) },
                 cluster: prefixes(&["10.244.0.0/16", "10.96.0.0/12", "fd00:10:244::/48", "198.51.100.0/24"]),
@@ -250,6 +264,7 @@ fn some_wishes() -> impl Strategy<Value = Wanted> {
                 symmetric: if symmetric { prefixes(&["10.244.1.0/24", "fd00:10:244:1::/64"]) } else { vec![] },
                 marks: Marks::default(),
                 numbers: Numbers { tables: 40, ..Numbers::default() },
+                ..Wanted::default()
             }
         },
     )
@@ -431,12 +446,14 @@ fn small(live: &[u8]) -> Wanted {
             name: "a".into(),
             pods: vec![pod],
             gateways: None,
+            carriers: None,
             destinations: vec![],
             except: vec![],
         }],
         symmetric: prefixes(&["10.244.1.0/24"]),
         marks: Marks { mask: 0x1c, foreign: vec![] },
         numbers: Numbers::default(),
+        ..Wanted::default()
     }
 }
 

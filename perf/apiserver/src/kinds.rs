@@ -206,7 +206,7 @@ pub fn built_in() -> Vec<Arc<Kind>> {
         policy,
         definition,
         ours("addresspools", "AddressPool"),
-        ours("egresspolicies", "EgressPolicy"),
+        ours("egresspolicies", "EgressPolicy").list("status.gateways", keys(&["name"])),
         ours("gatewaypolicies", "GatewayPolicy"),
         ours("staticnats", "StaticNat"),
     ];

@@ -19,17 +19,17 @@ use crate::topology::{
 
 /// The pod that a policy selects, and one on the same worker that none does.
 pub(super) const SELECTED: Pod = Pod { number: 1 };
-const OTHER: Pod = Pod { number: 2 };
+pub(super) const OTHER: Pod = Pod { number: 2 };
 /// What the outside sees of selected pods.
-const EXTERNAL: Vip = on_link(240);
+pub(super) const EXTERNAL: Vip = on_link(240);
 /// Ports of a second server outside.
 pub(super) const SECOND_TCP_PORT: u16 = 8081;
 /// The same for datagrams.
 const SECOND_UDP_PORT: u16 = 5354;
 /// From the agent's start until a packet comes through.
-const SETTLED_LIMIT: Duration = Duration::from_secs(15);
+pub(super) const SETTLED_LIMIT: Duration = Duration::from_secs(15);
 /// Longest wait for one answer, milliseconds.
-const ANSWER_MS: u64 = 3000;
+pub(super) const ANSWER_MS: u64 = 3000;
 /// File of the policy and its pod.
 pub(super) const MANIFESTS: &str = "egress.yaml";
 /// Size of a transfer.
@@ -57,14 +57,14 @@ impl Drop for Scene {
     }
 }
 
-fn shell(script: &str) -> Result<String> {
+pub(super) fn shell(script: &str) -> Result<String> {
     let mut command = in_namespace(&SELECTED.node().name(), "sh");
     command.args(["-c", script]);
     process::run(command, "", Duration::from_secs(10))?.success(script)
 }
 
 /// flannel's chain for masquerading, as its nftables manager writes it (`pkg/trafficmngr/nftables`).
-fn masquerade() -> Result<()> {
+pub(super) fn masquerade() -> Result<()> {
     let mut text = String::new();
     for (ip, cluster, own, multicast) in [
         ("ip", "10.244.0.0/16", SELECTED.node().pod_cidr(Family::V4), "224.0.0.0/4"),
@@ -135,14 +135,7 @@ pub(super) fn manifests() -> String {
 
 pub(super) fn begin(rig: &mut Rig) -> Result<Scene> {
     masquerade()?;
-    let mut outside = Vec::new();
-    for (name, tcp, udp) in [("outside", POD_TCP_PORT, POD_UDP_PORT), ("outside-2", SECOND_TCP_PORT, SECOND_UDP_PORT)] {
-        let mut server = in_namespace(CLIENT, enclosure::this_program()?);
-        server.args(["pod", "--name", name, &format!("--tcp-port={tcp}"), &format!("--udp-port={udp}")]);
-        let mut server = Daemon::start(name, server, &rig.lab.state_dir.join(format!("{name}.log")))?;
-        server.wait_for_line("pod ready", Duration::from_secs(10))?;
-        outside.push(server);
-    }
+    let outside = outside(rig)?;
     let (config, program) = (rig.lab.state_dir.join("node-agent.yaml"), rig.gateway.program("tidegate-node"));
     std::fs::write(&config, wanted())?;
     let mut scene = Scene { _outside: outside, agent: None, program, config };
@@ -166,6 +159,19 @@ pub(super) fn begin(rig: &mut Rig) -> Result<Scene> {
     Ok(scene)
 }
 
+/// Two servers outside, at different ports.
+pub(super) fn outside(rig: &Rig) -> Result<Vec<Daemon>> {
+    let mut outside = Vec::new();
+    for (name, tcp, udp) in [("outside", POD_TCP_PORT, POD_UDP_PORT), ("outside-2", SECOND_TCP_PORT, SECOND_UDP_PORT)] {
+        let mut server = in_namespace(CLIENT, enclosure::this_program()?);
+        server.args(["pod", "--name", name, &format!("--tcp-port={tcp}"), &format!("--udp-port={udp}")]);
+        let mut server = Daemon::start(name, server, &rig.lab.state_dir.join(format!("{name}.log")))?;
+        server.wait_for_line("pod ready", Duration::from_secs(10))?;
+        outside.push(server);
+    }
+    Ok(outside)
+}
+
 /// The servers' address: the one with which the client's kernel answers an external address, since datagrams are answered
 /// from there whatever they were sent to.
 pub(super) fn server(family: Family) -> Result<IpAddr> {
@@ -181,23 +187,23 @@ pub(super) fn arguments(rig: &Rig, pod: Pod, target: SocketAddr, timeout_ms: u64
     way(target, SocketAddr::new(pod.address(family), rig.ports.take(1)), timeout_ms)
 }
 
-fn tcp(rig: &Rig, pod: Pod, target: SocketAddr, timeout_ms: u64) -> Result<Outcome> {
+pub(super) fn tcp(rig: &Rig, pod: Pod, target: SocketAddr, timeout_ms: u64) -> Result<Outcome> {
     rig.client_in(&pod.name(), "who", &arguments(rig, pod, target, timeout_ms))
 }
 
 /// Whom the server saw.
-fn remote(outcome: &Outcome) -> Option<SocketAddr> {
+pub(super) fn remote(outcome: &Outcome) -> Option<SocketAddr> {
     outcome.who.as_ref().map(|who| who.remote)
 }
 
-fn told(outcome: &Outcome) -> String {
+pub(super) fn told(outcome: &Outcome) -> String {
     match remote(outcome) {
         Some(remote) => format!("seen as {remote}"),
         None => format!("{} {}", outcome.failure, outcome.error),
     }
 }
 
-fn seen_as(check: String, outcome: &Outcome, expected: IpAddr, clause: &str) -> Row {
+pub(super) fn seen_as(check: String, outcome: &Outcome, expected: IpAddr, clause: &str) -> Row {
     let pass = remote(outcome).is_some_and(|from| from.ip() == expected);
     Row::new(check, told(outcome), format!("seen as {expected} ({clause})"), pass)
 }

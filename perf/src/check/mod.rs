@@ -21,6 +21,8 @@ mod nodes;
 mod dead;
 /// Egress: pods that leave the cluster with an address of their policy.
 mod egress;
+/// The same by the API, and with two gateways of which one dies.
+mod carrier;
 /// Services whose pods see the client and answer through the gateway.
 mod symmetric;
 /// Policy: whom network policies let through.
@@ -154,11 +156,13 @@ pub const CHECKS: &[Check] = &[
     check_of_two("gateway-stopped", "SIGSTOP of one of two gateways' dataplanes", gateways::stopped),
     check_of_two("gateways-cut", "heartbeats between two gateways are cut, and come back", gateways::cut),
     check_of_two("gateway-drained", "planned drains of two gateways in turn, node-dsr under load", gateways::drained),
+    check_of_two("egress-takeover", "SIGKILL of the gateway that carries a policy's address", carrier::takeover),
     check_of_two("stranger", "a machine on the link answers for a VIP", gateways::stranger),
     Check {
         in_demo: true,
         ..check_of_cluster("cluster-new", "a Service of the API gets addresses and answers", cluster::new)
     },
+    check_of_cluster("egress-cluster", "an EgressPolicy of the API, and an agent that follows it", carrier::by_api),
     check_of_cluster("cluster-changes", "ports, endpoints, type and fields of a Service of the API", cluster::changes),
     check_of_cluster("cluster-rolling", "a rolling update through the API under load, both modes", nodes::rolling),
     check_of_cluster("cluster-outage", "the API server goes away under load, control restarts", cluster::outage),

@@ -93,6 +93,8 @@ pub(super) enum Fault {
 pub(super) struct Follow<K> {
     pub(super) api: Api<K>,
     pub(super) exposed: Exposed,
+    /// Fields of the objects that are asked for.
+    pub(super) fields: Option<String>,
     pub(super) tell: mpsc::Sender<(ObjectKind, Told)>,
     pub(super) refresh: watch::Receiver<u64>,
 }
@@ -172,7 +174,7 @@ impl<K: Watched> Follow<K> {
         let asked = *self.refresh.borrow_and_update();
         let mut params = ListParams { limit: Some(PAGE), ..ListParams::default() };
         params.label_selector = K::LABELS.map(Into::into);
-        params.field_selector = K::FIELDS.map(Into::into);
+        params.field_selector.clone_from(&self.fields);
         let mut first = true;
         let mut pages = Pages::default();
         loop {
@@ -209,7 +211,7 @@ impl<K: Watched> Follow<K> {
     async fn watch(&mut self, mut version: String) -> Result<Ended, Deaf> {
         let params = WatchParams {
             label_selector: K::LABELS.map(Into::into),
-            field_selector: K::FIELDS.map(Into::into),
+            field_selector: self.fields.clone(),
             timeout: Some(WATCH_S),
             bookmarks: true,
             send_initial_events: false,

@@ -30,7 +30,7 @@ impl Council {
             return false;
         }
         let mut announced = self.vips.iter().filter(|(_, vip)| vip.announced);
-        announced.any(|(prefix, vip)| member.holds(prefix) && self.is_announced_by(member, prefix, vip))
+        announced.any(|(prefix, vip)| self.reaches(member, prefix) && self.is_announced_by(member, prefix, vip))
     }
 
     /// A member that did not live is heard again. Until then both may have announced: since the younger view of the two. That

@@ -486,3 +486,33 @@ proptest! {
         sim.expect_one_owner_each();
     }
 }
+
+/// N-112: external addresses that policies join are carried by one gateway, and one on nobody's link by just one, too.
+#[test]
+fn joined_addresses_have_one_owner_and_a_routed_one_has_one() {
+    let mut sim = Sim::new(3, 0, 5);
+    let joined: Vec<IpNet> = (10..26).step_by(2).map(vip).collect();
+    let routed: IpNet = "203.0.113.9/32".parse().unwrap();
+    let groups: BTreeMap<IpNet, IpNet> = joined.iter().map(|vip| (*vip, joined[0])).chain([(routed, routed)]).collect();
+    for node in 0..3 {
+        sim.nodes[node].as_mut().unwrap().council.groups(groups.clone());
+        joined.iter().chain([&routed]).for_each(|vip| sim.change(node, *vip, true));
+    }
+    for _ in 0..3 {
+        sim.run(3_000 * MS);
+        let owner = sim.announcers(&joined[0]);
+        assert_eq!(owner.len(), 1, "{owner:?}");
+        assert!(joined.iter().all(|vip| sim.announcers(vip) == owner), "one owner of all");
+        let carrier = sim.announcers(&routed);
+        assert_eq!(carrier.len(), 1, "{carrier:?}");
+        for node in sim.nodes.iter().flatten() {
+            let said = |vip: &IpNet| node.council.owner(vip, sim.now);
+            assert_eq!((said(&joined[3]), said(&routed)), (Some(name(owner[0])), Some(name(carrier[0]))));
+        }
+        let own = &sim.nodes[owner[0]].as_ref().unwrap().council;
+        assert!(own.owned_for_ns(&joined[1], sim.now).is_some_and(|time| time > 1_000 * MS));
+        if sim.nodes.iter().flatten().count() > 1 {
+            sim.kill(owner[0]);
+        }
+    }
+}

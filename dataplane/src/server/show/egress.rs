@@ -15,9 +15,11 @@ use crate::table::egress::PortClass;
 /// Pods that are named.
 const PODS_MAX: usize = 20;
 
-/// The answer, given what each worker said. `view` has the pods.
-pub fn shown(view: &View, used: &[EgressUse]) -> EgressShown {
-    EgressShown { addresses: addresses(view, used), pods: pods(view, used) }
+/// The answer, given what each worker said, and who carries an address. `view` has the pods.
+pub fn shown(view: &View, used: &[EgressUse], carrier: impl Fn(IpAddr) -> Option<String>) -> EgressShown {
+    let externals = view.tables.egress.externals().map(|(_, row)| address_of(&row.address));
+    let carriers = externals.filter_map(|address| Some((address, carrier(address)?))).collect();
+    EgressShown { addresses: addresses(view, used), pods: pods(view, used), carriers }
 }
 
 fn addresses(view: &View, used: &[EgressUse]) -> Vec<EgressAddressRow> {

@@ -1,0 +1,123 @@
+//! Everything that is wrong now, gathered and told.
+//!
+//! Owns the list and when it is written; each problem is found by whose subject it is.
+
+use std::collections::BTreeSet;
+
+use super::{Reconciler, object_key};
+use crate::health::Health;
+use crate::problem::{Place, Problem, Severity};
+use crate::source::{ObjectKey, ObjectKind};
+use crate::watch::{self, Dialect};
+
+/// Objects whose unknown fields are listed one by one; of the others only the number is told.
+const OBJECTS_TOLD_MAX: usize = 100;
+/// Unknown fields listed of one object.
+const FIELDS_TOLD_MAX: usize = 8;
+
+impl Reconciler {
+    /// Everything that is wrong now, worst first.
+    pub fn problems(&self) -> BTreeSet<Problem> {
+        let mut problems: BTreeSet<Problem> = self.source_problems.iter().cloned().collect();
+        problems.extend(self.invalid.values().cloned());
+        problems.extend(self.unknown_fields.values().take(OBJECTS_TOLD_MAX).flatten().cloned());
+        if let Some(more) = self.unknown_fields.len().checked_sub(OBJECTS_TOLD_MAX).filter(|more| *more > 0) {
+            let message = format!("{more} more objects have fields that nobody looks at");
+            problems.insert(Problem::new(Severity::Warning, "UnknownField", message));
+        }
+        for (name, found) in &self.node_problems {
+            let key = ObjectKey { kind: ObjectKind::Node, namespace: String::new(), name: name.clone() };
+            let placed = |problem: &Problem| Problem { place: self.places.get(&key).cloned(), ..problem.clone() };
+            problems.extend(found.iter().map(placed));
+        }
+        problems.extend(self.dataplane_problem.clone());
+        problems.extend(self.health.iter().flat_map(Health::problems));
+        problems.extend(self.office.problems());
+        problems.extend(self.allocation.problems());
+        problems.extend(self.leaving.problems().cloned());
+        problems.extend(self.policy_problems());
+        problems.extend(self.unused_pools());
+        for (key, refused) in self.session.refused() {
+            let message = format!("the dataplane refused it: {}", refused.reason);
+            let object = object_key(key);
+            let mut problem = Problem::new(Severity::Error, "Refused", message).about(&object);
+            problem.place = self.places.get(&object).cloned();
+            problems.insert(problem);
+        }
+        if let Some(first) = self.session.held_back().first() {
+            let message = format!(
+                "the dataplane holds {} ({first}{}) that the source no longer has: so much does not go by mistake, it stays \
+                 until a file named {} is created in the directory, or comes back",
+                match self.session.held_back().len() {
+                    1 => "an object".into(),
+                    several => format!("{several} objects"),
+                },
+                if self.session.held_back().len() > 1 { ", …" } else { "" },
+                crate::source::scan::CONFIRM_FILE,
+            );
+            problems.insert(Problem::new(Severity::Error, "DeletesHeld", message));
+        }
+        problems
+    }
+
+    /// Pools in a directory: giving addresses out takes one who decides for all gateways, and a place where they all read
+    /// what he decided. A directory has neither.
+    fn unused_pools(&self) -> Option<Problem> {
+        let leaves_by = |pool: &str| self.model.egress().any(|policy| policy.addresses.is_pool(pool));
+        let pools = self.model.pools().map(|pool| pool.name.as_str()).filter(|pool| !leaves_by(pool));
+        let names: Vec<&str> = pools.filter(|_| self.dialect == Dialect::Files).collect();
+        let message = || {
+            format!(
+                "not used: {}; Services are given addresses of pools in a cluster only. In a directory a Service asks for its \
+                 own, with the annotation {}",
+                names.join(", "),
+                watch::annotation::ADDRESSES
+            )
+        };
+        (!names.is_empty())
+            .then(|| Problem::new(Severity::Warning, "PoolWithoutCluster", message()).about("AddressPool"))
+    }
+
+    /// Fields that its kind does not have: a slip of the pen would otherwise be served by a default.
+    pub(super) fn tell_unknown(&mut self, key: &ObjectKey, place: Option<&Place>, fields: Vec<String>) {
+        if fields.is_empty() {
+            self.unknown_fields.remove(key);
+            return;
+        }
+        let more = fields.len().saturating_sub(FIELDS_TOLD_MAX);
+        let problem = |(index, field): (usize, String)| {
+            let others = match more {
+                0 => String::new(),
+                _ if index + 1 < FIELDS_TOLD_MAX => String::new(),
+                more => format!("; nor at {more} more fields of this object"),
+            };
+            let message = format!("is no field of kind {}: nobody looks at it{others}", key.kind);
+            let mut problem = Problem::new(Severity::Warning, "UnknownField", message).about(key).in_field(field);
+            problem.place = place.cloned();
+            problem
+        };
+        let problems = fields.into_iter().take(FIELDS_TOLD_MAX).enumerate().map(problem).collect();
+        self.unknown_fields.insert(key.clone(), problems);
+    }
+
+    /// Logs what is newly wrong and what is right again, and writes the list.
+    pub(super) fn tell_problems(&mut self) {
+        let problems = self.problems();
+        self.tell_events(&problems);
+        if problems == self.told {
+            return;
+        }
+        for problem in problems.difference(&self.told) {
+            match problem.severity {
+                Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
+                Severity::Notice => tracing::info!("{problem}"),
+            }
+        }
+        for problem in self.told.difference(&problems) {
+            tracing::info!("no longer so: {problem}");
+        }
+        self.status.problems(problems.iter().cloned().collect());
+        self.told = problems;
+    }
+}

@@ -1,0 +1,207 @@
+//! The API of a cluster as the source of what is wanted.
+//!
+//! Owns the followed objects (EgressPolicies, Namespaces, Nodes, and the Pods of this Node), and what the API said last, in
+//! a file. Reads them by the same code as control does: which policy selects a pod must not be a matter of who looks. An API
+//! that is silent changes nothing, for as long as it may be: nothing is wanted otherwise before it speaks again. Which
+//! gateway carries an address the gateways themselves say ([`crate::carrier`]), so that a gateway that dies is left while the
+//! API is away, too.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Instant;
+
+use anyhow::Context;
+use tidegate_control::model::{Dirty, Model};
+use tidegate_control::source::kubernetes::{Access, Kubernetes as Api};
+use tidegate_control::source::{Batch, ObjectKey, Running, Source as _};
+
+use crate::carrier::{Askers, Carried};
+use crate::resolve::{self, resolve};
+use crate::source::{File, Source};
+use crate::wanted::{Kubernetes, Wanted};
+
+/// Batches that may wait.
+const BATCHES_MAX: usize = 64;
+/// Environment variable with the name of the Node.
+pub const NODE_VARIABLE: &str = "NODE_NAME";
+
+/// A cluster that is followed.
+pub struct Cluster {
+    /// What the file says: devices, prefixes, marks.
+    file: File,
+    base: Wanted,
+    settings: Kubernetes,
+    node: String,
+    batches: Receiver<Batch>,
+    model: Model,
+    complete: bool,
+    /// Objects that cannot be read, and why.
+    invalid: BTreeMap<ObjectKey, String>,
+    askers: Askers,
+    carried: Carried,
+    /// Gateways and addresses that were asked about last.
+    asked: (Vec<String>, Vec<IpAddr>),
+    told: Vec<String>,
+    wanted: Option<Wanted>,
+    /// What was kept has been told.
+    kept_told: bool,
+    /// Something may be wanted otherwise.
+    moved: bool,
+    _running: Running,
+}
+
+/// Name of this Node.
+///
+/// # Errors
+/// When neither the file nor the environment says it.
+pub fn node_name(settings: &Kubernetes) -> anyhow::Result<String> {
+    let named = settings.node.clone().or_else(|| std::env::var(NODE_VARIABLE).ok()).filter(|name| !name.is_empty());
+    named.with_context(|| format!("kubernetes.node: say the name of this Node here, or in {NODE_VARIABLE}"))
+}
+
+/// What the API said last, as it was kept; `None`: nothing was, or it cannot be read.
+pub fn kept(path: &Path) -> Option<Wanted> {
+    Wanted::parse(&fs::read_to_string(path).ok()?).ok()
+}
+
+impl Cluster {
+    /// Begins to follow the API as `base`, read from `file`, says.
+    ///
+    /// # Errors
+    /// When it can never work: no name, no way to the API. A server that does not answer is waited for.
+    pub fn start(file: File, base: Wanted, settings: Kubernetes) -> anyhow::Result<Cluster> {
+        let node = node_name(&settings)?;
+        let access = Access::new(settings.kubeconfig.as_deref()).context("the Kubernetes API")?;
+        let (send, batches) = sync_channel(BATCHES_MAX);
+        let api = Box::new(Api::of_worker(access, &node));
+        let running = api.start(Box::new(move |batch| send.send(batch).is_ok())).context("the Kubernetes API")?;
+        let askers = Askers::start(settings.gateway_port).context("asking gateways")?;
+        Ok(Cluster {
+            file,
+            base,
+            node,
+            batches,
+            model: Model::default(),
+            complete: false,
+            invalid: BTreeMap::new(),
+            askers,
+            carried: Carried::default(),
+            asked: (Vec::new(), Vec::new()),
+            told: Vec::new(),
+            wanted: kept(&settings.state_file),
+            settings,
+            kept_told: false,
+            moved: true,
+            _running: running,
+        })
+    }
+
+    /// Takes in what the API has said since the last look.
+    fn take(&mut self) {
+        while let Ok(batch) = self.batches.try_recv() {
+            for problem in &batch.problems {
+                let text = problem.to_string();
+                if !self.told.contains(&text) {
+                    tracing::warn!("{text}");
+                }
+            }
+            self.told = batch.problems.iter().map(ToString::to_string).collect();
+            let mut dirty = Dirty::default();
+            for key in &batch.deleted {
+                self.invalid.remove(key);
+                self.model.delete(key, &mut dirty);
+            }
+            for reading in batch.read {
+                match reading.object {
+                    Ok(object) => {
+                        self.invalid.remove(&reading.key);
+                        self.model.apply(object, &mut dirty);
+                    }
+                    Err(error) => {
+                        let text = error.to_string();
+                        if self.invalid.get(&reading.key) != Some(&text) {
+                            tracing::error!("{} is left as it was: {text}", reading.key);
+                        }
+                        self.invalid.insert(reading.key, text);
+                    }
+                }
+            }
+            if batch.complete && !self.complete {
+                self.complete = true;
+                tracing::info!("the API is known as a whole");
+            }
+            self.moved = true;
+        }
+    }
+
+    /// What is wanted by all that is known; `None`: that cannot be told yet.
+    fn resolve(&mut self) -> Result<Option<Wanted>, Vec<String>> {
+        let found = resolve::surroundings(&self.model, &self.base, &self.settings, &self.node)
+            .map_err(|complaint| vec![complaint])?;
+        let asked: Vec<IpAddr> = resolve::asked(&self.model);
+        self.askers.ask(&found.gateways, &found.asked_at, &asked);
+        self.asked = (found.gateways.iter().map(|gateway| gateway.name.clone()).collect(), asked);
+        if !self.decide() {
+            return Ok(None);
+        }
+        let wanted = resolve(&self.model, &self.base, &self.settings, &self.node, found, &self.carried);
+        let complaints = wanted.complaints();
+        if complaints.is_empty() { Ok(Some(wanted)) } else { Err(complaints) }
+    }
+
+    /// Chooses carriers by what gateways have said; false while that is not certain.
+    fn decide(&mut self) -> bool {
+        let (names, asked) = &self.asked;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.carried.decide(asked, &names, &self.askers.heard(), Instant::now())
+    }
+
+    fn keep(&self, wanted: &Wanted) {
+        let path = &self.settings.state_file;
+        let write = || -> std::io::Result<()> {
+            if let Some(directory) = path.parent() {
+                fs::create_dir_all(directory)?;
+            }
+            let hidden = path.with_extension("new");
+            fs::write(&hidden, serde_json::to_vec_pretty(wanted)?)?;
+            fs::rename(&hidden, path)
+        };
+        if let Err(error) = write() {
+            tracing::warn!(path = %path.display(), %error, "what the API says is not kept; `status` cannot tell of it");
+        }
+    }
+}
+
+impl Source for Cluster {
+    fn changed(&mut self) -> Result<Option<Wanted>, Vec<String>> {
+        if let Some(base) = self.file.changed()? {
+            if base.kubernetes.as_ref() != Some(&self.settings) {
+                tracing::warn!("kubernetes: what differs there counts from the next start");
+            }
+            (self.base, self.moved) = (base, true);
+        }
+        self.take();
+        if !self.complete {
+            // What was kept counts until the API is known: the kernel may have lost it meanwhile.
+            let told = std::mem::replace(&mut self.kept_told, true);
+            return Ok(self.wanted.clone().filter(|_| !told));
+        }
+        if !self.moved {
+            let before = self.carried.clone();
+            if !self.askers.has_news() || !self.decide() || self.carried == before {
+                return Ok(None);
+            }
+        }
+        let Some(wanted) = self.resolve().inspect_err(|_| self.moved = false)? else { return Ok(None) };
+        self.moved = false;
+        if self.wanted.as_ref() == Some(&wanted) {
+            return Ok(None);
+        }
+        self.keep(&wanted);
+        self.wanted = Some(wanted.clone());
+        Ok(Some(wanted))
+    }
+}

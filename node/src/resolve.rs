@@ -1,0 +1,154 @@
+//! Objects of the API → what is wanted of this Node: a pure function.
+//!
+//! Owns what a Node that is a gateway looks like from a worker, and how several policies of a pod become destinations that do
+//! not overlap. Which policy selects which pod, in which order, and what is inside the cluster is control's knowledge.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tidegate_control::model::Model;
+use tidegate_control::model::egresspolicy::{Addresses, EgressPolicy};
+use tidegate_control::model::namespace::Namespace;
+use tidegate_control::model::node::Node;
+use tidegate_control::resolve::egress::{inside, selecting};
+use tidegate_control::resolve::site::RETURN_LABEL;
+
+use crate::carrier::Carried;
+use crate::prefix::{decided, without};
+use crate::wanted::{Carriers, Egress, FAMILIES, Family, Gateway, Held, Kubernetes, Mac, Pod, Vtep, Wanted};
+
+/// What is around this Node.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// Gateways, in the order of names.
+    pub gateways: Vec<Gateway>,
+    /// Where each is asked, in the same order.
+    pub asked_at: Vec<Vec<IpAddr>>,
+    cluster: Vec<IpNet>,
+    symmetric: Vec<IpNet>,
+    own: Vec<IpNet>,
+}
+
+/// Gateways, prefixes of the cluster, and what this Node's labels say.
+///
+/// # Errors
+/// When there is no such Node.
+pub fn surroundings(model: &Model, base: &Wanted, settings: &Kubernetes, node: &str) -> Result<Surroundings, String> {
+    let own = model.node(node).ok_or_else(|| format!("there is no Node {node}; everything stays as it is"))?;
+    let named = model.nodes().filter(|other| other.name != node && other.labels.contains(&settings.gateway_label));
+    let seen: Vec<(Gateway, Vec<IpAddr>)> = named.filter_map(seen).collect();
+    let mut cluster = base.cluster.clone();
+    cluster.extend(inside(model.nodes()));
+    cluster.extend(seen.iter().flat_map(|(_, addresses)| addresses).map(|address| IpNet::from(*address)));
+    let symmetric = if own.labels.contains(RETURN_LABEL) { own.pod_cidrs.clone() } else { Vec::new() };
+    let (gateways, asked_at) = seen.into_iter().unzip();
+    Ok(Surroundings { gateways, asked_at, cluster: IpNet::aggregate(&cluster), symmetric, own: own.pod_cidrs.clone() })
+}
+
+/// A gateway as it is seen from a worker, and where it is asked; `None`: the overlay does not lead to it.
+fn seen(node: &Node) -> Option<(Gateway, Vec<IpAddr>)> {
+    let overlay = node.overlay.as_ref().ok()?;
+    let end = |family: Family| {
+        let v4 = family == Family::V4;
+        let tunnel = if v4 { &overlay.v4 } else { &overlay.v6 }.as_ref().ok()?;
+        // V-022: the first address of the pod prefix.
+        let overlay = node.pod_cidrs_of(v4).first()?.network();
+        Some(Vtep { overlay, mac: Mac(tunnel.mac.0), underlay: tunnel.underlay, vni: Some(tunnel.vni) })
+    };
+    let (ipv4, ipv6) = (end(Family::V4), end(Family::V6));
+    let underlay: BTreeSet<IpAddr> = [&ipv4, &ipv6].into_iter().flatten().map(|vtep| vtep.underlay).collect();
+    let gateway = Gateway { name: node.name.clone(), live: true, ipv4, ipv6 };
+    (!underlay.is_empty()).then(|| (gateway, underlay.into_iter().collect()))
+}
+
+/// Addresses of a policy: what its status says it has, and before that what it lists.
+fn addresses(policy: &EgressPolicy) -> Vec<IpAddr> {
+    let told: Vec<IpAddr> = policy.told.addresses.iter().filter_map(|text| text.parse().ok()).collect();
+    match &policy.addresses {
+        Addresses::Listed(listed) if told.is_empty() => listed.clone(),
+        _ => told,
+    }
+}
+
+/// The address of a family that gateways are asked about: all of a policy's are one gateway's.
+pub fn sample(policy: &EgressPolicy, family: Family) -> Option<IpAddr> {
+    addresses(policy).into_iter().filter(|address| Family::of(*address) == family).min()
+}
+
+/// All of those.
+pub fn asked(model: &Model) -> Vec<IpAddr> {
+    let of_policies = model.egress().flat_map(|policy| FAMILIES.map(|family| sample(policy, family)));
+    let asked: BTreeSet<IpAddr> = of_policies.flatten().collect();
+    asked.into_iter().collect()
+}
+
+/// What is wanted of the Node `node`.
+pub fn resolve(
+    model: &Model,
+    base: &Wanted,
+    settings: &Kubernetes,
+    node: &str,
+    around: Surroundings,
+    carried: &Carried,
+) -> Wanted {
+    let mut known = BTreeSet::new();
+    let mut groups: BTreeMap<Vec<String>, Vec<Pod>> = BTreeMap::new();
+    let mut pods: Vec<_> = model.pods().iter().filter(|pod| pod.node == node && pod.owns_addresses()).collect();
+    pods.sort_by(|a, b| a.name.cmp(&b.name));
+    for pod in pods {
+        let is_its_own = |address: &&IpAddr| model.pods().at(**address).is_some_and(|owner| owner.name == pod.name);
+        let addresses: Vec<IpAddr> = pod.addresses.iter().filter(is_its_own).copied().collect();
+        known.extend(&addresses);
+        let nameless = Namespace { name: pod.name.namespace.clone(), labels: BTreeMap::new() };
+        let namespace = model.namespace(&pod.name.namespace).unwrap_or(&nameless);
+        let names = selecting(model.egress(), namespace, pod);
+        if !names.is_empty() && !addresses.is_empty() {
+            groups.entry(names).or_default().push(Pod { name: pod.name.to_string(), addresses });
+        }
+    }
+    let holds = settings.hold_unknown && model.egress().next().is_some();
+    Wanted {
+        kubernetes: None,
+        gateways: around.gateways,
+        cluster: around.cluster,
+        symmetric: around.symmetric,
+        egress: groups.into_iter().flat_map(|(names, pods)| parts(model, &names, &pods, carried)).collect(),
+        held: holds.then_some(Held { prefixes: around.own, known }),
+        ..base.clone()
+    }
+}
+
+/// The entries of pods under those policies, which are asked in that order: each for what the ones before it leave.
+fn parts(model: &Model, names: &[String], pods: &[Pod], carried: &Carried) -> Vec<Egress> {
+    let policies = names.iter().filter_map(|name| model.egress().find(|policy| policy.name == *name));
+    let policies: Vec<&EgressPolicy> = policies.collect();
+    let entry = |policy: &EgressPolicy, destinations: Vec<IpNet>, except: Vec<IpNet>| {
+        let carrier = |family| sample(policy, family).and_then(|address| carried.of(address)).map(str::to_owned);
+        Egress {
+            name: policy.name.clone(),
+            pods: pods.to_vec(),
+            gateways: None,
+            carriers: Some(Carriers { ipv4: carrier(Family::V4), ipv6: carrier(Family::V6) }),
+            destinations,
+            except,
+        }
+    };
+    if let [only] = policies.as_slice()
+        && !only.destinations.iter().any(|prefix| only.except.iter().any(|except| except.contains(prefix)))
+    {
+        return vec![entry(only, only.destinations.clone(), only.except.clone())];
+    }
+    let everything = FAMILIES.map(Family::everything);
+    let mut taken: Vec<IpNet> = Vec::new();
+    let mut entries = Vec::new();
+    for policy in policies {
+        let destinations = if policy.destinations.is_empty() { &everything[..] } else { &policy.destinations };
+        let own = without(&decided(destinations, &policy.except), &taken);
+        if !own.is_empty() {
+            taken.extend(&own);
+            entries.push(entry(policy, own, Vec::new()));
+        }
+    }
+    entries
+}
