@@ -36,6 +36,7 @@ Examples:
   tidegate show drops
   tidegate explain tcp 192.0.2.7:40000 203.0.113.10:80
   tidegate show counters --json
+  tidegate capture --inner 'tcp port 80' -w web.pcapng
   tidegate drain
   tidegate health --ready
   tidegate nat who 192.0.2.10:40001
@@ -60,6 +61,8 @@ pub enum Command {
     Show(ShowArguments),
     /// Tell what would become of a packet and why, step by step; nothing is sent and nothing changes
     Explain(ExplainArguments),
+    /// Record packets as they come in and as they leave, with what was decided about each, as pcapng
+    Capture(CaptureArguments),
     /// Give what this gateway announces to the other gateways, and wait until they have it; it goes on forwarding
     Drain {
         /// Longest wait, in seconds
@@ -179,6 +182,75 @@ pub enum ExplainProtocol {
     Udp,
     /// An echo request
     Icmp,
+}
+
+/// Arguments of `tidegate capture`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Filters are tcpdump's. A packet is taken when it passes as it came in or as it left, and then both forms are written.
+
+Examples:
+  tidegate capture -w all.pcapng --seconds 10
+  tidegate capture host 192.0.2.7 and tcp port 443 -w one.pcapng -c 100
+  tidegate capture --inner 'host 10.244.1.5' | tshark -r - -T fields -e frame.interface_name -e pkt_comment
+  tidegate capture --dropped | tshark -r -")]
+pub struct CaptureArguments {
+    /// Frames that are wanted, in tcpdump's language: `host 192.0.2.7 and tcp port 443` [default: all]
+    #[arg(value_name = "FILTER")]
+    pub filter: Vec<String>,
+    /// The same, about the IP packet without VXLAN
+    #[arg(long, value_name = "FILTER")]
+    pub inner: Option<String>,
+    /// File to write; `-` is standard output
+    #[arg(short = 'w', long, default_value = "-", value_name = "FILE")]
+    pub write: PathBuf,
+    /// Only packets that come in or leave by this device
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+    /// Only packets that are dropped
+    #[arg(long)]
+    pub dropped: bool,
+    /// As they come in, as they leave, or both
+    #[arg(long, value_enum, default_value_t = CaptureForms::Both)]
+    pub forms: CaptureForms,
+    /// End after so many packets; before and after count as two
+    #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: Option<u64>,
+    /// Keep so many bytes of each packet
+    #[arg(short = 's', long = "snaplen", value_name = "BYTES", default_value_t = tidegate_api::capture::SNAP_BYTES_DEFAULT,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub snap_bytes: u32,
+    /// Take at most so many packets a second at each worker; the rest is counted
+    #[arg(long = "rate", value_name = "PACKETS", default_value_t = tidegate_api::capture::RATE_PER_S_DEFAULT,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate_per_s: u32,
+    /// Say nothing but errors
+    #[arg(short = 'q', long)]
+    pub quiet: bool,
+}
+
+/// Which forms of a packet `tidegate capture` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CaptureForms {
+    /// As they come in and as they leave
+    Both,
+    /// As they come in
+    Before,
+    /// As they leave
+    After,
+}
+
+impl From<CaptureForms> for tidegate_api::capture::Forms {
+    fn from(forms: CaptureForms) -> Self {
+        match forms {
+            CaptureForms::Both => Self::Both,
+            CaptureForms::Before => Self::Before,
+            CaptureForms::After => Self::After,
+        }
+    }
 }
 
 /// Arguments of `tidegate health`.

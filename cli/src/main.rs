@@ -17,6 +17,16 @@ fn main() -> ExitCode {
         Command::Explain(explain) => {
             said(tidegate_cli::explain::run(&arguments.socket(), explain, arguments.json || explain.json))
         }
+        Command::Capture(_) if arguments.json => fail("--json is for `tidegate show`; a capture is pcapng"),
+        Command::Capture(capture) => match tidegate_cli::capture::run(&arguments.socket(), capture) {
+            Ok(text) => {
+                if !capture.quiet {
+                    let _ = write!(io::stderr(), "{text}");
+                }
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&format!("{error:#}")),
+        },
         Command::Drain { .. } | Command::Undrain if arguments.json => fail("--json is for `tidegate show`"),
         Command::Drain { wait } => {
             said(tidegate_cli::drain::run(&arguments.socket(), Some(Duration::from_secs(*wait))))

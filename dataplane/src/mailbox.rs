@@ -9,6 +9,7 @@ use crossbeam::channel::Sender;
 use tidegate_api::show::FlowRow;
 use tidegate_io::{PortCounters, PortFacts, SocketStatistics};
 
+use crate::capture::Tap;
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
 use crate::explain::Told;
@@ -80,6 +81,20 @@ pub enum Request {
         frame: Vec<u8>,
         /// Where the answer goes.
         reply: Sender<Told>,
+    },
+    /// Packets are to be copied from now on.
+    Capture {
+        /// What is wanted, and where copies go; none: nothing is asked.
+        tap: Option<Box<Tap>>,
+        /// Where the answer goes: whether there was room for one more.
+        reply: Sender<bool>,
+    },
+    /// A capture ends.
+    EndCapture {
+        /// Its number.
+        number: u64,
+        /// Where the answer goes: its tap.
+        reply: Sender<Option<Box<Tap>>>,
     },
     /// How the worker is.
     Status {
@@ -172,6 +187,13 @@ pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
         }
         Request::Explain { device, frame, reply } => {
             let _gone = reply.try_send(worker.explain(device, &frame, now_ns));
+        }
+        Request::Capture { tap, reply } => {
+            let begun = tap.is_some_and(|tap| worker.begin_capture(tap).is_ok());
+            let _gone = reply.try_send(begun);
+        }
+        Request::EndCapture { number, reply } => {
+            let _gone = reply.try_send(worker.end_capture(number));
         }
         Request::Status { reply } => {
             let _gone = reply.try_send(status(worker));

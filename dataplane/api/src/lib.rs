@@ -17,6 +17,8 @@ pub mod message;
 pub mod show;
 /// What would become of a packet, and why.
 pub mod explain;
+/// Packets before and after, as they pass.
+pub mod capture;
 /// What both processes hold alike about the node file.
 pub mod node_file;
 /// Length-prefixed framing of messages over any byte stream.

@@ -3,6 +3,7 @@
 //! A worker answers between two turns. One that does not answer in time is reported as such; the question stays in its
 //! mailbox and its answer, if it ever comes, goes nowhere.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
 use tidegate_io::PinholeCounters;
 
 use super::query::{BackendUsage, QueryError, WorkerQuery};
+use crate::capture::Tap;
 use crate::counters::Event;
 use crate::drops::DropReason;
 use crate::explain::Told;
@@ -173,6 +175,19 @@ impl WorkerQuery for Mailboxes {
 
     fn explain(&self, worker: usize, device: DeviceId, frame: &[u8]) -> Result<Told, QueryError> {
         self.ask_one(worker, |reply| Request::Explain { device, frame: frame.to_vec(), reply })
+    }
+
+    fn workers_count(&self) -> usize {
+        self.workers.len()
+    }
+
+    fn capture(&self, worker: usize, tap: Box<Tap>) -> Result<bool, QueryError> {
+        let tap = Cell::new(Some(tap));
+        self.ask_one(worker, |reply| Request::Capture { tap: tap.take(), reply })
+    }
+
+    fn end_capture(&self, worker: usize, number: u64) -> Result<Option<Box<Tap>>, QueryError> {
+        self.ask_one(worker, |reply| Request::EndCapture { number, reply })
     }
 
     fn drops(&self) -> Result<Vec<DropRow>, QueryError> {
@@ -370,6 +385,8 @@ mod tests {
                     Request::LendQuota { reply, .. } => drop(reply.send(0)),
                     Request::GrantQuota { .. } => {}
                     Request::Egress { reply } => drop(reply.send(EgressUse::default())),
+                    Request::Capture { tap, reply } => drop(reply.send(tap.is_some())),
+                    Request::EndCapture { reply, .. } => drop(reply.send(None)),
                 }
             }
         });
