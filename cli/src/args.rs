@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use tidegate_api::show as api;
 
 use crate::nat::NatArguments;
+use crate::top::view::Subject;
 
 /// Where the dataplane listens unless the node file says otherwise.
 pub const SOCKET_DEFAULT: &str = "/run/tidegate/tidegate.sock";
@@ -36,6 +37,8 @@ Examples:
   tidegate show drops
   tidegate explain tcp 192.0.2.7:40000 203.0.113.10:80
   tidegate show counters --json
+  tidegate top services
+  tidegate show drops --watch
   tidegate capture --inner 'tcp port 80' -w web.pcapng
   tidegate drain
   tidegate health --ready
@@ -63,6 +66,8 @@ pub enum Command {
     Explain(ExplainArguments),
     /// Record packets as they come in and as they leave, with what was decided about each, as pcapng
     Capture(CaptureArguments),
+    /// Watch rates, drops, the busiest Services, backends and flows, and workers, on a terminal
+    Top(TopArguments),
     /// Give what this gateway announces to the other gateways, and wait until they have it; it goes on forwarding
     Drain {
         /// Longest wait, in seconds
@@ -79,6 +84,40 @@ pub enum Command {
     Import(ImportArguments),
     /// Tell what the policies in a folder of manifests allow; no dataplane is needed
     Policy(PolicyArguments),
+    /// Print what makes a shell complete these commands: `source <(tidegate completion bash)`
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages of all commands
+    Man {
+        /// Directory to write them to, one file per command [default: the first page goes to standard output]
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// Arguments of `tidegate top`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidegate top
+  tidegate top services --interval 5
+  tidegate top backends --service shop/web
+  tidegate top drops --once")]
+pub struct TopArguments {
+    /// What the table is about at first
+    #[arg(value_enum, default_value_t = Subject::Workers)]
+    pub subject: Subject,
+    /// Backends of this Service, as NAMESPACE/NAME
+    #[arg(long, value_name = "SERVICE", value_parser = service_name)]
+    pub service: Option<String>,
+    /// Seconds between two looks
+    #[arg(long = "interval", default_value_t = 1, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval_s: u64,
+    /// Print one frame, made of two looks an interval apart, and end
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// Arguments of `tidegate policy`.
@@ -292,6 +331,10 @@ pub struct ShowArguments {
     /// Print the rows as JSON, for programs
     #[arg(long, global = true)]
     pub json: bool,
+    /// Ask again every so many seconds until interrupted
+    #[arg(long = "watch", global = true, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          require_equals = true, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub watch_s: Option<u64>,
     /// The question.
     #[command(subcommand)]
     pub what: What,

@@ -13,6 +13,21 @@ use tidegate_cli::import::Imported;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {
+        Command::Show(show) if show.watch_s.is_some() => {
+            let mut out = io::stdout().lock();
+            match tidegate_cli::show::watch(&arguments.socket(), show, arguments.json || show.json, &mut out) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+                Err(error) => fail(&format!("writing the answer: {error}")),
+            }
+        }
+        Command::Top(_) if arguments.json => {
+            fail("--json is for `tidegate show`; `tidegate show workers --json` has counters")
+        }
+        Command::Top(top) => said(tidegate_cli::top::run(&arguments.socket(), top)),
+        Command::Completion { .. } | Command::Man { .. } if arguments.json => fail("--json is for `tidegate show`"),
+        Command::Completion { shell } => said(tidegate_cli::manual::completion(*shell)),
+        Command::Man { directory } => said(tidegate_cli::manual::write(directory.as_deref())),
         Command::Show(show) => said(tidegate_cli::show::run(&arguments.socket(), show, arguments.json || show.json)),
         Command::Explain(explain) => {
             said(tidegate_cli::explain::run(&arguments.socket(), explain, arguments.json || explain.json))

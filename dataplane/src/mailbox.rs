@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crossbeam::channel::Sender;
 use tidegate_api::show::FlowRow;
-use tidegate_io::{PortCounters, PortFacts, SocketStatistics};
+use tidegate_io::{PortCounters, PortFacts, RingLevels, SocketStatistics};
 
 use crate::capture::Tap;
 use crate::counters::{Counters, Event};
@@ -129,6 +129,8 @@ pub struct Status {
     pub half_open_max: u64,
     /// Frames it holds: waiting for neighbours, pending, in flight.
     pub held: u64,
+    /// Time it spent in turns that found packets, nanoseconds.
+    pub busy_ns: u64,
     /// Its ports.
     pub ports: Vec<PortStatus>,
     /// Its counters by name, exact at this moment.
@@ -146,6 +148,8 @@ pub struct PortStatus {
     pub counters: PortCounters,
     /// What its socket counted, if it has one.
     pub socket: Option<SocketStatistics>,
+    /// How full its rings are, if it has some.
+    pub levels: Option<RingLevels>,
 }
 
 /// Answers one question. Cold: it copies and allocates, bounded by [`limits::ROWS_PER_ANSWER`]. An asker that no longer
@@ -237,6 +241,7 @@ fn status(worker: &Worker) -> Status {
         facts: exit.port.facts().clone(),
         counters: exit.port.counters(),
         socket: exit.port.socket_statistics().unwrap_or_default(),
+        levels: exit.port.levels(),
     };
     let counters: &Counters = &worker.counters;
     Status {
@@ -247,6 +252,7 @@ fn status(worker: &Worker) -> Status {
         half_open: u64::from(worker.state.v4.opening()) + u64::from(worker.state.v6.opening()),
         half_open_max: u64::from(worker.state.v4.opening_max()) + u64::from(worker.state.v6.opening_max()),
         held: worker.held(),
+        busy_ns: worker.busy_ns,
         ports: worker.exits.ports.iter().map(port).collect(),
         events: Event::ALL.iter().map(|event| (event.name(), counters.events(*event))).collect(),
         drops: DropReason::ALL.iter().map(|reason| counters.drops(*reason)).collect(),

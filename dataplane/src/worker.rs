@@ -97,6 +97,8 @@ pub struct Worker {
     generation: u64,
     /// When expiry last looked.
     swept: Ticks,
+    /// Time spent in turns that found packets; whoever turns the worker measures it.
+    pub(crate) busy_ns: u64,
     /// Whether somebody captures packets.
     is_watched: bool,
     watch: Box<Watch>,
@@ -164,6 +166,7 @@ impl Worker {
             turns: 0,
             generation: 0,
             swept: 0,
+            busy_ns: 0,
             is_watched: false,
             watch: Box::default(),
         }

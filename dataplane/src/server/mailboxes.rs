@@ -222,6 +222,11 @@ fn worker_row(status: &Status, core: Option<usize>) -> WorkerRow {
         half_open_max: status.half_open_max,
         held: status.held,
         ports: status.ports.iter().map(|port| format!("{}/{}", port.facts.device, port.facts.queue)).collect(),
+        counters: {
+            let events = status.events.iter().map(|(name, count)| ((*name).to_owned(), *count));
+            let sums = [("dropped", status.drops.iter().sum()), ("busy_ns", status.busy_ns)];
+            events.chain(sums.map(|(name, count)| (name.to_owned(), count))).collect()
+        },
     }
 }
 
@@ -269,6 +274,11 @@ fn port_row(port: &PortStatus, pinhole: Option<PinholeCounters>) -> PortRow {
         mac: MacAddress(port.facts.mac),
         mtu: port.facts.mtu,
         counters: counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+        rings: port.levels.map_or_else(Default::default, |levels| {
+            let rings =
+                [("rx", levels.rx), ("tx", levels.tx), ("fill", levels.fill), ("completion", levels.completion)];
+            rings.map(|(name, level)| (name.to_owned(), level)).into()
+        }),
     }
 }
 
@@ -316,6 +326,7 @@ mod tests {
             half_open: 1,
             half_open_max: 1,
             held,
+            busy_ns: 5,
             ports: vec![],
             events: vec![("received", received), ("consumed", 1)],
             drops: vec![dropped],
