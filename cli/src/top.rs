@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn only_what_is_shown_is_asked_for() {
         for subject in Subject::ALL {
-            let asked = questions(&State::new(subject, Some("shop/web".into())));
+            let asked = questions(&State::new(subject, None));
             assert_eq!(asked.len(), if subject == Subject::Workers { 3 } else { 4 }, "{subject:?}");
         }
     }

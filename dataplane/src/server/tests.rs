@@ -557,7 +557,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 fn everything_wanted() -> Request {
-    serde_json::from_str(r#"{"capture": {}}"#).unwrap()
+    serde_json::from_str(r#"{"capture": {"rate_per_s": 4294967295}}"#).unwrap()
 }
 
 fn begun(client: &mut Client) -> tidegate_api::capture::Begun {
