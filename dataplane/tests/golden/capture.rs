@@ -67,7 +67,7 @@ fn a_packet_is_told_as_it_came_in_and_as_it_left() {
         let syn = to_web(net).syn(100).frame(FROM_ROUTER);
         rig.rx(WAN, &syn);
         let sent = rig.sent_one(LAN);
-        rig.expect_counted(STARTS);
+        rig.expect_counted(&and(STARTS, &[("mss_clamped", 1)]));
         let told = copies(&rings);
         assert_eq!(told.len(), 2, "{told:?}");
         assert_eq!((told[0].after, told[0].device, &told[0].bytes), (false, WAN, &syn));
