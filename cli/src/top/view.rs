@@ -10,9 +10,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use tidegate_api::show::{BackendRow, Counters, DropRow, EgressShown, FlowRow, PortRow, ServiceRow, WorkerRow};
 
-/// Packets of one batch: what a turn takes from one port at most.
-const BATCH_PACKETS: f64 = 64.0;
-
 /// What the table is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Subject {
