@@ -10,6 +10,7 @@ use tidegate_api::show as api;
 
 use crate::doctor::DoctorArguments;
 use crate::nat::NatArguments;
+use crate::top::view::Subject;
 
 /// Where the dataplane listens unless the node file says otherwise.
 pub const SOCKET_DEFAULT: &str = "/run/tidegate/tidegate.sock";
@@ -37,6 +38,9 @@ Examples:
   tidegate show drops
   tidegate explain tcp 192.0.2.7:40000 203.0.113.10:80
   tidegate show counters --json
+  tidegate top services
+  tidegate show drops --watch
+  tidegate capture --inner 'tcp port 80' -w web.pcapng
   tidegate drain
   tidegate health --ready
   tidegate doctor
@@ -62,6 +66,10 @@ pub enum Command {
     Show(ShowArguments),
     /// Tell what would become of a packet and why, step by step; nothing is sent and nothing changes
     Explain(ExplainArguments),
+    /// Record packets as they come in and as they leave, with what was decided about each, as pcapng
+    Capture(CaptureArguments),
+    /// Watch rates, drops, the busiest Services, backends and flows, and workers, on a terminal
+    Top(TopArguments),
     /// Give what this gateway announces to the other gateways, and wait until they have it; it goes on forwarding
     Drain {
         /// Longest wait, in seconds
@@ -80,6 +88,40 @@ pub enum Command {
     Import(ImportArguments),
     /// Tell what the policies in a folder of manifests allow; no dataplane is needed
     Policy(PolicyArguments),
+    /// Print what makes a shell complete these commands: `source <(tidegate completion bash)`
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages of all commands
+    Man {
+        /// Directory to write them to, one file per command [default: the first page goes to standard output]
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// Arguments of `tidegate top`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidegate top
+  tidegate top services --interval 5
+  tidegate top backends --service shop/web
+  tidegate top drops --once")]
+pub struct TopArguments {
+    /// What the table is about at first
+    #[arg(value_enum, default_value_t = Subject::Workers)]
+    pub subject: Subject,
+    /// Backends of this Service, as NAMESPACE/NAME
+    #[arg(long, value_name = "SERVICE", value_parser = service_name)]
+    pub service: Option<String>,
+    /// Seconds between two looks
+    #[arg(long = "interval", default_value_t = 1, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval_s: u64,
+    /// Print one frame, made of two looks an interval apart, and end
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// Arguments of `tidegate policy`.
@@ -185,6 +227,75 @@ pub enum ExplainProtocol {
     Icmp,
 }
 
+/// Arguments of `tidegate capture`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Filters are tcpdump's. A packet is taken when it passes as it came in or as it left, and then both forms are written.
+
+Examples:
+  tidegate capture -w all.pcapng --seconds 10
+  tidegate capture host 192.0.2.7 and tcp port 443 -w one.pcapng -c 100
+  tidegate capture --inner 'host 10.244.1.5' | tshark -r - -T fields -e frame.interface_name -e pkt_comment
+  tidegate capture --dropped | tshark -r -")]
+pub struct CaptureArguments {
+    /// Frames that are wanted, in tcpdump's language: `host 192.0.2.7 and tcp port 443` [default: all]
+    #[arg(value_name = "FILTER")]
+    pub filter: Vec<String>,
+    /// The same, about the IP packet without VXLAN
+    #[arg(long, value_name = "FILTER")]
+    pub inner: Option<String>,
+    /// File to write; `-` is standard output
+    #[arg(short = 'w', long, default_value = "-", value_name = "FILE")]
+    pub write: PathBuf,
+    /// Only packets that come in or leave by this device
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+    /// Only packets that are dropped
+    #[arg(long)]
+    pub dropped: bool,
+    /// As they come in, as they leave, or both
+    #[arg(long, value_enum, default_value_t = CaptureForms::Both)]
+    pub forms: CaptureForms,
+    /// End after so many packets; before and after count as two
+    #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: Option<u64>,
+    /// Keep so many bytes of each packet
+    #[arg(short = 's', long = "snaplen", value_name = "BYTES", default_value_t = tidegate_api::capture::SNAP_BYTES_DEFAULT,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub snap_bytes: u32,
+    /// Take at most so many packets a second at each worker; the rest is counted
+    #[arg(long = "rate", value_name = "PACKETS", default_value_t = tidegate_api::capture::RATE_PER_S_DEFAULT,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate_per_s: u32,
+    /// Say nothing but errors
+    #[arg(short = 'q', long)]
+    pub quiet: bool,
+}
+
+/// Which forms of a packet `tidegate capture` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CaptureForms {
+    /// As they come in and as they leave
+    Both,
+    /// As they come in
+    Before,
+    /// As they leave
+    After,
+}
+
+impl From<CaptureForms> for tidegate_api::capture::Forms {
+    fn from(forms: CaptureForms) -> Self {
+        match forms {
+            CaptureForms::Both => Self::Both,
+            CaptureForms::Before => Self::Before,
+            CaptureForms::After => Self::After,
+        }
+    }
+}
+
 /// Arguments of `tidegate health`.
 #[derive(Debug, Args)]
 pub struct HealthArguments {
@@ -224,6 +335,10 @@ pub struct ShowArguments {
     /// Print the rows as JSON, for programs
     #[arg(long, global = true)]
     pub json: bool,
+    /// Ask again every so many seconds until interrupted
+    #[arg(long = "watch", global = true, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          require_equals = true, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub watch_s: Option<u64>,
     /// The question.
     #[command(subcommand)]
     pub what: What,

@@ -12,6 +12,12 @@ pub mod args;
 pub mod show;
 /// `tidegate explain`: what would become of a packet, and why.
 pub mod explain;
+/// `tidegate capture`: packets before and after, as a capture file.
+pub mod capture;
+/// `tidegate top`: what happens right now, on a terminal.
+pub mod top;
+/// `tidegate man` and `tidegate completion`: what the arguments tell of themselves.
+pub mod manual;
 /// `tidegate drain`: what is announced here goes to other gateways.
 pub mod drain;
 /// `tidegate health`: whether the dataplane does its work, as an exit status.

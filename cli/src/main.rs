@@ -13,10 +13,35 @@ use tidegate_cli::import::Imported;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {
+        Command::Show(show) if show.watch_s.is_some() => {
+            let mut out = io::stdout().lock();
+            match tidegate_cli::show::watch(&arguments.socket(), show, arguments.json || show.json, &mut out) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+                Err(error) => fail(&format!("writing the answer: {error}")),
+            }
+        }
+        Command::Top(_) if arguments.json => {
+            fail("--json is for `tidegate show`; `tidegate show workers --json` has counters")
+        }
+        Command::Top(top) => said(tidegate_cli::top::run(&arguments.socket(), top)),
+        Command::Completion { .. } | Command::Man { .. } if arguments.json => fail("--json is for `tidegate show`"),
+        Command::Completion { shell } => said(tidegate_cli::manual::completion(*shell)),
+        Command::Man { directory } => said(tidegate_cli::manual::write(directory.as_deref())),
         Command::Show(show) => said(tidegate_cli::show::run(&arguments.socket(), show, arguments.json || show.json)),
         Command::Explain(explain) => {
             said(tidegate_cli::explain::run(&arguments.socket(), explain, arguments.json || explain.json))
         }
+        Command::Capture(_) if arguments.json => fail("--json is for `tidegate show`; a capture is pcapng"),
+        Command::Capture(capture) => match tidegate_cli::capture::run(&arguments.socket(), capture) {
+            Ok(text) => {
+                if !capture.quiet {
+                    let _ = write!(io::stderr(), "{text}");
+                }
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&format!("{error:#}")),
+        },
         Command::Drain { .. } | Command::Undrain if arguments.json => fail("--json is for `tidegate show`"),
         Command::Drain { wait } => {
             said(tidegate_cli::drain::run(&arguments.socket(), Some(Duration::from_secs(*wait))))

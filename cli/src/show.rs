@@ -2,6 +2,7 @@
 //!
 //! The answer is rendered whole before the first byte is printed: an error never leaves half a table behind.
 
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -63,6 +64,35 @@ pub fn run(socket: &Path, arguments: &ShowArguments, as_json: bool) -> anyhow::R
         (_, answer) => answer,
     };
     if as_json { json(&answer) } else { Ok(text(&answer, &arguments.what)) }
+}
+
+/// Asks again and again, and writes each answer, or why there is none, until interrupted. On a terminal each takes the
+/// place of the one before; elsewhere a line with the time stands between them, in JSON nothing does.
+///
+/// # Errors
+/// When nothing can be written any more.
+pub fn watch(socket: &Path, arguments: &ShowArguments, as_json: bool, out: &mut impl Write) -> io::Result<()> {
+    let every = Duration::from_secs(arguments.watch_s.unwrap_or(1));
+    let is_terminal = io::stdout().is_terminal();
+    loop {
+        let text = match run(socket, arguments, as_json) {
+            Ok(text) => text,
+            Err(error) if as_json => {
+                let _ = writeln!(io::stderr(), "tidegate: {error:#}");
+                String::new()
+            }
+            Err(error) => format!("{error:#}\n"),
+        };
+        if !as_json {
+            // Home, and everything from there on gone.
+            let before = if is_terminal { "\x1b[H\x1b[2J" } else { "" };
+            let now = jiff::Timestamp::now().strftime("%H:%M:%S");
+            writeln!(out, "{before}{now} UTC, every {} s", every.as_secs())?;
+        }
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
+        std::thread::sleep(every);
+    }
 }
 
 /// The frontends of one Service, which has at least one.

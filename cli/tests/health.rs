@@ -28,6 +28,7 @@ fn worker(number: u32, generation: u64) -> WorkerRow {
         half_open_max: 1,
         held: 0,
         ports: vec![format!("wan0/{number}")],
+        counters: Default::default(),
     }
 }
 

@@ -348,6 +348,7 @@ fn worker(number: u32, core: Option<u32>) -> WorkerRow {
         half_open_max: 327_680,
         held: 1,
         ports: vec![format!("wan0/{number}"), format!("lan0/{number}")],
+        counters: Default::default(),
     }
 }
 
@@ -359,6 +360,7 @@ fn port(device: &str, queue: u32, mode: &str, pairs: &[(&str, u64)]) -> PortRow 
         mac: mac("02:00:00:00:00:01"),
         mtu: 1500,
         counters: counters(pairs),
+        rings: Default::default(),
     }
 }
 

@@ -561,9 +561,13 @@ impl Reconciler {
                 tracing::error!(%message, "the dataplane could not serve a request; connecting again");
                 self.session.give_up();
             }
-            Response::Welcome { .. } | Response::Shown(_) | Response::Explained(_) | Response::Draining { .. } => {
-                tracing::warn!("the dataplane answered what was not asked")
-            }
+            Response::Welcome { .. }
+            | Response::Shown(_)
+            | Response::Explained(_)
+            | Response::Capturing(_)
+            | Response::Captured { .. }
+            | Response::CaptureEnded(_)
+            | Response::Draining { .. } => tracing::warn!("the dataplane answered what was not asked"),
         }
     }
 

@@ -24,6 +24,8 @@ pub mod handover;
 pub mod wheel;
 /// What would become of a packet, in plain values.
 pub mod explain;
+/// Copies of packets for whoever captures.
+pub mod capture;
 /// Questions that only the owner of state can answer.
 pub mod mailbox;
 /// Moves external ports between workers.

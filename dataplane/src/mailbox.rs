@@ -7,8 +7,9 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crossbeam::channel::Sender;
 use tidegate_api::show::FlowRow;
-use tidegate_io::{PortCounters, PortFacts, SocketStatistics};
+use tidegate_io::{PortCounters, PortFacts, RingLevels, SocketStatistics};
 
+use crate::capture::Tap;
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
 use crate::explain::Told;
@@ -81,6 +82,20 @@ pub enum Request {
         /// Where the answer goes.
         reply: Sender<Told>,
     },
+    /// Packets are to be copied from now on.
+    Capture {
+        /// What is wanted, and where copies go; none: nothing is asked.
+        tap: Option<Box<Tap>>,
+        /// Where the answer goes: whether there was room for one more.
+        reply: Sender<bool>,
+    },
+    /// A capture ends.
+    EndCapture {
+        /// Its number.
+        number: u64,
+        /// Where the answer goes: its tap.
+        reply: Sender<Option<Box<Tap>>>,
+    },
     /// How the worker is.
     Status {
         /// Where the answer goes.
@@ -114,6 +129,8 @@ pub struct Status {
     pub half_open_max: u64,
     /// Frames it holds: waiting for neighbours, pending, in flight.
     pub held: u64,
+    /// Time it spent in turns that found packets, nanoseconds.
+    pub busy_ns: u64,
     /// Its ports.
     pub ports: Vec<PortStatus>,
     /// Its counters by name, exact at this moment.
@@ -131,6 +148,8 @@ pub struct PortStatus {
     pub counters: PortCounters,
     /// What its socket counted, if it has one.
     pub socket: Option<SocketStatistics>,
+    /// How full its rings are, if it has some.
+    pub levels: Option<RingLevels>,
 }
 
 /// Answers one question. Cold: it copies and allocates, bounded by [`limits::ROWS_PER_ANSWER`]. An asker that no longer
@@ -172,6 +191,13 @@ pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
         }
         Request::Explain { device, frame, reply } => {
             let _gone = reply.try_send(worker.explain(device, &frame, now_ns));
+        }
+        Request::Capture { tap, reply } => {
+            let begun = tap.is_some_and(|tap| worker.begin_capture(tap).is_ok());
+            let _gone = reply.try_send(begun);
+        }
+        Request::EndCapture { number, reply } => {
+            let _gone = reply.try_send(worker.end_capture(number));
         }
         Request::Status { reply } => {
             let _gone = reply.try_send(status(worker));
@@ -215,6 +241,7 @@ fn status(worker: &Worker) -> Status {
         facts: exit.port.facts().clone(),
         counters: exit.port.counters(),
         socket: exit.port.socket_statistics().unwrap_or_default(),
+        levels: exit.port.levels(),
     };
     let counters: &Counters = &worker.counters;
     Status {
@@ -225,6 +252,7 @@ fn status(worker: &Worker) -> Status {
         half_open: u64::from(worker.state.v4.opening()) + u64::from(worker.state.v6.opening()),
         half_open_max: u64::from(worker.state.v4.opening_max()) + u64::from(worker.state.v6.opening_max()),
         held: worker.held(),
+        busy_ns: worker.busy_ns,
         ports: worker.exits.ports.iter().map(port).collect(),
         events: Event::ALL.iter().map(|event| (event.name(), counters.events(*event))).collect(),
         drops: DropReason::ALL.iter().map(|reason| counters.drops(*reason)).collect(),

@@ -245,6 +245,7 @@ mod tests {
             mac: MacAddress([2; 6]),
             mtu: 1500,
             counters: counters.clone(),
+            rings: BTreeMap::new(),
         };
         let page = page(vec![Shown::Ports(vec![row(0), row(1)])]);
         assert!(page.contains("tidegate_port_received_packets_total{device=\"wan0\",queue=\"1\"} 7.0\n"), "{page}");
@@ -272,6 +273,7 @@ mod tests {
             half_open_max: 2,
             held: 0,
             ports: vec![],
+            counters: BTreeMap::new(),
         };
         let page = page(vec![Shown::Workers(vec![row])]);
         assert!(page.contains("tidegate_worker_flows{worker=\"1\"} 9.0\n"), "{page}");

@@ -31,6 +31,8 @@ pub mod mailboxes;
 pub mod show;
 /// What would become of a packet.
 pub mod explain;
+/// Packets before and after, as they pass.
+mod capture;
 /// Who is connected, and who has the say.
 mod seats;
 #[cfg(test)]
@@ -66,6 +68,7 @@ struct Served {
     workers: Arc<dyn WorkerQuery>,
     announcers: Announcers,
     seats: Seats,
+    captures: capture::Places,
 }
 
 /// The listening thread; the socket file goes when it is dropped.
@@ -89,7 +92,8 @@ impl Server {
         let path = listener.path().to_path_buf();
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
-        let served = Served { compiler, workers, announcers, seats: Seats::default() };
+        let served =
+            Served { compiler, workers, announcers, seats: Seats::default(), captures: capture::Places::default() };
         let run = move || listen(&listener, &seen, &served);
         let thread = std::thread::Builder::new().name("contract".into()).spawn(run)?;
         Ok(Server { stop, path, thread: Some(thread) })
@@ -216,6 +220,10 @@ fn converse(mut stream: UnixStream, served: &Served, seat: &Seat) {
             Ok(Request::Explain(question)) => {
                 let answer = explain::answer(&question, &served.compiler, served.workers.as_ref());
                 voice.say(&answer.map_or_else(|message| Response::Error { message }, Response::Explained))
+            }
+            Ok(Request::Capture(wanted)) => capture::run(&wanted, &mut stream, &voice, served, seat),
+            Ok(Request::EndCapture {}) => {
+                voice.say(&Response::Error { message: "no capture is under way here".into() })
             }
             Ok(Request::Drain { draining }) => voice.say(&drain(draining, served)),
             Err(error @ ReadError::NotUnderstood(_)) => voice.say(&Response::Error { message: error.to_string() }),

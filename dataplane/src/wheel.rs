@@ -30,9 +30,14 @@ pub enum Idle {
 /// Turns `worker` until `stop` is set, then gives back what it holds.
 pub fn turn_until(worker: &mut Worker, idle: Idle, stop: &AtomicBool) {
     let mut busy_ns = now_ns();
+    let mut had_packets = false;
     while !stop.load(Ordering::Relaxed) {
         let now = now_ns();
-        if worker.turn(now) > 0 {
+        if had_packets {
+            worker.busy_ns += now.saturating_sub(busy_ns);
+        }
+        had_packets = worker.turn(now) > 0;
+        if had_packets {
             busy_ns = now;
         } else if idle == Idle::Sleep && now.saturating_sub(busy_ns) > limits::IDLE_BEFORE_SLEEP_NS {
             sleep(worker);

@@ -38,7 +38,10 @@ mod other;
 mod cut;
 /// What would become of a packet.
 mod explain;
+/// Packets that somebody captures.
+mod capture;
 
+use capture::Watch;
 use other::Hands;
 
 const _: () = assert!(PORT_TIMERS_MAX < mark::TIMER_RECORDED, "the last two numbers mean something else");
@@ -94,6 +97,11 @@ pub struct Worker {
     generation: u64,
     /// When expiry last looked.
     swept: Ticks,
+    /// Time spent in turns that found packets; whoever turns the worker measures it.
+    pub(crate) busy_ns: u64,
+    /// Whether somebody captures packets.
+    is_watched: bool,
+    watch: Box<Watch>,
 }
 
 /// What a batch sweep knows about one frame.
@@ -158,6 +166,9 @@ impl Worker {
             turns: 0,
             generation: 0,
             swept: 0,
+            busy_ns: 0,
+            is_watched: false,
+            watch: Box::default(),
         }
     }
 
@@ -180,15 +191,17 @@ impl Worker {
     pub fn turn(&mut self, now_ns: u64) -> usize {
         self.adopt(now_ns);
         let mut received = 0;
-        if self.links.is_alone() {
+        if self.is_watched {
+            received += self.watched_turn(now_ns);
+        } else if self.links.is_alone() {
             for port in 0..self.exits.ports.len() {
-                received += self.receive::<false>(port, now_ns);
+                received += self.receive::<false, false>(port, now_ns);
             }
         } else {
             // First what was handed over: it has waited longer, and rings must not run full while ports are read.
-            received += self.take_over(now_ns);
+            received += self.take_over::<false>(now_ns);
             for port in 0..self.exits.ports.len() {
-                received += self.receive::<true>(port, now_ns);
+                received += self.receive::<true, false>(port, now_ns);
             }
             self.links.publish();
         }
@@ -241,7 +254,7 @@ impl Worker {
     }
 
     /// Receives one batch from one port and carries it through.
-    fn receive<const SEVERAL: bool>(&mut self, port: usize, now_ns: u64) -> usize {
+    fn receive<const SEVERAL: bool, const WATCHED: bool>(&mut self, port: usize, now_ns: u64) -> usize {
         let (Some(exit), Some(ingress)) = (self.exits.ports.get_mut(port), self.ingress.get(port).copied()) else {
             return 0;
         };
@@ -259,12 +272,12 @@ impl Worker {
         for (frame, slot) in self.received.iter().zip(self.slots.iter_mut()) {
             learn::<SEVERAL>(tables, ingress, frame, &self.state, &mut self.counters, slot);
         }
-        self.carry::<SEVERAL>(received, now_ns);
+        self.carry::<SEVERAL, WATCHED>(received, now_ns);
         received
     }
 
     /// Takes over what other workers have handed over, in batches: at most as many as they can receive in a turn.
-    fn take_over(&mut self, now_ns: u64) -> usize {
+    fn take_over<const WATCHED: bool>(&mut self, now_ns: u64) -> usize {
         let mut taken = 0;
         for _ in 0..self.links.others() * self.exits.ports.len() {
             let count = self.links.take_into(&mut self.parcels);
@@ -281,14 +294,14 @@ impl Worker {
                 accept(&self.state, &parcel, slot);
                 self.received.push(parcel.into_frame());
             }
-            self.carry::<true>(count, now_ns);
+            self.carry::<true, WATCHED>(count, now_ns);
         }
         taken
     }
 
     /// Sweeps 2 to 4, over the batch in `received` and what is known of it in `slots`.
     #[inline(always)]
-    fn carry<const SEVERAL: bool>(&mut self, received: usize, now_ns: u64) {
+    fn carry<const SEVERAL: bool, const WATCHED: bool>(&mut self, received: usize, now_ns: u64) {
         let tables = self.reader.tables();
         let own = self.state.worker;
         // Sweep 2: read index lines, fetch entry lines.
@@ -321,15 +334,21 @@ impl Worker {
             now_ns,
         };
         for (mut frame, slot) in self.received.drain(..).zip(self.slots.iter()) {
+            if WATCHED {
+                self.watch.look(&frame, slot, &mut hands);
+            }
             if SEVERAL && slot.owner != own {
                 hands.hand_over(frame, &slot.packet, slot.key, slot.owner, slot.hops);
-                continue;
+            } else {
+                // Nearly all are sent, so that the verdict of the fast way stays in registers.
+                match run::<SEVERAL>(tables, hands.state, hands.counters, slot, &mut frame, now_ns) {
+                    Some(Verdict::Send(device)) => hands.exits.send(device, frame, hands.counters),
+                    Some(verdict) => hands.carry_out(verdict, frame),
+                    None => hands.other(frame, slot),
+                }
             }
-            // Nearly all are sent, so that the verdict of the fast way stays in registers.
-            match run::<SEVERAL>(tables, hands.state, hands.counters, slot, &mut frame, now_ns) {
-                Some(Verdict::Send(device)) => hands.exits.send(device, frame, hands.counters),
-                Some(verdict) => hands.carry_out(verdict, frame),
-                None => hands.other(frame, slot),
+            if WATCHED {
+                self.watch.tell(slot, &hands, &self.ingress);
             }
         }
     }
@@ -368,6 +387,9 @@ impl Worker {
         }
         while let Ok(request) = self.mailbox.try_recv() {
             crate::mailbox::answer(self, request, now_ns);
+        }
+        if self.is_watched {
+            self.watch_chores(now_ns);
         }
     }
 

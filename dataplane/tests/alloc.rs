@@ -260,3 +260,24 @@ fn verdicts_allocate_nothing() {
     assert!(seen["PolicyDeniedIngress"] > 50, "{seen:?}");
     assert_eq!(rig.worker.state().rulings.all().count(), 2);
 }
+
+#[test]
+fn a_turn_that_is_captured_allocates_nothing_either() {
+    use tidegate_dataplane::capture::{Rings, Tap};
+    use tidegate_dataplane::mailbox::Request;
+    let mut rig = Rig::new(tables()).unwrap();
+    let wanted = serde_json::from_str("{}").unwrap();
+    let (rings, (reply, answer)) = (Rings::new(2048), crossbeam::channel::bounded(1));
+    let tap = Tap::new(1, &wanted, None, std::sync::Arc::clone(&rings)).unwrap();
+    rig.mailbox.send(Request::Capture { tap: Some(Box::new(tap)), reply }).unwrap();
+    rig.turn();
+    assert!(answer.try_recv().unwrap());
+    let frames = |port: u16| -> Vec<_> {
+        let of = |net: Net, n| tcp((net.client(n), port), (net.vip(1), 80)).syn(1).frame(FROM_ROUTER);
+        (1..40).flat_map(|n| Net::BOTH.map(|net| (WAN, of(net, n)))).collect()
+    };
+    allocations(&mut rig, &frames(40_000));
+    assert_eq!(allocations(&mut rig, &frames(40_001)), 0);
+    let told = std::iter::from_fn(|| rings.take()).count();
+    assert!(told >= 150, "{told}");
+}

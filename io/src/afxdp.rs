@@ -29,7 +29,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use crate::frame::{Batch, Frame};
 use crate::pinhole::Connection;
 use crate::pool::{Depot, Magazine};
-use crate::port::{Port, PortCounters, PortFacts, SocketStatistics};
+use crate::port::{Port, PortCounters, PortFacts, RingLevels, SocketStatistics};
 
 pub use open::{InterfaceConfig, ModeChoice, OpenConfig, Opened, open, preflight};
 pub use refuse::OpenError;
@@ -311,6 +311,11 @@ impl Port for AfXdpPort {
 
     fn socket_statistics(&self) -> io::Result<Option<SocketStatistics>> {
         socket::statistics(self.fd()).map(Some)
+    }
+
+    fn levels(&self) -> Option<RingLevels> {
+        let (rx, tx) = (self.rx.level(), self.tx.level());
+        Some(RingLevels { rx, tx, fill: self.fill.level(), completion: self.completion.level() })
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

@@ -42,4 +42,4 @@ pub use frame::{BATCH_MAX, Batch, Frame, GroupId, HEADROOM_BYTES};
 pub use mem::HugePages;
 pub use pinhole::{Guarded, OnDeath, Owned, OwnedChange, OwnedFlags, Pinhole, PinholeCounters};
 pub use pool::{Depot, Homing, Magazine, Pool};
-pub use port::{Mode, Port, PortCounters, PortFacts, SocketStatistics};
+pub use port::{Level, Mode, Port, PortCounters, PortFacts, RingLevels, SocketStatistics};

@@ -121,6 +121,22 @@ impl SocketStatistics {
     }
 }
 
+/// How many entries of a ring are in use, and how many it has.
+pub type Level = (u32, u32);
+
+/// How full the rings of a socket are: each in use means waiting for whoever takes from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RingLevels {
+    /// Packets that wait for us.
+    pub rx: Level,
+    /// Packets that wait for the device.
+    pub tx: Level,
+    /// Frames that wait to be received into: few are trouble.
+    pub fill: Level,
+    /// Frames that were sent and wait for us.
+    pub completion: Level,
+}
+
 /// One queue of one device.
 pub trait Port: Send {
     /// Appends received frames to `batch` until it is full or there are no more; returns how many.
@@ -151,6 +167,11 @@ pub trait Port: Send {
     ///
     /// What getsockopt(2) reports.
     fn socket_statistics(&self) -> io::Result<Option<SocketStatistics>>;
+
+    /// How full the rings to and from the kernel are right now, for ports that have such.
+    fn levels(&self) -> Option<RingLevels> {
+        None
+    }
 
     /// What to sleep on until packets come, for ports that have such a thing.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;

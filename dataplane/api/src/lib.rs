@@ -19,6 +19,8 @@ pub mod show;
 pub mod explain;
 /// Which gateway carries an address: what agents on workers ask gateways, and are told.
 pub mod carrier;
+/// Packets before and after, as they pass.
+pub mod capture;
 /// What both processes hold alike about the node file.
 pub mod node_file;
 /// Length-prefixed framing of messages over any byte stream.

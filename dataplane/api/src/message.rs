@@ -6,13 +6,14 @@
 //! A client opens with [`Request::Hello`]. Control then sends [`Request::Update`]s and receives one
 //! [`Response::Accepted`] per update, a [`Response::Reached`] whenever the workers have reached a newer generation, and a
 //! [`Response::Delivery`] whenever a Service that asked for `node-dsr` is delivered in another way than last told. A
-//! reader sends [`Request::Show`] or [`Request::Explain`]. The server never speaks first, except `Reached`, `Delivery`,
-//! `Conflicts` and `Suspects` to control.
+//! reader sends [`Request::Show`], [`Request::Explain`] or [`Request::Capture`]. The server never speaks first, except
+//! `Reached`, `Delivery`, `Conflicts` and `Suspects` to control, and [`Response::Captured`] to whoever captures.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capture::{Begun, Packet, Tally, Wanted};
 use crate::explain::{Explanation, Question};
 use crate::resource::{DeliveryMode, MacAddress, Protocol, Resource, ResourceKey, Versions};
 use crate::show::{Show, Shown};
@@ -41,6 +42,10 @@ pub enum Request {
     Show(Show),
     /// What would become of a packet.
     Explain(Question),
+    /// Copies of packets from now on, until the end is asked for or the conversation ends.
+    Capture(Wanted),
+    /// The end of the capture.
+    EndCapture {},
     /// Give up what is announced to other gateways, or take it back.
     Drain {
         /// False: take it back.
@@ -126,6 +131,15 @@ pub enum Response {
     Shown(Shown),
     /// Answer to `Explain`.
     Explained(Explanation),
+    /// Answer to `Capture`: it has begun. [`Response::Captured`] follows as packets come.
+    Capturing(Begun),
+    /// Packets of a capture, each worker's in their order.
+    Captured {
+        /// Some.
+        packets: Vec<Packet>,
+    },
+    /// Answer to `EndCapture`, after the last packet.
+    CaptureEnded(Tally),
     /// Answer to `Drain`: it is told to the other gateways. [`Show::Gateways`] tells how far that has come.
     Draining {
         /// As asked for.

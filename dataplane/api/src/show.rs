@@ -305,6 +305,9 @@ pub struct WorkerRow {
     pub held: u64,
     /// Ports it serves, as `device/queue`.
     pub ports: Vec<String>,
+    /// What it counted, by name; `dropped` for all reasons together, `busy_ns` for time spent in turns that found packets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// One port: device and queue.
@@ -322,6 +325,9 @@ pub struct PortRow {
     pub mtu: u32,
     /// Counters of the port and its socket by name (`rx_packets`, `tx_completed`, `rx_ring_full`, `pinhole_redirect`, …).
     pub counters: BTreeMap<String, u64>,
+    /// How full the rings to and from the kernel are (`rx`, `tx`, `fill`, `completion`): entries in use, and how many there are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rings: BTreeMap<String, (u32, u32)>,
 }
 
 /// All counters.

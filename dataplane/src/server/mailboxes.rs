@@ -3,6 +3,7 @@
 //! A worker answers between two turns. One that does not answer in time is reported as such; the question stays in its
 //! mailbox and its answer, if it ever comes, goes nowhere.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
 use tidegate_io::PinholeCounters;
 
 use super::query::{BackendUsage, QueryError, WorkerQuery};
+use crate::capture::Tap;
 use crate::counters::Event;
 use crate::drops::DropReason;
 use crate::explain::Told;
@@ -175,6 +177,19 @@ impl WorkerQuery for Mailboxes {
         self.ask_one(worker, |reply| Request::Explain { device, frame: frame.to_vec(), reply })
     }
 
+    fn workers_count(&self) -> usize {
+        self.workers.len()
+    }
+
+    fn capture(&self, worker: usize, tap: Box<Tap>) -> Result<bool, QueryError> {
+        let tap = Cell::new(Some(tap));
+        self.ask_one(worker, |reply| Request::Capture { tap: tap.take(), reply })
+    }
+
+    fn end_capture(&self, worker: usize, number: u64) -> Result<Option<Box<Tap>>, QueryError> {
+        self.ask_one(worker, |reply| Request::EndCapture { number, reply })
+    }
+
     fn drops(&self) -> Result<Vec<DropRow>, QueryError> {
         let statuses = self.statuses()?;
         let packets = |index: usize| statuses.iter().filter_map(|status| status.drops.get(index)).sum();
@@ -207,6 +222,11 @@ fn worker_row(status: &Status, core: Option<usize>) -> WorkerRow {
         half_open_max: status.half_open_max,
         held: status.held,
         ports: status.ports.iter().map(|port| format!("{}/{}", port.facts.device, port.facts.queue)).collect(),
+        counters: {
+            let events = status.events.iter().map(|(name, count)| ((*name).to_owned(), *count));
+            let sums = [("dropped", status.drops.iter().sum()), ("busy_ns", status.busy_ns)];
+            events.chain(sums.map(|(name, count)| (name.to_owned(), count))).collect()
+        },
     }
 }
 
@@ -254,6 +274,11 @@ fn port_row(port: &PortStatus, pinhole: Option<PinholeCounters>) -> PortRow {
         mac: MacAddress(port.facts.mac),
         mtu: port.facts.mtu,
         counters: counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+        rings: port.levels.map_or_else(Default::default, |levels| {
+            let rings =
+                [("rx", levels.rx), ("tx", levels.tx), ("fill", levels.fill), ("completion", levels.completion)];
+            rings.map(|(name, level)| (name.to_owned(), level)).into()
+        }),
     }
 }
 
@@ -301,6 +326,7 @@ mod tests {
             half_open: 1,
             half_open_max: 1,
             held,
+            busy_ns: 5,
             ports: vec![],
             events: vec![("received", received), ("consumed", 1)],
             drops: vec![dropped],
@@ -370,6 +396,8 @@ mod tests {
                     Request::LendQuota { reply, .. } => drop(reply.send(0)),
                     Request::GrantQuota { .. } => {}
                     Request::Egress { reply } => drop(reply.send(EgressUse::default())),
+                    Request::Capture { tap, reply } => drop(reply.send(tap.is_some())),
+                    Request::EndCapture { reply, .. } => drop(reply.send(None)),
                 }
             }
         });

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
 
+use crate::capture::Tap;
 use crate::explain::Told;
 use crate::mailbox::EgressUse;
 use crate::state::ruling::Ruling;
@@ -112,5 +113,26 @@ pub trait WorkerQuery: Send + Sync {
     /// When a worker does not answer.
     fn rulings(&self) -> Result<Vec<Ruling>, QueryError> {
         Ok(Vec::new())
+    }
+
+    /// How many workers there are.
+    fn workers_count(&self) -> usize {
+        0
+    }
+
+    /// Has `worker` copy packets; false: it does so for too many already.
+    ///
+    /// # Errors
+    /// When it does not answer. It may have begun even so.
+    fn capture(&self, worker: usize, _tap: Box<Tap>) -> Result<bool, QueryError> {
+        Err(QueryError::Ended { worker })
+    }
+
+    /// Ends a capture at `worker`: its tap, if it had begun.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    fn end_capture(&self, worker: usize, _number: u64) -> Result<Option<Box<Tap>>, QueryError> {
+        Err(QueryError::Ended { worker })
     }
 }

@@ -11,6 +11,7 @@ use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, Show, Shown, Worke
 use super::query::{BackendUsage, QueryError};
 use super::seats::SEATS_MAX;
 use super::*;
+use crate::capture::{CAPTURES_MAX, Form, Outcome, Tap, Told};
 use crate::compile::tests::Notebook;
 use crate::compile::thread::CompilerThread;
 use crate::compile::{Compiler, Pinholes};
@@ -25,10 +26,14 @@ use crate::table::publish::{Publisher, Reader};
 use crate::table::{BackendId, DeviceId, Family, Tables};
 use crate::worker::Want;
 
-/// Workers that have used every backend once, or hang.
+/// Workers that have used every backend once, or hang. There is one, for captures.
 struct Fixed {
     late: bool,
+    taps: Taps,
 }
+
+/// Captures that are under way.
+type Taps = Arc<Mutex<Vec<Box<Tap>>>>;
 
 impl Fixed {
     fn unless_late<T>(&self, answer: T) -> Result<T, QueryError> {
@@ -61,6 +66,21 @@ impl WorkerQuery for Fixed {
     fn drops(&self) -> Result<Vec<DropRow>, QueryError> {
         self.unless_late(vec![])
     }
+
+    fn workers_count(&self) -> usize {
+        1
+    }
+
+    fn capture(&self, _: usize, tap: Box<Tap>) -> Result<bool, QueryError> {
+        self.taps.lock().unwrap().push(tap);
+        self.unless_late(true)
+    }
+
+    fn end_capture(&self, _: usize, number: u64) -> Result<Option<Box<Tap>>, QueryError> {
+        let mut taps = self.taps.lock().unwrap();
+        let at = taps.iter().position(|tap| tap.number == number);
+        Ok(at.map(|at| taps.remove(at)))
+    }
 }
 
 /// A dataplane without workers but for one reader, over a real socket.
@@ -70,6 +90,7 @@ struct Bench {
     wants: Sender<Want>,
     handle: Handle,
     gateways: gateways::Handle,
+    taps: Taps,
     _server: Server,
     _compiler: CompilerThread,
 }
@@ -93,8 +114,10 @@ fn bench_of(pinholes: Box<dyn Pinholes>, late: bool) -> Bench {
     let alone = config::Gateways::default();
     let gateways = gateways::Handle::new(gateways::thread::council("gw-1", &alone, 1)).unwrap();
     let announcers = Announcers { gateways: Some(gateways.clone()), routes: None };
-    let server = Server::start(listener, handle.clone(), Arc::new(Fixed { late }), announcers).unwrap();
-    Bench { directory, reader, wants, handle, gateways, _server: server, _compiler: thread }
+    let taps = Taps::default();
+    let fixed = Fixed { late, taps: Arc::clone(&taps) };
+    let server = Server::start(listener, handle.clone(), Arc::new(fixed), announcers).unwrap();
+    Bench { directory, reader, wants, handle, gateways, taps, _server: server, _compiler: thread }
 }
 
 impl Bench {
@@ -507,4 +530,146 @@ fn control_is_told_of_strangers_whole_and_when_they_change() {
     assert_eq!(told(&mut another), [conflict]);
     bench.handle.tell_conflicts(vec![]);
     assert_eq!(told(&mut another), vec![]);
+}
+
+/// Has the one worker tell of `count` packets.
+fn packets_pass(taps: &Taps, count: u64) {
+    for tap in taps.lock().unwrap().iter_mut() {
+        for number in 0..count {
+            let service = crate::table::ServiceId::NONE;
+            let told = Told { number, at_ns: 1 << 40, outcome: Outcome::Sent(1), service, counted: 1, generation: 0 };
+            let form = Form { after: number % 2 == 1, device: crate::table::DeviceId(0), frame: &[7; 60], inner: &[] };
+            if tap.wants(told.outcome, std::iter::once(form)) {
+                tap.copy(&told, &form);
+            }
+        }
+    }
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..2000 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("{what}");
+}
+
+fn everything_wanted() -> Request {
+    serde_json::from_str(r#"{"capture": {"rate_per_s": 4294967295}}"#).unwrap()
+}
+
+fn begun(client: &mut Client) -> tidegate_api::capture::Begun {
+    match client.receive().unwrap() {
+        Response::Capturing(begun) => begun,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_capture_tells_packets_until_its_end_is_asked_for() {
+    let bench = bench();
+    let mut client = bench.client();
+    client.send(&everything_wanted()).unwrap();
+    assert_eq!(begun(&mut client).workers, 1);
+    packets_pass(&bench.taps, 300);
+    let mut numbers = Vec::new();
+    while numbers.len() < 300 {
+        let Response::Captured { packets } = client.receive().unwrap() else { panic!("not asked for") };
+        numbers.extend(packets.iter().map(|packet| packet.number));
+        let one = &packets[0];
+        assert_eq!((one.worker, one.length, one.bytes.len(), one.after), (0, 60, 60, one.number % 2 == 1));
+        assert_eq!(one.counted, ["received"]);
+    }
+    assert_eq!(numbers, (0..300).collect::<Vec<_>>());
+    // Nothing else meanwhile; nonsense is told and survived.
+    client.send(&Request::Show(Show::Routes)).unwrap();
+    assert!(matches!(client.receive().unwrap(), Response::Error { message } if message.contains("end it first")));
+    packets_pass(&bench.taps, 5);
+    client.send(&Request::EndCapture {}).unwrap();
+    let mut rest = 0;
+    let tally = loop {
+        match client.receive().unwrap() {
+            Response::Captured { packets } => rest += packets.len(),
+            Response::CaptureEnded(tally) => break tally,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((rest, tally.seen, tally.matched, tally.told), (5, 305, 305, 305));
+    assert!(bench.taps.lock().unwrap().is_empty());
+    assert!(client.show(Show::Routes).is_ok(), "the conversation goes on");
+    client.send(&Request::EndCapture {}).unwrap();
+    assert!(matches!(client.receive().unwrap(), Response::Error { .. }), "there is none");
+}
+
+#[test]
+fn a_capture_ends_with_its_client_and_there_are_only_so_many() {
+    let bench = bench();
+    let mut clients: Vec<Client> = (0..CAPTURES_MAX).map(|_| bench.client()).collect();
+    for client in &mut clients {
+        client.send(&everything_wanted()).unwrap();
+        begun(client);
+    }
+    assert_eq!(bench.taps.lock().unwrap().len(), CAPTURES_MAX);
+    let mut late = bench.client();
+    late.send(&everything_wanted()).unwrap();
+    assert!(matches!(late.receive().unwrap(), Response::Error { message } if message.contains("end one of them")));
+    // As when it is killed: the kernel closes its end.
+    drop(clients.pop());
+    eventually("it ends with its client", || bench.taps.lock().unwrap().len() == CAPTURES_MAX - 1);
+    eventually("its place is free", || {
+        late.send(&everything_wanted()).unwrap();
+        matches!(late.receive().unwrap(), Response::Capturing(_))
+    });
+    drop((clients, late));
+    eventually("all have ended", || bench.taps.lock().unwrap().is_empty());
+}
+
+#[test]
+fn wrong_filters_and_devices_are_refused_and_leave_nothing_behind() {
+    let bench = bench();
+    let mut client = bench.client();
+    let refused = [
+        (r#"{"filter": [[6, 0, 0, 1], [40, 0, 0, 12]]}"#, "does not end with a return"),
+        (r#"{"filter": [[21, 200, 0, 1], [6, 0, 0, 1]]}"#, "jumps out"),
+        (r#"{"inner": [[52, 0, 0, 0], [6, 0, 0, 1]]}"#, "divides by zero"),
+        (r#"{"inner": [[255, 0, 0, 0], [6, 0, 0, 1]]}"#, "none of classic BPF"),
+        (r#"{"device": "wan9"}"#, "wan9 is no device"),
+        (r#"{"filter": "tcp port 80"}"#, "not understood"),
+    ];
+    for _ in 0..CAPTURES_MAX {
+        for (wanted, expected) in refused {
+            let request = format!(r#"{{"capture": {wanted}}}"#);
+            let mut stream = client.try_clone_stream().unwrap();
+            stream.write_all(&u32::try_from(request.len()).unwrap().to_be_bytes()).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let answer = client.receive().unwrap();
+            assert!(
+                matches!(&answer, Response::Error { message } if message.contains(expected)),
+                "{wanted}: {answer:?}"
+            );
+        }
+    }
+    assert!(bench.taps.lock().unwrap().is_empty());
+    client.send(&everything_wanted()).unwrap();
+    begun(&mut client);
+}
+
+/// Whoever does not read holds up nobody: packets are left out, and the capture ends when writing has waited too long.
+#[test]
+fn a_reader_that_never_reads_is_left_out() {
+    let bench = bench();
+    let mut sleeper = bench.client();
+    sleeper.send(&everything_wanted()).unwrap();
+    begun(&mut sleeper);
+    // More than any socket holds.
+    let left_out = || bench.taps.lock().unwrap().first().map_or(0, |tap| tap.tally.left_out_full);
+    eventually("packets are left out", || {
+        packets_pass(&bench.taps, 1500);
+        left_out() > 0
+    });
+    assert!(bench.client().show(Show::Routes).is_ok(), "others are served");
+    drop(sleeper);
+    eventually("it ends", || bench.taps.lock().unwrap().is_empty());
 }

@@ -121,6 +121,22 @@ pub(super) struct Consumer<E> {
     entry: PhantomData<E>,
 }
 
+impl<E> Producer<E> {
+    /// Entries that the kernel has not read yet, and how many there are.
+    pub(super) fn level(&self) -> (u32, u32) {
+        let consumed = self.map.cursor(self.map.consumer).load(Ordering::Relaxed);
+        (self.head.wrapping_sub(consumed).min(self.map.size), self.map.size)
+    }
+}
+
+impl<E> Consumer<E> {
+    /// Entries that were not read yet, and how many there are.
+    pub(super) fn level(&self) -> (u32, u32) {
+        let produced = self.map.cursor(self.map.producer).load(Ordering::Relaxed);
+        (produced.wrapping_sub(self.tail).min(self.map.size), self.map.size)
+    }
+}
+
 impl<E: Copy> Producer<E> {
     /// Maps a ring of `size` entries (a power of two) of a bound socket.
     pub(super) fn new(socket: BorrowedFd<'_>, which: Which, size: u32) -> io::Result<Producer<E>> {

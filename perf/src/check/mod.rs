@@ -15,6 +15,8 @@ mod change;
 mod operator;
 /// The operator's machines: `tidegate doctor`.
 mod doctor;
+/// Watching: `tidegate capture` and `tidegate top`.
+mod watching;
 /// Nodes: Services whose pods see the client.
 mod nodes;
 /// A worker that dies without a word.
@@ -124,6 +126,8 @@ pub const CHECKS: &[Check] = &[
     check("explain", "what `tidegate explain` says, and what then happens", operator::explain),
     check("metrics", "counters for Prometheus", operator::metrics),
     check("doctor", "what `tidegate doctor` says of healthy machines and of broken ones", doctor::looks),
+    check("capture", "what `tidegate capture` writes, read by tcpdump; overload, SIGKILL", watching::capture),
+    check("top", "one frame of `tidegate top` about each subject", watching::top),
     check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),
     check("syn-flood", "SYNs of made-up clients while connections stand", accounting::syn_flood),
     check("endpoint-removed", "running downloads continue, new connections avoid it", change::endpoint_removed),
