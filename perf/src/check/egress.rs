@@ -21,7 +21,7 @@ use crate::topology::{
 pub(super) const SELECTED: Pod = Pod { number: 1 };
 const OTHER: Pod = Pod { number: 2 };
 /// What the outside sees of selected pods.
-const EXTERNAL: Vip = on_link(240);
+pub(super) const EXTERNAL: Vip = on_link(240);
 /// Ports of a second server outside.
 pub(super) const SECOND_TCP_PORT: u16 = 8081;
 /// The same for datagrams.
@@ -29,7 +29,7 @@ const SECOND_UDP_PORT: u16 = 5354;
 /// From the agent's start until a packet comes through.
 const SETTLED_LIMIT: Duration = Duration::from_secs(15);
 /// Longest wait for one answer, milliseconds.
-const ANSWER_MS: u64 = 3000;
+pub(super) const ANSWER_MS: u64 = 3000;
 /// File of the policy and its pod.
 pub(super) const MANIFESTS: &str = "egress.yaml";
 /// Size of a transfer.
@@ -134,6 +134,11 @@ pub(super) fn manifests() -> String {
 }
 
 pub(super) fn begin(rig: &mut Rig) -> Result<Scene> {
+    begin_with(rig, &manifests())
+}
+
+/// The same with other manifests.
+pub(super) fn begin_with(rig: &mut Rig, manifests: &str) -> Result<Scene> {
     masquerade()?;
     let mut outside = Vec::new();
     for (name, tcp, udp) in [("outside", POD_TCP_PORT, POD_UDP_PORT), ("outside-2", SECOND_TCP_PORT, SECOND_UDP_PORT)] {
@@ -146,7 +151,7 @@ pub(super) fn begin(rig: &mut Rig) -> Result<Scene> {
     let (config, program) = (rig.lab.state_dir.join("node-agent.yaml"), rig.gateway.program("tidegate-node"));
     std::fs::write(&config, wanted())?;
     let mut scene = Scene { _outside: outside, agent: None, program, config };
-    rig.manifests.put_text(MANIFESTS, &manifests())?;
+    rig.manifests.put_text(MANIFESTS, manifests)?;
     // Unprivileged echo requests, so that pinging needs no raw socket.
     let mut ping = in_namespace(&SELECTED.name(), "sh");
     ping.args(["-c", "echo '0 2147483647' > /proc/sys/net/ipv4/ping_group_range"]);
@@ -181,16 +186,16 @@ pub(super) fn arguments(rig: &Rig, pod: Pod, target: SocketAddr, timeout_ms: u64
     way(target, SocketAddr::new(pod.address(family), rig.ports.take(1)), timeout_ms)
 }
 
-fn tcp(rig: &Rig, pod: Pod, target: SocketAddr, timeout_ms: u64) -> Result<Outcome> {
+pub(super) fn tcp(rig: &Rig, pod: Pod, target: SocketAddr, timeout_ms: u64) -> Result<Outcome> {
     rig.client_in(&pod.name(), "who", &arguments(rig, pod, target, timeout_ms))
 }
 
 /// Whom the server saw.
-fn remote(outcome: &Outcome) -> Option<SocketAddr> {
+pub(super) fn remote(outcome: &Outcome) -> Option<SocketAddr> {
     outcome.who.as_ref().map(|who| who.remote)
 }
 
-fn told(outcome: &Outcome) -> String {
+pub(super) fn told(outcome: &Outcome) -> String {
     match remote(outcome) {
         Some(remote) => format!("seen as {remote}"),
         None => format!("{} {}", outcome.failure, outcome.error),

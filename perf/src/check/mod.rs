@@ -19,6 +19,8 @@ mod nodes;
 mod dead;
 /// Egress: pods that leave the cluster with an address of their policy.
 mod egress;
+/// Edges of egress: hops, sizes, fragments, and what a NAT looks like from outside.
+mod edges;
 /// Services whose pods see the client and answer through the gateway.
 mod symmetric;
 /// Policy: whom network policies let through.
@@ -141,6 +143,7 @@ pub const CHECKS: &[Check] = &[
     },
     check("egress", "pods leave with their policy's address, flannel's rules present", egress::leaves),
     check("egress-closed", "no gateway: selected pods do not get out some other way", egress::fails_closed),
+    check("egress-edges", "pods' traceroute, path MTU, fragments, simultaneous open, STUN", edges::all),
     check("symmetric", "pods see clients, answers return through the gateway by the agent", symmetric::kept),
     check("control-killed", "SIGKILL of control", outage::control_killed),
     check("dataplane-stopped", "SIGSTOP of the dataplane", outage::dataplane_stopped),
