@@ -39,6 +39,8 @@ pub enum Mutation {
     InnerEcnHidden,
     /// VXLAN of every network is taken.
     AnyVni,
+    /// Packets of several pods leave with the identifications that those gave them.
+    IdentificationAsItCame,
 }
 
 /// Whether the requirement is to be broken now.

@@ -19,7 +19,7 @@ use crate::stage::gatepolicy::{self, Charged, UNASKED};
 use crate::stage::policy::{self, Blame, Denied, Passed};
 use crate::stage::rewrite::{self, Edited};
 use crate::stage::route::{self, Departure, Hop, Way};
-use crate::stage::{self, encap, error, flow, local};
+use crate::stage::{self, encap, error, flow, local, portless};
 use crate::state::answers::{Permit, Source};
 use crate::state::mapping::Mapping;
 use crate::state::one_way::{self, Opening};
@@ -33,7 +33,7 @@ use crate::table::local::LocalKind;
 use crate::table::{BackendId, DeviceId, Tables};
 use crate::wire::packet::{Fragment, parse_l3};
 use crate::wire::sctp::Saying;
-use crate::wire::{Family as Version, protocol, tcp as segment};
+use crate::wire::{Family as Version, edit, protocol, tcp as segment};
 
 /// The way of SCTP packets of a known flow.
 mod sctp;
@@ -462,9 +462,11 @@ pub fn apply<A: Family>(
         }
         Decision::Translate { flow, direction, hop } => {
             let entry = *A::flows(state).entry(flow);
+            let came = A::addresses(frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default());
             match error::translate::<A>(tables, packet, frame, &entry, direction) {
                 Ok(()) => {
                     counters.count(Event::ErrorTranslated);
+                    identify_error::<A>(tables, state, packet, frame, came);
                     if mutation::is(Mutation::ErrorEndsFlow) {
                         state.end::<A>(flow, ticks(now_ns));
                     }
@@ -730,12 +732,53 @@ fn pass_through<A: Family>(
         state.usage.turn(backend, is_active);
     }
     match rewrite::run(packet, frame, &to, mtu) {
-        Edited::Plainly => Ok(()),
-        Edited::Clamped => {
-            counters.count(Event::MssClamped);
-            Ok(())
-        }
-        Edited::Refused => Err(DropReason::EditRefused),
+        Edited::Plainly => {}
+        Edited::Clamped => counters.count(Event::MssClamped),
+        Edited::Refused => return Err(DropReason::EditRefused),
+    }
+    if !at.dont_fragment {
+        identify::<A>(tables, state, packet, frame, hit);
+    }
+    Ok(())
+}
+
+/// Gives a packet that may be cut an identification of ours, where its source is one that several pods share: theirs could
+/// meet (N-046, RFC 6864 section 5.3.1). What is sent to one pod alone keeps what its sender gave it, and so does what
+/// changes both its addresses: pieces are numbered before it is known where they go. A protocol without ports is one pod's
+/// towards each remote; pieces that must not be cut further are nobody's business here.
+#[cold]
+#[inline(never)]
+fn identify<A: Family>(tables: &Tables, state: &mut State, packet: &Packet, frame: &mut Frame, hit: Hit) {
+    let entry = A::flows(state).entry(hit.flow);
+    let (from, to) = (entry.arriving(hit.direction), entry.leaving(hit.direction));
+    let is_shared = from.source != to.source && from.destination == to.destination;
+    if packet.l3.family == Version::V6 || !is_shared || portless::is_bare(to.protocol) {
+        return;
+    }
+    let id = match packet.l3.fragment {
+        Fragment::First { id } | Fragment::Later { id, .. } => (id & 0xffff) as u16,
+        Fragment::None => fresh_identification(tables, state, to.destination, to.protocol),
+    };
+    if mutation::is(Mutation::IdentificationAsItCame) {
+        return;
+    }
+    edit::set_identification(frame.bytes_mut().get_mut(usize::from(packet.l3_offset)..).unwrap_or_default(), id);
+}
+
+fn fresh_identification<A: Family>(tables: &Tables, state: &mut State, destination: A, protocol: u8) -> u16 {
+    let to = destination.mapped().last_chunk().copied().unwrap_or_default();
+    state.identifications.draw(to, protocol, (state.worker.0, tables.owners.workers()))
+}
+
+/// The same for an ICMP error that went out in an external address's name.
+#[cold]
+fn identify_error<A: Family>(tables: &Tables, state: &mut State, packet: &Packet, frame: &mut Frame, came: (A, A)) {
+    let at = usize::from(packet.l3_offset);
+    let left = A::addresses(frame.bytes().get(at..).unwrap_or_default());
+    let is_shared = came.0 != left.0 && came.1 == left.1;
+    if packet.l3.family == Version::V4 && !packet.l3.dont_fragment && is_shared {
+        let id = fresh_identification(tables, state, left.1, A::ICMP);
+        edit::set_identification(frame.bytes_mut().get_mut(at..).unwrap_or_default(), id);
     }
 }
 
@@ -764,7 +807,12 @@ fn forward_later<A: Family>(
         A::flows_mut(state).settle(hit.flow);
     }
     match rewrite::run(packet, frame, &to, None) {
-        Edited::Plainly | Edited::Clamped => leave(tables, counters, packet, frame, hop, hash),
+        Edited::Plainly | Edited::Clamped => {
+            if !packet.l3.dont_fragment {
+                identify::<A>(tables, state, packet, frame, hit);
+            }
+            leave(tables, counters, packet, frame, hop, hash)
+        }
         Edited::Refused => Verdict::Drop(DropReason::EditRefused),
     }
 }
@@ -915,13 +963,20 @@ pub fn answer(
     }
 }
 
-/// The hop towards the destination of an answer.
+/// The hop towards the destination of an answer: back in, if a pod asked by its external address (N-010).
 fn homeward(tables: &Tables, packet: &Packet, frame: &Frame, hash: u64) -> Result<Hop, DropReason> {
     let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
     match packet.l3.family {
-        Version::V4 => route::toward(tables, <[u8; 4]>::addresses(l3).1, hash),
-        Version::V6 => route::toward(tables, <[u8; 16]>::addresses(l3).1, hash),
+        Version::V4 => homeward_to(tables, <[u8; 4]>::addresses(l3).1, hash),
+        Version::V6 => homeward_to(tables, <[u8; 16]>::addresses(l3).1, hash),
     }
+}
+
+fn homeward_to<A: Family>(tables: &Tables, destination: A, hash: u64) -> Result<Hop, DropReason> {
+    if destination.external(tables).is_some() {
+        return Ok(Hop::Hairpin);
+    }
+    route::toward(tables, destination, hash)
 }
 
 /// Why a packet ends here that would have been answered, had there not been so many.

@@ -1,6 +1,6 @@
 //! Egress against a naive NAT: lists of mappings and flows, searched from end to end.
 //!
-//! Pods send datagrams, echoes, connections and a protocol without ports to a few remotes, remotes answer or intrude, policies change and time passes,
+//! Pods send datagrams, echoes, connections, associations and a protocol without ports to a few remotes, remotes answer or intrude, policies change and time passes,
 //! all at random, through one, two or eight workers and on any queue. After each packet both must agree on what left: to whom,
 //! from which address, by a port that is the mapping's or that nothing else has. A failure prints its seed; `TIDEGATE_SEED=n`
 //! runs that one.
@@ -15,19 +15,19 @@ use std::net::IpAddr;
 use tidegate_api::resource::{Egress, Filtering};
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::outside::{self, Outside, external, policy};
-use tidegate_dataplane::rig::sketch::{End, Sketch, icmp, raw, tcp, udp};
+use tidegate_dataplane::rig::sketch::{End, Sketch, icmp, raw, sctp, tcp, udp};
 use tidegate_dataplane::rig::{self, LAN, Net, WAN};
 
 const SECOND: u64 = 1_000_000_000;
 /// A stride: a jump, and a lap of the sweep.
 const STRIDE: (u64, u64) = (47, 6);
 
-/// Strides after which something that was not used is over: 300 s, 60 s, 240 s (N-007, N-030, N-024), 7440 s.
+/// Strides after which something that was not used is over: 300 s, 60 s, 240 s (N-007, N-030, N-024), 75 s, 7440 s.
 fn lasts(protocol: u8, established: bool) -> u64 {
     match (protocol, established) {
         (17 | GRE, _) => 6,
         (6, false) => 5,
-        (6, true) => 141,
+        (6 | SCTP, true) => 141,
         _ => 2,
     }
 }
@@ -54,6 +54,10 @@ type Inside = (IpAddr, u16, u8);
 
 /// A protocol without ports (N-095).
 const GRE: u8 = 47;
+/// Mapped by destination, as TCP is; its port stays where it can (N-075, N-093).
+const SCTP: u8 = 132;
+/// Tags that pods and remotes choose.
+const TAGS: (u32, u32) = (7, 8);
 
 /// A pod that speaks it, and when it did so last.
 #[derive(Debug, Clone, Copy)]
@@ -120,9 +124,9 @@ impl Oracle {
 
     /// Who gets what `remote` sends to `outside`.
     fn receives(&self, remote: End, outside: End, protocol: u8) -> Option<End> {
-        if protocol == 6 {
-            let mut found =
-                self.flows.iter().filter(|((of, to), flow)| of.2 == 6 && *to == remote && flow.outside == outside);
+        if matches!(protocol, 6 | SCTP) {
+            let is_it = |of: &Inside, to: &End, flow: &Flow| (of.2, *to, flow.outside) == (protocol, remote, outside);
+            let mut found = self.flows.iter().filter(|((of, to), flow)| is_it(of, to, flow));
             return found.next().map(|((of, _), _)| (of.0, of.1));
         }
         let of = |(of, mapping): &(&Inside, &Mapping)| {
@@ -134,6 +138,11 @@ impl Oracle {
         (known || open).then_some((inside.0, inside.1))
     }
 
+    /// Whether a flow of this protocol to `remote` has this external port.
+    fn is_taken(&self, protocol: u8, remote: End, outside: End) -> bool {
+        self.flows.iter().any(|((of, to), flow)| of.2 == protocol && *to == remote && flow.outside == outside)
+    }
+
     /// The first segment of a connection left.
     fn connected(&mut self, inside: Inside, remote: End, outside: End) -> Result<(), String> {
         if !self.addresses.contains(&outside.0) {
@@ -141,10 +150,13 @@ impl Oracle {
         }
         let now = self.now;
         if let Some(flow) = self.flows.get_mut(&(inside, remote)) {
-            flow.used = now;
+            // N-103: an INIT inside an association changes nothing.
+            if inside.2 == 6 || !flow.established {
+                flow.used = now;
+            }
             return if flow.outside == outside { Ok(()) } else { Err(format!("was {:?}", flow.outside)) };
         }
-        if self.flows.iter().any(|((_, to), flow)| *to == remote && flow.outside == outside) {
+        if self.is_taken(inside.2, remote, outside) {
             return Err("that port towards that remote is another's".into());
         }
         self.flows.insert((inside, remote), Flow { outside, established: false, used: now });
@@ -175,7 +187,7 @@ fn ends(packet: &[u8]) -> (End, End) {
         (of(8), of(24), packet[6], 40)
     };
     match protocol {
-        6 | 17 => ((from, word(at)), (to, word(at + 2))),
+        6 | 17 | SCTP => ((from, word(at)), (to, word(at + 2))),
         _ => ((from, word(at + 4)), (to, word(at + 4))),
     }
 }
@@ -200,7 +212,9 @@ impl World {
 
     fn inside(&mut self, protocol: u8) -> (u8, Inside) {
         let (n, p) = [(0, 5), (0, 6), (1, 7)][self.draw(3) as usize];
-        (n, (self.net.pod(n, p), 1000 + self.number(6), protocol))
+        // Ports that are no privileged ones, so that they may be kept.
+        let first = if protocol == SCTP { 2000 } else { 1000 };
+        (n, (self.net.pod(n, p), first + self.number(6), protocol))
     }
 
     fn remote(&mut self) -> End {
@@ -225,7 +239,7 @@ impl World {
 
     /// A pod sends something.
     fn speak(&mut self) -> Result<(), String> {
-        let protocol = [17, 17, 1, 6][self.draw(4) as usize];
+        let protocol = [17, 17, 1, 6, SCTP][self.draw(5) as usize];
         let (n, inside) = self.inside(protocol);
         let remote = self.remote();
         let (queue, net) = (self.queue(), self.net);
@@ -233,6 +247,7 @@ impl World {
         let packet = match protocol {
             17 => udp(from, remote).data(*b"x"),
             6 => tcp(from, remote).syn(100),
+            SCTP => sctp(from, remote).init(1, TAGS.0),
             _ => self.echo(inside.0, remote.0, inside.1, false),
         };
         self.fleet.rx_overlay(queue, net, n, &packet);
@@ -244,14 +259,29 @@ impl World {
             return Err(format!("left for {to:?}, not {expected:?}"));
         }
         let remote = if protocol == 1 { (remote.0, 0) } else { remote };
+        if protocol == SCTP {
+            self.keeps_its_port(inside, remote, source)?;
+        }
         match protocol {
-            6 => self.oracle.connected(inside, remote, source)?,
+            6 | SCTP => self.oracle.connected(inside, remote, source)?,
             _ => self.oracle.sent(inside, remote, source)?,
         }
-        if protocol == 6 && self.draw(2) == 0 {
+        if matches!(protocol, 6 | SCTP) && self.draw(2) == 0 {
             self.shake_hands(n, inside, remote, source)?;
         }
         Ok(())
+    }
+
+    /// N-075: where one worker gives out all ports an association has its pod's own, unless another has it there.
+    fn keeps_its_port(&self, inside: Inside, remote: End, outside: End) -> Result<(), String> {
+        let wanted = (outside.0, inside.1);
+        let is_new = !self.oracle.flows.contains_key(&(inside, remote));
+        let is_free = self.fleet.workers.len() == 1 && !self.oracle.is_taken(SCTP, remote, wanted);
+        if is_new && is_free && outside != wanted {
+            Err(format!("{outside:?} in place of a free {wanted:?}"))
+        } else {
+            Ok(())
+        }
     }
 
     /// A pod speaks a protocol without ports.
@@ -286,22 +316,37 @@ impl World {
     }
 
     fn shake_hands(&mut self, n: u8, inside: Inside, remote: End, outside: End) -> Result<(), String> {
-        let (queue, other, net) = (self.queue(), self.queue(), self.net);
-        self.fleet.rx_wan(queue, &tcp(remote, outside).syn_ack(500, 101));
+        let (queue, other, net, now) = (self.queue(), self.queue(), self.net, self.oracle.now);
+        let pod = (inside.0, inside.1);
+        let (answer, last) = match inside.2 {
+            SCTP => (
+                sctp(remote, outside).tag(TAGS.0).init(2, TAGS.1),
+                sctp(pod, remote).tag(TAGS.1).chunk(10, 0, b"cookie"),
+            ),
+            _ => (tcp(remote, outside).syn_ack(500, 101), tcp(pod, remote).ack(101, 501)),
+        };
+        self.fleet.rx_wan(queue, &answer);
         let delivered = self.fleet.sent(LAN).len();
-        self.fleet.rx_overlay(other, net, n, &tcp((inside.0, inside.1), remote).ack(101, 501));
+        self.fleet.rx_overlay(other, net, n, &last);
         let left = self.fleet.sent(WAN).len();
+        if inside.2 == SCTP {
+            self.fleet.rx_wan(other, &sctp(remote, outside).tag(TAGS.0).chunk(11, 0, &[]));
+            self.fleet.sent(LAN);
+        }
         if let Some(flow) = self.oracle.flows.get_mut(&(inside, remote)) {
-            flow.established = true;
+            (flow.established, flow.used) = (true, now);
         }
         if (delivered, left) == (1, 1) { Ok(()) } else { Err(format!("handshake: {delivered} in, {left} out")) }
     }
 
     /// Somebody outside sends something to a port that is, was, or never was anybody's.
     fn intrude(&mut self) -> Result<(), String> {
-        let protocol = [17, 17, 1, 6][self.draw(4) as usize];
+        let protocol = [17, 17, 1, 6, SCTP][self.draw(5) as usize];
         let known: Vec<End> = match protocol {
-            6 => self.oracle.flows.values().map(|flow| flow.outside).collect(),
+            6 | SCTP => {
+                let of = self.oracle.flows.iter().filter(|((of, _), _)| of.2 == protocol);
+                of.map(|(_, flow)| flow.outside).collect()
+            }
             _ => self
                 .oracle
                 .mappings
@@ -320,6 +365,7 @@ impl World {
         let packet = match protocol {
             17 => udp(remote, outside).data(*b"y"),
             6 => tcp(remote, outside).ack(501, 101),
+            SCTP => sctp(remote, outside).tag(TAGS.0).chunk(0, 3, &[5; 24]),
             _ => self.echo(remote.0, outside.0, outside.1, true),
         };
         self.fleet.rx_wan(queue, &packet);
@@ -327,9 +373,10 @@ impl World {
         let got = sent.first().and_then(|frame| rig::into_peer(frame)).map(|(_, _, inner)| ends(&inner[14..]).1);
         let remote = if protocol == 1 { (remote.0, 0) } else { remote };
         let expected = self.oracle.receives(remote, outside, protocol);
-        if protocol == 6 && expected.is_some() {
+        if matches!(protocol, 6 | SCTP) && expected.is_some() {
             let now = self.oracle.now;
-            let keys = self.oracle.flows.iter_mut().filter(|((_, to), flow)| *to == remote && flow.outside == outside);
+            let is_it = |of: &Inside, to: &End, flow: &Flow| (of.2, *to, flow.outside) == (protocol, remote, outside);
+            let keys = self.oracle.flows.iter_mut().filter(|((of, to), flow)| is_it(of, to, flow));
             keys.filter(|(_, flow)| flow.established).for_each(|(_, flow)| flow.used = now);
         }
         if got == expected { Ok(()) } else { Err(format!("{packet:?} went to {got:?}, should to {expected:?}")) }

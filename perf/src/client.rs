@@ -3,8 +3,8 @@
 //! Owns the asking side of every check; refuses to know what the answers should be. The lab runs these in namespace
 //! `client` as processes of their own: real sockets of the kernel, nothing of Tidegate in them.
 
-use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,8 @@ use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::pod::Who;
+use crate::pod::{ECHO_MARK, Who};
+use crate::stun::{self, Behaviour, StunOptions};
 
 /// HTTP: one request per connection.
 mod http;
@@ -120,7 +121,23 @@ pub enum Task {
         /// How many.
         #[arg(long, default_value_t = 3)]
         count: u16,
+        /// Bytes of each.
+        #[arg(long, default_value_t = 48)]
+        bytes: u16,
     },
+    /// One datagram of so many bytes, which the pod sends back.
+    Echo {
+        /// From where to where.
+        #[command(flatten)]
+        way: Way,
+        /// Bytes of it.
+        #[arg(long)]
+        bytes: u16,
+    },
+    /// A connection without a server: both ends connect to each other (RFC 9293 section 3.5, figure 7).
+    Meet(Way),
+    /// How the NAT on the way maps and filters.
+    Stun(StunOptions),
 }
 
 /// Outcome of one exchange.
@@ -174,7 +191,10 @@ pub fn perform(task: &Task) -> Result<bool> {
         Task::Stream { way, for_ms, every_ms, tcp } => {
             tell(&stream(way, Duration::from_millis(*for_ms), Duration::from_millis(*every_ms), *tcp))
         }
-        Task::Ping { way, count } => tell(&judged(|| ping(way, *count))),
+        Task::Ping { way, count, bytes } => tell(&judged(|| ping(way, *count, *bytes))),
+        Task::Echo { way, bytes } => tell(&judged(|| echo(way, *bytes))),
+        Task::Meet(way) => tell(&judged(|| meet(way))),
+        Task::Stun(options) => tell(&stun::find_out(options)?),
     }
 }
 
@@ -228,6 +248,12 @@ impl Told for Outcome {
 impl Told for Spread {
     fn is_good(&self) -> bool {
         self.failed == 0
+    }
+}
+
+impl Told for Behaviour {
+    fn is_good(&self) -> bool {
+        true
     }
 }
 
@@ -302,7 +328,7 @@ pub fn udp(way: &Way) -> io::Result<Outcome> {
 ///
 /// # Errors
 /// As the socket says; `InvalidData` for an answer to another question.
-pub fn ping(way: &Way, count: u16) -> io::Result<Outcome> {
+pub fn ping(way: &Way, count: u16, bytes: u16) -> io::Result<Outcome> {
     let (protocol, request_kind, reply_kind) =
         if way.target.is_ipv4() { (Protocol::ICMPV4, 8u8, 0u8) } else { (Protocol::ICMPV6, 128, 129) };
     let socket = open(way, Type::DGRAM, protocol)?;
@@ -313,9 +339,9 @@ pub fn ping(way: &Way, count: u16) -> io::Result<Outcome> {
     for sequence in 0..count {
         let mut message = vec![request_kind, 0, 0, 0, 0, 0];
         message.extend(sequence.to_be_bytes());
-        message.extend([0x5a; 48]);
+        message.resize(message.len() + usize::from(bytes), 0x5a);
         socket.send(&message)?;
-        let mut buffer = [0u8; 256];
+        let mut buffer = vec![0u8; 65_536];
         let length = socket.recv(&mut buffer)?;
         let same = length == message.len() && buffer[0] == reply_kind && buffer[6..length] == message[6..];
         if !same {
@@ -323,6 +349,51 @@ pub fn ping(way: &Way, count: u16) -> io::Result<Outcome> {
         }
     }
     Ok(Outcome { ok: true, bytes: u64::from(count), ..Outcome::default() })
+}
+
+/// Sends one datagram of `bytes` bytes, in fragments where it has to be, until it comes back the same. The first may be lost:
+/// who answers over IPv6 hears by it how much the path carries.
+///
+/// # Errors
+/// As the socket says.
+pub fn echo(way: &Way, bytes: u16) -> io::Result<Outcome> {
+    const TRIES: u32 = 3;
+    let socket = open(way, Type::DGRAM, Protocol::UDP)?;
+    socket.connect(&way.target.into())?;
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(Duration::from_millis(way.timeout_ms)))?;
+    let mut message = ECHO_MARK.to_vec();
+    message.extend((0..=250u8).cycle().take(usize::from(bytes).saturating_sub(ECHO_MARK.len())));
+    let mut buffer = vec![0u8; 65_536];
+    for tries in 1..=TRIES {
+        socket.send(&message)?;
+        match socket.recv(&mut buffer) {
+            Ok(count) if buffer[..count] == message[..] => {
+                return Ok(Outcome { ok: true, bytes: bytes.into(), ..Outcome::default() });
+            }
+            Ok(count) => return Err(wrong(format!("{count} bytes that are not those sent"))),
+            Err(error) if tries == TRIES => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Err(wrong("no try"))
+}
+
+/// Connects to somebody who connects to us, and exchanges a word.
+///
+/// # Errors
+/// As the socket says.
+pub fn meet(way: &Way) -> io::Result<Outcome> {
+    const WORD: [u8; 5] = *b"hello";
+    let socket = open(way, Type::STREAM, Protocol::TCP)?;
+    println!("{{}}");
+    socket.connect_timeout(&way.target.into(), Duration::from_millis(way.timeout_ms))?;
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_millis(way.timeout_ms)))?;
+    stream.write_all(&WORD)?;
+    let mut heard = [0; WORD.len()];
+    stream.read_exact(&mut heard)?;
+    if heard == WORD { Ok(Outcome { ok: true, ..Outcome::default() }) } else { Err(wrong("another word")) }
 }
 
 /// Hands out source ports, so that no two checks of one lab meet in a connection that is not quite over.

@@ -18,6 +18,8 @@ pub mod content;
 pub mod pod;
 /// HTTP, UDP and echo clients with a chosen source.
 pub mod client;
+/// A STUN client and server.
+pub mod stun;
 /// The YAML that control watches.
 pub mod manifest;
 /// The API server that control may follow instead of the YAML.

@@ -14,6 +14,7 @@ use tidegate_perf::flood::{self, FloodOptions};
 use tidegate_perf::guest::{self, GuestOptions};
 use tidegate_perf::lab::LabOptions;
 use tidegate_perf::pod::{self, PodOptions};
+use tidegate_perf::stun;
 use tidegate_perf::topology::{POD_TCP_PORT, POD_UDP_PORT};
 
 /// A network lab for Tidegate: clients, a gateway, three workers with VXLAN and six pods, in namespaces of its own.
@@ -71,6 +72,16 @@ enum Command {
     Client(Task),
     /// Send a flood of 64-byte frames through AF_XDP; runs only inside a namespace of a lab, such as `client`.
     Flood(FloodOptions),
+    /// Answer STUN requests at two addresses and two ports; the lab starts these.
+    #[command(hide = true)]
+    StunServer {
+        /// Addresses.
+        #[arg(long, num_args = 2)]
+        addresses: Vec<std::net::IpAddr>,
+        /// Ports.
+        #[arg(long, num_args = 2)]
+        ports: Vec<u16>,
+    },
     /// Serve as a pod; the lab starts these.
     #[command(hide = true)]
     Pod {
@@ -99,6 +110,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Pod { name, tcp_port, udp_port } => pod::serve(&PodOptions { name, tcp_port, udp_port })?,
+        Command::StunServer { addresses, ports } => match (addresses[..].try_into(), ports[..].try_into()) {
+            (Ok(addresses), Ok(ports)) => stun::serve(addresses, ports)?,
+            _ => bail!("two addresses and two ports"),
+        },
         Command::Flood(options) => {
             stay_off_the_machine_s_network()?;
             println!("{}", serde_json::to_string(&flood::send(&options)?)?);

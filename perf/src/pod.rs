@@ -114,7 +114,7 @@ fn receive_at(address: SocketAddr) -> io::Result<UdpSocket> {
 
 fn answer_datagrams(socket: &UdpSocket, name: &str) {
     let Ok(local) = socket.local_addr() else { return };
-    let mut buffer = [0u8; 2048];
+    let mut buffer = vec![0u8; 65_536];
     loop {
         // Errors here are ICMP answers to earlier datagrams; the next one may be fine.
         let Ok((count, remote)) = socket.recv_from(&mut buffer) else { continue };

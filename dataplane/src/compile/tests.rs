@@ -987,7 +987,7 @@ fn external_addresses_are_ours_like_vips_and_pods_find_their_policy() {
     ];
     let accepted = update(&mut compiler, incremental(objects));
     assert_eq!(accepted.rejected, []);
-    // The kernel's own is refused with its reason.
+    // The kernel's own is refused with its reason: so is a VTEP's, whose port nobody may be given (T-170, N-098).
     let accepted = update(&mut compiler, incremental(vec![resource("shop/bad", "1", egress(&addresses))]));
     assert!(accepted.rejected[0].reason.contains("192.0.2.1"), "{accepted:?}");
     let tables = compiler.tables();

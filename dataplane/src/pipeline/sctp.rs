@@ -5,7 +5,7 @@
 
 use tidegate_io::Frame;
 
-use super::{Verdict, leave};
+use super::{Verdict, identify, leave};
 use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::family::Family;
@@ -57,7 +57,12 @@ pub(super) fn forward<A: Family>(
         state.usage.turn(backend, now.is_active());
     }
     match rewrite::run(packet, frame, &to, None) {
-        Edited::Plainly | Edited::Clamped => leave(tables, counters, packet, frame, hop, hash),
+        Edited::Plainly | Edited::Clamped => {
+            if !packet.l3.dont_fragment {
+                identify::<A>(tables, state, packet, frame, hit);
+            }
+            leave(tables, counters, packet, frame, hop, hash)
+        }
         Edited::Refused => Verdict::Drop(DropReason::EditRefused),
     }
 }

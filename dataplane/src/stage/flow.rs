@@ -181,7 +181,9 @@ fn start<A: Family, T: Trace>(
 ) -> Result<Begun<A>, DropReason> {
     if !packet.l3.has_l4() && !portless::is_bare(tuple.protocol) {
         // Its first fragment began no flow.
-        let begun = node::later(tables, packet, tuple).or_else(|| egress::later(tables, packet, tuple, hash));
+        let begun = node::later(tables, packet, tuple)
+            .or_else(|| egress::later(tables, packet, tuple, hash))
+            .or_else(|| inward::later(tables, state, packet, tuple, hash, moment));
         return begun.ok_or(DropReason::FragmentUntracked);
     }
     let kind = tuple.destination.kind(tables);
@@ -291,7 +293,9 @@ fn orphan(tables: &Tables, packet: &Packet, nodes_awaited: bool) -> Result<Answe
 
 /// L-058 and V-010: does the packet survive the hop?
 pub(super) fn passable(tables: &Tables, packet: &Packet, hop: Hop) -> Result<(), Answer> {
-    if packet.l3.ttl <= 1 && !mutation::is(Mutation::AnyHopLeaves) {
+    // What comes back in here takes two hops of ours, and its sender is told while it is known who that is.
+    let hops = if hop == Hop::Hairpin { 2 } else { 1 };
+    if packet.l3.ttl <= hops && !mutation::is(Mutation::AnyHopLeaves) {
         return Err(Answer::TimeExceeded);
     }
     let mtu = route::mtu(tables, hop);

@@ -74,6 +74,20 @@ pub fn start<A: Family>(
     Ok(Begun::Deliver { to: Tuple { destination, destination_port: port, source_port, ..*tuple }, hop, passed })
 }
 
+/// The same of a later fragment: it follows the first one, which began nothing either.
+pub fn later<A: Family>(
+    tables: &Tables,
+    state: &State,
+    packet: &Packet,
+    tuple: &Tuple<A>,
+    hash: u64,
+    moment: Moment,
+) -> Option<Begun<A>> {
+    let id = tuple.destination.external(tables).filter(|_| packet.domain == Domain::Wire)?;
+    let begun = start(tables, state, packet, tuple, hash, id, moment).ok()?;
+    matches!(begun, Begun::Deliver { .. }).then_some(begun)
+}
+
 /// A flow that somebody outside begins with a pod: its source stays.
 fn led_in<A: Family>(
     tables: &Tables,

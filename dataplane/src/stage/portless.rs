@@ -14,7 +14,7 @@ use crate::packet::{Domain, Key, Kind, Packet};
 use crate::state::Tuple;
 use crate::table::Tables;
 use crate::table::local::LocalKind;
-use crate::wire::packet::Fragment;
+use crate::wire::packet::{Fragment, L3};
 use crate::wire::{Family as Version, icmp, icmpv6, protocol};
 
 /// Whether packets out of the overlay to `destination` may be pods' to the outside: it is no address that Services or
@@ -65,17 +65,7 @@ fn echo_tuple<A: Family>(tables: &Tables, packet: &Packet, l3: &[u8]) -> Option<
         return None;
     }
     let (source, destination) = A::addresses(l3);
-    let request = if at.family == Version::V4 { icmp::ECHO_REQUEST } else { icmpv6::ECHO_REQUEST };
-    let is_request = at.icmp_type == request;
-    let fits = match packet.domain {
-        Domain::Overlay => source.pod(tables).is_some() && is_outside(tables, &destination),
-        Domain::Wire => {
-            let row = destination.external(tables).and_then(|id| tables.egress.external(id));
-            // A request to an address that pods share is answered here (T-088).
-            row.is_some_and(|row| !is_request || row.whole.is_some())
-        }
-    };
-    fits.then_some(Tuple {
+    may_be_pods(tables, packet, &source, &destination).then_some(Tuple {
         source,
         destination,
         source_port: at.source_port,
@@ -83,4 +73,23 @@ fn echo_tuple<A: Family>(tables: &Tables, packet: &Packet, l3: &[u8]) -> Option<
         protocol: at.protocol,
         domain: packet.domain as u8,
     })
+}
+
+/// Whether an echo message asks; a later fragment does not say.
+pub fn asks(at: &L3) -> bool {
+    let request = if at.family == Version::V4 { icmp::ECHO_REQUEST } else { icmpv6::ECHO_REQUEST };
+    at.has_l4() && at.icmp_type == request
+}
+
+/// Whether an echo message between these can belong to a pod's flow.
+#[cold]
+pub fn may_be_pods<A: Family>(tables: &Tables, packet: &Packet, source: &A, destination: &A) -> bool {
+    match packet.domain {
+        Domain::Overlay => source.pod(tables).is_some() && is_outside(tables, destination),
+        Domain::Wire => {
+            let row = destination.external(tables).and_then(|id| tables.egress.external(id));
+            // A request to an address that pods share is answered here (T-088).
+            row.is_some_and(|row| !asks(&packet.l3) || row.whole.is_some())
+        }
+    }
 }

@@ -74,6 +74,8 @@ pub struct Ports {
     pub destination: u16,
     /// IANA protocol number, after IPv6 extension headers.
     pub protocol: u8,
+    /// The IPv4 identification that all pieces have to leave with, should their source change (N-046); host order.
+    pub id: u16,
 }
 
 /// A frame that waits for the first fragment of its datagram.

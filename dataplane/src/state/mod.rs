@@ -24,6 +24,7 @@ pub mod egress;
 pub mod external;
 pub mod hold;
 pub mod fragment;
+pub mod identification;
 pub mod limit;
 pub mod answers;
 pub mod sources;

@@ -12,6 +12,7 @@ use super::answers::Answers;
 use super::egress::{Egress, Grant, NoRoom};
 use super::fragment::{Fragments, Waiting};
 use super::hold::Hold;
+use super::identification::Identifications;
 use super::limit::TokenBucket;
 use super::ruling::Rulings;
 use super::schedule::{Pointer, Schedule, SetKind};
@@ -43,6 +44,8 @@ pub struct State {
     pub hold: Hold,
     /// Datagrams that come in fragments, and the frames that wait for the first of them.
     pub fragments: Fragments<Waiting>,
+    /// Identifications of packets that pods send from shared addresses.
+    pub identifications: Identifications,
     /// How many answers may still be provoked (S-079).
     pub answers: Answers,
     /// How many flows to nodes may still begin (L-021).
@@ -95,6 +98,7 @@ impl State {
             schedule: Schedule::new(limits::SCHEDULED_SERVICES, HugePages::Off)?,
             hold: Hold::new(),
             fragments: Fragments::new(seed),
+            identifications: Identifications::new(seed),
             answers: Answers::new(rate, seed, now_ns),
             pins: TokenBucket::new(pins, pins, now_ns),
             egress: Egress::new(&capacity, seed)?,

@@ -296,6 +296,14 @@ pub fn decrement_ttl(packet: &mut [u8], family: Family) -> bool {
     }
 }
 
+/// Gives an IPv4 packet another identification, header checksum included. `id` is in host order.
+pub fn set_identification(packet: &mut [u8], id: u16) {
+    let Ok((header, _)) = ipv4::Header::mut_from_prefix(packet) else { return };
+    let before = header.identification.get();
+    header.identification = id.into();
+    header.checksum = Delta::word(before, id).apply(header.checksum.get()).into();
+}
+
 /// Sets the ECN bits of a packet to the lower two of `ecn`, the IPv4 header checksum included (V-007).
 #[inline]
 pub fn set_ecn(packet: &mut [u8], family: Family, ecn: u8) {

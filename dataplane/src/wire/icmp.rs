@@ -94,14 +94,15 @@ pub fn is_error(icmp_type: u8) -> bool {
 }
 
 /// Whether an error may be sent about this packet at all (RFC 1812 section 4.3.2.7): not about an ICMP error, not about a
-/// fragment that is not the first, not to or about an address that is no single host.
+/// fragment that is not the first, not to or about an address that is no single host. One that goes where it comes from has
+/// been refused when it was read (the LAND attack), unless it is between two pods that share an address.
 #[must_use]
 pub fn may_answer(packet: &[u8], l3: &L3) -> bool {
     let (source, destination) = ipv4::addresses(packet);
     l3.family == Family::V4
         && !l3.is_icmp_error()
         && !matches!(l3.fragment, Fragment::Later { .. })
-        && !ipv4::is_martian_source(source, destination)
+        && !ipv4::is_martian_source(source, [0; 4])
         && destination[0] < 224
 }
 

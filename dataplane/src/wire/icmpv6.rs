@@ -43,7 +43,8 @@ pub fn is_error(icmp_type: u8) -> bool {
 }
 
 /// Whether an error may be sent about this packet at all (RFC 4443 section 2.4 (e)): not about an ICMPv6 error or a redirect,
-/// not about an address that is no single node, and not about a fragment that is not the first, which names no flow.
+/// not about an address that is no single node, and not about a fragment that is not the first, which names no flow. As for
+/// one that goes where it comes from, see [`icmp::may_answer`](super::icmp::may_answer).
 ///
 /// Packet too big is allowed about multicast by the RFC; we do not forward multicast.
 #[must_use]
@@ -53,7 +54,7 @@ pub fn may_answer(packet: &[u8], l3: &L3) -> bool {
     l3.family == Family::V6
         && !(l3.is_icmp() && (l3.icmp_type < 128 || l3.icmp_type == REDIRECT))
         && !matches!(l3.fragment, Fragment::Later { .. })
-        && !ipv6::is_martian_source(source, destination)
+        && !ipv6::is_martian_source(source, [0; 16])
         && destination[0] != 0xff
 }
 

@@ -22,7 +22,7 @@ use crate::state::{Entropy, State, Tuple};
 use crate::table::neighbour::{NeighbourRow, NeighbourState};
 use crate::table::owner::WorkerId;
 use crate::table::{DeviceId, Tables, TunnelId};
-use crate::wire::packet::parse_l3;
+use crate::wire::packet::{L3, parse_l3};
 use crate::wire::{Family as Version, protocol, tcp};
 
 /// All of a worker but its batch: what a frame can need in the last sweep.
@@ -98,9 +98,12 @@ impl Hands<'_> {
     #[cold]
     fn take_back(&mut self, frame: Frame, packet: &Packet, hops: u8) {
         let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
-        let read = parse_l3(l3).ok().filter(|_| packet.domain == Domain::Overlay);
+        // What answers a packet that was taken back goes the same way, and nothing ever answers that.
+        let is_answer = |read: &L3| read.is_icmp_error() || read.is_icmp_echo() && !portless::asks(read);
+        let read = parse_l3(l3).ok().filter(|read| packet.domain == Domain::Overlay || is_answer(read));
         let Some(read) = read else { return self.carry_out(Verdict::Drop(DropReason::NoRoute), frame) };
         self.counters.count(Event::Hairpinned);
+        let hops = if packet.domain == Domain::Wire { 0 } else { hops };
         let packet = Packet { domain: Domain::Wire, tunnel: TunnelId::NONE, ecn: None, l3: read, ..*packet };
         let key = match pipeline::classify(&packet, l3) {
             Key::None => portless::key(self.tables, &packet, l3),
@@ -109,7 +112,13 @@ impl Hands<'_> {
         match key {
             Key::V4(tuple) => self.take_back_to(frame, &packet, &tuple, hops),
             Key::V6(tuple) => self.take_back_to(frame, &packet, &tuple, hops),
-            // A fragment, or an echo request to an address that pods share.
+            // Its first piece came to this worker too, and so do the others. What has been taken back is not taken back again:
+            // it may change hands as if it had just come.
+            Key::None if fragment::is_followed(&packet) => match packet.l3.family {
+                Version::V4 => self.fragment::<[u8; 4]>(frame, &packet, 0),
+                Version::V6 => self.fragment::<[u8; 16]>(frame, &packet, 0),
+            },
+            // An echo request to an address that pods share.
             Key::None => self.local(frame, &packet),
         }
     }
@@ -137,7 +146,10 @@ impl Hands<'_> {
             }
             Err(reason) => Verdict::Drop(reason),
         };
-        self.carry_out(verdict, frame);
+        match verdict {
+            Verdict::Hairpin => self.take_back(frame, packet, 0),
+            verdict => self.carry_out(verdict, frame),
+        }
     }
 
     /// A fragment of a datagram that is followed here: it waits for the first one, or goes on with its ports.
@@ -147,8 +159,11 @@ impl Hands<'_> {
             return self.carry_out(Verdict::Drop(reason), frame);
         }
         let (key, piece) = fragment::read::<A>(packet, l3);
+        let destination = A::addresses(l3).1;
+        let first =
+            fragment::ports(packet).map(|ports| Ports { id: self.identification(packet, destination), ..ports });
         let waiting = Waiting { frame, packet: *packet, hops };
-        match self.state.fragments.arrive(&key, piece, fragment::ports(packet), waiting, self.now_ns) {
+        match self.state.fragments.arrive(&key, piece, first, waiting, self.now_ns) {
             Outcome::Held => self.counters.count(Event::FragmentHeld),
             Outcome::Pass(Waiting { frame, packet, hops }, ports, mut released) => {
                 self.follow::<A>(frame, &packet, ports, hops);
@@ -169,8 +184,19 @@ impl Hands<'_> {
         }
     }
 
+    /// What the pieces of a datagram leave with, whoever forwards them (N-046).
+    fn identification<A: Family>(&mut self, packet: &Packet, destination: A) -> u16 {
+        let worker = (self.state.worker.0, self.tables.owners.workers());
+        let to = destination.mapped().last_chunk().copied().unwrap_or_default();
+        match packet.l3.family {
+            Version::V4 => self.state.identifications.draw(to, packet.l3.protocol, worker),
+            Version::V6 => 0,
+        }
+    }
+
     /// A fragment whose ports are known goes where packets of its flow go.
     fn follow<A: Family>(&mut self, frame: Frame, packet: &Packet, ports: Ports, hops: u8) {
+        let packet = &fragment::renumbered(packet, ports.id);
         let l3 = frame.bytes().get(usize::from(packet.l3_offset)..).unwrap_or_default();
         let tuple = fragment::tuple::<A>(packet, l3, ports);
         let to = owner::of(self.tables, &tuple);

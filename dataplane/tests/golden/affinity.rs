@@ -40,7 +40,7 @@ fn hits(rig: &mut Rig, net: Net, n: u16, to: End, count: u16) -> BTreeSet<IpAddr
 
 #[test]
 fn fifteen_connections_of_one_client_reach_one_pod_at_every_frontend() {
-    // T-027, T-142, S-090, S-094
+    // T-027, T-091, T-095, T-142, S-090, S-094
     for net in Net::BOTH {
         for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
             let mut web = sticky(net);

@@ -248,7 +248,7 @@ pub(crate) fn ecn_comes_out_of_the_overlay_as_the_kernel_lets_it() {
 
 #[test]
 fn udp_over_ipv6_needs_a_checksum() {
-    // N-072
+    // N-072, T-101
     let net = Net::BOTH[1];
     let mut rig = town();
     drops(&mut rig, WAN, &to_names(net).unsummed().frame(FROM_ROUTER), &[("Udp6ZeroChecksum", 1)]);

@@ -9,7 +9,7 @@ use crate::{STARTS, and, ask, client, connect, names, to_names, to_web, town, wa
 
 #[test]
 fn a_connection_goes_through_both_ways_with_its_mss_lowered() {
-    // T-110, T-134: there and back; the answer is restored.
+    // T-110, T-134, T-093: there and back; the answer is restored.
     // V-013, L-058: SYN and SYN-ACK are clamped, TTL falls by one, every checksum is right.
     for net in Net::BOTH {
         let mut rig = town();
@@ -73,7 +73,7 @@ fn a_datagram_and_its_answer_go_through() {
 
 #[test]
 fn a_datagram_without_checksum_stays_without() {
-    // N-071
+    // N-071, T-101
     let net = Net::BOTH[0];
     let mut rig = town();
     rig.rx_wan(&to_names(net).unsummed());
@@ -168,7 +168,7 @@ fn a_reset_is_never_answered_with_a_reset() {
 
 #[test]
 fn an_unknown_port_of_a_vip_is_dropped_silently_and_the_vip_still_answers_echo() {
-    // T-139
+    // T-139, T-095
     // S-074, N-094
     for net in Net::BOTH {
         let mut rig = town();
@@ -203,7 +203,7 @@ fn pods(rig: &mut Rig, net: Net) -> Vec<usize> {
 
 #[test]
 fn an_endpoint_that_goes_keeps_its_connections_loses_its_datagrams_and_gets_nothing_new() {
-    // S-100, S-101, S-102, S-051
+    // S-100, S-101, S-102, S-051, T-092; errors about its connections: `errors_to_the_service` of the matrix
     for net in Net::BOTH {
         let (vip, endpoints) = (net.vip(2), three(net));
         let mut tables = rig::tables();
@@ -361,7 +361,7 @@ fn a_draining_endpoint_keeps_its_flows_and_gets_no_new_ones() {
 
 #[test]
 fn new_flows_spread_evenly_over_six_pods() {
-    // S-051: within ±10 % of 1/6.
+    // S-051, T-091: within ±10 % of 1/6.
     for net in Net::BOTH {
         let endpoints: Vec<_> = (0..6).map(|n| (net.pod(n % 2, 10 + n), 8080, 1)).collect();
         let mut tables = rig::tables();

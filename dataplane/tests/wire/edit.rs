@@ -96,7 +96,7 @@ fn checksums_that_are_zero_in_either_form_still_verify_after_updates() {
             }
         }
     }
-    // RFC 1624 section 4: the example that RFC 1141 gets wrong
+    // N-070, T-100: RFC 1624 section 4: the example that RFC 1141 gets wrong
     assert_eq!(Delta::word(0x5555, 0x3285).apply(0xdd2f), 0x0000);
     assert_eq!(Delta::NONE.apply(0x1234), 0x1234);
     // N-071
@@ -115,6 +115,7 @@ proptest! {
             naive_sums(&[&[1, 2, 3, 4, 5, 6], &bytes]));
     }
 
+    // N-070, T-100
     #[test]
     fn a_translated_packet_is_the_one_built_with_the_new_end_points(
         spec in spec(), [source, destination] in any::<[[u8; 16]; 2]>(), from in port(), to in port(),

@@ -134,12 +134,17 @@ pub(super) fn manifests() -> String {
 }
 
 pub(super) fn begin(rig: &mut Rig) -> Result<Scene> {
+    begin_with(rig, &manifests())
+}
+
+/// The same with other manifests.
+pub(super) fn begin_with(rig: &mut Rig, manifests: &str) -> Result<Scene> {
     masquerade()?;
     let outside = outside(rig)?;
     let (config, program) = (rig.lab.state_dir.join("node-agent.yaml"), rig.gateway.program("tidegate-node"));
     std::fs::write(&config, wanted())?;
     let mut scene = Scene { _outside: outside, agent: None, program, config };
-    rig.manifests.put_text(MANIFESTS, &manifests())?;
+    rig.manifests.put_text(MANIFESTS, manifests)?;
     // Unprivileged echo requests, so that pinging needs no raw socket.
     let mut ping = in_namespace(&SELECTED.name(), "sh");
     ping.args(["-c", "echo '0 2147483647' > /proc/sys/net/ipv4/ping_group_range"]);

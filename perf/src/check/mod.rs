@@ -25,6 +25,8 @@ mod dead;
 mod egress;
 /// The same by the API, and with two gateways of which one dies.
 mod carrier;
+/// Edges of egress: hops, sizes, fragments, and what a NAT looks like from outside.
+mod edges;
 /// Services whose pods see the client and answer through the gateway.
 mod symmetric;
 /// Policy: whom network policies let through.
@@ -150,6 +152,7 @@ pub const CHECKS: &[Check] = &[
     },
     check("egress", "pods leave with their policy's address, flannel's rules present", egress::leaves),
     check("egress-closed", "no gateway: selected pods do not get out some other way", egress::fails_closed),
+    check("egress-edges", "pods' traceroute, path MTU, fragments, simultaneous open, STUN", edges::all),
     check("symmetric", "pods see clients, answers return through the gateway by the agent", symmetric::kept),
     check("control-killed", "SIGKILL of control", outage::control_killed),
     check("dataplane-stopped", "SIGSTOP of the dataplane", outage::dataplane_stopped),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const PORTS: Ports = Ports { source: 7, destination: 53, protocol: 17 };
+const PORTS: Ports = Ports { source: 7, destination: 53, protocol: 17, id: 0 };
 
 fn key(n: u8) -> FragmentKey {
     FragmentKey { source: [n; 16], destination: [9; 16], id: u32::from(n) << 20, protocol: 17, domain: n & 1 }
