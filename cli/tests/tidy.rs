@@ -204,7 +204,14 @@ const ARROW: [(&str, &[&str]); 12] = [
     ("node/Cargo.toml", &[]),
     (
         "benches/Cargo.toml",
-        &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-ledger", "tidegate-policy"],
+        &[
+            "tidegate-io",
+            "tidegate-dataplane",
+            "tidegate-api",
+            "tidegate-ledger",
+            "tidegate-policy",
+            "tidegate-control",
+        ],
     ),
     ("perf/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-apiserver"]),
     ("perf/apiserver/Cargo.toml", &[]),
