@@ -19,3 +19,6 @@ mod lease;
 /// Policies of gateways, and events about policies.
 #[path = "kubernetes/gatewaypolicy.rs"]
 mod gatewaypolicy;
+/// Policies that became wrong while control was not there.
+#[path = "kubernetes/lastgood.rs"]
+mod lastgood;

@@ -86,6 +86,18 @@ impl Program {
         }
     }
 
+    /// The rule of the admin tier that a peer and a target are passed on by, if the first one there that matches does that.
+    pub(crate) fn passes(&self, sets: &impl Membership, peer: (u32, IpAddr), target: Target<'_>) -> Option<Decided> {
+        match &self.form {
+            Form::Laid(laid) => {
+                let [admin, ..] = laid.find(sets, peer, target);
+                let (action, policy, number) = laid.rules.get(admin as usize)?;
+                (*action == Action::Pass).then_some(Decided::Rule(*policy, *number))
+            }
+            Form::Walked(policies) => walk::passes(policies, self.direction, sets, peer, target),
+        }
+    }
+
     /// Whether it was too large to be laid out.
     pub fn is_walked(&self) -> bool {
         matches!(self.form, Form::Walked(_))
