@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_dataplane::rig::Net;
 
 use crate::course::{Course, Path};
+use crate::rules;
 
 /// Packets of a counted pass.
 const PACKETS: usize = 512;
@@ -50,6 +51,16 @@ pub fn paths() -> impl Iterator<Item = (Path, Net, String)> {
     Path::ALL.into_iter().flat_map(both).map(|(path, net, family)| (path, net, format!("{}_{family}", path.name())))
 }
 
+/// Numbers of rules for which questions to policies are counted, and the names under which they are.
+fn lookups() -> impl Iterator<Item = (u32, String)> {
+    [10, 1_000, 10_000].into_iter().map(|rules| (rules, format!("policy_lookup_{rules}")))
+}
+
+/// Everything that is counted.
+fn names() -> impl Iterator<Item = String> {
+    paths().map(|(_, _, name)| name).chain(lookups().map(|(_, name)| name))
+}
+
 /// Goes a path once, for whoever counts; without a name every one.
 ///
 /// # Errors
@@ -58,6 +69,11 @@ pub fn go(only: Option<&str>) -> anyhow::Result<()> {
     for (path, net, name) in paths().filter(|(_, _, name)| only.is_none_or(|only| only == name)) {
         let mut course = Course::new(path, net, FLOWS, PACKETS).with_context(|| name.clone())?;
         course.pass(PACKETS).with_context(|| name.clone())?;
+    }
+    for (rules, _) in lookups().filter(|(_, name)| only.is_none_or(|only| only == name)) {
+        let compiler = rules::one_program(rules, rules::PODS);
+        let questions = rules::questions(rules::PODS, u32::try_from(PACKETS)?);
+        rules::counted_turns_of_questions(compiler.table(), &questions);
     }
     Ok(())
 }
@@ -68,7 +84,7 @@ pub fn go(only: Option<&str>) -> anyhow::Result<()> {
 /// When there is no valgrind, or it does not say what it should.
 pub fn count() -> anyhow::Result<Record> {
     let folder = tempfile::tempdir()?;
-    let names: Mutex<Vec<String>> = Mutex::new(paths().map(|(_, _, name)| name).collect());
+    let names: Mutex<Vec<String>> = Mutex::new(names().collect());
     let next = || names.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let some = || -> anyhow::Result<Vec<(String, f64)>> {
         std::iter::from_fn(next).map(|name| Ok((name.clone(), count_one(&name, &folder.path().join(&name))?))).collect()
@@ -225,8 +241,7 @@ mod tests {
     #[test]
     fn every_path_is_recorded() {
         let recorded = recorded().unwrap();
-        let (counted, listed): (Vec<_>, Vec<_>) =
-            (recorded.paths.into_keys().collect(), paths().map(|path| path.2).collect());
+        let (counted, listed): (Vec<_>, Vec<_>) = (recorded.paths.into_keys().collect(), names().collect());
         let mut listed = listed;
         listed.sort();
         assert_eq!(counted, listed);

@@ -16,6 +16,8 @@ pub mod floor;
 pub mod fleet;
 /// What one worker hands to another, as the hand-over benches send it.
 pub mod parcel;
+/// Clusters full of policies, and questions about them.
+pub mod rules;
 /// Instructions per packet, as recorded and as counted.
 pub mod instructions;
 /// Figures, budgets and the summary that compares them.

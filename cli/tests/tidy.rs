@@ -206,7 +206,14 @@ const ARROW: [(&str, &[&str]); 13] = [
     ("node/Cargo.toml", &["tidegate-api", "tidegate-control"]),
     (
         "benches/Cargo.toml",
-        &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-ledger", "tidegate-policy"],
+        &[
+            "tidegate-io",
+            "tidegate-dataplane",
+            "tidegate-api",
+            "tidegate-ledger",
+            "tidegate-policy",
+            "tidegate-control",
+        ],
     ),
     ("perf/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api", "tidegate-apiserver"]),
     ("perf/apiserver/Cargo.toml", &[]),

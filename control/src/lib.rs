@@ -24,6 +24,8 @@ pub mod source;
 pub mod watch;
 /// The last good version of every object, and the indexes between them.
 pub mod model;
+/// Last good versions of policies on disk.
+pub mod saved;
 /// Policies and pods → identities, sets of identities, resolved policies.
 pub mod policies;
 /// Addresses for Services, out of pools.

@@ -18,6 +18,7 @@ use tidegate_control::config::{KubernetesChoice, NodeFile, SourceChoice};
 use tidegate_control::health::Health;
 use tidegate_control::lease;
 use tidegate_control::reconcile::{Input, Reconciler};
+use tidegate_control::saved::Saved;
 use tidegate_control::session::link;
 use tidegate_control::source::Source;
 use tidegate_control::source::directory::Directory;
@@ -117,7 +118,8 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
             (Box::new(source), Some(writer))
         }
     };
-    let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status);
+    let saved = Saved::open(&file.state_dir).context("cannot save policies")?;
+    let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status).remembering(saved);
     if file.control.serve_health_check_node_ports {
         reconciler = reconciler.telling(Health::start().context("cannot serve healthCheckNodePorts")?);
     }

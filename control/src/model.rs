@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use hashbrown::HashMap;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::policies;
 use crate::source::{ObjectKey, ObjectKind};
@@ -47,7 +47,7 @@ pub mod policy;
 pub mod selector;
 
 /// Namespace and name of a namespaced object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Name {
     /// Namespace, never empty.
     pub namespace: String,
@@ -258,6 +258,18 @@ impl Model {
             ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy => {
                 self.policies.contains_key(&policy_key(key))
             }
+        }
+    }
+
+    /// Whether any policy of that kind is held.
+    pub fn has_any(&self, kind: ObjectKind) -> bool {
+        match kind {
+            ObjectKind::GatewayPolicy => !self.gateway_policies.is_empty(),
+            ObjectKind::NetworkPolicy => self.policies.keys().any(|key| key.kind == PolicyKind::NetworkPolicy),
+            ObjectKind::ClusterNetworkPolicy => {
+                self.policies.keys().any(|key| key.kind == PolicyKind::ClusterNetworkPolicy)
+            }
+            _ => false,
         }
     }
 

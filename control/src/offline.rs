@@ -23,6 +23,8 @@ use crate::watch::{self, Dialect, Exposed};
 pub mod question;
 /// Why an answer is what it is, in words.
 pub mod explain;
+/// What GatewayPolicies say, in words.
+mod gate;
 /// Which rules a gateway can enforce.
 pub mod report;
 
@@ -33,6 +35,8 @@ pub struct Offline {
     compiler: Compiler,
     /// `spec` of Services, as written: a gateway does not look at selectors, but people ask about Services.
     pub(crate) services: BTreeMap<Name, Value>,
+    /// Their labels.
+    pub(crate) service_labels: BTreeMap<Name, BTreeMap<String, String>>,
     problems: Vec<Problem>,
 }
 
@@ -50,6 +54,7 @@ impl Offline {
             index: Policies::default(),
             compiler: Compiler::default(),
             services: BTreeMap::new(),
+            service_labels: BTreeMap::new(),
             problems: Vec::new(),
         };
         let mut places = HashMap::new();
@@ -87,6 +92,8 @@ impl Offline {
         match key.kind {
             ObjectKind::Service => {
                 let spec = value.get("spec").cloned().unwrap_or_default();
+                let labels = value.pointer("/metadata/labels").cloned().unwrap_or_default();
+                self.service_labels.insert(key.name(), serde_json::from_value(labels).unwrap_or_default());
                 self.services.insert(key.name(), spec);
                 return;
             }

@@ -17,6 +17,7 @@ use events::Events;
 use gatewaypolicy::Gates;
 use hashbrown::HashMap;
 use k8s_openapi::jiff::Timestamp;
+use lastgood::LastGood;
 use latency::Latency as Latencies;
 use office::Office;
 use policies::Policies;
@@ -64,6 +65,8 @@ mod events;
 mod nodes;
 /// What is wrong now.
 mod problems;
+/// Last good versions of policies over a restart.
+mod lastgood;
 /// How long a change takes from its cause to the last worker.
 mod latency;
 /// Who may reach whom.
@@ -116,6 +119,7 @@ pub struct Reconciler {
     gates: Gates,
     events: Events,
     policies: Policies,
+    last_good: LastGood,
     latency: Latencies,
     latency_told: Instant,
     /// Objects whose present form is not used.
@@ -162,6 +166,7 @@ impl Reconciler {
             gates: Gates::default(),
             events: Events::default(),
             policies: Policies::default(),
+            last_good: LastGood::default(),
             latency: Latencies::default(),
             latency_told: Instant::now(),
             invalid: BTreeMap::new(),
@@ -233,6 +238,7 @@ impl Reconciler {
             self.settle(key, &mut restated);
             self.unknown_fields.remove(key);
             self.places.remove(key);
+            self.forget_good(key);
             self.events.forget(key);
             self.model.delete(key, &mut dirty);
         }
@@ -255,6 +261,7 @@ impl Reconciler {
             tracing::info!(services = dirty.services.len(), "the source is known as a whole");
             dirty.nodes.insert(self.file.node.clone()); // so that its absence is told
         }
+        self.settle_good(batch.unreadable, &mut dirty);
         if self.desired.unreadable && !batch.unreadable {
             self.session.touch_all();
         }
@@ -363,10 +370,11 @@ impl Reconciler {
         match read {
             Ok(object) => {
                 self.settle(&key, restated);
+                self.keep_good(&key, &object);
                 self.model.apply(object, dirty);
             }
             Err(error) => {
-                let held = self.model.holds(&key);
+                let held = self.restore_good(&key, dirty) || self.model.holds(&key);
                 let kept = if held { "; the last good version stays in use" } else { "; the object is not used" };
                 let mut problem = Problem::new(Severity::Error, "Invalid", format!("{}{kept}", error.message))
                     .about(&key)

@@ -11,6 +11,7 @@ use std::fmt;
 use std::thread::JoinHandle;
 
 use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::model::{Name, Object};
@@ -30,7 +31,7 @@ pub mod kubernetes;
 pub mod record;
 
 /// The kinds of objects that are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ObjectKind {
     /// `v1` Service.
     Service,
@@ -57,7 +58,7 @@ pub enum ObjectKind {
 }
 
 /// Kind, namespace and name: the key of an object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectKey {
     /// Kind.
     pub kind: ObjectKind,

@@ -22,3 +22,6 @@ mod gatewaypolicy;
 /// EgressPolicies: what their status says.
 #[path = "kubernetes/egresspolicy.rs"]
 mod egresspolicy;
+/// Policies that became wrong while control was not there.
+#[path = "kubernetes/lastgood.rs"]
+mod lastgood;

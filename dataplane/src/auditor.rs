@@ -1,4 +1,4 @@
-//! The auditor: a line in the log for what gateway policies in audit would have denied.
+//! The auditor: a line in the log for what policies in audit would have denied.
 //!
 //! Owns a thread that looks now and then at what workers have counted, and how often that is said. Workers say nothing: a
 //! packet costs a counter, and a flood of them one line in [`LOOKS_EVERY`] for each rule. It refuses to know packets.
@@ -10,11 +10,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tidegate_api::resource::{Body, Kind, Resource};
+use tidegate_policy::Direction;
 
 use crate::compile::thread::Handle;
 use crate::server::query::WorkerQuery;
 use crate::state::ruling::Ruling;
-use crate::table::policy::gate_ruling_key;
+use crate::table::policy::{gate_ruling_key, ruling_key};
 
 /// How often it looks: at most one line for each rule in that time.
 pub const LOOKS_EVERY: Duration = Duration::from_secs(30);
@@ -28,16 +29,18 @@ pub struct Told(HashMap<u64, u64>);
 /// A rule that would have denied something since it was told of last.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Name of the policy.
+    /// Name of the policy, with its kind and namespace.
     pub policy: String,
-    /// Number of the rule.
-    pub rule: u16,
+    /// `clients`, `ingress` or `egress`.
+    pub direction: &'static str,
+    /// Number of the rule; none: that it isolates.
+    pub rule: Option<u16>,
     /// Flows that it would have denied since then.
     pub denied: u64,
 }
 
 impl Told {
-    /// What is new, by all gateway policies and what all workers have counted.
+    /// What is new, by all policies and what all workers have counted.
     pub fn news(&mut self, policies: &[Arc<Resource>], rulings: &[Ruling]) -> Vec<Finding> {
         let mut denied: HashMap<u64, u64> = HashMap::new();
         for ruling in rulings {
@@ -45,23 +48,49 @@ impl Told {
         }
         let mut told = HashMap::new();
         let mut findings = Vec::new();
-        for (resource, policy) in policies.iter().filter_map(|resource| match &resource.body {
-            Body::GatewayPolicy(policy) if policy.audit => Some((resource, policy)),
-            _ => None,
-        }) {
-            for rule in 0..u16::try_from(policy.rules.len()).unwrap_or(u16::MAX) {
-                let key = gate_ruling_key(&resource.name, rule);
+        for resource in policies {
+            for (direction, rule, key) in keys_in_audit(resource) {
                 let now = denied.get(&key).copied().unwrap_or(0);
                 // A rule comes into audit with what it had denied before.
                 let before = self.0.get(&key).copied().unwrap_or(0);
                 if now > before {
-                    findings.push(Finding { policy: resource.name.clone(), rule, denied: now - before });
+                    findings.push(Finding { policy: name_of(resource), direction, rule, denied: now - before });
                 }
                 told.insert(key, now);
             }
         }
         self.0 = told;
         findings
+    }
+}
+
+/// What a policy in audit is counted under: direction, rule, key.
+fn keys_in_audit(resource: &Resource) -> Vec<(&'static str, Option<u16>, u64)> {
+    let numbers = |rules: usize| 0..u16::try_from(rules).unwrap_or(u16::MAX);
+    match &resource.body {
+        Body::GatewayPolicy(policy) if policy.audit => {
+            let rules = numbers(policy.rules.len());
+            rules.map(|rule| ("clients", Some(rule), gate_ruling_key(&resource.name, rule))).collect()
+        }
+        Body::Policy(policy) if policy.audit => {
+            let sides = [
+                ("ingress", Direction::Ingress, policy.ingress.len(), policy.isolates_ingress),
+                ("egress", Direction::Egress, policy.egress.len(), policy.isolates_egress),
+            ];
+            let of_side = |(told, direction, rules, isolates): (&'static str, Direction, usize, bool)| {
+                let rules = numbers(rules).map(Some).chain(isolates.then_some(None));
+                rules.map(move |rule| (told, rule, ruling_key(&resource.name, direction, rule)))
+            };
+            sides.into_iter().flat_map(of_side).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn name_of(resource: &Resource) -> String {
+    match &resource.body {
+        Body::GatewayPolicy(_) => format!("GatewayPolicy/{}", resource.name),
+        _ => resource.name.clone(),
     }
 }
 
@@ -90,20 +119,20 @@ pub fn start(
 }
 
 fn look(handle: &Handle, workers: &dyn WorkerQuery, told: &mut Told) {
-    let Ok(view) = handle.view(Some(Kind::GatewayPolicy)) else { return };
-    let is_audit = |resource: &Arc<Resource>| matches!(&resource.body, Body::GatewayPolicy(policy) if policy.audit);
-    if !view.objects.iter().any(is_audit) {
+    let views = [Kind::GatewayPolicy, Kind::Policy].map(|kind| handle.view(Some(kind)));
+    let policies: Vec<Arc<Resource>> = views.into_iter().flatten().flat_map(|view| view.objects).collect();
+    if policies.iter().all(|resource| keys_in_audit(resource).is_empty()) {
         return;
     }
     let Ok(rulings) = workers.rulings() else { return };
-    for Finding { policy, rule, denied } in told.news(&view.objects, &rulings) {
-        tracing::info!(policy, rule, denied, "a gateway policy in audit would have denied flows");
+    for Finding { policy, direction, rule, denied } in told.news(&policies, &rulings) {
+        tracing::info!(policy, direction, rule, denied, "a policy in audit would have denied flows");
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tidegate_api::resource::{GatewayAction, GatewayPolicy, GatewayRule};
+    use tidegate_api::resource::{GatewayAction, GatewayPolicy, GatewayRule, Policy, Tier};
 
     use super::*;
 
@@ -118,12 +147,27 @@ mod tests {
         let policies = [policy("trial", true), policy("real", false)];
         let ruling = |name, rule, denied| Ruling { key: gate_ruling_key(name, rule), allowed: 9, denied };
         let mut told = Told::default();
-        let finding = |denied| vec![Finding { policy: "trial".into(), rule: 1, denied }];
+        let finding = |denied| {
+            vec![Finding { policy: "GatewayPolicy/trial".into(), direction: "clients", rule: Some(1), denied }]
+        };
         // Two workers.
         let rulings = [ruling("trial", 1, 4), ruling("trial", 1, 3), ruling("real", 0, 8)];
         assert_eq!(told.news(&policies, &rulings), finding(7));
         assert_eq!(told.news(&policies, &rulings), []);
         assert_eq!(told.news(&policies, &[ruling("trial", 1, 9)]), finding(2));
         assert_eq!(told.news(&policies[1..], &rulings), []);
+        // What isolates too.
+        let network = |audit| {
+            let (isolates_ingress, isolates_egress) = (true, false);
+            let (ingress, egress, subjects) = (vec![], vec![], "all".into());
+            let body =
+                Policy { tier: Tier::Namespace, subjects, audit, isolates_ingress, isolates_egress, ingress, egress };
+            Arc::new(Resource { name: "NetworkPolicy/shop/a".into(), version: "1".into(), body: Body::Policy(body) })
+        };
+        let key = ruling_key("NetworkPolicy/shop/a", Direction::Ingress, None);
+        let rulings = [Ruling { key, allowed: 0, denied: 3 }];
+        let isolation = Finding { policy: "NetworkPolicy/shop/a".into(), direction: "ingress", rule: None, denied: 3 };
+        assert_eq!(told.news(&[network(true)], &rulings), [isolation]);
+        assert_eq!(told.news(&[network(false)], &rulings), []);
     }
 }

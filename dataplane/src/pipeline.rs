@@ -542,6 +542,19 @@ fn count_passed(tables: &Tables, state: &mut State, passed: &Passed) {
             state.rulings.count(key, true);
         }
     }
+    if passed.audited != [None; 2] {
+        count_audited(tables, state, passed);
+    }
+}
+
+/// Counts what in audit would have stopped a flow that begins.
+#[cold]
+fn count_audited(tables: &Tables, state: &mut State, passed: &Passed) {
+    for (direction, by) in policy::Direction::ALL.into_iter().zip(passed.audited) {
+        if let Some(key) = by.and_then(|by| tables.policy.key_of(direction, by)) {
+            state.rulings.count(key, false);
+        }
+    }
 }
 
 /// Charges the source of a flow that begins, and counts the rules of gateway policies that are about it.

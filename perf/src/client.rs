@@ -451,6 +451,7 @@ mod tests {
             first_port: 20_000,
             timeout_ms: 5000,
             pause_ms: 0,
+            parallel: 4,
         };
         let spread = spread(&options).unwrap();
         assert_eq!((spread.ok, spread.failed, spread.by_pod["p9"]), (40, 0, 40), "{spread:?}");
@@ -473,6 +474,7 @@ mod tests {
             first_port: 65_000,
             timeout_ms: 1,
             pause_ms: 0,
+            parallel: 4,
         };
         assert!(spread(&options).unwrap_err().to_string().contains("at least one"));
         options.from.push([127, 0, 0, 2].into());

@@ -194,6 +194,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// Deletes a GatewayPolicy.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn delete_gateway_policy(&self, name: &str) -> Result<()> {
+        self.server.delete("gatewaypolicies", "", name)?;
+        Ok(())
+    }
+
+    /// Waits until a GatewayPolicy (`null` while it is not there) fits.
+    ///
+    /// # Errors
+    /// When it does not; with its last state.
+    pub fn await_gateway_policy(&self, name: &str, fits: impl Fn(&Value) -> bool) -> Result<Value> {
+        Ok(self.server.wait_for("gatewaypolicies", "", name, PATIENCE, fits)?)
+    }
+
     /// Cuts all connections and takes no new ones; objects may be changed by hand meanwhile.
     ///
     /// # Errors

@@ -61,8 +61,8 @@ struct Known {
     named: Option<Arc<[Named]>>,
     /// Sets that hold it.
     sets: HashSet<u32>,
-    /// Keys of its programs, by direction.
-    programs: [Option<Key>; 2],
+    /// Keys of its programs, by direction: of those in force, and of all where some are in audit.
+    programs: [[Option<Key>; 2]; 2],
 }
 
 /// A program and who uses it.
@@ -220,7 +220,7 @@ impl Compiler {
         }
         match after {
             Some((id, linked)) => {
-                self.table.set_policy(id, Some(&linked.name));
+                self.table.set_policy(id, Some((&linked.name, linked.audit)));
                 self.policies.insert(id, Arc::new(linked));
                 touched.policies.insert(id);
             }
@@ -325,23 +325,37 @@ impl Compiler {
         Some((program, merged.into_iter().collect()))
     }
 
-    /// Gives an identity the program of the policies that are about it now.
+    /// Gives an identity the programs of the policies that are about it now.
     fn assign(&mut self, identity: u32, direction: Direction, work: &mut Work) {
         let Some(known) = self.known.get(&identity) else { return };
-        let sets = known.sets.iter().filter_map(|set| self.sets.get(set));
-        let about = sets.flat_map(|set| &set.subjects_of).filter_map(|id| self.policies.get(id));
+        let about = known.sets.iter().filter_map(|set| self.sets.get(set)).flat_map(|set| &set.subjects_of);
+        let about = about.filter_map(|id| self.policies.get(id));
         let mut about: Vec<&Arc<Linked>> = about.filter(|policy| policy.concerns(direction)).collect();
         about.sort_unstable_by_key(|policy| (policy.tier, &policy.name));
-        let key = (!about.is_empty()).then(|| (direction, about.iter().map(|policy| policy.id).collect::<Arc<[_]>>()));
-        let before = self.known.get_mut(&identity).and_then(|known| known.programs[direction as usize].take());
-        if before != key
-            && let Some(before) = before
+        let key = |which: &dyn Fn(&Linked) -> bool| {
+            let ids: Arc<[_]> = about.iter().filter(|policy| which(policy)).map(|policy| policy.id).collect();
+            (!ids.is_empty()).then_some((direction, ids))
+        };
+        let is_audited = about.iter().any(|policy| policy.audit);
+        let keys = [key(&|policy| !policy.audit), key(&|_| is_audited)];
+        let before = self.known.get_mut(&identity).map(|known| std::mem::take(&mut known.programs[direction as usize]));
+        for before in
+            before.iter().flatten().flatten().filter(|before| !keys.iter().flatten().any(|key| key == *before))
         {
-            self.leave(identity, &before);
+            self.leave(identity, before);
         }
-        let Some(key) = key else { return };
-        if !self.programs.contains_key(&key)
-            && let Some((program, merged)) = self.make(&key)
+        for key in keys.iter().flatten() {
+            self.join(identity, key, work);
+        }
+        if let Some(known) = self.known.get_mut(&identity) {
+            known.programs[direction as usize] = keys;
+        }
+    }
+
+    /// An identity has the program of a key from now on.
+    fn join(&mut self, identity: u32, key: &Key, work: &mut Work) {
+        if !self.programs.contains_key(key)
+            && let Some((program, merged)) = self.make(key)
         {
             work.programs += 1;
             for id in key.1.iter() {
@@ -350,11 +364,8 @@ impl Compiler {
             let users = HashSet::new();
             self.programs.insert(key.clone(), Shared { program: Arc::new(program), merged, users });
         }
-        if let Some(shared) = self.programs.get_mut(&key) {
+        if let Some(shared) = self.programs.get_mut(key) {
             shared.users.insert(identity);
-        }
-        if let Some(known) = self.known.get_mut(&identity) {
-            known.programs[direction as usize] = Some(key);
         }
     }
 
@@ -384,7 +395,10 @@ impl Compiler {
             return before.is_some().then_some(None);
         }
         let program = |key: &Option<Key>| key.as_ref().and_then(|key| self.programs.get(key));
-        let programs = [0, 1].map(|at: usize| program(&known.programs[at]).map(|shared| Arc::clone(&shared.program)));
+        let made = |which: usize| {
+            [0, 1].map(|at: usize| program(&known.programs[at][which]).map(|shared| Arc::clone(&shared.program)))
+        };
+        let (programs, audited) = (made(0), made(1));
         let renamed = touched.named.contains(&identity);
         let same = |at: usize| match (before.and_then(|row| row.programs[at].as_ref()), &programs[at]) {
             (None, None) => true,
@@ -395,7 +409,7 @@ impl Compiler {
         let is_other = renamed || touched.peers.contains(&identity);
         let peer_epoch = if is_other { epoch } else { before.map_or(epoch, |row| row.peer_epoch) };
         let named = known.named.clone().unwrap_or_default();
-        Some(Some(Row { identity, programs, epochs, peer_epoch, named }))
+        Some(Some(Row { identity, programs, audited, epochs, peer_epoch, named }))
     }
 }
 

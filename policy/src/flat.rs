@@ -1,4 +1,4 @@
-//! Identities as keys of an array: a map that is written once and then only read.
+//! Identities as keys of an array: a map that is read often, and copied before it is written.
 //!
 //! Open addressing with linear probing at most half full, so that a look-up is one read, rarely two, whatever the number
 //! of keys. Identity 0 is nobody's and marks free slots. Kind: table.
@@ -46,6 +46,45 @@ impl<V: Copy + Default> Flat<V> {
         (found == key).then_some(value)
     }
 
+    /// Gives a key a value, which key 0 has never.
+    pub fn insert(&mut self, key: u32, value: V) {
+        if key == 0 {
+            return;
+        }
+        if (self.len + 1) * 2 > self.slots.len() {
+            let room = vec![(0, V::default()); ((self.len + 1) * 4).next_power_of_two()].into_boxed_slice();
+            for entry in std::mem::replace(&mut self.slots, room).into_iter().filter(|(key, _)| *key != 0) {
+                self.slots[seek(&self.slots, entry.0)] = entry;
+            }
+        }
+        let slot = seek(&self.slots, key);
+        self.len += usize::from(self.slots[slot].0 == 0);
+        self.slots[slot] = (key, value);
+    }
+
+    /// Takes a key out. What had given way to it moves up, so that everything is found where it is sought.
+    pub fn remove(&mut self, key: u32) -> Option<V> {
+        let value = self.get(key)?;
+        let mask = self.slots.len() - 1;
+        let mut gap = seek(&self.slots, key);
+        let mut at = gap;
+        loop {
+            at = (at + 1) & mask;
+            let (other, _) = self.slots[at];
+            if other == 0 {
+                break;
+            }
+            let from_home = at.wrapping_sub(home(other, self.slots.len())) & mask;
+            if from_home >= at.wrapping_sub(gap) & mask {
+                self.slots[gap] = self.slots[at];
+                gap = at;
+            }
+        }
+        self.slots[gap] = (0, V::default());
+        self.len -= 1;
+        Some(value)
+    }
+
     /// How many keys there are.
     pub fn len(&self) -> usize {
         self.len
@@ -66,11 +105,19 @@ impl<V: Copy + Default> Flat<V> {
 #[inline]
 fn seek<V>(slots: &[(u32, V)], key: u32) -> usize {
     let mask = slots.len() - 1;
-    let mut slot = (key.wrapping_mul(0x9e37_79b1) >> 8) as usize & mask;
+    let mut slot = home(key, slots.len());
     while slots[slot].0 != 0 && slots[slot].0 != key {
         slot = (slot + 1) & mask;
     }
     slot
+}
+
+/// Where a key is sought first among so many slots: by the upper bits of its product, so that keys that follow each other
+/// are spread as well as any (Knuth, The Art of Computer Programming 3, 6.4).
+#[inline]
+fn home(key: u32, slots: usize) -> usize {
+    let spread = u64::from(key.wrapping_mul(0x9e37_79b1));
+    usize::try_from((spread * slots as u64) >> 32).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -89,6 +136,22 @@ mod tests {
             entries.iter().filter(|(key, _)| *key != 0).for_each(|(key, value)| { tree.entry(*key).or_insert(*value); });
             prop_assert_eq!(flat.len(), tree.len());
             for key in (0..200).chain([far]) {
+                prop_assert_eq!(flat.get(key), tree.get(&key).copied());
+            }
+        }
+
+        #[test]
+        fn it_changes_as_a_tree_does(steps in prop::collection::vec((0u32..60, prop::option::of(any::<u32>())), 0..300)) {
+            let (mut flat, mut tree) = (Flat::default(), BTreeMap::new());
+            for (key, value) in steps {
+                match value {
+                    Some(value) if key != 0 => { flat.insert(key, value); tree.insert(key, value); }
+                    Some(value) => flat.insert(key, value),
+                    None => prop_assert_eq!(flat.remove(key), tree.remove(&key)),
+                }
+                prop_assert_eq!(flat.len(), tree.len());
+            }
+            for key in 0..60 {
                 prop_assert_eq!(flat.get(key), tree.get(&key).copied());
             }
         }

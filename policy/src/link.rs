@@ -17,6 +17,8 @@ pub(crate) struct Linked {
     pub(crate) tier: Tier,
     /// Number of the set of its subjects.
     pub(crate) subjects: u32,
+    /// It decides nothing.
+    pub(crate) audit: bool,
     pub(crate) isolates: [bool; 2],
     /// By [`Direction`].
     pub(crate) rules: [Vec<Rule>; 2],
@@ -76,6 +78,7 @@ impl Linked {
             name: name.to_owned(),
             tier: policy.tier,
             subjects: sets.take(&policy.subjects),
+            audit: policy.audit,
             isolates: [policy.isolates_ingress, policy.isolates_egress],
             rules,
         }

@@ -17,7 +17,7 @@ use tidegate_api::resource::Action;
 
 use crate::flat::Flat;
 use crate::link::{Linked, Target};
-use crate::ports::{First, NO_RULE, NOTHING, Ports, earlier};
+use crate::ports::{First, Lists, NO_RULE, earlier};
 use crate::query::{Decided, Direction, PolicyId, Verdict};
 use crate::steps::Steps;
 use crate::walk::{self, Membership};
@@ -30,9 +30,6 @@ pub const SETS_ASKED_MAX: usize = 4;
 /// Entries of lists that are made while a program is laid out. Ten thousand rules of usual policies take some ten
 /// thousand.
 pub const WORK_MAX: usize = 4_000_000;
-
-/// No list of rules.
-const NO_LIST: u32 = u32::MAX;
 
 /// What applies to some subjects in one direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +53,7 @@ struct Laid {
     isolated_by: Option<PolicyId>,
     /// In the order of evaluation: what to do, and whose rule it is.
     rules: Box<[(Action, PolicyId, u16)]>,
-    lists: Box<[Ports]>,
+    lists: Lists,
     /// Rules for everybody.
     everybody: u32,
     /// Set and list, the largest set first.
@@ -89,6 +86,18 @@ impl Program {
         }
     }
 
+    /// The rule of the admin tier that a peer and a target are passed on by, if the first one there that matches does that.
+    pub(crate) fn passes(&self, sets: &impl Membership, peer: (u32, IpAddr), target: Target<'_>) -> Option<Decided> {
+        match &self.form {
+            Form::Laid(laid) => {
+                let [admin, ..] = laid.find(sets, peer, target);
+                let (action, policy, number) = laid.rules.get(admin as usize)?;
+                (*action == Action::Pass).then_some(Decided::Rule(*policy, *number))
+            }
+            Form::Walked(policies) => walk::passes(policies, self.direction, sets, peer, target),
+        }
+    }
+
     /// Whether it was too large to be laid out.
     pub fn is_walked(&self) -> bool {
         matches!(self.form, Form::Walked(_))
@@ -97,9 +106,8 @@ impl Program {
     /// Memory it takes, without policies it only refers to.
     pub fn bytes(&self) -> usize {
         let Form::Laid(laid) = &self.form else { return size_of::<Self>() };
-        let lists: usize = laid.lists.iter().map(Ports::bytes).sum();
         let rules = std::mem::size_of_val(&*laid.rules) + std::mem::size_of_val(&*laid.asked);
-        size_of::<Self>() + lists + rules + laid.merged.bytes() + laid.v4.bytes() + laid.v6.bytes()
+        size_of::<Self>() + laid.lists.bytes() + rules + laid.merged.bytes() + laid.v4.bytes() + laid.v6.bytes()
     }
 }
 
@@ -107,28 +115,23 @@ impl Laid {
     /// The first rules that match, by tier.
     #[inline]
     fn find(&self, sets: &impl Membership, (identity, address): (u32, IpAddr), target: Target<'_>) -> First {
-        let mut first = self.at(self.everybody, target);
+        let mut first = self.lists.at(self.everybody, target);
         let by_address = match address {
             IpAddr::V4(v4) => self.v4.at(v4.to_bits()),
             IpAddr::V6(v6) => self.v6.at(v6.to_bits()),
         };
-        first = earlier(first, self.at(by_address, target));
+        first = earlier(first, self.lists.at(by_address, target));
         if identity != 0 {
             for (set, list) in &self.asked {
                 if sets.holds(*set, identity) {
-                    first = earlier(first, self.at(*list, target));
+                    first = earlier(first, self.lists.at(*list, target));
                 }
             }
             if let Some(list) = self.merged.get(identity) {
-                first = earlier(first, self.at(list, target));
+                first = earlier(first, self.lists.at(list, target));
             }
         }
         first
-    }
-
-    #[inline]
-    fn at(&self, list: u32, target: Target<'_>) -> First {
-        self.lists.get(list as usize).map_or(NOTHING, |ports| ports.at(target))
     }
 
     /// What the tiers say, in their order (P-100 … P-104).

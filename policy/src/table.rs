@@ -1,7 +1,8 @@
 //! All programs, by the identity of their subject. Kind: table.
 //!
-//! One immutable value that answers every [`Query`]. It shares with its predecessor whatever did not change: rows are in
-//! small shared buckets, programs and the members of sets are shared each by itself.
+//! One immutable value that answers every [`Query`]. It shares with its predecessor whatever did not change: rows lie side
+//! by side in shared chunks, found by one read of an array from identities to their numbers, which is copied when an
+//! identity comes or goes; programs and the members of sets are shared each by itself.
 //!
 //! A row also has the *epochs* by which a flow that was allowed before knows whether to ask again: the subject's, which
 //! changes with its program for the direction, and the peer's, which changes when the peer enters or leaves a set that
@@ -13,35 +14,35 @@ use crate::chunks::Chunks;
 use crate::flat::Flat;
 use crate::link::{Named, Target};
 use crate::program::Program;
-use crate::query::{Direction, PolicyId, Query, Verdict};
+use crate::query::{Decided, Direction, PolicyId, Query, Verdict};
 use crate::walk::Membership;
 
-/// Buckets of rows; a power of two.
-const BUCKETS: usize = 4096;
-
 /// Everything about one identity.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Row {
     pub(crate) identity: u32,
     /// Its programs by [`Direction`]; none: nothing is about it.
     pub(crate) programs: [Option<Arc<Program>>; 2],
-    /// When each of them changed last.
+    /// The same with the policies in audit, where any is about it.
+    pub(crate) audited: [Option<Arc<Program>>; 2],
+    /// When each of `programs` changed last.
     pub(crate) epochs: [u16; 2],
     /// When what it is to others changed last.
     pub(crate) peer_epoch: u16,
     pub(crate) named: Arc<[Named]>,
 }
 
-/// Rows of one bucket, by identity.
-type Bucket = Arc<[Row]>;
-
 /// All programs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Table {
-    buckets: Arc<[Bucket]>,
+    /// Number of an identity's row. Rows are numbered without gaps.
+    numbers: Arc<Flat<u32>>,
+    rows: Chunks<Row>,
     sets: Chunks<Arc<Flat<()>>>,
-    policies: Chunks<Option<Arc<str>>>,
-    rows: usize,
+    /// Names of policies, and which of them are in audit.
+    policies: Chunks<Option<(Arc<str>, bool)>>,
+    /// Policies that decide, and those in audit.
+    counts: [usize; 2],
     digest: u64,
     epoch: u16,
 }
@@ -56,32 +57,59 @@ pub struct Epochs {
     pub peer: u16,
 }
 
-impl Default for Table {
-    fn default() -> Self {
-        let empty: Bucket = Arc::new([]);
-        Table {
-            buckets: std::iter::repeat_n(empty, BUCKETS).collect(),
-            sets: Chunks::default(),
-            policies: Chunks::default(),
-            rows: 0,
-            digest: 0,
-            epoch: 0,
-        }
-    }
-}
-
 impl Table {
     /// What the policies say.
     pub fn lookup(&self, query: &Query) -> Verdict {
-        let Some(row) = self.row(query.subject) else { return Verdict::DEFAULT };
-        let Some(program) = &row.programs[query.direction as usize] else { return Verdict::DEFAULT };
+        self.ask(query).unwrap_or(Verdict::DEFAULT)
+    }
+
+    /// What they say, if any policy is about the subject in that direction at all.
+    #[inline]
+    pub fn ask(&self, query: &Query) -> Option<Verdict> {
+        let row = self.row(query.subject)?;
+        let program = row.programs[query.direction as usize].as_ref()?;
+        Some(program.decide(self, (query.peer, query.peer_address), self.target(row, query)))
+    }
+
+    /// What in audit would stop something that is allowed, were all policies in audit in force with the others. Names a
+    /// policy in audit: the one that would decide, or whose rule would pass on to another one that then denies.
+    #[inline]
+    pub fn audit(&self, query: &Query) -> Option<Decided> {
+        if self.counts[1] == 0 { None } else { self.judge_audited(query) }
+    }
+
+    #[inline(never)]
+    fn judge_audited(&self, query: &Query) -> Option<Decided> {
+        let row = self.row(query.subject)?;
+        let program = row.audited[query.direction as usize].as_ref()?;
+        let (peer, target) = ((query.peer, query.peer_address), self.target(row, query));
+        let verdict = program.decide(self, peer, target);
+        if verdict.allow {
+            return None;
+        }
+        let is_audited = |decided: &Decided| match decided {
+            Decided::Default => false,
+            Decided::Isolation(policy) | Decided::Rule(policy, _) => {
+                self.policies.get(policy.0).is_some_and(|known| known.as_ref().is_some_and(|(_, audit)| *audit))
+            }
+        };
+        // If the one that denies is in force already, it denies now because a rule in audit before it passes on.
+        Some(verdict.decided_by).filter(is_audited).or_else(|| program.passes(self, peer, target).filter(is_audited))
+    }
+
+    #[inline]
+    fn target<'t>(&'t self, row: &'t Row, query: &Query) -> Target<'t> {
         let named: &[Named] = match query.direction {
             Direction::Ingress => &row.named,
             // P-024: the ports of the pod it goes to.
             Direction::Egress => self.row(query.peer).map_or(&[], |peer| &peer.named),
         };
-        let target = Target { protocol: query.protocol, port: query.port, named };
-        program.decide(self, (query.peer, query.peer_address), target)
+        Target { protocol: query.protocol, port: query.port, named }
+    }
+
+    /// Whether any policy decides anything, those in audit aside.
+    pub fn is_enforcing(&self) -> bool {
+        self.counts[0] > 0
     }
 
     /// By which a flow knows whether to ask again.
@@ -92,15 +120,9 @@ impl Table {
         }
     }
 
-    /// Whether anything at all is about that identity in that direction: if not, everything is allowed.
-    #[inline]
-    pub fn concerns(&self, direction: Direction, subject: u32) -> bool {
-        self.row(subject).is_some_and(|row| row.programs[direction as usize].is_some())
-    }
-
     /// Name of a policy's resource.
     pub fn policy(&self, id: PolicyId) -> Option<&str> {
-        self.policies.get(id.0)?.as_deref()
+        self.policies.get(id.0)?.as_ref().map(|(name, _)| &**name)
     }
 
     /// A digest of the objects it was made from, whatever the order in which they came.
@@ -110,38 +132,33 @@ impl Table {
 
     /// Whether no policy is about anybody.
     pub fn is_empty(&self) -> bool {
-        self.rows == 0
+        self.numbers.is_empty()
     }
 
     /// Identities that policies or their rules know.
     pub fn len(&self) -> usize {
-        self.rows
+        self.numbers.len()
     }
 
     /// How many programs there are, how many of them are too large to be laid out, and the memory of all, sets included.
     pub fn size(&self) -> Size {
         let mut seen = hashbrown::HashSet::new();
         let mut size = Size::default();
-        for program in
-            self.buckets.iter().flat_map(|bucket| bucket.iter()).flat_map(|row| row.programs.iter().flatten())
-        {
+        for program in self.rows.iter().flat_map(|row| row.programs.iter().chain(&row.audited).flatten()) {
             if seen.insert(Arc::as_ptr(program)) {
                 size.programs += 1;
                 size.walked += usize::from(program.is_walked());
                 size.bytes += program.bytes();
             }
         }
-        size.bytes += self.rows * size_of::<Row>() + self.sets.iter().map(|set| set.bytes()).sum::<usize>();
+        size.bytes += self.len() * size_of::<Row>() + self.numbers.bytes();
+        size.bytes += self.sets.iter().map(|set| set.bytes()).sum::<usize>();
         size
     }
 
     #[inline]
     pub(crate) fn row(&self, identity: u32) -> Option<&Row> {
-        if self.rows == 0 || identity == 0 {
-            return None;
-        }
-        let bucket = &self.buckets[bucket_of(identity)];
-        bucket.binary_search_by_key(&identity, |row| row.identity).ok().map(|at| &bucket[at])
+        self.rows.get(self.numbers.get(identity)?)
     }
 
     /// The epoch of what changes now. Never 0, which is that of what is not there.
@@ -158,27 +175,43 @@ impl Table {
         self.sets.set(set, Arc::new(Flat::new(members.iter().map(|identity| (*identity, ())))));
     }
 
-    pub(crate) fn set_policy(&mut self, id: PolicyId, name: Option<&str>) {
-        self.policies.set(id.0, name.map(Arc::from));
+    /// A policy's name and whether it is in audit; `None`: it goes.
+    pub(crate) fn set_policy(&mut self, id: PolicyId, known: Option<(&str, bool)>) {
+        if let Some(Some((_, audit))) = self.policies.get(id.0) {
+            self.counts[usize::from(*audit)] -= 1;
+        }
+        if let Some((_, audit)) = known {
+            self.counts[usize::from(audit)] += 1;
+        }
+        self.policies.set(id.0, known.map(|(name, audit)| (Arc::from(name), audit)));
     }
 
     /// Replaces rows; `None`: it goes.
-    pub(crate) fn replace(&mut self, mut rows: Vec<(u32, Option<Row>)>) {
-        if rows.is_empty() {
-            return;
+    pub(crate) fn replace(&mut self, rows: Vec<(u32, Option<Row>)>) {
+        for (identity, row) in rows {
+            match (self.numbers.get(identity), row) {
+                (Some(number), Some(row)) => self.rows.set(number, row),
+                (None, Some(row)) => {
+                    let number = u32::try_from(self.len()).unwrap_or(u32::MAX);
+                    Arc::make_mut(&mut self.numbers).insert(identity, number);
+                    self.rows.set(number, row);
+                }
+                (Some(number), None) => self.remove(identity, number),
+                (None, None) => {}
+            }
         }
-        rows.sort_unstable_by_key(|(identity, _)| (bucket_of(*identity), *identity));
-        let mut buckets: Vec<Bucket> = self.buckets.to_vec();
-        for same in rows.chunk_by_mut(|(a, _), (b, _)| bucket_of(*a) == bucket_of(*b)) {
-            let bucket = &mut buckets[bucket_of(same[0].0)];
-            let kept = bucket.iter().filter(|row| same.iter().all(|(identity, _)| *identity != row.identity)).cloned();
-            let mut all: Vec<Row> = kept.collect();
-            all.extend(same.iter_mut().filter_map(|(_, row)| row.take()));
-            all.sort_unstable_by_key(|row| row.identity);
-            self.rows = self.rows + all.len() - bucket.len();
-            *bucket = all.into();
+    }
+
+    /// Takes a row out; the last one takes its number.
+    fn remove(&mut self, identity: u32, number: u32) {
+        let numbers = Arc::make_mut(&mut self.numbers);
+        numbers.remove(identity);
+        let last = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
+        if let Some(moved) = self.rows.get(last).filter(|_| last != number).cloned() {
+            numbers.insert(moved.identity, number);
+            self.rows.set(number, moved);
         }
-        self.buckets = buckets.into();
+        self.rows.set(last, Row::default());
     }
 }
 
@@ -198,9 +231,4 @@ impl Membership for Table {
     fn holds(&self, set: u32, identity: u32) -> bool {
         self.sets.get(set).is_some_and(|members| members.get(identity).is_some())
     }
-}
-
-#[inline]
-fn bucket_of(identity: u32) -> usize {
-    (identity.wrapping_mul(0x9e37_79b1) >> 20) as usize & (BUCKETS - 1)
 }

@@ -59,6 +59,20 @@ pub(crate) fn decide(
     }
 }
 
+/// The rule of the admin tier that passes on, if the first one that matches does.
+pub(crate) fn passes(
+    policies: &[Arc<Linked>],
+    direction: Direction,
+    sets: &impl Membership,
+    peer: (u32, IpAddr),
+    target: Target<'_>,
+) -> Option<Decided> {
+    let of_tier = policies.iter().filter(|policy| place(policy.tier) == 0);
+    let mut rules = of_tier.flat_map(|policy| (0..).zip(policy.rules(direction)).map(|rule| (policy.id, rule)));
+    let (policy, (number, rule)) = rules.find(|(_, (_, rule))| applies(rule, sets, peer, target))?;
+    (rule.action == Action::Pass).then_some(Decided::Rule(policy, number))
+}
+
 fn applies(rule: &Rule, sets: &impl Membership, (identity, address): (u32, IpAddr), target: Target<'_>) -> bool {
     let is_peer = |peer: &Peer| match peer {
         Peer::Set(set) => identity != 0 && sets.holds(*set, identity),

@@ -17,6 +17,7 @@ fn policy(name: &str, ingress: Vec<PolicyRule>) -> Resource {
     let policy = Policy {
         tier: Tier::Namespace,
         subjects: "subjects".into(),
+        audit: false,
         isolates_ingress: true,
         isolates_egress: false,
         ingress,

@@ -23,8 +23,8 @@ const ADDRESSES: [&str; 7] =
     ["10.0.0.1", "10.0.1.1", "10.1.0.1", "192.0.2.1", "fd00::1", "fd00:0:0:1::1", "2001:db8::1"];
 const PORTS: [(u8, u16); 8] = [(6, 80), (6, 81), (6, 443), (17, 53), (17, 80), (132, 80), (1, 0), (58, 0)];
 
-/// What the objects say, read straight from the contract's words.
-fn naive(objects: &Objects, query: &Query) -> (bool, Option<(String, Option<usize>)>) {
+/// What the objects say, read straight from the contract's words; those in audit are not there, or in force as others.
+fn naive(objects: &Objects, query: &Query, with_audit: bool) -> (bool, Option<(String, Option<usize>)>) {
     let set = |name: &str| match objects.get(&ResourceKey { kind: Kind::IdentitySet, name: name.into() }) {
         Some(Resource { body: Body::IdentitySet(set), .. }) => set.identities.clone(),
         _ => Vec::new(),
@@ -34,6 +34,7 @@ fn naive(objects: &Objects, query: &Query) -> (bool, Option<(String, Option<usiz
         .filter_map(
             |resource| if let Body::Policy(policy) = &resource.body { Some((&resource.name, policy)) } else { None },
         )
+        .filter(|(_, policy)| with_audit || !policy.audit)
         .filter(|(_, policy)| query.subject != 0 && set(&policy.subjects).contains(&query.subject))
         .collect();
     policies.sort_by_key(|(name, policy)| (policy.tier, *name));
@@ -128,6 +129,23 @@ fn in_words(table: &Table, verdict: Verdict) -> (bool, Option<(String, Option<us
     (verdict.allow, by)
 }
 
+/// What would be denied is what all policies deny and those in force do not, and one in audit is named for it.
+fn audit_agrees(objects: &Objects, table: &Table, query: &Query, now: Verdict) -> Result<(), TestCaseError> {
+    let (allowed, by) = naive(objects, query, true);
+    let told = table.audit(query).filter(|_| now.allow);
+    prop_assert_eq!(told.is_some(), now.allow && !allowed, "{:?}", query);
+    let Some(decided_by) = told else { return Ok(()) };
+    let named = in_words(table, Verdict { allow: false, decided_by }).1.unwrap();
+    let is_audited = |name: &str| match &objects[&ResourceKey { kind: Kind::Policy, name: name.into() }].body {
+        Body::Policy(policy) => policy.audit,
+        other => panic!("{other:?}"),
+    };
+    prop_assert!(is_audited(&named.0), "{:?}", named);
+    let decides = by.unwrap();
+    prop_assert!(named == decides || !is_audited(&decides.0), "{:?} instead of {:?}", named, decides);
+    Ok(())
+}
+
 fn set_name() -> impl Strategy<Value = String> {
     (0..7u8).prop_map(|set| format!("s{set}"))
 }
@@ -175,15 +193,15 @@ fn policy() -> impl Strategy<Value = Policy> {
     tier.prop_flat_map(|tier| {
         let namespaced = tier == Tier::Namespace;
         let rules = || prop::collection::vec(rule(namespaced), 0..4);
-        (set_name(), any::<(bool, bool)>(), rules(), rules()).prop_map(move |(subjects, isolates, ingress, egress)| {
-            Policy {
-                tier,
-                subjects,
-                isolates_ingress: namespaced && isolates.0,
-                isolates_egress: namespaced && isolates.1,
-                ingress,
-                egress,
-            }
+        let flags = (any::<(bool, bool)>(), prop::bool::weighted(0.3));
+        (set_name(), flags, rules(), rules()).prop_map(move |(subjects, (isolates, audit), ingress, egress)| Policy {
+            tier,
+            subjects,
+            audit,
+            isolates_ingress: namespaced && isolates.0,
+            isolates_egress: namespaced && isolates.1,
+            ingress,
+            egress,
         })
     })
 }
@@ -232,7 +250,8 @@ proptest! {
             let table = compiler.table();
             let now = answers(table);
             for ((query, now), then) in queries().zip(&now).zip(&before) {
-                prop_assert_eq!(in_words(table, *now), naive(&objects, &query), "{:?}", query);
+                prop_assert_eq!(in_words(table, *now), naive(&objects, &query, false), "{:?}", query);
+                audit_agrees(&objects, table, &query, *now)?;
                 let epochs = |table: &Table| table.epochs(query.direction, query.subject, query.peer);
                 prop_assert!(now.allow == then.allow || epochs(table) != epochs(&old), "{:?} goes unnoticed", query);
             }

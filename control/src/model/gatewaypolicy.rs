@@ -1,13 +1,16 @@
 //! A GatewayPolicy: which clients may reach which Services, whatever the manifest looked like.
 
+use std::collections::BTreeMap;
+
 use kube::core::{Selector, SelectorExt};
+use serde::{Deserialize, Serialize};
 use tidegate_api::resource::{ClientRange, FrontPort, GatewayAction};
 
 use super::Name;
 use super::service::Service;
 
 /// One GatewayPolicy.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GatewayPolicy {
     /// Name.
     pub name: String,
@@ -22,7 +25,7 @@ pub struct GatewayPolicy {
 }
 
 /// One rule.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rule {
     /// Name, possibly empty.
     pub name: String,
@@ -37,7 +40,7 @@ pub struct Rule {
 }
 
 /// Services that a rule speaks of.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Choice {
     /// The one of that name, whether it is there or not.
     One(Name),
@@ -48,11 +51,15 @@ pub enum Choice {
 impl Choice {
     /// Whether the Service is meant.
     pub fn selects(&self, service: &Service) -> bool {
+        self.selects_one(&service.name, &service.labels)
+    }
+
+    /// The same by name and labels.
+    pub fn selects_one(&self, service: &Name, labels: &BTreeMap<String, String>) -> bool {
         match self {
-            Choice::One(name) => *name == service.name,
+            Choice::One(name) => name == service,
             Choice::Matching(namespace, selector) => {
-                namespace.as_ref().is_none_or(|namespace| *namespace == service.name.namespace)
-                    && selector.matches(&service.labels)
+                namespace.as_ref().is_none_or(|namespace| *namespace == service.namespace) && selector.matches(labels)
             }
         }
     }

@@ -6,12 +6,13 @@
 use std::fmt;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use tidegate_api::resource::{Action, PolicyPort, Tier};
 
 use super::selector::Selector;
 
 /// One policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Kind, namespace and name.
     pub key: PolicyKey,
@@ -19,6 +20,9 @@ pub struct Policy {
     pub tier: Tier,
     /// The pods it is about.
     pub subjects: Pods,
+    /// It decides nothing, and what it would deny is counted.
+    #[serde(default)]
+    pub audit: bool,
     /// Whether it isolates for ingress and for egress (P-003); NetworkPolicy alone.
     pub isolates: [bool; 2],
     /// Rules for what comes to its subjects, as many as the object has.
@@ -30,7 +34,7 @@ pub struct Policy {
 }
 
 /// Kind, namespace and name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PolicyKey {
     /// Which of the two kinds.
     pub kind: PolicyKind,
@@ -41,7 +45,7 @@ pub struct PolicyKey {
 }
 
 /// The kinds of policies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PolicyKind {
     /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
     ClusterNetworkPolicy,
@@ -50,7 +54,7 @@ pub enum PolicyKind {
 }
 
 /// One rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// Name, possibly empty.
     pub name: String,
@@ -63,7 +67,7 @@ pub struct Rule {
 }
 
 /// One other side.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Peer {
     /// Pods by labels.
     Pods(Pods),
@@ -74,7 +78,7 @@ pub enum Peer {
 }
 
 /// Pods by their own and their namespace's labels. Never pods with the addresses of their node (P-009, P-105).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Pods {
     /// In which namespaces.
     pub namespaces: Namespaces,
@@ -83,7 +87,7 @@ pub struct Pods {
 }
 
 /// Namespaces.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Namespaces {
     /// The one of that name.
     One(String),

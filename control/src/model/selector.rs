@@ -8,20 +8,22 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 /// Requirements, all of which must hold; none: everything is selected.
 ///
 /// A list of values may be as long as an object can be, and selectors are the keys of everything that is looked up when a
 /// pod changes. So they are compared and hashed by their digest, which is also what the resources made of them are named by.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "BTreeSet<Requirement>", into = "BTreeSet<Requirement>")]
 pub struct Selector {
     requirements: BTreeSet<Requirement>,
     digest: u128,
 }
 
 /// What must hold of one label.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Requirement {
     /// It is there, with one of these values.
     In(String, BTreeSet<String>),
@@ -40,6 +42,18 @@ pub struct Term {
     pub key: String,
     /// Its value; `None`: whichever.
     pub value: Option<String>,
+}
+
+impl From<BTreeSet<Requirement>> for Selector {
+    fn from(requirements: BTreeSet<Requirement>) -> Self {
+        Selector::new(requirements)
+    }
+}
+
+impl From<Selector> for BTreeSet<Requirement> {
+    fn from(selector: Selector) -> Self {
+        selector.requirements
+    }
 }
 
 impl Selector {

@@ -7,13 +7,13 @@ use std::fmt::Write;
 
 use serde_json::Value;
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Tier};
-use tidegate_policy::{Direction, Verdict};
+use tidegate_policy::{Decided, Direction, Verdict};
 
 use super::Offline;
 use super::question::{End, Meant, Question, Rests, has_ports};
 use crate::model::Name;
 use crate::model::pod::Pod;
-use crate::model::policy::{Namespaces, Peer, Pods, Policy, Rule};
+use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, Rule};
 use crate::policies::NAME_LABEL;
 
 impl Offline {
@@ -51,6 +51,15 @@ impl Offline {
             .find(|entry| protocol_of(entry).eq_ignore_ascii_case(&question.protocol))
             .ok_or(format!("Service {name} has no port {port}/{}", question.protocol))?;
         let mut text = format!("Service {name} port {port}/{}:\n", question.protocol);
+        // Before anything is translated: at the Service itself, by each address that the client may come with.
+        let port = u16::try_from(port).map_err(|_| format!("{port} is not a port"))?;
+        let at = (super::question::protocol(&question.protocol)?, port);
+        let clients = self.addresses_of(&question.from)?;
+        let may_pass =
+            clients.iter().map(|client| self.write_gate(&mut text, *client, name, at)).fold(false, |a, b| a | b);
+        if !may_pass && !clients.is_empty() {
+            return Ok(text);
+        }
         let ends = self.pods_behind(name, spec, entry);
         if ends.is_empty() {
             text.push_str("  no pod is behind it\n");
@@ -131,7 +140,15 @@ impl Offline {
             };
             return writeln!(text, "    no policy is about it: {why}");
         };
-        self.write_policies(text, direction, pod, meant)
+        self.write_policies(text, direction, pod, meant)?;
+        let Some(by) = self.audit(direction, rests, meant) else { return Ok(()) };
+        let (policy, rule) = match by {
+            Decided::Default => return Ok(()),
+            Decided::Isolation(policy) => (policy, "its isolation".into()),
+            Decided::Rule(policy, rule) => (policy, format!("its rule {rule}")),
+        };
+        let name = self.table().policy(policy).and_then(PolicyKey::of_resource).map(|key| key.to_string());
+        writeln!(text, "    in force, {} would deny it by {rule}", name.unwrap_or_default())
     }
 
     /// Every policy about the pod in the order of evaluation, until one decides.
@@ -146,10 +163,14 @@ impl Offline {
         let mut policies: Vec<&Policy> = self.model.policies().values().filter(about).collect();
         policies.sort_by_key(|policy| (policy.tier, policy.key.resource()));
         let isolating: Vec<&Policy> =
-            policies.iter().filter(|policy| policy.isolates[direction as usize]).copied().collect();
+            policies.iter().filter(|policy| policy.isolates[direction as usize] && !policy.audit).copied().collect();
         let mut skipped = None;
         for policy in &policies {
             let (rules, tier) = (rules(policy, direction), tier_name(policy.tier));
+            if policy.audit {
+                writeln!(text, "    {} ({tier}) is in audit: it decides nothing", policy.key)?;
+                continue;
+            }
             if policy.tier == Tier::Namespace && !policy.isolates[direction as usize] {
                 writeln!(text, "    {} says nothing about this direction", policy.key)?;
                 continue;

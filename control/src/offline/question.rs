@@ -52,6 +52,12 @@ pub struct Answer {
     pub ingress_by: Value,
     /// The same for the sender.
     pub egress_by: Value,
+    /// What in audit would deny what is allowed, at the receiver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress_audit: Option<Value>,
+    /// The same at the sender.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress_audit: Option<Value>,
 }
 
 /// One end of a question.
@@ -107,6 +113,8 @@ impl Offline {
             combined: word(allows(ingress) && allows(egress)),
             ingress_by: self.by(Direction::Ingress, ingress),
             egress_by: self.by(Direction::Egress, egress),
+            ingress_audit: self.audit_by(Direction::Ingress, ingress, &meant),
+            egress_audit: self.audit_by(Direction::Egress, egress, &meant),
         })
     }
 
@@ -127,6 +135,20 @@ impl Offline {
             false => Rests::On(ask(Direction::Ingress, to, from)),
         };
         [ingress, Rests::On(ask(Direction::Egress, from, to))]
+    }
+
+    /// What in audit would deny a side that is allowed now.
+    pub(crate) fn audit(&self, direction: Direction, rests: Rests, meant: &Meant<'_>) -> Option<Decided> {
+        let Meant { from, to, protocol, port } = *meant;
+        let Rests::On(Verdict { allow: true, .. }) = rests else { return None };
+        let (subject, peer) = if direction == Direction::Ingress { (to, from) } else { (from, to) };
+        let (subject, peer, peer_address) = (subject.identity, peer.identity, peer.address);
+        self.table().audit(&Query { direction, subject, peer, peer_address, protocol, port })
+    }
+
+    fn audit_by(&self, direction: Direction, rests: Rests, meant: &Meant<'_>) -> Option<Value> {
+        let decided_by = self.audit(direction, rests, meant)?;
+        Some(self.by(direction, Rests::On(Verdict { allow: false, decided_by })))
     }
 
     /// P-032: whether an address is that of the node on which a pod runs.
@@ -163,6 +185,14 @@ impl Offline {
             text.split_once('/').ok_or(format!("{text:?} is neither an address nor namespace/pod"))?;
         let name = Name { namespace: namespace.into(), name: name.into() };
         self.model.pods().get(&name).map(|pod| Whom::Pod(pod, None)).ok_or(format!("there is no pod {name}"))
+    }
+
+    /// The addresses that somebody has.
+    pub(super) fn addresses_of(&self, text: &str) -> Result<Vec<IpAddr>, String> {
+        Ok(match self.whom(text)? {
+            Whom::Address(address) | Whom::Pod(_, Some(address)) => vec![address],
+            Whom::Pod(pod, None) => pod.addresses.clone(),
+        })
     }
 
     fn end(&self, whom: &Whom<'_>, v4: bool) -> End<'_> {
@@ -249,7 +279,7 @@ pub(crate) fn has_ports(protocol: u8) -> bool {
 }
 
 /// The number of a protocol by name or number.
-fn protocol(text: &str) -> Result<u8, String> {
+pub(super) fn protocol(text: &str) -> Result<u8, String> {
     const NAMES: [(&str, u8); 12] = [
         ("TCP", 6),
         ("UDP", 17),

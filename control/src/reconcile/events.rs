@@ -29,6 +29,11 @@ impl Events {
         }
     }
 
+    /// The identity of an object, as far as it is known.
+    pub(super) fn uid(&self, key: &ObjectKey) -> Option<&str> {
+        self.policies.get(&key.to_string()).map(|(_, uid)| uid.as_str())
+    }
+
     /// An object is gone.
     pub(super) fn forget(&mut self, key: &ObjectKey) {
         if is_policy(key.kind) {

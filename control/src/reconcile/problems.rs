@@ -36,6 +36,7 @@ impl Reconciler {
         problems.extend(self.allocation.problems());
         problems.extend(self.leaving.problems().cloned());
         problems.extend(self.policy_problems());
+        problems.extend(self.saved_problems().cloned());
         problems.extend(self.unused_pools());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);

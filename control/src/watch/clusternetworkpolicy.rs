@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Protocol, Tier};
 
-use super::networkpolicy::{Complain, cidr};
+use super::networkpolicy::{AUDIT, Complain, cidr, is_audit};
 use super::{Invalid, port, selector};
 use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, PolicyKind, Rule};
 use crate::model::selector::Selector;
@@ -25,13 +25,14 @@ const PRIORITY_MAX: u16 = 1000;
 pub(crate) struct Manifest {
     #[serde(default)]
     spec: Spec,
+    /// Looked at for its annotations.
+    #[serde(default)]
+    metadata: Value,
     // Known, so that what is unknown can be told, and not looked at.
     #[serde(default, rename = "apiVersion")]
     _api_version: Value,
     #[serde(default, rename = "kind")]
     _kind: Value,
-    #[serde(default, rename = "metadata")]
-    _metadata: Value,
     #[serde(default, rename = "status")]
     _status: Value,
 }
@@ -148,7 +149,9 @@ pub(crate) fn read(name: &str, object: &Manifest) -> Result<Policy, Invalid> {
     let ingress = rules(spec.ingress.as_deref(), true, &mut complain)?;
     let egress = rules(spec.egress.as_deref(), false, &mut complain)?;
     let key = PolicyKey { kind: PolicyKind::ClusterNetworkPolicy, namespace: String::new(), name: name.into() };
-    Ok(Policy { key, tier, subjects, isolates: [false; 2], ingress, egress, complaints })
+    let said = object.metadata.get("annotations").and_then(|annotations| annotations.get(AUDIT));
+    let audit = is_audit(said.and_then(Value::as_str), &mut complaints);
+    Ok(Policy { key, tier, subjects, audit, isolates: [false; 2], ingress, egress, complaints })
 }
 
 fn rules(listed: Option<&[Listed]>, ingress: bool, complain: Complain<'_>) -> Result<Vec<Rule>, Invalid> {

@@ -19,6 +19,9 @@ use crate::model::selector::Selector;
 /// Most exceptions of one block: an API server's object has room for some tens of thousands.
 const EXCEPT_MAX: usize = 65_536;
 
+/// Annotation of a policy that is to decide nothing and to count what it would deny.
+pub(crate) const AUDIT: &str = "tidegate.io/audit";
+
 /// Takes down what is closed instead of read.
 pub(super) type Complain<'a> = &'a mut dyn FnMut(Invalid);
 
@@ -63,7 +66,23 @@ pub(crate) fn read(name: &Name, object: &api::NetworkPolicy) -> Result<Policy, I
     };
     let key = PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: name.namespace.clone(), name: name.name.clone() };
     let subjects = Pods { namespaces: Namespaces::One(name.namespace.clone()), pods };
-    Ok(Policy { key, tier: Tier::Namespace, subjects, isolates, ingress, egress, complaints })
+    let annotations = object.metadata.annotations.as_ref();
+    let audit =
+        is_audit(annotations.and_then(|annotations| annotations.get(AUDIT)).map(String::as_str), &mut complaints);
+    Ok(Policy { key, tier: Tier::Namespace, subjects, audit, isolates, ingress, egress, complaints })
+}
+
+/// Whether the annotation says so. What it says otherwise is a slip, and the policy is in force.
+pub(super) fn is_audit(said: Option<&str>, complaints: &mut Vec<(String, String)>) -> bool {
+    match said {
+        Some("true") => true,
+        None | Some("false") => false,
+        Some(other) => {
+            let message = format!("{other:?} is not \"true\" or \"false\"; the policy is in force");
+            complaints.push((format!("metadata.annotations[{AUDIT}]"), message));
+            false
+        }
+    }
 }
 
 fn accept(peers: Option<Vec<Peer>>, ports: Option<Vec<PolicyPort>>) -> Rule {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -127,16 +127,36 @@ impl Gateway {
     /// The program of the Node `name`, with more lines for the `control` section.
     pub fn start(server: &ApiServer, name: &str, control: &str) -> Self {
         let home = TempDir::new().unwrap();
+        let kubeconfig = home.path().join("kubeconfig");
+        fs::write(&kubeconfig, server.kubeconfig(name)).unwrap();
+        let source = format!(
+            "kubernetes:\n      kubeconfig: {}\n      leaseSeconds: {{ duration: 2.5, renew: 1.5, retry: 0.25 }}",
+            kubeconfig.display()
+        );
+        Self::following(home, name, &source, control)
+    }
+
+    /// The same without a cluster: it follows the folder [`Self::manifests`].
+    pub fn of_directory(name: &str) -> Self {
+        let home = TempDir::new().unwrap();
+        let manifests = home.path().join("manifests");
+        fs::create_dir(&manifests).unwrap();
+        Self::following(home, name, &format!("directory: {}", manifests.display()), "")
+    }
+
+    /// Where that one finds its objects.
+    pub fn manifests(&self) -> PathBuf {
+        self.home.path().join("manifests")
+    }
+
+    fn following(home: TempDir, name: &str, source: &str, control: &str) -> Self {
         let at = |file: &str| home.path().join(file).display().to_string();
         let n = if name == "gw-1" { 9 } else { 10 };
-        fs::write(home.path().join("kubeconfig"), server.kubeconfig(name)).unwrap();
         let text = format!(
-            "node: {name}\nsocket: {}\nstateDir: {}\ncontrol:\n  source:\n    kubernetes:\n      kubeconfig: {}\n      \
-             leaseSeconds: {{ duration: 2.5, renew: 1.5, retry: 0.25 }}\n  \
+            "node: {name}\nsocket: {}\nstateDir: {}\ncontrol:\n  source:\n    {source}\n  \
              fullnatSources: [10.244.{n}.2, \"fd00:10:244:{n}::2\"]\n{control}",
             at("tidegate.sock"),
-            at("state"),
-            at("kubeconfig")
+            at("state")
         );
         fs::write(home.path().join("node.yaml"), text).unwrap();
         let dataplane = Arc::new(Mutex::new(Dataplane::default()));

@@ -256,8 +256,17 @@ pub fn network_policy(dice: &mut Dice, namespace: &str, name: &str) -> Value {
     }
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": { "namespace": namespace, "name": name }, "spec": spec,
+        "metadata": { "namespace": namespace, "name": name, "annotations": audit(dice) }, "spec": spec,
     })
+}
+
+/// Annotations of a policy, which is in audit now and then.
+fn audit(dice: &mut Dice) -> Value {
+    match dice.below(8) {
+        0 | 1 => json!({ "tidegate.io/audit": "true" }),
+        2 => json!({ "tidegate.io/audit": "false", "other": "x" }),
+        _ => json!({}),
+    }
 }
 
 fn cnp_pods(dice: &mut Dice) -> Value {
@@ -353,6 +362,6 @@ pub fn cluster_policy(dice: &mut Dice, name: &str) -> Value {
     }
     json!({
         "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
-        "metadata": { "name": name }, "spec": spec,
+        "metadata": { "name": name, "annotations": audit(dice) }, "spec": spec,
     })
 }

@@ -83,8 +83,12 @@ impl Gateway {
         changes.len()
     }
 
-    /// What the tables say of two addresses.
-    pub fn judge(&self, ingress: bool, subject: IpAddr, peer: IpAddr, target: Target) -> Judged<'_> {
+    /// What in audit would deny it, by the tables.
+    pub fn would(&self, ingress: bool, subject: IpAddr, peer: IpAddr, target: Target) -> Option<Decided> {
+        self.compiler.table().audit(&self.query(ingress, subject, peer, target))
+    }
+
+    fn query(&self, ingress: bool, subject: IpAddr, peer: IpAddr, target: Target) -> Query {
         let identity = |address: IpAddr| self.identities.get(&address).copied().unwrap_or(0);
         let protocol = match target.protocol {
             "TCP" => 6,
@@ -93,15 +97,19 @@ impl Gateway {
             "ICMP" => 1,
             _ => 47,
         };
-        let query = Query {
+        Query {
             direction: if ingress { Direction::Ingress } else { Direction::Egress },
             subject: identity(subject),
             peer: identity(peer),
             peer_address: peer,
             protocol,
             port: target.port,
-        };
-        let verdict = self.compiler.table().lookup(&query);
+        }
+    }
+
+    /// What the tables say of two addresses.
+    pub fn judge(&self, ingress: bool, subject: IpAddr, peer: IpAddr, target: Target) -> Judged<'_> {
+        let verdict = self.compiler.table().lookup(&self.query(ingress, subject, peer, target));
         let named = |id, rule: Option<u16>| {
             let (kind, name) = self.compiler.table().policy(id).unwrap().split_once('/').unwrap();
             let kind = if kind == "NetworkPolicy" { "NetworkPolicy" } else { "ClusterNetworkPolicy" };
@@ -176,6 +184,7 @@ fn ends(cluster: &Cluster) -> Vec<End> {
 /// Every pair of ends in one family, each each with two targets.
 fn compare(seed: u64, cluster: &Cluster, gateway: &Gateway, dice: &mut Dice) -> u64 {
     let (ends, mut asked) = (ends(cluster), 0);
+    let with_audit = Cluster { with_audit: true, ..cluster.clone() };
     for subject in ends.iter().filter(|end| end.pod.is_some()) {
         for peer in ends.iter().filter(|peer| peer.address.is_ipv4() == subject.address.is_ipv4()) {
             for ingress in [true, true, false, false] {
@@ -186,6 +195,13 @@ fn compare(seed: u64, cluster: &Cluster, gateway: &Gateway, dice: &mut Dice) -> 
                 assert_eq!(
                     ours, naive,
                     "seed {seed}: ingress {ingress} of {subject:?}, peer {peer:?}, {target:?}\n{cluster:#?}"
+                );
+                let would = with_audit.judge(ingress, subject, peer, target);
+                let told = gateway.would(ingress, subject.address, peer.address, target).filter(|_| ours.allow);
+                assert_eq!(
+                    told.is_some(),
+                    naive.allow && !would.allow,
+                    "seed {seed}: in audit, ingress {ingress} of {subject:?}, peer {peer:?}, {target:?}\n{cluster:#?}"
                 );
                 asked += 1;
             }

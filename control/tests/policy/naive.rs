@@ -22,6 +22,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<String, Value>,
     pub network_policies: BTreeMap<String, Value>,
     pub cluster_policies: BTreeMap<String, Value>,
+    /// Policies in audit count as all others; else they are not there.
+    pub with_audit: bool,
 }
 
 /// One side of a connection.
@@ -70,6 +72,10 @@ fn selects(selector: &Value, labels: &Labels) -> bool {
 }
 
 impl Cluster {
+    fn counts(&self, policy: &Value) -> bool {
+        self.with_audit || policy.pointer("/metadata/annotations/tidegate.io~1audit") != Some(&Value::from("true"))
+    }
+
     fn namespace_labels(&self, namespace: &str) -> Labels {
         let mut found = self.namespaces.get(namespace).map(labels).unwrap_or_default();
         found.insert("kubernetes.io/metadata.name".into(), namespace.into());
@@ -129,7 +135,7 @@ impl Cluster {
     ) -> Option<Judged<'_>> {
         let everything = Value::Object(serde_json::Map::new());
         let mut isolated = None;
-        for (name, policy) in &self.network_policies {
+        for (name, policy) in self.network_policies.iter().filter(|(_, policy)| self.counts(policy)) {
             let (spec, namespace) = (&policy["spec"], name.split('/').next().unwrap());
             let selector = field(spec, "podSelector").unwrap_or(&everything);
             if !self.pod_is(pod, |its, _| its == namespace, Some(selector)) {
@@ -214,6 +220,7 @@ impl Cluster {
         let mut policies: Vec<(u64, &String, &Value)> = self
             .cluster_policies
             .iter()
+            .filter(|(_, policy)| self.counts(policy))
             .map(|(name, policy)| (policy["spec"]["priority"].as_u64().unwrap(), name, &policy["spec"]))
             .filter(|(_, _, spec)| spec["tier"] == tier && self.cnp_pods(&spec["subject"], pod))
             .collect();

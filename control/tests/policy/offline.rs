@@ -90,6 +90,71 @@ fn an_explanation_names_what_decided_and_what_did_not() {
     assert!(offline.explain(&question("192.0.2.7", "shop/front", 81)).unwrap_err().contains("has no port 81"));
 }
 
+/// P-120: before anything is translated, GatewayPolicies are asked.
+#[test]
+fn an_explanation_of_a_service_begins_with_gateway_policies() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = "{apiVersion: tidegate.io/v1alpha1, kind: GatewayPolicy, metadata: {name: doors}, spec: {order: 5, rules: [
+        {name: bad, action: Deny, clients: [{cidr: 192.0.2.66/32}, {cidr: '2001:db8::/32', except: ['2001:db8:1::/48']}]},
+        {action: Deny, services: [{namespace: shop, selector: {matchLabels: {tier: back}}}]},
+        {action: Limit, limits: {newConnectionsPerSecond: 5, burst: 9}, ports: [{port: 80}],
+         services: [{selector: {matchLabels: {tier: front}}}]}]}}";
+    let trial = "{apiVersion: tidegate.io/v1alpha1, kind: GatewayPolicy, metadata: {name: trial},
+        spec: {order: 1, mode: Audit, rules: [{action: Deny}]}}";
+    let service = SERVICE.replace("name: front}", "name: front, labels: {tier: front}}");
+    let text = [POD, &DENY.replace("192.0.2.0/24", "0.0.0.0/0"), &service, gate, trial].join("\n---\n");
+    fs::write(folder.path().join("all.yaml"), text).unwrap();
+    let offline = Offline::read(folder.path()).unwrap();
+    assert!(offline.problems().is_empty(), "{:?}", offline.problems());
+    let told = |from: &str| offline.explain(&question(from, "shop/front", 80)).unwrap();
+    for from in ["192.0.2.66", "2001:db8::7"] {
+        let denied = told(from);
+        assert!(denied.contains(&format!("client {from}: denied, before any pod is chosen")), "{denied}");
+        assert!(denied.contains("GatewayPolicy doors (order 5) rule 0 \"bad\" matches and denies"), "{denied}");
+        assert!(
+            denied.contains("GatewayPolicy trial (order 1) rule 0 matches; it is in audit, in force it would deny")
+        );
+        assert!(!denied.contains("rule 1") && !denied.contains("pod shop/web"), "{denied}");
+    }
+    let limited = told("192.0.2.7");
+    assert!(limited.contains("client 192.0.2.7: allowed within limits"), "{limited}");
+    assert!(limited.contains("rule 0 \"bad\" does not match: 192.0.2.7 is none of its clients"), "{limited}");
+    assert!(limited.contains("rule 1 does not match: it is not about Service shop/front"), "{limited}");
+    assert!(
+        limited.contains("rule 2 matches and allows each source 5 new connections a second, 9 at once"),
+        "{limited}"
+    );
+    let (gate, network) =
+        (limited.find("GatewayPolicy doors").unwrap(), limited.find("NetworkPolicy shop/clients").unwrap());
+    assert!(gate < network, "{limited}");
+    assert!(told("2001:db8:1::7").contains("allowed within limits"));
+}
+
+/// A policy in audit decides nothing, and what it would deny is told.
+#[test]
+fn an_explanation_tells_what_is_in_audit() {
+    let folder = tempfile::tempdir().unwrap();
+    let deny = DENY.replace("name: clients}", "name: clients, annotations: {tidegate.io/audit: 'true'}}");
+    fs::write(folder.path().join("all.yaml"), [POD, &deny].join("\n---\n")).unwrap();
+    let offline = Offline::read(folder.path()).unwrap();
+    assert!(offline.problems().is_empty(), "{:?}", offline.problems());
+    let told = offline.explain(&question("198.51.100.7", "shop/web", 8080)).unwrap();
+    assert!(
+        told.contains("ALLOWED") && told.contains("NetworkPolicy shop/clients (namespace's tier) is in audit"),
+        "{told}"
+    );
+    assert!(told.contains("in force, NetworkPolicy shop/clients would deny it by its isolation"), "{told}");
+    let answer = offline.ask(&question("198.51.100.7", "shop/web", 8080)).unwrap();
+    assert_eq!((answer.ingress, answer.ingress_audit.unwrap()["name"].as_str()), ("allow", Some("clients")));
+    let answer = offline.ask(&question("192.0.2.7", "shop/web", 8080)).unwrap();
+    assert_eq!((answer.ingress, answer.ingress_audit), ("allow", None));
+    // What it says otherwise is a slip, and the policy is in force.
+    fs::write(folder.path().join("all.yaml"), [POD, &deny.replace("'true'", "'yes'")].join("\n---\n")).unwrap();
+    let offline = Offline::read(folder.path()).unwrap();
+    assert!(offline.problems()[0].to_string().contains("metadata.annotations[tidegate.io/audit]"));
+    assert_eq!(offline.ask(&question("198.51.100.7", "shop/web", 8080)).unwrap().combined, "deny");
+}
+
 #[test]
 fn policies_between_pods_alone_are_reported() {
     let case = case(&[

@@ -54,6 +54,10 @@ fn a_service_by_fullnat_is_told_that_policies_of_its_pods_do_not_see_clients() {
         apply(&mut reconciler, &policy(selector, types));
         assert_eq!(hidden(&reconciler), told, "{selector} {types}");
     }
+    let audited =
+        policy("{}", "Ingress").replace("name: clients}", "name: clients, annotations: {tidegate.io/audit: 'true'}}");
+    apply(&mut reconciler, &audited);
+    assert!(!hidden(&reconciler), "one in audit isolates nobody");
     let other = SERVICE.replace("app: web}}, spec: {containers", "app: api}}, spec: {containers");
     apply(&mut reconciler, &policy("{matchLabels: {app: web}}", "Ingress"));
     apply(&mut reconciler, other.rsplit("---").next().unwrap());

@@ -180,8 +180,15 @@ mod tests {
     fn deny(version: u32, subjects: &str) -> Resource {
         let subjects = subjects.into();
         let (ingress, egress) = (vec![], vec![]);
-        let body =
-            Policy { tier: Tier::Namespace, subjects, isolates_ingress: true, isolates_egress: false, ingress, egress };
+        let body = Policy {
+            tier: Tier::Namespace,
+            subjects,
+            audit: false,
+            isolates_ingress: true,
+            isolates_egress: false,
+            ingress,
+            egress,
+        };
         resource("networkpolicy/shop/deny", version, Body::Policy(body))
     }
 

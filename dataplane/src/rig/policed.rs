@@ -116,6 +116,7 @@ pub fn policy(subjects: &str, ingress: Option<Vec<PolicyRule>>, egress: Option<V
     Body::Policy(Policy {
         tier: Tier::Namespace,
         subjects: subjects.into(),
+        audit: false,
         isolates_ingress: ingress.is_some(),
         isolates_egress: egress.is_some(),
         ingress: ingress.unwrap_or_default(),
@@ -123,11 +124,27 @@ pub fn policy(subjects: &str, ingress: Option<Vec<PolicyRule>>, egress: Option<V
     })
 }
 
+/// The same policy, which only counts.
+pub fn in_audit(policy: Body) -> Body {
+    match policy {
+        Body::Policy(policy) => Body::Policy(Policy { audit: true, ..policy }),
+        other => other,
+    }
+}
+
 /// A policy of the admin tier with these rules.
 pub fn admin(subjects: &str, priority: u16, ingress: Vec<PolicyRule>, egress: Vec<PolicyRule>) -> Body {
     let (isolates_ingress, isolates_egress) = (false, false);
     let tier = Tier::Admin(priority);
-    Body::Policy(Policy { tier, subjects: subjects.into(), isolates_ingress, isolates_egress, ingress, egress })
+    Body::Policy(Policy {
+        tier,
+        subjects: subjects.into(),
+        audit: false,
+        isolates_ingress,
+        isolates_egress,
+        ingress,
+        egress,
+    })
 }
 
 /// A gateway policy of this order with these rules.

@@ -12,8 +12,6 @@
 //! A packet out of the overlay is from the pod whose address it has, since its tunnel proves that (P-047). On the wire an
 //! address proves nothing: whoever writes a pod's there is a client with that address, and no rule takes him for the pod.
 
-use std::net::IpAddr;
-
 use tidegate_policy::Query;
 pub use tidegate_policy::{Decided, Direction};
 
@@ -37,6 +35,8 @@ pub struct Passed {
     pub egress: Option<Decided>,
     /// Of gateway policies.
     pub gate: Admitted,
+    /// What in audit would have stopped it, by [`Direction`].
+    pub audited: [Option<Decided>; 2],
 }
 
 /// What stopped it.
@@ -90,7 +90,7 @@ fn judge<A: Family>(tables: &Tables, original: &Tuple<A>, (to, port): (A, u16)) 
     if is_inside && original.source == to {
         return Ok(Passed::default()); // P-033
     }
-    if tables.settings.policy.unknown_pod == UnknownPod::Deny {
+    if tables.settings.policy.unknown_pod == UnknownPod::Deny && tables.policy.rules.is_enforcing() {
         let [from, towards] = [is_inside && is_unknown(tables, &original.source), is_unknown(tables, &to)];
         if from || towards {
             return Err(Denied { reason: DropReason::PolicyUnknownPod, by: Blame::Unknown });
@@ -98,28 +98,26 @@ fn judge<A: Family>(tables: &Tables, original: &Tuple<A>, (to, port): (A, u16)) 
     }
     let source = if is_inside { identity(tables, &original.source) } else { 0 };
     let destination = identity(tables, &to);
-    let ask = |direction, subject, peer, peer_address: IpAddr| {
-        if !tables.policy.rules.concerns(direction, subject) {
-            return None;
-        }
-        let query = Query { direction, subject, peer, peer_address, protocol: original.protocol, port };
-        Some(tables.policy.rules.lookup(&query))
-    };
+    let (rules, protocol) = (&tables.policy.rules, original.protocol);
+    let query =
+        |direction, subject, peer, peer_address| Query { direction, subject, peer, peer_address, protocol, port };
     let is_own_node = || is_inside && source == 0 && lives_on(tables, &to, &original.source);
     let mut passed = Passed::default();
-    if let Some(verdict) = ask(Direction::Egress, source, destination, to.ip()) {
+    let egress = query(Direction::Egress, source, destination, to.ip());
+    if let Some(verdict) = rules.ask(&egress) {
         if !verdict.allow {
             return Err(Denied { reason: DropReason::PolicyDeniedEgress, by: Blame::Policy(verdict.decided_by) });
         }
         passed.egress = Some(verdict.decided_by);
     }
-    if let Some(verdict) = ask(Direction::Ingress, destination, source, original.source.ip()).filter(|_| !is_own_node())
-    {
+    let ingress = query(Direction::Ingress, destination, source, original.source.ip());
+    if let Some(verdict) = rules.ask(&ingress).filter(|_| !is_own_node()) {
         if !verdict.allow {
             return Err(Denied { reason: DropReason::PolicyDeniedIngress, by: Blame::Policy(verdict.decided_by) });
         }
         passed.ingress = Some(verdict.decided_by);
     }
+    passed.audited = [rules.audit(&ingress).filter(|_| !is_own_node()), rules.audit(&egress)];
     Ok(passed)
 }
 

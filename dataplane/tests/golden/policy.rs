@@ -6,7 +6,7 @@ use tidegate_api::resource::{Action, Body, Kind, Protocol, Service, ServicePort,
 use tidegate_dataplane::rig::catalog;
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::outside::{self, external};
-use tidegate_dataplane::rig::policed::{Policed, admin, at, everybody, in_set, near, of, pod, policy, set};
+use tidegate_dataplane::rig::policed::{Policed, admin, at, everybody, in_audit, in_set, near, of, pod, policy, set};
 use tidegate_dataplane::rig::sketch::{End, Sketch, Trouble, ping, sctp, tcp, trouble, udp};
 use tidegate_dataplane::rig::{self, LAN, Net, Rig, WAN};
 use tidegate_dataplane::table::Tables;
@@ -533,6 +533,39 @@ fn rules_count_what_they_decide() {
         assert_eq!(told(&rig, Direction::Ingress, Some(1)), Some((1, 0)), "flows that began");
         assert_eq!(told(&rig, Direction::Ingress, None), Some((0, 5)), "packets that were stopped");
         assert_eq!(told(&rig, Direction::Egress, None), None);
+    }
+}
+
+/// A policy in audit decides nothing; what all would deny and those in force do not is counted, once for a flow.
+#[test]
+fn what_is_in_audit_stops_nobody_and_counts_what_it_would() {
+    for net in Net::BOTH {
+        let (mut rig, mut policed) = town();
+        let denied = |rig: &Rig, name: &str, direction| {
+            let key = ruling_key(name, direction, None);
+            rig.worker.state().rulings.all().find(|ruling| ruling.key == key).map_or(0, |ruling| ruling.denied)
+        };
+        let only = |n| Some(vec![of(vec![near(net.client(n), 32, 128, &[])], everybody(Action::Accept))]);
+        put(&mut rig, &mut policed, "deny", in_audit(policy("five", Some(vec![]), Some(vec![]))));
+        assert_eq!(reached(&mut rig, net, 5, 0), [[PASSED; 3]; 2]);
+        assert_eq!(denied(&rig, "deny", Direction::Ingress), 6);
+        assert_eq!(reached(&mut rig, net, 5, 0), [[PASSED; 3]; 2]);
+        assert_eq!(denied(&rig, "deny", Direction::Ingress), 6, "their flows are there");
+        // An exception in audit is one.
+        put(&mut rig, &mut policed, "exception", in_audit(policy("five", only(9), None)));
+        assert_eq!(reached(&mut rig, net, 5, 1), [[PASSED; 3]; 2]);
+        assert_eq!(denied(&rig, "deny", Direction::Ingress), 9, "the other client's");
+        // What is denied anyway is not counted.
+        put(&mut rig, &mut policed, "real", policy("five", only(7), None));
+        assert_eq!(reached(&mut rig, net, 5, 2), [[PASSED; 3], [INGRESS; 3]]);
+        assert_eq!(denied(&rig, "deny", Direction::Ingress), 9, "one in force lets the client in");
+        // The other direction.
+        let out = udp((net.pod(0, 5), 7000), (net.client(3), 53)).data(*b"?");
+        assert_eq!(from_pod(&mut rig, net, 0, &out), PASSED);
+        assert_eq!(denied(&rig, "deny", Direction::Egress), 1);
+        // In force, it denies.
+        put(&mut rig, &mut policed, "deny", policy("five", Some(vec![]), Some(vec![])));
+        assert_eq!(from_pod(&mut rig, net, 0, &out), EGRESS);
     }
 }
 

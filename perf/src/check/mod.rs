@@ -31,6 +31,8 @@ mod edges;
 mod symmetric;
 /// Policy: whom network policies let through.
 mod policy;
+/// Gateway policies: which clients may reach a Service, and how often.
+mod gatepolicy;
 /// Ending: pods that are replaced on their own node, and pods that all terminate.
 mod ending;
 /// Accounting: a flood and the counters of everyone who saw it.
@@ -170,6 +172,14 @@ pub const CHECKS: &[Check] = &[
         ..check_of_cluster("cluster-new", "a Service of the API gets addresses and answers", cluster::new)
     },
     check_of_cluster("egress-cluster", "an EgressPolicy of the API, and an agent that follows it", carrier::by_api),
+    Check {
+        in_demo: true,
+        ..check_of_cluster(
+            "gateway-policy",
+            "GatewayPolicies of the API: deny, limit, audit, a slip",
+            gatepolicy::clients_of,
+        )
+    },
     check_of_cluster("cluster-changes", "ports, endpoints, type and fields of a Service of the API", cluster::changes),
     check_of_cluster("cluster-rolling", "a rolling update through the API under load, both modes", nodes::rolling),
     check_of_cluster("cluster-outage", "the API server goes away under load, control restarts", cluster::outage),

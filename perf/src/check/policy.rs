@@ -19,7 +19,7 @@ mod egress;
 mod streams;
 
 pub(super) use egress::egress;
-pub(super) use streams::flips;
+pub(super) use streams::{flips, is_stopped, told};
 
 /// Files of the pods and of the policy.
 const PODS: &str = "pods.yaml";

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Outcome, Way, judged, millis, who};
 
-/// Connections under way at the same time.
+/// Connections under way at the same time unless told otherwise.
 const PARALLEL: usize = 16;
 /// Errors that [`Spread`] quotes.
 const ERRORS_MAX: usize = 5;
@@ -35,9 +35,12 @@ pub struct SpreadOptions {
     /// Longest wait for one step in milliseconds.
     #[arg(long, default_value_t = 5000)]
     pub timeout_ms: u64,
-    /// Wait between two connections of each of the sixteen that are under way, in milliseconds.
+    /// Wait between two connections of each that is under way, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub pause_ms: u64,
+    /// Connections under way at the same time.
+    #[arg(long, default_value_t = PARALLEL)]
+    pub parallel: usize,
 }
 
 /// Outcome of many connections.
@@ -73,7 +76,7 @@ pub fn spread(options: &SpreadOptions) -> Result<Spread> {
     let next = AtomicU32::new(0);
     let total = Mutex::new(Spread::default());
     std::thread::scope(|scope| {
-        for _ in 0..PARALLEL {
+        for _ in 0..options.parallel {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);

@@ -11,19 +11,19 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 use tidegate_api::resource::Action;
 
-use super::{Laid, NO_LIST, SETS_ASKED_MAX, WORK_MAX};
+use super::{Laid, SETS_ASKED_MAX, WORK_MAX};
 use crate::flat::Flat;
 use crate::link::{Linked, Peer, Rule, place};
-use crate::ports::Ports;
+use crate::ports::{Making, NO_LIST};
 use crate::query::{Direction, PolicyId};
-use crate::steps::Steps;
+use crate::steps::{Number, Steps};
 
 /// Lists of rules by what is in them.
 struct Lists<'p> {
     /// All rules in the order of evaluation, with their tiers.
     rules: Vec<(usize, &'p Rule)>,
     known: HashMap<Vec<u32>, u32>,
-    made: Vec<Ports>,
+    made: Making,
     work: usize,
 }
 
@@ -64,12 +64,12 @@ pub(super) fn lay_out<'a>(
             }
         }
     }
-    let mut lists = Lists { rules, known: HashMap::new(), made: Vec::new(), work };
+    let mut lists = Lists { rules, known: HashMap::new(), made: Making::default(), work };
     let everybody = lists.of(everybody)?;
     let (asked, merged_sets, merged) = lay_out_sets(by_set, members, &mut lists)?;
     let (v4, v6) = (lay_out_ranges(v4, &mut lists)?, lay_out_ranges(v6, &mut lists)?);
     let isolated_by = policies.iter().find(|policy| policy.isolates(direction)).map(|policy| policy.id);
-    let (rules, lists) = (heads.into(), lists.made.into());
+    let (rules, lists) = (heads.into(), lists.made.done());
     Some((Laid { isolated_by, rules, lists, everybody, asked, merged, v4, v6 }, merged_sets))
 }
 
@@ -110,7 +110,7 @@ fn lay_out_sets<'a>(
 }
 
 /// A kind of address as a number.
-trait Bits: Copy + Ord {
+trait Bits: Number {
     fn next(self) -> Option<Self>;
     fn previous(self) -> Option<Self>;
     const FIRST: Self;
@@ -193,7 +193,7 @@ fn lay_out_ranges<K: Bits>(ranges: Ranges<K>, lists: &mut Lists<'_>) -> Option<S
         }
         rest = &rest[here..];
     }
-    Some(Steps::new(below, places))
+    Steps::new(below, places)
 }
 
 impl Lists<'_> {
@@ -208,11 +208,11 @@ impl Lists<'_> {
         }
         let ports: usize = rules.iter().map(|at| self.rules[*at as usize].1.ports.as_ref().map_or(0, Vec::len)).sum();
         self.spend(ports)?;
-        let list = u32::try_from(self.made.len()).ok()?;
-        self.made.push(Ports::new(rules.iter().map(|at| {
-            let (tier, rule) = self.rules[*at as usize];
+        let all = &self.rules;
+        let list = self.made.add(rules.iter().map(|at| {
+            let (tier, rule) = all[*at as usize];
             (*at, tier, rule)
-        })));
+        }))?;
         self.known.insert(rules, list);
         Some(list)
     }

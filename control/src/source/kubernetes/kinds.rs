@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::model::{Name, Object};
 use crate::source::record::Record;
 use crate::source::{ObjectKey, ObjectKind, Reading};
+use crate::watch::networkpolicy::AUDIT;
 use crate::watch::{self, Dialect, Exposed, Invalid, endpointslice};
 
 /// One kind that is watched.
@@ -258,7 +259,8 @@ impl Watched for NetworkPolicy {
     const NEEDED: bool = true;
 
     fn read(self, key: ObjectKey, exposed: Exposed) -> Reading {
-        Reading { uid: self.metadata.uid, ..read_spec(key, self.spec, exposed) }
+        let said = self.metadata.annotations.and_then(|mut annotations| annotations.remove(AUDIT));
+        Reading { uid: self.metadata.uid, ..read_spec(key, said, self.spec, exposed) }
     }
 }
 
@@ -305,15 +307,20 @@ impl Watched for ClusterNetworkPolicy {
     const NEEDED: bool = false;
 
     fn read(self, key: ObjectKey, exposed: Exposed) -> Reading {
-        Reading { uid: self.metadata.uid, ..read_spec(key, self.spec, exposed) }
+        let said = self.metadata.annotations.and_then(|mut annotations| annotations.remove(AUDIT));
+        Reading { uid: self.metadata.uid, ..read_spec(key, said, self.spec, exposed) }
     }
 }
 
-fn read_spec(key: ObjectKey, spec: Value, exposed: Exposed) -> Reading {
-    let object = match spec {
+/// Reads a policy: what its annotation says of audit, and its `spec`.
+fn read_spec(key: ObjectKey, audit: Option<String>, spec: Value, exposed: Exposed) -> Reading {
+    let mut object = match spec {
         Value::Null => json!({}),
         spec => json!({ "spec": spec }),
     };
+    if let Some(audit) = audit {
+        object["metadata"] = json!({ "annotations": { AUDIT: audit } });
+    }
     let read = watch::read(&key, &object, Dialect::Cluster, exposed, &mut Vec::new());
     reading(key, read)
 }

@@ -43,6 +43,9 @@ pub struct Policy {
     pub tier: Tier,
     /// Name of the [`IdentitySet`] of the pods it is about. A set that is not there has nobody in it.
     pub subjects: String,
+    /// It decides nothing: what it would deny, were all that are in audit in force with the others, is only counted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub audit: bool,
     /// Whether its subjects accept only what some policy of [`Tier::Namespace`] allows in (P-003). In that tier alone.
     #[serde(default)]
     pub isolates_ingress: bool,

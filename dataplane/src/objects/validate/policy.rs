@@ -66,7 +66,15 @@ mod tests {
 
     fn policy(tier: Tier, rule: PolicyRule) -> Policy {
         let subjects = "everybody".into();
-        Policy { tier, subjects, isolates_ingress: false, isolates_egress: false, ingress: vec![rule], egress: vec![] }
+        Policy {
+            tier,
+            subjects,
+            audit: false,
+            isolates_ingress: false,
+            isolates_egress: false,
+            ingress: vec![rule],
+            egress: vec![],
+        }
     }
 
     fn rule(prefix: &str, except: &str, port: PortMatch) -> PolicyRule {

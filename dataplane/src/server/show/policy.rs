@@ -48,7 +48,8 @@ fn rows(name: &str, policy: &Policy, counted: &HashMap<u64, (u64, u64)>) -> Vec<
     ];
     let row = |direction, told: &str, rule| {
         let (allowed, denied) = counted.get(&ruling_key(name, direction, rule)).copied().unwrap_or_default();
-        RulingRow { policy: name.to_owned(), direction: told.to_owned(), rule, allowed, denied, audit: false }
+        let audit = policy.audit;
+        RulingRow { policy: name.to_owned(), direction: told.to_owned(), rule, allowed, denied, audit }
     };
     let of_side = |(direction, told, rules, isolates): (Direction, &'static str, usize, bool)| {
         let numbers = (0..u16::try_from(rules).unwrap_or(u16::MAX)).map(Some);
@@ -86,6 +87,7 @@ mod tests {
         let policy = Policy {
             tier: Tier::Namespace,
             subjects: "all".into(),
+            audit: false,
             isolates_ingress: true,
             isolates_egress: false,
             ingress: vec![rule.clone(), rule],

@@ -50,7 +50,7 @@ fn start(rig: &Rig, for_ms: u64) -> Result<Vec<Running>> {
     Ok(running)
 }
 
-pub(super) fn told(streamed: &Streamed) -> String {
+pub(in crate::check) fn told(streamed: &Streamed) -> String {
     let Streamed { sent, lost, longest_gap_ms, error, .. } = streamed;
     format!("{lost} of {sent} lost, silent for {longest_gap_ms} ms at most {error}")
 }
@@ -65,7 +65,7 @@ pub(super) fn stopped(rig: &Rig) -> Found {
 }
 
 /// Whether a stream's last answer came early enough after the change.
-pub(super) fn is_stopped(name: String, streamed: &Streamed, denied_ms: u64) -> Row {
+pub(in crate::check) fn is_stopped(name: String, streamed: &Streamed, denied_ms: u64) -> Row {
     let after = i128::from(streamed.last_answer_ms) - i128::from(denied_ms);
     let limit = APPLIED_LIMIT.as_millis();
     let pass = streamed.last_answer_ms > 0 && streamed.lost > 0 && after <= i128::try_from(limit).unwrap_or(0);

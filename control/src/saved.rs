@@ -1,0 +1,485 @@
+//! Last good versions of policies on disk, so that a control that begins anew has them where the source has mistakes.
+//!
+//! One file of JSON, a line per change: an object as it was read, or that it is gone. Saving costs what changed. When what
+//! was appended has outgrown what counts, the file is written anew under another name, synced and renamed. The first line
+//! has the layout's number. A last line that was cut off is left out; a file that has anything else wrong with it is kept
+//! aside, told, and counts for nothing: half of a list of policies is not the policies.
+//!
+//! It holds what [`crate::watch`] made of an object and not its manifest, so that both sources have one form. Refuses to
+//! know when a last good version is used; that is [`crate::reconcile`]'s business. Writing happens on a thread of its own.
+
+use std::fs::{self, File};
+use std::hash::{Hash, Hasher};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher13;
+
+use crate::model::Object;
+use crate::model::gatewaypolicy::GatewayPolicy;
+use crate::model::policy::{Policy, PolicyKind};
+use crate::problem::{Problem, Severity};
+use crate::source::{ObjectKey, ObjectKind};
+
+/// Name of the file inside the state directory.
+pub const FILE_NAME: &str = "policies.log";
+/// Number of the file's layout.
+const FORMAT: u32 = 1;
+/// Bytes of all versions that are held; what goes beyond is not saved. A cluster of ten thousand policies has some tens of
+/// millions.
+const BYTES_MAX: usize = 256 << 20;
+/// Bytes that may be appended in any case before the file is written anew.
+const APPENDED_MIN: usize = 1 << 20;
+/// A longer file is none of ours.
+const FILE_BYTES_MAX: u64 = 4 * BYTES_MAX as u64;
+
+/// A line of the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Line {
+    /// The first: number of the layout.
+    Format(u32),
+    /// An object as it was read last.
+    Set(Version),
+    /// An object that is not there any more.
+    Gone(ObjectKey),
+}
+
+/// One good version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Version {
+    /// Object identity, where the source has such: another object of the same name has other versions (S-005).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uid: Option<String>,
+    object: Kept,
+}
+
+/// The kinds that are saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Kept {
+    Policy(Box<Policy>),
+    GatewayPolicy(Box<GatewayPolicy>),
+}
+
+impl Kept {
+    fn of(object: &Object) -> Option<Self> {
+        match object {
+            Object::Policy(policy) => Some(Kept::Policy(policy.clone())),
+            Object::GatewayPolicy(policy) => Some(Kept::GatewayPolicy(policy.clone())),
+            _ => None,
+        }
+    }
+
+    fn key(&self) -> ObjectKey {
+        let (kind, namespace, name) = match self {
+            Kept::GatewayPolicy(policy) => (ObjectKind::GatewayPolicy, String::new(), &policy.name),
+            Kept::Policy(policy) => {
+                let kind = match policy.key.kind {
+                    PolicyKind::NetworkPolicy => ObjectKind::NetworkPolicy,
+                    PolicyKind::ClusterNetworkPolicy => ObjectKind::ClusterNetworkPolicy,
+                };
+                (kind, policy.key.namespace.clone(), &policy.key.name)
+            }
+        };
+        ObjectKey { kind, namespace, name: name.clone() }
+    }
+
+    fn into_object(self) -> Object {
+        match self {
+            Kept::Policy(policy) => Object::Policy(policy),
+            Kept::GatewayPolicy(policy) => Object::GatewayPolicy(policy),
+        }
+    }
+}
+
+/// What another run of this process has saved, and what this one saves. The default saves nothing.
+#[derive(Debug, Default)]
+pub struct Saved {
+    /// Versions of the run before, until the source is known as a whole.
+    found: HashMap<ObjectKey, Version>,
+    /// Length and hash of what stands on disk.
+    written: HashMap<ObjectKey, (usize, u64)>,
+    bytes: usize,
+    saver: Option<Saver>,
+    problems: Vec<Problem>,
+}
+
+impl Saved {
+    /// What is in `directory`, and whatever is new from now on.
+    ///
+    /// # Errors
+    /// When there can be no thread that writes. What is wrong with the file is a problem to be told.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        let mut saved = Saved::default();
+        let path = directory.join(FILE_NAME);
+        match load(&path) {
+            Ok(found) => saved.found = found,
+            Err(error) => {
+                let aside = path.with_extension("log.unusable");
+                let kept = match fs::rename(&path, &aside) {
+                    Ok(()) => format!("kept as {}", aside.display()),
+                    Err(error) => format!("it cannot be put aside: {error}"),
+                };
+                let message = format!(
+                    "{} cannot be used: {error} ({kept}); a policy with a mistake in it has no earlier version here, and \
+                     the dataplane goes on with the one it has",
+                    path.display()
+                );
+                saved.problems.push(Problem::new(Severity::Warning, "SavedPoliciesUnusable", message));
+            }
+        }
+        let mut lines = HashMap::new();
+        for (key, version) in &saved.found {
+            let Ok(line) = line_of(version) else { continue };
+            saved.written.insert(key.clone(), mark(&line));
+            saved.bytes += line.len();
+            lines.insert(key.clone(), line);
+        }
+        saved.saver = Some(Saver::start(path, lines)?);
+        Ok(saved)
+    }
+
+    /// What is wrong.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// An object has a good version: this.
+    pub fn keep(&mut self, key: &ObjectKey, uid: Option<&str>, object: &Object) {
+        let Some(saver) = &self.saver else { return };
+        let Some(kept) = Kept::of(object) else { return };
+        self.found.remove(key);
+        let Ok(line) = line_of(&Version { uid: uid.map(String::from), object: kept }) else { return };
+        let mark = mark(&line);
+        let before = self.written.get(key).copied();
+        if before == Some(mark) {
+            return;
+        }
+        let bytes = self.bytes + mark.0 - before.map_or(0, |(length, _)| length);
+        if bytes > BYTES_MAX {
+            if self.problems.iter().all(|problem| problem.reason != "PoliciesNotSaved") {
+                let message = format!(
+                    "policies are more than {} MiB: some of them are not saved, and have no earlier version to go back to \
+                     when control begins anew",
+                    BYTES_MAX >> 20
+                );
+                self.problems.push(Problem::new(Severity::Warning, "PoliciesNotSaved", message));
+            }
+            return self.forget(key);
+        }
+        self.bytes = bytes;
+        self.written.insert(key.clone(), mark);
+        saver.order(key.clone(), Some(line));
+    }
+
+    /// An object is gone.
+    pub fn forget(&mut self, key: &ObjectKey) {
+        self.found.remove(key);
+        let Some((length, _)) = self.written.remove(key) else { return };
+        self.bytes -= length;
+        if let Some(saver) = &self.saver {
+            saver.order(key.clone(), None);
+        }
+    }
+
+    /// The last good version that an earlier run had of an object, with this identity, that has none in this run.
+    pub fn take(&mut self, key: &ObjectKey, uid: Option<&str>) -> Option<Object> {
+        let same = |version: &Version| version.uid.as_deref() == uid;
+        self.found
+            .get(key)
+            .is_some_and(same)
+            .then(|| self.found.remove(key))?
+            .map(|version| version.object.into_object())
+    }
+
+    /// Versions of objects that nothing has been heard of in this run.
+    pub fn take_unheard(&mut self) -> Vec<(ObjectKey, Object)> {
+        self.found.drain().map(|(key, version)| (key, version.object.into_object())).collect()
+    }
+
+    /// All there is in the source is known: forgets every object that `is_there` does not know.
+    pub fn settle(&mut self, is_there: impl Fn(&ObjectKey) -> bool) {
+        self.found = HashMap::new();
+        let gone: Vec<ObjectKey> = self.written.keys().filter(|key| !is_there(key)).cloned().collect();
+        gone.iter().for_each(|key| self.forget(key));
+    }
+}
+
+/// One line with its end.
+fn line_of(version: &Version) -> serde_json::Result<Vec<u8>> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    enum Borrowed<'a> {
+        Set(&'a Version),
+    }
+    ended(&Borrowed::Set(version))
+}
+
+fn ended(line: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(line)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn mark(line: &[u8]) -> (usize, u64) {
+    let mut hasher = SipHasher13::new();
+    line.hash(&mut hasher);
+    (line.len(), hasher.finish())
+}
+
+/// The versions in a file; none if there is no file.
+fn load(path: &Path) -> io::Result<HashMap<ObjectKey, Version>> {
+    let bad = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashMap::new()),
+        Ok(metadata) if metadata.len() > FILE_BYTES_MAX => return Err(bad(format!("{} bytes long", metadata.len()))),
+        _ => {}
+    }
+    let bytes = fs::read(path)?;
+    // What is behind the last end of a line was being written when the process was killed.
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let mut versions = HashMap::new();
+    let mut number = 0;
+    for line in bytes[..whole].split_inclusive(|byte| *byte == b'\n') {
+        number += 1;
+        let line = serde_json::from_slice(line).map_err(|error| bad(format!("line {number}: {error}")))?;
+        match (number, line) {
+            (1, Line::Format(FORMAT)) => {}
+            (1, Line::Format(other)) => return Err(bad(format!("its layout is {other}, not {FORMAT}"))),
+            (1, _) | (_, Line::Format(_)) => return Err(bad(format!("line {number} is out of place"))),
+            (_, Line::Set(version)) => drop(versions.insert(version.object.key(), version)),
+            (_, Line::Gone(key)) => drop(versions.remove(&key)),
+        }
+    }
+    match number {
+        0 if !bytes.is_empty() => Err(bad("it has no whole line".into())),
+        _ => Ok(versions),
+    }
+}
+
+/// What is to be written: the line of an object, or that it is gone.
+type Order = (ObjectKey, Option<Vec<u8>>);
+
+/// The thread that writes; it writes what it still has when dropped.
+#[derive(Debug)]
+struct Saver {
+    orders: Option<Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Saver {
+    fn start(path: PathBuf, lines: HashMap<ObjectKey, Vec<u8>>) -> io::Result<Self> {
+        let (orders, taken) = channel();
+        let run = move || Log { path, lines, file: None, appended: 0 }.run(&taken);
+        let thread = thread::Builder::new().name("saver".into()).spawn(run)?;
+        Ok(Saver { orders: Some(orders), thread: Some(thread) })
+    }
+
+    fn order(&self, key: ObjectKey, line: Option<Vec<u8>>) {
+        if let Some(orders) = &self.orders {
+            let _ = orders.send((key, line));
+        }
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The file, and what counts of it.
+struct Log {
+    path: PathBuf,
+    lines: HashMap<ObjectKey, Vec<u8>>,
+    /// `None`: everything has to be written.
+    file: Option<File>,
+    appended: usize,
+}
+
+impl Log {
+    fn run(mut self, orders: &Receiver<Order>) {
+        while let Ok(first) = orders.recv() {
+            let orders: Vec<Order> = std::iter::once(first).chain(orders.try_iter()).collect();
+            if let Err(error) = self.take(orders) {
+                self.file = None;
+                tracing::warn!(path = %self.path.display(), %error, "cannot save policies");
+            }
+        }
+    }
+
+    fn take(&mut self, orders: Vec<Order>) -> io::Result<()> {
+        let mut news = Vec::new();
+        for (key, line) in orders {
+            match line {
+                Some(line) => {
+                    news.extend_from_slice(&line);
+                    self.lines.insert(key, line);
+                }
+                None => {
+                    self.lines.remove(&key);
+                    news.extend(ended(&Line::Gone(key))?);
+                }
+            }
+        }
+        let counts: usize = self.lines.values().map(Vec::len).sum();
+        self.appended += news.len();
+        match self.file.as_mut().filter(|_| self.appended <= counts.max(APPENDED_MIN)) {
+            Some(file) => {
+                file.write_all(&news)?;
+                file.sync_data()
+            }
+            None => self.write_all(),
+        }
+    }
+
+    fn write_all(&mut self) -> io::Result<()> {
+        (self.file, self.appended) = (None, 0);
+        let hidden = self.path.with_extension("log.new");
+        let mut buffer = BufWriter::with_capacity(1 << 20, File::create(&hidden)?);
+        buffer.write_all(&ended(&Line::Format(FORMAT))?)?;
+        let mut all: Vec<(&ObjectKey, &Vec<u8>)> = self.lines.iter().collect();
+        all.sort_unstable_by_key(|(key, _)| *key);
+        all.into_iter().try_for_each(|(_, line)| buffer.write_all(line))?;
+        let file = buffer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        fs::rename(&hidden, &self.path)?;
+        if let Some(directory) = self.path.parent() {
+            File::open(directory)?.sync_all()?;
+        }
+        self.file = Some(file);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::watch::{self, Dialect, Exposed};
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey { kind: ObjectKind::NetworkPolicy, namespace: "shop".into(), name: name.into() }
+    }
+
+    fn read(key: &ObjectKey, value: &serde_json::Value) -> Object {
+        watch::read(key, value, Dialect::Cluster, Exposed::default(), &mut Vec::new()).unwrap()
+    }
+
+    fn network(name: &str, block: &str) -> Object {
+        let peers = json!([{ "ipBlock": { "cidr": block } }, { "namespaceSelector": { "matchExpressions": [
+            { "key": "tier", "operator": "NotIn", "values": ["a", "b"] }, { "key": "x", "operator": "Exists" }] } }]);
+        let spec = json!({ "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{ "from": peers, "ports": [{ "port": "http" }, { "port": 80, "endPort": 90 }] }] });
+        read(&key(name), &json!({ "spec": spec }))
+    }
+
+    fn others() -> Vec<(ObjectKey, Object)> {
+        let at = |kind, name: &str| ObjectKey { kind, namespace: String::new(), name: name.into() };
+        let cluster = json!({ "spec": { "tier": "Admin", "priority": 7, "subject": { "namespaces": {} }, "egress": [
+            { "name": "n", "action": "Pass", "to": [{ "networks": ["2001:db8::/32"] }, { "nodes": {} }] }] } });
+        let gate = json!({ "metadata": { "name": "g" }, "spec": { "order": 3, "rules": [
+            { "action": "Deny", "clients": [{ "cidr": "2001:db8::/32", "except": ["2001:db8:1::/48"] }],
+              "services": [{ "selector": { "matchLabels": { "a": "b" } } }] },
+            { "action": "Limit", "limits": { "newConnectionsPerSecond": 5 }, "ports": [{ "port": 80, "endPort": 90 }],
+              "services": [{ "namespace": "shop", "name": "web" }] }] } });
+        let cases = [(at(ObjectKind::ClusterNetworkPolicy, "c"), cluster), (at(ObjectKind::GatewayPolicy, "g"), gate)];
+        cases.map(|(key, value)| (key.clone(), read(&key, &value))).to_vec()
+    }
+
+    #[test]
+    fn what_was_kept_is_there_for_the_next_run_and_no_longer_than_its_object() {
+        let home = tempfile::tempdir().unwrap();
+        let place = home.path();
+        let mut saved = Saved::open(place).unwrap();
+        for (key, object) in others() {
+            saved.keep(&key, Some("u"), &object);
+        }
+        saved.keep(&key("a"), None, &network("a", "10.0.0.0/8"));
+        saved.keep(&key("a"), None, &network("a", "2001:db8::/32"));
+        saved.keep(&key("b"), Some("1"), &network("b", "10.0.0.0/8"));
+        saved.keep(&key("gone"), None, &network("gone", "10.0.0.0/8"));
+        saved.forget(&key("gone"));
+        drop(saved);
+        let mut saved = Saved::open(place).unwrap();
+        assert_eq!(saved.problems(), []);
+        assert_eq!(saved.take(&key("a"), None), Some(network("a", "2001:db8::/32")));
+        assert_eq!(saved.take(&key("a"), None), None, "once");
+        assert_eq!(saved.take(&key("b"), Some("2")), None, "S-005: another object");
+        assert_eq!(saved.take(&key("gone"), None), None);
+        for (key, object) in others() {
+            assert_eq!(saved.take(&key, Some("u")), Some(object));
+        }
+        // What is right again is not looked for, and what the source does not have is not kept.
+        saved.keep(&key("b"), Some("2"), &network("b", "10.0.0.0/8"));
+        saved.settle(|key| key.name == "b");
+        drop(saved);
+        let mut saved = Saved::open(place).unwrap();
+        assert_eq!(saved.take_unheard(), [(key("b"), network("b", "10.0.0.0/8"))]);
+    }
+
+    #[test]
+    fn a_file_cut_off_is_read_up_to_there_and_one_that_is_wrong_is_put_aside() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(FILE_NAME);
+        let mut saved = Saved::open(home.path()).unwrap();
+        saved.keep(&key("a"), None, &network("a", "10.0.0.0/8"));
+        drop(saved);
+        let mut saved = Saved::open(home.path()).unwrap();
+        saved.keep(&key("b"), None, &network("b", "10.0.0.0/8"));
+        drop(saved);
+        let good = fs::read(&path).unwrap();
+        for cut in 1..good.len() {
+            fs::write(&path, &good[..cut]).unwrap();
+            let lines = good[..cut].iter().filter(|byte| **byte == b'\n').count();
+            match load(&path) {
+                Ok(versions) => assert_eq!(versions.len(), lines - 1, "{cut}"),
+                Err(_) => assert_eq!(lines, 0, "{cut}"),
+            }
+        }
+        let text = String::from_utf8(good).unwrap();
+        for bad in [
+            text.replacen("\"format\":1", "\"format\":2", 1),
+            text.replacen("10.0.0.0/8", "10.0.0.0/88", 1),
+            text.lines().skip(1).map(|line| format!("{line}\n")).collect(),
+            format!("{text}\n"),
+            "\u{1f980}\n".into(),
+        ] {
+            fs::write(&path, &bad).unwrap();
+            let mut saved = Saved::open(home.path()).unwrap();
+            assert_eq!(saved.take_unheard(), [], "{bad}");
+            let told = saved.problems()[0].to_string();
+            assert!(told.contains("policies.log.unusable") && !path.exists(), "{told}");
+            assert_eq!(fs::read_to_string(path.with_extension("log.unusable")).unwrap(), bad);
+            saved.keep(&key("c"), None, &network("c", "10.0.0.0/8"));
+            drop(saved);
+            assert_eq!(load(&path).unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn the_file_stays_as_long_as_what_counts() {
+        let home = tempfile::tempdir().unwrap();
+        let mut log = Log { path: home.path().join(FILE_NAME), lines: HashMap::new(), file: None, appended: 0 };
+        let line = |number: u32| {
+            let object = Kept::of(&network("a", &format!("10.0.{}.0/24", number % 256))).unwrap();
+            line_of(&Version { uid: None, object }).unwrap()
+        };
+        let rounds = APPENDED_MIN / line(0).len() + 3;
+        for number in 0..u32::try_from(rounds).unwrap() {
+            log.take(vec![(key("a"), Some(line(number)))]).unwrap();
+        }
+        let length = fs::metadata(&log.path).unwrap().len();
+        assert!(length < 10 * line(0).len() as u64, "{length}");
+        assert_eq!(load(&log.path).unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,181 @@
+//! Policies that became wrong while control was not there: the version before stays in force, and means today's pods.
+
+use std::fs;
+
+use tidegate_api::resource::{Body, GatewayPolicy, IdentitySet, Kind, Policy, ResourceKey};
+
+use super::stage::{Gateway, cluster, node, until};
+
+/// Somebody else's definition.
+const DEFINITION: &str = "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n\
+    metadata: { name: clusternetworkpolicies.policy.networking.k8s.io }\n\
+    spec: { group: policy.networking.k8s.io, scope: Cluster, \
+    names: { plural: clusternetworkpolicies, kind: ClusterNetworkPolicy }, versions: [{ name: v1alpha2, served: true, \
+    storage: true, schema: { openAPIV3Schema: { type: object, x-kubernetes-preserve-unknown-fields: true } } }] }\n";
+
+const NETWORK: &str = "NetworkPolicy/shop/closed";
+const CLUSTER: &str = "ClusterNetworkPolicy/tier";
+
+/// A pod by its number, with its labels.
+fn pod(number: u8, labels: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: p{number}, namespace: shop, labels: {{ {labels} }} }}\n\
+         spec: {{ nodeName: w1, containers: [{{ name: c }}] }}\n\
+         status: {{ podIPs: [{{ ip: 10.244.1.{number} }}, {{ ip: \"fd00:10:244:1::{number}\" }}] }}\n---\n"
+    )
+}
+
+/// One policy of each kind, with what each may be spoilt by.
+fn policies(operator: &str, tier: &str, block: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: closed, namespace: shop }}\n\
+         spec: {{ podSelector: {{ matchExpressions: [{{ key: app, operator: {operator} }}] }}, policyTypes: [Ingress] }}\n---\n\
+         apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{ name: tier }}\n\
+         spec: {{ tier: {tier}, priority: 5, subject: {{ namespaces: {{}} }}, ingress: [{{ action: Deny, from: \
+         [{{ pods: {{ namespaceSelector: {{}}, podSelector: {{ matchLabels: {{ role: client }} }} }} }}] }}] }}\n---\n\
+         apiVersion: tidegate.io/v1alpha1\nkind: GatewayPolicy\nmetadata: {{ name: doors }}\n\
+         spec: {{ order: 7, rules: [{{ action: Deny, clients: [{{ cidr: \"{block}\" }}] }}] }}\n---\n"
+    )
+}
+
+fn good() -> String {
+    policies("Exists", "Admin", "2001:db8::/32")
+}
+
+fn bad() -> String {
+    policies("Exist", "Amin", "2001:db8::1/32")
+}
+
+fn body(gateway: &Gateway, kind: Kind, name: &str) -> Option<Body> {
+    let key = ResourceKey { kind, name: name.into() };
+    gateway.dataplane().resources.get(&key).map(|resource| resource.body.clone())
+}
+
+fn policy(gateway: &Gateway, name: &str) -> Option<Policy> {
+    if let Some(Body::Policy(policy)) = body(gateway, Kind::Policy, name) { Some(policy) } else { None }
+}
+
+fn doors(gateway: &Gateway) -> Option<GatewayPolicy> {
+    if let Some(Body::GatewayPolicy(policy)) = body(gateway, Kind::GatewayPolicy, "doors") {
+        Some(policy)
+    } else {
+        None
+    }
+}
+
+/// Whether a pod is in a set of the dataplane.
+fn is_in(gateway: &Gateway, set: &str, number: u8) -> bool {
+    let members = match body(gateway, Kind::IdentitySet, set) {
+        Some(Body::IdentitySet(IdentitySet { identities })) => identities,
+        _ => return false,
+    };
+    match body(gateway, Kind::Pod, &format!("shop/p{number}")) {
+        Some(Body::Pod(pod)) => pod.identity != 0 && members.contains(&pod.identity),
+        _ => false,
+    }
+}
+
+/// The set of whom the first rule of `tier` speaks.
+fn clients(policy: &Policy) -> String {
+    match policy.ingress[0].peers.as_deref() {
+        Some([tidegate_api::resource::PolicyPeer::Set(name)]) => name.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The life of policies of all kinds; `put` makes a text what the source has under a name.
+fn lives(gateway: &mut Gateway, put: &dyn Fn(&Gateway, &str, &str)) {
+    put(gateway, "pods", &(pod(1, "app: web") + &pod(2, "role: client")));
+    put(gateway, "policies", &good());
+    let of_all = |gateway: &Gateway| Some((policy(gateway, NETWORK)?, policy(gateway, CLUSTER)?, doors(gateway)?));
+    gateway.until("all policies", |gateway| of_all(gateway).is_some());
+    let before = of_all(gateway).unwrap();
+    gateway.until("who is meant", |gateway| {
+        is_in(gateway, &before.0.subjects, 1) && is_in(gateway, &clients(&before.1), 2)
+    });
+    let file = gateway.home.path().join("state/policies.log");
+    until("saved policies", || {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        ["\"closed\"", "\"tier\"", "\"doors\""].iter().all(|name| text.contains(name))
+    });
+
+    gateway.kill();
+    // Not even the dataplane has them any more.
+    gateway.dataplane().resources.clear();
+    put(gateway, "policies", &bad());
+    put(gateway, "pods", &(pod(1, "role: client, x: y") + &pod(2, "other: one") + &pod(3, "app: web, new: pod")));
+    gateway.run();
+    gateway.until("all policies again", |gateway| of_all(gateway).as_ref() == Some(&before));
+    gateway.until("who is meant now", |gateway| {
+        let (subjects, clients) = (&before.0.subjects, clients(&before.1));
+        [1, 2, 3].map(|pod| (is_in(gateway, subjects, pod), is_in(gateway, &clients, pod)))
+            == [(false, true), (false, false), (true, false)]
+    });
+    let told = gateway.problem("Invalid");
+    assert!(told.contains("the last good version stays in use"), "{told}");
+
+    // Once more: what was used is still saved.
+    gateway.kill();
+    gateway.dataplane().resources.clear();
+    gateway.run();
+    gateway.until("all policies a third time", |gateway| of_all(gateway).as_ref() == Some(&before));
+
+    // A file that cannot be used is told; then only the dataplane has them, and keeps them.
+    gateway.kill();
+    fs::write(&file, "{\"format\":1}\nnonsense\n").unwrap();
+    gateway.run();
+    let told = gateway.problem("SavedPoliciesUnusable");
+    assert!(told.contains("line 2"), "{told}");
+    gateway.problem("Invalid");
+    assert_eq!(of_all(gateway), Some(before));
+    put(gateway, "policies", &good().replace("order: 7", "order: 8"));
+    gateway.until("the mended one", |gateway| doors(gateway).is_some_and(|doors| doors.order == 8));
+    gateway.without_problem("\"Invalid\"");
+    until("saved again", || fs::read_to_string(&file).is_ok_and(|text| text.contains("\"doors\"")));
+}
+
+#[test]
+fn policies_of_a_cluster_that_are_wrong_after_a_kill_stay_as_they_were() {
+    let server = cluster();
+    server.apply(DEFINITION).unwrap();
+    let mut gateway = Gateway::start(&server, "gw-1", "");
+    lives(&mut gateway, &|_, _, text| drop(server.apply(text).unwrap()));
+    // Another object of that name has no earlier version (S-005).
+    server.delete("gatewaypolicies", "", "doors").unwrap();
+    gateway.until("gone", |gateway| doors(gateway).is_none());
+    gateway.kill();
+    server.apply(&bad()).unwrap();
+    gateway.run();
+    gateway.problem("Invalid");
+    gateway.until("the others", |gateway| policy(gateway, NETWORK).is_some());
+    assert_eq!(doors(&gateway), None);
+}
+
+#[test]
+fn policies_of_a_directory_that_are_wrong_after_a_kill_stay_as_they_were() {
+    let mut gateway = Gateway::of_directory("gw-1");
+    let write = |gateway: &Gateway, name: &str, text: &str| {
+        let hidden = gateway.manifests().join(format!(".{name}.new"));
+        fs::write(&hidden, text).unwrap();
+        fs::rename(hidden, gateway.manifests().join(format!("{name}.yaml"))).unwrap();
+    };
+    write(&gateway, "nodes", &(node("gw-1", 9) + &node("w1", 1)));
+    lives(&mut gateway, &write);
+    // A file that nobody can read may have any of them.
+    gateway.until("saved", |gateway| {
+        fs::read_to_string(gateway.home.path().join("state/policies.log"))
+            .is_ok_and(|text| text.contains("\"order\":8"))
+    });
+    gateway.kill();
+    gateway.dataplane().resources.clear();
+    write(&gateway, "policies", "kind: [\n");
+    gateway.run();
+    gateway.until("all policies", |gateway| {
+        policy(gateway, NETWORK).is_some() && policy(gateway, CLUSTER).is_some() && doors(gateway).is_some()
+    });
+    // It turns out that one of them is not there any more.
+    write(&gateway, "policies", &good().replace("name: closed", "name: other"));
+    gateway.until("what there is", |gateway| {
+        policy(gateway, NETWORK).is_none() && policy(gateway, "NetworkPolicy/shop/other").is_some()
+    });
+}
