@@ -225,7 +225,8 @@ mod tests {
     /// Places that double, with a crowd at every one: the deepest there can be.
     #[test]
     fn nothing_grows_beyond_its_places() {
-        let crowded = |bit: u32| (0..40u128).map(move |it| ((1u128 << bit) + it * 2, bit * 64 + u32::try_from(it).unwrap()));
+        let crowded =
+            |bit: u32| (0..40u128).map(move |it| ((1u128 << bit) + it * 2, bit * 64 + u32::try_from(it).unwrap()));
         let places: BTreeMap<u128, u32> = (8..128).flat_map(crowded).chain([(u128::MAX, 7)]).collect();
         let near: Vec<u128> = places.keys().flat_map(|it| [it - 1, *it, it.saturating_add(1)]).collect();
         let steps = agrees(&places, near.into_iter()).unwrap();
