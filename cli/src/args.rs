@@ -235,7 +235,7 @@ Filters are tcpdump's. A packet is taken when it passes as it came in or as it l
 Examples:
   tidegate capture -w all.pcapng --seconds 10
   tidegate capture host 192.0.2.7 and tcp port 443 -w one.pcapng -c 100
-  tidegate capture --inner 'host 10.244.1.5' | tshark -r - -T fields -e frame.interface_name -e pkt_comment
+  tidegate capture --inner 'host 10.244.1.5' | tshark -r - -T fields -e frame.interface_name -e frame.comment
   tidegate capture --dropped | tshark -r -")]
 pub struct CaptureArguments {
     /// Frames that are wanted, in tcpdump's language: `host 192.0.2.7 and tcp port 443` [default: all]

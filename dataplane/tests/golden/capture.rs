@@ -85,12 +85,12 @@ fn a_packet_is_told_as_it_came_in_and_as_it_left() {
             etherparse::TransportSlice::Tcp(tcp) => tcp.source_port(),
             other => panic!("{other:?}"),
         };
-        let answer = from_peer(net, 0, &udp_or_tcp(net, port));
+        let answer = from_peer(net, 0, &syn_ack(net, port));
         rig.rx(LAN, &answer);
         let (sent, back) = (rig.sent_one(WAN), copies(&rings));
         assert_eq!((&back[0].bytes, &back[1].bytes, back.len()), (&answer, &sent, 2));
         assert_eq!((back[0].told.service, back[0].told.number), (told[0].told.service, 2));
-        assert!(has(&back[0], Event::FlowHit));
+        assert!(!has(&back[0], Event::FlowInstalled) && has(&back[0], Event::SlowWalk), "a SYN is looked at anew");
         let tap = end(&mut rig, 1).unwrap();
         assert_eq!((tap.tally.seen, tap.tally.matched, tap.tally.told, tap.tally.left_out()), (2, 2, 4, 0));
         rig.rx(WAN, &syn);
@@ -100,7 +100,7 @@ fn a_packet_is_told_as_it_came_in_and_as_it_left() {
     }
 }
 
-fn udp_or_tcp(net: Net, port: u16) -> Sketch {
+fn syn_ack(net: Net, port: u16) -> Sketch {
     tcp(web_pod(net), (net.source(), port)).syn_ack(500, 101)
 }
 
@@ -243,7 +243,7 @@ fn watching_changes_nothing() {
                 0 => tcp(from, to).syn(round).frame(FROM_ROUTER),
                 1 => tcp(from, to).ack(round, 7).frame(FROM_ROUTER),
                 2 => udp(from, to).data(*b"who?").frame(FROM_ROUTER),
-                _ => from_peer(net, 0, &udp_or_tcp(net, 1024 + (random.draw() % 64_000) as u16)),
+                _ => from_peer(net, 0, &syn_ack(net, 1024 + (random.draw() % 64_000) as u16)),
             };
             if random.draw() % 10 == 0 {
                 let at = (random.draw() as usize) % frame.len();
