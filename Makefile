@@ -18,7 +18,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Compilers and headers for the XDP program and the C libraries under AF_XDP (m4 is needed by libxdp's build), then
 # what the lab uses: namespaces, offload switches, captures, real clients. libpcap compiles filters of `tidegate capture`.
 PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang llvm m4 libpcap-dev \
-            iproute2 ethtool tcpdump curl procps util-linux nftables iptables conntrack bird2 frr
+            iproute2 ethtool tcpdump curl procps traceroute util-linux nftables iptables conntrack bird2 frr
 
 # The image and what starts it; helm comes out of a package of npm, whoever npm itself is from.
 DEPLOY_PACKAGES := binutils buildah crun unzip $(if $(shell command -v npm),,npm)

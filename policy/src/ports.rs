@@ -198,12 +198,15 @@ fn by_name(row: &[u16], begin: usize, flags: u16, target: Target<'_>) -> First {
     first
 }
 
+/// The first rules below the first place, and those from each place on.
+type Places = (First, Vec<(u16, First)>);
+
 /// The first rules of some, by protocol and port, before they are packed.
 struct Ports {
     /// Whatever the protocol: rules that name no port (P-026).
     any: First,
-    /// The same for TCP, UDP and SCTP: below the first place, and from each place on; `None`: as `any`.
-    by_port: [Option<(First, Vec<(u16, First)>)>; 3],
+    /// The same for TCP, UDP and SCTP; `None`: as `any`.
+    by_port: [Option<Places>; 3],
     /// Protocol and name of a port, sorted: rules that name it.
     named: Vec<(u8, u32, First)>,
 }
@@ -298,7 +301,7 @@ fn halves(number: u32) -> [u16; 2] {
 
 /// The first rules by port, of ranges (first, last, place, tier) of one protocol and of rules of any port: those below the
 /// first place, and those from each place on.
-fn lay_out(ranges: &[(u16, u16, u32, usize)], any: First) -> (First, Vec<(u16, First)>) {
+fn lay_out(ranges: &[(u16, u16, u32, usize)], any: First) -> Places {
     // (port, whether a range begins there, …): an end takes effect behind its port.
     let mut edges: Vec<(u32, bool, u32, usize)> = Vec::with_capacity(ranges.len() * 2);
     for (first, last, at, tier) in ranges {

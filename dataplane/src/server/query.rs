@@ -124,7 +124,8 @@ pub trait WorkerQuery: Send + Sync {
     ///
     /// # Errors
     /// When it does not answer. It may have begun even so.
-    fn capture(&self, worker: usize, _tap: Box<Tap>) -> Result<bool, QueryError> {
+    fn capture(&self, worker: usize, tap: Box<Tap>) -> Result<bool, QueryError> {
+        drop(tap);
         Err(QueryError::Ended { worker })
     }
 

@@ -245,11 +245,11 @@ fn watching_changes_nothing() {
                 2 => udp(from, to).data(*b"who?").frame(FROM_ROUTER),
                 _ => from_peer(net, 0, &syn_ack(net, 1024 + (random.draw() % 64_000) as u16)),
             };
-            if random.draw() % 10 == 0 {
+            if random.draw().is_multiple_of(10) {
                 let at = (random.draw() as usize) % frame.len();
                 frame[at] ^= 1 << (random.draw() % 8);
             }
-            frames.push((if random.draw() % 8 == 0 { LAN } else { WAN }, frame));
+            frames.push((if random.draw().is_multiple_of(8) { LAN } else { WAN }, frame));
         }
         for rig in [&mut plain, &mut watched] {
             frames.iter().for_each(|(device, frame)| assert!(rig.inject(*device, frame)));
