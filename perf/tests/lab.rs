@@ -257,12 +257,44 @@ fn large_transfers_arrive_whole() {
 
 #[test]
 fn a_flood_is_accounted_for() {
-    check(&["flood"]);
+    check(&["overlay", "flood", "books"]);
 }
 
 #[test]
 fn the_operator_sees_everything() {
     check(&["show", "explain", "metrics"]);
+}
+
+#[test]
+fn the_operator_watches_packets() {
+    check(&["capture", "top"]);
+}
+
+#[test]
+fn machines_that_are_broken_are_told_from_healthy_ones() {
+    check(&["doctor"]);
+}
+
+#[test]
+fn policies_of_gateways_hold_for_clients() {
+    check(&["gateway-policy"]); // P-031, P-120, C-023
+}
+
+#[test]
+fn pods_that_leave_are_served_at_the_edges() {
+    check(&["egress-edges"]); // T-085, T-098, T-186, N-021, N-060, V-051
+}
+
+#[test]
+fn pods_leave_by_objects_of_the_api_and_through_whoever_carries_the_address() {
+    check(&["egress-cluster", "egress-takeover"]); // N-110, N-111, N-112, N-114
+}
+
+#[test]
+fn every_check_is_run_by_a_test() {
+    let tests = include_str!("lab.rs");
+    let missing = tidegate_perf::check::CHECKS.iter().filter(|check| !tests.contains(&format!("\"{}\"", check.name)));
+    assert_eq!(missing.map(|check| check.name).collect::<Vec<_>>(), [""; 0]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::check::{Found, Row};
 use crate::lab::vxlan_device;
 use crate::process::{self, in_namespace};
 use crate::rig::Rig;
-use crate::topology::{Family, gateways, workers};
+use crate::topology::{Family, GATEWAY, workers};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -30,7 +30,7 @@ struct Break {
 
 /// A healthy gateway and a healthy worker; then what is broken there.
 pub(super) fn looks(rig: &mut Rig) -> Found {
-    let gateway = gateways(1).next().context("the lab has a gateway")?.name();
+    let gateway = GATEWAY.to_owned();
     let worker = workers().next().context("the lab has workers")?.name();
     let config = rig.gateway.config().display().to_string();
     let as_gateway = ["--config", config.as_str()];
