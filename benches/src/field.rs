@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tidegate_dataplane::counters::Event;
+use tidegate_dataplane::rig::outside::{self, Outside};
 use tidegate_dataplane::rig::{self, LAN, LAN_MAC, Net, WAN, WAN_MAC};
 use tidegate_dataplane::stage::parse::Ingress;
 use tidegate_dataplane::stage::verdict::Exits;
-use tidegate_dataplane::state::{Capacity, Entropy, Entry, State};
+use tidegate_dataplane::state::{Capacity, Entropy, State, Tuple};
+use tidegate_dataplane::table::Tables;
 use tidegate_dataplane::table::publish::{Publisher, Reader};
 use tidegate_dataplane::worker::Worker;
 use tidegate_io::{Batch, Frame, HugePages, Magazine, Mode, Pool, Port, PortCounters, PortFacts, SocketStatistics};
@@ -21,6 +23,10 @@ const FRAME_BYTES: u32 = 2048;
 const BACKENDS: u8 = 100;
 /// Pods of each peer that are clients through the overlay.
 const PODS: u32 = 90;
+/// External addresses of the policy of [`Way::Egress`]: so many that no crowd of pods uses one up.
+const EXTERNALS: u8 = 64;
+/// Servers that those pods speak to.
+const SERVERS: u32 = 1000;
 
 /// Frames that are ready to be received, and frames that were sent.
 #[derive(Default)]
@@ -88,7 +94,35 @@ pub enum Way {
     ToClient,
     /// Pod to Service through the overlay: VXLAN off, LB, rewrite, VXLAN on.
     Overlay,
+    /// Pod to the outside under an egress policy, UDP by endpoint-independent mappings: VXLAN off, SNAT. Each flow is of a pod's
+    /// port of its own, so that there are as many mappings as flows.
+    Egress,
+    /// What servers answer those: the way back, VXLAN on.
+    EgressBack,
 }
+
+impl Way {
+    fn is_egress(self) -> bool {
+        matches!(self, Way::Egress | Way::EgressBack)
+    }
+
+    /// Whether packets come from the wire, not from the overlay.
+    fn is_from_wire(self) -> bool {
+        matches!(self, Way::ToBackend | Way::EgressBack)
+    }
+
+    /// The way on which flows begin whose answers go this way.
+    fn opening(self) -> Option<Way> {
+        match self {
+            Way::ToClient => Some(Way::ToBackend),
+            Way::EgressBack => Some(Way::Egress),
+            Way::ToBackend | Way::Overlay | Way::Egress => None,
+        }
+    }
+}
+
+/// Address and port.
+type End = (IpAddr, u16);
 
 /// A worker, a number of established flows, and frames for them.
 pub struct Field {
@@ -102,7 +136,7 @@ pub struct Field {
     flows: u32,
     now_ns: u64,
     random: Entropy,
-    replies: Vec<(IpAddr, u16, u16)>,
+    replies: Vec<(End, End)>,
     /// What passes are timed by.
     clock: fn() -> Duration,
 }
@@ -114,12 +148,27 @@ impl Field {
     /// When the system has no memory.
     pub fn empty(net: Net, way: Way, flows_max: u32) -> anyhow::Result<Field> {
         let mut tables = rig::tables();
-        let pods = Field::pods(net);
-        rig::add_service(&mut tables, 1, net.vip(1), 80, 17, &pods);
-        rig::add_service(&mut tables, 2, net.vip(1), 80, 6, &pods);
+        if way.is_egress() {
+            Field::add_policy(&mut tables, net);
+        } else {
+            let pods = Field::pods(net);
+            rig::add_service(&mut tables, 1, net.vip(1), 80, 17, &pods);
+            rig::add_service(&mut tables, 2, net.vip(1), 80, 6, &pods);
+        }
         let (publisher, readers) = Publisher::new(tables);
         let field = Field::following(readers(), net, way, flows_max)?;
         Ok(Field { _publisher: Some(publisher), ..field })
+    }
+
+    /// A policy that selects all pods.
+    fn add_policy(tables: &mut Tables, net: Net) {
+        let mut outside = Outside::default();
+        let places = (0..rig::PEERS).flat_map(|peer| (1..=PODS).map(move |pod| (peer, pod.to_le_bytes()[0])));
+        for (peer, pod) in places {
+            outside.pod(tables, &format!("shop/pod-{peer}-{pod}"), &[net.pod(peer, pod)], &["out"]);
+        }
+        let addresses: Vec<IpAddr> = (1..=EXTERNALS).map(|n| outside::external(net, n)).collect();
+        outside.policy(tables, "out", Some(&outside::policy(&addresses)));
     }
 
     /// The endpoints of the Service that flows of a field belong to: UDP port 80 at the first VIP of its net.
@@ -135,7 +184,7 @@ impl Field {
         let frames = u32::try_from(PASS_FRAMES)? + 64;
         let pool = Pool::new(frames, FRAME_BYTES, HugePages::Auto)?;
         let stock = Arc::new(Mutex::new(Stock::default()));
-        let from_wire = way == Way::ToBackend;
+        let from_wire = way.is_from_wire();
         let port = |name: &str, ifindex, mac, receives| -> Box<dyn Port> {
             let group = pool.group();
             let facts = PortFacts { device: name.into(), ifindex, queue: 0, mac, mtu: 1500, mode: Mode::Memory, group };
@@ -174,29 +223,38 @@ impl Field {
     /// When the system has no memory, or a flow was not installed.
     pub fn with_flows(net: Net, way: Way, flows: u32) -> anyhow::Result<Field> {
         let mut field = Field::empty(net, way, 2 * flows.max(1024))?;
-        if way == Way::ToClient {
-            // The flows begin at the client's end; then the field is turned round.
-            let mut opening = Field::empty(net, Way::ToBackend, 2 * flows.max(1024))?;
-            opening.install(flows)?;
-            field.replies = opening.reply_tuples();
-            std::mem::swap(field.worker.state_mut(), opening.worker.state_mut());
-            field.flows = flows;
-        } else {
-            field.install(flows)?;
+        match way.opening() {
+            // The flows begin at the other end; then the field is turned round.
+            Some(opening) => field.turn_round(&mut {
+                let mut opening = Field::empty(net, opening, 2 * flows.max(1024))?;
+                opening.install(flows)?;
+                opening
+            }),
+            None => {
+                field.install(flows)?;
+            }
         }
         Ok(field)
     }
 
-    /// Begins flows up to the number `flows`.
+    /// Takes over the flows of `other`, the packets of whose answers are measured from now on.
+    pub fn turn_round(&mut self, other: &mut Field) {
+        self.replies = other.reply_tuples();
+        std::mem::swap(self.worker.state_mut(), other.worker.state_mut());
+        (self.flows, self.now_ns) = (other.flows, other.now_ns);
+    }
+
+    /// Begins flows up to the number `flows`; the time that turns took.
     ///
     /// # Errors
     /// When one was not installed.
-    pub fn install(&mut self, flows: u32) -> anyhow::Result<()> {
+    pub fn install(&mut self, flows: u32) -> anyhow::Result<Duration> {
+        let mut spent = Duration::ZERO;
         while self.flows < flows {
             let first = self.flows;
             let count = (flows - first).min(u32::try_from(PASS_FRAMES)?);
             self.load(count as usize, |at| first + at);
-            self.turns();
+            spent += self.turns().0;
             self.flows += count;
         }
         let installed = self.worker.counters().events(Event::FlowInstalled);
@@ -205,23 +263,29 @@ impl Field {
             "{installed} of {flows} flows: {:?}",
             self.worker.counters().nonzero()
         );
-        Ok(())
+        Ok(spent)
     }
 
-    /// What packets of the reply direction of every flow look like: pod, its port, translated port.
-    fn reply_tuples(&self) -> Vec<(IpAddr, u16, u16)> {
+    /// Ends all flows by letting time pass; the time that turns took.
+    pub fn expire(&mut self) -> Duration {
+        self.now_ns += 1_800_000_000_000;
+        let begun = (self.clock)();
+        while self.worker.state().live() > 0 {
+            self.now_ns += 10_000_000_000;
+            self.worker.turn(self.now_ns);
+        }
+        (self.clock)() - begun
+    }
+
+    /// Ends of packets of the reply direction of every flow.
+    fn reply_tuples(&self) -> Vec<(End, End)> {
+        fn ends<A: Copy + Into<IpAddr>>(tuple: &Tuple<A>) -> (End, End) {
+            ((tuple.source.into(), tuple.source_port), (tuple.destination.into(), tuple.destination_port))
+        }
         let mut replies = Vec::with_capacity(self.flows as usize);
         let state = self.worker.state();
-        let v4 = |_, entry: &Entry<[u8; 4]>| {
-            let reply = entry.reply_tuple();
-            (IpAddr::from(reply.source), reply.source_port, reply.destination_port)
-        };
-        let v6 = |_, entry: &Entry<[u8; 16]>| {
-            let reply = entry.reply_tuple();
-            (IpAddr::from(reply.source), reply.source_port, reply.destination_port)
-        };
-        let _ = state.v4.visit(0, u32::MAX, |id, entry| replies.push(v4(id, entry)));
-        let _ = state.v6.visit(0, u32::MAX, |id, entry| replies.push(v6(id, entry)));
+        let _ = state.v4.visit(0, u32::MAX, |_, entry| replies.push(ends(&entry.reply_tuple())));
+        let _ = state.v6.visit(0, u32::MAX, |_, entry| replies.push(ends(&entry.reply_tuple())));
         replies
     }
 
@@ -254,21 +318,32 @@ impl Field {
         match self.way {
             Way::ToBackend => rig::udp((net.client(low), 40_000 + high), (net.vip(1), 80), &payload),
             Way::ToClient => {
-                let (pod, port, source) = self.replies.get(n as usize).copied().unwrap_or((net.pod(0, 1), 1, 1));
-                let peer = (0..rig::PEERS).find(|peer| (0..=255).any(|p| net.pod(*peer, p) == pod)).unwrap_or(0);
-                let bare = rig::udp((pod, port), (net.source(), source), &payload);
+                let (pod, source) = self.reply(n);
+                let peer = (0..rig::PEERS).find(|peer| (0..=255).any(|p| net.pod(*peer, p) == pod.0)).unwrap_or(0);
+                let bare = rig::udp(pod, source, &payload);
                 rig::from_peer(net, peer, &bare[14..])
             }
-            Way::Overlay => {
+            Way::EgressBack => {
+                let (server, external) = self.reply(n);
+                rig::udp(server, external, &payload)
+            }
+            Way::Overlay | Way::Egress => {
                 // One pod after the other, then the next port: no two flows have the same tuple.
                 let pods = u32::from(rig::PEERS) * PODS;
                 let (place, port) = (n % pods, 1024 + u16::try_from(n / pods).unwrap_or_default());
                 let [peer, ..] = (place / PODS).to_le_bytes();
                 let [pod, ..] = (place % PODS + 1).to_le_bytes();
-                let bare = rig::udp((net.pod(peer, pod), port), (net.vip(1), 80), &payload);
+                let server = (net.client(u16::try_from(n % SERVERS).unwrap_or_default()), 443);
+                let to = if self.way == Way::Egress { server } else { (net.vip(1), 80) };
+                let bare = rig::udp((net.pod(peer, pod), port), to, &payload);
                 rig::from_peer(net, peer, &bare[14..])
             }
         }
+    }
+
+    fn reply(&self, n: u32) -> (End, End) {
+        let nobody = (self.net.pod(0, 1), 1);
+        self.replies.get(n as usize).copied().unwrap_or((nobody, nobody))
     }
 
     /// Turns until nothing is ready; returns how long that took and how many packets it were.
@@ -299,11 +374,7 @@ impl Field {
         let mut next = 0u32;
         self.measure(packets, |field| {
             // Half an hour later every datagram flow is over; a turn looks at as many rows as its time is worth.
-            field.now_ns += 1_800_000_000_000;
-            while field.worker.state().live() > 0 {
-                field.now_ns += 10_000_000_000;
-                field.worker.turn(field.now_ns);
-            }
+            field.expire();
             let first = next;
             next = next.wrapping_add(u32::try_from(PASS_FRAMES).unwrap_or(1)) % 1_000_000;
             field.load(PASS_FRAMES, |n| first + n);
