@@ -292,9 +292,10 @@ impl State {
         let paused = if self.is_paused { "  paused" } else { "" };
         let of = self.service.as_ref().map(|service| format!(" of {service}")).unwrap_or_default();
         let mut lines = vec![format!(
-            "{}  {} workers  generation {generation}  showing {}{of}{paused}",
+            "{}  {} worker{}  generation {generation}  showing {}{of}{paused}",
             now.server,
             now.workers.len(),
+            if now.workers.len() == 1 { "" } else { "s" },
             self.subject.name()
         )];
         let per_s = |name: &str| self.total_rate(name).shown();
@@ -666,7 +667,7 @@ mod tests {
     fn rates_are_what_moved_by_the_time_between() {
         let (_, lines) = shown(Subject::Workers);
         let expected = "\
-tidegate-dataplane 9.8.7  1 workers  generation 7  showing workers
+tidegate-dataplane 9.8.7  1 worker  generation 7  showing workers
 per second: received 1000  sent 990  dropped 10  new flows 0  handed over 10.0 %
 flows 12 of 2M  held 0  books balance
 
