@@ -5,15 +5,20 @@
 //! there: in no time, on whatever else the machine is busy with.
 
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::process::{Daemon, in_namespace, run};
+use crate::rig::wait_until;
 use crate::topology::{CLIENT, GATEWAY};
 
 /// Where daemons have their files: FRR becomes a user of its own and needs a folder of its own.
 const DIRECTORY: &str = "/run/routing";
+/// Time for zebra to begin to listen.
+const ZEBRA_LIMIT: Duration = Duration::from_secs(10);
 
 /// A routing daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +143,7 @@ fn bird(namespace: &str, directory: &Path, config: &Path) -> Result<Daemon> {
 fn frr(namespace: &str, directory: &Path, config: &Path) -> Result<Vec<Daemon>> {
     let mut owner = std::process::Command::new("chown");
     owner.args(["-R", "frr:frr"]).arg(directory);
-    run(owner, "", std::time::Duration::from_secs(5))?.success("chown, for FRR (Debian package frr)")?;
+    run(owner, "", Duration::from_secs(5))?.success("chown, for FRR (Debian package frr)")?;
     let start = |name: &str| {
         let mut command = in_namespace(namespace, format!("/usr/lib/frr/{name}"));
         command.arg("-f").arg(config).arg("-i").arg(directory.join(format!("{name}.pid")));
@@ -146,8 +151,12 @@ fn frr(namespace: &str, directory: &Path, config: &Path) -> Result<Vec<Daemon>> 
         command.args(["-u", "frr", "-g", "frr", "-P", "0", "--log", "stdout"]);
         Daemon::start(name, command, &directory.join(format!("{name}.log")))
     };
-    // bgpd tries again until zebra listens.
-    Ok(vec![start("zebra")?, start("bgpd")?])
+    let zebra = start("zebra")?;
+    // bgpd would try again until zebra listens, but only every ten seconds, and what it hears of its neighbours meanwhile is
+    // lost: over IPv6 it refuses routes by devices that it does not know yet, and does not ask again.
+    let listens = wait_until(ZEBRA_LIMIT, || Ok(UnixStream::connect(directory.join("zserv.api")).is_ok()))?;
+    listens.with_context(|| format!("zebra does not listen: {}", zebra.log()))?;
+    Ok(vec![zebra, start("bgpd")?])
 }
 
 fn bird_on_router((v4, v6): (&str, &str)) -> String {
