@@ -127,11 +127,21 @@ fn start(speaker: Speaker, namespace: &str, text: &str) -> Result<Router> {
     std::fs::create_dir_all(&directory)?;
     let config = directory.join(format!("{speaker}.conf"));
     std::fs::write(&config, text)?;
+    forget(namespace)?;
     let daemons = match speaker {
         Speaker::Bird => vec![bird(namespace, &directory, &config)?],
         Speaker::Frr => frr(namespace, &directory, &config)?,
     };
     Ok(Router { daemons })
+}
+
+/// Takes away what a daemon before left when it was killed: zebra's next hops and with them its routes, BIRD's routes (12).
+fn forget(namespace: &str) -> Result<()> {
+    let mut shell = in_namespace(namespace, "sh");
+    let flush = "ip nexthop flush; ip -4 route flush proto 12; ip -6 route flush proto 12; true";
+    shell.args(["-c", flush]);
+    run(shell, "", Duration::from_secs(5))?.success("forgetting routes")?;
+    Ok(())
 }
 
 fn bird(namespace: &str, directory: &Path, config: &Path) -> Result<Daemon> {
