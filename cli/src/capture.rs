@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,7 +57,7 @@ pub fn run(socket: &Path, arguments: &CaptureArguments) -> anyhow::Result<String
         Response::Error { message } => return Err(told(ClientError::Refused(message))),
         other => return Err(told(ClientError::Unexpected(format!("{other:?}")))),
     };
-    let mut file = Recording::new(open(arguments)?, arguments, &wanted, begun)?;
+    let out = open(arguments)?;
     client.set_timeout(None).context("lifting the time limit")?;
     let mut asking = client.try_clone_stream().context("a second end of the conversation")?;
     let (heard, messages) = sync_channel(MESSAGES);
@@ -70,16 +71,22 @@ pub fn run(socket: &Path, arguments: &CaptureArguments) -> anyhow::Result<String
             }
         }
     });
-    tell(arguments, &file.begun);
     let mut ask = || frame::write(&mut asking, &Request::EndCapture {});
-    match file.follow(&messages, arguments, &ended, &mut ask) {
-        Ok(tally) => file.finish(tally),
+    let recorded = Recording::new(out, arguments, &wanted, begun).and_then(|mut file| {
+        tell(arguments, &file.begun);
+        match file.follow(&messages, arguments, &ended, &mut ask) {
+            Err(Stop::Heard(error)) => {
+                let kept = file.finish(None)?;
+                Ok(Err(anyhow!("{} The capture ends early: {}", trouble::explain(&error, socket), kept.trim_end())))
+            }
+            tally => file.finish(tally?).map(Ok),
+        }
+    });
+    match recorded {
+        Ok(told) => told,
         Err(Stop::Unread) => Ok(String::new()),
         Err(Stop::Written(error)) => Err(error).with_context(|| format!("writing {}", arguments.write.display())),
-        Err(Stop::Heard(error)) => {
-            let kept = file.finish(None)?;
-            Err(anyhow!("{} The capture ends early: {}", trouble::explain(&error, socket), kept.trim_end()))
-        }
+        Err(Stop::Heard(error)) => Err(told(error)),
     }
 }
 
@@ -110,7 +117,9 @@ fn open(arguments: &CaptureArguments) -> anyhow::Result<Box<dyn Write>> {
             "a capture is not for a terminal: name a file with -w FILE, or pipe it, as in `tidegate capture | tshark -r -`"
         );
     }
-    Ok(Box::new(BufWriter::new(io::stdout())))
+    // As a file: what the standard library keeps for text would be written at every byte that is a line's end.
+    let out = io::stdout().as_fd().try_clone_to_owned().context("taking standard output")?;
+    Ok(Box::new(BufWriter::new(File::from(out))))
 }
 
 /// Standard output may be the file, so this is for standard error.
@@ -151,9 +160,8 @@ impl Recording {
         arguments: &CaptureArguments,
         wanted: &Wanted,
         begun: Begun,
-    ) -> anyhow::Result<Recording> {
-        let mut writer =
-            pcapng::Writer::new(out, concat!("tidegate ", env!("CARGO_PKG_VERSION"))).context("beginning the file")?;
+    ) -> Result<Recording, Stop> {
+        let mut writer = pcapng::Writer::new(out, concat!("tidegate ", env!("CARGO_PKG_VERSION")))?;
         let outer = arguments.filter.join(" ");
         let filter = match arguments.inner.as_deref().unwrap_or_default() {
             "" => outer,
@@ -164,10 +172,10 @@ impl Recording {
                 let name = format!("{device} {form}");
                 let snap_bytes = wanted.snap_bytes;
                 let interface = pcapng::Interface { name: &name, description, filter: &filter, snap_bytes };
-                writer.interface(&interface).context("beginning the file")?;
+                writer.interface(&interface)?;
             }
         }
-        writer.flush().context("beginning the file")?;
+        writer.flush()?;
         let written = vec![0; 2 * begun.devices.len()];
         Ok(Recording { writer, begun, written })
     }
@@ -233,7 +241,7 @@ impl Recording {
     }
 
     /// Ends the file, and says what is in it and what is not.
-    fn finish(&mut self, tally: Option<Tally>) -> anyhow::Result<String> {
+    fn finish(&mut self, tally: Option<Tally>) -> Result<String, Stop> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         let text = summary(self.written.iter().sum(), tally.as_ref());
@@ -249,9 +257,9 @@ impl Recording {
                 written,
                 comment: if interface == 0 { text.trim_end() } else { "" },
             };
-            self.writer.statistics(&statistics).context("ending the file")?;
+            self.writer.statistics(&statistics)?;
         }
-        self.writer.flush().context("ending the file")?;
+        self.writer.flush()?;
         Ok(text)
     }
 }

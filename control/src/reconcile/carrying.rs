@@ -68,6 +68,17 @@ fn differs(before: i64, now: i64) -> bool {
     (before == 0) != (now == 0) || before.abs_diff(now) >= STEP_PORTS.max(before / STEP_SHARE).unsigned_abs()
 }
 
+/// Whether `there` says what `status` would, gateways' own entries aside. Conditions are a map by their type, which the
+/// server keeps in whatever order they came.
+fn says_the_same(status: &EgressPolicyStatus, there: &EgressPolicyStatus) -> bool {
+    let sorted = |status: &EgressPolicyStatus| {
+        let mut status = EgressPolicyStatus { gateways: Vec::new(), ..status.clone() };
+        status.conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
+        status
+    };
+    sorted(status) == sorted(there)
+}
+
 /// What this gateway has to say of a policy; `None`: it carries none of its addresses.
 fn part(shown: &EgressShown, node: &str, policy: &str, addresses: &[std::net::IpAddr]) -> Option<EgressGateway> {
     let carried = addresses.iter().filter(|address| shown.carriers.get(address).is_some_and(|name| name == node));
@@ -183,8 +194,7 @@ impl Reconciler {
             ),
         });
         let status = own::egress(policy.generation, used, conditions);
-        let there = EgressPolicyStatus { gateways: Vec::new(), ..policy.told.clone() };
-        (status != there).then_some(status)
+        (!says_the_same(&status, &policy.told)).then_some(status)
     }
 
     /// Whether this gateway's workers forward by a policy; `None`: it is on its way.
@@ -277,6 +287,23 @@ mod tests {
         let told = part(&shown, "gw-1", "out", &addresses).unwrap();
         assert_eq!((told.addresses, told.ports_used, told.ports_refused), (vec!["192.0.2.9".to_owned()], 706, 2));
         assert_eq!(part(&shown, "gw-1", "other", &[]), None);
+    }
+
+    #[test]
+    fn the_order_of_conditions_is_no_news() {
+        let condition = |kind: &str, said| own::named(kind, Some(1), said, &[]);
+        let valid = condition("Valid", ("True", "InForce", ""));
+        let ports = condition(PORTS_AVAILABLE, ("True", "NoneRefused", ""));
+        let says = |conditions: &[&Condition]| EgressPolicyStatus {
+            conditions: conditions.iter().copied().cloned().collect(),
+            ports_used: 7,
+            ..EgressPolicyStatus::default()
+        };
+        assert!(says_the_same(&says(&[&valid, &ports]), &says(&[&ports, &valid])));
+        assert!(!says_the_same(&says(&[&valid, &ports]), &says(&[&valid])));
+        let denied = condition("Valid", ("False", "Invalid", ""));
+        assert!(!says_the_same(&says(&[&denied, &ports]), &says(&[&ports, &valid])));
+        assert!(!says_the_same(&says(&[]), &EgressPolicyStatus::default()));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1 as api;
 use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::core::ApiResource;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -30,11 +31,14 @@ use crate::status::own::OwnStatus;
 use crate::watch::annotation::ALLOCATED_FROM;
 use book::{Book, Ended, Order, Step};
 use event::{Happening, Tone};
+use turns::{Turn, Turns};
 
 /// What is to be written, and the next step.
 pub mod book;
 /// Events about Services.
 pub mod event;
+/// Which status of an object of our own kinds is written, and which waits.
+mod turns;
 
 /// Writes on their way at once.
 const WRITES_MAX: usize = 16;
@@ -55,8 +59,7 @@ enum Message {
     Write(Box<Order>),
     Forget(Name),
     Happened(u64, Happening),
-    Own(u64, Box<OwnStatus>),
-    Part(Box<OwnStatus>),
+    Own(Turn),
 }
 
 impl ApiWriter {
@@ -113,12 +116,12 @@ impl ApiWriter {
     /// Writes the status of an object of our own kinds, decided in `term`. One that cannot be written is told again with
     /// the next news.
     pub fn tell_own(&self, term: u64, own: OwnStatus) {
-        self.send(Message::Own(term, Box::new(own)));
+        self.send(Message::Own(Turn { term: Some(term), own: Box::new(own) }));
     }
 
     /// Writes what this gateway tells of itself in the status of an object, whoever has the Lease: nobody else writes it.
     pub fn tell_part(&self, own: OwnStatus) {
-        self.send(Message::Part(Box::new(own)));
+        self.send(Message::Own(Turn { term: None, own: Box::new(own) }));
     }
 
     /// Whether this process is one that should hold the Lease.
@@ -167,7 +170,9 @@ async fn run(
     let mut desk = Desk { book: Book::default(), happen, denied: &denied };
     let write = async {
         let mut writes = FuturesUnordered::new();
+        let mut turns = Turns::default();
         let mut told = FuturesUnordered::new();
+        let own = |turn| tell_own(&client, &tenure, &denied, turn);
         loop {
             while writes.len() < WRITES_MAX
                 && let Some((name, term, record, step)) = desk.book.next(Instant::now())
@@ -183,11 +188,12 @@ async fn run(
                     Some(Message::Write(order)) => desk.book.take(*order),
                     Some(Message::Forget(name)) => desk.book.forget(&name),
                     Some(Message::Happened(term, happening)) => desk.tell(term, happening),
-                    Some(Message::Own(term, own)) => told.push(tell_own(&client, &tenure, &denied, Some(term), own)),
-                    Some(Message::Part(own)) => told.push(tell_own(&client, &tenure, &denied, None, own)),
+                    Some(Message::Own(turn)) => told.extend(turns.take(turn, Instant::now()).map(own)),
                 },
                 Some(done) = writes.next(), if !writes.is_empty() => desk.finish(done),
-                Some(()) = told.next(), if !told.is_empty() => {}
+                Some((done, is_written)) = told.next(), if !told.is_empty() => {
+                    told.extend(turns.finish(&done, is_written, Instant::now()).map(own));
+                }
                 Some(()) = losses.recv() => desk.book.clear(),
                 () = tokio::time::sleep_until(due.into()) => {}
             }
@@ -354,32 +360,34 @@ async fn take_step(
     Done { name, term, before, step, result }
 }
 
-/// Writes the status of an object of our own kinds; in a term only if that still covers it.
-async fn tell_own(
-    client: &Client,
-    tenure: &Tenure,
-    denied: &RefCell<Denied<'_>>,
-    term: Option<u64>,
-    own: Box<OwnStatus>,
-) {
-    let leave = term.map(|term| tenure.write(term));
-    let Some(resource) = own.resource() else { return };
-    if matches!(leave, Some(None)) {
-        return;
-    }
-    let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+/// Writes the status of an object of our own kinds, in a term only if that still covers it; and whether it is written.
+async fn tell_own(client: &Client, tenure: &Tenure, denied: &RefCell<Denied<'_>>, turn: Turn) -> (Turn, bool) {
+    let leave = turn.term.map(|term| tenure.write(term));
+    let is_written = match turn.own.resource() {
+        Some(resource) if !matches!(leave, Some(None)) => patch_own(client, denied, &turn.own, &resource).await,
+        _ => false,
+    };
+    (turn, is_written)
+}
+
+async fn patch_own(client: &Client, denied: &RefCell<Denied<'_>>, own: &OwnStatus, resource: &ApiResource) -> bool {
+    let objects: Api<DynamicObject> = Api::all_with(client.clone(), resource);
     let parameters = PatchParams::apply(own.manager.as_deref().unwrap_or(FIELD_MANAGER)).force();
-    let patch = Patch::Apply(own.object(&resource));
+    let patch = Patch::Apply(own.object(resource));
     let written = objects.patch_status(&own.name, &parameters, &patch);
     let (kind, name) = (own.kind, &own.name);
     match tokio::time::timeout(WRITE_WITHIN, written).await {
         Ok(result) => {
             denied.borrow_mut().note(own.rule(), result.as_ref());
-            if let Err(error) = result {
-                tracing::warn!(%kind, %name, error = words(&error), "a status could not be written");
+            if let Err(error) = &result {
+                tracing::warn!(%kind, %name, error = words(error), "a status could not be written");
             }
+            result.is_ok()
         }
-        Err(_) => tracing::warn!(%kind, %name, "the writing of a status was not answered"),
+        Err(_) => {
+            tracing::warn!(%kind, %name, "the writing of a status was not answered");
+            false
+        }
     }
 }
 

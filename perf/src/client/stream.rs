@@ -113,8 +113,10 @@ fn run(way: &Way, time: Duration, every: Duration, tcp: bool, streamed: &mut Str
     let began = Instant::now();
     let (mut answered_at, mut moved_at) = (began, began);
     let mut answered: Vec<bool> = Vec::new();
+    // Of the next message. What a machine that stood still has kept from being sent is not sent at once afterwards: that
+    // would overflow sockets, and be lost without anybody's fault.
+    let mut due = Duration::ZERO;
     loop {
-        let due = every.saturating_mul(streamed.sent);
         let wait = match due < time {
             true => due.saturating_sub(began.elapsed()),
             false => silence.saturating_sub(moved_at.elapsed()),
@@ -124,6 +126,7 @@ fn run(way: &Way, time: Duration, every: Duration, tcp: bool, streamed: &mut Str
         }
         if wait.is_zero() {
             line.send(&[ECHO_MARK, &streamed.sent.to_be_bytes()].concat())?;
+            due = began.elapsed().max(due + every);
             streamed.sent += 1;
             streamed.lost += 1;
             answered.push(false);
