@@ -261,6 +261,12 @@ impl Model {
         }
     }
 
+    /// Whether an object is held, and not only what stands in for it.
+    pub fn holds_good(&self, key: &ObjectKey) -> bool {
+        let stands_in = |policy: &EgressPolicy| policy.addresses == egresspolicy::Addresses::Unreadable;
+        self.holds(key) && !(key.kind == ObjectKind::EgressPolicy && self.egress.get(&key.name).is_some_and(stands_in))
+    }
+
     /// Whether any policy of that kind is held.
     pub fn has_any(&self, kind: ObjectKind) -> bool {
         match kind {

@@ -374,8 +374,15 @@ impl Reconciler {
                 self.model.apply(object, dirty);
             }
             Err(error) => {
-                let held = self.restore_good(&key, dirty) || self.model.holds(&key);
-                let kept = if held { "; the last good version stays in use" } else { "; the object is not used" };
+                let held = self.restore_good(&key, dirty) || self.model.holds_good(&key);
+                let kept = match (held, &error.stand_in) {
+                    (true, _) => "; the last good version stays in use",
+                    (false, None) => "; the object is not used",
+                    (false, Some(_)) => "; until it is mended the pods that it selects do not get out",
+                };
+                if let Some(stand_in) = error.stand_in.filter(|_| !held) {
+                    self.model.apply(*stand_in, dirty);
+                }
                 let mut problem = Problem::new(Severity::Error, "Invalid", format!("{}{kept}", error.message))
                     .about(&key)
                     .in_field(error.field);

@@ -65,18 +65,20 @@ pub struct Exposed {
 }
 
 /// Why an object is not taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub struct Invalid {
     /// Path of the field, like `spec.ports[0].port`.
     pub field: String,
     /// What is wrong with it.
     pub message: String,
+    /// What counts for as long as there has been no good version: of kinds of which nothing is less safe than that.
+    pub stand_in: Option<Box<Object>>,
 }
 
 impl Invalid {
     pub(crate) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Invalid { field: field.into(), message: message.into() }
+        Invalid { field: field.into(), message: message.into(), stand_in: None }
     }
 }
 
@@ -101,9 +103,10 @@ pub fn read(
         }
         ObjectKind::Node => node::read(&key.name, &typed(value, unknown)?).map(Object::Node),
         ObjectKind::AddressPool => addresspool::read(&key.name, &typed(value, unknown)?).map(Object::AddressPool),
-        ObjectKind::EgressPolicy => {
-            egresspolicy::read(&key.name, &typed(value, unknown)?).map(|policy| Object::EgressPolicy(Box::new(policy)))
-        }
+        ObjectKind::EgressPolicy => typed(value, unknown)
+            .and_then(|object| egresspolicy::read(&key.name, &object))
+            .map(|policy| Object::EgressPolicy(Box::new(policy)))
+            .map_err(|invalid| Invalid { stand_in: egresspolicy::stand_in(&key.name, value), ..invalid }),
         ObjectKind::GatewayPolicy => gatewaypolicy::read(&key.name, &typed(value, unknown)?)
             .map(|policy| Object::GatewayPolicy(Box::new(policy))),
         ObjectKind::StaticNat => staticnat::read(&key.name, &typed(value, unknown)?).map(Object::StaticNat),

@@ -122,8 +122,18 @@ impl Cluster {
                     }
                     Err(error) => {
                         let text = error.to_string();
+                        let held = self.model.holds_good(&reading.key);
                         if self.invalid.get(&reading.key) != Some(&text) {
-                            tracing::error!("{} is left as it was: {text}", reading.key);
+                            let kept = match (held, &error.stand_in) {
+                                (false, Some(_)) => {
+                                    "keeps the pods that it selects from getting out until it is mended"
+                                }
+                                _ => "is left as it was",
+                            };
+                            tracing::error!("{} {kept}: {text}", reading.key);
+                        }
+                        if let Some(stand_in) = error.stand_in.filter(|_| !held) {
+                            self.model.apply(*stand_in, &mut dirty);
                         }
                         self.invalid.insert(reading.key, text);
                     }

@@ -72,6 +72,18 @@ fn rendered_files_are_what_the_agent_reads_with_one_capability() {
     assert!(pod["volumes"].as_array().unwrap().iter().all(|volume| volume.get("hostPath").is_none()), "{pod}");
 }
 
+/// Gateways are asked where they listen.
+#[test]
+fn an_agent_knows_the_port_that_gateways_were_given() {
+    let Some(directory) = std::env::var_os("TIDEGATE_RENDERED") else { return };
+    for (values, port) in [("egress", 7947), ("fleet", 7000)] {
+        let configs = objects(&Path::new(&directory).join(format!("{values}.yaml")), "ConfigMap");
+        let files: Vec<&str> = configs.iter().filter_map(|config| config["data"]["node-agent.yaml"].as_str()).collect();
+        let [file] = files.as_slice() else { panic!("{values}: {files:?}") };
+        assert_eq!(Wanted::parse(file).unwrap().kubernetes.unwrap().gateway_port, port, "{values}");
+    }
+}
+
 #[test]
 fn an_agent_that_follows_the_api_has_an_account_and_a_place_for_what_it_said() {
     let Some(directory) = std::env::var_os("TIDEGATE_RENDERED") else { return };

@@ -56,6 +56,9 @@ pub enum Addresses {
     Pool(String),
     /// These.
     Listed(Vec<IpAddr>),
+    /// Nobody can tell: the manifest cannot be worked with, and there is no earlier version. Its pods do not get out, but by
+    /// what the dataplane still has of an earlier run (N-111).
+    Unreadable,
 }
 
 impl Addresses {

@@ -114,9 +114,14 @@ impl Reconciler {
 
     fn resolve_policy(&mut self, name: String, inside: &[IpNet]) {
         let Some(policy) = self.model.egress().find(|policy| policy.name == name) else { return };
+        if policy.addresses == Addresses::Unreadable {
+            // Pods under a policy that nobody knows are refused (N-111); one that the dataplane knows it keeps.
+            self.want(ResourceKey { kind: Kind::Egress, name }, None);
+            return;
+        }
         let pool = match &policy.addresses {
             Addresses::Pool(pool) => self.model.pool(pool),
-            Addresses::Listed(_) => None,
+            Addresses::Listed(_) | Addresses::Unreadable => None,
         };
         let (asked, lacks) = match egress::addresses(policy, pool) {
             Ok(asked) => (asked, None),

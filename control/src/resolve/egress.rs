@@ -36,6 +36,7 @@ pub fn inside(nodes: impl Iterator<Item = impl std::borrow::Borrow<Node>>) -> Ve
 pub fn addresses(policy: &EgressPolicy, pool: Option<&AddressPool>) -> Result<Vec<IpAddr>, String> {
     let mut addresses = match (&policy.addresses, pool) {
         (Addresses::Listed(listed), _) => listed.clone(),
+        (Addresses::Unreadable, _) => return Err("its manifest cannot be worked with".into()),
         (Addresses::Pool(name), None) => return Err(format!("there is no AddressPool {name}")),
         (Addresses::Pool(name), Some(pool)) => of_pool(pool)
             .ok_or_else(|| format!("AddressPool {name} has over {POOL_ADDRESSES_MAX} addresses of a family"))?,

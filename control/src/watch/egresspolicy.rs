@@ -5,11 +5,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use kube::ResourceExt;
+use serde_json::{Map, Value, json};
 use tidegate_api::resource::{Filtering, Mapping, MappingClass, PortTimeout};
 
 use super::addresspool::selector_of;
 use super::{Invalid, address};
 use crate::crd::egresspolicy as crd;
+use crate::model::Object;
 use crate::model::egresspolicy::{Addresses, EgressPolicy};
 
 /// Most CIDRs in a list.
@@ -24,6 +26,10 @@ const TIMEOUTS_MAX: usize = 14;
 /// # Errors
 /// When a field cannot be worked with.
 pub(super) fn read(name: &str, object: &crd::EgressPolicy) -> Result<EgressPolicy, Invalid> {
+    policy(name, object, addresses(&object.spec)?)
+}
+
+fn policy(name: &str, object: &crd::EgressPolicy, addresses: Addresses) -> Result<EgressPolicy, Invalid> {
     let spec = &object.spec;
     let limits = spec.limits.unwrap_or_default();
     Ok(EgressPolicy {
@@ -35,7 +41,7 @@ pub(super) fn read(name: &str, object: &crd::EgressPolicy) -> Result<EgressPolic
         pods: selector_of(&spec.pod_selector, "spec.podSelector")?,
         destinations: prefixes(&spec.destinations, "spec.destinations")?,
         except: prefixes(&spec.except, "spec.except")?,
-        addresses: addresses(spec)?,
+        addresses,
         tcp: mapping(spec.tcp, MappingClass::AddressAndPortDependent),
         udp: mapping(spec.udp, MappingClass::EndpointIndependent),
         ports_per_pod_max: limit(limits.ports_per_pod, "spec.limits.portsPerPod")?,
@@ -45,6 +51,28 @@ pub(super) fn read(name: &str, object: &crd::EgressPolicy) -> Result<EgressPolic
         log: spec.log,
         told: object.status.clone().unwrap_or_default(),
     })
+}
+
+/// What counts for a policy that cannot be read, if it can be told which pods it selects: they do not get out. Of one whose
+/// selectors cannot be read either nobody can tell.
+pub(super) fn stand_in(name: &str, value: &Value) -> Option<Box<Object>> {
+    let spec = value.get("spec")?.as_object()?;
+    // Each part by itself: what is wrong with one does not make another unreadable.
+    let part = |fields: &[&str], status: Option<&Value>| {
+        let fields = spec.iter().filter(|(field, _)| fields.contains(&field.as_str()));
+        let spec: Map<String, Value> = fields.map(|(field, value)| (field.clone(), value.clone())).collect();
+        let mut object = json!({ "metadata": value.get("metadata"), "spec": spec });
+        if let Some(status) = status {
+            object["status"] = status.clone();
+        }
+        let object: crd::EgressPolicy = super::typed(&object, None).ok()?;
+        policy(name, &object, Addresses::Unreadable).ok()
+    };
+    let selectors = ["namespaceSelector", "podSelector"];
+    let mut closed = part(&selectors, value.get("status")).or_else(|| part(&selectors, None))?;
+    closed.destinations = part(&["destinations"], None).map(|part| part.destinations).unwrap_or_default();
+    closed.except = part(&["except"], None).map(|part| part.except).unwrap_or_default();
+    Some(Box::new(Object::EgressPolicy(Box::new(closed))))
 }
 
 fn prefixes(listed: &[String], field: &str) -> Result<Vec<IpNet>, Invalid> {
@@ -137,7 +165,7 @@ fn timeouts(listed: &[crd::UdpTimeout]) -> Result<Vec<PortTimeout>, Invalid> {
 mod tests {
     use super::*;
 
-    fn policy(spec: &str) -> Result<EgressPolicy, String> {
+    fn read_spec(spec: &str) -> Result<EgressPolicy, String> {
         let text = format!("metadata: {{ name: shop }}\nspec: {{ {spec} }}");
         let value: serde_json::Value = serde_norway::from_str(&text).unwrap();
         super::super::typed(&value, None)
@@ -148,7 +176,7 @@ mod tests {
     /// N-001, N-009, N-020 with its recorded deviation: what is left out is what the documents say.
     #[test]
     fn what_is_left_out_has_the_documented_defaults() {
-        let policy = policy("addresses: [192.0.2.10, \"2001:db8::10\"]").unwrap();
+        let policy = read_spec("addresses: [192.0.2.10, \"2001:db8::10\"]").unwrap();
         assert_eq!(policy.udp, Mapping::default());
         assert_eq!(policy.tcp.class, MappingClass::AddressAndPortDependent);
         assert_eq!(policy.tcp.filtering, Filtering::AddressDependent);
@@ -161,7 +189,7 @@ mod tests {
 
     #[test]
     fn every_field_is_read() {
-        let policy = policy(
+        let policy = read_spec(
             "addressPool: out, namespaceSelector: { matchLabels: { team: a } }, \
              podSelector: { matchExpressions: [{ key: app, operator: Exists }] }, \
              destinations: [0.0.0.0/0, \"2001:db8::/32\"], except: [198.51.100.0/24], \
@@ -179,6 +207,48 @@ mod tests {
         assert_eq!((policy.ports_per_pod_max, policy.ports_per_namespace_max), (Some(100), Some(1000)));
         assert_eq!(policy.udp_timeouts, [PortTimeout { port: 53, idle_s: 30 }]);
         assert!(policy.log);
+    }
+
+    /// N-111: who it selects is refused, unless not even that can be told.
+    #[test]
+    fn what_cannot_be_read_is_stood_in_for() {
+        let stand_in = |spec: &str| {
+            let text =
+                format!("metadata: {{ name: shop, uid: u1 }}\nspec: {spec}\nstatus: {{ addresses: [192.0.2.10] }}");
+            let value: Value = serde_norway::from_str(&text).unwrap();
+            super::stand_in("shop", &value).map(|object| match *object {
+                Object::EgressPolicy(policy) => *policy,
+                other => panic!("{other:?}"),
+            })
+        };
+        for wrong in [
+            "addresses: [here]",
+            "addresses: 7",
+            "addresses: [192.0.2.1], udp: { mapping: Symmetric }",
+            "addresses: [192.0.2.1], limits: { portsPerPod: 0 }",
+            "addressPool: a, addresses: [192.0.2.1]",
+            "unknown: [{}], addresses: [192.0.2.1], destinations: [ten]",
+        ] {
+            let policy = stand_in(&format!(
+                "{{ podSelector: {{ matchLabels: {{ app: web }} }}, {wrong}, except: [10.0.0.0/8] }}"
+            ));
+            let policy = policy.unwrap_or_else(|| panic!("{wrong}"));
+            assert_eq!(
+                (policy.addresses, policy.pods.to_string()),
+                (Addresses::Unreadable, "app=web".into()),
+                "{wrong}"
+            );
+            assert_eq!((policy.uid.as_str(), policy.told.addresses.as_slice()), ("u1", &["192.0.2.10".to_owned()][..]));
+            assert!(policy.destinations.is_empty() && policy.except.len() == 1, "{wrong}");
+        }
+        for whom in [
+            "7",
+            "[]",
+            "{ podSelector: web }",
+            "{ namespaceSelector: { matchExpressions: [{ key: a, operator: Is }] } }",
+        ] {
+            assert_eq!(stand_in(whom), None, "{whom}");
+        }
     }
 
     #[test]
@@ -206,10 +276,10 @@ mod tests {
                 "spec.podSelector.matchExpressions[0]: operator In needs values",
             ),
         ] {
-            let message = policy(spec).unwrap_err();
+            let message = read_spec(spec).unwrap_err();
             assert!(message.contains(expected), "{spec} gave {message:?}");
         }
         let many = vec!["10.0.0.0/8"; 257].join(", ");
-        assert!(policy(&format!("addresses: [192.0.2.1], except: [{many}]")).unwrap_err().contains("at most 256"));
+        assert!(read_spec(&format!("addresses: [192.0.2.1], except: [{many}]")).unwrap_err().contains("at most 256"));
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tidegate_api::resource::{Body, Kind, ResourceKey};
 use tidegate_api::show::{EgressAddressRow, EgressShown};
 use tidegate_apiserver::ApiServer;
 
@@ -46,9 +47,11 @@ fn until_status(server: &ApiServer, fits: impl Fn(&Value) -> bool) -> Value {
     server.wait_for("egresspolicies", "", "out", PATIENCE, |object| fits(&object["status"])).unwrap()["status"].clone()
 }
 
-fn status_writes(server: &ApiServer) -> usize {
+/// Who has written statuses, and as whom.
+fn status_writes(server: &ApiServer) -> Vec<(String, String)> {
     let requests = server.requests();
-    requests.iter().filter(|request| request.is_write() && request.asked.resource == "egresspolicies").count()
+    let writes = requests.iter().filter(|request| request.is_write() && request.asked.resource == "egresspolicies");
+    writes.map(|request| (request.user.clone(), request.path.clone())).collect()
 }
 
 /// Each gateway tells of the addresses it carries; who has the Lease sums; nobody writes what has not changed (C-006).
@@ -77,9 +80,12 @@ fn gateways_tell_of_their_addresses_and_ports_and_one_sums() {
     assert_eq!(condition(&json!({ "status": told }), "PortsAvailable")["reason"], "PortsExhausted");
     // A few ports more are no news: the dataplane is asked again, and nothing is written.
     first.dataplane().egress = shown("gw-1", "gw-2", V4, 730, 0);
-    let before = status_writes(&server);
+    // A request is logged when it is answered, which is a moment after its effect is there.
+    std::thread::sleep(Duration::from_secs(2));
+    let (before, status) = (status_writes(&server), server.get("egresspolicies", "", "out").unwrap());
     std::thread::sleep(Duration::from_secs(11));
-    assert_eq!(status_writes(&server), before);
+    let after = server.get("egresspolicies", "", "out").unwrap();
+    assert_eq!(status_writes(&server), before, "{status:#}\n{after:#}");
     // An address goes to the other gateway.
     first.dataplane().egress = shown("gw-1", "gw-1", V4, 730, 0);
     second.dataplane().egress = shown("gw-1", "gw-1", V6, 0, 2);
@@ -87,6 +93,41 @@ fn gateways_tell_of_their_addresses_and_ports_and_one_sums() {
         status["gateways"] == json!([{ "name": "gw-1", "addresses": [V4, V6], "portsUsed": 730, "portsRefused": 0 }])
             && status["portsUsed"] == 730
     });
+    expect_nothing_denied(&server);
+}
+
+/// N-111: what a policy says that nobody can work with is not known, whom it selects is; and what the dataplane still has
+/// of it goes on.
+#[test]
+fn pods_of_a_policy_that_cannot_be_read_stay_in() {
+    let server = cluster();
+    let mut gateway = Gateway::start(&server, "gw-1", "");
+    let bad = policy("out").replace(V4, "somewhere");
+    server.apply(&(bad.clone() + pod())).unwrap();
+    let key = |kind, name: &str| ResourceKey { kind, name: name.into() };
+    let names = |gateway: &Gateway| match gateway.dataplane().resources.get(&key(Kind::Pod, "shop/web-0"))?.body {
+        Body::Pod(ref pod) => Some(pod.egress.clone()),
+        ref other => panic!("{other:?}"),
+    };
+    let egress = |gateway: &Gateway| gateway.dataplane().resources.get(&key(Kind::Egress, "out")).cloned();
+    gateway.until("who stays in", |gateway| names(gateway).is_some_and(|names| names == ["out"]));
+    assert_eq!(egress(&gateway), None);
+    let told = gateway.problem("Invalid");
+    assert!(told.contains("spec.addresses[0]") && told.contains("the pods that it selects do not get out"), "{told}");
+    until_status(&server, |status| condition(&json!({ "status": status }), "Valid")["status"] == "False");
+    server.apply(&policy("out")).unwrap();
+    gateway.until("out", |gateway| egress(gateway).is_some());
+    gateway.without_problem("\"Invalid\"");
+    // Wrong again: it goes on, also when control is another one.
+    let before = egress(&gateway);
+    server.apply(&bad).unwrap();
+    assert!(gateway.problem("Invalid").contains("the last good version stays in use"));
+    gateway.kill();
+    gateway.run();
+    assert!(gateway.problem("Invalid").contains("spec.addresses[0]"));
+    assert_eq!((egress(&gateway), names(&gateway)), (before, Some(vec!["out".to_owned()])));
+    server.delete("egresspolicies", "", "out").unwrap();
+    gateway.until("free", |gateway| egress(gateway).is_none() && names(gateway).is_none_or(|names| names.is_empty()));
     expect_nothing_denied(&server);
 }
 

@@ -220,8 +220,9 @@ fn a_role_that_lacks_something_is_told_what() {
     // Pods, Namespaces and events are still forbidden.
     gateway.until_endpoints("web", 2);
     until_served(&server, "web");
-    let told = gateway.problem("ApiForbidden");
-    assert!(told.contains("pods") || told.contains("namespaces"), "{told}");
+    for kind in ["pods", "namespaces"] {
+        gateway.problem_with("ApiForbidden", &format!("watch of {kind}"));
+    }
     // What may not be written is told as well: events, and the status of pools.
     let told = gateway.problem("WriteForbidden");
     assert!(told.contains("events in events.k8s.io") || told.contains("addresspools/status"), "{told}");

@@ -1,5 +1,6 @@
 //! A cluster, the programs that serve it, and what they have told their dataplanes.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -244,14 +245,23 @@ impl Gateway {
 
     /// Waits for a problem with that reason; its text.
     pub fn problem(&self, reason: &str) -> String {
+        self.problem_with(reason, "")
+    }
+
+    /// Waits for a problem with that reason that says `part`; its text.
+    pub fn problem_with(&self, reason: &str, part: &str) -> String {
         let path = self.home.path().join("state/status/problems.json");
         let found = || {
             let list: Value = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
-            let problem = list["problems"].as_array()?.iter().find(|problem| problem["reason"] == reason)?;
-            Some(problem.to_string())
+            let of_reason = list["problems"].as_array()?.iter().filter(|problem| problem["reason"] == reason);
+            of_reason.map(Value::to_string).find(|problem| problem.contains(part))
         };
-        until(reason, || found().is_some());
-        found().unwrap_or_default()
+        let told = RefCell::default();
+        until(&format!("{reason} {part}"), || {
+            *told.borrow_mut() = found();
+            told.borrow().is_some()
+        });
+        told.into_inner().unwrap_or_default()
     }
 
     /// Waits until no problem has that reason.
