@@ -24,8 +24,9 @@ use crate::pinhole::{self, Attachment, Found, OnDeath, Pinhole, Pins};
 use crate::pool::{self, Memory, Pool};
 use crate::port::{Mode, PortFacts};
 
-/// How long a queue that is still busy is tried again: the kernel releases one some time after its socket was closed.
-const BUSY_RETRY: Duration = Duration::from_millis(1500);
+/// How long a queue that is still busy is tried again: the kernel releases one some time after its socket was closed, which is
+/// seconds on a machine that has more to do than it can.
+const BUSY_RETRY: Duration = Duration::from_secs(5);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Entries of each ring: enough for a worker that does not run for half a millisecond at 4 million packets a second.

@@ -153,11 +153,11 @@ pub(super) fn by_api(rig: &mut Rig) -> Found {
         rows.push(seen_as(format!("{family} one that no policy selects"), &outcome, by_node(family), "N-113"));
     }
     cluster.apply(&pod(SELECTED))?;
-    rows.push(becomes(rig, "the pod appears", by_policy, Duration::from_secs(5))?);
+    rows.push(becomes(rig, "the pod appears", by_policy, SETTLED_LIMIT)?);
     rows.push(status(&cluster)?);
     rows.extend(away(rig, &cluster, &mut scene)?);
     cluster.delete("egresspolicies", "", "out")?;
-    rows.push(becomes(rig, "the policy is deleted", by_node, Duration::from_secs(5))?);
+    rows.push(becomes(rig, "the policy is deleted", by_node, SETTLED_LIMIT)?);
     for of in [SELECTED, OTHER] {
         cluster.delete("pods", NAMESPACE, &of.name())?;
     }

@@ -12,7 +12,7 @@ use crate::rig::{Rig, RunningClient, wait_until, way};
 use crate::topology::{ECHO_PORT, FAMILIES, Family, Pod, VIP_ECHO, VIP_EMPTY, VIP_LATE, VIP_WEB, WEB_PORT, pods};
 
 /// How long the gateway may take to follow a change before the check gives up; the row shows how long it took.
-const FOLLOW_LIMIT: Duration = Duration::from_secs(5);
+const FOLLOW_LIMIT: Duration = Duration::from_secs(15);
 /// Size and rate of the downloads that run while an endpoint leaves: four seconds.
 const DOWNLOAD_BYTES: u64 = 1_200_000;
 /// See [`DOWNLOAD_BYTES`].

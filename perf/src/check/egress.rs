@@ -27,7 +27,7 @@ pub(super) const SECOND_TCP_PORT: u16 = 8081;
 /// The same for datagrams.
 const SECOND_UDP_PORT: u16 = 5354;
 /// From the agent's start until a packet comes through.
-pub(super) const SETTLED_LIMIT: Duration = Duration::from_secs(15);
+pub(super) const SETTLED_LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for one answer, milliseconds.
 pub(super) const ANSWER_MS: u64 = 3000;
 /// File of the policy and its pod.

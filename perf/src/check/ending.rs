@@ -14,7 +14,7 @@ use crate::rig::{Rig, wait_until, way};
 use crate::topology::{ECHO_PORT, FAMILIES, Family, VIP_KEEP, WEB_PORT};
 
 /// How long the next pod may take to answer a client that keeps its source port.
-const FOLLOW_LIMIT: Duration = Duration::from_secs(5);
+const FOLLOW_LIMIT: Duration = Duration::from_secs(15);
 /// How long everybody may take to hear that pods terminate.
 const HEARD: Duration = Duration::from_millis(500);
 /// Connections made to pods that terminate, per family and mode.

@@ -29,7 +29,7 @@ const VIP_MOVING: Vip = on_link(214);
 /// The VIP that a stranger has.
 const VIP_STRANGE: Vip = on_link(221);
 /// How long gateways may take to hear each other and to share VIPs.
-const SETTLED_LIMIT: Duration = Duration::from_secs(15);
+const SETTLED_LIMIT: Duration = Duration::from_secs(30);
 /// How long it may take until a client has heard who announces: two of the rounds in which that is said.
 const TOLD_LIMIT: Duration = Duration::from_secs(2);
 /// The longest that a client may be without an answer when a gateway dies (M-026 allows 10 s).

@@ -21,7 +21,7 @@ use crate::topology::{
 };
 
 /// From an agent's start until all on its worker is as it wants it.
-const SETTLED_LIMIT: Duration = Duration::from_secs(15);
+const SETTLED_LIMIT: Duration = Duration::from_secs(30);
 
 /// The agents, one a worker; everything that they made goes with them.
 struct Agents {
