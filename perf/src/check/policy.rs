@@ -74,8 +74,12 @@ fn ask(rig: &Rig, task: &str, target: SocketAddr, host: u8, timeout_ms: u64) -> 
 /// Waits until the client `host` gets through, or does not, over TCP and UDP and in both families.
 fn applied(rig: &Rig, check: &str, host: u8, through: bool, rows: &mut Vec<Row>) -> Result<()> {
     for family in FAMILIES {
-        // UDP first: a connection that was let in, and is then refused, would be told by both its ends for a long time.
-        for (task, target) in [("udp", VIP_ECHO.at(family, ECHO_PORT)), ("who", VIP_WEB.at(family, WEB_PORT))] {
+        let mut tasks = [("who", VIP_WEB.at(family, WEB_PORT)), ("udp", VIP_ECHO.at(family, ECHO_PORT))];
+        if !through {
+            // UDP first: a connection that was let in, and is then refused, repeats itself at both ends for a long time.
+            tasks.reverse();
+        }
+        for (task, target) in tasks {
             let mut last = None;
             let timeout_ms = if through { ANSWER_MS } else { SILENCE_MS };
             let took = wait_until(APPLIED_LIMIT, || {
