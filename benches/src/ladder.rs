@@ -132,6 +132,7 @@ pub fn finding(flows: u32, passes: usize) -> anyhow::Result<Rung> {
         }
         figures.push((now_ns() - begun) as f64 * CYCLES_PER_NS / keys.len().max(1) as f64);
     }
+    field.end();
     Ok(Rung::of("stage_find_flow_ipv4".into(), figures, Vec::new()))
 }
 
