@@ -70,7 +70,7 @@ impl Random {
     /// A number below `limit`, which is not zero. Biased by less than `limit` in 2^32.
     #[inline]
     pub fn below(&mut self, limit: u32) -> u32 {
-        let high = (self.draw() >> 32) * u64::from(limit) >> 32;
+        let high = ((self.draw() >> 32) * u64::from(limit)) >> 32;
         u32::try_from(high).unwrap_or(0)
     }
 }

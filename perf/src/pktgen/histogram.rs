@@ -10,7 +10,7 @@ const PER_OCTAVE: u64 = 64;
 /// log2 of [`PER_OCTAVE`].
 const OCTAVE_BITS: u32 = PER_OCTAVE.trailing_zeros();
 /// All buckets.
-const BUCKETS: usize = ((64 - OCTAVE_BITS + 1) as usize) * PER_OCTAVE as usize;
+const BUCKETS: usize = (64 - OCTAVE_BITS as usize + 1) << OCTAVE_BITS;
 
 /// Counts of times in nanoseconds.
 #[derive(Debug, Clone)]

@@ -69,7 +69,8 @@ fn find_at(bytes: &[u8], start: usize) -> Option<Layout> {
         _ => return None,
     };
     let payload = match protocol {
-        UDP => transport + 8,
+        // A datagram that does not fill its packet is none of ours.
+        UDP if transport + usize::from(u16_at(bytes, transport + 4)?) == end => transport + 8,
         TCP => transport + usize::from(*bytes.get(transport + 12)? >> 4) * 4,
         _ => return None,
     };
