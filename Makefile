@@ -83,11 +83,16 @@ accept-instructions: PACKAGES += $(COUNT_PACKAGES)
 accept-instructions: toolchain packages
 	@benches/count-instructions accept
 
-build: toolchain packages binaries
+build: toolchain packages binaries bench-memory
 
 .PHONY: binaries
 binaries:
 	cargo build --release -p tidegate-dataplane -p tidegate-control -p tidegate-cli -p tidegate-node -p tidegate-perf
+
+# What `tidegate bench` measures with in memory; apart, since it asks the dataplane for what only benches need.
+.PHONY: bench-memory
+bench-memory:
+	cargo build --release -p tidegate-benches --bin tidegate-bench-memory
 
 fuzz: toolchain packages
 	@cargo fuzz --version >/dev/null 2>&1 || { \

@@ -13,7 +13,9 @@ use tidegate_dataplane::state::{Capacity, Entropy, State, Tuple};
 use tidegate_dataplane::table::Tables;
 use tidegate_dataplane::table::publish::{Publisher, Reader};
 use tidegate_dataplane::worker::Worker;
-use tidegate_io::{Batch, Frame, HugePages, Magazine, Mode, Pool, Port, PortCounters, PortFacts, SocketStatistics};
+use tidegate_io::{
+    Batch, Frame, Homing, HugePages, Magazine, Mode, Pool, Port, PortCounters, PortFacts, SocketStatistics,
+};
 
 /// Frames of one pass: 32 MiB of frame memory, sixteen times a second-level cache of 2 MiB.
 pub const PASS_FRAMES: usize = 16_384;
@@ -419,6 +421,14 @@ impl Field {
     /// Times passes by another clock than the one on the wall.
     pub fn timed_by(self, clock: fn() -> Duration) -> Field {
         Field { clock, ..self }
+    }
+
+    /// Ends the field: every frame goes home.
+    pub fn end(mut self) {
+        let mut stock = self.stock.lock().unwrap_or_else(PoisonError::into_inner);
+        let Stock { ready, sent } = &mut *stock;
+        let frames = self.idle.drain(..).chain(ready.drain(..)).chain(sent.drain(..));
+        frames.for_each(|frame| drop(Homing::new(frame)));
     }
 
     /// The worker, to look at.

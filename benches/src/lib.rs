@@ -20,5 +20,7 @@ pub mod parcel;
 pub mod rules;
 /// Instructions per packet, as recorded and as counted.
 pub mod instructions;
+/// Stages and main paths beside the floor, for a quick look.
+pub mod ladder;
 /// Figures, budgets and the summary that compares them.
 pub mod summary;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use tidegate_api::show as api;
 
+use crate::bench::BenchArguments;
 use crate::doctor::DoctorArguments;
 use crate::nat::NatArguments;
 use crate::top::view::Subject;
@@ -44,6 +45,7 @@ Examples:
   tidegate drain
   tidegate health --ready
   tidegate doctor
+  tidegate bench
   tidegate nat who 192.0.2.10:40001
   ipvsadm -Sn | tidegate import ipvs > services.yaml
   tidegate policy explain --manifests . --from 192.0.2.7 --to shop/web --port 80")]
@@ -82,6 +84,8 @@ pub enum Command {
     Health(HealthArguments),
     /// Look this machine over: what stands in the way of a gateway, why, and the command that mends it
     Doctor(DoctorArguments),
+    /// Measure what this machine can do: stages and paths in memory, and packets through namespaces beside the kernel's
+    Bench(BenchArguments),
     /// Tell who had an external address and port, now or then
     Nat(NatArguments),
     /// Turn another balancer's configuration into manifests

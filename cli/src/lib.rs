@@ -24,6 +24,8 @@ pub mod drain;
 pub mod health;
 /// `tidegate doctor`.
 pub mod doctor;
+/// `tidegate bench`: what this machine will do.
+pub mod bench;
 /// `tidegate nat`: who spoke from an address of ours.
 pub mod nat;
 /// `tidegate import`: another balancer's configuration as manifests.

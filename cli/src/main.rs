@@ -59,6 +59,7 @@ fn main() -> ExitCode {
             },
             Err(error) => fail(&format!("{error:#}")),
         },
+        Command::Bench(bench) => said(tidegate_cli::bench::run(bench, arguments.json || bench.json)),
         Command::Nat(nat) => said(tidegate_cli::nat::run(nat, arguments.json)),
         Command::Policy(_) if arguments.json => {
             fail("--json is for `tidegate show`; `tidegate policy eval` speaks JSON")

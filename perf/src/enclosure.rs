@@ -14,6 +14,7 @@
 //!
 //! Everything the lab writes is below a memory file system over `/run` that only the inside sees.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -27,6 +28,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// Set inside; carries the process id of the outer program, for the commands shown to people.
 const INSIDE: &str = "TIDEGATE_LAB_OUTSIDE_PID";
+/// Set inside; carries the descriptor of `/proc` as it is outside.
+const PROCESSES: &str = "TIDEGATE_LAB_OUTSIDE_PROC";
 /// How long the inside may take to end by itself before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -43,6 +46,12 @@ pub fn is_inside() -> bool {
 /// Process id of the outer program, as text.
 pub fn outside_pid() -> String {
     std::env::var(INSIDE).unwrap_or_default()
+}
+
+/// Inside: `/proc` as the outer program sees it.
+pub fn outside_processes() -> Option<PathBuf> {
+    let descriptor: u32 = std::env::var(PROCESSES).ok()?.parse().ok()?;
+    is_inside().then(|| PathBuf::from(format!("/proc/self/fd/{descriptor}")))
 }
 
 /// Path of this program, as the inside can start it again.
@@ -66,12 +75,16 @@ pub fn run_inside() -> Result<u8> {
         bail!("{} lies below /run, which the lab covers with its own: copy the program elsewhere", program.display());
     }
     let stop = stop_flag()?;
+    // The inside sees its own processes only; threads of the kernel that work for it are not among them.
+    let processes = std::fs::File::open("/proc").context("/proc")?;
+    rustix::io::fcntl_setfd(&processes, rustix::io::FdFlags::empty())?;
     let child = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child=SIGKILL"])
         .args(["--mount-proc", "--"])
         .arg(program)
         .args(std::env::args_os().skip(1))
         .env(INSIDE, std::process::id().to_string())
+        .env(PROCESSES, processes.as_raw_fd().to_string())
         .spawn()
         .context("starting setpriv and unshare (Debian package util-linux)")?;
     wait_outside(child, &stop)

@@ -87,7 +87,8 @@ fn words(family: Family) -> (&'static str, &'static str, &'static str) {
     }
 }
 
-fn rules(worker: Node, family: Family, services: &[LabService]) -> String {
+/// The rules of one family that a node has for `services`.
+pub(crate) fn rules(worker: Node, family: Family, services: &[LabService]) -> String {
     let (ip, address, cluster_cidr) = words(family);
     let ports = || services.iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)));
     let (mut chains, mut verdicts, mut drops) = (String::new(), Vec::new(), Vec::new());

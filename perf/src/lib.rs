@@ -42,5 +42,9 @@ pub mod demo;
 pub mod generator;
 /// A flood through an AF_XDP socket, as a command.
 pub mod flood;
+/// `tidegate-pktgen`: a generator and sink of one's own choice, and the searches that use it.
+pub mod pktgen;
+/// The same packets through a plain forwarder, through Tidegate and through the kernel.
+pub mod ladder;
 /// The same lab with its gateway in a virtual machine, where AF_XDP is zero-copy.
 pub mod guest;

@@ -13,6 +13,7 @@ use tidegate_perf::enclosure;
 use tidegate_perf::flood::{self, FloodOptions};
 use tidegate_perf::guest::{self, GuestOptions};
 use tidegate_perf::lab::LabOptions;
+use tidegate_perf::ladder::{self, LadderOptions};
 use tidegate_perf::pod::{self, PodOptions};
 use tidegate_perf::stun;
 use tidegate_perf::topology::{POD_TCP_PORT, POD_UDP_PORT};
@@ -67,6 +68,8 @@ enum Command {
     },
     /// Run the gateway in a virtual machine with zero-copy AF_XDP, and check every packet that passes.
     ZeroCopyGuest(GuestOptions),
+    /// Send the same packets through a plain forwarder, Tidegate and the kernel, one after the other, and compare.
+    Ladder(LadderOptions),
     /// Ask as a client; runs only inside a namespace of a lab, such as `client`. Exit code 0 when the answer is good.
     #[command(subcommand)]
     Client(Task),
@@ -141,6 +144,8 @@ fn run(command: Command) -> Result<u8> {
             let stop = enclosure::stop_flag()?;
             return Ok(u8::from(!guest::run(&options, &stop)?));
         }
+        Command::Ladder(_) if !enclosure::is_inside() => return enclosure::run_inside(),
+        Command::Ladder(options) => ladder::run(&options)?,
         Command::Up { .. } if !enclosure::is_inside() => return enclosure::run_inside(),
         Command::Up { no_gateway, queues, gateways } => {
             let stop = enclosure::stop_flag()?;

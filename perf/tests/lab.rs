@@ -387,6 +387,11 @@ fn a_flood_of_syns_costs_established_connections_nothing() {
 }
 
 #[test]
+fn the_generator_and_the_gateway_count_the_same() {
+    check(&["pktgen"]);
+}
+
+#[test]
 fn one_of_two_gateways_may_die_or_hang() {
     check(&["gateway-killed", "gateway-stopped"]); // M-020, M-023, M-024, M-026
 }

@@ -12,11 +12,9 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use tidegate_benches::course::Course;
-use tidegate_benches::field::PASS_FRAMES;
 use tidegate_benches::floor::Floor;
 use tidegate_benches::instructions;
-use tidegate_benches::summary::CYCLES_PER_NS;
+use tidegate_benches::ladder;
 use tidegate_io::HugePages;
 
 fn main() -> ExitCode {
@@ -57,28 +55,11 @@ fn time(words: &[&str]) -> anyhow::Result<()> {
     let flows: u32 = words.get(1).map_or(Ok(1_000_000), |word| word.parse()).context("flows")?;
     let passes: usize = words.get(2).map_or(Ok(60), |word| word.parse()).context("passes")?;
     let mut floor = Floor::new(HugePages::Auto)?;
-    println!("{:<22} {:>8} {:>8} {:>8} {:>8} {:>6}", "cycles/packet", "best 10%", "median", "floor", "median", "ratio");
+    println!("{:<22} {:>8} {:>8} {:>8} {:>6}", "cycles/packet", "best 10%", "median", "floor", "ratio");
     for (path, net, name) in instructions::paths().filter(|(_, _, full)| full.contains(name)) {
-        let mut course = Course::new(path, net, flows, PASS_FRAMES)?;
-        let (mut ours, mut floors) = (Vec::new(), Vec::new());
-        for _ in 0..passes {
-            let (floor_ns, packets) = floor.pass();
-            floors.push(floor_ns as f64 * CYCLES_PER_NS / packets as f64);
-            ours.push(course.pass(PASS_FRAMES)? as f64 * CYCLES_PER_NS / PASS_FRAMES as f64);
-            course.rest();
-        }
-        let ((best, median), (floor_best, floor_median)) = (marks(&mut ours), marks(&mut floors));
-        println!(
-            "{name:<22} {best:>8.1} {median:>8.1} {floor_best:>8.1} {floor_median:>8.1} {:>6.2}",
-            best / floor_best
-        );
+        let rung = ladder::path(&mut floor, path, net, &name, flows, passes)?;
+        let (best, median, lowest) = (rung.best, rung.median, rung.floor.unwrap_or_default());
+        println!("{name:<22} {best:>8.1} {median:>8.1} {lowest:>8.1} {:>6.2}", rung.ratio().unwrap_or_default());
     }
     Ok(())
-}
-
-/// The best decile and the median.
-fn marks(figures: &mut [f64]) -> (f64, f64) {
-    figures.sort_by(f64::total_cmp);
-    let at = |part: usize| figures.get(figures.len() / part).copied().unwrap_or_default();
-    (at(10), at(2))
 }

@@ -36,11 +36,11 @@ const REST: Duration = Duration::from_millis(300);
 
 /// What became of frames that arrived at a device, from its row in `tidegate show ports --json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Arrived {
+pub(super) struct Arrived {
     /// Frames the worker received.
-    received: u64,
+    pub(super) received: u64,
     /// Frames the socket lost: ring full, or no frame to put them in (the kernel's own statistics).
-    lost: u64,
+    pub(super) lost: u64,
     /// Frames the pinhole let pass to the kernel, or dropped for want of a socket.
     not_ours: u64,
 }
@@ -63,7 +63,7 @@ impl Arrived {
         Ok(arrived)
     }
 
-    fn since(self, before: Arrived) -> Arrived {
+    pub(super) fn since(self, before: Arrived) -> Arrived {
         Arrived {
             received: self.received - before.received,
             lost: self.lost - before.lost,
@@ -77,7 +77,7 @@ impl Arrived {
 }
 
 /// Arrivals at `wan0` when they have come to rest, and a moment at which that was so.
-fn at_rest(rig: &Rig) -> Result<(Arrived, SystemTime)> {
+pub(super) fn at_rest(rig: &Rig) -> Result<(Arrived, SystemTime)> {
     let read = || Arrived::read(&rig.gateway.ports_by_command()?, "wan0");
     let mut last = read()?;
     let mut moment = SystemTime::now();
@@ -95,7 +95,7 @@ fn at_rest(rig: &Rig) -> Result<(Arrived, SystemTime)> {
 }
 
 /// Pins the neighbours of the client's link, so that no resolution mixes with the flood; and undoes it.
-fn pin_neighbours(pin: bool) -> Result<()> {
+pub(super) fn pin_neighbours(pin: bool) -> Result<()> {
     let state = if pin { "permanent" } else { "stale" };
     let towards_gateway: String = [GATEWAY_WAN_V4.to_string(), GATEWAY_WAN_V6.to_string()]
         .iter()
@@ -193,7 +193,7 @@ pub(super) fn balance(rig: &mut Rig) -> Found {
     books(rig)
 }
 
-fn books(rig: &Rig) -> Found {
+pub(super) fn books(rig: &Rig) -> Found {
     let mut counters = Counters::default();
     let balanced = wait_until(REST_LIMIT, || {
         counters = rig.gateway.counters()?;

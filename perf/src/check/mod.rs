@@ -37,6 +37,8 @@ mod gatepolicy;
 mod ending;
 /// Accounting: a flood and the counters of everyone who saw it.
 mod accounting;
+/// The generator of one's own choice, with the gateway between its two ends.
+mod pktgen;
 /// Outage: programs that die or hang.
 mod outage;
 /// Cluster: control follows an API server.
@@ -133,6 +135,10 @@ pub const CHECKS: &[Check] = &[
     check("capture", "what `tidegate capture` writes, read by tcpdump; overload, SIGKILL", watching::capture),
     check("top", "one frame of `tidegate top` about each subject", watching::top),
     check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),
+    Check {
+        in_demo: false,
+        ..check("pktgen", "the generator of one's own choice: trial, search, connections", pktgen::pktgen)
+    },
     check("syn-flood", "SYNs of made-up clients while connections stand", accounting::syn_flood),
     check("endpoint-removed", "running downloads continue, new connections avoid it", change::endpoint_removed),
     check("udp-reselect", "UDP with a fixed source port finds another pod", change::udp_reselects),

@@ -1,0 +1,384 @@
+//! The ladder: what forwards packets on one and the same way, one after the other, in one run.
+//!
+//! ```text
+//!  generator ── client ─── wan0 [ the rung ] lan0 ─── fabric ── sink: counts what would go on to the pods
+//! ```
+//!
+//! Owns the rungs and their figures. A rung is a plain forwarder on AF_XDP, which is the ceiling of this I/O; Tidegate,
+//! `fullnat` into VXLAN; or the kernel, with the rules that kube-proxy writes in nftables mode and its own VXLAN, for one
+//! Service and for thousands. The generator sends the same to each; the sink drops and counts behind the
+//! rung's last device, so that neither the workers nor the pods are measured.
+//!
+//! **What processor time is counted**: that of the forwarder's own threads, and that of the kernel's threads which receive
+//! for `wan0`. These exist since the rung's devices are told to receive in threads of their own; otherwise the kernel would
+//! receive in whoever sends, and the generator would pay for the gateway. Time of other programs is in neither.
+//! It says nothing about NICs: on veth the kernel copies every packet, and that is most of what AF_XDP costs here.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Parser};
+use serde::{Deserialize, Serialize};
+
+use crate::enclosure;
+use crate::gateway::Program;
+use crate::kube_proxy;
+use crate::lab::{LabOptions, vxlan_device};
+use crate::manifest::{ECHO, LabService};
+use crate::pktgen::command::Bench;
+use crate::pktgen::histogram::Quantiles;
+use crate::pktgen::options::{DeviceOptions, TrafficOptions};
+use crate::pktgen::surroundings::{self, Surroundings};
+use crate::pktgen::trial::Outcome;
+use crate::process::{self, Daemon, in_namespace};
+use crate::rig::Rig;
+use crate::topology::{
+    CLIENT, ECHO_PORT, FABRIC, Family, GATEWAY, GATEWAY_NODE, GATEWAY_WAN_MAC, OVERLAY_MTU_V4, Pod, VIP_ECHO, VNI,
+    VXLAN_PORT, Vip, workers,
+};
+
+/// The one family of the ladder's packets.
+const FAMILY: Family = Family::V4;
+/// How long setting a rung up may take: thousands of Services take nftables half a minute.
+const SETUP_LIMIT: Duration = Duration::from_secs(240);
+/// First rate that is offered.
+const FIRST_RATE_PER_S: u64 = 20_000;
+/// Last one: more than any generator here has.
+const LAST_RATE_PER_S: u64 = 20_000_000;
+/// The part of the most at which processor time is counted: little is lost there, so little is spent in vain.
+const STEADY: f64 = 0.7;
+/// How long a forwarder may take to be ready.
+const READY_LIMIT: Duration = Duration::from_secs(20);
+
+/// What is measured, and for how long.
+#[derive(Debug, Clone, Args)]
+pub struct LadderOptions {
+    /// Length of each trial, in seconds
+    #[arg(long, default_value_t = 0.5)]
+    pub seconds: f64,
+    /// Trials for the processor time, of which the median is told; and rates that bring no more before the search for most
+    /// ends
+    #[arg(long, default_value_t = 3)]
+    pub trials: u32,
+    /// Distinct flows, uniformly mixed
+    #[arg(long, default_value_t = 10_000)]
+    pub flows: u32,
+    /// Sizes of frames with their check sequence
+    #[arg(long, default_value = "64")]
+    pub sizes: String,
+    /// Services that the kernel's rules know: a rung for each number
+    #[arg(long, value_delimiter = ',', default_value = "1,1000,10000")]
+    pub services: Vec<u32>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Write the JSON to this file
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+}
+
+/// One rung's figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rung {
+    /// What forwarded.
+    pub name: String,
+    /// Packets per second that came through, at the rate at which most did.
+    pub mrr_per_s: f64,
+    /// That rate.
+    pub offered_per_s: f64,
+    /// Processor time per packet that came through at 0.7 of it, in nanoseconds, the median; none where the kernel's threads
+    /// are hidden.
+    pub cpu_ns_per_packet: Option<f64>,
+    /// The part of it in the kernel's receiving threads.
+    pub of_it_receiving_ns: Option<f64>,
+    /// From the generator to the sink at half of the MRR, with a sink that receives.
+    pub latency: Quantiles,
+}
+
+/// The ladder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ladder {
+    /// Where.
+    pub surroundings: Surroundings,
+    /// What the figures are of.
+    pub conditions: String,
+    /// The rungs.
+    pub rungs: Vec<Rung>,
+}
+
+/// The ladder as options of the generator.
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    device: DeviceOptions,
+    #[command(flatten)]
+    traffic: TrafficOptions,
+}
+
+/// Climbs the ladder inside a lab of its own.
+///
+/// # Errors
+/// When a rung cannot be set up, or a trial fails.
+pub fn climb(options: &LadderOptions) -> Result<Ladder> {
+    ensure!((1..=100).contains(&options.trials), "trials are 1 to 100, not {}", options.trials);
+    ensure!(options.services.iter().all(|count| (1..=50_000).contains(count)), "Services are 1 to 50000");
+    let seconds = crate::pktgen::options::seconds(options.seconds)?;
+    let mut rig = Rig::up(&LabOptions::default())?;
+    let before = receiving_threads();
+    for (namespace, device) in [(GATEWAY, "wan0"), (GATEWAY, "lan0"), (FABRIC, GATEWAY)] {
+        // Without GRO a veth has no NAPI, and so nothing that could be a thread.
+        let lines = format!("ethtool -K {device} gro on >/dev/null\necho 1 > /sys/class/net/{device}/threaded\n");
+        shell(namespace, &lines)?;
+    }
+    let measure = |name: &str, pid: Option<u32>| {
+        eprintln!("ladder: {name}");
+        measure(name, pid, options, seconds, &before).with_context(|| format!("rung {name:?}"))
+    };
+    let mut rungs = Vec::new();
+    {
+        let mut forwarder = forwarder(&rig)?;
+        forwarder.wait_for_line("forwarding", READY_LIMIT)?;
+        let pid = forwarder.pid();
+        rungs.push(measure("raw AF_XDP forwarding", Some(pid))?);
+        forwarder.signal(rustix::process::Signal::TERM)?;
+        forwarder.wait_for_end(READY_LIMIT)?;
+    }
+    rig.gateway.start()?;
+    rig.await_active_pods("shop/echo", &crate::topology::pods().map(Pod::name).collect::<Vec<_>>(), READY_LIMIT)?;
+    let pid = rig.gateway.pid(Program::Dataplane);
+    rungs.push(measure("Tidegate fullnat", pid)?);
+    rig.gateway.end(Program::Control)?;
+    rig.gateway.end(Program::Dataplane)?;
+    shell(GATEWAY, &kernel_forwards())?;
+    for count in &options.services {
+        program(*count)?;
+        rungs.push(measure(&format!("kernel nftables, {count} Services"), None)?);
+    }
+    let conditions = format!(
+        "veth, AF_XDP copy mode, one queue, frames of {} bytes in {} flows, uniform; {} trials of {} s; processor time: the \
+         forwarder's threads and the kernel's threads that receive for wan0, at 0.7 of the most that came through; latency at \
+         half of it",
+        options.sizes, options.flows, options.trials, options.seconds
+    );
+    let ladder = Ladder { surroundings: surroundings::here(), conditions, rungs };
+    if let Some(file) = &options.record {
+        let text = serde_json::to_string_pretty(&ladder)? + "\n";
+        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(ladder)
+}
+
+/// Runs lines of a shell in a namespace.
+fn shell(namespace: &str, lines: &str) -> Result<()> {
+    let mut command = in_namespace(namespace, "sh");
+    command.args(["-e", "-s"]);
+    process::run(command, lines, SETUP_LIMIT)?.success(&format!("setting {namespace} up"))?;
+    Ok(())
+}
+
+fn forwarder(rig: &Rig) -> Result<Daemon> {
+    let mut command = in_namespace(GATEWAY, rig.gateway.program("tidegate-pktgen"));
+    command.args(["forward", "--near=wan0", "--far=lan0", &format!("--address={}", VIP_ECHO.of(FAMILY))]);
+    Daemon::start("tidegate-pktgen", command, &rig.lab.state_dir.join("forwarder.log"))
+}
+
+/// Makes the gateway's kernel a forwarder: its own VXLAN device, as workers have it, and NAPI on `wan0`.
+fn kernel_forwards() -> String {
+    let device = vxlan_device(FAMILY);
+    let node = GATEWAY_NODE;
+    let mut lines = format!(
+        "ip link set dev wan0 xdp off\nip link set dev lan0 xdp off\n\
+         ip link add {device} address {} mtu {OVERLAY_MTU_V4} type vxlan id {VNI} dev lan0 local {} dstport {VXLAN_PORT} \
+         nolearning\nip link set {device} up\nip addr add {}/32 dev {device}\n",
+        node.vtep_mac(FAMILY),
+        node.underlay(FAMILY),
+        node.overlay(FAMILY)
+    );
+    for worker in workers() {
+        let (overlay, mac) = (worker.overlay(FAMILY), worker.vtep_mac(FAMILY));
+        let _ = write!(
+            lines,
+            "ip neigh add {overlay} lladdr {mac} dev {device} nud permanent\n\
+             ip route add {} via {overlay} dev {device} onlink\n\
+             bridge fdb append {mac} dev {device} dst {}\n",
+            worker.pod_cidr(FAMILY),
+            worker.underlay(FAMILY)
+        );
+    }
+    lines + "echo 1 > /proc/sys/net/ipv4/ip_forward\n"
+}
+
+/// Makes the gateway's rules those of kube-proxy with so many Services: the one that is measured, with all pods, and others
+/// with one pod each.
+fn program(count: u32) -> Result<()> {
+    let other = |number: u32| {
+        let v4 = std::net::Ipv4Addr::from(u32::from_be_bytes([10, 96, 0, 0]) + number);
+        let one = Pod { number: 1 };
+        LabService { pods: vec![one], ..LabService::new(&format!("s{number}"), Vip { v4, v6: VIP_ECHO.v6 }, &[ECHO]) }
+    };
+    let measured = LabService::new("echo", VIP_ECHO, &[ECHO]);
+    let services: Vec<LabService> = std::iter::once(measured).chain((1..count).map(other)).collect();
+    let mut nft = in_namespace(GATEWAY, "nft");
+    nft.args(["-f", "-"]);
+    process::run(nft, &kube_proxy::rules(GATEWAY_NODE, FAMILY, &services), SETUP_LIMIT)?.success("nft")?;
+    Ok(())
+}
+
+/// The generator between the client's end of `wan0` and the workers' end of `lan0`.
+fn bench(options: &LadderOptions, count_only: bool) -> Result<Bench> {
+    let mut words = vec![
+        "ladder".to_owned(),
+        format!("--tx=eth0@{CLIENT}"),
+        format!("--rx={GATEWAY}@{FABRIC}"),
+        format!("--to-mac={GATEWAY_WAN_MAC}"),
+        format!("--target={}", VIP_ECHO.at(FAMILY, ECHO_PORT)),
+        format!("--expect={}", VIP_ECHO.of(FAMILY)),
+        format!("--flows={}", options.flows),
+        format!("--sizes={}", options.sizes),
+        "--order=uniform".into(),
+        "--mode=copy".into(),
+    ];
+    words
+        .extend(workers().map(|worker| {
+            format!("--expect-vxlan={}", std::net::SocketAddr::new(worker.underlay(FAMILY), VXLAN_PORT))
+        }));
+    if count_only {
+        words.push("--count-only".into());
+    }
+    let line = Line::try_parse_from(words)?;
+    Bench::open(&line.device, &line.traffic)
+}
+
+fn measure(
+    name: &str,
+    pid: Option<u32>,
+    options: &LadderOptions,
+    seconds: Duration,
+    before: &BTreeSet<u32>,
+) -> Result<Rung> {
+    let mut counting = bench(options, true)?;
+    // Neighbours are found and flows begun before anything counts.
+    let first = counting.trial(50_000, 0, Duration::from_millis(500), false)?;
+    counting.trial(0, 0, Duration::from_millis(300), false)?;
+    ensure!(first.received > 0, "nothing comes through: {first:?}");
+    let receiving: Vec<u32> = receiving_threads().difference(before).copied().collect();
+    let peak = peak(&mut counting, options, seconds)?;
+    let steady = crate::pktgen::search::rounded(peak.received_per_s * STEADY);
+    let (mut spent, mut spent_receiving) = (vec![], vec![]);
+    for _ in 0..options.trials {
+        let (own, theirs) = (own_ns(pid), threads_ns(&receiving));
+        let outcome = counting.trial(steady, 0, seconds, false)?;
+        let packets = outcome.received.max(1) as f64;
+        let (own, theirs) = (own_ns(pid) - own, threads_ns(&receiving) - theirs);
+        spent.push((own + theirs) as f64 / packets);
+        spent_receiving.push(theirs as f64 / packets);
+    }
+    drop(counting);
+    let median = |mut figures: Vec<f64>| {
+        figures.sort_by(f64::total_cmp);
+        figures.get(figures.len() / 2).copied().unwrap_or_default()
+    };
+    let half = crate::pktgen::search::rounded(peak.received_per_s / 2.0);
+    let latency = bench(options, false)?.trial(half, 0, seconds, false)?.latency;
+    let visible = !receiving.is_empty();
+    Ok(Rung {
+        name: name.into(),
+        mrr_per_s: peak.received_per_s,
+        offered_per_s: peak.sent_per_s,
+        cpu_ns_per_packet: visible.then(|| median(spent)),
+        of_it_receiving_ns: visible.then(|| median(spent_receiving)),
+        latency,
+    })
+}
+
+/// The trial in which most came through, at whatever rate that was. More is offered step by step: where generator, forwarder
+/// and kernel share few cores, a rate far above what passes takes from the forwarder the time it would forward in.
+fn peak(bench: &mut Bench, options: &LadderOptions, seconds: Duration) -> Result<Outcome> {
+    let (mut best, mut rate, mut worse) = (Outcome::default(), FIRST_RATE_PER_S, 0);
+    while worse < options.trials && rate < LAST_RATE_PER_S {
+        let outcome = bench.trial(rate, 0, seconds, false)?;
+        let is_more = outcome.received_per_s > best.received_per_s;
+        worse = if is_more { 0 } else { worse + 1 };
+        if is_more {
+            best = outcome;
+        }
+        rate += rate / 5;
+    }
+    Ok(best)
+}
+
+/// Processor time of all threads of a process in this lab, in nanoseconds.
+fn own_ns(pid: Option<u32>) -> u64 {
+    let Some(pid) = pid else { return 0 };
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.map(|task| first_number(&task.path().join("schedstat"))).sum()
+}
+
+/// Threads of the kernel that receive for a `wan0`, by their numbers outside of the lab.
+fn receiving_threads() -> BTreeSet<u32> {
+    let Some(outside) = enclosure::outside_processes() else { return BTreeSet::new() };
+    let entries = std::fs::read_dir(outside).into_iter().flatten().flatten();
+    let receives = |entry: &std::fs::DirEntry| {
+        std::fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.starts_with("napi/wan0-"))
+    };
+    entries.filter(receives).filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn threads_ns(threads: &[u32]) -> u64 {
+    let Some(outside) = enclosure::outside_processes() else { return 0 };
+    threads.iter().map(|thread| first_number(&outside.join(thread.to_string()).join("schedstat"))).sum()
+}
+
+/// The first number in a file: of `schedstat`, nanoseconds on a processor.
+fn first_number(path: &std::path::Path) -> u64 {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or_default()
+}
+
+impl Ladder {
+    /// The rungs in columns, with what they are to each other.
+    pub fn table(&self) -> String {
+        let Surroundings { processor, cores, kernel, build, .. } = &self.surroundings;
+        let mut text = format!("{processor}, {cores} cores, kernel {kernel}, {build} build\n{}\n\n", self.conditions);
+        let _ = writeln!(
+            text,
+            "{:<32} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>8}",
+            "", "MRR /s", "of raw", "CPU ns", "of it rx", "p50 us", "p99 us", "p99.9 us"
+        );
+        let raw = self.rungs.first().map_or(0.0, |rung| rung.mrr_per_s);
+        let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
+        for rung in &self.rungs {
+            let mrr = rung.mrr_per_s;
+            let Quantiles { p50_us, p99_us, p99_9_us, .. } = rung.latency;
+            let _ = writeln!(
+                text,
+                "{:<32} {mrr:>9.0} {:>9.2} {:>8} {:>8} {p50_us:>8.1} {p99_us:>8.1} {p99_9_us:>8.1}",
+                rung.name,
+                mrr / raw.max(1.0),
+                number(rung.cpu_ns_per_packet),
+                number(rung.of_it_receiving_ns),
+            );
+        }
+        text
+    }
+}
+
+/// Climbs and prints.
+///
+/// # Errors
+/// As [`climb`].
+pub fn run(options: &LadderOptions) -> Result<()> {
+    if !enclosure::is_inside() {
+        bail!("the ladder stands in a lab");
+    }
+    let ladder = climb(options)?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&ladder)?);
+    } else {
+        print!("{}", ladder.table());
+    }
+    Ok(())
+}
