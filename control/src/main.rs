@@ -102,7 +102,7 @@ fn print_crds() -> ExitCode {
 fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     // Before anything is written there: it is held until the end.
     let _alone = tidegate_control::alone::hold(&file.state_dir)?;
-    let status = StatusWriter::start(&file.state_dir).context("cannot write status")?;
+    let mut status = StatusWriter::start(&file.state_dir).context("cannot write status")?;
     let (inbox, taken) = channel();
     stop_on_signals(inbox.clone())?;
     let (source, writer): (Box<dyn Source>, _) = match &file.control.source {
@@ -112,6 +112,7 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
         }
         SourceChoice::Kubernetes(choice) => {
             let access = Access::new(choice.kubeconfig.as_deref()).context("cannot reach the Kubernetes API")?;
+            status = status.sparing(); // status of the Services themselves says it
             tracing::info!(node = %file.node, server = %access.server(), "tidegate-control started");
             let source = Kubernetes::new(access.clone(), file.control.exposed());
             let writer = api_writer(&file, choice, &access, source.refresh(), inbox.clone())?;

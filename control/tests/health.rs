@@ -57,7 +57,14 @@ impl Gateway {
     /// A dataplane that takes whatever it is sent, until [`Gateway::lose`].
     fn connect(&self, link: u64) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let news = News::Connected { link, stream: ours, holds: Versions::new(), reached: 0, server: "test".into() };
+        let news = News::Connected {
+            link,
+            stream: ours,
+            holds: Versions::new(),
+            reached: 0,
+            server: "test".into(),
+            prepares: false,
+        };
         self.inbox.send(Input::Dataplane(news)).unwrap();
         let (inbox, mut reader) = (self.inbox.clone(), theirs.try_clone().unwrap());
         thread::spawn(move || {

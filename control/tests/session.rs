@@ -139,7 +139,8 @@ impl Dataplane {
         let talk = Talk { stream, requests };
         let hello = talk.requests.recv_timeout(PATIENCE).unwrap();
         assert!(matches!(hello, Request::Hello { contract: CONTRACT_VERSION, .. }), "{hello:?}");
-        talk.say(&Response::Welcome { contract: 1, server: "stand-in".into(), holds: holds.clone(), reached });
+        let holds = holds.clone();
+        talk.say(&Response::Welcome { contract: 1, server: "stand-in".into(), holds, reached, prepares: false });
         talk
     }
 }

@@ -20,6 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZero;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -43,6 +44,8 @@ use crate::table::{DeviceId, Tables, mapped, unmapped};
 
 /// Services → rows, frontends, members, rings.
 pub mod service;
+/// Services → rings, ahead of time.
+pub mod forge;
 /// In `node-dsr`: endpoints by node → rows, rings, and what control is told.
 pub mod node;
 /// Nodes that have fallen silent → whom new flows avoid.
@@ -83,6 +86,7 @@ pub(crate) mod tests;
 use announced::Announced;
 use device::Devices;
 use egress::Egresses;
+use forge::Forged;
 use gatepolicy::GatewayPolicies;
 use local::{Locals, News};
 use neighbour::{Ask, Neighbours};
@@ -157,6 +161,8 @@ pub struct Compiler {
 pub struct Arrived {
     /// Updates, in order.
     pub updates: Vec<Update>,
+    /// Rings that they may need.
+    pub forged: Forged,
     /// News from the kernel, in order.
     pub changes: Vec<Change>,
     /// Neighbours that workers want.
@@ -284,7 +290,10 @@ impl Compiler {
         let mut tables = self.publisher.current().clone();
         let mut moved = Moved { gateway: true, peers: true, layout: true, ..Moved::default() };
         self.take_changes(vec![Change::All(facts)], &mut moved, &mut tables);
-        let update = Update { nonce: 0, full: true, resources: saved, removed: vec![] };
+        // No worker runs yet: every core is free.
+        let forged = forge::forge(&saved, std::thread::available_parallelism().map_or(1, NonZero::get));
+        forged.give(self.services.rings_mut());
+        let update = Update { full: true, resources: saved, ..Update::default() };
         let outcome = self.objects.apply(update, None);
         for refused in &outcome.rejected {
             tracing::warn!(object = %refused.key, reason = refused.reason, "a saved object is not used");
@@ -312,6 +321,7 @@ impl Compiler {
         let mut tables = self.publisher.current().clone();
         let mut moved = Moved::default();
         let mut changed = self.take_changes(arrived.changes, &mut moved, &mut tables);
+        arrived.forged.give(self.services.rings_mut());
         for update in arrived.updates {
             self.guard_held = false;
             let nonce = update.nonce;
