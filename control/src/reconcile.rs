@@ -193,8 +193,9 @@ impl Reconciler {
         Reconciler { health: Some(health), ..self }
     }
 
-    /// Runs until [`Input::Stop`] or until nobody can send any more.
-    pub fn run(&mut self, inbox: &Receiver<Input>) {
+    /// Runs until [`Input::Stop`] or until nobody can send any more. Of portions, as long as the source is not known as a
+    /// whole, one place in `portions` is made free as each is begun.
+    pub fn run(&mut self, inbox: &Receiver<Input>, portions: &Receiver<()>) {
         let mut next = None;
         loop {
             let input = match next.take() {
@@ -202,6 +203,10 @@ impl Reconciler {
                 None => inbox.recv_timeout(LOOK_AFTER_EVERY),
             };
             match input {
+                Ok(Input::Source(batch)) if !batch.complete => {
+                    let _ = portions.try_recv();
+                    self.take(batch);
+                }
                 Ok(Input::Source(batch)) => {
                     // What has come while this thread was busy is one change.
                     let mut batches = vec![batch];
@@ -268,6 +273,7 @@ impl Reconciler {
             self.complete = true;
             tracing::info!(services = self.model.services().len(), "the source is known as a whole");
             dirty.nodes.append(&mut self.early.nodes);
+            dirty.services.append(&mut self.early.unripe);
             dirty.nodes.insert(self.file.node.clone()); // so that its absence is told
         }
         self.settle_good(batch.unreadable, &mut dirty);

@@ -20,6 +20,8 @@ use tidegate_api::show::Show;
 /// The connection itself: made, read, made again.
 pub mod link;
 
+/// Objects of one message that tells ahead: the dataplane prepares them while the next are written.
+const PREPARED_AT_ONCE: usize = 1024;
 /// An answer that takes longer than this is a problem.
 const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(20);
 /// How long after a refusal the same version is sent again: what it lacked (an address that came up late, a claim that
@@ -260,7 +262,7 @@ impl Session {
         let mut news = resources.filter(|(key, resource)| self.prepared.get(*key) != Some(&resource.version)).peekable();
         let mut told = Vec::new();
         while news.peek().is_some() {
-            let (keys, resources): (Vec<_>, Vec<_>) = news.by_ref().take(RESOURCES_AT_ONCE).unzip();
+            let (keys, resources): (Vec<_>, Vec<_>) = news.by_ref().take(PREPARED_AT_ONCE).unzip();
             told.extend(keys.into_iter().zip(resources.iter().map(|resource| resource.version.clone())));
             frame::write(&mut stream, &Preparing::Prepare(Prepare { resources }))
                 .inspect_err(|_| drop(stream.shutdown(std::net::Shutdown::Both)))?;

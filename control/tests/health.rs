@@ -42,7 +42,7 @@ impl Gateway {
         let status = StatusWriter::start(&file.state_dir).unwrap();
         let (inbox, taken) = channel();
         let mut reconciler = Reconciler::new(file, Dialect::Files, status).telling(Health::start().unwrap());
-        let thread = Some(thread::spawn(move || reconciler.run(&taken)));
+        let thread = Some(thread::spawn(move || reconciler.run(&taken, &std::sync::mpsc::channel().1)));
         let gateway = Gateway { inbox, thread, home };
         gateway.apply(&node("gw-1", 9));
         gateway

@@ -62,7 +62,7 @@ impl Control {
         thread::spawn(move || {
             keep_connected(socket, "test".into(), |heard| news.send(Input::Dataplane(heard)).is_ok())
         });
-        let thread = thread::spawn(move || reconciler.run(&taken));
+        let thread = thread::spawn(move || reconciler.run(&taken, &std::sync::mpsc::channel().1));
         Control { home, inbox, source: Some(source), thread: Some(thread) }
     }
 

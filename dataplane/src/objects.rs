@@ -11,11 +11,12 @@
 //! stays; this is repeated until everything that remains fits. It ends, since each round refuses at least one newcomer
 //! and the state before the update had no conflict.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hashbrown::{HashMap, HashSet};
 use home::Homes;
 use ipnet::IpNet;
 use siphasher::sip::SipHasher13;

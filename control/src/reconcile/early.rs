@@ -18,10 +18,12 @@ pub(super) struct Early {
     pub(super) nodes_known: bool,
     /// Nodes that Services were resolved with; they are resolved themselves when all is known.
     pub(super) nodes: BTreeSet<String>,
+    /// Services that have been read without slices, or slices without their Service; or that are gone again.
+    pub(super) unripe: BTreeSet<Name>,
 }
 
 impl Reconciler {
-    /// Resolves what a portion has made ripe, and takes it out of `dirty`.
+    /// Resolves what a portion has made ripe, and takes the Services out of `dirty`. Costs what the portion touches.
     pub(super) fn resolve_early(&mut self, dirty: &mut Dirty) {
         if !self.early.nodes_known {
             return;
@@ -31,8 +33,11 @@ impl Reconciler {
         self.early.nodes.append(&mut dirty.nodes);
         let (model, services) = (&self.model, std::mem::take(&mut dirty.services));
         let is_ripe = |name: &Name| model.service(name).is_some() && model.slices_of(name).next().is_some();
-        let (ripe, others) = services.into_iter().partition(is_ripe);
-        dirty.services = others;
+        let (ripe, unripe): (BTreeSet<Name>, BTreeSet<Name>) = services.into_iter().partition(is_ripe);
+        for name in &ripe {
+            self.early.unripe.remove(name);
+        }
+        self.early.unripe.extend(unripe);
         self.resolve_services(ripe);
     }
 

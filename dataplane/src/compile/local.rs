@@ -30,7 +30,7 @@ use crate::table::local::{LocalKind, LocalTable, VtepRow};
 use crate::wire::protocol;
 
 /// How many Services are reached at each place.
-pub type Places = HashMap<Place, u32>;
+pub type Places = hashbrown::HashMap<Place, u32>;
 /// One port of an address: address, IANA protocol number, port in host order.
 type AddressPort = (IpAddr, u8, u16);
 

@@ -4,10 +4,11 @@
 //! ring is built only if no other Service has the same set. What cannot be kept stable is given a new id: a Service made
 //! again under its old name is another one (S-005), and its flows of before belong to the one that is gone.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use ipnet::IpNet;
 use tidegate_api::resource::{Backend, DeliveryMode, Protocol, Service, ServicePort, SourceBackend};
 
