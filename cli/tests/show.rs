@@ -48,8 +48,13 @@ impl Dataplane {
             assert_eq!(contract, CONTRACT_VERSION);
             assert!(client.starts_with("tidegate "), "{client}");
             let server = "tidegate-dataplane 9.8.7".into();
-            let welcome =
-                Response::Welcome { contract: CONTRACT_VERSION, server, holds: Default::default(), reached: 41, prepares: false };
+            let welcome = Response::Welcome {
+                contract: CONTRACT_VERSION,
+                server,
+                holds: Default::default(),
+                reached: 41,
+                prepares: false,
+            };
             frame::write(&mut stream, &welcome).unwrap();
             let Ok(Request::Show(question)) = frame::read(&mut stream) else { return None };
             if let Some(bytes) = answer(&question) {

@@ -20,10 +20,10 @@ use tidegate_control::lease;
 use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::saved::Saved;
 use tidegate_control::session::link;
-use tidegate_control::source::{Batch, Source};
 use tidegate_control::source::directory::Directory;
 use tidegate_control::source::kubernetes::{Access, Kubernetes, Refresh};
 use tidegate_control::source::scan::Scan;
+use tidegate_control::source::{Batch, Source};
 use tidegate_control::status::StatusWriter;
 use tidegate_control::status::api::ApiWriter;
 use tracing_subscriber::EnvFilter;
@@ -138,9 +138,8 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     // What is listed is read as fast as it is taken in, so that little waits in memory and little is left to be done when the
     // last of it comes. Changes are never held up: those that wait become one.
     let (place, portions) = sync_channel(PORTIONS_WAITING_MAX);
-    let deliver = move |batch: Batch| {
-        (batch.complete || place.send(()).is_ok()) && batches.send(Input::Source(batch)).is_ok()
-    };
+    let deliver =
+        move |batch: Batch| (batch.complete || place.send(()).is_ok()) && batches.send(Input::Source(batch)).is_ok();
     let running = source.start(Box::new(deliver)).context("cannot start the source")?;
     let name = concat!("tidegate-control ", env!("CARGO_PKG_VERSION")).to_string();
     let socket = file.socket.clone();

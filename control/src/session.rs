@@ -259,7 +259,8 @@ impl Session {
     fn send_ahead<'a>(&mut self, resources: impl Iterator<Item = (&'a ResourceKey, &'a Resource)>) -> io::Result<()> {
         let Some(stream) = self.stream.as_ref().filter(|_| self.can_prepare()) else { return Ok(()) };
         let mut stream = stream.try_clone()?;
-        let mut news = resources.filter(|(key, resource)| self.prepared.get(*key) != Some(&resource.version)).peekable();
+        let mut news =
+            resources.filter(|(key, resource)| self.prepared.get(*key) != Some(&resource.version)).peekable();
         let mut told = Vec::new();
         while news.peek().is_some() {
             let (keys, resources): (Vec<_>, Vec<_>) = news.by_ref().take(PREPARED_AT_ONCE).unzip();

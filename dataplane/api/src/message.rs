@@ -366,7 +366,8 @@ mod tests {
 
     #[test]
     fn what_is_prepared_without_being_given_away_reads_as_a_request() {
-        let resource = Resource { name: "shop/web".into(), version: "1".into(), body: Body::Service(Service::default()) };
+        let resource =
+            Resource { name: "shop/web".into(), version: "1".into(), body: Body::Service(Service::default()) };
         let json = serde_json::to_string(&Preparing::Prepare(Prepare { resources: vec![&resource] })).unwrap();
         let prepare = Prepare { resources: vec![resource] };
         assert_eq!(serde_json::from_str::<Request>(&json).unwrap(), Request::Prepare(prepare));

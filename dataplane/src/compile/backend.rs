@@ -83,6 +83,11 @@ impl Backends {
         Backends { given: first, ..Backends::default() }
     }
 
+    /// Makes room for so many more endpoints at once.
+    pub fn reserve(&mut self, endpoints: usize) {
+        self.at.reserve(endpoints);
+    }
+
     /// Writes an endpoint that is there and returns its id. `known` is the id it has, if it was there before.
     pub fn set(
         &mut self,

@@ -66,9 +66,8 @@ fn forge_here<R: Borrow<Resource>>(resources: &[R]) -> Vec<Made> {
         for ((_, _, family), (port, _)) in wanted_ports(service) {
             let backends = wanted_backends(family, port, &nobody);
             let mut make = |which: usize| {
-                let members = backends.iter().map(|((address, port), weights)| {
-                    (member_key(address, *port), weights[which])
-                });
+                let members =
+                    backends.iter().map(|((address, port), weights)| (member_key(address, *port), weights[which]));
                 made.extend(cache.make(&members.collect::<Vec<_>>(), 0));
             };
             make(CLUSTER);
@@ -87,7 +86,9 @@ mod tests {
 
     fn services(count: usize) -> Vec<Resource> {
         let of = |n: usize| {
-            let address = |n: usize, v6: bool| if v6 { format!("fd00::{n:x}") } else { format!("10.244.{}.{}", n / 100, n % 100) };
+            let address = |n: usize, v6: bool| {
+                if v6 { format!("fd00::{n:x}") } else { format!("10.244.{}.{}", n / 100, n % 100) }
+            };
             let backends = [n, n + 1].map(|at| backend(&address(at, n % 2 == 1), 80, 1));
             named(&format!("shop/{n}"), "1", service(&["192.0.2.1", "2001:db8::1"], 80, &backends))
         };

@@ -12,7 +12,7 @@
 //! pinhole is told what has changed since it was told last ([`Locals::news`]). Everything is looked at when the gateway
 //! object or the machine's own addresses changed ([`Locals::surround`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 

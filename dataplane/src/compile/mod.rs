@@ -217,6 +217,9 @@ impl Moved {
         let of = |resource: &Option<Arc<Resource>>| -> Vec<Place> {
             resource.iter().flat_map(|resource| places(resource)).map(|(_, place)| place).collect()
         };
+        if let (None, Some(after)) = (&change.before, &change.after) {
+            return self.places.extend(places(after).map(|(_, place)| place));
+        }
         let (before, after) = (of(&change.before), of(&change.after));
         if before != after {
             self.places.extend(before.into_iter().chain(after));
@@ -325,6 +328,7 @@ impl Compiler {
         for update in arrived.updates {
             self.guard_held = false;
             let nonce = update.nonce;
+            self.make_room(&update);
             let outcome = self.objects.apply(update, Some(&self.facts.layout));
             self.tell_refused(&outcome);
             turned.taken.extend(outcome.taken);
@@ -380,6 +384,19 @@ impl Compiler {
         let generation = self.publisher.generation();
         turned.accepted.iter_mut().for_each(|accepted| accepted.generation = generation);
         turned
+    }
+
+    /// Where much comes at once, an index that grows step by step would be moved several times.
+    fn make_room(&mut self, update: &Update) {
+        const MUCH: usize = 1000;
+        if update.resources.len() < MUCH || self.objects.of_kind(Kind::Service).next().is_some() {
+            return;
+        }
+        let endpoints = |resource: &Resource| match &resource.body {
+            Body::Service(service) => service.ports.iter().map(|port| port.backends.len()).sum(),
+            _ => 0,
+        };
+        self.services.backends_mut().reserve(update.resources.iter().map(endpoints).sum());
     }
 
     fn tell_refused(&mut self, outcome: &Outcome) {

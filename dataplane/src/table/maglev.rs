@@ -88,13 +88,17 @@ impl Ring {
     /// naming them while they drain keeps everybody else's slots where they were (L-008).
     pub fn build<K: AsRef<[u8]>>(members: &[(K, u16)], size: u32) -> Option<Ring> {
         let members = sorted(members);
-        let size = listed(size);
-        Ring::fill(&members, size, set_digest(&members[..members.len().min(MEMBERS_MAX)], size))
+        Ring::fill(&members, listed(size))
     }
 
-    /// As [`Ring::build`] for sorted members, a prime `size` and the digest of both.
-    fn fill(members: &[(&[u8], u16)], size: u32, digest: (u64, u64)) -> Option<Ring> {
+    /// As [`Ring::build`] for sorted members and a prime `size`.
+    fn fill(members: &[(&[u8], u16)], size: u32) -> Option<Ring> {
         let members = &members[..members.len().min(MEMBERS_MAX)];
+        Ring::fill_digested(members, size, set_digest(members, size))
+    }
+
+    /// The same for members that are not too many, with the digest of both.
+    fn fill_digested(members: &[(&[u8], u16)], size: u32, digest: (u64, u64)) -> Option<Ring> {
         let slots = fill::fill(members, size)?;
         let narrow = members.len() <= MEMBERS_NARROW_MAX;
         let slots = if narrow {
@@ -180,11 +184,12 @@ impl RingCache {
     pub fn make<K: AsRef<[u8]>>(&mut self, members: &[(K, u16)], size: u32) -> Option<Made> {
         let size = if size == 0 { ring_size(members.len()) } else { listed(size) };
         let members = sorted(members);
-        let digest = set_digest(&members[..members.len().min(MEMBERS_MAX)], size);
+        let members = &members[..members.len().min(MEMBERS_MAX)];
+        let digest = set_digest(members, size);
         if let Some(ring) = self.rings.get(&digest).and_then(Weak::upgrade) {
             return Some((digest, ring));
         }
-        let ring = Arc::new(Ring::fill(&members, size, digest)?);
+        let ring = Arc::new(Ring::fill_digested(members, size, digest)?);
         self.sweep();
         self.rings.insert(digest, Arc::downgrade(&ring));
         Some((digest, ring))
