@@ -109,17 +109,17 @@ pub fn service(n: u32, version: u32) -> Resource {
 
 /// All objects in one update.
 pub fn full(services: u32) -> Update {
-    Update { nonce: 1, full: true, resources: (0..services).map(|n| service(n, 0)).collect(), removed: vec![] }
+    Update { nonce: 1, full: true, resources: (0..services).map(|n| service(n, 0)).collect(), ..Update::default() }
 }
 
 /// Service `n` in its `version`, alone.
 pub fn one(n: u32, version: u32) -> Update {
-    Update { nonce: 1, full: false, resources: vec![service(n, version)], removed: vec![] }
+    Update { nonce: 1, full: false, resources: vec![service(n, version)], ..Update::default() }
 }
 
 /// The end of Service `n`.
 pub fn end(n: u32) -> Update {
-    Update { nonce: 1, full: false, resources: vec![], removed: vec![key(n)] }
+    Update { nonce: 1, full: false, removed: vec![key(n)], ..Update::default() }
 }
 
 /// Gives the compiler one update, and what happened.

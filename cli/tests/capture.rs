@@ -22,7 +22,8 @@ fn dataplane(tell: impl FnOnce(&mut UnixStream) + Send + 'static) -> (TempDir, J
         let mut stream = listener.accept().unwrap();
         assert!(matches!(frame::read(&mut stream), Ok(Request::Hello { .. })));
         let (contract, server, holds) = (CONTRACT_VERSION, "tidegate-dataplane 9.8.7".into(), Default::default());
-        frame::write(&mut stream, &Response::Welcome { contract, server, holds, reached: 1 }).unwrap();
+        let welcome = Response::Welcome { contract, server, holds, reached: 1, prepares: false };
+        frame::write(&mut stream, &welcome).unwrap();
         let Ok(Request::Capture(wanted)) = frame::read(&mut stream) else { panic!("no capture was asked for") };
         let devices = vec!["wan0".into(), "lan0".into()];
         frame::write(&mut stream, &Response::Capturing(Begun { devices, workers: 2 })).unwrap();

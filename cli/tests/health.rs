@@ -42,7 +42,8 @@ fn dataplane(kinds: &[Kind], answer: Option<Response>) -> TempDir {
     std::thread::spawn(move || {
         let mut stream = listener.accept().unwrap();
         let _hello: Request = frame::read(&mut stream).unwrap();
-        let welcome = Response::Welcome { contract: CONTRACT_VERSION, server: "t".into(), holds, reached: 7 };
+        let welcome =
+            Response::Welcome { contract: CONTRACT_VERSION, server: "t".into(), holds, reached: 7, prepares: false };
         frame::write(&mut stream, &welcome).unwrap();
         let question: Request = frame::read(&mut stream).unwrap();
         assert_eq!(question, Request::Show(Show::Workers));

@@ -48,8 +48,13 @@ impl Dataplane {
             assert_eq!(contract, CONTRACT_VERSION);
             assert!(client.starts_with("tidegate "), "{client}");
             let server = "tidegate-dataplane 9.8.7".into();
-            let welcome =
-                Response::Welcome { contract: CONTRACT_VERSION, server, holds: Default::default(), reached: 41 };
+            let welcome = Response::Welcome {
+                contract: CONTRACT_VERSION,
+                server,
+                holds: Default::default(),
+                reached: 41,
+                prepares: false,
+            };
             frame::write(&mut stream, &welcome).unwrap();
             let Ok(Request::Show(question)) = frame::read(&mut stream) else { return None };
             if let Some(bytes) = answer(&question) {
@@ -706,7 +711,8 @@ fn draining(left: &'static [u32]) -> (TempDir, JoinHandle<Option<bool>>) {
     let thread = std::thread::spawn(move || {
         let mut stream = listener.accept().unwrap();
         let Ok(Request::Hello { .. }) = frame::read(&mut stream) else { return None };
-        let welcome = Response::Welcome { contract: 1, server: "x".into(), holds: Default::default(), reached: 1 };
+        let holds = Default::default();
+        let welcome = Response::Welcome { contract: 1, server: "x".into(), holds, reached: 1, prepares: false };
         frame::write(&mut stream, &welcome).unwrap();
         let Ok(Request::Drain { draining }) = frame::read(&mut stream) else { return None };
         frame::write(&mut stream, &Response::Draining { draining }).unwrap();

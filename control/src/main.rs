@@ -5,7 +5,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,16 +20,23 @@ use tidegate_control::lease;
 use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::saved::Saved;
 use tidegate_control::session::link;
-use tidegate_control::source::Source;
 use tidegate_control::source::directory::Directory;
 use tidegate_control::source::kubernetes::{Access, Kubernetes, Refresh};
 use tidegate_control::source::scan::Scan;
+use tidegate_control::source::{Batch, Source};
 use tidegate_control::status::StatusWriter;
 use tidegate_control::status::api::ApiWriter;
 use tracing_subscriber::EnvFilter;
 
+/// A list of a large cluster is millions of small pieces, made on one thread and let go on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What is in progress may take this long to end after a signal.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
+
+/// Portions of a first list that may wait to be taken in.
+const PORTIONS_WAITING_MAX: usize = 2;
 
 /// `--check` waits for so long until a cluster has been read.
 const CHECKED_WITHIN: Duration = Duration::from_secs(30);
@@ -102,7 +109,7 @@ fn print_crds() -> ExitCode {
 fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     // Before anything is written there: it is held until the end.
     let _alone = tidegate_control::alone::hold(&file.state_dir)?;
-    let status = StatusWriter::start(&file.state_dir).context("cannot write status")?;
+    let mut status = StatusWriter::start(&file.state_dir).context("cannot write status")?;
     let (inbox, taken) = channel();
     stop_on_signals(inbox.clone())?;
     let (source, writer): (Box<dyn Source>, _) = match &file.control.source {
@@ -112,6 +119,7 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
         }
         SourceChoice::Kubernetes(choice) => {
             let access = Access::new(choice.kubeconfig.as_deref()).context("cannot reach the Kubernetes API")?;
+            status = status.sparing(); // status of the Services themselves says it
             tracing::info!(node = %file.node, server = %access.server(), "tidegate-control started");
             let source = Kubernetes::new(access.clone(), file.control.exposed());
             let writer = api_writer(&file, choice, &access, source.refresh(), inbox.clone())?;
@@ -127,17 +135,20 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
         reconciler = reconciler.with_api(writer);
     }
     let batches = inbox.clone();
-    let running = source
-        .start(Box::new(move |batch| batches.send(Input::Source(batch)).is_ok()))
-        .context("cannot start the source")?;
+    // What is listed is read as fast as it is taken in, so that little waits in memory and little is left to be done when the
+    // last of it comes. Changes are never held up: those that wait become one.
+    let (place, portions) = sync_channel(PORTIONS_WAITING_MAX);
+    let deliver =
+        move |batch: Batch| (batch.complete || place.send(()).is_ok()) && batches.send(Input::Source(batch)).is_ok();
+    let running = source.start(Box::new(deliver)).context("cannot start the source")?;
     let name = concat!("tidegate-control ", env!("CARGO_PKG_VERSION")).to_string();
     let socket = file.socket.clone();
     thread::Builder::new()
         .name("session".into())
         .spawn(move || link::keep_connected(socket, name, |news| inbox.send(Input::Dataplane(news)).is_ok()))
         .context("cannot start a thread")?;
-    reconciler.run(&taken);
-    drop((taken, running, reconciler));
+    reconciler.run(&taken, &portions);
+    drop((taken, portions, running, reconciler));
     tracing::info!("tidegate-control ends; the dataplane goes on with what it has");
     Ok(ExitCode::SUCCESS)
 }

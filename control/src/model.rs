@@ -285,7 +285,7 @@ impl Model {
     }
 
     /// Names of all Services, in no order.
-    pub fn services(&self) -> impl Iterator<Item = &Name> {
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Name> {
         self.services.keys()
     }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use allocation::Allocation;
 use carrying::Carrying;
 use desired::Desired;
+use early::Early;
 use egress::Leaving;
 use events::Events;
 use gatewaypolicy::Gates;
@@ -69,6 +70,8 @@ mod problems;
 mod lastgood;
 /// How long a change takes from its cause to the last worker.
 mod latency;
+/// What is resolved before the source is known as a whole.
+mod early;
 /// Who may reach whom.
 mod policies;
 
@@ -136,6 +139,7 @@ pub struct Reconciler {
     complete: bool,
     /// What the portions before that have touched.
     unresolved: Dirty,
+    early: Early,
     ready: bool,
 }
 
@@ -178,6 +182,7 @@ impl Reconciler {
             told: BTreeSet::new(),
             complete: false,
             unresolved: Dirty::default(),
+            early: Early::default(),
             ready: false,
         }
     }
@@ -188,8 +193,9 @@ impl Reconciler {
         Reconciler { health: Some(health), ..self }
     }
 
-    /// Runs until [`Input::Stop`] or until nobody can send any more.
-    pub fn run(&mut self, inbox: &Receiver<Input>) {
+    /// Runs until [`Input::Stop`] or until nobody can send any more. Of portions, as long as the source is not known as a
+    /// whole, one place in `portions` is made free as each is begun.
+    pub fn run(&mut self, inbox: &Receiver<Input>, portions: &Receiver<()>) {
         let mut next = None;
         loop {
             let input = match next.take() {
@@ -197,6 +203,10 @@ impl Reconciler {
                 None => inbox.recv_timeout(LOOK_AFTER_EVERY),
             };
             match input {
+                Ok(Input::Source(batch)) if !batch.complete => {
+                    let _ = portions.try_recv();
+                    self.take(batch);
+                }
                 Ok(Input::Source(batch)) => {
                     // What has come while this thread was busy is one change.
                     let mut batches = vec![batch];
@@ -230,6 +240,7 @@ impl Reconciler {
     /// Takes a batch of changes into the model and resolves what it touched.
     pub fn take(&mut self, batch: Batch) {
         let mut dirty = std::mem::take(&mut self.unresolved);
+        self.early.nodes_known |= batch.nodes_known;
         let mut restated = BTreeSet::new();
         for key in &batch.deleted {
             if key.kind == ObjectKind::Service {
@@ -253,12 +264,16 @@ impl Reconciler {
         }
         if !batch.complete && !self.complete {
             self.source_problems = batch.problems;
-            self.unresolved = dirty; // the first portions: resolved once all are there
+            self.resolve_early(&mut dirty);
+            self.unresolved = dirty; // the first portions: the rest is resolved once all are there
             return;
         }
-        if !self.complete {
+        let first = !self.complete;
+        if first {
             self.complete = true;
-            tracing::info!(services = dirty.services.len(), "the source is known as a whole");
+            tracing::info!(services = self.model.services().len(), "the source is known as a whole");
+            dirty.nodes.append(&mut self.early.nodes);
+            dirty.services.append(&mut self.early.unripe);
             dirty.nodes.insert(self.file.node.clone()); // so that its absence is told
         }
         self.settle_good(batch.unreadable, &mut dirty);
@@ -281,6 +296,9 @@ impl Reconciler {
         self.resolve_site(&mut dirty);
         self.resolve_reach(&mut dirty);
         dirty.services.extend(self.reconsidered_by_policies());
+        if first {
+            self.tell_early(&dirty.services);
+        }
         self.resolve_services(std::mem::take(&mut dirty.services));
         self.resolve_leaving(&dirty);
         self.reconsider(&dirty);
@@ -475,7 +493,7 @@ impl Reconciler {
     }
 
     fn follow_health(&mut self, name: &Name, is_ours: bool) {
-        let Some(health) = &mut self.health else { return };
+        let Some(health) = self.health.as_mut().filter(|_| self.complete) else { return };
         let service = self.model.service(name).filter(|_| is_ours);
         let check = service.and_then(|service| Check::of(service, self.model.slices_of(name), &self.file.node));
         health.follow(name, check);
@@ -495,8 +513,8 @@ impl Reconciler {
             return;
         };
         let before = self.notes(name);
-        for note in notes.iter().filter(|note| !before.contains(note)) {
-            tracing::warn!(service = %name, condition = note.kind, reason = note.reason, "{}", note.message);
+        for note in notes.iter().filter(|note| self.complete && !before.contains(note)) {
+            warn_of(name, note);
         }
         self.notes.insert(name.clone(), notes);
     }
@@ -513,13 +531,13 @@ impl Reconciler {
     /// Takes in what the dataplane tells.
     pub fn hear(&mut self, news: News) {
         match news {
-            News::Connected { link, stream, holds, reached, server } => {
+            News::Connected { link, stream, holds, reached, server, prepares } => {
                 tracing::info!(%server, holds = holds.len(), reached, "connected to the dataplane");
                 self.dataplane_problem = None;
                 self.deliveries.connected();
                 // Another dataplane may suspect nobody, and says nothing then.
                 self.suspects.take(Vec::new());
-                self.session.connected(link, stream, holds, reached);
+                self.session.connected(link, stream, holds, reached, prepares);
             }
             News::Lost { link, reason } => {
                 if self.session.lost(link) {
@@ -690,13 +708,18 @@ impl Reconciler {
     }
 
     fn push(&mut self) {
-        if !self.complete {
-            return;
-        }
-        if let Err(error) = self.session.push(&self.desired) {
+        let told = match self.complete {
+            true => self.session.push(&self.desired).map(drop),
+            false => self.session.prepare(&self.desired),
+        };
+        if let Err(error) = told {
             tracing::error!(%error, "cannot write to the dataplane; connecting again");
         }
     }
+}
+
+fn warn_of(name: &Name, note: &Note) {
+    tracing::warn!(service = %name, condition = note.kind, reason = note.reason, "{}", note.message);
 }
 
 fn by_node_dsr(resource: &Resource) -> bool {

@@ -4,7 +4,8 @@
 //! what a resource means.
 //! One update is on its way at a time, the very first one in parts; what changes meanwhile is gathered and goes with the next, so a slow dataplane
 //! gets fewer and larger updates and never a queue. A new connection starts from what the dataplane says it holds:
-//! only differences are sent, or everything at once when it holds nothing.
+//! only differences are sent, or everything at once when it holds nothing. To such a dataplane objects are also told
+//! before the source is known as a whole: it prepares them, and the first update brings them in force.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -12,13 +13,15 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use tidegate_api::frame;
-use tidegate_api::message::{Accepted, RESOURCES_AT_ONCE, Request, Update};
+use tidegate_api::message::{Accepted, Prepare, Preparing, RESOURCES_AT_ONCE, Request, Update};
 use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 use tidegate_api::show::Show;
 
 /// The connection itself: made, read, made again.
 pub mod link;
 
+/// Objects of one message that tells ahead: the dataplane prepares them while the next are written.
+const PREPARED_AT_ONCE: usize = 1024;
 /// An answer that takes longer than this is a problem.
 const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(20);
 /// How long after a refusal the same version is sent again: what it lacked (an address that came up late, a claim that
@@ -86,6 +89,10 @@ pub struct Session {
     nonce: u64,
     reached: u64,
     theirs: BTreeMap<ResourceKey, Held>,
+    /// The dataplane can be told of objects ahead.
+    prepares: bool,
+    /// What it was told of ahead, with versions, until an update brings it in force.
+    prepared: BTreeMap<ResourceKey, String>,
     refused: BTreeMap<ResourceKey, Refused>,
     /// When something was refused last.
     refused_at: Option<Instant>,
@@ -111,12 +118,13 @@ pub struct Session {
 
 impl Session {
     /// A connection stands: everything is compared anew.
-    pub fn connected(&mut self, link: u64, stream: UnixStream, holds: Versions, reached: u64) {
+    pub fn connected(&mut self, link: u64, stream: UnixStream, holds: Versions, reached: u64, prepares: bool) {
         *self = Session {
             link,
             stream: Some(stream),
             nonce: self.nonce,
             reached,
+            prepares: prepares && holds.is_empty(),
             theirs: holds.into_iter().map(|(key, version)| (key, Held { version, generation: None })).collect(),
             compare_all: true,
             greet: true,
@@ -229,6 +237,41 @@ impl Session {
         std::mem::take(&mut self.asked)
     }
 
+    /// Tells a dataplane that holds nothing of what has changed, so that it can prepare for the first update. Nothing comes
+    /// in force by that.
+    ///
+    /// # Errors
+    /// When the stream fails; the connection is then closed and its reader will tell.
+    pub fn prepare(&mut self, wanted: &impl Wanted) -> io::Result<()> {
+        if !self.can_prepare() {
+            return Ok(());
+        }
+        let changed = std::mem::take(&mut self.changed);
+        let news = changed.iter().filter_map(|key| wanted.all().get_key_value(key));
+        self.send_ahead(news)
+    }
+
+    /// Whether the dataplane is one that prepares, and has not been told of an update yet.
+    fn can_prepare(&self) -> bool {
+        self.prepares && self.greet
+    }
+
+    fn send_ahead<'a>(&mut self, resources: impl Iterator<Item = (&'a ResourceKey, &'a Resource)>) -> io::Result<()> {
+        let Some(stream) = self.stream.as_ref().filter(|_| self.can_prepare()) else { return Ok(()) };
+        let mut stream = stream.try_clone()?;
+        let mut news =
+            resources.filter(|(key, resource)| self.prepared.get(*key) != Some(&resource.version)).peekable();
+        let mut told = Vec::new();
+        while news.peek().is_some() {
+            let (keys, resources): (Vec<_>, Vec<_>) = news.by_ref().take(PREPARED_AT_ONCE).unzip();
+            told.extend(keys.into_iter().zip(resources.iter().map(|resource| resource.version.clone())));
+            frame::write(&mut stream, &Preparing::Prepare(Prepare { resources }))
+                .inspect_err(|_| drop(stream.shutdown(std::net::Shutdown::Both)))?;
+        }
+        self.prepared.extend(told.into_iter().map(|(key, version)| (key.clone(), version)));
+        Ok(())
+    }
+
     /// Sends what differs, unless an answer is still awaited. Returns whether an update went out.
     ///
     /// # Errors
@@ -239,6 +282,9 @@ impl Session {
         }
         let Some(stream) = &self.stream else { return Ok(false) };
         let mut stream = stream.try_clone()?;
+        if !self.prepared.is_empty() {
+            return self.bring_in_force(wanted, &mut stream);
+        }
         let Some(update) = self.next(wanted) else { return Ok(false) };
         for part in update.parts(RESOURCES_AT_ONCE) {
             self.note(&part);
@@ -248,6 +294,25 @@ impl Session {
                 return Err(error);
             }
         }
+        Ok(true)
+    }
+
+    /// The first update, to a dataplane that holds nothing and was told of objects ahead.
+    fn bring_in_force(&mut self, wanted: &impl Wanted, stream: &mut UnixStream) -> io::Result<bool> {
+        let ours = wanted.all();
+        self.send_ahead(ours.iter())?;
+        (self.compare_all, self.greet) = (false, false);
+        self.changed.clear();
+        let (sent, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.prepared)
+            .into_iter()
+            .map(|(key, version)| (key, Some(version)))
+            .partition(|(key, _)| ours.contains_key(key));
+        self.nonce += 1;
+        let (nonce, since) = (self.nonce, Instant::now());
+        self.in_flight.push_back(InFlight { nonce, full: false, since, sent });
+        let update = Update { nonce, prepared: true, removed: gone.into_keys().collect(), ..Update::default() };
+        frame::write(stream, &Request::Update(update))
+            .inspect_err(|_| drop(stream.shutdown(std::net::Shutdown::Both)))?;
         Ok(true)
     }
 
@@ -426,7 +491,7 @@ mod tests {
         let wanted = Fixed(BTreeMap::from([(key.clone(), resource)]));
         let (stream, _other) = UnixStream::pair().unwrap();
         let mut session = Session::default();
-        session.connected(1, stream, Versions::new(), 0);
+        session.connected(1, stream, Versions::new(), 0, false);
         let refuse = |session: &mut Session| {
             let nonce = session.nonce;
             let reason = "vtep_v4.underlay: is not here yet".to_owned();
@@ -467,7 +532,7 @@ mod tests {
                 .collect::<Vec<_>>()
         });
         let mut session = Session::default();
-        session.connected(1, stream, Versions::new(), 0);
+        session.connected(1, stream, Versions::new(), 0, false);
         assert!(session.push(&wanted).unwrap());
         let parts = reader.join().unwrap();
         assert_eq!(parts.iter().map(|part| part.resources.len()).sum::<usize>(), count);
@@ -482,13 +547,67 @@ mod tests {
     }
 
     #[test]
+    fn what_was_told_ahead_comes_in_force_with_the_first_update() {
+        let resource = |name: &str, version: &str| {
+            let body = Body::Service(Service::default());
+            let resource = Resource { name: name.into(), version: version.into(), body };
+            (resource.key(), resource)
+        };
+        let mut wanted = Fixed(BTreeMap::from([resource("a", "1"), resource("b", "1"), resource("c", "1")]));
+        let (stream, mut other) = UnixStream::pair().unwrap();
+        let mut session = Session::default();
+        session.connected(1, stream, Versions::new(), 0, true);
+        session.touch(wanted.0.keys().cloned().collect::<Vec<_>>());
+        session.prepare(&wanted).unwrap();
+        session.prepare(&wanted).unwrap(); // nothing has changed
+        // Of what was told one is gone, one is another, one is as it was; and one is new.
+        wanted.0.remove(&resource("a", "").0);
+        wanted.0.extend([resource("b", "2"), resource("d", "1")]);
+        assert!(session.push(&wanted).unwrap() && !session.is_synced());
+        let mut told = |what: &str| match frame::read::<Request>(&mut other).unwrap() {
+            Request::Prepare(told) => {
+                told.resources.into_iter().map(|resource| resource.name + &resource.version).collect::<Vec<_>>()
+            }
+            other => panic!("{what}: {other:?}"),
+        };
+        assert_eq!(told("ahead"), ["a1", "b1", "c1"]);
+        assert_eq!(told("with the update"), ["b2", "d1"]);
+        let Request::Update(update) = frame::read(&mut other).unwrap() else { panic!("no update") };
+        assert!(update.prepared && !update.full && update.resources.is_empty());
+        assert_eq!(update.removed, [resource("a", "").0]);
+        let touched = session.accepted(Accepted { nonce: update.nonce, generation: 1, rejected: vec![] });
+        assert_eq!(touched, wanted.0.keys().cloned().collect());
+        assert!(session.is_synced() && !session.push(&wanted).unwrap(), "all is held");
+        session.prepare(&wanted).unwrap(); // from here on updates tell everything
+        drop(session);
+        assert!(frame::read::<Request>(&mut other).is_err());
+    }
+
+    #[test]
+    fn nothing_is_told_ahead_to_who_holds_something_or_does_not_know_how() {
+        let resource = Resource { name: "a".into(), version: "2".into(), body: Body::Service(Service::default()) };
+        let key = resource.key();
+        let wanted = Fixed(BTreeMap::from([(key.clone(), resource)]));
+        for (holds, prepares) in [(Versions::from([(key.clone(), "1".into())]), true), (Versions::new(), false)] {
+            let (stream, mut other) = UnixStream::pair().unwrap();
+            let mut session = Session::default();
+            session.connected(1, stream, holds, 0, prepares);
+            session.touch([key.clone()]);
+            session.prepare(&wanted).unwrap();
+            assert!(session.push(&wanted).unwrap());
+            let Request::Update(update) = frame::read(&mut other).unwrap() else { panic!("no update") };
+            assert!(!update.prepared && update.resources.len() == 1);
+        }
+    }
+
+    #[test]
     fn a_refusal_is_forgotten_with_its_object() {
         let resource = Resource { name: "a".into(), version: "1".into(), body: Body::Service(Service::default()) };
         let key = resource.key();
         let mut wanted = Fixed(BTreeMap::from([(key.clone(), resource)]));
         let (stream, _other) = UnixStream::pair().unwrap();
         let mut session = Session::default();
-        session.connected(1, stream, Versions::new(), 0);
+        session.connected(1, stream, Versions::new(), 0, false);
         assert!(session.push(&wanted).unwrap());
         let rejected = vec![Rejection { key: key.clone(), version: "1".into(), reason: "no".into() }];
         session.accepted(Accepted { nonce: session.nonce, generation: 1, rejected });

@@ -109,6 +109,8 @@ pub struct Batch {
     pub problems: Vec<Problem>,
     /// False as long as the source has not been read once; it may come in portions until then, and nothing may be concluded from what is absent.
     pub complete: bool,
+    /// All Nodes are known, whatever is not yet.
+    pub nodes_known: bool,
     /// Some part of the source could never be read: what is absent may only be unreadable.
     pub unreadable: bool,
     /// An operator has confirmed deletions that waited for it.
@@ -174,6 +176,7 @@ impl Batch {
                 deleted.insert(key);
             }
             merged.complete |= batch.complete;
+            merged.nodes_known |= batch.nodes_known;
             merged.deletes_confirmed |= batch.deletes_confirmed;
             merged.listed_for = merged.listed_for.or(batch.listed_for);
         }

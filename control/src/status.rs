@@ -2,7 +2,9 @@
 //!
 //! Owns the files below the state directory: one per Service and one list of problems, each replaced by a rename, so a
 //! reader never sees half a file. Refuses to decide anything. Writing happens on a thread of its own: a slow disk
-//! delays status, never an update to the dataplane. For a source with a status of its own the same conditions go there.
+//! delays status, never an update to the dataplane. For a source with a status of its own the same conditions go there, and
+//! here is a file only for a Service of which something is to be told: nobody looks into fifty thousand that say that all is
+//! well, and writing them costs seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -51,6 +53,8 @@ enum Order {
 /// Takes orders to write; dropping it waits until all are done.
 #[derive(Debug)]
 pub struct StatusWriter {
+    /// Services that are well have no file.
+    sparing: bool,
     orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -72,17 +76,25 @@ impl StatusWriter {
         replace(&directory, PROBLEMS_FILE, b"{\n  \"problems\": []\n}\n").map_err(explain)?;
         let (orders, taken) = channel();
         let thread = thread::Builder::new().name("status".into()).spawn(move || Files::new(directory).run(taken))?;
-        Ok(StatusWriter { orders: Some(orders), thread: Some(thread) })
+        Ok(StatusWriter { sparing: false, orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// Leaves Services out that are well: their source has a status of its own.
+    #[must_use]
+    pub fn sparing(mut self) -> Self {
+        self.sparing = true;
+        self
     }
 
     /// Writes nothing, for a mere check.
     pub fn silent() -> Self {
-        StatusWriter { orders: None, thread: None }
+        StatusWriter { sparing: false, orders: None, thread: None }
     }
 
     /// Replaces the status of a Service, or removes it.
     pub fn service(&self, name: Name, status: Option<ServiceStatus>) {
-        self.order(Order::Service(name, status.map(Box::new)));
+        let told = status.filter(|status| !(self.sparing && status.is_well()));
+        self.order(Order::Service(name, told.map(Box::new)));
     }
 
     /// Replaces the list of problems.
@@ -120,11 +132,15 @@ struct Files {
     directory: PathBuf,
     /// What stands in each file, read from disk at start: equal content is not written again (C-006).
     written: BTreeMap<String, Vec<u8>>,
+    /// Files that an earlier run has left and nobody has written since.
+    left: BTreeSet<String>,
 }
 
 impl Files {
     fn new(directory: PathBuf) -> Self {
-        Files { directory, written: BTreeMap::new() }
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let left = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        Files { directory, written: BTreeMap::new(), left }
     }
 
     fn run(mut self, orders: Receiver<Order>) {
@@ -148,15 +164,16 @@ impl Files {
             }
             Order::Service(name, None) => {
                 let file = file_name(&name);
-                self.written.remove(&file);
-                remove(&self.directory.join(file))
+                let is_there = self.written.remove(&file).is_some() | self.left.remove(&file);
+                if is_there { remove(&self.directory.join(file)) } else { Ok(()) }
             }
             Order::Sweep(keep) => self.sweep(&keep),
         }
     }
 
     fn content(&self, file: &str) -> Option<Vec<u8>> {
-        self.written.get(file).cloned().or_else(|| fs::read(self.directory.join(file)).ok())
+        let left = || self.left.contains(file).then(|| fs::read(self.directory.join(file)).ok()).flatten();
+        self.written.get(file).cloned().or_else(left)
     }
 
     fn write(&mut self, file: String, value: &impl Serialize) -> io::Result<()> {
@@ -165,6 +182,7 @@ impl Files {
         if self.content(&file).as_ref() != Some(&bytes) {
             replace(&self.directory, &file, &bytes)?;
         }
+        self.left.remove(&file);
         self.written.insert(file, bytes);
         Ok(())
     }
@@ -173,6 +191,7 @@ impl Files {
         let keep: BTreeSet<String> = keep.iter().map(file_name).collect();
         let no_service = |file: &str| [PROBLEMS_FILE, LATENCY_FILE].contains(&file);
         self.written.retain(|file, _| no_service(file) || keep.contains(file));
+        self.left.retain(|file| keep.contains(file));
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             let Ok(file) = entry.file_name().into_string() else { continue };
@@ -199,5 +218,59 @@ fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::service::LoadBalancer;
+
+    fn status(well: bool) -> ServiceStatus {
+        use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+        use k8s_openapi::jiff::Timestamp;
+        let condition = Condition {
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+            message: String::new(),
+            observed_generation: None,
+            reason: "Because".into(),
+            status: if well { "True" } else { "Unknown" }.into(),
+            type_: "Programmed".into(),
+        };
+        ServiceStatus {
+            service: "shop/web".into(),
+            uid: String::new(),
+            load_balancer: LoadBalancer::default(),
+            version: None,
+            conditions: vec![condition],
+        }
+    }
+
+    /// What files there are below `status` when everything ordered is done.
+    fn files(home: &Path, sparing: bool, orders: impl FnOnce(&StatusWriter)) -> Vec<String> {
+        let writer = StatusWriter::start(home).unwrap();
+        let writer = if sparing { writer.sparing() } else { writer };
+        orders(&writer);
+        drop(writer);
+        let entries = fs::read_dir(home.join("status")).unwrap();
+        let mut files: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn a_service_that_is_well_has_a_file_only_where_nothing_else_says_so() {
+        let home = tempfile::tempdir().unwrap();
+        let web = || Name { namespace: "shop".into(), name: "web".into() };
+        let both = ["problems.json", "shop.web.json"];
+        assert_eq!(files(home.path(), false, |writer| writer.service(web(), Some(status(true)))), both);
+        // A run that spares finds it, and takes it away: it would go stale.
+        assert_eq!(files(home.path(), true, |writer| writer.service(web(), Some(status(true)))), both[..1]);
+        assert_eq!(files(home.path(), true, |writer| writer.service(web(), Some(status(false)))), both);
+        let gone = |writer: &StatusWriter| {
+            writer.service(web(), Some(status(false)));
+            writer.service(web(), Some(status(true)));
+        };
+        assert_eq!(files(home.path(), true, gone), both[..1]);
     }
 }

@@ -146,7 +146,8 @@ fn it_says_ready_after_the_first_full_sync_and_ends_on_sigterm() {
     let listener = Listener::bind(&home.path().join("tidegate.sock"), 0o600).unwrap();
     let mut stream = listener.accept().unwrap();
     assert!(matches!(frame::read(&mut stream).unwrap(), Request::Hello { .. }));
-    let welcome = Response::Welcome { contract: 1, server: "stand-in".into(), holds: Default::default(), reached: 0 };
+    let holds = Default::default();
+    let welcome = Response::Welcome { contract: 1, server: "stand-in".into(), holds, reached: 0, prepares: false };
     frame::write(&mut stream, &welcome).unwrap();
     let Request::Update(update) = frame::read(&mut stream).unwrap() else { panic!() };
     assert!(update.full);

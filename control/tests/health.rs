@@ -42,7 +42,7 @@ impl Gateway {
         let status = StatusWriter::start(&file.state_dir).unwrap();
         let (inbox, taken) = channel();
         let mut reconciler = Reconciler::new(file, Dialect::Files, status).telling(Health::start().unwrap());
-        let thread = Some(thread::spawn(move || reconciler.run(&taken)));
+        let thread = Some(thread::spawn(move || reconciler.run(&taken, &std::sync::mpsc::channel().1)));
         let gateway = Gateway { inbox, thread, home };
         gateway.apply(&node("gw-1", 9));
         gateway
@@ -57,7 +57,14 @@ impl Gateway {
     /// A dataplane that takes whatever it is sent, until [`Gateway::lose`].
     fn connect(&self, link: u64) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let news = News::Connected { link, stream: ours, holds: Versions::new(), reached: 0, server: "test".into() };
+        let news = News::Connected {
+            link,
+            stream: ours,
+            holds: Versions::new(),
+            reached: 0,
+            server: "test".into(),
+            prepares: false,
+        };
         self.inbox.send(Input::Dataplane(news)).unwrap();
         let (inbox, mut reader) = (self.inbox.clone(), theirs.try_clone().unwrap());
         thread::spawn(move || {

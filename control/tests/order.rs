@@ -5,7 +5,7 @@ mod rig;
 
 use proptest::prelude::*;
 use rig::{Rig, endpoints, labelled, node, service_with, slice};
-use tidegate_control::source::{Batch, ObjectKind, manifest};
+use tidegate_control::source::{Batch, ObjectKey, ObjectKind, manifest};
 use tidegate_control::watch::Dialect;
 
 /// A step: the text of one object, or the deletion of one.
@@ -135,6 +135,64 @@ proptest! {
         }
         prop_assert_eq!(rig.0.resources(), expected.0.resources());
     }
+}
+
+/// A part of a source that is not known as a whole yet.
+fn portion(steps: &[Step], nodes_known: bool) -> Batch {
+    let mut batch = Batch { nodes_known, ..Batch::default() };
+    for step in steps {
+        match step {
+            Step::Apply(text) => batch.applied.extend(manifest::parse("test.yaml", text).unwrap().manifests),
+            Step::Delete(kind, name) => {
+                let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+                batch.deleted.push(ObjectKey { kind: *kind, namespace: namespace.into(), name: name.into() });
+            }
+        }
+    }
+    batch
+}
+
+proptest! {
+    /// What is resolved before all is known is the same as what is resolved then; nobody is told before.
+    #[test]
+    fn portions_give_what_the_whole_gives(
+        steps in prop::collection::vec(step(), 0..40),
+        nodes_known_at in 0usize..50,
+        left_for_last in 0usize..3,
+    ) {
+        let mut rig = rig();
+        let early = steps.len().saturating_sub(left_for_last);
+        for (at, step) in steps[..early].iter().enumerate() {
+            rig.0.take(portion(std::slice::from_ref(step), at >= nodes_known_at));
+            prop_assert!(!rig.0.is_complete());
+        }
+        for step in &steps[early..] {
+            rig.0.take(portion(std::slice::from_ref(step), false));
+        }
+        rig.0.take(Batch { complete: true, ..Batch::default() });
+        let mut fresh = self::rig();
+        fresh.apply(&remains(&steps).concat());
+        prop_assert_eq!(rig.0.resources(), fresh.0.resources());
+        for name in ["shop/a", "shop/b"] {
+            prop_assert_eq!(rig.all_notes(name), fresh.all_notes(name));
+        }
+        prop_assert_eq!(rig.0.problems(), fresh.0.problems());
+    }
+}
+
+#[test]
+fn what_is_ripe_is_resolved_before_all_is_known() {
+    let mut rig = rig();
+    let apply = |text: String| Step::Apply(text);
+    rig.0.take(portion(&[apply(service("a", 0)), apply(a_slice("s1", 0))], false));
+    assert!(rig.0.resources().is_empty(), "Nodes are still to come, and would decide about it");
+    rig.0.take(portion(&[apply(service("b", 1)), apply(a_node("gw-1", 0))], true));
+    let kinds: Vec<_> = rig.0.resources().keys().map(ToString::to_string).collect();
+    assert_eq!(kinds, ["service shop/a"], "b has no slice yet, and gateways come with all the rest");
+    rig.0.take(portion(&[Step::Delete(ObjectKind::Service, "shop/a".into()), apply(a_slice("s2", 1))], true));
+    assert!(rig.find_service("shop/b").is_some(), "its slice has come");
+    rig.0.take(Batch { complete: true, ..Batch::default() });
+    assert!(rig.find_service("shop/a").is_none() && rig.gateway().is_some());
 }
 
 #[test]

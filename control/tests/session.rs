@@ -62,7 +62,7 @@ impl Control {
         thread::spawn(move || {
             keep_connected(socket, "test".into(), |heard| news.send(Input::Dataplane(heard)).is_ok())
         });
-        let thread = thread::spawn(move || reconciler.run(&taken));
+        let thread = thread::spawn(move || reconciler.run(&taken, &std::sync::mpsc::channel().1));
         Control { home, inbox, source: Some(source), thread: Some(thread) }
     }
 
@@ -139,7 +139,8 @@ impl Dataplane {
         let talk = Talk { stream, requests };
         let hello = talk.requests.recv_timeout(PATIENCE).unwrap();
         assert!(matches!(hello, Request::Hello { contract: CONTRACT_VERSION, .. }), "{hello:?}");
-        talk.say(&Response::Welcome { contract: 1, server: "stand-in".into(), holds: holds.clone(), reached });
+        let holds = holds.clone();
+        talk.say(&Response::Welcome { contract: 1, server: "stand-in".into(), holds, reached, prepares: false });
         talk
     }
 }

@@ -11,11 +11,12 @@
 //! stays; this is repeated until everything that remains fits. It ends, since each round refuses at least one newcomer
 //! and the state before the update had no conflict.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hashbrown::{HashMap, HashSet};
 use home::Homes;
 use ipnet::IpNet;
 use siphasher::sip::SipHasher13;
@@ -142,7 +143,8 @@ impl Objects {
     }
 
     /// Applies `update`. With `machine`, objects that do not fit this machine are refused too; without (objects saved by
-    /// an earlier run, whose addresses may not be up yet) only the compiler judges that.
+    /// an earlier run, whose addresses may not be up yet) only the compiler judges that. What is `prepared` has been judged by
+    /// itself ([`validate::resource`]), each object of it, by whoever hands it over.
     pub fn apply(&mut self, update: Update, machine: Option<&Layout>) -> Outcome {
         let mut outcome = Outcome::default();
         let mut wanted = self.wanted(update, machine, &mut outcome.rejected);
@@ -194,8 +196,9 @@ impl Objects {
         let (mut seen, mut keep) = (HashSet::new(), HashSet::new());
         for resource in update.resources {
             let key = resource.key();
-            let verdict = if seen.insert(key.clone()) {
-                validate::resource(&resource).and_then(|()| validate::machine(&resource, machine))
+            let verdict = if update.prepared || seen.insert(key.clone()) {
+                let by_itself = if update.prepared { Ok(()) } else { validate::resource(&resource) };
+                by_itself.and_then(|()| validate::machine(&resource, machine))
             } else {
                 Err("stands twice in one update; the first one was used".to_owned())
             };

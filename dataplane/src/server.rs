@@ -19,6 +19,7 @@ use tidegate_api::frame::{self, ReadError};
 use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response, Update};
 
+use crate::compile::forge::Forged;
 use crate::compile::thread::{Applying, Handle};
 use crate::gateways;
 use crate::routes;
@@ -33,11 +34,14 @@ pub mod show;
 pub mod explain;
 /// Packets before and after, as they pass.
 mod capture;
+/// Objects of an update that is still to come.
+mod prepared;
 /// Who is connected, and who has the say.
 mod seats;
 #[cfg(test)]
 mod tests;
 
+use prepared::Prepared;
 use query::WorkerQuery;
 use seats::{Seat, Seats, Stage, Until, tame};
 
@@ -194,25 +198,31 @@ fn converse(mut stream: UnixStream, served: &Served, seat: &Seat) {
     let Ok(writing) = stream.try_clone() else { return };
     let voice = Arc::new(Voice { stream: Mutex::new((writing, 0)), closed: AtomicBool::new(false) });
     let mut announcer = None;
+    let mut prepared = Prepared::default();
     let mut answerer: Option<Answerer> = None;
     loop {
         seat.turn(Stage::Idle);
         let heard = frame::read(&mut stream);
         seat.turn(Stage::Asking);
+        if let Ok(Request::Prepare(_) | Request::Update(_)) = &heard
+            && let Err(message) = seat.speak(&client)
+        {
+            tracing::warn!(client, "{message}");
+            let _ = voice.say(&Response::Error { message });
+            break;
+        }
         let said = match heard {
             Ok(Request::Hello { .. }) => voice.say(&Response::Error { message: "greeted already".into() }),
-            Ok(Request::Update(update)) => match seat.speak(&client) {
-                Ok(()) => {
-                    announcer = announcer.or_else(|| announce(&voice, served));
-                    answerer = answerer.or_else(|| Answerer::start(&voice, served).ok());
-                    apply(update, &voice, served, answerer.as_ref())
-                }
-                Err(message) => {
-                    tracing::warn!(client, "{message}");
-                    let _ = voice.say(&Response::Error { message });
-                    break;
-                }
-            },
+            Ok(Request::Prepare(prepare)) => {
+                prepared.take(prepare);
+                Ok(())
+            }
+            Ok(Request::Update(update)) => {
+                announcer = announcer.or_else(|| announce(&voice, served));
+                answerer = answerer.or_else(|| Answerer::start(&voice, served).ok());
+                let (update, forged) = prepared.complete(update);
+                apply(update, forged, &voice, served, answerer.as_ref())
+            }
             Ok(Request::Show(question)) => {
                 let answer = show::answer(&question, &served.compiler, served.workers.as_ref(), &served.announcers);
                 voice.say(&answer.map_or_else(|message| Response::Error { message }, Response::Shown))
@@ -268,6 +278,7 @@ fn greet(stream: &mut UnixStream, served: &Served) -> Result<String, String> {
         server: concat!("tidegate-dataplane ", env!("CARGO_PKG_VERSION")).into(),
         holds: holdings.versions(),
         reached: holdings.reached,
+        prepares: true,
     };
     frame::write(stream, &welcome).map_err(told)?;
     Ok(client)
@@ -286,8 +297,14 @@ fn drain(draining: bool, served: &Served) -> Response {
 }
 
 /// Has an update applied; the answer is the answerer's business, so that the next update can be read meanwhile.
-fn apply(update: Update, voice: &Voice, served: &Served, answerer: Option<&Answerer>) -> io::Result<()> {
-    match served.compiler.begin(update) {
+fn apply(
+    update: Update,
+    forged: Forged,
+    voice: &Voice,
+    served: &Served,
+    answerer: Option<&Answerer>,
+) -> io::Result<()> {
+    match served.compiler.begin(update, forged) {
         Ok(applying) => match answerer.and_then(|answerer| answerer.pending.as_ref()) {
             Some(pending) => pending.send(applying).map_err(|_| io::ErrorKind::BrokenPipe.into()),
             None => accept(applying, voice, served),

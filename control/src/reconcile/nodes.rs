@@ -90,7 +90,7 @@ impl Reconciler {
         if dirty.nodes.is_empty() {
             return;
         }
-        if let Some(health) = &mut self.health {
+        if let Some(health) = self.health.as_mut().filter(|_| self.complete) {
             health.listen_at(health_addresses(&self.file, &self.model));
         }
         let site = Site::new(&self.file, &self.model);

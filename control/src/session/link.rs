@@ -39,6 +39,8 @@ pub enum News {
         reached: u64,
         /// Name and version of the dataplane.
         server: String,
+        /// Whether it can be told of objects before all are known.
+        prepares: bool,
     },
     /// A message arrived.
     Message {
@@ -94,7 +96,8 @@ fn converse(
     let stream = client.try_clone_stream()?;
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let holds = std::mem::take(&mut client.holds);
-    let connected = News::Connected { link, stream, holds, reached: client.reached, server: client.server.clone() };
+    let (reached, server, prepares) = (client.reached, client.server.clone(), client.prepares);
+    let connected = News::Connected { link, stream, holds, reached, server, prepares };
     if !deliver(connected) {
         return Ok(None);
     }

@@ -147,6 +147,11 @@ impl ServiceStatus {
         }
     }
 
+    /// Whether nothing is to be told but that all is as it was asked for.
+    pub fn is_well(&self) -> bool {
+        self.conditions.iter().all(|condition| condition.status == "True")
+    }
+
     /// Takes over the times of conditions that have not changed since `before`, a status as written earlier.
     pub fn keep_times(&mut self, before: &[u8]) {
         let Ok(before) = serde_json::from_slice::<ServiceStatus>(before) else { return };

@@ -107,6 +107,8 @@ pub fn slices(service: &str, hosts: &[u8]) -> String {
 pub struct Dataplane {
     pub resources: BTreeMap<ResourceKey, Resource>,
     pub updates: usize,
+    /// How many of them it was told before the update that brought them in force.
+    pub prepared: usize,
     generation: u64,
     /// Updates are taken and not answered until this is false again.
     pub silent: bool,
@@ -303,6 +305,7 @@ fn converse(state: &Mutex<Dataplane>, stream: UnixStream) -> Option<()> {
         }
         dataplane.streams.push(stream);
     }
+    let mut prepared = BTreeMap::new();
     while let Ok(request) = frame::read::<Request>(&mut reading) {
         let answers = match request {
             Request::Hello { .. } => {
@@ -310,7 +313,7 @@ fn converse(state: &Mutex<Dataplane>, stream: UnixStream) -> Option<()> {
                 let holds = dataplane.resources.iter().map(|(key, resource)| (key.clone(), resource.version.clone()));
                 let holds: Versions = holds.collect();
                 let reached = dataplane.generation;
-                vec![Response::Welcome { contract: 1, server: "stand-in".into(), holds, reached }]
+                vec![Response::Welcome { contract: 1, server: "stand-in".into(), holds, reached, prepares: true }]
             }
             Request::Update(update) => {
                 while state.lock().ok()?.silent {
@@ -319,6 +322,10 @@ fn converse(state: &Mutex<Dataplane>, stream: UnixStream) -> Option<()> {
                 let mut dataplane = state.lock().ok()?;
                 if update.full {
                     dataplane.resources.clear();
+                }
+                if update.prepared {
+                    dataplane.prepared = prepared.len();
+                    dataplane.resources.append(&mut prepared);
                 }
                 for key in &update.removed {
                     dataplane.resources.remove(key);
@@ -329,6 +336,10 @@ fn converse(state: &Mutex<Dataplane>, stream: UnixStream) -> Option<()> {
                 let generation = dataplane.generation;
                 let accepted = Accepted { nonce: update.nonce, generation, rejected: Vec::new() };
                 vec![Response::Accepted(accepted), Response::Reached { generation }]
+            }
+            Request::Prepare(told) => {
+                prepared.extend(told.resources.into_iter().map(|resource| (resource.key(), resource)));
+                Vec::new()
             }
             Request::Show(Show::Egress) => {
                 vec![Response::Shown(Shown::Egress(state.lock().ok()?.egress.clone()))]

@@ -46,6 +46,8 @@ pub struct Client {
     pub reached: u64,
     /// Name and version of the dataplane.
     pub server: String,
+    /// Whether it understands [`Request::Prepare`].
+    pub prepares: bool,
 }
 
 impl Client {
@@ -65,7 +67,9 @@ impl Client {
             (Err(error), Ok(())) => return Err(error.into()),
         };
         match answer {
-            Response::Welcome { holds, reached, server, .. } => Ok(Client { stream, holds, reached, server }),
+            Response::Welcome { holds, reached, server, prepares, .. } => {
+                Ok(Client { stream, holds, reached, server, prepares })
+            }
             Response::Error { message } => Err(ClientError::Refused(message)),
             other => Err(ClientError::Unexpected(format!("{other:?}"))),
         }

@@ -88,7 +88,7 @@ mod tests {
                 version: "1".into(),
                 body: Body::Gateway(Gateway::default()),
             }],
-            removed: vec![],
+            ..Update::default()
         });
         let mut stream = Vec::new();
         write(&mut stream, &update).unwrap();

@@ -3,8 +3,8 @@
 //! A message is an object with one member, whose name says what it is: `{"hello": {…}}`. The name comes first, so that the
 //! rest is read straight into its type and never held in between, however many objects it lists.
 //!
-//! A client opens with [`Request::Hello`]. Control then sends [`Request::Update`]s and receives one
-//! [`Response::Accepted`] per update, a [`Response::Reached`] whenever the workers have reached a newer generation, and a
+//! A client opens with [`Request::Hello`]. Control then sends [`Request::Update`]s, the first one perhaps after some
+//! [`Request::Prepare`]s, and receives one [`Response::Accepted`] per update, a [`Response::Reached`] whenever the workers have reached a newer generation, and a
 //! [`Response::Delivery`] whenever a Service that asked for `node-dsr` is delivered in another way than last told. A
 //! reader sends [`Request::Show`], [`Request::Explain`] or [`Request::Capture`]. The server never speaks first, except
 //! `Reached`, `Delivery`, `Conflicts` and `Suspects` to control, and [`Response::Captured`] to whoever captures.
@@ -38,6 +38,8 @@ pub enum Request {
     },
     /// Changed objects.
     Update(Update),
+    /// Objects of an update that is still to come. There is no answer.
+    Prepare(Prepare),
     /// A question of the read side.
     Show(Show),
     /// What would become of a packet.
@@ -67,6 +69,30 @@ pub struct Update {
     /// Keys of objects that are gone (in a full update: unused).
     #[serde(default)]
     pub removed: Vec<ResourceKey>,
+    /// Everything that was prepared on this connection belongs to it too, but for what it names itself.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub prepared: bool,
+}
+
+/// Objects that are told before it is known whether they are all, so that the dataplane can do beforehand whatever concerns
+/// one object alone. Nothing of it is in force before an [`Update`] of the same connection says `prepared`. Of an object
+/// that is told twice the later version counts. `R`: an object, or a borrowed one in what is only written.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Prepare<R = Resource> {
+    /// Some of them.
+    pub resources: Vec<R>,
+}
+
+/// [`Request::Prepare`] of objects that are not given away.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preparing<'a> {
+    /// See [`Request::Prepare`].
+    Prepare(Prepare<&'a Resource>),
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Update {
@@ -75,7 +101,7 @@ impl Update {
     /// can be taken apart; nothing has to go there, so that no part is full. Any other stays whole. Nonces count up from
     /// this one's.
     pub fn parts(self, resources_max: usize) -> Vec<Update> {
-        if !self.full || self.resources.len() <= resources_max {
+        if !self.full || self.prepared || self.resources.len() <= resources_max {
             return vec![self];
         }
         let nonce = self.nonce;
@@ -103,6 +129,9 @@ pub enum Response {
         holds: Versions,
         /// Generation all workers have reached.
         reached: u64,
+        /// Whether [`Request::Prepare`] is understood.
+        #[serde(default)]
+        prepares: bool,
     },
     /// Answer to one `Update`.
     Accepted(Accepted),
@@ -326,7 +355,7 @@ mod tests {
     fn a_full_update_comes_in_parts_and_any_other_whole() {
         let resource =
             |n: u32| Resource { name: n.to_string(), version: "1".into(), body: Body::Service(Service::default()) };
-        let update = |full| Update { nonce: 7, full, resources: (0..10).map(resource).collect(), removed: vec![] };
+        let update = |full| Update { nonce: 7, full, resources: (0..10).map(resource).collect(), ..Update::default() };
         let parts = update(true).parts(4);
         let sizes: Vec<_> = parts.iter().map(|part| (part.nonce, part.full, part.resources.len())).collect();
         assert_eq!(sizes, [(7, false, 4), (8, false, 4), (9, false, 2)]);
@@ -336,10 +365,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_prepared_without_being_given_away_reads_as_a_request() {
+        let resource =
+            Resource { name: "shop/web".into(), version: "1".into(), body: Body::Service(Service::default()) };
+        let json = serde_json::to_string(&Preparing::Prepare(Prepare { resources: vec![&resource] })).unwrap();
+        let prepare = Prepare { resources: vec![resource] };
+        assert_eq!(serde_json::from_str::<Request>(&json).unwrap(), Request::Prepare(prepare));
+    }
+
+    /// Either side may be the older one.
+    #[test]
+    fn who_does_not_speak_of_preparing_does_not_prepare() {
+        let older = r#"{"welcome":{"contract":1,"server":"x","holds":[],"reached":3}}"#;
+        assert!(matches!(serde_json::from_str(older).unwrap(), Response::Welcome { prepares: false, .. }));
+        assert!(!serde_json::from_str::<Update>(r#"{"nonce":1}"#).unwrap().prepared);
+        assert!(!serde_json::to_string(&Update::default()).unwrap().contains("prepared"));
+    }
+
+    #[test]
     fn a_welcome_tells_what_is_held() {
         let key = ResourceKey { kind: Kind::Service, name: "shop/web".into() };
         let holds = Versions::from([(key, "7".into())]);
-        let welcome = Response::Welcome { contract: 1, server: "x".into(), holds, reached: 3 };
+        let welcome = Response::Welcome { contract: 1, server: "x".into(), holds, reached: 3, prepares: true };
         let json = serde_json::to_string(&welcome).unwrap();
         assert!(json.contains(r#""holds":[{"kind":"service","name":"shop/web","version":"7"}]"#), "{json}");
         assert_eq!(serde_json::from_str::<Response>(&json).unwrap(), welcome);

@@ -6,7 +6,9 @@
 //! [`QUARANTINE`], or sooner when more than [`GONE_MAX`] wait; the row's epoch moves then, and flows compare address and
 //! port when it does, so that even then no flow changes its backend unseen.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+
+use hashbrown::HashMap;
 
 use super::Nanos;
 use crate::table::backend::{BackendRow, BackendState, BackendTable};
@@ -32,7 +34,41 @@ pub struct Backends {
     /// By time of leaving; entries that came back meanwhile are passed over.
     waiting: VecDeque<(Nanos, BackendKey)>,
     /// Ids by the address of their endpoint, those of endpoints that left included: flows of these may go on.
-    at: HashMap<[u8; 16], Vec<BackendId>>,
+    at: HashMap<[u8; 16], Ids>,
+}
+
+/// Ids of the endpoints at one address: of most there is one, which takes no memory of its own.
+#[derive(Debug)]
+enum Ids {
+    One(BackendId),
+    Several(Vec<BackendId>),
+}
+
+impl Ids {
+    fn as_slice(&self) -> &[BackendId] {
+        match self {
+            Ids::One(id) => std::slice::from_ref(id),
+            Ids::Several(ids) => ids,
+        }
+    }
+
+    fn push(&mut self, id: BackendId) {
+        match self {
+            Ids::One(first) => *self = Ids::Several(vec![*first, id]),
+            Ids::Several(ids) => ids.push(id),
+        }
+    }
+
+    /// Without `id`; false when there is none left.
+    fn remove(&mut self, id: BackendId) -> bool {
+        match self {
+            Ids::One(only) => *only != id,
+            Ids::Several(ids) => {
+                ids.retain(|at| *at != id);
+                !ids.is_empty()
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +81,11 @@ impl Backends {
     /// Nobody yet, and ids from `first` on.
     pub fn from(first: u32) -> Backends {
         Backends { given: first, ..Backends::default() }
+    }
+
+    /// Makes room for so many more endpoints at once.
+    pub fn reserve(&mut self, endpoints: usize) {
+        self.at.reserve(endpoints);
     }
 
     /// Writes an endpoint that is there and returns its id. `known` is the id it has, if it was there before.
@@ -73,7 +114,7 @@ impl Backends {
     ) -> BackendId {
         let id = known.or_else(|| self.gone.remove(&key).map(|gone| gone.id)).unwrap_or_else(|| {
             let id = self.fresh(now);
-            self.at.entry(key.1).or_default().push(id);
+            self.at.entry(key.1).and_modify(|ids| ids.push(id)).or_insert(Ids::One(id));
             id
         });
         table.set(id, row);
@@ -95,7 +136,7 @@ impl Backends {
     /// Ids of all endpoints at an address (mapped form), of every Service port and of a pod by itself, those that left
     /// included. Of nodes: by the key of their name.
     pub fn at(&self, address: &[u8; 16]) -> &[BackendId] {
-        self.at.get(address).map_or(&[], Vec::as_slice)
+        self.at.get(address).map_or(&[], Ids::as_slice)
     }
 
     /// Ids of endpoints that are gone.
@@ -121,9 +162,7 @@ impl Backends {
 
     /// An id will be that of another endpoint.
     fn move_out(&mut self, address: &[u8; 16], id: BackendId) {
-        let Some(ids) = self.at.get_mut(address) else { return };
-        ids.retain(|at| *at != id);
-        if ids.is_empty() {
+        if self.at.get_mut(address).is_some_and(|ids| !ids.remove(id)) {
             self.at.remove(address);
         }
     }

@@ -12,7 +12,7 @@
 //! pinhole is told what has changed since it was told last ([`Locals::news`]). Everything is looked at when the gateway
 //! object or the machine's own addresses changed ([`Locals::surround`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ use crate::table::local::{LocalKind, LocalTable, VtepRow};
 use crate::wire::protocol;
 
 /// How many Services are reached at each place.
-pub type Places = HashMap<Place, u32>;
+pub type Places = hashbrown::HashMap<Place, u32>;
 /// One port of an address: address, IANA protocol number, port in host order.
 type AddressPort = (IpAddr, u8, u16);
 

@@ -20,6 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZero;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -43,6 +44,8 @@ use crate::table::{DeviceId, Tables, mapped, unmapped};
 
 /// Services → rows, frontends, members, rings.
 pub mod service;
+/// Services → rings, ahead of time.
+pub mod forge;
 /// In `node-dsr`: endpoints by node → rows, rings, and what control is told.
 pub mod node;
 /// Nodes that have fallen silent → whom new flows avoid.
@@ -83,6 +86,7 @@ pub(crate) mod tests;
 use announced::Announced;
 use device::Devices;
 use egress::Egresses;
+use forge::Forged;
 use gatepolicy::GatewayPolicies;
 use local::{Locals, News};
 use neighbour::{Ask, Neighbours};
@@ -157,6 +161,8 @@ pub struct Compiler {
 pub struct Arrived {
     /// Updates, in order.
     pub updates: Vec<Update>,
+    /// Rings that they may need.
+    pub forged: Forged,
     /// News from the kernel, in order.
     pub changes: Vec<Change>,
     /// Neighbours that workers want.
@@ -211,6 +217,9 @@ impl Moved {
         let of = |resource: &Option<Arc<Resource>>| -> Vec<Place> {
             resource.iter().flat_map(|resource| places(resource)).map(|(_, place)| place).collect()
         };
+        if let (None, Some(after)) = (&change.before, &change.after) {
+            return self.places.extend(places(after).map(|(_, place)| place));
+        }
         let (before, after) = (of(&change.before), of(&change.after));
         if before != after {
             self.places.extend(before.into_iter().chain(after));
@@ -284,7 +293,10 @@ impl Compiler {
         let mut tables = self.publisher.current().clone();
         let mut moved = Moved { gateway: true, peers: true, layout: true, ..Moved::default() };
         self.take_changes(vec![Change::All(facts)], &mut moved, &mut tables);
-        let update = Update { nonce: 0, full: true, resources: saved, removed: vec![] };
+        // No worker runs yet: every core is free.
+        let forged = forge::forge(&saved, std::thread::available_parallelism().map_or(1, NonZero::get));
+        forged.give(self.services.rings_mut());
+        let update = Update { full: true, resources: saved, ..Update::default() };
         let outcome = self.objects.apply(update, None);
         for refused in &outcome.rejected {
             tracing::warn!(object = %refused.key, reason = refused.reason, "a saved object is not used");
@@ -312,9 +324,11 @@ impl Compiler {
         let mut tables = self.publisher.current().clone();
         let mut moved = Moved::default();
         let mut changed = self.take_changes(arrived.changes, &mut moved, &mut tables);
+        arrived.forged.give(self.services.rings_mut());
         for update in arrived.updates {
             self.guard_held = false;
             let nonce = update.nonce;
+            self.make_room(&update);
             let outcome = self.objects.apply(update, Some(&self.facts.layout));
             self.tell_refused(&outcome);
             turned.taken.extend(outcome.taken);
@@ -370,6 +384,19 @@ impl Compiler {
         let generation = self.publisher.generation();
         turned.accepted.iter_mut().for_each(|accepted| accepted.generation = generation);
         turned
+    }
+
+    /// Where much comes at once, an index that grows step by step would be moved several times.
+    fn make_room(&mut self, update: &Update) {
+        const MUCH: usize = 1000;
+        if update.resources.len() < MUCH || self.objects.of_kind(Kind::Service).next().is_some() {
+            return;
+        }
+        let endpoints = |resource: &Resource| match &resource.body {
+            Body::Service(service) => service.ports.iter().map(|port| port.backends.len()).sum(),
+            _ => 0,
+        };
+        self.services.backends_mut().reserve(update.resources.iter().map(endpoints).sum());
     }
 
     fn tell_refused(&mut self, outcome: &Outcome) {

@@ -4,10 +4,11 @@
 //! ring is built only if no other Service has the same set. What cannot be kept stable is given a new id: a Service made
 //! again under its old name is another one (S-005), and its flows of before belong to the one that is gone.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use ipnet::IpNet;
 use tidegate_api::resource::{Backend, DeliveryMode, Protocol, Service, ServicePort, SourceBackend};
 
@@ -68,7 +69,7 @@ struct CompiledPort {
 
 /// Where a port is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Frontends {
+pub(super) struct Frontends {
     exact: BTreeMap<Frontend, FrontendKind>,
     prefixes: BTreeSet<PrefixFrontend>,
 }
@@ -283,7 +284,7 @@ impl Services {
         tables: &mut Tables,
         now: Nanos,
     ) -> bool {
-        let wanted = self.wanted_backends(family, port);
+        let wanted = wanted_backends(family, port, &self.suspects);
         let known = compiled.backends.iter().map(|(key, endpoint)| (key, &endpoint.weights));
         let moved = !known.eq(wanted.iter());
         if !moved && !all {
@@ -310,26 +311,6 @@ impl Services {
             compiled.backends.insert((address, port), Endpoint { id, weights, ramp });
         }
         moved
-    }
-
-    /// Endpoints of one family with their weights in both sets. Those on suspected nodes have no share of a set in which
-    /// others have one (S-114).
-    fn wanted_backends(&self, family: Family, port: &ServicePort) -> BTreeMap<([u8; 16], u16), [u16; 2]> {
-        let of_family = port.backends.iter().filter(|backend| backend.address.is_ipv4() == (family == Family::V4));
-        let is_suspected = |backend: &Backend| self.suspects.contains(&backend.node, family);
-        let others = of_family.clone().filter(|backend| !is_suspected(backend));
-        let others =
-            others.fold([0; 2], |[cluster, local], backend| [cluster | backend.weight, local | backend.local_weight]);
-        let weights = |backend: &Backend| {
-            let mut weights = [backend.weight, backend.local_weight];
-            if is_suspected(backend) {
-                for (weight, others) in weights.iter_mut().zip(others) {
-                    *weight = if others > 0 { 0 } else { *weight };
-                }
-            }
-            weights
-        };
-        of_family.map(|backend| ((mapped_ip(backend.address), backend.port), weights(backend))).collect()
     }
 
     fn row(&mut self, name: &Arc<str>, key: PortKey, compiled: &mut CompiledPort, now: Nanos) -> ServiceRow {
@@ -404,9 +385,10 @@ impl Services {
     }
 }
 
-/// Places of the two sets' weights.
-const CLUSTER: usize = 0;
-const LOCAL: usize = 1;
+/// Place of the weights of the Cluster set.
+pub(super) const CLUSTER: usize = 0;
+/// Place of those of the Local set.
+pub(super) const LOCAL: usize = 1;
 
 impl CompiledPort {
     /// Weights of all endpoints at `now`, in their order.
@@ -477,8 +459,32 @@ impl Frontends {
     }
 }
 
+/// Endpoints of one family with their weights in both sets. Those on suspected nodes have no share of a set in which
+/// others have one (S-114).
+pub(super) fn wanted_backends(
+    family: Family,
+    port: &ServicePort,
+    suspects: &Suspects,
+) -> BTreeMap<([u8; 16], u16), [u16; 2]> {
+    let of_family = port.backends.iter().filter(|backend| backend.address.is_ipv4() == (family == Family::V4));
+    let is_suspected = |backend: &Backend| suspects.contains(&backend.node, family);
+    let others = of_family.clone().filter(|backend| !is_suspected(backend));
+    let others =
+        others.fold([0; 2], |[cluster, local], backend| [cluster | backend.weight, local | backend.local_weight]);
+    let weights = |backend: &Backend| {
+        let mut weights = [backend.weight, backend.local_weight];
+        if is_suspected(backend) {
+            for (weight, others) in weights.iter_mut().zip(others) {
+                *weight = if others > 0 { 0 } else { *weight };
+            }
+        }
+        weights
+    };
+    of_family.map(|backend| ((mapped_ip(backend.address), backend.port), weights(backend))).collect()
+}
+
 /// Ports by family, with the frontends of that family. A family without any has no row: nothing could reach it.
-fn wanted_ports(service: &Service) -> BTreeMap<PortKey, (&ServicePort, Frontends)> {
+pub(super) fn wanted_ports(service: &Service) -> BTreeMap<PortKey, (&ServicePort, Frontends)> {
     let mut wanted = BTreeMap::new();
     for family in [Family::V4, Family::V6] {
         let of_family = |address: &IpAddr| address.is_ipv4() == (family == Family::V4);

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use tidegate_api::message::{Accepted, AddressConflict, NodeSuspicion, ServiceDelivery, Update};
 use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 
+use super::forge::Forged;
 use super::{Arrived, Compiler, Nanos};
 use crate::kernel::{Change, Neighbour, NeighbourKey};
 use crate::objects::saved::Saver;
@@ -39,7 +40,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Something for the compiler to do.
 enum Event {
-    Update(Update, Sender<Accepted>),
+    Update(Update, Forged, Sender<Accepted>),
     Kernel(Change),
     Found(Found, Felt),
     Announce(Vec<(IpNet, bool)>, Sender<u64>),
@@ -146,12 +147,12 @@ impl Latest {
 }
 
 impl Handle {
-    /// Has `update` applied.
+    /// Has `update` applied; rings in `forged` need not be filled for it.
     ///
     /// # Errors
     /// When the compiler has ended.
-    pub fn begin(&self, update: Update) -> Result<Applying, NoAnswer> {
-        self.begin_asking(|answer| Event::Update(update, answer)).map(Applying)
+    pub fn begin(&self, update: Update, forged: Forged) -> Result<Applying, NoAnswer> {
+        self.begin_asking(|answer| Event::Update(update, forged, answer)).map(Applying)
     }
 
     /// What is held and reached.
@@ -471,8 +472,9 @@ impl Run {
 
 fn sort(event: Event, arrived: &mut Arrived, askers: &mut Askers) {
     match event {
-        Event::Update(update, asker) => {
+        Event::Update(update, forged, asker) => {
             arrived.updates.push(update);
+            arrived.forged.join(forged);
             askers.updates.push(asker);
         }
         Event::Kernel(change) => arrived.changes.push(change),

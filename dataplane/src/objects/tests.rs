@@ -102,7 +102,7 @@ impl From<Service> for Wrapped {
 }
 
 pub(crate) fn incremental(resources: Vec<Resource>) -> Update {
-    Update { nonce: 1, full: false, resources, removed: vec![] }
+    Update { nonce: 1, resources, ..Update::default() }
 }
 
 pub(crate) fn full(resources: Vec<Resource>) -> Update {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
 use tidegate_api::client::{Client, ClientError};
-use tidegate_api::message::{Accepted, AddressConflict, IpFamily, WayState};
+use tidegate_api::message::{Accepted, AddressConflict, IpFamily, Prepare, WayState};
 use tidegate_api::resource::{Body, DeliveryMode, Kind, Scheduler};
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, Show, Shown, WorkerRow};
 
@@ -182,6 +182,51 @@ fn control_is_told_what_was_accepted_and_what_was_reached() {
     let again = bench.client();
     assert_eq!(again.holds[&key(Kind::Service, "shop/web")], "1");
     assert_eq!((again.holds.len(), again.reached), (3, told.generation));
+}
+
+#[test]
+fn what_is_prepared_comes_in_force_at_once_or_not_at_all() {
+    let mut bench = bench();
+    let prepare = |client: &mut Client, resources| {
+        client.send(&Request::Prepare(Prepare { resources })).unwrap();
+        client.show(Show::Services).unwrap(); // it is answered after what came before
+    };
+    // A control that ends before it has told everything has told nothing.
+    let mut first = bench.client();
+    assert!(first.prepares);
+    let other = named("shop/other", "1", service(&["203.0.113.11"], 80, &[backend("10.244.1.6", 80, 1)]));
+    prepare(&mut first, vec![other]);
+    drop(first);
+    let mut control = bench.client();
+    let before = bench.handle.view(Some(Kind::Service)).unwrap().tables.generation;
+    for resource in everything() {
+        prepare(&mut control, vec![resource]);
+    }
+    let gone = named("shop/gone", "1", service(&["203.0.113.12"], 80, &[]));
+    prepare(&mut control, vec![gone.clone(), named("shop/bad", "9", service(&["127.0.0.1"], 80, &[]))]);
+    let view = bench.handle.view(Some(Kind::Service)).unwrap();
+    assert_eq!((view.tables.generation, view.objects.len()), (before, 0), "nothing is in force");
+    assert!(bench.client().holds.is_empty());
+    let update = Update { nonce: 5, removed: vec![gone.key()], prepared: true, ..incremental(vec![]) };
+    control.send(&Request::Update(update)).unwrap();
+    let told = accepted(&mut control);
+    assert_eq!((told.nonce, told.generation, told.rejected.len()), (5, before + 1, 1), "{told:?}");
+    assert_eq!(told.rejected[0].key.name, "shop/bad");
+    bench.reader.refresh();
+    let held: Vec<_> = bench.client().holds.into_keys().map(|key| key.name).collect();
+    assert_eq!(held, ["gw", "w1", "shop/web"]);
+    // The same as if it had come in one message.
+    let whole = self::bench();
+    let mut client = whole.client();
+    client.send(&Request::Update(full(everything()))).unwrap();
+    accepted(&mut client);
+    let rows = |bench: &Bench| -> Vec<_> {
+        let tables = bench.handle.view(None).unwrap().tables;
+        let rings = tables.services.rows().map(|(id, row)| (id, row.cluster.ring.as_ref().map(|ring| ring.digest())));
+        rings.collect()
+    };
+    assert_eq!(rows(&bench), rows(&whole));
+    assert!(rows(&whole).iter().any(|(_, ring)| ring.is_some()));
 }
 
 #[test]

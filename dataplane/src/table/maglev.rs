@@ -94,6 +94,11 @@ impl Ring {
     /// As [`Ring::build`] for sorted members and a prime `size`.
     fn fill(members: &[(&[u8], u16)], size: u32) -> Option<Ring> {
         let members = &members[..members.len().min(MEMBERS_MAX)];
+        Ring::fill_digested(members, size, set_digest(members, size))
+    }
+
+    /// The same for members that are not too many, with the digest of both.
+    fn fill_digested(members: &[(&[u8], u16)], size: u32, digest: (u64, u64)) -> Option<Ring> {
         let slots = fill::fill(members, size)?;
         let narrow = members.len() <= MEMBERS_NARROW_MAX;
         let slots = if narrow {
@@ -102,9 +107,8 @@ impl Ring {
         } else {
             Slots::Wide(slots.into())
         };
-        let (h1, h2) = set_digest(members, size);
         let members_len = u32::try_from(members.len()).unwrap_or(u32::MAX);
-        Some(Ring { slots, members: members_len, digest: h1 ^ h2 })
+        Some(Ring { slots, members: members_len, digest: digest.0 ^ digest.1 })
     }
 
     /// Index of the member for a flow hash: position `hash · M / 2^64`, the same on every gateway. Read side.
@@ -157,7 +161,10 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-/// Rings of the sets in use, so that equal sets share one. For the compiler thread.
+/// A ring and the digest that a [`RingCache`] finds it by.
+pub type Made = ((u64, u64), Arc<Ring>);
+
+/// Rings of the sets in use, so that equal sets share one. For one thread.
 #[derive(Debug, Default)]
 pub struct RingCache {
     /// By the 128-bit digest of the sorted set and the size: two sets never meet there by chance.
@@ -170,19 +177,41 @@ impl RingCache {
     /// The ring for `members` as of [`Ring::build`], built only if no living one has this set and size. `size` 0 means
     /// [`ring_size`].
     pub fn get<K: AsRef<[u8]>>(&mut self, members: &[(K, u16)], size: u32) -> Option<Arc<Ring>> {
+        self.make(members, size).map(|(_, ring)| ring)
+    }
+
+    /// The same, with what others find it by.
+    pub fn make<K: AsRef<[u8]>>(&mut self, members: &[(K, u16)], size: u32) -> Option<Made> {
         let size = if size == 0 { ring_size(members.len()) } else { listed(size) };
         let members = sorted(members);
-        let digest = set_digest(&members[..members.len().min(MEMBERS_MAX)], size);
+        let members = &members[..members.len().min(MEMBERS_MAX)];
+        let digest = set_digest(members, size);
         if let Some(ring) = self.rings.get(&digest).and_then(Weak::upgrade) {
-            return Some(ring);
+            return Some((digest, ring));
         }
-        let ring = Arc::new(Ring::fill(&members, size)?);
+        let ring = Arc::new(Ring::fill_digested(members, size, digest)?);
+        self.sweep();
+        self.rings.insert(digest, Arc::downgrade(&ring));
+        Some((digest, ring))
+    }
+
+    /// Finds these too from now on, as long as they live; of a set that has a ring here already that one stays.
+    pub fn adopt(&mut self, made: &[Made]) {
+        for (digest, ring) in made {
+            self.sweep();
+            let known = self.rings.entry(*digest).or_default();
+            if known.strong_count() == 0 {
+                *known = Arc::downgrade(ring);
+            }
+        }
+    }
+
+    /// Forgets what is dead, once in as many new rings as there were living ones.
+    fn sweep(&mut self) {
         if self.rings.len() >= self.sweep_at {
             self.rings.retain(|_, ring| ring.strong_count() > 0);
             self.sweep_at = (self.rings.len() * 2).max(64);
         }
-        self.rings.insert(digest, Arc::downgrade(&ring));
-        Some(ring)
     }
 
     /// Rings alive.

@@ -140,6 +140,7 @@ impl Ledger {
         let mut batch = Batch {
             problems: self.problems(),
             complete,
+            nodes_known: self.kinds.get(&ObjectKind::Node).is_some_and(|standing| standing.settled),
             listed_for: self.listed_for.take_if(|_| complete), // it is of use with everything only
             ..Batch::default()
         };
