@@ -5,6 +5,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use tidegate_control::check::report;
 use tidegate_control::config::{KubernetesChoice, NodeFile, SourceChoice};
 use tidegate_control::health::Health;
 use tidegate_control::lease;
+use tidegate_control::metrics::{self, Board};
 use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::saved::Saved;
 use tidegate_control::session::link;
@@ -105,6 +107,7 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     let status = StatusWriter::start(&file.state_dir).context("cannot write status")?;
     let (inbox, taken) = channel();
     stop_on_signals(inbox.clone())?;
+    let mut traffic = None;
     let (source, writer): (Box<dyn Source>, _) = match &file.control.source {
         SourceChoice::Directory(directory) => {
             tracing::info!(node = %file.node, directory = %directory.display(), "tidegate-control started");
@@ -113,13 +116,23 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
         SourceChoice::Kubernetes(choice) => {
             let access = Access::new(choice.kubeconfig.as_deref()).context("cannot reach the Kubernetes API")?;
             tracing::info!(node = %file.node, server = %access.server(), "tidegate-control started");
+            traffic = Some(access.traffic());
             let source = Kubernetes::new(access.clone(), file.control.exposed());
             let writer = api_writer(&file, choice, &access, source.refresh(), inbox.clone())?;
             (Box::new(source), Some(writer))
         }
     };
     let saved = Saved::open(&file.state_dir).context("cannot save policies")?;
+    let board = Arc::new(Board::default());
     let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status).remembering(saved);
+    reconciler = reconciler.counting(Arc::clone(&board));
+    let served = match file.control.metrics {
+        Some(at) => {
+            let served = metrics::start(at, inbox.clone(), Arc::clone(&board), traffic);
+            Some(served.with_context(|| format!("control.metrics: listening at {at}"))?)
+        }
+        None => None,
+    };
     if file.control.serve_health_check_node_ports {
         reconciler = reconciler.telling(Health::start().context("cannot serve healthCheckNodePorts")?);
     }
@@ -128,7 +141,10 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     }
     let batches = inbox.clone();
     let running = source
-        .start(Box::new(move |batch| batches.send(Input::Source(batch)).is_ok()))
+        .start(Box::new(move |batch| {
+            board.came();
+            batches.send(Input::Source(batch)).is_ok()
+        }))
         .context("cannot start the source")?;
     let name = concat!("tidegate-control ", env!("CARGO_PKG_VERSION")).to_string();
     let socket = file.socket.clone();
@@ -137,7 +153,7 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
         .spawn(move || link::keep_connected(socket, name, |news| inbox.send(Input::Dataplane(news)).is_ok()))
         .context("cannot start a thread")?;
     reconciler.run(&taken);
-    drop((taken, running, reconciler));
+    drop((taken, served, running, reconciler));
     tracing::info!("tidegate-control ends; the dataplane goes on with what it has");
     Ok(ExitCode::SUCCESS)
 }

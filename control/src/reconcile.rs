@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use allocation::Allocation;
@@ -19,15 +20,18 @@ use hashbrown::HashMap;
 use k8s_openapi::jiff::Timestamp;
 use lastgood::LastGood;
 use latency::Latency as Latencies;
+use metrics::Seen;
 use office::Office;
 use policies::Policies;
 use tidegate_api::message::Response;
 use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
 use tidegate_api::show::Shown;
+use tidegate_metrics::Metric;
 
 use crate::config::NodeFile;
 use crate::health::{Check, Health};
 use crate::lease::Word;
+use crate::metrics::Board;
 use crate::model::policy::PolicyKey;
 use crate::model::{Dirty, Model, Name, Object, policy_key};
 use crate::problem::{Place, Problem, Severity};
@@ -67,6 +71,8 @@ mod nodes;
 mod problems;
 /// Last good versions of policies over a restart.
 mod lastgood;
+/// What the loop tells of itself in numbers.
+mod metrics;
 /// How long a change takes from its cause to the last worker.
 mod latency;
 /// Who may reach whom.
@@ -85,6 +91,8 @@ pub enum Input {
     Dataplane(News),
     /// Something is to be known of the Lease.
     Lease(Word),
+    /// Somebody wants the figures of the loop.
+    Count(Sender<Vec<Metric>>),
     /// End.
     Stop,
 }
@@ -122,6 +130,9 @@ pub struct Reconciler {
     last_good: LastGood,
     latency: Latencies,
     latency_told: Instant,
+    /// What has passed by, in numbers.
+    seen: Seen,
+    board: Arc<Board>,
     /// Objects whose present form is not used.
     invalid: BTreeMap<ObjectKey, Problem>,
     /// Objects with fields that their kinds do not have.
@@ -169,6 +180,8 @@ impl Reconciler {
             last_good: LastGood::default(),
             latency: Latencies::default(),
             latency_told: Instant::now(),
+            seen: Seen::default(),
+            board: Arc::default(),
             invalid: BTreeMap::new(),
             unknown_fields: BTreeMap::new(),
             places: HashMap::new(),
@@ -188,6 +201,12 @@ impl Reconciler {
         Reconciler { health: Some(health), ..self }
     }
 
+    /// Says on `board` what it takes.
+    #[must_use]
+    pub fn counting(self, board: Arc<Board>) -> Self {
+        Reconciler { board, ..self }
+    }
+
     /// Runs until [`Input::Stop`] or until nobody can send any more.
     pub fn run(&mut self, inbox: &Receiver<Input>) {
         let mut next = None;
@@ -196,6 +215,8 @@ impl Reconciler {
                 Some(input) => Ok(input),
                 None => inbox.recv_timeout(LOOK_AFTER_EVERY),
             };
+            let begun = Instant::now();
+            input.iter().for_each(|input| self.seen.look(input));
             match input {
                 Ok(Input::Source(batch)) => {
                     // What has come while this thread was busy is one change.
@@ -209,6 +230,8 @@ impl Reconciler {
                             }
                         }
                     }
+                    self.board.took(batches.len());
+                    self.seen.took(batches.len());
                     let batch = match batches.len() {
                         1 => batches.pop().unwrap_or_default(),
                         _ => Batch::merge(batches),
@@ -217,6 +240,8 @@ impl Reconciler {
                 }
                 Ok(Input::Dataplane(news)) => self.hear(news),
                 Ok(Input::Lease(word)) => self.hear_of_lease(word),
+                // An asker that no longer waits is no trouble.
+                Ok(Input::Count(reply)) => drop(reply.send(self.figures())),
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -224,6 +249,7 @@ impl Reconciler {
             self.tell_health();
             self.push();
             self.tell_problems();
+            self.seen.passed(begun.elapsed());
         }
     }
 
