@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::thread;
-use std::time::Duration;
 
 use tidegate_control::metrics::DEFINITIONS;
 
@@ -46,7 +44,8 @@ fn numbers_are_those_that_others_have_seen() {
     server.apply(&(service("web", "") + &slices("web", &[5]) + &service("api", "") + &slices("api", &[6, 7]))).unwrap();
     until_served(&server, "web");
     until_served(&server, "api");
-    let page_of_first = until_told(first, "tidegate_control_pool_addresses{pool=\"edge\",family=\"ipv6\",state=\"assigned\"}", 2.0);
+    let page_of_first =
+        until_told(first, "tidegate_control_pool_addresses{pool=\"edge\",family=\"ipv6\",state=\"assigned\"}", 2.0);
     let of = |name: &str| page_of_first.get(name).copied();
     let given = |family: &str, state: &str| {
         of(&format!("tidegate_control_pool_addresses{{pool=\"edge\",family=\"{family}\",state=\"{state}\"}}")).unwrap()
@@ -62,7 +61,7 @@ fn numbers_are_those_that_others_have_seen() {
     assert_eq!(of("tidegate_control_leader_terms_total"), Some(1.0));
     let held = gateway.dataplane().resources.len();
     let resources = page_of_first.iter().filter(|(name, _)| name.starts_with("tidegate_control_resources{"));
-    assert_eq!(resources.map(|(_, count)| *count as usize).sum::<usize>(), held);
+    assert_eq!(resources.map(|(_, count)| count).sum::<f64>(), held as f64);
     // Every name is on the list, with exactly its labels.
     for name in page_of_first.keys() {
         let (series, labels) = name.split_once('{').unwrap_or((name, ""));
@@ -150,6 +149,5 @@ fn what_is_wrong_is_counted_by_its_reason_and_time_by_who_caused_it() {
     until("counted", || of("tidegate_control_programming_duration_seconds_count") > counted);
     assert!(of("tidegate_control_programming_duration_seconds_bucket{le=\"60.0\"}") > counted);
     assert!(of("tidegate_control_pass_duration_seconds_count") > 1.0);
-    thread::sleep(Duration::from_millis(1));
-    assert_eq!(of("tidegate_control_waiting_batches"), 0.0);
+    until("nothing waits", || of("tidegate_control_waiting_batches") == 0.0);
 }
