@@ -173,7 +173,11 @@ pub const CHECKS: &[Check] = &[
         in_demo: true,
         ..check_of_cluster("cluster-new", "a Service of the API gets addresses and answers", cluster::new)
     },
-    check_of_cluster("prometheus", "a real Prometheus: both pages, the dashboard's queries, alerts", prometheus::scraped),
+    check_of_cluster(
+        "prometheus",
+        "a real Prometheus: both pages, the dashboard's queries, alerts",
+        prometheus::scraped,
+    ),
     check_of_cluster("egress-cluster", "an EgressPolicy of the API, and an agent that follows it", carrier::by_api),
     Check {
         in_demo: true,
