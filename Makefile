@@ -20,8 +20,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang llvm m4 libpcap-dev \
             iproute2 ethtool tcpdump curl procps traceroute util-linux nftables iptables conntrack bird2 frr
 
-# The image and what starts it; helm comes out of a package of npm, whoever npm itself is from.
-DEPLOY_PACKAGES := binutils buildah crun unzip $(if $(shell command -v npm),,npm)
+# The image and what starts it; promtool, and the Prometheus of the lab; helm comes out of a package of npm, whoever npm
+# itself is from.
+DEPLOY_PACKAGES := binutils buildah crun prometheus unzip $(if $(shell command -v npm),,npm)
 
 # Counts instructions per packet.
 COUNT_PACKAGES := valgrind
@@ -137,6 +138,6 @@ packages:
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get -q -o DPkg::Lock::Timeout=300 update; \
 	apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $$missing; \
-	for unit in bird frr; do \
+	for unit in bird frr prometheus; do \
 	    [[ "$$missing" != *$$unit* ]] || [ ! -d /run/systemd/system ] || systemctl -q disable --now "$$unit.service"; \
 	done

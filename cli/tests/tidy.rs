@@ -200,7 +200,7 @@ const ARROW: [(&str, &[&str]); 13] = [
         &["tidegate-io", "tidegate-api", "tidegate-ledger", "tidegate-metrics", "tidegate-policy"],
     ),
     ("metrics/Cargo.toml", &[]),
-    ("control/Cargo.toml", &["tidegate-api", "tidegate-policy"]),
+    ("control/Cargo.toml", &["tidegate-api", "tidegate-metrics", "tidegate-policy"]),
     ("doctor/Cargo.toml", &["tidegate-io", "tidegate-dataplane"]),
     ("cli/Cargo.toml", &["tidegate-api", "tidegate-control", "tidegate-doctor", "tidegate-ledger"]),
     ("node/Cargo.toml", &["tidegate-api", "tidegate-control"]),

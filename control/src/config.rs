@@ -3,7 +3,7 @@
 //! Owns the `control` section and the fields both processes share; ignores the `dataplane` section and refuses every
 //! unknown field elsewhere, so that a typing error is found at start. Knows nothing of the objects it will lead to.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -88,6 +88,9 @@ pub struct Control {
     /// Answer load balancers at the `healthCheckNodePort` of Services (S-110). Not beside kube-proxy, which has these ports.
     #[serde(default)]
     pub serve_health_check_node_ports: bool,
+    /// Address and port at which this process tells what it counts as OpenMetrics text, `GET /metrics`; absent: nowhere.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
     /// TCP port of every other Node at which kube-proxy tells whether it is well; the Nodes are asked there whether they live
     /// (S-114). 0: they are not asked.
     #[serde(default = "node_health_port_default")]
@@ -300,6 +303,9 @@ impl NodeFile {
             if control.fullnat_hosts[..index].contains(host) {
                 return Err(format!("control.fullnatHosts[{index}]: {host} is listed twice"));
             }
+        }
+        if control.metrics.is_some_and(|at| at.port() == 0) {
+            return Err("control.metrics: 0 is not a port".into());
         }
         if control.vxlan_port == 0 {
             return Err("control.vxlanPort: 0 is not a port".into());
@@ -523,6 +529,8 @@ mod tests {
             (control("fullnatHosts: [-1]"), "fullnatHosts"),
             (SMALLEST.replace("gw-1", "{ env: TIDEGATE_NO_SUCH_VARIABLE }"), "no variable TIDEGATE_NO_SUCH_VARIABLE"),
             (control("orphanTcp: ignore"), "orphanTcp"),
+            (control("metrics: here"), "metrics"),
+            (control("metrics: 127.0.0.1:0"), "control.metrics: 0 is not a port"),
             (control("vxlanPort: 0"), "control.vxlanPort"),
             (control("decap: { addresses: [], sources: [] }"), "control.decap.addresses"),
             (control("decap: { addresses: [10.0.0.1] }"), "sources"),

@@ -38,6 +38,8 @@ pub mod session;
 pub mod status;
 /// What this node tells load balancers of others about its own endpoints.
 pub mod health;
+/// What this process counts, for Prometheus.
+pub mod metrics;
 /// Which one of several control processes may write.
 pub mod lease;
 /// The loop that joins all of the above.

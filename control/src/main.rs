@@ -5,6 +5,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use tidegate_control::check::report;
 use tidegate_control::config::{KubernetesChoice, NodeFile, SourceChoice};
 use tidegate_control::health::Health;
 use tidegate_control::lease;
+use tidegate_control::metrics::{self, Board};
 use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::saved::Saved;
 use tidegate_control::session::link;
@@ -112,6 +114,7 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     let mut status = StatusWriter::start(&file.state_dir).context("cannot write status")?;
     let (inbox, taken) = channel();
     stop_on_signals(inbox.clone())?;
+    let mut traffic = None;
     let (source, writer): (Box<dyn Source>, _) = match &file.control.source {
         SourceChoice::Directory(directory) => {
             tracing::info!(node = %file.node, directory = %directory.display(), "tidegate-control started");
@@ -121,13 +124,23 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
             let access = Access::new(choice.kubeconfig.as_deref()).context("cannot reach the Kubernetes API")?;
             status = status.sparing(); // status of the Services themselves says it
             tracing::info!(node = %file.node, server = %access.server(), "tidegate-control started");
+            traffic = Some(access.traffic());
             let source = Kubernetes::new(access.clone(), file.control.exposed());
             let writer = api_writer(&file, choice, &access, source.refresh(), inbox.clone())?;
             (Box::new(source), Some(writer))
         }
     };
     let saved = Saved::open(&file.state_dir).context("cannot save policies")?;
+    let board = Arc::new(Board::default());
     let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status).remembering(saved);
+    reconciler = reconciler.counting(Arc::clone(&board));
+    let served = match file.control.metrics {
+        Some(at) => {
+            let served = metrics::start(at, inbox.clone(), Arc::clone(&board), traffic);
+            Some(served.with_context(|| format!("control.metrics: listening at {at}"))?)
+        }
+        None => None,
+    };
     if file.control.serve_health_check_node_ports {
         reconciler = reconciler.telling(Health::start().context("cannot serve healthCheckNodePorts")?);
     }
@@ -138,8 +151,10 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     // What is listed is read as fast as it is taken in, so that little waits in memory and little is left to be done when the
     // last of it comes. Changes are never held up: those that wait become one.
     let (place, portions) = sync_channel(PORTIONS_WAITING_MAX);
-    let deliver =
-        move |batch: Batch| (batch.complete || place.send(()).is_ok()) && batches.send(Input::Source(batch)).is_ok();
+    let deliver = move |batch: Batch| {
+        board.came();
+        (batch.complete || place.send(()).is_ok()) && batches.send(Input::Source(batch)).is_ok()
+    };
     let running = source.start(Box::new(deliver)).context("cannot start the source")?;
     let name = concat!("tidegate-control ", env!("CARGO_PKG_VERSION")).to_string();
     let socket = file.socket.clone();
@@ -148,7 +163,7 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
         .spawn(move || link::keep_connected(socket, name, |news| inbox.send(Input::Dataplane(news)).is_ok()))
         .context("cannot start a thread")?;
     reconciler.run(&taken, &portions);
-    drop((taken, portions, running, reconciler));
+    drop((taken, portions, served, running, reconciler));
     tracing::info!("tidegate-control ends; the dataplane goes on with what it has");
     Ok(ExitCode::SUCCESS)
 }

@@ -267,6 +267,24 @@ impl Model {
         self.holds(key) && !(key.kind == ObjectKind::EgressPolicy && self.egress.get(&key.name).is_some_and(stands_in))
     }
 
+    /// How many good versions of that kind are held.
+    pub fn count(&self, kind: ObjectKind) -> usize {
+        let policies = |kind: PolicyKind| self.policies.keys().filter(|key| key.kind == kind).count();
+        match kind {
+            ObjectKind::Service => self.services.len(),
+            ObjectKind::EndpointSlice => self.slices.len(),
+            ObjectKind::Node => self.nodes.len(),
+            ObjectKind::AddressPool => self.pools.len(),
+            ObjectKind::Namespace => self.namespaces.len(),
+            ObjectKind::EgressPolicy => self.egress.len(),
+            ObjectKind::GatewayPolicy => self.gateway_policies.len(),
+            ObjectKind::StaticNat => self.static_nats.len(),
+            ObjectKind::Pod => self.pods.iter().count(),
+            ObjectKind::NetworkPolicy => policies(PolicyKind::NetworkPolicy),
+            ObjectKind::ClusterNetworkPolicy => policies(PolicyKind::ClusterNetworkPolicy),
+        }
+    }
+
     /// Whether any policy of that kind is held.
     pub fn has_any(&self, kind: ObjectKind) -> bool {
         match kind {

@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use allocation::Allocation;
@@ -20,15 +21,18 @@ use hashbrown::HashMap;
 use k8s_openapi::jiff::Timestamp;
 use lastgood::LastGood;
 use latency::Latency as Latencies;
+use metrics::Seen;
 use office::Office;
 use policies::Policies;
 use tidegate_api::message::Response;
 use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, ResourceKey};
 use tidegate_api::show::Shown;
+use tidegate_metrics::Metric;
 
 use crate::config::NodeFile;
 use crate::health::{Check, Health};
 use crate::lease::Word;
+use crate::metrics::Board;
 use crate::model::policy::PolicyKey;
 use crate::model::{Dirty, Model, Name, Object, policy_key};
 use crate::problem::{Place, Problem, Severity};
@@ -68,6 +72,8 @@ mod nodes;
 mod problems;
 /// Last good versions of policies over a restart.
 mod lastgood;
+/// What the loop tells of itself in numbers.
+mod metrics;
 /// How long a change takes from its cause to the last worker.
 mod latency;
 /// What is resolved before the source is known as a whole.
@@ -88,6 +94,8 @@ pub enum Input {
     Dataplane(News),
     /// Something is to be known of the Lease.
     Lease(Word),
+    /// Somebody wants the figures of the loop.
+    Count(Sender<Vec<Metric>>),
     /// End.
     Stop,
 }
@@ -125,6 +133,9 @@ pub struct Reconciler {
     last_good: LastGood,
     latency: Latencies,
     latency_told: Instant,
+    /// What has passed by, in numbers.
+    seen: Seen,
+    board: Arc<Board>,
     /// Objects whose present form is not used.
     invalid: BTreeMap<ObjectKey, Problem>,
     /// Objects with fields that their kinds do not have.
@@ -173,6 +184,8 @@ impl Reconciler {
             last_good: LastGood::default(),
             latency: Latencies::default(),
             latency_told: Instant::now(),
+            seen: Seen::default(),
+            board: Arc::default(),
             invalid: BTreeMap::new(),
             unknown_fields: BTreeMap::new(),
             places: HashMap::new(),
@@ -193,6 +206,12 @@ impl Reconciler {
         Reconciler { health: Some(health), ..self }
     }
 
+    /// Says on `board` what it takes.
+    #[must_use]
+    pub fn counting(self, board: Arc<Board>) -> Self {
+        Reconciler { board, ..self }
+    }
+
     /// Runs until [`Input::Stop`] or until nobody can send any more. Of portions, as long as the source is not known as a
     /// whole, one place in `portions` is made free as each is begun.
     pub fn run(&mut self, inbox: &Receiver<Input>, portions: &Receiver<()>) {
@@ -202,9 +221,13 @@ impl Reconciler {
                 Some(input) => Ok(input),
                 None => inbox.recv_timeout(LOOK_AFTER_EVERY),
             };
+            let begun = Instant::now();
+            input.iter().for_each(|input| self.seen.look(input));
             match input {
                 Ok(Input::Source(batch)) if !batch.complete => {
                     let _ = portions.try_recv();
+                    self.board.took(1);
+                    self.seen.took(1);
                     self.take(batch);
                 }
                 Ok(Input::Source(batch)) => {
@@ -212,13 +235,20 @@ impl Reconciler {
                     let mut batches = vec![batch];
                     while let Ok(input) = inbox.try_recv() {
                         match input {
-                            Input::Source(later) => batches.push(later),
+                            Input::Source(later) => {
+                                if !later.complete {
+                                    let _ = portions.try_recv();
+                                }
+                                batches.push(later);
+                            }
                             other => {
                                 next = Some(other);
                                 break;
                             }
                         }
                     }
+                    self.board.took(batches.len());
+                    self.seen.took(batches.len());
                     let batch = match batches.len() {
                         1 => batches.pop().unwrap_or_default(),
                         _ => Batch::merge(batches),
@@ -227,6 +257,8 @@ impl Reconciler {
                 }
                 Ok(Input::Dataplane(news)) => self.hear(news),
                 Ok(Input::Lease(word)) => self.hear_of_lease(word),
+                // An asker that no longer waits is no trouble.
+                Ok(Input::Count(reply)) => drop(reply.send(self.figures())),
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -234,6 +266,7 @@ impl Reconciler {
             self.tell_health();
             self.push();
             self.tell_problems();
+            self.seen.passed(begun.elapsed());
         }
     }
 

@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, Namespace, PodSpec, Servi
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -40,11 +41,13 @@ impl Rendered {
         Rendered { name: path.file_stem().unwrap().to_string_lossy().into_owned(), documents: documents.collect() }
     }
 
-    /// All objects of a kind that belong to gateways; the agent on workers has some of its own.
+    /// All objects of a kind that belong to gateways; the agent on workers has some of its own, and so has who watches.
     fn all<K: DeserializeOwned>(&self, kind: &str) -> Vec<K> {
-        let of_workers =
-            |document: &Value| document["metadata"]["labels"]["app.kubernetes.io/component"] == "node-agent";
-        let of_kind = self.documents.iter().filter(|document| document["kind"] == kind && !of_workers(document));
+        let of_others = |document: &Value| {
+            let component = &document["metadata"]["labels"]["app.kubernetes.io/component"];
+            component == "node-agent" || component == "monitoring"
+        };
+        let of_kind = self.documents.iter().filter(|document| document["kind"] == kind && !of_others(document));
         of_kind.map(|document| serde_json::from_value(document.clone()).unwrap()).collect()
     }
 
@@ -84,6 +87,64 @@ fn strictly<K: DeserializeOwned>(document: &Value) -> Vec<String> {
     unknown
 }
 
+/// What the chart uses of the kinds of the Prometheus operator, and nothing else of them.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code, reason = "it is about what can be read")]
+struct Monitoring<S> {
+    api_version: String,
+    kind: String,
+    metadata: ObjectMeta,
+    spec: S,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code, reason = "as above")]
+struct PodMonitorSpec {
+    selector: LabelSelector,
+    pod_metrics_endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code, reason = "as above")]
+struct Endpoint {
+    port: String,
+    interval: String,
+    relabelings: Vec<Relabeling>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code, reason = "as above")]
+struct Relabeling {
+    source_labels: Vec<String>,
+    target_label: String,
+}
+
+#[derive(Deserialize)]
+struct RuleSpec {
+    groups: Vec<RuleGroup>,
+}
+
+#[derive(Deserialize)]
+#[allow(dead_code, reason = "as above")]
+struct RuleGroup {
+    name: String,
+    rules: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+#[allow(dead_code, reason = "as above")]
+struct Rule {
+    alert: String,
+    expr: String,
+    r#for: String,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+}
+
 fn complaints(document: &Value) -> Vec<String> {
     match (document["apiVersion"].as_str().unwrap_or(""), document["kind"].as_str().unwrap_or("")) {
         ("v1", "Namespace") => strictly::<Namespace>(document),
@@ -96,6 +157,8 @@ fn complaints(document: &Value) -> Vec<String> {
         ("rbac.authorization.k8s.io/v1", "Role") => strictly::<Role>(document),
         ("rbac.authorization.k8s.io/v1", "RoleBinding") => strictly::<RoleBinding>(document),
         ("apiextensions.k8s.io/v1", "CustomResourceDefinition") => strictly::<CustomResourceDefinition>(document),
+        ("monitoring.coreos.com/v1", "PodMonitor") => strictly::<Monitoring<PodMonitorSpec>>(document),
+        ("monitoring.coreos.com/v1", "PrometheusRule") => strictly::<Monitoring<RuleSpec>>(document),
         (version, kind) => vec![format!("{version} {kind} is no kind that this chart is meant to make")],
     }
 }
@@ -249,6 +312,45 @@ fn containers_have_the_least_that_they_need() {
             assert_eq!(security.run_as_group, file.container("control").security_context.unwrap().run_as_group);
         }
     }
+}
+
+/// What is watched is what the chart starts: ports by their names, alerts and dashboard as they are in `deploy/`.
+#[test]
+fn what_is_watched_is_there() {
+    let mut watched = 0;
+    for file in rendered() {
+        let of_kind = |kind: &str| file.documents.iter().find(|document| document["kind"] == kind);
+        let Some(monitor) = of_kind("PodMonitor") else { continue };
+        watched += 1;
+        let monitor: Monitoring<PodMonitorSpec> = serde_json::from_value(monitor.clone()).unwrap();
+        let containers = file.pod().containers;
+        let ports: BTreeSet<(String, i32)> = containers
+            .iter()
+            .flat_map(|container| container.ports.iter().flatten())
+            .map(|port| (port.name.clone().unwrap(), port.container_port))
+            .collect();
+        let asked: BTreeSet<String> = monitor.spec.pod_metrics_endpoints.iter().map(|at| at.port.clone()).collect();
+        assert_eq!(asked, ports.iter().map(|(name, _)| name.clone()).collect(), "{}", file.name);
+        for text in file.node_files().values() {
+            for (_, port) in &ports {
+                assert!(text.contains(&format!("metrics: '[::]:{port}'")), "{}: {text}", file.name);
+            }
+        }
+        let rules: Monitoring<RuleSpec> = serde_json::from_value(of_kind("PrometheusRule").unwrap().clone()).unwrap();
+        let own: Value =
+            serde_norway::from_str(&std::fs::read_to_string(deploy("prometheus/rules.yaml")).unwrap()).unwrap();
+        let names: Vec<&str> =
+            rules.spec.groups.iter().flat_map(|group| &group.rules).map(|rule| &*rule.alert).collect();
+        let own: Vec<&str> =
+            own["groups"][0]["rules"].as_array().unwrap().iter().map(|rule| rule["alert"].as_str().unwrap()).collect();
+        assert_eq!(names, own);
+        let dashboard = file.documents.iter().find(|document| document["data"]["tidegate.json"].is_string()).unwrap();
+        let shown: Value = serde_json::from_str(dashboard["data"]["tidegate.json"].as_str().unwrap()).unwrap();
+        let own: Value =
+            serde_json::from_str(&std::fs::read_to_string(deploy("grafana/tidegate.json")).unwrap()).unwrap();
+        assert_eq!(shown, own);
+    }
+    assert!(watched > 0 || std::env::var_os("TIDEGATE_RENDERED").is_none(), "a set of values is watched");
 }
 
 #[test]

@@ -25,3 +25,6 @@ mod egresspolicy;
 /// Policies that became wrong while control was not there.
 #[path = "kubernetes/lastgood.rs"]
 mod lastgood;
+/// What control tells in numbers.
+#[path = "kubernetes/metrics.rs"]
+mod metrics;

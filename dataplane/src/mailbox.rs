@@ -22,6 +22,7 @@ use crate::state::{Direction, Entry, TICK_NS_LOG2, ticks, ticks_since, usage};
 use crate::table::egress::PortClass;
 use crate::table::{BackendId, DeviceId, ExternalId, Tables, unmapped};
 use crate::worker::Worker;
+use crate::worker::batches::Batches;
 
 /// A question to one worker.
 #[derive(Debug)]
@@ -131,6 +132,8 @@ pub struct Status {
     pub held: u64,
     /// Time it spent in turns that found packets, nanoseconds.
     pub busy_ns: u64,
+    /// How large its batches were.
+    pub batches: Batches,
     /// Its ports.
     pub ports: Vec<PortStatus>,
     /// Its counters by name, exact at this moment.
@@ -253,6 +256,7 @@ fn status(worker: &Worker) -> Status {
         half_open_max: u64::from(worker.state.v4.opening_max()) + u64::from(worker.state.v6.opening_max()),
         held: worker.held(),
         busy_ns: worker.busy_ns,
+        batches: worker.batches,
         ports: worker.exits.ports.iter().map(port).collect(),
         events: Event::ALL.iter().map(|event| (event.name(), counters.events(*event))).collect(),
         drops: DropReason::ALL.iter().map(|reason| counters.drops(*reason)).collect(),

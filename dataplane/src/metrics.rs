@@ -8,13 +8,62 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidegate_api::show::{Gateways, Show, Shown};
-use tidegate_metrics::{Kind, Metric, Served, number};
+use tidegate_api::show::{Announcements, Counters, EgressShown, Gateways, PortRow, Show, Shown, WorkerRow};
+use tidegate_metrics::{Definition, Distribution, Kind, Metric, Served, number};
 
 use crate::compile::thread::Handle;
 use crate::counters::Event;
 use crate::server::query::WorkerQuery;
 use crate::server::{Announcers, show};
+use crate::worker::batches::{BATCH_NAMES, BATCH_SIZES};
+
+macro_rules! figures {
+    ($($constant:ident, $kind:ident, $name:literal, [$($label:literal),*], $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            const $constant: Definition =
+                Definition { kind: Kind::$kind, name: $name, labels: &[$($label),*], help: $help };
+        )*
+        /// What is neither an event, a drop nor a counter of a port.
+        const FIGURES: &[Definition] = &[$($constant),*];
+    };
+}
+
+figures! {
+    BUILD,          Gauge, "build_info", ["program", "version"], "Version of the program.";
+    CPU,            Counter, "process_cpu_seconds", ["program"], "Processor time that the process has used.";
+    MEMORY,         Gauge, "process_resident_memory_bytes", ["program"], "Memory of the process that is in RAM.";
+    STARTED,        Gauge, "process_start_time_seconds", ["program"], "When the process began, since 1970.";
+    GENERATION,     Gauge, "generation", [], "Generation of the tables that all workers have reached.";
+    IMBALANCE,      Gauge, "books_imbalance_packets", [], "Packets that are not accounted for; 0 unless there is a defect.";
+    SUSPECTED,      Gauge, "nodes_suspected", [], "Nodes that have fallen silent.";
+    SUSPICIONS,     Counter, "node_suspicions", [], "Times a node fell silent.";
+    DROPS,          Counter, "drops", ["reason", "stage", "severity"], "Packets that ended here, by reason; docs/drops.md says what each means.";
+    W_GENERATION,   Gauge, "worker_generation", ["worker"], "Generation of the tables that a worker has reached.";
+    W_FLOWS,        Gauge, "worker_flows", ["worker"], "Live flows of a worker.";
+    W_FLOWS_MAX,    Gauge, "worker_flows_max", ["worker"], "Flows that a worker has room for.";
+    W_HALF_OPEN,    Gauge, "worker_half_open_flows", ["worker"], "Flows of a worker whose handshake no client has finished.";
+    W_HALF_OPEN_MAX, Gauge, "worker_half_open_flows_max", ["worker"], "The share of a worker's flows for them.";
+    W_HELD,         Gauge, "worker_held_packets", ["worker"], "Packets that a worker holds back, for a neighbour or a ring.";
+    W_BUSY,         Counter, "worker_busy_seconds", ["worker"], "Time of a worker in turns that found packets; its rate is the worker's load.";
+    W_TURNS,        Counter, "worker_turns", ["worker"], "Turns that a worker made.";
+    W_IDLE_TURNS,   Counter, "worker_idle_turns", ["worker"], "Turns of a worker that found no packet.";
+    W_RECEIVED,     Counter, "worker_received_packets", ["worker"], "Packets that a worker took from its ports.";
+    W_HANDED_OVER,  Counter, "worker_handed_over_packets", ["worker"], "Packets that a worker handed to the one that owns them.";
+    W_BATCH,        Histogram, "worker_batch_packets", ["worker"], "Packets that a worker found at a port at once: near 64, it is short of time.";
+    P_RING,         Gauge, "port_ring_entries", ["device", "queue", "ring"], "Entries in use of a ring to or from the kernel.";
+    P_RING_MAX,     Gauge, "port_ring_entries_max", ["device", "queue", "ring"], "Entries that the ring has.";
+    E_PORTS,        Gauge, "egress_ports", ["address", "protocol", "state"], "Ports of an external address, by what they are doing: used, resting, free.";
+    E_REFUSED,      Counter, "egress_refused_flows", ["address", "protocol"], "New flows of pods that found no port.";
+    E_CARRIER,      Gauge, "egress_carrier", ["address", "node"], "1 for the gateway that carries an external address.";
+    G_STATE,        Gauge, "gateway_state", ["node", "state"], "Gateways of the set; 1 for the state that each is in.";
+    G_VIPS,         Gauge, "gateway_announced_vips", ["node"], "VIPs that a gateway announces on its links.";
+    G_EQUAL,        Gauge, "gateway_equal", ["node"], "1 for another gateway that is heard and has the same Services and VIPs as this one, 0 if it has others.";
+    G_DUAL,         Counter, "gateway_dual_owner_seconds", ["node"], "Time for which a gateway announced what this one did too; of its own, for which anybody did.";
+    G_EVENTS,       Counter, "gateway_events", ["event"], "Heartbeats sent, heard and refused, VIPs taken over and yielded.";
+    G_WITHHELD,     Gauge, "gateway_withheld_vips", [], "VIPs for which a stranger answers and which are therefore not announced.";
+    ROUTES,         Gauge, "announced_routes", ["state"], "Routes to VIPs for routing daemons: announced, withdrawn, refused.";
+}
 
 /// Counters of ports and of the XDP program, and what they mean (`tidegate_io::PortCounters`, `struct xdp_statistics`).
 const PORT_HELP: &[(&str, &str, &str)] = &[
@@ -48,6 +97,24 @@ const PORT_HELP: &[(&str, &str, &str)] = &[
     ("pinhole_reattached", "pinhole_reattached", "Times the XDP program had to be attached again."),
 ];
 
+/// Packets of a batch: upper ends of the buckets of [`W_BATCH`].
+const BATCH_ENDS: [f64; BATCH_SIZES] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+
+/// Every metric of the page.
+pub fn definitions() -> Vec<Definition> {
+    let event = |event: &Event| Definition { kind: Kind::Counter, name: event.name(), labels: &[], help: event.help() };
+    let port = |(counter, name, help): &(&str, &'static str, &'static str)| {
+        let labels: &[&str] = if counter.starts_with("pinhole") { &["device"] } else { &["device", "queue"] };
+        Definition { kind: Kind::Counter, name, labels, help }
+    };
+    FIGURES.iter().copied().chain(Event::ALL.iter().map(event)).chain(PORT_HELP.iter().map(port)).collect()
+}
+
+/// The text of `docs/metrics-dataplane.md`.
+pub fn document() -> String {
+    tidegate_metrics::document("tidegate-dataplane", "dataplane/src/metrics.rs", &definitions())
+}
+
 /// Answers at `address` from now on.
 ///
 /// # Errors
@@ -67,137 +134,174 @@ pub fn start(
 /// Who has not answered, for people.
 pub fn collect(compiler: &Handle, workers: &dyn WorkerQuery, announcers: &Announcers) -> Result<Vec<Metric>, String> {
     let ask = |question| show::answer(&question, compiler, workers, announcers);
-    let mut page = vec![build()];
-    for question in [Show::Counters, Show::Drops, Show::Workers, Show::Ports, Show::Egress, Show::Gateways] {
+    let mut page = tidegate_metrics::process("tidegate-dataplane", env!("CARGO_PKG_VERSION"));
+    let questions =
+        [Show::Counters, Show::Drops, Show::Workers, Show::Ports, Show::Egress, Show::Gateways, Show::Announcements];
+    for question in questions {
         page.extend(metrics_of(ask(question)?));
     }
-    page.push(Metric::single(
-        Kind::Gauge,
-        "generation",
-        "Generation of the tables that all workers have reached",
-        number(compiler.reached()),
-    ));
+    page.push(GENERATION.single(number(compiler.reached())));
     Ok(page)
-}
-
-fn build() -> Metric {
-    let mut build = Metric::new(Kind::Gauge, "build_info", "Version of the program");
-    build.add([("program", "tidegate-dataplane"), ("version", env!("CARGO_PKG_VERSION"))], 1.0);
-    build
 }
 
 fn metrics_of(answer: Shown) -> Vec<Metric> {
     match answer {
-        Shown::Counters(counters) => {
-            let total = |name: &str| counters.totals.get(name).copied().unwrap_or_default();
-            let events = Event::ALL
-                .iter()
-                .map(|event| Metric::single(Kind::Counter, event.name(), event.help(), number(total(event.name()))));
-            #[allow(clippy::cast_precision_loss, reason = "the format's numbers are floating")]
-            let imbalance = counters.imbalance as f64;
-            let gauges = [
-                (
-                    "books_imbalance_packets",
-                    "Packets that are not accounted for; 0 unless there is a defect.",
-                    imbalance,
-                ),
-                ("nodes_suspected", "Nodes that have fallen silent.", number(total("nodes_suspected"))),
-            ];
-            let gauges = gauges.map(|(name, help, value)| Metric::single(Kind::Gauge, name, help, value));
-            let suspicions = number(total("node_suspicions"));
-            let ever = Metric::single(Kind::Counter, "node_suspicions", "Times a node fell silent.", suspicions);
-            events.chain(gauges).chain([ever]).collect()
-        }
+        Shown::Counters(counters) => of_counters(&counters),
         Shown::Drops(rows) => {
-            let mut drops = Metric::new(
-                Kind::Counter,
-                "drops",
-                "Packets that ended here, by reason; docs/drops.md says what each means.",
-            );
+            let mut drops = DROPS.metric();
             for row in rows {
                 let labels = [("reason", &*row.reason), ("stage", &*row.stage), ("severity", &*row.severity)];
                 drops.add(labels, number(row.packets));
             }
             vec![drops]
         }
-        Shown::Workers(rows) => {
-            let gauge = |name, help| Metric::new(Kind::Gauge, name, help);
-            let mut all = [
-                gauge("worker_generation", "Generation of the tables that a worker has reached."),
-                gauge("worker_flows", "Live flows of a worker."),
-                gauge("worker_flows_max", "Flows that a worker has room for."),
-                gauge("worker_half_open_flows", "Flows of a worker whose handshake no client has finished."),
-                gauge("worker_half_open_flows_max", "The share of a worker's flows for them."),
-                gauge("worker_held_packets", "Packets that a worker holds back, for a neighbour or a ring."),
-            ];
-            for row in rows {
-                let values = [row.generation, row.flows, row.flows_max, row.half_open, row.half_open_max, row.held];
-                for (metric, value) in all.iter_mut().zip(values) {
-                    metric.add([("worker", &row.worker.to_string())], number(value));
-                }
-            }
-            all.into()
-        }
-        Shown::Ports(rows) => {
-            let mut all = Vec::new();
-            for (counter, name, help) in PORT_HELP {
-                let mut metric = Metric::new(Kind::Counter, name, help);
-                for row in &rows {
-                    let Some(count) = row.counters.get(*counter) else { continue };
-                    let of_device = counter.starts_with("pinhole");
-                    // The program's counters are the device's: told once.
-                    if of_device
-                        && metric.samples.iter().any(|told| told.labels.iter().any(|(_, it)| *it == row.device))
-                    {
-                        continue;
-                    }
-                    match of_device {
-                        true => metric.add([("device", &row.device)], number(*count)),
-                        false => {
-                            metric.add([("device", &*row.device), ("queue", &row.queue.to_string())], number(*count))
-                        }
-                    }
-                }
-                all.push(metric);
-            }
-            all
-        }
-        Shown::Egress(egress) => {
-            let mut ports =
-                Metric::new(Kind::Gauge, "egress_ports", "Ports of an external address, by what they are doing.");
-            let mut refused =
-                Metric::new(Kind::Counter, "egress_refused_flows", "New flows of pods that found no port.");
-            for row in egress.addresses {
-                let address = row.address.to_string();
-                let of = [("address", address.as_str()), ("protocol", &row.protocol)];
-                let [address, protocol] = of;
-                let free = row.ports.saturating_sub(row.used);
-                let states = [("used", row.used.saturating_sub(row.resting)), ("resting", row.resting), ("free", free)];
-                for (state, count) in states {
-                    ports.add([address, protocol, ("state", state)], number(count));
-                }
-                refused.add(of, number(row.refused));
-            }
-            let mut carried =
-                Metric::new(Kind::Gauge, "egress_carrier", "1 for the gateway that carries an external address.");
-            for (address, node) in &egress.carriers {
-                carried.add([("address", address.to_string().as_str()), ("node", node)], 1.0);
-            }
-            vec![ports, refused, carried]
-        }
+        Shown::Workers(rows) => of_workers(&rows),
+        Shown::Ports(rows) => of_ports(&rows),
+        Shown::Egress(egress) => of_egress(&egress),
         Shown::Gateways(gateways) => of_gateways(&gateways),
+        Shown::Announcements(announcements) => vec![of_routes(&announcements)],
         _ => Vec::new(),
     }
 }
 
-fn of_gateways(gateways: &Gateways) -> Vec<Metric> {
-    let mut states = Metric::new(Kind::Gauge, "gateway_state", "Gateways of the set; 1 for the state that each is in.");
-    let mut vips = Metric::new(Kind::Gauge, "gateway_announced_vips", "VIPs that a gateway announces on its links.");
-    for row in &gateways.rows {
-        states.add([("node", &*row.node), ("state", &*row.state)], 1.0);
-        vips.add([("node", &*row.node)], f64::from(row.announced));
+fn of_counters(counters: &Counters) -> Vec<Metric> {
+    let total = |name: &str| counters.totals.get(name).copied().unwrap_or_default();
+    let events = Event::ALL
+        .iter()
+        .map(|event| Metric::single(Kind::Counter, event.name(), event.help(), number(total(event.name()))));
+    #[allow(clippy::cast_precision_loss, reason = "the format's numbers are floating")]
+    let imbalance = counters.imbalance as f64;
+    let others = [
+        IMBALANCE.single(imbalance),
+        SUSPECTED.single(number(total("nodes_suspected"))),
+        SUSPICIONS.single(number(total("node_suspicions"))),
+    ];
+    events.chain(others).collect()
+}
+
+fn of_workers(rows: &[WorkerRow]) -> Vec<Metric> {
+    let defined = [
+        W_GENERATION,
+        W_FLOWS,
+        W_FLOWS_MAX,
+        W_HALF_OPEN,
+        W_HALF_OPEN_MAX,
+        W_HELD,
+        W_TURNS,
+        W_IDLE_TURNS,
+        W_RECEIVED,
+        W_HANDED_OVER,
+        W_BUSY,
+    ];
+    let mut all = defined.map(|definition| definition.metric());
+    let mut batches = W_BATCH.metric();
+    for row in rows {
+        let worker = row.worker.to_string();
+        let counted = |name: &str| row.counters.get(name).copied().unwrap_or_default();
+        let received = counted(Event::Received.name());
+        let counts = [
+            row.generation,
+            row.flows,
+            row.flows_max,
+            row.half_open,
+            row.half_open_max,
+            row.held,
+            row.turns,
+            row.idle_turns,
+            received,
+            counted(Event::HandedOver.name()),
+        ];
+        let values = counts.map(number).into_iter().chain([number(counted("busy_ns")) / 1e9]);
+        for (metric, value) in all.iter_mut().zip(values) {
+            metric.add([("worker", &worker)], value);
+        }
+        let sizes = BATCH_NAMES.iter().map(|name| counted(name));
+        let buckets = BATCH_ENDS.into_iter().zip(sizes).chain([(f64::MAX, 0)]).collect();
+        batches.distribute([("worker", &worker)], Distribution { sum: number(received), buckets });
     }
-    vec![states, vips]
+    all.into_iter().chain([batches]).collect()
+}
+
+fn of_ports(rows: &[PortRow]) -> Vec<Metric> {
+    let mut all = Vec::new();
+    for (counter, name, help) in PORT_HELP {
+        let mut metric = Metric::new(Kind::Counter, name, help);
+        for row in rows {
+            let Some(count) = row.counters.get(*counter) else { continue };
+            let of_device = counter.starts_with("pinhole");
+            // The program's counters are the device's: told once.
+            if of_device && metric.samples.iter().any(|told| told.labels.iter().any(|(_, it)| *it == row.device)) {
+                continue;
+            }
+            match of_device {
+                true => metric.add([("device", &row.device)], number(*count)),
+                false => metric.add([("device", &*row.device), ("queue", &row.queue.to_string())], number(*count)),
+            }
+        }
+        all.push(metric);
+    }
+    let (mut used, mut size) = (P_RING.metric(), P_RING_MAX.metric());
+    for row in rows {
+        for (ring, (entries, entries_max)) in &row.rings {
+            let queue = row.queue.to_string();
+            let of = [("device", &*row.device), ("queue", &*queue), ("ring", &**ring)];
+            used.add(of, f64::from(*entries));
+            size.add(of, f64::from(*entries_max));
+        }
+    }
+    all.extend([used, size]);
+    all
+}
+
+fn of_egress(egress: &EgressShown) -> Vec<Metric> {
+    let (mut ports, mut refused, mut carried) = (E_PORTS.metric(), E_REFUSED.metric(), E_CARRIER.metric());
+    for row in &egress.addresses {
+        let address = row.address.to_string();
+        let of = [("address", address.as_str()), ("protocol", &row.protocol)];
+        let [address, protocol] = of;
+        let free = row.ports.saturating_sub(row.used);
+        let states = [("used", row.used.saturating_sub(row.resting)), ("resting", row.resting), ("free", free)];
+        for (state, count) in states {
+            ports.add([address, protocol, ("state", state)], number(count));
+        }
+        refused.add(of, number(row.refused));
+    }
+    for (address, node) in &egress.carriers {
+        carried.add([("address", address.to_string().as_str()), ("node", node)], 1.0);
+    }
+    vec![ports, refused, carried]
+}
+
+fn of_gateways(gateways: &Gateways) -> Vec<Metric> {
+    let (mut states, mut vips) = (G_STATE.metric(), G_VIPS.metric());
+    let (mut equal, mut dual, mut events) = (G_EQUAL.metric(), G_DUAL.metric(), G_EVENTS.metric());
+    for row in &gateways.rows {
+        let node = ("node", &*row.node);
+        states.add([node, ("state", &*row.state)], 1.0);
+        vips.add([node], f64::from(row.announced));
+        dual.add([node], number(row.dual_owner_ms) / 1e3);
+        if let Some(is_equal) = row.is_equal.filter(|_| !row.is_own) {
+            equal.add([node], f64::from(u8::from(is_equal)));
+        }
+    }
+    let counted = |name: &str| number(gateways.counters.get(name).copied().unwrap_or_default());
+    // These two are told above and below.
+    let told_otherwise = |name: &str| ["dual_owner_ms", "vips_withheld"].contains(&name);
+    for name in gateways.counters.keys().filter(|name| !told_otherwise(name)) {
+        events.add([("event", name)], counted(name));
+    }
+    vec![states, vips, equal, dual, events, G_WITHHELD.single(counted("vips_withheld"))]
+}
+
+fn of_routes(announcements: &Announcements) -> Metric {
+    let mut metric = ROUTES.metric();
+    if announcements.device.is_some() {
+        for state in ["announced", "withdrawn", "refused"] {
+            let count = announcements.rows.iter().filter(|row| row.state.starts_with(state)).count();
+            metric.add([("state", state)], number(count as u64));
+        }
+    }
+    metric
 }
 
 #[cfg(test)]
@@ -205,7 +309,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use tidegate_api::resource::MacAddress;
-    use tidegate_api::show::{Counters, DropRow, PortRow, WorkerRow};
+    use tidegate_api::show::{AnnouncementRow, DropRow, EgressAddressRow, GatewayRow};
 
     use super::*;
 
@@ -245,9 +349,12 @@ mod tests {
             mac: MacAddress([2; 6]),
             mtu: 1500,
             counters: counters.clone(),
-            rings: BTreeMap::new(),
+            rings: BTreeMap::from([("fill".to_owned(), (3, 4096))]),
         };
         let page = page(vec![Shown::Ports(vec![row(0), row(1)])]);
+        let fill = "{device=\"wan0\",queue=\"1\",ring=\"fill\"}";
+        assert!(page.contains(&format!("tidegate_port_ring_entries{fill} 3.0\n")), "{page}");
+        assert!(page.contains(&format!("tidegate_port_ring_entries_max{fill} 4096.0\n")), "{page}");
         assert!(page.contains("tidegate_port_received_packets_total{device=\"wan0\",queue=\"1\"} 7.0\n"), "{page}");
         assert_eq!(
             page.matches("tidegate_pinhole_redirected_packets_total{device=\"wan0\"} 7.0\n").count(),
@@ -258,9 +365,9 @@ mod tests {
         assert_eq!(names.len(), PORT_HELP.len(), "each name once");
     }
 
-    #[test]
-    fn workers_have_a_label() {
-        let row = WorkerRow {
+    fn worker() -> WorkerRow {
+        let counters = [("received", 9), ("busy_ns", 1_500_000_000), ("batches_of_1", 3), ("batches_to_4", 2)];
+        WorkerRow {
             worker: 1,
             core: None,
             generation: 4,
@@ -273,10 +380,112 @@ mod tests {
             half_open_max: 2,
             held: 0,
             ports: vec![],
-            counters: BTreeMap::new(),
-        };
-        let page = page(vec![Shown::Workers(vec![row])]);
-        assert!(page.contains("tidegate_worker_flows{worker=\"1\"} 9.0\n"), "{page}");
+            counters: counters.map(|(name, count)| (name.to_owned(), count)).into(),
+        }
+    }
+
+    #[test]
+    fn workers_have_a_label() {
+        let page = page(vec![Shown::Workers(vec![worker()])]);
+        for line in [
+            "worker_flows{worker=\"1\"} 9.0",
+            "worker_busy_seconds_total{worker=\"1\"} 1.5",
+            "worker_batch_packets_bucket{le=\"1.0\",worker=\"1\"} 3",
+            "worker_batch_packets_bucket{le=\"2.0\",worker=\"1\"} 3",
+            "worker_batch_packets_bucket{le=\"4.0\",worker=\"1\"} 5",
+            "worker_batch_packets_bucket{le=\"+Inf\",worker=\"1\"} 5",
+            "worker_batch_packets_sum{worker=\"1\"} 9.0",
+        ] {
+            assert!(page.contains(&format!("tidegate_{line}\n")), "{line}: {page}");
+        }
         assert!(page.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn gateways_and_routes_are_counted() {
+        let gateway = |node: &str, is_own, is_equal| GatewayRow {
+            node: node.into(),
+            is_own,
+            state: "live".into(),
+            addresses: vec![],
+            heard_ms: None,
+            generation: 1,
+            objects: String::new(),
+            is_equal,
+            announced: 2,
+            dual_owner_ms: 1500,
+        };
+        let gateways = Gateways {
+            alone: None,
+            rows: vec![gateway("gw-1", true, None), gateway("gw-2", false, Some(false))],
+            counters: [("heartbeats_sent".to_owned(), 5), ("vips_withheld".to_owned(), 1)].into(),
+        };
+        let route = |state: &str| AnnouncementRow { prefix: "203.0.113.1/32".into(), vips: 1, state: state.into() };
+        let rows = vec![route("announced"), route("refused: another has it"), route("announced")];
+        let announcements = Announcements { device: Some("tidegate".into()), rows, ..Announcements::default() };
+        let page = page(vec![Shown::Gateways(gateways), Shown::Announcements(announcements)]);
+        for line in [
+            "gateway_state{node=\"gw-2\",state=\"live\"} 1.0",
+            "gateway_dual_owner_seconds_total{node=\"gw-2\"} 1.5",
+            "gateway_equal{node=\"gw-2\"} 0.0",
+            "gateway_events_total{event=\"heartbeats_sent\"} 5.0",
+            "gateway_withheld_vips 1.0",
+            "announced_routes{state=\"announced\"} 2.0",
+            "announced_routes{state=\"refused\"} 1.0",
+        ] {
+            assert!(page.contains(&format!("tidegate_{line}\n")), "{line}: {page}");
+        }
+        assert!(!page.contains("gateway_equal{node=\"gw-1\"}") && !page.contains("event=\"vips_withheld\""), "{page}");
+    }
+
+    /// Whatever can stand on the page is on the list, with exactly these labels, and the other way round.
+    #[test]
+    fn the_list_is_complete() {
+        let egress = EgressAddressRow {
+            address: "203.0.113.9".parse().unwrap(),
+            policies: vec![],
+            protocol: "tcp".into(),
+            ports: 10,
+            used: 4,
+            resting: 1,
+            held: 4,
+            refused: 0,
+        };
+        let drop = DropRow {
+            reason: "NoRoute".into(),
+            stage: "route".into(),
+            severity: "warning".into(),
+            help: String::new(),
+            packets: 5,
+        };
+        let answers = vec![
+            Shown::Counters(Counters::default()),
+            Shown::Drops(vec![drop]),
+            Shown::Workers(vec![worker()]),
+            Shown::Ports(vec![]),
+            Shown::Egress(EgressShown { addresses: vec![egress], ..EgressShown::default() }),
+            Shown::Gateways(Gateways::default()),
+            Shown::Announcements(Announcements::default()),
+        ];
+        let mut page = tidegate_metrics::process("tidegate-dataplane", "1");
+        page.extend(answers.into_iter().flat_map(metrics_of));
+        page.push(GENERATION.single(1.0));
+        let list = definitions();
+        let listed: BTreeSet<&str> = list.iter().map(|definition| definition.name).collect();
+        assert_eq!(listed.len(), list.len(), "each name once");
+        assert_eq!(page.iter().map(|metric| metric.name).collect::<BTreeSet<_>>(), listed);
+        for metric in &page {
+            let definition = list.iter().find(|definition| definition.name == metric.name).unwrap();
+            assert_eq!((metric.kind, metric.help), (definition.kind, definition.help), "{}", metric.name);
+            for sample in &metric.samples {
+                let labels: Vec<&str> = sample.labels.iter().map(|(name, _)| *name).collect();
+                assert_eq!(labels, definition.labels, "{}", metric.name);
+            }
+        }
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics-dataplane.md");
+        if std::env::var_os("TIDEGATE_WRITE_GOLDEN").is_some() {
+            std::fs::write(&path, document()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), document(), "TIDEGATE_WRITE_GOLDEN=1 writes it anew");
     }
 }

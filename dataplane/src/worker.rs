@@ -40,7 +40,10 @@ mod cut;
 mod explain;
 /// Packets that somebody captures.
 mod capture;
+/// How large batches are.
+pub mod batches;
 
+use batches::Batches;
 use capture::Watch;
 use other::Hands;
 
@@ -99,6 +102,7 @@ pub struct Worker {
     swept: Ticks,
     /// Time spent in turns that found packets; whoever turns the worker measures it.
     pub(crate) busy_ns: u64,
+    pub(crate) batches: Batches,
     /// Whether somebody captures packets.
     is_watched: bool,
     watch: Box<Watch>,
@@ -167,6 +171,7 @@ impl Worker {
             generation: 0,
             swept: 0,
             busy_ns: 0,
+            batches: Batches::default(),
             is_watched: false,
             watch: Box::default(),
         }
@@ -263,6 +268,7 @@ impl Worker {
             return 0;
         }
         self.counters.add(Event::Received, received as u64);
+        self.batches.count(received);
         let tables = self.reader.tables();
         // Sweep 0: fetch headers.
         for frame in &self.received {

@@ -18,11 +18,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+
+/// A distribution, as it is counted.
+mod histogram;
+/// What the kernel knows of a process.
+mod process;
+
+pub use histogram::{Distribution, Histogram};
+pub use process::process;
 
 /// Questions answered at once; those beyond are closed.
 const SEATS: usize = 8;
@@ -38,22 +46,79 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What the page is, for whoever fetches it.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Whether a number only grows.
+/// What sort of numbers a metric has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It only grows, from 0 at the start of the process.
+    /// They only grow, from 0 at the start of the process.
     Counter,
-    /// It is how things are now.
+    /// They are how things are now.
     Gauge,
+    /// How often something had which size.
+    Histogram,
 }
 
 impl Kind {
-    fn encode(self, value: f64, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
         match self {
-            Kind::Counter => ConstCounter::new(value).encode(encoder),
-            Kind::Gauge => ConstGauge::new(value).encode(encoder),
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         }
     }
+}
+
+/// What a metric is, whatever its numbers are now: a line of a process's one list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Definition {
+    /// What sort of numbers it has.
+    pub kind: Kind,
+    /// Name without `tidegate_` and without `_total`.
+    pub name: &'static str,
+    /// Names of its labels.
+    pub labels: &'static [&'static str],
+    /// What it means, one sentence.
+    pub help: &'static str,
+}
+
+impl Definition {
+    /// The metric without samples yet.
+    pub fn metric(&self) -> Metric {
+        Metric::new(self.kind, self.name, self.help)
+    }
+
+    /// The metric with one sample that has no labels.
+    pub fn single(&self, value: f64) -> Metric {
+        Metric::single(self.kind, self.name, self.help, value)
+    }
+
+    /// Names under which a reader has its samples.
+    pub fn series(&self) -> Vec<String> {
+        let suffixes: &[&str] = match self.kind {
+            Kind::Counter => &["_total"],
+            Kind::Gauge => &[""],
+            Kind::Histogram => &["_bucket", "_count", "_sum"],
+        };
+        suffixes.iter().map(|suffix| format!("tidegate_{}{suffix}", self.name)).collect()
+    }
+}
+
+/// The text of a page that lists all metrics of a process, whose name is `program`.
+pub fn document(program: &str, file: &str, definitions: &[Definition]) -> String {
+    let mut text = format!(
+        "# Metrics of {program}\n\nGenerated from `{file}`; a test compares. How to get them is in [Metrics](metrics.md).\n\n\
+         | metric | kind | labels | meaning |\n|---|---|---|---|\n"
+    );
+    for definition in definitions {
+        let name = match definition.kind {
+            Kind::Histogram => format!("tidegate_{}", definition.name),
+            _ => definition.series().concat(),
+        };
+        let labels: Vec<String> = definition.labels.iter().map(|label| format!("`{label}`")).collect();
+        let (kind, labels) = (definition.kind.name(), labels.join(", "));
+        text += &format!("| `{name}` | {kind} | {labels} | {} |\n", definition.help);
+    }
+    text
 }
 
 /// One metric with all its samples.
@@ -63,19 +128,40 @@ pub struct Metric {
     pub name: &'static str,
     /// What it means, one sentence.
     pub help: &'static str,
-    /// What sort of number it is.
+    /// What sort of numbers it has.
     pub kind: Kind,
     /// Labels and number; each set of labels once.
     pub samples: Vec<Sample>,
 }
 
-/// Labels and a number.
+/// Labels and what was counted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Names and values.
     pub labels: Vec<(&'static str, String)>,
-    /// The number.
-    pub value: f64,
+    /// The number, or the distribution.
+    pub value: Value,
+}
+
+/// What was counted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Of a counter or a gauge.
+    Number(f64),
+    /// Of a histogram.
+    Distribution(Distribution),
+}
+
+impl Value {
+    fn encode(&self, kind: Kind, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match (self, kind) {
+            (Value::Number(value), Kind::Counter) => ConstCounter::new(*value).encode(encoder),
+            (Value::Number(value), _) => ConstGauge::new(*value).encode(encoder),
+            (Value::Distribution(told), _) => {
+                encoder.encode_histogram::<NoLabelSet>(told.sum, told.count(), &told.buckets, None)
+            }
+        }
+    }
 }
 
 impl Metric {
@@ -86,6 +172,15 @@ impl Metric {
 
     /// Adds a sample.
     pub fn add<const N: usize>(&mut self, labels: [(&'static str, &str); N], value: f64) {
+        self.push(labels, Value::Number(value));
+    }
+
+    /// Adds a distribution.
+    pub fn distribute<const N: usize>(&mut self, labels: [(&'static str, &str); N], distribution: Distribution) {
+        self.push(labels, Value::Distribution(distribution));
+    }
+
+    fn push<const N: usize>(&mut self, labels: [(&'static str, &str); N], value: Value) {
         let labels = labels.map(|(name, value)| (name, escaped(value))).to_vec();
         self.samples.push(Sample { labels, value });
     }
@@ -121,16 +216,17 @@ impl Collector for Page {
             let kind = match metric.kind {
                 Kind::Counter => MetricType::Counter,
                 Kind::Gauge => MetricType::Gauge,
+                Kind::Histogram => MetricType::Histogram,
             };
             let mut samples = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
             if let [Sample { labels, value }] = metric.samples.as_slice()
                 && labels.is_empty()
             {
-                metric.kind.encode(*value, samples)?;
+                value.encode(metric.kind, samples)?;
                 continue;
             }
             for sample in &metric.samples {
-                metric.kind.encode(sample.value, samples.encode_family(&sample.labels)?)?;
+                sample.value.encode(metric.kind, samples.encode_family(&sample.labels)?)?;
             }
         }
         Ok(())
@@ -291,6 +387,31 @@ mod tests {
              tidegate_flows 7.0\n\
              # EOF\n"
         );
+    }
+
+    #[test]
+    fn a_histogram_has_buckets_that_add_up() {
+        let mut took = Histogram::new(&[0.5, 2.0]);
+        [0.25, 0.5, 1.0, 4.0, 4.0].into_iter().for_each(|value| took.observe(value));
+        let one =
+            Definition { kind: Kind::Histogram, name: "took_seconds", labels: &["verb"], help: "How long it took" };
+        let mut metric = one.metric();
+        metric.distribute([("verb", "get")], took.told());
+        let page = text(vec![metric]).unwrap();
+        assert_eq!(
+            page,
+            "# HELP tidegate_took_seconds How long it took\n\
+             # TYPE tidegate_took_seconds histogram\n\
+             tidegate_took_seconds_sum{verb=\"get\"} 9.75\n\
+             tidegate_took_seconds_count{verb=\"get\"} 5\n\
+             tidegate_took_seconds_bucket{le=\"0.5\",verb=\"get\"} 2\n\
+             tidegate_took_seconds_bucket{le=\"2.0\",verb=\"get\"} 3\n\
+             tidegate_took_seconds_bucket{le=\"+Inf\",verb=\"get\"} 5\n\
+             # EOF\n"
+        );
+        assert_eq!(one.series(), ["_bucket", "_count", "_sum"].map(|end| format!("tidegate_took_seconds{end}")));
+        let listed = document("x", "y.rs", &[one]);
+        assert!(listed.ends_with("| `tidegate_took_seconds` | histogram | `verb` | How long it took |\n"), "{listed}");
     }
 
     #[test]

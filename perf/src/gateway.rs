@@ -362,7 +362,7 @@ fn node_file(saved: &Path, manifests: &Path, workers: u32, seat: Seat) -> String
          - name: wan0\n    - name: lan0\n  mode: auto\n  workers: {workers}\n  frames: 16384\n  frameBytes: 2048\n  hugePages: auto\n  \
          flowsMax: {{ ipv4: 65536, ipv6: 65536 }}\n  idle: sleep\n  onDeath: drop\n  metrics: 127.0.0.1:9470\ncontrol:\n  \
          source: {{ directory: {} }}\n  loadBalancerClass: null\n  fullnatSources: [{v4}, \"{v6}\"]\n  \
-         hashKey: \"00112233445566778899aabbccddeeff\"\n  orphanTcp: drop\n  clampMss: true\n",
+         hashKey: \"00112233445566778899aabbccddeeff\"\n  orphanTcp: drop\n  clampMss: true\n  metrics: \"[::1]:9471\"\n",
         saved.display(),
         manifests.display()
     )

@@ -266,6 +266,11 @@ fn the_operator_sees_everything() {
 }
 
 #[test]
+fn a_real_prometheus_reads_both_programs_and_raises_nothing() {
+    check(&["prometheus"]);
+}
+
+#[test]
 fn the_operator_watches_packets() {
     check(&["capture", "top"]);
 }

@@ -13,7 +13,7 @@ use hashbrown::HashMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::Reconciler;
-use crate::allocate::{Allocator, Decision, PoolProblem, Refusal, Request, reserved};
+use crate::allocate::{Allocator, Counts, Decision, PoolProblem, Refusal, Request, reserved};
 use crate::config::Control;
 use crate::crd::addresspool::AddressPoolStatus;
 use crate::model::service::{Service, ServiceType};
@@ -66,6 +66,12 @@ impl Allocation {
             told_at: None,
             told: HashMap::new(),
         }
+    }
+
+    /// How much of each pool in force is used, IPv4 and IPv6.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (&str, Counts, Counts)> {
+        let counts = |pool, v4| self.allocator.counts(pool, v4);
+        self.allocator.in_force().map(move |(pool, _)| (pool, counts(pool, true), counts(pool, false)))
     }
 
     /// Something is to be told of pools.

@@ -10,6 +10,7 @@ use std::hash::{Hash, Hasher};
 use hashbrown::HashMap;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
+use tidegate_metrics::Distribution;
 
 use crate::model::Name;
 
@@ -82,6 +83,12 @@ impl Latency {
         }
     }
 
+    /// The histogram in seconds.
+    pub(super) fn distribution(&self) -> Distribution {
+        let ends = BUCKETS_MS.iter().map(|ms| f64::from(*ms) / 1000.0).chain([f64::MAX]);
+        Distribution { sum: self.sum_ms / 1000.0, buckets: ends.zip(self.counts).collect() }
+    }
+
     /// The histogram, if it has changed since it was last asked for.
     pub(super) fn news(&mut self) -> Option<Told> {
         let count: u64 = self.counts.iter().sum();
@@ -124,6 +131,10 @@ mod tests {
         let told = latency.news().unwrap().endpoint_change_to_workers_ms;
         let full: Vec<_> = told.buckets.iter().filter(|bucket| bucket.count > 0).map(|b| (b.le, b.count)).collect();
         assert_eq!((told.count, full), (2, vec![(Some(5), 1), (Some(20), 1)]));
+        let told = latency.distribution();
+        let full: Vec<_> = told.buckets.iter().filter(|(_, count)| *count > 0).copied().collect();
+        assert_eq!((told.count(), full), (2, vec![(0.005, 1), (0.02, 1)]));
+        assert!((told.sum - 0.018).abs() < 1e-9, "{}", told.sum);
         assert!(latency.news().is_none());
         latency.caused(&slice, Some(&web), at(200), true);
         latency.without_effect(&web);

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,6 +26,7 @@ use kinds::{
     Service, StaticNat, Watched,
 };
 use ledger::Ledger;
+use traffic::{Counted, Traffic};
 
 /// The kinds as they are taken from the API.
 mod kinds;
@@ -32,6 +34,8 @@ mod kinds;
 mod follow;
 /// What has been told, and what of it goes on.
 mod ledger;
+/// What was asked of the API and how that ended, in numbers.
+pub mod traffic;
 
 /// Threads that parse what arrives: a list of a whole cluster is the one time when this process has much to do.
 const THREADS: usize = 2;
@@ -44,6 +48,7 @@ const LOOKS: usize = 4;
 #[derive(Clone, Debug)]
 pub struct Access {
     config: Config,
+    traffic: Arc<Traffic>,
 }
 
 impl Access {
@@ -55,7 +60,7 @@ impl Access {
         let Some(path) = kubeconfig else {
             let config = Config::incluster()
                 .map_err(|error| io::Error::other(format!("not in a cluster, and no kubeconfig given: {error}")))?;
-            return Ok(Access { config });
+            return Ok(Access { config, traffic: Arc::default() });
         };
         let explain = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
         let file = Kubeconfig::read_from(path).map_err(|error| explain(&error))?;
@@ -63,7 +68,7 @@ impl Access {
         let context = KubeConfigOptions::default();
         let config =
             runtime.block_on(Config::from_custom_kubeconfig(file, &context)).map_err(|error| explain(&error))?;
-        Ok(Access { config })
+        Ok(Access { config, traffic: Arc::default() })
     }
 
     /// Address of the server.
@@ -78,7 +83,13 @@ impl Access {
 
     /// A client, which lives on the runtime it is made on.
     pub(crate) fn client(&self) -> kube::Result<Client> {
-        Client::try_from(self.config.clone())
+        let client = ClientBuilder::try_from(self.config.clone())?;
+        Ok(client.with_layer(&Counted(Arc::clone(&self.traffic))).build())
+    }
+
+    /// What was asked by who has this access or a copy of it.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        Arc::clone(&self.traffic)
     }
 }
 
@@ -169,6 +180,7 @@ impl Source for Kubernetes {
 impl Kubernetes {
     async fn run(&self, client: Client, deliver: Deliver) {
         let (tell, told) = mpsc::channel(AHEAD_MAX);
+        let traffic = self.access.traffic();
         let mut ledger = Ledger::default();
         let spawn = Spawn { client, exposed: self.exposed, tell, refresh: self.refresh.0.subscribe() };
         if let Some(worker) = &self.worker {
@@ -178,7 +190,7 @@ impl Kubernetes {
             spawn.follow_needed::<Node>(&mut ledger, "nodes", None);
             spawn.follow_needed::<Pod>(&mut ledger, "pods", Some(here));
             drop(spawn);
-            return gather(ledger, told, deliver).await;
+            return gather(ledger, &traffic, told, deliver).await;
         }
         // Only a list of Services is asked for anew.
         spawn.follow::<Service>(&mut ledger, "services", true);
@@ -193,7 +205,7 @@ impl Kubernetes {
         spawn.follow::<GatewayPolicy>(&mut ledger, "gatewaypolicies in tidegate.io", false);
         spawn.follow::<StaticNat>(&mut ledger, "staticnats in tidegate.io", false);
         drop(spawn);
-        gather(ledger, told, deliver).await;
+        gather(ledger, &traffic, told, deliver).await;
     }
 }
 
@@ -227,11 +239,18 @@ impl Spawn {
 }
 
 /// Makes batches of what is told until nobody wants more.
-async fn gather(mut ledger: Ledger, mut told: mpsc::Receiver<(ObjectKind, Told)>, mut deliver: Deliver) {
+async fn gather(
+    mut ledger: Ledger,
+    traffic: &Traffic,
+    mut told: mpsc::Receiver<(ObjectKind, Told)>,
+    mut deliver: Deliver,
+) {
     while let Some((kind, first)) = told.recv().await {
+        traffic.heard(kind, &first);
         ledger.take(kind, first);
         for _ in 0..LOOKS {
             while let Ok((kind, more)) = told.try_recv() {
+                traffic.heard(kind, &more);
                 ledger.take(kind, more);
                 if let Some(batch) = ledger.batch(true)
                     && !deliver(batch)

@@ -225,7 +225,8 @@ fn worker_row(status: &Status, core: Option<usize>) -> WorkerRow {
         counters: {
             let events = status.events.iter().map(|(name, count)| ((*name).to_owned(), *count));
             let sums = [("dropped", status.drops.iter().sum()), ("busy_ns", status.busy_ns)];
-            events.chain(sums.map(|(name, count)| (name.to_owned(), count))).collect()
+            let counts = sums.into_iter().chain(status.batches.named());
+            events.chain(counts.map(|(name, count)| (name.to_owned(), count))).collect()
         },
     }
 }
@@ -316,6 +317,7 @@ fn books(statuses: &[Status]) -> Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::batches::Batches;
 
     fn status(received: u64, dropped: u64, held: u64) -> Status {
         Status {
@@ -327,6 +329,7 @@ mod tests {
             half_open_max: 1,
             held,
             busy_ns: 5,
+            batches: Batches::default(),
             ports: vec![],
             events: vec![("received", received), ("consumed", 1)],
             drops: vec![dropped],

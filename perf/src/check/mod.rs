@@ -15,6 +15,8 @@ mod change;
 mod operator;
 /// The operator's machines: `tidegate doctor`.
 mod doctor;
+/// A real Prometheus, the dashboard and the alerts.
+pub mod prometheus;
 /// Watching: `tidegate capture` and `tidegate top`.
 mod watching;
 /// Nodes: Services whose pods see the client.
@@ -177,6 +179,11 @@ pub const CHECKS: &[Check] = &[
         in_demo: true,
         ..check_of_cluster("cluster-new", "a Service of the API gets addresses and answers", cluster::new)
     },
+    check_of_cluster(
+        "prometheus",
+        "a real Prometheus: both pages, the dashboard's queries, alerts",
+        prometheus::scraped,
+    ),
     check_of_cluster("egress-cluster", "an EgressPolicy of the API, and an agent that follows it", carrier::by_api),
     Check {
         in_demo: true,

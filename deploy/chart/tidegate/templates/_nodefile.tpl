@@ -14,6 +14,13 @@ gateway. Call with (dict "root" $ "node" <overrides or empty dict>).
 {{- if $values.dataplane.gateways.keySecret -}}
 {{- $_ := set $dataplane "gateways" (mergeOverwrite (omit $values.dataplane.gateways "keySecret" "keyName") (dict "keyFile" "/etc/tidegate-key/key")) -}}
 {{- end -}}
+{{- if $values.metrics.enabled -}}
+{{- range $section, $of := dict "dataplane" $dataplane "control" $control -}}
+{{- if not $of.metrics -}}
+{{- $_ := set $of "metrics" (printf "%s:%d" $values.metrics.address (int (index $values.metrics (printf "%sPort" $section)))) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if $values.dataplane.routes.enabled -}}
 {{- $_ := set $dataplane "routes" $values.dataplane.routes -}}
 {{- end -}}
@@ -63,6 +70,12 @@ control:
 {{- end -}}
 {{- if and (eq $values.updateStrategy.type "OnDelete") (hasKey $values.updateStrategy "rollingUpdate") $values.updateStrategy.rollingUpdate (gt (int $values.updateStrategy.rollingUpdate.maxUnavailable) 1) -}}
 {{- fail "updateStrategy.rollingUpdate: without effect with type OnDelete" -}}
+{{- end -}}
+{{- if and $values.metrics.podMonitor.enabled (not $values.metrics.enabled) -}}
+{{- fail "metrics.podMonitor: nothing is told unless metrics.enabled is true" -}}
+{{- end -}}
+{{- if eq (int $values.metrics.dataplanePort) (int $values.metrics.controlPort) -}}
+{{- fail "metrics.controlPort: the same as metrics.dataplanePort, on the same address of the node" -}}
 {{- end -}}
 {{- range $key := list "state" "bpf" -}}
 {{- $path := index $values.hostPaths $key -}}
