@@ -333,3 +333,23 @@ fn it_repairs_and_leaves_without_a_trace() {
         assert_eq!(dump(), before);
     });
 }
+
+/// Two agents would undo each other: the second one is refused, and says why, until the first is gone, however that ends.
+#[test]
+fn a_node_has_one_agent() {
+    isolated("a_node_has_one_agent", || {
+        build();
+        tell(&wanted(&[1], &[11], ""));
+        let agent = Agent::start(&[]);
+        settled();
+        let second = task(&[]);
+        let said = String::from_utf8_lossy(&second.stderr).into_owned();
+        assert_eq!(second.status.code(), Some(2), "{said}");
+        assert!(said.contains("another agent runs on this node"), "{said}");
+        agent.end("KILL");
+        let agent = Agent::start(&[]);
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        assert!(!Agent::log().contains("another agent"), "{}", Agent::log());
+        agent.end("TERM");
+    });
+}
