@@ -334,6 +334,50 @@ fn it_repairs_and_leaves_without_a_trace() {
     });
 }
 
+/// Who connects from outside to a selected pod, by a static translation of a gateway, is answered through that
+/// gateway, whichever it is. Node ports, the node's own connections and pods that nobody selected stay as they are.
+#[test]
+fn connections_from_outside_to_selected_pods_return_by_their_gateway() {
+    isolated("connections_from_outside_to_selected_pods_return_by_their_gateway", || {
+        build();
+        Masquerade::FlannelNftables.put();
+        serve_in("p1");
+        serve_in("p2");
+        nft(
+            "w",
+            "table inet ports {\nchain in { type nat hook prerouting priority dstnat;
+             ip daddr 198.51.100.11 tcp dport 30001 dnat ip to 10.244.1.11:7000
+             ip6 daddr 2001:db8:2::11 tcp dport 30001 dnat ip6 to [fd00:10:244:1::11]:7000\n}\n}\n",
+        );
+        tell(&wanted(&[1, 2], &[11], ""));
+        let agent = Agent::start(&[]);
+        settled();
+        for family in FAMILIES {
+            for (number, client) in [
+                (1, pick(family, "192.0.2.10", "2001:db8:1:1::10")),
+                (2, pick(family, "192.0.2.74", "2001:db8:1:2::10")),
+            ] {
+                let door = pick(family, &format!("203.0.113.{number}"), &format!("2001:db8:f::{number}"));
+                let mut caller = Caller::connect("out", SocketAddr::new(door, 7001)).unwrap();
+                assert_eq!(caller.ask(), Ok(client), "IPv{family}, gateway {number}");
+                assert!(Caller::connect("out", SocketAddr::new(door, 7002)).is_err(), "IPv{family}: not selected");
+            }
+            let node_port = SocketAddr::new(node(family), 30001);
+            let router = pick(family, "198.51.100.254", "2001:db8:2::254");
+            assert_eq!(Caller::connect("out", node_port).unwrap().ask(), Ok(router), "IPv{family}: node port");
+            let straight = SocketAddr::new(pod(family, 11), PORT);
+            assert_eq!(Caller::connect("out", straight).unwrap().ask(), Ok(router), "IPv{family}: routed to the pod");
+            assert!(Caller::connect("w", straight).unwrap().ask().is_ok(), "IPv{family}: the node's own");
+            assert!(Caller::connect("p2", straight).unwrap().ask().is_ok(), "IPv{family}: another pod");
+        }
+        let routers = FAMILIES.map(|family| pick(family, "198.51.100.254", "2001:db8:2::254"));
+        for gateway in ["gw1", "gw2"] {
+            assert!(seen_to(gateway, routers).is_empty(), "answers of others went to {gateway}");
+        }
+        agent.end("TERM");
+    });
+}
+
 /// Two agents would undo each other: the second one is refused, and says why, until the first is gone, however that ends.
 #[test]
 fn a_node_has_one_agent() {
