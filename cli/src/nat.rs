@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use tidegate_ledger::{Answer, Found, Protocol, Question, who};
+use tidegate_ledger::{Answer, Found, Gap, Protocol, Question, who};
 
 use crate::columns::{Columns, text};
 
@@ -100,7 +100,15 @@ pub fn run(arguments: &NatArguments, as_json: bool) -> anyhow::Result<String> {
     if found.answers.is_empty() {
         bail!(nobody(&question, &found));
     }
-    Ok(if *json || as_json { lines(&found.answers)? } else { table(&found.answers) })
+    let missing = missing(&found);
+    let mut text = if *json || as_json { lines(&found.answers)? } else { table(&found.answers) };
+    match missing.trim_start() {
+        "" => {}
+        // Lines for programs are one for each who had it, and nothing else.
+        missing if *json || as_json => eprintln!("{missing}"),
+        missing => text += &format!("{missing}\n"),
+    }
+    Ok(text)
 }
 
 fn nobody(question: &Question, found: &Found) -> String {
@@ -111,7 +119,19 @@ fn nobody(question: &Question, found: &Found) -> String {
         Some(from) if question.at < from => write!(text, "; the ledger reaches back to {}", from.strftime("%FT%TZ")),
         Some(_) => Ok(()),
     };
-    text
+    text + &missing(found)
+}
+
+/// What is missing, a line for each gap.
+fn missing(found: &Found) -> String {
+    let line = |gap: &Gap| {
+        let (from, until) = (shown(gap.from), shown(gap.until));
+        format!(
+            "\n{} records are missing from {from} to {until}: who got a port then, or gave one back, is not known",
+            gap.count
+        )
+    };
+    found.gaps.iter().map(line).collect()
 }
 
 fn table(answers: &[Answer]) -> String {

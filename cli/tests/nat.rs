@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use jiff::{SignedDuration, Timestamp};
-use tidegate_ledger::{Holding, Limits, Protocol, Record, Writer};
+use tidegate_ledger::{Gap, Holding, Limits, Protocol, Record, Writer};
 
 fn now() -> Timestamp {
     Timestamp::now()
@@ -83,7 +83,18 @@ fn it_names_who_had_a_port() {
         assert_eq!(code, 1);
         assert!(error.contains("reaches back to"), "{error}");
         let (_, _, error) = nat(directory.path(), &[asked, "--protocol", "udp"]);
-        assert!(error.contains("nobody"), "{error}");
+        assert!(error.contains("nobody") && !error.contains("missing"), "{error}");
+
+        // What is missing is told with every answer that it bears on.
+        writer.miss(Gap { from: ago(20), until: ago(19), count: 12 });
+        writer.recover(now()).unwrap();
+        writer.flush().unwrap();
+        let gap = "12 records are missing from 20";
+        assert!(nat(directory.path(), &[asked]).1.contains(gap));
+        assert!(nat(directory.path(), &[asked, "--protocol", "udp"]).2.contains(gap));
+        let (_, out, error) = nat(directory.path(), &[asked, "--json"]);
+        assert!(error.contains(gap) && !out.contains("missing"), "{out}{error}");
+        assert!(!nat(directory.path(), &[asked, "--at", "45m"]).1.contains("missing"));
     }
 }
 
@@ -107,4 +118,5 @@ fn questions_that_make_no_sense_are_refused() {
     let (code, _, error) = nat(&directory.path().join("absent"), &["192.0.2.10:1"]);
     assert_eq!(code, 1);
     assert!(error.contains("reading the ledger") && error.contains("absent"), "{error}");
+    assert_eq!(error.matches("No such file").count(), 1, "{error}");
 }

@@ -109,7 +109,10 @@ pub fn read(
             .map_err(|invalid| Invalid { stand_in: egresspolicy::stand_in(&key.name, value), ..invalid }),
         ObjectKind::GatewayPolicy => gatewaypolicy::read(&key.name, &typed(value, unknown)?)
             .map(|policy| Object::GatewayPolicy(Box::new(policy))),
-        ObjectKind::StaticNat => staticnat::read(&key.name, &typed(value, unknown)?).map(Object::StaticNat),
+        ObjectKind::StaticNat => {
+            staticnat::not_of_no_port(value)?;
+            staticnat::read(&key.name, &typed(value, unknown)?).map(Object::StaticNat)
+        }
         ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
         ObjectKind::Pod => pod::read_object(key.name(), &typed(value, unknown)?).map(|pod| Object::Pod(Box::new(pod))),
         ObjectKind::NetworkPolicy => {

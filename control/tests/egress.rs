@@ -170,7 +170,8 @@ fn a_static_nat_follows_its_pod() {
     assert_eq!(static_nat(&rig, "door"), None);
     rig.expect_problem(&["StaticNat door", "no Pod shop/web-0"]);
     assert_eq!(static_nat(&rig, "fixed").unwrap().internal.to_string(), "10.244.1.9");
-    rig.apply(&pod_of("shop/web-0", "", 5, ""));
+    rig.expect_problem(&["StaticNat fixed", "leads nowhere: no Pod has the address 10.244.1.9"]);
+    rig.apply(&(pod_of("shop/web-0", "", 5, "") + &pod_of("shop/web-9", "", 9, "")));
     assert_eq!(static_nat(&rig, "door").unwrap().internal.to_string(), "10.244.1.5");
     let door6 = static_nat(&rig, "door6").unwrap();
     assert_eq!((door6.internal.to_string().as_str(), door6.ports[0].internal), ("fd00:10:244:1::5", 8080));
@@ -179,6 +180,37 @@ fn a_static_nat_follows_its_pod() {
     assert_eq!(static_nat(&rig, "door").unwrap().internal.to_string(), "10.244.1.6");
     rig.delete(ObjectKind::Pod, "shop/web-0");
     assert_eq!(static_nat(&rig, "door"), None);
+    rig.delete(ObjectKind::Pod, "shop/web-9");
+    rig.expect_problem(&["StaticNat fixed", "leads nowhere"]);
+    // No ports are not all ports.
+    rig.apply(&nat("shut", "address: 192.0.2.32, pod: { namespace: shop, name: web-0 }, ports: []"));
+    rig.expect_problem(&["StaticNat shut", "spec.ports", "leave it out"]);
+    assert_eq!(static_nat(&rig, "shut"), None);
+}
+
+/// A pool that grows beyond what a policy can have costs it no address.
+#[test]
+fn a_pool_that_grows_too_large_leaves_what_was_had() {
+    let mut rig = Rig::new();
+    let pool = |ranges: &str| {
+        format!(
+            "apiVersion: tidegate.io/v1alpha1\nkind: AddressPool\nmetadata: {{ name: egress }}\n\
+             spec: {{ addresses: [{ranges}], autoAssign: false }}\n"
+        )
+    };
+    let small = pool("192.0.2.20-192.0.2.21, \"2001:db8::20\"");
+    rig.apply(&[node("gw-1", 9), policy("out", "addressPool: egress"), pod_of("shop/web-0", "", 5, "")].concat());
+    rig.apply(&small);
+    let before = egress(&rig, "out").unwrap().addresses;
+    assert_eq!(before.len(), 3);
+    for large in ["192.0.2.0-192.0.3.255, \"2001:db8::20\"", "192.0.2.20-192.0.2.21, \"2001:db8::/64\""] {
+        rig.apply(&pool(large));
+        rig.expect_problem(&["EgressPolicy out", "over 256 addresses of a family", "stay in use"]);
+        assert_eq!(egress(&rig, "out").unwrap().addresses, before, "{large}");
+    }
+    rig.apply(&small);
+    assert!(rig.problems().is_empty(), "{:?}", rig.problems());
+    assert_eq!(egress(&rig, "out").unwrap().addresses, before);
 }
 
 /// What is wrong with one object is told of that object and costs no other anything.
@@ -196,7 +228,8 @@ fn bad_objects_are_told_with_their_field() {
     );
     rig.expect_problem(&["EgressPolicy bad", "spec.addresses[0]"]);
     assert!(egress(&rig, "bad").is_none() && egress(&rig, "good").is_some());
-    assert_eq!(pod(&rig, "shop/web-0").unwrap().egress, ["good"]);
+    // Whom it selects can be read, and they are its: nobody knows what for (N-111).
+    assert_eq!(pod(&rig, "shop/web-0").unwrap().egress, ["bad", "good"]);
     // The last good version stays in force.
     rig.apply(&policy("good", "addresses: []"));
     rig.expect_problem(&["EgressPolicy good", "exactly one of addressPool and addresses"]);

@@ -1,20 +1,21 @@
 //! The clerk: who had which port, from workers to the ledger's files.
 //!
 //! Owns the thread that writes. Workers tell addresses; the clerk knows pods, nodes and policies from the accepted objects,
-//! which it reads again whenever something was published since. A disk that fails loses records and stops nothing: the
-//! loss is counted, told, and the next record is tried again.
+//! which it reads again whenever something was published since. A disk that fails loses records and stops nothing: each one
+//! is counted, one line a minute tells of it, and what is missing is recorded when the disk takes records again.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use hashbrown::HashMap;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tidegate_api::resource::{Body, Kind, Resource};
-use tidegate_ledger::{Holding, Limits, Protocol, Record, Writer};
+use tidegate_ledger::{Gap, Holding, Limits, Problem, Protocol, Record, Writer};
 
 use crate::compile::address_of;
 use crate::compile::thread::Handle;
@@ -27,6 +28,10 @@ pub const EVENTS_MAX: usize = 65_536;
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
 /// Events written between two looks at whether something was published.
 const BATCH: usize = 1024;
+/// How long it takes until a directory that could not be opened is tried again.
+const OPEN_AGAIN: SignedDuration = SignedDuration::from_secs(5);
+/// Shortest time between two lines about the same trouble.
+const TELL_APART: SignedDuration = SignedDuration::from_secs(60);
 
 /// What the clerk asks about pods and policies.
 pub trait Registry: Send {
@@ -110,58 +115,90 @@ struct Desk {
     directory: PathBuf,
     limits: Limits,
     writer: Option<Writer>,
-    /// Records that could not be written since the last that could.
-    lost: u64,
+    /// Records that did not reach a file, for whoever counts them.
+    lost: Arc<AtomicU64>,
+    /// Those of the writer that are in `lost`.
+    counted: u64,
+    /// What was lost before there was a writer.
+    missing: Option<Gap>,
+    /// When opening failed last.
+    refused_at: Option<Timestamp>,
+    /// Lost since the last line about that, and when that was.
+    untold: u64,
+    told_at: Option<Timestamp>,
 }
 
 impl Desk {
+    fn new(directory: PathBuf, limits: Limits, lost: Arc<AtomicU64>) -> Desk {
+        let (writer, missing, refused_at, told_at) = (None, None, None, None);
+        Desk { directory, limits, writer, lost, counted: 0, missing, refused_at, untold: 0, told_at }
+    }
+
     /// Where an earlier run has left records, the start is one too: what was held then is not held any more.
     fn begin(&mut self) {
-        if !self.directory.is_dir() {
-            return;
+        if self.directory.is_dir() {
+            let now = Timestamp::now();
+            let opened = self.open(now);
+            self.note(opened, now);
         }
-        match Writer::open(&self.directory, self.limits, Timestamp::now()) {
-            Ok(writer) => self.writer = Some(writer),
-            Err(error) => self.note(Err(error)),
+    }
+
+    fn open(&mut self, now: Timestamp) -> Result<(), Problem> {
+        let is_recent = |at: Timestamp| now.duration_since(at).abs() < OPEN_AGAIN;
+        if self.writer.is_some() || self.refused_at.is_some_and(is_recent) {
+            return Ok(());
         }
+        let opened = Writer::open(&self.directory, self.limits, now);
+        let mut writer = opened.inspect_err(|_| self.refused_at = Some(now))?;
+        if let Some(gap) = self.missing.take() {
+            writer.miss(gap);
+        }
+        (self.writer, self.counted) = (Some(writer), 0);
+        Ok(())
     }
 
     fn write(&mut self, record: &Record) {
+        // Nothing is begun before there is something to record.
+        let opened = self.open(record.at());
         let written = match &mut self.writer {
             Some(writer) => writer.append(record),
-            // Nothing is begun before there is something to record.
-            None => Writer::open(&self.directory, self.limits, record.at()).and_then(|mut writer| {
-                let written = writer.append(record);
-                self.writer = Some(writer);
-                written
-            }),
+            None => {
+                let gap = Gap { from: record.at(), until: record.at(), count: 1 };
+                self.missing = Some(self.missing.map_or(gap, |before| before.and(gap)));
+                self.count(1);
+                Ok(())
+            }
         };
-        self.note(written);
+        self.note(opened.and(written), record.at());
     }
 
-    fn flush(&mut self) {
-        let flushed = self.writer.as_mut().map_or(Ok(()), Writer::flush);
-        self.note(flushed);
+    fn flush(&mut self, now: Timestamp) {
+        let flushed = self.writer.as_mut().map_or(Ok(()), |writer| writer.recover(now).and_then(|()| writer.flush()));
+        self.note(flushed, now);
+        if self.told_at.is_some() && self.writer.as_ref().is_some_and(|writer| !writer.is_behind()) {
+            tracing::info!(lost = self.untold, "records can be written again");
+            (self.untold, self.told_at) = (0, None);
+        }
     }
 
-    fn note(&mut self, done: Result<(), tidegate_ledger::Problem>) {
-        match done {
-            Ok(()) if self.lost > 0 => {
-                tracing::info!(lost = self.lost, "records can be written again");
-                self.lost = 0;
-            }
-            Ok(()) => {}
-            Err(error) => {
-                if self.lost == 0 {
-                    tracing::error!(%error, "who has which port cannot be recorded; going on without");
-                }
-                self.lost += 1;
-            }
+    fn count(&mut self, lost: u64) {
+        self.lost.fetch_add(lost, Ordering::Relaxed);
+        self.untold = self.untold.saturating_add(lost);
+    }
+
+    fn note(&mut self, done: Result<(), Problem>, now: Timestamp) {
+        let lost = self.writer.as_ref().map_or(self.counted, Writer::lost);
+        self.count(lost.saturating_sub(self.counted));
+        self.counted = lost;
+        let Err(error) = done else { return };
+        if self.told_at.is_none_or(|told_at| now.duration_since(told_at).abs() >= TELL_APART) {
+            tracing::error!(%error, lost = self.untold, "who has which port cannot be recorded; going on without");
+            (self.untold, self.told_at) = (0, Some(now));
         }
     }
 }
 
-/// Starts the thread; it ends when every worker has.
+/// Starts the thread; it ends when every worker has. Records that do not reach a file are added to `lost`.
 ///
 /// # Errors
 /// When the system gives no thread.
@@ -170,8 +207,9 @@ pub fn start(
     registry: impl Registry + 'static,
     directory: PathBuf,
     limits: Limits,
+    lost: Arc<AtomicU64>,
 ) -> std::io::Result<JoinHandle<()>> {
-    let mut desk = Desk { directory, limits, writer: None, lost: 0 };
+    let mut desk = Desk::new(directory, limits, lost);
     let mut names = Names::default();
     std::thread::Builder::new().name("clerk".into()).spawn(move || {
         desk.begin();
@@ -187,10 +225,10 @@ pub fn start(
                     }
                     // While more waits, it is not yet time.
                     if events.is_empty() {
-                        desk.flush();
+                        desk.flush(now);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => desk.flush(),
+                Err(RecvTimeoutError::Timeout) => desk.flush(Timestamp::now()),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -270,7 +308,7 @@ mod tests {
         let cluster = Cluster::default();
         cluster.has(&[("shop/web-0", "10.244.1.5"), ("shop/web-6", "fd00:1::5")]);
         let (sender, events) = crossbeam::channel::bounded(16);
-        let clerk = start(events, cluster.clone(), directory.path().into(), Limits::default()).unwrap();
+        let clerk = start(events, cluster.clone(), directory.path().into(), Limits::default(), Arc::default()).unwrap();
         sender.send(event(true, 0, "192.0.2.10", "10.244.1.5", Some("198.51.100.7"))).unwrap();
         sender.send(event(true, 0, "2001:db8::10", "fd00:1::5", None)).unwrap();
         let ask = |external: &str| {
@@ -312,9 +350,43 @@ mod tests {
         // A run that records nothing ends what the one before held: nobody has it any more.
         assert_eq!(ask("192.0.2.10").len(), 1);
         let (sender, events) = crossbeam::channel::bounded(16);
-        let clerk = start(events, cluster, directory.path().into(), Limits::default()).unwrap();
+        let clerk = start(events, cluster, directory.path().into(), Limits::default(), Arc::default()).unwrap();
         drop(sender);
         clerk.join().unwrap();
         assert_eq!(ask("192.0.2.10"), []);
+    }
+
+    /// N-044: records that no disk takes are counted, each once, and known to be missing when one takes them again.
+    #[test]
+    fn what_could_not_be_written_is_counted_and_recorded() {
+        let home = TempDir::new().unwrap();
+        let directory = home.path().join("nat");
+        // No directory can be made there.
+        std::fs::write(&directory, "in the way").unwrap();
+        let at = |s: i64| Timestamp::from_second(1_800_000_000 + s).unwrap();
+        let lost = Arc::new(AtomicU64::new(0));
+        let mut desk = Desk::new(directory.clone(), Limits::default(), Arc::clone(&lost));
+        let names = Names::default();
+        let record = |external, s| names.record(&event(true, 0, external, "10.244.1.5", None), at(s)).unwrap();
+        for s in 0..3 {
+            desk.write(&record("192.0.2.10", s));
+            desk.flush(at(s));
+        }
+        assert_eq!(lost.load(Ordering::Relaxed), 3);
+        std::fs::remove_file(&directory).unwrap();
+        desk.write(&record("2001:db8::10", 4));
+        assert_eq!(lost.load(Ordering::Relaxed), 4, "not yet tried again");
+        desk.write(&record("2001:db8::10", 6));
+        desk.flush(at(6));
+        assert_eq!(lost.load(Ordering::Relaxed), 4);
+        let question = Question {
+            external: "2001:db8::10".parse().unwrap(),
+            port: 40_000,
+            protocol: None,
+            remote: None,
+            at: at(7),
+        };
+        let found = who(&directory, &question).unwrap();
+        assert_eq!((found.answers.len(), found.gaps), (1, vec![Gap { from: at(0), until: at(4), count: 4 }]));
     }
 }

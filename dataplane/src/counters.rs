@@ -73,7 +73,7 @@ events! {
     MappingUsed,        "mapping_used", "Packets from outside led to a pod by its mapping, without a flow (N-009).";
     Routed,             "routed", "Packets of pods sent on as they are, to what their policy leaves out (N-110).";
     Hairpinned,         "hairpinned", "Packets of pods to an external address, taken back in (N-010).";
-    RecordLost,         "record_lost", "Records of who had which port that found no room on their way to the ledger (N-044).";
+    RecordLost,         "record_lost", "Records of who had which port that found no room on their way to the ledger, or on its disk (N-044).";
     AnswerUntold,       "answer_untold", "Answers whose source was not limited by itself: the table of sources was full.";
     SourceUntold,       "source_untold", "Flows that no limit of a GatewayPolicy was asked for: the table of sources was full.";
     ErrorTranslated,    "error_translated", "ICMP errors translated with their quotes (L-050).";

@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -266,6 +266,7 @@ fn start(
     let (wants, wanted) = bounded(WANTS_MAX);
     let (port_wants, ports_wanted) = bounded(WANTS_MAX);
     let (outbox, port_events) = bounded(clerk::EVENTS_MAX);
+    let records_lost = Arc::new(AtomicU64::new(0));
     let links =
         handover::matrix(section.worker_count(), hand_over_packets(section)).context("bells for the workers")?;
     let mut mailboxes = Vec::new();
@@ -282,6 +283,9 @@ fn start(
         let mut worker = Worker::new(id, readers(), exits, ingress, state, entropy, wants.clone(), mailbox);
         worker.link(links);
         worker.ask_for_ports(port_wants.clone());
+        if id == 0 {
+            worker.count_records_lost(Arc::clone(&records_lost));
+        }
         mailboxes.push(Mailbox { questions, core: section.cores.get(workers.len()).copied() });
         workers.push(worker);
     }
@@ -324,7 +328,7 @@ fn start(
         .context("starting to look at what is in audit")?;
     let port_office = port_office::start(ports_wanted, mailboxes.clone(), handle.clone(), is_over)
         .context("starting to move ports")?;
-    let clerk = clerk::start(port_events, handle.clone(), ledger_directory(file), ledger_limits(section))
+    let clerk = clerk::start(port_events, handle.clone(), ledger_directory(file), ledger_limits(section), records_lost)
         .context("starting the ledger's clerk")?;
     let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone() };
     let mailboxes = Arc::new(mailboxes);

@@ -7,6 +7,9 @@
 //! A batch goes through the same sweeps whether a port received it or another worker handed it over. With several
 //! workers the first sweep also finds out whose each packet is; those of others are handed over in the last.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crossbeam::channel::{Receiver, Sender};
 use tidegate_io::{Batch, Frame};
 
@@ -95,6 +98,8 @@ pub struct Worker {
     entropy: Entropy,
     wants: Sender<Want>,
     port_wants: Option<Sender<PortWant>>,
+    /// Records that the ledger lost, for one worker to count.
+    records_lost: Option<Arc<AtomicU64>>,
     mailbox: Receiver<Request>,
     turns: u64,
     generation: u64,
@@ -166,6 +171,7 @@ impl Worker {
             entropy,
             wants,
             port_wants: None,
+            records_lost: None,
             mailbox,
             turns: 0,
             generation: 0,
@@ -185,6 +191,11 @@ impl Worker {
     /// Has the worker say when external ports run short that others may have free.
     pub fn ask_for_ports(&mut self, wants: Sender<PortWant>) {
         self.port_wants = Some(wants);
+    }
+
+    /// Has the worker count, beside those it has no room for, the records that the ledger itself lost. One worker does.
+    pub fn count_records_lost(&mut self, lost: Arc<AtomicU64>) {
+        self.records_lost = Some(lost);
     }
 
     /// Has the worker record who had which external port, where a policy asks for that.
@@ -369,6 +380,9 @@ impl Worker {
         }
         let expired = self.state.expire(now, elapsed, &Judge(self.reader.tables()));
         self.counters.add(Event::FlowExpired, u64::from(expired));
+        if let Some(lost) = &self.records_lost {
+            self.counters.add(Event::RecordLost, lost.swap(0, Ordering::Relaxed));
+        }
         let (exits, counters) = (&mut self.exits, &mut self.counters);
         self.state.fragments.expire(now_ns, |late| exits.discard(late.frame, DropReason::FragmentExpired, counters));
     }

@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -17,8 +17,7 @@ use crate::record::Record;
 pub struct Problem {
     /// File or directory.
     pub path: PathBuf,
-    /// What went wrong with it.
-    #[source]
+    /// What went wrong with it. A part of the text, and so no source of it.
     pub error: io::Error,
 }
 
@@ -69,20 +68,41 @@ impl Pair {
     /// When the records cannot be read or the index cannot be written.
     pub fn build_index(&self) -> Result<(), Problem> {
         let mut entries = Vec::new();
-        let mut reader = BufReader::new(File::open(&self.records).map_err(about(&self.records))?);
-        let (mut line, mut offset) = (Vec::new(), 0u64);
+        let covered = self.scan(0, |entry| entries.push(entry)).map_err(about(&self.records))?;
+        self.write_index(&mut entries, covered)
+    }
+
+    /// The entries of all records from the line that begins at `offset` on; returns where the file ends.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn scan(&self, mut offset: u64, mut take: impl FnMut(Entry)) -> io::Result<u64> {
+        let mut file = File::open(&self.records)?;
+        file.seek(SeekFrom::Start(offset))?;
+        let (mut reader, mut line) = (BufReader::new(file), Vec::new());
         loop {
             line.clear();
-            let length = reader.read_until(b'\n', &mut line).map_err(about(&self.records))?;
+            let length = reader.read_until(b'\n', &mut line)?;
             if length == 0 {
-                break;
+                return Ok(offset);
             }
             if let (Some(record), Ok(offset)) = (Record::read(&line), u32::try_from(offset)) {
-                entries.push(Entry::of(&record, offset));
+                take(Entry::of(&record, offset));
             }
             offset += length as u64;
         }
-        self.write_index(&mut entries, offset)
+    }
+
+    /// The record whose line begins at `offset`, and where that line ends; `None`: there is none.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn record_at(&self, offset: u32) -> io::Result<Option<(Record, u64)>> {
+        let mut file = File::open(&self.records)?;
+        file.seek(SeekFrom::Start(offset.into()))?;
+        let mut line = Vec::new();
+        let length = BufReader::with_capacity(512, file).read_until(b'\n', &mut line)?;
+        Ok(Record::read(&line).map(|record| (record, u64::from(offset) + length as u64)))
     }
 
     /// Sorts `entries` and makes them the index of the closed file, whose length is `covered`.
@@ -96,7 +116,8 @@ impl Pair {
         let new = path.with_extension("idx.new");
         let write = || {
             let mut out = io::BufWriter::new(File::create(&new)?);
-            out.write_all(&Header { sorted: true, reach, covered }.to_bytes())?;
+            let count = u32::try_from(entries.len()).unwrap_or_default();
+            out.write_all(&Header { sorted: true, reach, covered, count }.to_bytes())?;
             entries.iter().try_for_each(|entry| out.write_all(&entry.to_bytes()))?;
             out.into_inner().map_err(io::IntoInnerError::into_error)?;
             fs::rename(&new, &path)
@@ -107,8 +128,8 @@ impl Pair {
     /// Whether its index is there, sorted, and covers all of it.
     pub fn is_closed(&self) -> bool {
         let covers = || -> io::Result<bool> {
-            let header = IndexFile::open(&self.index())?.header;
-            Ok(header.sorted && header.covered == fs::metadata(&self.records)?.len())
+            let index = IndexFile::open(&self.index())?;
+            Ok(index.header.sorted && index.is_whole() && index.header.covered == fs::metadata(&self.records)?.len())
         };
         covers().unwrap_or(false)
     }
@@ -156,6 +177,11 @@ impl IndexFile {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "is no index of this version"))?;
         let length = (file.metadata()?.len() - HEADER_BYTES as u64) / ENTRY_BYTES as u64;
         Ok(IndexFile { file, header, length })
+    }
+
+    /// Whether it has all of its entries, as far as somebody counted them.
+    pub fn is_whole(&self) -> bool {
+        self.header.count == 0 || u64::from(self.header.count) == self.length
     }
 
     /// The entry in that place; `None`: of an unknown kind.

@@ -26,6 +26,8 @@ pub struct Header {
     pub reach: u16,
     /// How many bytes of the file of records it covers.
     pub covered: u64,
+    /// How many entries it has; 0: nobody counted.
+    pub count: u32,
 }
 
 impl Header {
@@ -35,17 +37,19 @@ impl Header {
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8] = u8::from(self.sorted);
         bytes[10..12].copy_from_slice(&self.reach.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.count.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.covered.to_le_bytes());
         bytes
     }
 
     /// From a file; `None`: that is no index of this version.
     pub fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
-        let [m0, m1, m2, m3, m4, m5, m6, m7, sorted, _, r0, r1, _, _, _, _, c @ ..] = *bytes;
+        let [m0, m1, m2, m3, m4, m5, m6, m7, sorted, _, r0, r1, n0, n1, n2, n3, c @ ..] = *bytes;
         let [c0, c1, c2, c3, c4, c5, c6, c7, ..] = c;
         ([m0, m1, m2, m3, m4, m5, m6, m7] == MAGIC).then(|| Header {
             sorted: sorted != 0,
             reach: u16::from_le_bytes([r0, r1]),
+            count: u32::from_le_bytes([n0, n1, n2, n3]),
             covered: u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
         })
     }
@@ -60,12 +64,14 @@ pub enum Event {
     Begin = 1,
     /// Ports were taken back.
     End = 2,
+    /// Records were lost.
+    Gap = 3,
 }
 
 /// Where one record stands, and what it is about. The order of fields is the order of a sorted index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
-    /// Hash of the external address; 0 for a start.
+    /// Hash of the external address; 0 for a start and a gap.
     pub key: u64,
     /// First port.
     pub first: u16,
@@ -88,8 +94,9 @@ impl Entry {
     pub fn of(record: &Record, offset: u32) -> Self {
         let at_ms = record.at().as_millisecond();
         let (event, holding) = match record {
-            Record::Start { .. } => {
-                return Entry { key: 0, first: 0, at_ms, offset, last: 0, protocol: 0, event: Event::Start, remote: 0 };
+            Record::Start { .. } | Record::Gap { .. } => {
+                let event = if matches!(record, Record::Gap { .. }) { Event::Gap } else { Event::Start };
+                return Entry { key: 0, first: 0, at_ms, offset, last: 0, protocol: 0, event, remote: 0 };
             }
             Record::Begin { holding, .. } => (Event::Begin, holding),
             Record::End { holding, .. } => (Event::End, holding),
@@ -129,6 +136,7 @@ impl Entry {
             0 => Event::Start,
             1 => Event::Begin,
             2 => Event::End,
+            3 => Event::Gap,
             _ => return None,
         };
         Some(Entry {
@@ -144,7 +152,7 @@ impl Entry {
     }
 }
 
-/// The hash under which records of an external address are filed; never 0, which is a start's.
+/// The hash under which records of an external address are filed; never 0, which is a start's and a gap's.
 pub fn key(address: IpAddr) -> u64 {
     let mut hasher = hasher();
     match address {
@@ -176,13 +184,13 @@ mod tests {
     proptest! {
         #[test]
         fn entries_and_headers_survive_a_file(
-            key: u64, first: u16, last: u16, at_ms: i64, offset: u32, remote: u32, protocol: u8, event in 0u8..3,
-            sorted: bool, covered: u64,
+            key: u64, first: u16, last: u16, at_ms: i64, offset: u32, remote: u32, protocol: u8, event in 0u8..4,
+            sorted: bool, covered: u64, count: u32,
         ) {
-            let event = [Event::Start, Event::Begin, Event::End][usize::from(event)];
+            let event = [Event::Start, Event::Begin, Event::End, Event::Gap][usize::from(event)];
             let entry = Entry { key, first, at_ms, offset, last, protocol, event, remote };
             prop_assert_eq!(Entry::from_bytes(&entry.to_bytes()), Some(entry));
-            let header = Header { sorted, reach: first, covered };
+            let header = Header { sorted, reach: first, covered, count };
             prop_assert_eq!(Header::from_bytes(&header.to_bytes()), Some(header));
             prop_assert_eq!(Header::from_bytes(&[0; 32]), None);
         }

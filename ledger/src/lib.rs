@@ -27,6 +27,6 @@ mod write;
 mod search;
 
 pub use files::Problem;
-pub use record::{Holding, Protocol, Record, Remote};
+pub use record::{Gap, Holding, Protocol, Record, Remote};
 pub use search::{Answer, Found, Question, who};
 pub use write::{Limits, Writer};

@@ -27,6 +27,35 @@ pub enum Record {
         /// Which, and from whom.
         holding: Holding,
     },
+    /// Records were lost: whoever got a port meanwhile is not recorded, and some of whom that is said had given it back.
+    Gap {
+        /// When writing worked again.
+        at: Timestamp,
+        /// What is missing.
+        gap: Gap,
+    },
+}
+
+/// Records that did not reach the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// When the first of them happened.
+    pub from: Timestamp,
+    /// When the last of them happened.
+    pub until: Timestamp,
+    /// How many they are.
+    pub count: u64,
+}
+
+impl Gap {
+    /// This and what is missing besides.
+    pub fn and(self, other: Gap) -> Gap {
+        Gap {
+            from: self.from.min(other.from),
+            until: self.until.max(other.until),
+            count: self.count.saturating_add(other.count),
+        }
+    }
 }
 
 /// Ports of an external address, and who has them.
@@ -115,6 +144,8 @@ struct Line {
     event: Event,
     #[serde(flatten)]
     holding: Option<Holding>,
+    #[serde(flatten)]
+    gap: Option<Gap>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -123,20 +154,21 @@ enum Event {
     Start,
     Begin,
     End,
+    Gap,
 }
 
 impl Record {
     /// When it happened.
     pub fn at(&self) -> Timestamp {
         match self {
-            Record::Start { at } | Record::Begin { at, .. } | Record::End { at, .. } => *at,
+            Record::Start { at } | Record::Begin { at, .. } | Record::End { at, .. } | Record::Gap { at, .. } => *at,
         }
     }
 
-    /// What was handed out or taken back; `None` for a start.
+    /// What was handed out or taken back; `None` for what is about nobody.
     pub fn holding(&self) -> Option<&Holding> {
         match self {
-            Record::Start { .. } => None,
+            Record::Start { .. } | Record::Gap { .. } => None,
             Record::Begin { holding, .. } | Record::End { holding, .. } => Some(holding),
         }
     }
@@ -149,24 +181,29 @@ impl Record {
             event: Event,
             #[serde(flatten)]
             holding: Option<&'a Holding>,
+            #[serde(flatten)]
+            gap: Option<&'a Gap>,
         }
         let event = match self {
             Record::Start { .. } => Event::Start,
             Record::Begin { .. } => Event::Begin,
             Record::End { .. } => Event::End,
+            Record::Gap { .. } => Event::Gap,
         };
-        serde_json::to_writer(&mut *out, &Lent { at: self.at(), event, holding: self.holding() })?;
+        let gap = if let Record::Gap { gap, .. } = self { Some(gap) } else { None };
+        serde_json::to_writer(&mut *out, &Lent { at: self.at(), event, holding: self.holding(), gap })?;
         out.push(b'\n');
         Ok(())
     }
 
     /// The record of a line; `None` if it is none, torn for example.
     pub(crate) fn read(line: &[u8]) -> Option<Record> {
-        let Line { at, event, holding } = serde_json::from_slice(line).ok()?;
+        let Line { at, event, holding, gap } = serde_json::from_slice(line).ok()?;
         match (event, holding) {
             (Event::Start, _) => Some(Record::Start { at }),
             (Event::Begin, Some(holding)) if holding.ports.0 <= holding.ports.1 => Some(Record::Begin { at, holding }),
             (Event::End, Some(holding)) if holding.ports.0 <= holding.ports.1 => Some(Record::End { at, holding }),
+            (Event::Gap, _) => gap.map(|gap| Record::Gap { at, gap }),
             _ => None,
         }
     }
@@ -198,6 +235,7 @@ pub(crate) mod tests {
         let dense =
             Record::End { at, holding: holding("2001:db8::1", (7, 7), Protocol::Tcp, Some("[2001:db8::9]:443")) };
         let start = Record::Start { at };
+        let gap = Record::Gap { at, gap: Gap { from: at, until: at, count: 7 } };
         for (record, text) in [
             (
                 &block,
@@ -208,6 +246,10 @@ pub(crate) mod tests {
                 r#"{"at":"2026-01-02T03:04:05.678Z","event":"end","external":"2001:db8::1","ports":[7,7],"protocol":"TCP","remote":"[2001:db8::9]:443","internal":"fd00:1::7","pod":"shop/web-1","node":"w1","policy":"shop"}"#,
             ),
             (&start, r#"{"at":"2026-01-02T03:04:05.678Z","event":"start"}"#),
+            (
+                &gap,
+                r#"{"at":"2026-01-02T03:04:05.678Z","event":"gap","from":"2026-01-02T03:04:05.678Z","until":"2026-01-02T03:04:05.678Z","count":7}"#,
+            ),
         ] {
             let mut line = Vec::new();
             record.write(&mut line).unwrap();

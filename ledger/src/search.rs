@@ -1,16 +1,15 @@
 //! Questions and their answers.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use jiff::Timestamp;
 
 use crate::files::{IndexFile, Pair, Problem, about};
 use crate::index::{Entry, Event, key, remote_hash};
-use crate::record::{Holding, Protocol, Record, Remote};
+use crate::record::{Gap, Holding, Protocol, Record, Remote};
 
 /// Who is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +46,9 @@ pub struct Found {
     pub answers: Vec<Answer>,
     /// Since when the ledger has records; `None`: it has none.
     pub reaches_back_to: Option<Timestamp>,
+    /// Records that are missing before the end of that moment, since the start before it, oldest first: who got a port
+    /// meanwhile is not known, nor who gave one back.
+    pub gaps: Vec<Gap>,
 }
 
 /// One entry, and the file that its record is in.
@@ -74,7 +76,7 @@ pub fn who(directory: &Path, question: &Question) -> Result<Found, Problem> {
     for (held, until) in replay(&entries, question.at.as_millisecond()) {
         let (number, offset) = held.place;
         let Some(pair) = pairs.get(number) else { continue };
-        let Some(Record::Begin { at, holding }) = read_at(&pair.records, offset)? else { continue };
+        let Some(Record::Begin { at, holding }) = read_at(pair, offset)? else { continue };
         // Hashes may collide; what was written does not.
         let asked = holding.external == question.external
             && question.remote.is_none_or(|remote| holding.remote.is_none_or(|of| of == remote));
@@ -86,66 +88,159 @@ pub fn who(directory: &Path, question: &Question) -> Result<Found, Problem> {
     }
     answers.sort_by_key(|answer| answer.since);
     let reaches_back_to = pairs.first().and_then(|pair| Timestamp::from_millisecond(pair.begun_ms).ok());
-    Ok(Found { answers, reaches_back_to })
+    let gaps = gaps(&pairs, &entries, question.at)?;
+    Ok(Found { answers, reaches_back_to, gaps })
 }
 
-/// Every entry of one file that bears on the question, and every start.
+/// What is missing of what the answers for `at` rest on.
+fn gaps(pairs: &[Pair], entries: &[(Entry, usize)], at: Timestamp) -> Result<Vec<Gap>, Problem> {
+    let mut gaps = Vec::new();
+    for (entry, number) in entries {
+        match entry.event {
+            Event::Start if entry.at_ms <= at.as_millisecond() => gaps.clear(),
+            Event::Gap => {
+                let Some(pair) = pairs.get(*number) else { continue };
+                if let Some(Record::Gap { gap, .. }) = read_at(pair, entry.offset)?
+                    && gap.from <= at
+                {
+                    gaps.push(gap);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(gaps)
+}
+
+/// Every entry of one file that bears on the question, and every start and gap. An index that is missing, torn or not that
+/// of its file is not believed: then the file itself is read, which takes longer.
 fn collect(pair: &Pair, question: &Question, mut take: impl FnMut(Entry)) -> Result<(), Problem> {
     let path = pair.index();
-    let index = match IndexFile::open(&path) {
-        Ok(index) => index,
-        // Deleted meanwhile, or created this very moment: then nothing in it can be asked for.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => return Ok(()),
-        Err(error) => return Err(Problem { path, error }),
-    };
     let key = key(question.external);
     let remote = question.remote.map(remote_hash);
     let bears = |entry: &Entry| {
-        entry.key == key
+        let of_all = matches!(entry.event, Event::Start | Event::Gap);
+        let of_question = entry.key == key
             && (entry.first..=entry.last).contains(&question.port)
             && question.protocol.is_none_or(|protocol| protocol.number() == entry.protocol)
-            && remote.is_none_or(|remote| entry.remote == 0 || entry.remote == remote)
+            && remote.is_none_or(|remote| entry.remote == 0 || entry.remote == remote);
+        of_all || of_question
     };
-    let mut walk = || -> io::Result<()> {
-        if !index.header.sorted {
-            return index.walk(0, |entry| {
-                if entry.event == Event::Start || bears(&entry) {
-                    take(entry);
-                }
-                true
-            });
+    let mut found = Vec::new();
+    let end = match IndexFile::open(&path) {
+        Ok(index) => by_index(pair, &index, (key, question.port), &bears, &mut found).map_err(about(&path))?,
+        Err(_) => None,
+    };
+    let from = end.unwrap_or_else(|| {
+        found.clear();
+        0
+    });
+    found.into_iter().for_each(&mut take);
+    let scanned = pair.scan(from, |entry| {
+        if bears(&entry) {
+            take(entry);
         }
-        // Starts have the least key.
-        index.walk(0, |entry| {
-            let is_start = entry.event == Event::Start;
-            if is_start {
-                take(entry);
-            }
-            is_start
-        })?;
-        let first = question.port.saturating_sub(index.header.reach);
-        let from = partition_point(&index, |entry| (entry.key, entry.first) < (key, first))?;
-        index.walk(from, |entry| {
-            if bears(&entry) {
-                take(entry);
-            }
-            (entry.key, entry.first) <= (key, question.port)
-        })
-    };
-    walk().map_err(about(&path))
+    });
+    match scanned {
+        // Deleted meanwhile: then nothing in it can be asked for.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        scanned => scanned.map(drop).map_err(about(&pair.records)),
+    }
 }
 
-/// The first place of a sorted index whose entry is not `below`.
-fn partition_point(index: &IndexFile, below: impl Fn(&Entry) -> bool) -> io::Result<u64> {
-    let (mut from, mut to) = (0, index.length);
-    while from < to {
-        let middle = from + (to - from) / 2;
-        match index.entry(middle)? {
-            Some(entry) if !below(&entry) => to = middle,
-            _ => from = middle + 1,
+/// Finds what `bears` on a question by the index, and returns how far into the file that reaches; `None`: this is not the
+/// index of that file.
+fn by_index(
+    pair: &Pair,
+    index: &IndexFile,
+    (key, port): (u64, u16),
+    bears: impl Fn(&Entry) -> bool,
+    found: &mut Vec<Entry>,
+) -> io::Result<Option<u64>> {
+    let length = match std::fs::metadata(&pair.records) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(0)),
+        metadata => metadata?.len(),
+    };
+    // Where the line of an entry ends, if that is what the file says.
+    let is_so = |entry: &Entry| -> io::Result<Option<u64>> {
+        let read = if u64::from(entry.offset) < length { pair.record_at(entry.offset)? } else { None };
+        Ok(read.filter(|(record, _)| Entry::of(record, entry.offset) == *entry).map(|(_, end)| end))
+    };
+    let (mut end, mut first) = (0, None);
+    let mut note = |entry: Entry| {
+        if bears(&entry) {
+            found.push(entry);
+        }
+    };
+    if !index.header.sorted {
+        let mut last = None;
+        index.walk(0, |entry| {
+            first = first.or(Some(entry));
+            last = Some(entry);
+            note(entry);
+            true
+        })?;
+        if let Some(last) = last {
+            let Some(reached) = is_so(&last)? else { return Ok(None) };
+            end = reached;
+        }
+    } else {
+        if !index.is_whole() || index.header.covered != length {
+            return Ok(None);
+        }
+        end = length;
+        // Starts and gaps have the least key.
+        index.walk(0, |entry| {
+            first = first.or(Some(entry));
+            let of_all = entry.key == 0;
+            if of_all {
+                note(entry);
+            }
+            of_all
+        })?;
+        let at = (key, port.saturating_sub(index.header.reach));
+        let Some(from) = partition_point(index, |entry| (entry.key, entry.first) < at)? else { return Ok(None) };
+        index.walk(from, |entry| {
+            if entry.key == key {
+                note(entry);
+            }
+            (entry.key, entry.first) <= (key, port)
+        })?;
+        let last = index.length.checked_sub(1).map(|place| index.entry(place)).transpose()?;
+        if let Some(last) = last
+            && !matches!(last, Some(last) if is_so(&last)?.is_some())
+        {
+            return Ok(None);
         }
     }
-    Ok(from)
+    if first.is_none() && length > 0 && index.header.sorted {
+        return Ok(None);
+    }
+    for entry in first.iter().chain(found.iter()) {
+        if is_so(entry)?.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(end))
+}
+
+/// The first place of a sorted index whose entry is not `below`; `None`: it is not sorted, or has entries of no kind.
+fn partition_point(index: &IndexFile, below: impl Fn(&Entry) -> bool) -> io::Result<Option<u64>> {
+    let (mut from, mut to) = (0, index.length);
+    let (mut least, mut most) = (None, None);
+    while from < to {
+        let middle = from + (to - from) / 2;
+        let Some(entry) = index.entry(middle)? else { return Ok(None) };
+        if least.is_some_and(|least| entry < least) || most.is_some_and(|most| entry > most) {
+            return Ok(None);
+        }
+        if below(&entry) {
+            (from, least) = (middle + 1, Some(entry));
+        } else {
+            (to, most) = (middle, Some(entry));
+        }
+    }
+    Ok(Some(from))
 }
 
 /// What was held at `at_ms`, and when it ended: by its own end, or (true) by a start.
@@ -171,6 +266,7 @@ fn replay(entries: &[(Entry, usize)], at_ms: i64) -> Vec<(Held, Option<(i64, boo
                     end(before, Some((entry.at_ms, true)));
                 }
             }
+            Event::Gap => {}
             Event::End => {
                 if let Some(before) = open.remove(&of) {
                     end(before, Some((entry.at_ms, false)));
@@ -183,17 +279,10 @@ fn replay(entries: &[(Entry, usize)], at_ms: i64) -> Vec<(Held, Option<(i64, boo
 }
 
 /// The record whose line begins at `offset`.
-fn read_at(path: &PathBuf, offset: u32) -> Result<Option<Record>, Problem> {
-    let read = || -> io::Result<Option<Record>> {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(offset.into()))?;
-        let mut line = Vec::new();
-        BufReader::with_capacity(512, file).read_until(b'\n', &mut line)?;
-        Ok(Record::read(&line))
-    };
-    match read() {
+fn read_at(pair: &Pair, offset: u32) -> Result<Option<Record>, Problem> {
+    match pair.record_at(offset) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        read => read.map_err(about(path)),
+        read => read.map(|read| read.map(|(record, _)| record)).map_err(about(&pair.records)),
     }
 }
 

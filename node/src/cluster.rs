@@ -14,14 +14,16 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
 use anyhow::Context;
-use tidegate_control::model::{Dirty, Model};
+use tidegate_control::model::egresspolicy::EgressPolicy;
+use tidegate_control::model::{Dirty, Model, Object};
 use tidegate_control::source::kubernetes::{Access, Kubernetes as Api};
-use tidegate_control::source::{Batch, ObjectKey, Running, Source as _};
+use tidegate_control::source::{Batch, ObjectKey, ObjectKind, Running, Source as _};
+use tidegate_control::watch::Invalid;
 
 use crate::carrier::{Askers, Carried};
 use crate::resolve::{self, resolve};
 use crate::source::{File, Source};
-use crate::wanted::{Kubernetes, Wanted};
+use crate::wanted::{Heard, Kubernetes, Wanted};
 
 /// Batches that may wait.
 const BATCHES_MAX: usize = 64;
@@ -120,23 +122,7 @@ impl Cluster {
                         self.invalid.remove(&reading.key);
                         self.model.apply(object, &mut dirty);
                     }
-                    Err(error) => {
-                        let text = error.to_string();
-                        let held = self.model.holds_good(&reading.key);
-                        if self.invalid.get(&reading.key) != Some(&text) {
-                            let kept = match (held, &error.stand_in) {
-                                (false, Some(_)) => {
-                                    "keeps the pods that it selects from getting out until it is mended"
-                                }
-                                _ => "is left as it was",
-                            };
-                            tracing::error!("{} {kept}: {text}", reading.key);
-                        }
-                        if let Some(stand_in) = error.stand_in.filter(|_| !held) {
-                            self.model.apply(*stand_in, &mut dirty);
-                        }
-                        self.invalid.insert(reading.key, text);
-                    }
+                    Err(error) => self.put_up_with(reading.key, error, &mut dirty),
                 }
             }
             if batch.complete && !self.complete {
@@ -145,6 +131,43 @@ impl Cluster {
             }
             self.moved = true;
         }
+    }
+
+    /// An object that cannot be read: what was good stays. Of a policy without any that is the version that an earlier run
+    /// understood, or what can be understood of this one.
+    fn put_up_with(&mut self, key: ObjectKey, error: Invalid, dirty: &mut Dirty) {
+        let mut text = error.to_string();
+        let is_policy = key.kind == ObjectKind::EgressPolicy;
+        if !is_policy || self.model.holds_good(&key) {
+            text += "; it is left as it was";
+        } else if let Some(before) = self.recall(&key.name) {
+            self.model.apply(Object::EgressPolicy(Box::new(before)), dirty);
+            text += "; it is left as it was";
+        } else if let Some(stand_in) = error.stand_in {
+            self.model.apply(*stand_in, dirty);
+            text += "; until it is mended the pods that it selects do not get out";
+        } else {
+            text += "; whom it selects nobody can tell: until it is mended, pods that come anew do not get out";
+        }
+        if self.invalid.get(&key) != Some(&text) {
+            tracing::error!("{key}: {text}");
+        }
+        self.invalid.insert(key, text);
+    }
+
+    /// A policy as it could be read last, by this run or an earlier one.
+    fn recall(&self, name: &str) -> Option<EgressPolicy> {
+        let heard = self.wanted.as_ref()?.heard.as_ref()?;
+        heard.policies.iter().find(|policy| policy.name == name)?.recall()
+    }
+
+    /// What was heard before, with what cannot be read now, and whether there is a policy of which nobody can tell whom it
+    /// selects.
+    fn heard(&self) -> (Heard, bool) {
+        let unreadable = || self.invalid.iter().filter(|(key, _)| key.kind == ObjectKind::EgressPolicy);
+        let before = self.wanted.as_ref().and_then(|wanted| wanted.heard.clone()).unwrap_or_default();
+        let told = unreadable().map(|(key, text)| format!("{key}: {text}")).collect();
+        (Heard { unreadable: told, ..before }, unreadable().any(|(key, _)| !self.model.holds(key)))
     }
 
     /// What is wanted by all that is known; `None`: that cannot be told yet.
@@ -157,7 +180,9 @@ impl Cluster {
         if !self.decide() {
             return Ok(None);
         }
-        let wanted = resolve(&self.model, &self.base, &self.settings, &self.node, found, &self.carried);
+        let (before, blind) = self.heard();
+        let (model, base) = (&self.model, &self.base);
+        let wanted = resolve(model, base, &self.settings, &self.node, found, &self.carried, &before, blind);
         let complaints = wanted.complaints();
         if complaints.is_empty() { Ok(Some(wanted)) } else { Err(complaints) }
     }

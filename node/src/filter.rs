@@ -11,8 +11,9 @@
 //!   leaves the cluster by no device.
 //! - *Answers as before.* Answers of a selected pod to connections that did not come by a gateway get a mark that no rule of
 //!   ours looks at, so that they go where they always went (node ports, `node-dsr`).
-//! - *Answers through the gateway.* Connections that come from a gateway with their source kept get the gateway's number as
-//!   the mark of the connection, and their answers get it as the mark of the packet, for which there is a rule.
+//! - *Answers through the gateway.* Connections that come from a gateway with their source kept, to a symmetric destination
+//!   or to a selected pod, get the gateway's number as the mark of the connection, and their answers get it as the mark of
+//!   the packet, for which there is a rule.
 //!
 //! Our bits of the packet mark live from prerouting to the routing decision only: the forward chain clears them. VXLAN would
 //! route the outer packet by them, and flannel compares whole marks.
@@ -163,8 +164,11 @@ impl Filter {
             let (from, to) = (format!("{FROM_GATEWAY}{number}"), format!("to-gateway-{number}"));
             chains.plain(&from);
             chains.rule(&from, vec![self.set_connection_mark(*number)]);
-            // By this the reverse path filter finds the tunnel, if the node asks marks for it (src_valid_mark).
-            chains.rule(&from, vec![self.set_mark(*number)]);
+            for family in FAMILIES {
+                // By this the reverse path filter finds the tunnel, if the node asks marks for it (src_valid_mark). For
+                // selected pods it goes by the rule of the pod.
+                chains.rule(&from, vec![in_set(family, "daddr", "==", "symmetric"), self.set_mark(*number)]);
+            }
             chains.plain(&to);
             chains.rule(&to, vec![self.set_mark(*number), json!({ "accept": null })]);
         }
@@ -183,14 +187,16 @@ impl Filter {
         chains.rule("returning", vec![vmap(&ours, "answers")]);
         // The gateway is not known any more, and every other way shows an address that the client never asked.
         chains.rule("returning", vec![json!({ "counter": null }), json!({ "drop": null })]);
-        for family in FAMILIES {
+        // What comes straight to a selected pod: a static translation, or a port that a gateway opens for everybody.
+        for (family, destinations) in FAMILIES.into_iter().flat_map(|family| [(family, "symmetric"), (family, "pods")])
+        {
             chains.rule(
                 "incoming",
                 vec![
                     self.device("iifname", "=="),
                     is(&ct("direction"), "==", &json!("original")),
                     in_set(family, "saddr", "!=", "cluster"),
-                    in_set(family, "daddr", "==", "symmetric"),
+                    in_set(family, "daddr", "==", destinations),
                     vmap(&payload("ether", "saddr"), GATEWAYS),
                 ],
             );
@@ -206,6 +212,16 @@ impl Filter {
                     is(&ours, "!=", &json!(0)),
                     is(&asked, "==", &json!(format!("@symmetric{}", digit(family)))),
                     json!({ "goto": { "target": "returning" } }),
+                ],
+            );
+            // A number that no gateway has goes on as an answer to anybody.
+            chains.rule(
+                "incoming",
+                vec![
+                    self.device("iifname", "!="),
+                    is(&ct("direction"), "==", &json!("reply")),
+                    is(&asked, "==", &json!(format!("@pods{}", digit(family)))),
+                    vmap(&ours, "answers"),
                 ],
             );
         }

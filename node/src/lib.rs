@@ -27,6 +27,7 @@ pub mod plan;
 pub mod kernel;
 pub mod settings;
 
-// The loop, and what people are told.
+// The loop, of which a node has one, and what people are told.
+pub mod sole;
 pub mod agent;
 pub mod status;

@@ -15,6 +15,7 @@ use tidegate_node::agent::{Agent, remove};
 use tidegate_node::cluster::{self, Cluster};
 use tidegate_node::kernel::Kernel;
 use tidegate_node::settings::{Remark, Settings};
+use tidegate_node::sole::Sole;
 use tidegate_node::source::{File, first};
 use tidegate_node::status::status;
 use tidegate_node::wanted::Wanted;
@@ -132,6 +133,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     let base = read(&flags.config)?;
+    let _sole = Sole::claim()?;
     let file = File::new(&flags.config);
     match base.kubernetes.clone() {
         Some(settings) => {

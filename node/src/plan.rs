@@ -71,7 +71,7 @@ pub fn usable(wanted: &Wanted, found: &Found, gateway: &Gateway, family: Family)
 /// was not used lately.
 pub fn numbers(wanted: &Wanted, found: &Found) -> BTreeMap<String, u32> {
     let mut numbers = BTreeMap::new();
-    if wanted.symmetric.is_empty() {
+    if wanted.symmetric.is_empty() && wanted.egress.iter().all(|egress| egress.pods.is_empty()) {
         return numbers;
     }
     let (first, last) = (NUMBER_FIRST, wanted.marks.number_max());

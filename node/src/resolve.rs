@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tidegate_control::model::Model;
-use tidegate_control::model::egresspolicy::{Addresses, EgressPolicy};
+use tidegate_control::model::egresspolicy::{Addresses, EgressPolicy, Remembered};
 use tidegate_control::model::namespace::Namespace;
 use tidegate_control::model::node::Node;
 use tidegate_control::resolve::egress::{inside, selecting};
@@ -16,7 +16,7 @@ use tidegate_control::resolve::site::RETURN_LABEL;
 
 use crate::carrier::Carried;
 use crate::prefix::{decided, without};
-use crate::wanted::{Carriers, Egress, FAMILIES, Family, Gateway, Held, Kubernetes, Mac, Pod, Vtep, Wanted};
+use crate::wanted::{Carriers, Egress, FAMILIES, Family, Gateway, Heard, Held, Kubernetes, Mac, Pod, Vtep, Wanted};
 
 /// What is around this Node.
 #[derive(Debug)]
@@ -83,7 +83,20 @@ pub fn asked(model: &Model) -> Vec<IpAddr> {
     asked.into_iter().collect()
 }
 
-/// What is wanted of the Node `node`.
+/// Each policy as it could be read last, in the order of names: as it is, or as `before` remembers one that cannot be.
+fn remembered(model: &Model, before: &Heard) -> Vec<Remembered> {
+    let one = |policy: &EgressPolicy| match policy.addresses {
+        Addresses::Unreadable => before.policies.iter().find(|of| of.name == policy.name).cloned(),
+        _ => Some(policy.remember(addresses(policy))),
+    };
+    let mut policies: Vec<Remembered> = model.egress().filter_map(one).collect();
+    policies.sort_by(|a, b| a.name.cmp(&b.name));
+    policies
+}
+
+/// What is wanted of the Node `node`. `before` is what was heard before, with what cannot be read now; `blind`: of some of
+/// that nobody can tell whom it selects, so that what nobody was told of before stays held.
+#[expect(clippy::too_many_arguments, reason = "each is another source")]
 pub fn resolve(
     model: &Model,
     base: &Wanted,
@@ -91,30 +104,37 @@ pub fn resolve(
     node: &str,
     around: Surroundings,
     carried: &Carried,
+    before: &Heard,
+    blind: bool,
 ) -> Wanted {
-    let mut known = BTreeSet::new();
+    let mut known = BTreeMap::new();
     let mut groups: BTreeMap<Vec<String>, Vec<Pod>> = BTreeMap::new();
     let mut pods: Vec<_> = model.pods().iter().filter(|pod| pod.node == node && pod.owns_addresses()).collect();
     pods.sort_by(|a, b| a.name.cmp(&b.name));
     for pod in pods {
         let is_its_own = |address: &&IpAddr| model.pods().at(**address).is_some_and(|owner| owner.name == pod.name);
         let addresses: Vec<IpAddr> = pod.addresses.iter().filter(is_its_own).copied().collect();
-        known.extend(&addresses);
         let nameless = Namespace { name: pod.name.namespace.clone(), labels: BTreeMap::new() };
         let namespace = model.namespace(&pod.name.namespace).unwrap_or(&nameless);
         let names = selecting(model.egress(), namespace, pod);
+        let name = pod.name.to_string();
+        let is_certain = |address: &IpAddr| !blind || !names.is_empty() || before.pods.get(address) == Some(&name);
+        known.extend(addresses.iter().filter(|address| is_certain(address)).map(|address| (*address, name.clone())));
         if !names.is_empty() && !addresses.is_empty() {
-            groups.entry(names).or_default().push(Pod { name: pod.name.to_string(), addresses });
+            groups.entry(names).or_default().push(Pod { name, addresses });
         }
     }
-    let holds = settings.hold_unknown && model.egress().next().is_some();
+    let holds = settings.hold_unknown && (blind || model.egress().next().is_some());
+    let held = Held { prefixes: around.own, known: known.keys().copied().collect() };
+    let policies = remembered(model, before);
     Wanted {
         kubernetes: None,
         gateways: around.gateways,
         cluster: around.cluster,
         symmetric: around.symmetric,
         egress: groups.into_iter().flat_map(|(names, pods)| parts(model, &names, &pods, carried)).collect(),
-        held: holds.then_some(Held { prefixes: around.own, known }),
+        held: holds.then_some(held),
+        heard: Some(Heard { policies, pods: known, unreadable: before.unreadable.clone() }),
         ..base.clone()
     }
 }

@@ -23,6 +23,8 @@ pub struct Status {
 pub fn status(wanted: &Wanted, found: &Found, mut remarks: Vec<Remark>) -> Status {
     let changes = plan(wanted, found);
     remarks.extend(conflicts(wanted, found).into_iter().map(Remark::Problem));
+    let unreadable = wanted.heard.iter().flat_map(|heard| &heard.unreadable);
+    remarks.extend(unreadable.cloned().map(Remark::Problem));
     let mut good = changes.is_empty() && !remarks.iter().any(|remark| matches!(remark, Remark::Problem(_)));
     let mut rows = vec![["POD", "ADDRESS", "POLICY", "GATEWAY", "RULE", "ROUTE", "STATE"].map(str::to_owned)];
     for choice in choices(wanted, found) {

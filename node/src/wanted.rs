@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tidegate_control::model::egresspolicy::Remembered;
 
 /// Most pods of one node, times two families. kubelet's default is 110 pods.
 pub const PODS_MAX: usize = 1024;
@@ -117,6 +118,9 @@ pub struct Wanted {
     /// Pods that nobody has told of yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Held>,
+    /// What the API has told besides, for a start: the agent writes it into `stateFile` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard: Option<Heard>,
     /// Bits of packet and connection marks that are ours.
     #[serde(default)]
     pub marks: Marks,
@@ -166,6 +170,18 @@ pub struct Held {
     /// Addresses of pods that are known, selected or not.
     #[serde(default)]
     pub known: BTreeSet<IpAddr>,
+}
+
+/// What was understood of the API, so that a start that understands less does not let anybody out (N-111).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Heard {
+    /// Each policy as it was when it could be read last.
+    pub policies: Vec<Remembered>,
+    /// Pods of this node of which it was known under which policies they are, by address.
+    pub pods: BTreeMap<IpAddr, String>,
+    /// Policies that cannot be read now, why, and what counts instead.
+    pub unreadable: Vec<String>,
 }
 
 /// Names of the VXLAN devices, as the CNI made them; the agent makes none.

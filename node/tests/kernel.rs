@@ -333,3 +333,178 @@ fn it_repairs_and_leaves_without_a_trace() {
         assert_eq!(dump(), before);
     });
 }
+
+/// Who connects from outside to a selected pod, by a static translation of a gateway, is answered through that
+/// gateway, whichever it is. Node ports, the node's own connections and pods that nobody selected stay as they are.
+#[test]
+fn connections_from_outside_to_selected_pods_return_by_their_gateway() {
+    isolated("connections_from_outside_to_selected_pods_return_by_their_gateway", || {
+        build();
+        Masquerade::FlannelNftables.put();
+        serve_in("p1");
+        serve_in("p2");
+        nft(
+            "w",
+            "table inet ports {\nchain in { type nat hook prerouting priority dstnat;
+             ip daddr 198.51.100.11 tcp dport 30001 dnat ip to 10.244.1.11:7000
+             ip6 daddr 2001:db8:2::11 tcp dport 30001 dnat ip6 to [fd00:10:244:1::11]:7000\n}\n}\n",
+        );
+        tell(&wanted(&[1, 2], &[11], ""));
+        let agent = Agent::start(&[]);
+        settled();
+        for family in FAMILIES {
+            for (number, client) in [
+                (1, pick(family, "192.0.2.10", "2001:db8:1:1::10")),
+                (2, pick(family, "192.0.2.74", "2001:db8:1:2::10")),
+            ] {
+                let door = pick(family, &format!("203.0.113.{number}"), &format!("2001:db8:f::{number}"));
+                let mut caller = Caller::connect("out", SocketAddr::new(door, 7001)).unwrap();
+                assert_eq!(caller.ask(), Ok(client), "IPv{family}, gateway {number}");
+                assert!(Caller::connect("out", SocketAddr::new(door, 7002)).is_err(), "IPv{family}: not selected");
+            }
+            let node_port = SocketAddr::new(node(family), 30001);
+            let router = pick(family, "198.51.100.254", "2001:db8:2::254");
+            assert_eq!(Caller::connect("out", node_port).unwrap().ask(), Ok(router), "IPv{family}: node port");
+            let straight = SocketAddr::new(pod(family, 11), PORT);
+            assert_eq!(Caller::connect("out", straight).unwrap().ask(), Ok(router), "IPv{family}: routed to the pod");
+            assert!(Caller::connect("w", straight).unwrap().ask().is_ok(), "IPv{family}: the node's own");
+            assert!(Caller::connect("p2", straight).unwrap().ask().is_ok(), "IPv{family}: another pod");
+        }
+        let routers = FAMILIES.map(|family| pick(family, "198.51.100.254", "2001:db8:2::254"));
+        for gateway in ["gw1", "gw2"] {
+            assert!(seen_to(gateway, routers).is_empty(), "answers of others went to {gateway}");
+        }
+        agent.end("TERM");
+    });
+}
+
+/// Two agents would undo each other: the second one is refused, and says why, until the first is gone, however that ends.
+#[test]
+fn a_node_has_one_agent() {
+    isolated("a_node_has_one_agent", || {
+        build();
+        tell(&wanted(&[1], &[11], ""));
+        let agent = Agent::start(&[]);
+        settled();
+        let second = task(&[]);
+        let said = String::from_utf8_lossy(&second.stderr).into_owned();
+        assert_eq!(second.status.code(), Some(2), "{said}");
+        assert!(said.contains("another agent runs on this node"), "{said}");
+        agent.end("KILL");
+        let agent = Agent::start(&[]);
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        assert!(!Agent::log().contains("another agent"), "{}", Agent::log());
+        agent.end("TERM");
+    });
+}
+
+/// N-111: a policy of which not even the selectors can be read, and a restart: who was selected stays so, also who comes anew
+/// with the same labels; and where nothing is kept of it, nobody gets out of whom that cannot be told. `status` says so.
+#[test]
+fn a_policy_that_cannot_be_read_lets_nobody_out() {
+    isolated("a_policy_that_cannot_be_read_lets_nobody_out", || {
+        build();
+        Masquerade::FlannelNftables.put();
+        serve_outside();
+        let server = within("w", || tidegate_apiserver::ApiServer::start(Default::default()).unwrap());
+        let read = ["get", "list", "watch"];
+        let rules = tidegate_apiserver::rbac::Rules::default().and(&[""], &["nodes", "namespaces", "pods"], &read).and(
+            &["tidegate.io"],
+            &["egresspolicies"],
+            &read,
+        );
+        server.add_user("agent", rules);
+        std::fs::write(format!("{HOME}/kubeconfig"), server.kubeconfig("agent")).unwrap();
+        server
+            .apply(&(manifest_of_node("gw-1", 9, 1, "tidegate.io/gateway: ''") + &manifest_of_node("w1", 1, 11, "")))
+            .unwrap();
+        server.apply("apiVersion: v1\nkind: Namespace\nmetadata: { name: shop }\n").unwrap();
+        server.apply(&manifest_of_pod(11, "app: web")).unwrap();
+        let out = |selector: &str| {
+            format!(
+                "apiVersion: tidegate.io/v1alpha1\nkind: EgressPolicy\nmetadata: {{ name: out }}\n\
+                 spec: {{ podSelector: {selector}, addresses: [192.0.2.1, \"2001:db8:1:1::1\"] }}\n"
+            )
+        };
+        server.apply(&out("{ matchLabels: { app: web } }")).unwrap();
+        tell(&format!(
+            "devices: {{ ipv4: flannel.1, ipv6: flannel-v6.1 }}\ncluster: [10.96.0.0/12]\n\
+             kubernetes: {{ node: w1, kubeconfig: {HOME}/kubeconfig, stateFile: {HOME}/state/wanted.json }}\n"
+        ));
+        let agent = Agent::start(&[]);
+        all_is_well();
+        for family in FAMILIES {
+            assert_eq!(who_tcp("p1", to_server(family, 100)), Ok(gateway(family, 1)));
+        }
+        server.apply(&out("{ matchExpressions: [{ key: app, operator: In }] }")).unwrap();
+        told_of_problem("it is left as it was");
+        agent.end("KILL");
+        forget("out");
+        let agent = Agent::start(&[]);
+        told_of_problem("it is left as it was");
+        server.apply(&manifest_of_pod(12, "app: web")).unwrap();
+        until("the second pod", || {
+            let (text, _) = status();
+            if text.matches("shop/p-12").count() == 2 && !text.contains("to do") { Ok(()) } else { Err(text) }
+        });
+        for (pod, family) in FAMILIES.iter().flat_map(|family| ["p1", "p2"].map(|pod| (pod, *family))) {
+            assert_eq!(who_tcp(pod, to_server(family, 100)), Ok(gateway(family, 1)), "{pod}, IPv{family}");
+        }
+        // Without what was kept.
+        agent.end("KILL");
+        std::fs::remove_file(format!("{HOME}/state/wanted.json")).unwrap();
+        let agent = Agent::start(&[]);
+        told_of_problem("whom it selects nobody can tell");
+        for (pod, family) in FAMILIES.iter().flat_map(|family| ["p1", "p2"].map(|pod| (pod, *family))) {
+            assert!(silent(pod, to_server(family, 100)), "{pod}, IPv{family}");
+        }
+        let expected = FAMILIES.map(|family| gateway(family, 1));
+        let strangers: Vec<IpAddr> = seen("out", 100).into_iter().filter(|source| !expected.contains(source)).collect();
+        assert!(strangers.is_empty(), "seen outside: {strangers:?}");
+        server.apply(&out("{ matchLabels: { app: web } }")).unwrap();
+        all_is_well();
+        for family in FAMILIES {
+            assert_eq!(who_tcp("p2", to_server(family, 100)), Ok(gateway(family, 1)), "mended");
+        }
+        agent.end("TERM");
+    });
+}
+
+/// Waits until `status` ends with 0.
+fn all_is_well() {
+    until("all is as it is wanted", || {
+        let (text, code) = status();
+        if code == 0 { Ok(()) } else { Err(text) }
+    });
+}
+
+/// Waits until `status` tells of a policy that cannot be read and has nothing to do, and ends with 1.
+fn told_of_problem(what: &str) {
+    until("the problem", || {
+        let (text, code) = status();
+        let problem = text.lines().any(|line| line.starts_with("problem: EgressPolicy out: ") && line.contains(what));
+        if problem && code == 1 && !text.contains("to do") { Ok(()) } else { Err(text) }
+    });
+}
+
+fn manifest_of_node(name: &str, overlay: u8, underlay: u8, labels: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels: {{ {labels} }}\n  annotations:\n    \
+         flannel.alpha.coreos.com/kube-subnet-manager: 'true'\n    flannel.alpha.coreos.com/backend-type: vxlan\n    \
+         flannel.alpha.coreos.com/backend-data: '{{\"VNI\":1,\"VtepMAC\":\"0a:58:0a:f4:{overlay:02x}:04\"}}'\n    \
+         flannel.alpha.coreos.com/backend-v6-data: '{{\"VNI\":1,\"VtepMAC\":\"0a:58:0a:f4:{overlay:02x}:06\"}}'\n    \
+         flannel.alpha.coreos.com/public-ip: 198.51.100.{underlay}\n    \
+         flannel.alpha.coreos.com/public-ipv6: 2001:db8:2::{underlay}\n\
+         spec: {{ podCIDRs: [10.244.{overlay}.0/24, \"fd00:10:244:{overlay}::/64\"] }}\n---\n"
+    )
+}
+
+fn manifest_of_pod(number: u8, labels: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: p-{number}, namespace: shop, labels: {{ {labels} }} }}\n\
+         spec: {{ nodeName: w1, containers: [{{ name: web, image: web }}] }}\n\
+         status: {{ phase: Running, podIPs: [{{ ip: {} }}, {{ ip: \"{}\" }}] }}\n---\n",
+        pod(4, number),
+        pod(6, number)
+    )
+}

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Selector, SelectorExt};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tidegate_api::resource::{Mapping, PortTimeout};
 
 use super::namespace::Namespace;
@@ -68,7 +71,75 @@ impl Addresses {
     }
 }
 
+/// What a worker keeps of a policy, so that its pods are known after a start when its manifest cannot be read any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Remembered {
+    /// Name.
+    pub name: String,
+    /// As [`EgressPolicy::created_at_s`].
+    pub created_at_s: i64,
+    /// Which namespaces, as a label selector of Kubernetes.
+    pub namespaces: Value,
+    /// Which pods in them, the same.
+    pub pods: Value,
+    /// As [`EgressPolicy::destinations`].
+    pub destinations: Vec<IpNet>,
+    /// As [`EgressPolicy::except`].
+    pub except: Vec<IpNet>,
+    /// Addresses that it had or listed.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Remembered {
+    /// The policy, as what stands in for it; `None`: this is not what was kept.
+    pub fn recall(&self) -> Option<EgressPolicy> {
+        let selector = |value: &Value| {
+            let read: LabelSelector = serde_json::from_value(value.clone()).ok()?;
+            Selector::try_from(read).ok()
+        };
+        let told = EgressPolicyStatus {
+            addresses: self.addresses.iter().map(ToString::to_string).collect(),
+            ..EgressPolicyStatus::default()
+        };
+        Some(EgressPolicy {
+            name: self.name.clone(),
+            uid: String::new(),
+            created_at_s: self.created_at_s,
+            generation: None,
+            namespaces: selector(&self.namespaces)?,
+            pods: selector(&self.pods)?,
+            destinations: self.destinations.clone(),
+            except: self.except.clone(),
+            addresses: Addresses::Unreadable,
+            tcp: Mapping::default(),
+            udp: Mapping::default(),
+            ports_per_pod_max: None,
+            ports_per_namespace_max: None,
+            udp_timeouts: Vec::new(),
+            other_protocols: false,
+            log: false,
+            told,
+        })
+    }
+}
+
 impl EgressPolicy {
+    /// What a worker keeps of it. `addresses` are those that it has or lists.
+    pub fn remember(&self, addresses: Vec<IpAddr>) -> Remembered {
+        let selector =
+            |selector: &Selector| serde_json::to_value(LabelSelector::from(selector.clone())).unwrap_or_default();
+        Remembered {
+            name: self.name.clone(),
+            created_at_s: self.created_at_s,
+            namespaces: selector(&self.namespaces),
+            pods: selector(&self.pods),
+            destinations: self.destinations.clone(),
+            except: self.except.clone(),
+            addresses,
+        }
+    }
+
     /// Whether it selects a pod that lives in `namespace`. One with its node's addresses it never does (N-114).
     pub fn selects(&self, namespace: &Namespace, pod: &Pod) -> bool {
         pod.owns_addresses() && self.pods.matches(&pod.labels) && self.namespaces.matches(&namespace.labels)

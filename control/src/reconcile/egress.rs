@@ -12,7 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use tidegate_api::resource::{Body, Kind, Resource, ResourceKey, StaticNat, UnknownPod};
 
 use super::Reconciler;
-use crate::model::egresspolicy::Addresses;
+use crate::model::addresspool::AddressPool;
+use crate::model::egresspolicy::{Addresses, EgressPolicy};
 use crate::model::namespace::Namespace;
 use crate::model::staticnat::Target;
 use crate::model::{Dirty, Name};
@@ -81,7 +82,8 @@ impl Reconciler {
         }
         let is_touched = |target: &Target| match target {
             Target::Pod(pod) => dirty.policies.pods.contains(pod),
-            Target::Address(_) => false,
+            // Whose it was cannot be told any more; there are few.
+            Target::Address(_) => !dirty.policies.pods.is_empty(),
         };
         let nats: BTreeSet<String> =
             self.model.static_nats().filter(|nat| is_touched(&nat.target)).map(|nat| nat.name.clone()).collect();
@@ -125,7 +127,7 @@ impl Reconciler {
         };
         let (asked, lacks) = match egress::addresses(policy, pool) {
             Ok(asked) => (asked, None),
-            Err(reason) => (Vec::new(), Some(reason)),
+            Err(reason) => (self.addresses_before(policy, pool), Some(reason)),
         };
         let (served, free): (Vec<IpAddr>, Vec<IpAddr>) =
             asked.into_iter().partition(|address| self.claims.has_address(*address));
@@ -136,6 +138,9 @@ impl Reconciler {
             let reason = lacks.unwrap_or_else(|| "Services have all of its addresses".into());
             let message = format!("{reason}; its pods do not get out");
             Some(Problem::new(Severity::Error, "NoEgressAddress", message))
+        } else if let Some(reason) = lacks {
+            let message = format!("{reason}; the addresses that it had stay in use");
+            Some(Problem::new(Severity::Error, "PoolTooLarge", message))
         } else if listed && !served.is_empty() {
             let served: Vec<String> = served.iter().map(ToString::to_string).collect();
             let message = format!("{} belong to Services and are left to them", served.join(", "));
@@ -153,6 +158,20 @@ impl Reconciler {
             problem.place = self.places.get(&about).cloned();
             self.leaving.problems.insert(about, problem);
         }
+    }
+
+    /// What a policy has had of a pool that has become too large for it.
+    fn addresses_before(&self, policy: &EgressPolicy, pool: Option<&AddressPool>) -> Vec<IpAddr> {
+        let Some(pool) = pool else { return Vec::new() };
+        let key = ResourceKey { kind: Kind::Egress, name: policy.name.clone() };
+        let mut before = match self.desired.resources.get(&key) {
+            Some(Resource { body: Body::Egress(egress), .. }) => egress.addresses.clone(),
+            // Of an earlier run.
+            _ => policy.told.addresses.iter().filter_map(|text| text.parse().ok()).collect(),
+        };
+        before.retain(|address| pool.contains(*address));
+        before.sort_unstable();
+        before
     }
 
     fn resolve_pod(&mut self, name: &Name) {
@@ -188,12 +207,16 @@ impl Reconciler {
             };
             internal.map(|internal| StaticNat { external: nat.external, internal, ports: nat.ports.clone() })
         });
-        let problem = match &resolved {
-            Some(Err(reason)) => {
-                Some(Problem::new(Severity::Warning, "NowhereToLead", format!("leads nowhere: {reason}")))
+        // The dataplane waits for a pod with that address: it is told all the same.
+        let unknown = nat.and_then(|nat| match &nat.target {
+            Target::Address(address) if self.model.pods().at(*address).is_none() => {
+                Some(format!("no Pod has the address {address}"))
             }
             _ => None,
-        };
+        });
+        let reason = resolved.as_ref().and_then(|resolved| resolved.as_ref().err()).or(unknown.as_ref());
+        let problem =
+            reason.map(|reason| Problem::new(Severity::Warning, "NowhereToLead", format!("leads nowhere: {reason}")));
         let body = resolved.and_then(Result::ok).map(Body::StaticNat);
         self.want(key, body.map(|body| resolve::resource(name.into(), body)));
         if let Some(problem) = problem {

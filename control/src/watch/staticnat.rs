@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use kube::ResourceExt;
+use serde_json::Value;
 use tidegate_api::resource::PortForward;
 
 use super::{Invalid, address, port, protocol};
@@ -12,6 +13,20 @@ use crate::model::staticnat::{StaticNat, Target};
 
 /// Most forwarded ports.
 const PORTS_MAX: usize = 256;
+
+/// An empty list is no list of no ports: whoever made it wanted less than the whole address, which is what leaving it out
+/// means.
+///
+/// # Errors
+/// When the list is there and empty.
+pub(super) fn not_of_no_port(object: &Value) -> Result<(), Invalid> {
+    match object.pointer("/spec/ports").and_then(Value::as_array) {
+        Some(ports) if ports.is_empty() => {
+            Err(Invalid::new("spec.ports", "is empty; leave it out to give the pod the whole address"))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Reads one.
 ///

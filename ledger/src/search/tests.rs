@@ -140,9 +140,60 @@ fn a_refused_write_is_told_and_the_next_one_goes_on() {
     fs::remove_dir_all(directory.path()).unwrap();
     assert!(writer.append(&record(1)).is_err());
     fs::create_dir(directory.path()).unwrap();
+    // Not at once: each attempt costs a file.
     writer.append(&record(2)).unwrap();
+    writer.append(&record(6000)).unwrap();
     writer.flush().unwrap();
-    assert_eq!(who(directory.path(), &question("192.0.2.1", 2000, 3)).unwrap().answers.len(), 1);
+    let found = who(directory.path(), &question("192.0.2.1", 2000, 6001)).unwrap();
+    assert_eq!((found.answers.len(), writer.lost()), (1, 2));
+    assert_eq!(found.gaps, [Gap { from: at(1), until: at(2), count: 2 }]);
+}
+
+/// An index is a help and no witness: missing, empty, cut, zeroed or of something else, the records say what they say.
+#[test]
+fn without_a_good_index_the_records_are_read() {
+    for (external, other) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {
+        for closed in [false, true] {
+            let directory = TempDir::new().unwrap();
+            let mut writer = Writer::open(directory.path(), Limits::default(), at(0)).unwrap();
+            for port in 1..40 {
+                for external in [external, other] {
+                    let holding = holding(external, (port, port), Protocol::Udp, None);
+                    writer.append(&Record::Begin { at: at(i64::from(port)), holding }).unwrap();
+                }
+            }
+            if closed {
+                writer.close().unwrap()
+            } else {
+                writer.flush().unwrap()
+            }
+            let index = Pair::all(directory.path()).unwrap()[0].index();
+            let good = fs::read(&index).unwrap();
+            let ask =
+                || (1..40).map(|port| who(directory.path(), &question(external, port, 100)).unwrap().answers.len());
+            assert_eq!(ask().sum::<usize>(), 39);
+            let half = 32 + (good.len() - 32) / 64 * 32;
+            let zeroed = [&good[..32], &vec![0; good.len() - 32]].concat();
+            let random: Vec<u8> = (0..good.len()).map(|place| (place * 7919 % 251) as u8).collect();
+            let random_entries = [&good[..32], &random[32..]].concat();
+            let bad = [
+                Vec::new(),
+                good[..half].to_vec(),
+                good[..32].to_vec(),
+                vec![0; good.len()],
+                zeroed,
+                random,
+                random_entries,
+            ];
+            for (place, bad) in bad.iter().enumerate() {
+                fs::write(&index, bad).unwrap();
+                assert_eq!(ask().collect::<Vec<_>>(), [1; 39], "{external}, closed: {closed}, {place}");
+            }
+            fs::remove_file(&index).unwrap();
+            assert_eq!(ask().collect::<Vec<_>>(), [1; 39], "{external}, closed: {closed}, missing");
+            std::mem::forget(writer);
+        }
+    }
 }
 
 /// The naive answer: every record looked at, in order.
@@ -158,6 +209,7 @@ fn by_walk(records: &[Record], question: &Question) -> Vec<Answer> {
             Record::Start { at } => Some((*at, true)),
             Record::End { at, holding } => same(holding).then_some((*at, false)),
             Record::Begin { at, holding } => same(holding).then_some((*at, true)),
+            Record::Gap { .. } => None,
         });
         let fits = holding.external == question.external
             && (holding.ports.0..=holding.ports.1).contains(&question.port)
