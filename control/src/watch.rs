@@ -39,6 +39,8 @@ pub mod networkpolicy;
 pub mod clusternetworkpolicy;
 /// A label selector.
 mod selector;
+/// A policy of which some cannot be read.
+mod piecewise;
 
 /// Who fills in the fields that people leave out of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,18 +67,20 @@ pub struct Exposed {
 }
 
 /// Why an object is not taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub struct Invalid {
     /// Path of the field, like `spec.ports[0].port`.
     pub field: String,
     /// What is wrong with it.
     pub message: String,
+    /// What counts for as long as there has been no good version: of kinds of which nothing is less safe than that.
+    pub stand_in: Option<Box<Object>>,
 }
 
 impl Invalid {
     pub(crate) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Invalid { field: field.into(), message: message.into() }
+        Invalid { field: field.into(), message: message.into(), stand_in: None }
     }
 }
 
@@ -104,15 +108,14 @@ pub fn read(
         ObjectKind::EgressPolicy => {
             egresspolicy::read(&key.name, &typed(value, unknown)?).map(|policy| Object::EgressPolicy(Box::new(policy)))
         }
-        ObjectKind::GatewayPolicy => gatewaypolicy::read(&key.name, &typed(value, unknown)?)
+        ObjectKind::GatewayPolicy => gatewaypolicy::read_value(&key.name, value, unknown)
             .map(|policy| Object::GatewayPolicy(Box::new(policy))),
         ObjectKind::StaticNat => staticnat::read(&key.name, &typed(value, unknown)?).map(Object::StaticNat),
         ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
         ObjectKind::Pod => pod::read_object(key.name(), &typed(value, unknown)?).map(|pod| Object::Pod(Box::new(pod))),
-        ObjectKind::NetworkPolicy => {
-            networkpolicy::read(&key.name(), &typed(value, unknown)?).map(|policy| Object::Policy(Box::new(policy)))
-        }
-        ObjectKind::ClusterNetworkPolicy => clusternetworkpolicy::read(&key.name, &typed(value, unknown)?)
+        ObjectKind::NetworkPolicy => networkpolicy::read_value(&key.name(), value, unknown)
+            .map(|policy| Object::Policy(Box::new(policy))),
+        ObjectKind::ClusterNetworkPolicy => clusternetworkpolicy::read_value(&key.name, value, unknown)
             .map(|policy| Object::Policy(Box::new(policy))),
     }
 }

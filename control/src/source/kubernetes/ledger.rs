@@ -224,7 +224,7 @@ mod tests {
     fn seen(kind: ObjectKind, names: &[&str]) -> Told {
         let reading = |name: &&str| Reading {
             key: key(kind, name),
-            object: Err(Invalid { field: String::new(), message: String::new() }),
+            object: Err(Invalid::new("", "")),
             service: None,
             record: None,
             uid: None,
