@@ -108,15 +108,18 @@ pub fn read(
         ObjectKind::EgressPolicy => {
             egresspolicy::read(&key.name, &typed(value, unknown)?).map(|policy| Object::EgressPolicy(Box::new(policy)))
         }
-        ObjectKind::GatewayPolicy => gatewaypolicy::read_value(&key.name, value, unknown)
-            .map(|policy| Object::GatewayPolicy(Box::new(policy))),
+        ObjectKind::GatewayPolicy => {
+            gatewaypolicy::read_value(&key.name, value, unknown).map(|policy| Object::GatewayPolicy(Box::new(policy)))
+        }
         ObjectKind::StaticNat => staticnat::read(&key.name, &typed(value, unknown)?).map(Object::StaticNat),
         ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
         ObjectKind::Pod => pod::read_object(key.name(), &typed(value, unknown)?).map(|pod| Object::Pod(Box::new(pod))),
-        ObjectKind::NetworkPolicy => networkpolicy::read_value(&key.name(), value, unknown)
-            .map(|policy| Object::Policy(Box::new(policy))),
-        ObjectKind::ClusterNetworkPolicy => clusternetworkpolicy::read_value(&key.name, value, unknown)
-            .map(|policy| Object::Policy(Box::new(policy))),
+        ObjectKind::NetworkPolicy => {
+            networkpolicy::read_value(&key.name(), value, unknown).map(|policy| Object::Policy(Box::new(policy)))
+        }
+        ObjectKind::ClusterNetworkPolicy => {
+            clusternetworkpolicy::read_value(&key.name, value, unknown).map(|policy| Object::Policy(Box::new(policy)))
+        }
     }
 }
 
