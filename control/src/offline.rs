@@ -16,6 +16,7 @@ use tidegate_policy::{Compiler, Table};
 use crate::model::{Dirty, Model, Name, Object};
 use crate::policies::Policies;
 use crate::problem::{Place, Problem, Severity};
+use crate::reconcile::kept_words;
 use crate::source::{Manifest, ObjectKey, ObjectKind, manifest, scan};
 use crate::watch::{self, Dialect, Exposed};
 
@@ -102,25 +103,32 @@ impl Offline {
         }
         let mut unknown = Vec::new();
         match watch::read(&key, &value, Dialect::Files, Exposed::default(), &mut unknown) {
-            Ok(object) => {
-                if let Object::Policy(policy) = &object {
-                    for (field, message) in &policy.complaints {
-                        let problem = Problem::new(Severity::Error, "PolicyPartlyUnreadable", message.clone());
-                        self.problems.push(tell(problem).in_field(field.clone()));
-                    }
-                    for field in unknown {
-                        let message = "is no field of this kind: nobody looks at it";
-                        let problem = Problem::new(Severity::Warning, "UnknownField", message);
-                        self.problems.push(tell(problem).in_field(field));
-                    }
-                }
-                self.model.apply(object, dirty);
-            }
+            Ok(object) => self.hold(object, &tell, dirty),
             Err(error) => {
-                let message = format!("{}; the object is not used", error.message);
-                self.problems.push(tell(Problem::new(Severity::Error, "Invalid", message)).in_field(error.field));
+                let kept = kept_words(key.kind, false, error.stand_in.is_some());
+                let problem = Problem::new(Severity::Error, "Invalid", format!("{}{kept}", error.message));
+                self.problems.push(tell(problem).in_field(error.field));
+                if let Some(stand_in) = error.stand_in {
+                    self.hold(*stand_in, &tell, dirty);
+                }
             }
         }
+        let of_policy = [ObjectKind::NetworkPolicy, ObjectKind::ClusterNetworkPolicy, ObjectKind::GatewayPolicy];
+        for field in unknown.into_iter().filter(|_| of_policy.contains(&key.kind)) {
+            let problem =
+                Problem::new(Severity::Warning, "UnknownField", "is no field of this kind: nobody looks at it");
+            self.problems.push(tell(problem).in_field(field));
+        }
+    }
+
+    fn hold(&mut self, object: Object, tell: &dyn Fn(Problem) -> Problem, dirty: &mut Dirty) {
+        if let Object::Policy(policy) = &object {
+            for (field, message) in &policy.complaints {
+                let problem = Problem::new(Severity::Error, "PolicyPartlyUnreadable", message.clone());
+                self.problems.push(tell(problem).in_field(field.clone()));
+            }
+        }
+        self.model.apply(object, dirty);
     }
 
     /// What could not be read, or was read as closed.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use allocation::Allocation;
 use carrying::Carrying;
-use desired::Desired;
+use desired::{Desired, Known};
 use early::Early;
 use egress::Leaving;
 use events::Events;
@@ -138,6 +138,8 @@ pub struct Reconciler {
     board: Arc<Board>,
     /// Objects whose present form is not used.
     invalid: BTreeMap<ObjectKey, Problem>,
+    /// Those of them that something stands in for.
+    stood_in: BTreeSet<ObjectKey>,
     /// Objects with fields that their kinds do not have.
     unknown_fields: BTreeMap<ObjectKey, Vec<Problem>>,
     /// Where Services and Nodes stand, for what is found wrong with them later.
@@ -187,6 +189,7 @@ impl Reconciler {
             seen: Seen::default(),
             board: Arc::default(),
             invalid: BTreeMap::new(),
+            stood_in: BTreeSet::new(),
             unknown_fields: BTreeMap::new(),
             places: HashMap::new(),
             source_problems: Vec::new(),
@@ -425,14 +428,16 @@ impl Reconciler {
                 self.model.apply(object, dirty);
             }
             Err(error) => {
-                let held = self.restore_good(&key, dirty) || self.model.holds_good(&key);
-                let kept = match (held, &error.stand_in) {
-                    (true, _) => "; the last good version stays in use",
-                    (false, None) => "; the object is not used",
-                    (false, Some(_)) => "; until it is mended the pods that it selects do not get out",
-                };
-                if let Some(stand_in) = error.stand_in.filter(|_| !held) {
-                    self.model.apply(*stand_in, dirty);
+                let held =
+                    self.restore_good(&key, dirty) || (self.model.holds_good(&key) && !self.stood_in.contains(&key));
+                let kept = kept_words(key.kind, held, error.stand_in.is_some());
+                match error.stand_in.filter(|_| !held) {
+                    Some(stand_in) => {
+                        self.model.apply(*stand_in, dirty);
+                        self.stood_in.insert(key.clone());
+                    }
+                    None if self.stood_in.remove(&key) => self.model.delete(&key, dirty),
+                    None => {}
                 }
                 let mut problem = Problem::new(Severity::Error, "Invalid", format!("{}{kept}", error.message))
                     .about(&key)
@@ -459,12 +464,14 @@ impl Reconciler {
 
     /// The object is good again or gone.
     fn settle(&mut self, key: &ObjectKey, restated: &mut BTreeSet<Name>) {
+        self.stood_in.remove(key);
         if self.invalid.remove(key).is_some() && key.kind == ObjectKind::Service {
             restated.insert(key.name());
         }
         match self.desired.doubtful.remove(key) {
             // Services may have waited for it too.
-            Some(resource) if resource.kind == Kind::Gateway => self.session.touch_all(),
+            // And with a policy stay its sets and what its pods are known as.
+            Some(resource) if matches!(resource.kind, Kind::Gateway | Kind::Policy) => self.session.touch_all(),
             Some(resource) => self.session.touch([resource]),
             None => {}
         }
@@ -741,9 +748,10 @@ impl Reconciler {
     }
 
     fn push(&mut self) {
+        let known = Known { desired: &self.desired, pods: self.model.pods() };
         let told = match self.complete {
-            true => self.session.push(&self.desired).map(drop),
-            false => self.session.prepare(&self.desired),
+            true => self.session.push(&known).map(drop),
+            false => self.session.prepare(&known),
         };
         if let Err(error) = told {
             tracing::error!(%error, "cannot write to the dataplane; connecting again");
@@ -753,6 +761,25 @@ impl Reconciler {
 
 fn warn_of(name: &Name, note: &Note) {
     tracing::warn!(service = %name, condition = note.kind, reason = note.reason, "{}", note.message);
+}
+
+/// What becomes of an object that cannot be read.
+pub(crate) fn kept_words(kind: ObjectKind, held: bool, stood_in: bool) -> &'static str {
+    match (kind, held, stood_in) {
+        (_, true, _) => "; the last good version stays in use",
+        (ObjectKind::EgressPolicy, _, true) => "; until it is mended the pods that it selects do not get out",
+        (ObjectKind::NetworkPolicy, _, true) => {
+            "; without a good version of it known, the object isolates and accepts less than written"
+        }
+        (_, _, true) => {
+            "; without a good version of it known, its rules that cannot be read accept nothing, or deny what they may mean"
+        }
+        (ObjectKind::NetworkPolicy, ..) => "; the object is not used: the pods it is about are as open as without it",
+        (ObjectKind::ClusterNetworkPolicy | ObjectKind::GatewayPolicy, ..) => {
+            "; the object is not used: what it is to deny is as open as without it"
+        }
+        _ => "; the object is not used",
+    }
 }
 
 fn by_node_dsr(resource: &Resource) -> bool {

@@ -352,6 +352,10 @@ impl Session {
         } else {
             update.removed.retain(|key| !self.held_back.contains(key) || wanted.removed_knowingly(key));
         }
+        // What is there again, or stays for another reason, waits for nobody.
+        let waits =
+            |key: &ResourceKey| self.theirs.contains_key(key) && !ours.contains_key(key) && !wanted.uncertain(key);
+        self.held_back.retain(waits);
         let nothing = update.resources.is_empty() && update.removed.is_empty();
         if nothing && !std::mem::take(&mut self.greet) {
             return None;
@@ -385,7 +389,7 @@ impl Session {
         if confirmed || wanted.authoritative() {
             return;
         }
-        for kind in Kind::ALL {
+        for kind in Kind::ALL.into_iter().filter(|kind| !matches!(kind, Kind::Identity | Kind::IdentitySet)) {
             let unknown: Vec<ResourceKey> =
                 removed.iter().filter(|key| key.kind == kind && !wanted.removed_knowingly(key)).cloned().collect();
             let present = self.theirs.keys().filter(|key| key.kind == kind).count();
@@ -397,7 +401,8 @@ impl Session {
         }
         // What a policy that stays means, stays with it: without its subjects it would be about nobody.
         if self.held_back.iter().any(|key| key.kind == Kind::Policy) {
-            let meaning = removed.iter().filter(|key| matches!(key.kind, Kind::Identity | Kind::IdentitySet));
+            let is_meaning = |kind| matches!(kind, Kind::Identity | Kind::IdentitySet | Kind::Pod);
+            let meaning = removed.iter().filter(|key| is_meaning(key.kind));
             self.held_back.extend(meaning.cloned());
         }
         removed.retain(|key| !self.held_back.contains(key));

@@ -39,6 +39,8 @@ pub mod networkpolicy;
 pub mod clusternetworkpolicy;
 /// A label selector.
 mod selector;
+/// A policy of which some cannot be read.
+mod piecewise;
 
 /// Who fills in the fields that people leave out of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +109,9 @@ pub fn read(
             .and_then(|object| egresspolicy::read(&key.name, &object))
             .map(|policy| Object::EgressPolicy(Box::new(policy)))
             .map_err(|invalid| Invalid { stand_in: egresspolicy::stand_in(&key.name, value), ..invalid }),
-        ObjectKind::GatewayPolicy => gatewaypolicy::read(&key.name, &typed(value, unknown)?)
-            .map(|policy| Object::GatewayPolicy(Box::new(policy))),
+        ObjectKind::GatewayPolicy => {
+            gatewaypolicy::read_value(&key.name, value, unknown).map(|policy| Object::GatewayPolicy(Box::new(policy)))
+        }
         ObjectKind::StaticNat => {
             staticnat::not_of_no_port(value)?;
             staticnat::read(&key.name, &typed(value, unknown)?).map(Object::StaticNat)
@@ -116,10 +119,11 @@ pub fn read(
         ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
         ObjectKind::Pod => pod::read_object(key.name(), &typed(value, unknown)?).map(|pod| Object::Pod(Box::new(pod))),
         ObjectKind::NetworkPolicy => {
-            networkpolicy::read(&key.name(), &typed(value, unknown)?).map(|policy| Object::Policy(Box::new(policy)))
+            networkpolicy::read_value(&key.name(), value, unknown).map(|policy| Object::Policy(Box::new(policy)))
         }
-        ObjectKind::ClusterNetworkPolicy => clusternetworkpolicy::read(&key.name, &typed(value, unknown)?)
-            .map(|policy| Object::Policy(Box::new(policy))),
+        ObjectKind::ClusterNetworkPolicy => {
+            clusternetworkpolicy::read_value(&key.name, value, unknown).map(|policy| Object::Policy(Box::new(policy)))
+        }
     }
 }
 

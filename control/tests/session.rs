@@ -96,6 +96,12 @@ impl Control {
         }
     }
 
+    fn expect_no_problem(&self, reason: &str) {
+        self.status("problems.json", |list| {
+            list["problems"].as_array().unwrap().iter().all(|problem| problem["reason"] != reason)
+        });
+    }
+
     fn problem(&self, reason: &str) -> String {
         let has = |problem: &&Value| problem["reason"] == reason;
         let fits = |list: &Value| list["problems"].as_array().unwrap().iter().any(|problem| has(&problem));
@@ -540,6 +546,85 @@ fn after_a_restart_an_emptied_directory_waits_for_confirmation() {
         list["problems"].as_array().unwrap().iter().all(|p| p["reason"] != "DeletesHeld")
     });
     control.stop();
+}
+
+/// DeletesHeld is over when what was to go is there again.
+#[test]
+fn removals_wait_for_nobody_once_their_objects_are_there_again() {
+    let all = [web(1), web(2), web(3), web(4)].concat();
+    let home = Control::home();
+    write(home.path(), "web.yaml", &all);
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    talk.accept(&full, 1);
+    let home = control.stop();
+    write(home.path(), "web.yaml", &web(1));
+    let control = Control::start(home);
+    let talk = dataplane.accept(&versions(&full), 1);
+    let update = talk.update();
+    talk.accept(&update, 1);
+    assert!(control.problem("DeletesHeld").contains("holds 3 objects"));
+    control.write("web.yaml", &all);
+    control.expect_no_problem("DeletesHeld");
+    talk.expect_silence();
+    control.stop();
+}
+
+/// P-034: of a policy that only the dataplane has, its pods stay what they are known as, however many they are and
+/// whatever is confirmed, until the policy is good or gone.
+#[test]
+fn pods_of_a_policy_that_only_the_dataplane_has_stay_with_it() {
+    let pod = |n: usize| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{ name: p{n}, namespace: shop }}\nspec: {{ nodeName: w1 }}\n\
+             status: {{ podIPs: [{{ ip: 10.244.1.{n} }}, {{ ip: \"fd00:10:244:1::{n}\" }}] }}\n---\n"
+        )
+    };
+    let policy = |spec: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: x, namespace: shop }}\n\
+             spec: {{ {spec} }}\n"
+        )
+    };
+    let good = policy("podSelector: {}, ingress: [{ from: [{ ipBlock: { cidr: 192.0.2.10/32 } }] }]");
+    for (count, bad) in [
+        (2, "podSelector: {}, ingress: [{ from: { a: b } }]"),
+        (6, "podSelector: {}, ingress: [{ from: { a: b } }]"),
+        (2, "podSelector: 7"),
+        (6, "podSelector: 7"),
+    ] {
+        let home = Control::home();
+        write(home.path(), "pods.yaml", &(1..=count).map(pod).collect::<String>());
+        write(home.path(), "policy.yaml", &good);
+        let dataplane = Dataplane::listen(home.path());
+        let control = Control::start(home);
+        let talk = dataplane.accept(&Versions::new(), 0);
+        let full = talk.update();
+        talk.accept(&full, 1);
+        assert_eq!(names(&full).iter().filter(|name| name.starts_with("pod ")).count(), count);
+        let home = control.stop();
+
+        write(home.path(), "policy.yaml", &policy(bad));
+        let control = Control::start(home);
+        let talk = dataplane.accept(&versions(&full), 1);
+        let update = talk.update();
+        assert!(names(&update).is_empty() && removed(&update).is_empty(), "{count} {bad}: {update:?}");
+        talk.accept(&update, 1);
+        assert!(control.problem("Invalid").contains("NetworkPolicy shop/x"));
+        control.expect_no_problem("DeletesHeld");
+        control.write(CONFIRM_FILE, "");
+        talk.expect_silence();
+        // Gone for good: with it goes all that it made of the pods.
+        control.remove("policy.yaml");
+        let update = talk.update();
+        assert_eq!(removed(&update).len(), full.resources.len(), "{count} {bad}: {update:?}");
+        assert!(names(&update).is_empty(), "{count} {bad}: {update:?}");
+        talk.accept(&update, 2);
+        control.expect_no_problem("DeletesHeld");
+        control.stop();
+    }
 }
 
 #[test]

@@ -5,10 +5,13 @@
 //! holds. Such a resource is neither replaced nor removed until the doubt ends.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 
 use hashbrown::HashSet;
 use tidegate_api::resource::{Body, Kind, Resource, ResourceKey};
 
+use crate::model::Name;
+use crate::model::pod::{Pod, Pods};
 use crate::session::Wanted;
 use crate::source::ObjectKey;
 use crate::watch::Dialect;
@@ -61,12 +64,49 @@ impl Desired {
     }
 }
 
-impl Wanted for Desired {
+/// The same beside the Pods that the source has.
+pub(super) struct Known<'a> {
+    pub(super) desired: &'a Desired,
+    pub(super) pods: &'a Pods,
+}
+
+impl Known<'_> {
+    /// Whether the key is one of a Pod that is there, whatever is said of it.
+    fn has_pod(&self, key: &ResourceKey) -> bool {
+        let name = key.name.split_once('/').filter(|_| key.kind == Kind::Pod);
+        let name = name.map(|(namespace, name)| Name { namespace: namespace.into(), name: name.into() });
+        name.and_then(|name| self.pods.get(&name)).is_some_and(Pod::owns_addresses)
+    }
+
+    /// Whether a Pod is known to the dataplane as something that only a policy can say which the dataplane alone has: no
+    /// other one looks at this Pod.
+    fn is_named_there(&self, key: &ResourceKey) -> bool {
+        let unnamed = match self.resources.get(key).map(|resource| &resource.body) {
+            Some(Body::Pod(pod)) => pod.identity == 0,
+            _ => true,
+        };
+        unnamed && self.has_pod(key)
+    }
+}
+
+impl Deref for Known<'_> {
+    type Target = Desired;
+
+    fn deref(&self) -> &Desired {
+        self.desired
+    }
+}
+
+impl Wanted for Known<'_> {
     fn all(&self) -> &BTreeMap<ResourceKey, Resource> {
         &self.resources
     }
 
     fn uncertain(&self, key: &ResourceKey) -> bool {
+        let policy_is_doubtful = || self.doubtful.values().any(|doubtful| doubtful.kind == Kind::Policy);
+        if key.kind == Kind::Pod && policy_is_doubtful() && self.is_named_there(key) {
+            return true;
+        }
         if self.removed.contains(key) {
             return false;
         }
@@ -88,7 +128,8 @@ impl Wanted for Desired {
     }
 
     fn removed_knowingly(&self, key: &ResourceKey) -> bool {
-        self.removed.contains(key)
+        // Of a Pod that is there and has nothing said of it, the source lacks nothing.
+        self.removed.contains(key) || self.has_pod(key)
     }
 
     /// An API server's list is whole. But one that lacks the very Node of this gateway may be another cluster's.

@@ -6,11 +6,13 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Protocol, Tier};
 
 use super::networkpolicy::{AUDIT, Complain, cidr, is_audit};
-use super::{Invalid, port, selector};
+use super::piecewise::{Pieces, Whole, annotations, whole};
+use super::{Invalid, port, selector, typed};
+use crate::model::Object;
 use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, PolicyKind, Rule};
 use crate::model::selector::Selector;
 
@@ -123,6 +125,60 @@ impl ListedPeer {
         ];
         set.iter().filter(|set| **set).count()
     }
+}
+
+/// Reads one ClusterNetworkPolicy as it was written. `unknown` gets fields that its kind does not have: a rule with such a
+/// field is closed (P-109).
+///
+/// # Errors
+/// As [`read`], and when something has a wrong type. If tier, priority and subjects can be told, something stands in whose
+/// rules are closed where they cannot be read.
+pub(super) fn read_value(name: &str, value: &Value, unknown: Option<&mut Vec<String>>) -> Result<Policy, Invalid> {
+    let strict = unknown.is_some();
+    let error = match whole(value, unknown, &["ingress", "egress"]) {
+        Ok(Whole::Read(object)) => return read(name, &object),
+        Ok(Whole::StrangeRules) => Invalid::new("spec", "cannot be read"),
+        Err(error) => {
+            let policy = piecewise(name, value, strict);
+            let stand_in = policy.map(|policy| Box::new(Object::Policy(Box::new(policy))));
+            return Err(Invalid { stand_in, ..error });
+        }
+    };
+    piecewise(name, value, strict).ok_or(error)
+}
+
+/// What can be read, rule by rule; nothing without tier, priority and subjects.
+fn piecewise(name: &str, value: &Value, strict: bool) -> Option<Policy> {
+    let spec = value.get("spec")?;
+    let mut pieces = Pieces { strict, complaints: Vec::new() };
+    let subject = spec.get("subject").filter(|subject| pieces.reads::<Subject>(subject, "spec.subject"))?;
+    let strange = pieces.is_strange(spec, &["tier", "priority", "subject", "ingress", "egress"], "spec");
+    let mut rules = |field: &str| {
+        pieces.list(spec.get(field), &format!("spec.{field}"), |pieces, rule, at| {
+            match !strange && rule.is_object() && pieces.reads::<Listed>(rule, at) {
+                true => rule.clone(),
+                // Without peers it is closed when it is read.
+                false => {
+                    let text = |field: &str| rule.get(field).and_then(Value::as_str).unwrap_or_default();
+                    json!({ "name": text("name"), "action": text("action") })
+                }
+            }
+        })
+    };
+    let (ingress, egress) = (rules("ingress"), rules("egress"));
+    let object = json!({
+        "metadata": { "annotations": annotations(value, AUDIT) },
+        "spec": {
+            "tier": spec.get("tier"),
+            "priority": spec.get("priority"),
+            "subject": subject,
+            "ingress": ingress,
+            "egress": egress,
+        },
+    });
+    let mut policy = read(name, &typed(&object, None).ok()?).ok()?;
+    policy.complaints.extend(pieces.told());
+    Some(policy)
 }
 
 /// Reads one ClusterNetworkPolicy.

@@ -2,13 +2,15 @@
 
 use ipnet::IpNet;
 use kube::core::Selector;
+use serde_json::{Map, Value, json};
 use tidegate_api::resource::{ClientRange, FrontPort, GatewayAction, SourceLimits};
 
 use super::addresspool::selector_of;
-use super::{Invalid, port, protocol};
+use super::piecewise::{Pieces, Whole, whole};
+use super::{Invalid, port, protocol, typed};
 use crate::crd::gatewaypolicy as crd;
-use crate::model::Name;
 use crate::model::gatewaypolicy::{Choice, GatewayPolicy, Rule};
+use crate::model::{Name, Object};
 
 /// Most rules in a policy.
 const RULES_MAX: usize = 128;
@@ -16,6 +18,89 @@ const RULES_MAX: usize = 128;
 const CIDRS_MAX: usize = 4096;
 /// Most new connections a second, and at once.
 const RATE_MAX: u32 = 1_000_000;
+
+/// Reads one policy as it was written. `unknown` gets fields that its kind does not have: a rule with such a field cannot
+/// be read.
+///
+/// # Errors
+/// As [`read`], and when something has a wrong type. If its order can be told, something stands in: the rules that can be
+/// read, and for each of the others what is closed.
+pub(super) fn read_value(
+    name: &str,
+    value: &Value,
+    unknown: Option<&mut Vec<String>>,
+) -> Result<GatewayPolicy, Invalid> {
+    let strict = unknown.is_some();
+    let error = match whole(value, unknown, &["rules"]) {
+        Ok(Whole::Read(object)) => match read(name, &object) {
+            Ok(policy) => return Ok(policy),
+            Err(error) => error,
+        },
+        Ok(Whole::StrangeRules) => {
+            let mut pieces = Pieces { strict, complaints: Vec::new() };
+            let rules = value.pointer("/spec/rules");
+            pieces.list(rules, "spec.rules", |pieces, rule, at| pieces.reads::<crd::ClientRule>(rule, at).into());
+            pieces.complaints.swap_remove(0)
+        }
+        Err(error) => error,
+    };
+    let stand_in = piecewise(name, value, strict).map(|policy| Box::new(Object::GatewayPolicy(Box::new(policy))));
+    Err(Invalid { stand_in, ..error })
+}
+
+/// What can be read, rule by rule, and the others closed.
+fn piecewise(name: &str, value: &Value, strict: bool) -> Option<GatewayPolicy> {
+    let spec = value.get("spec")?.as_object()?;
+    let mut pieces = Pieces { strict, complaints: Vec::new() };
+    let frame = |fields: &[&str]| -> Option<GatewayPolicy> {
+        let of = |field: &&str| Some((field.to_string(), spec.get(*field)?.clone()));
+        let spec: Map<String, Value> = fields.iter().filter_map(of).collect();
+        let generation = value.pointer("/metadata/generation").filter(|generation| generation.is_i64());
+        let object = json!({ "metadata": { "generation": generation }, "spec": spec });
+        read(name, &typed(&object, None).ok()?).ok()
+    };
+    // What is to be in audit and does not say it rightly is in force.
+    let mut policy = frame(&["order", "mode"]).or_else(|| frame(&["order"]))?;
+    let listed = match spec.get("rules")? {
+        Value::Array(rules) => rules.as_slice(),
+        rule @ Value::Object(_) => std::slice::from_ref(rule),
+        _ => return None,
+    };
+    for (index, rule) in listed.iter().enumerate().take(RULES_MAX) {
+        let field = format!("spec.rules[{index}]");
+        let whole = pieces.reads::<crd::ClientRule>(rule, &field).then(|| typed(rule, None).ok()).flatten();
+        let read = whole.and_then(|rule| read_rule(&rule, &field).ok());
+        policy.rules.push(read.unwrap_or_else(|| closed(&mut pieces, rule, &field)));
+    }
+    Some(policy)
+}
+
+/// What a rule is that cannot be read: one that allows is for nobody, and of another one, which denies, each part that cannot
+/// be read is everything.
+fn closed(pieces: &mut Pieces, rule: &Value, field: &str) -> Rule {
+    let fields = ["name", "action", "clients", "services", "ports", "limits"];
+    // A part that is written under another name is missing: all of them may be.
+    let is_known = rule.is_object() && !pieces.is_strange(rule, &fields, field);
+    let part = |name: &str| rule.get(name).filter(|_| is_known);
+    let name = part("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if rule.get("action").and_then(Value::as_str) == Some("Allow") {
+        return Rule { name, action: GatewayAction::Allow, clients: Some(Vec::new()), ports: None, services: None };
+    }
+    let strict = pieces.strict;
+    let only = |name: &str| -> Option<Rule> {
+        let rule = json!({ "action": "Deny", (name): part(name)? });
+        let mut pieces = Pieces { strict, complaints: Vec::new() };
+        let rule = pieces.reads::<crd::ClientRule>(&rule, field).then(|| typed(&rule, None).ok()).flatten()?;
+        read_rule(&rule, field).ok()
+    };
+    Rule {
+        name,
+        action: GatewayAction::Deny,
+        clients: only("clients").and_then(|rule| rule.clients),
+        ports: only("ports").and_then(|rule| rule.ports),
+        services: only("services").and_then(|rule| rule.services),
+    }
+}
 
 /// Reads one policy.
 ///
@@ -231,6 +316,48 @@ mod tests {
             matches!(&services[1], Choice::Matching(Some(namespace), all) if namespace == "blog" && all.selects_all())
         );
         assert!(matches!(&services[2], Choice::Matching(None, some) if some.to_string() == "tier=front"));
+    }
+
+    /// A rule that denies does not vanish: what of it cannot be read is everything, and one that allows is for nobody.
+    #[test]
+    fn a_rule_that_cannot_be_read_is_closed() {
+        let stand_in = |spec: &str| {
+            let text = format!("metadata: {{ name: office }}\nspec: {{ {spec} }}");
+            let value: Value = serde_norway::from_str(&text).unwrap();
+            let error = read_value("office", &value, Some(&mut Vec::new())).unwrap_err();
+            error.stand_in.map(|object| match *object {
+                Object::GatewayPolicy(policy) => *policy,
+                other => panic!("{other:?}"),
+            })
+        };
+        for clients in [
+            "clients: { cidr: 192.0.2.0/24 }",
+            "clients: [{ cidr: 192.0.2.1/24 }]",
+            "clients: [{ cidr: \"2001:db8::/129\" }]",
+            "clients: [{ cidr: \"2001:db8::/32\", excepts: [] }]",
+        ] {
+            let policy = stand_in(&format!(
+                "order: 5, rules: [{{ action: Deny, {clients}, ports: [{{ port: 80 }}] }}, {{ action: Allow, {clients} }}, \
+                 {{ action: Allow }}]"
+            ));
+            let policy = policy.unwrap_or_else(|| panic!("{clients}"));
+            assert_eq!((policy.order, policy.rules.len()), (5, 3), "{clients}");
+            let Rule { action, clients, ports, services, .. } = &policy.rules[0];
+            assert_eq!((*action, clients, services), (GatewayAction::Deny, &None, &None));
+            assert_eq!(ports.as_ref().map(Vec::len), Some(1));
+            assert_eq!(
+                (policy.rules[1].action, policy.rules[1].clients.as_deref()),
+                (GatewayAction::Allow, Some(&[][..]))
+            );
+            assert_eq!((policy.rules[2].action, &policy.rules[2].clients), (GatewayAction::Allow, &None));
+        }
+        let misspelt =
+            stand_in("rules: [{ action: Deny, client: [{ cidr: 192.0.2.0/24 }], ports: [{ port: 80 }] }]").unwrap();
+        assert_eq!((&misspelt.rules[0].clients, &misspelt.rules[0].ports), (&None, &None), "any of them may be meant");
+        let mode = stand_in("mode: audit, rules: [{ action: Deny }]").unwrap();
+        assert!(!mode.audit && mode.rules.len() == 1);
+        assert!(stand_in("order: first, rules: [{ action: Deny }]").is_none());
+        assert!(stand_in("rules: all").is_none());
     }
 
     #[test]

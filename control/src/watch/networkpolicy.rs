@@ -2,19 +2,22 @@
 //!
 //! Owns the defaults and what an API server checks. A rule allows, so what in it cannot be worked with matches nothing, is
 //! said, and leaves the rest as it is: a slip of the pen must not open what the object is there to close. An object whose
-//! subjects are not known cannot be used at all.
+//! subjects are not known cannot be used at all. Where a type is wrong, each part is read by itself.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1 as api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::{Value, json};
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Tier};
 
-use super::{Invalid, port, protocol, selector};
-use crate::model::Name;
+use super::piecewise::{Pieces, Whole, annotations, whole};
+use super::{Invalid, port, protocol, selector, typed};
 use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, PolicyKind, Rule};
 use crate::model::selector::Selector;
+use crate::model::{Name, Object};
 
 /// Most exceptions of one block: an API server's object has room for some tens of thousands.
 const EXCEPT_MAX: usize = 65_536;
@@ -24,6 +27,96 @@ pub(crate) const AUDIT: &str = "tidegate.io/audit";
 
 /// Takes down what is closed instead of read.
 pub(super) type Complain<'a> = &'a mut dyn FnMut(Invalid);
+
+/// Reads one NetworkPolicy as it was written. `unknown` gets fields that its kind does not have: whatever has such a field
+/// matches nothing.
+///
+/// # Errors
+/// When something has a wrong type, or it cannot be told which pods it is about. If that can, something stands in that
+/// isolates them and accepts what can be read.
+pub(super) fn read_value(name: &Name, value: &Value, unknown: Option<&mut Vec<String>>) -> Result<Policy, Invalid> {
+    let strict = unknown.is_some();
+    let error = match whole(value, unknown, &["ingress", "egress"]) {
+        Ok(Whole::Read(object)) => return read(name, &object),
+        Ok(Whole::StrangeRules) => Invalid::new("spec", "cannot be read"),
+        Err(error) => {
+            let policy = piecewise(name, value, strict);
+            let stand_in = policy.map(|policy| Box::new(Object::Policy(Box::new(policy))));
+            return Err(Invalid { stand_in, ..error });
+        }
+    };
+    piecewise(name, value, strict).ok_or(error)
+}
+
+/// What can be read, part by part; nothing, if it cannot be told which pods it is about.
+fn piecewise(name: &Name, value: &Value, strict: bool) -> Option<Policy> {
+    let spec = value.get("spec")?;
+    let pods = spec.as_object()?.get("podSelector");
+    let mut pieces = Pieces { strict, complaints: Vec::new() };
+    if pods.is_some_and(|pods| !pieces.reads::<Option<LabelSelector>>(pods, "spec.podSelector")) {
+        return None;
+    }
+    // A field beside the lists that nobody knows may be the selector, and may be to limit the rules.
+    let strange = pieces.is_strange(spec, &["podSelector", "policyTypes", "ingress", "egress"], "spec");
+    if strange && pods.is_none() {
+        return None;
+    }
+    let one = spec.get("policyTypes").filter(|types| types.is_string()).map(|one| json!([one]));
+    let types =
+        pieces.list(one.as_ref().or_else(|| spec.get("policyTypes")), "spec.policyTypes", |_, entry, _| match entry {
+            Value::String(text) => text.clone().into(),
+            other => other.to_string().into(),
+        });
+    // A list of nothing that is known is no list: it is about what the rules are about.
+    let known = types.as_array().is_some_and(|types| types.iter().any(|it| it == "Ingress" || it == "Egress"));
+    let mut rules = |field: &str, peers: &str| {
+        pieces
+            .list(spec.get(field), &format!("spec.{field}"), |pieces, rule, at| piece_of_rule(pieces, rule, peers, at))
+    };
+    let (ingress, egress) = (rules("ingress", "from"), rules("egress", "to"));
+    let object = json!({
+        "metadata": { "annotations": annotations(value, AUDIT) },
+        "spec": {
+            "podSelector": pods,
+            "policyTypes": if known { types } else { Value::Null },
+            "ingress": ingress,
+            "egress": egress,
+        },
+    });
+    let mut policy = read(name, &typed(&object, None).ok()?).ok()?;
+    if strange {
+        policy.ingress.iter_mut().chain(&mut policy.egress).for_each(|rule| rule.peers = Some(Vec::new()));
+    }
+    policy.complaints.extend(pieces.told());
+    Some(policy)
+}
+
+/// A rule in which what cannot be read is something that matches nothing.
+fn piece_of_rule(pieces: &mut Pieces, rule: &Value, peers: &str, field: &str) -> Value {
+    // A peer of no kind and a port without a name are closed when they are read.
+    let (nobody, no_port) = (json!({}), json!({ "port": "" }));
+    let closed = json!({ (peers): [nobody] });
+    if !rule.is_object() {
+        pieces.complaints.push(Invalid::new(field, "is no rule; it accepts nothing"));
+        return closed;
+    }
+    if pieces.is_strange(rule, &[peers, "ports"], field) {
+        return closed;
+    }
+    let listed = pieces.list(rule.get(peers), &format!("{field}.{peers}"), |pieces, peer, at| {
+        match pieces.reads::<api::NetworkPolicyPeer>(peer, at) && peer.is_object() {
+            true => peer.clone(),
+            false => nobody.clone(),
+        }
+    });
+    let ports = pieces.list(rule.get("ports"), &format!("{field}.ports"), |pieces, port, at| {
+        match pieces.reads::<api::NetworkPolicyPort>(port, at) && port.is_object() {
+            true => port.clone(),
+            false => no_port.clone(),
+        }
+    });
+    json!({ (peers): listed, "ports": ports })
+}
 
 /// Reads one NetworkPolicy.
 ///

@@ -250,6 +250,81 @@ fn unknown_fields_and_kinds_and_junk_are_told_and_open_nothing() {
     assert_eq!((ask(&offline, "x/b", "x/a"), ask(&offline, "192.0.2.7", "x/a")), ("deny", "deny"));
 }
 
+/// A slip of type or a word that is none, from the first day: what is written beside it holds, and the rule opens nothing.
+#[test]
+fn a_slip_in_a_rule_isolates_all_the_same() {
+    const GOOD: &str = "{from: [{ipBlock: {cidr: 192.0.2.7/32}}]}, {from: [{ipBlock: {cidr: '2001:db8::7/128'}}]}";
+    let both = PODS.replace("{ip: 10.0.1.2}", "{ip: 10.0.1.2}, {ip: 'fd00::1:2'}");
+    let answers = |spec: &str| {
+        let policy = format!("{{{TYPE}, metadata: {{namespace: x, name: p}}, spec: {spec}}}");
+        let offline = folder(&[("all.yaml", &format!("{both}---\n{policy}"))]);
+        let told: Vec<String> = offline.problems().iter().map(ToString::to_string).collect();
+        let ask = |from| ask(&offline, from, "x/a");
+        (["198.51.100.7", "2001:db8::8", "x/b", "192.0.2.7", "2001:db8::7"].map(ask), told.join("\n"))
+    };
+    for rule in [
+        "from: {ipBlock: {cidr: 198.51.100.0/24}}",
+        "from: [null]",
+        "from: [{ipBlock: {cidr: 7}}]",
+        "from: [{ipBlock: {cidr: 0.0.0.0/0, excepts: [198.51.100.0/24]}}, {ipBlock: {cidr: '::/0', excepts: []}}]",
+        "form: [{ipBlock: {cidr: 192.0.2.0/24}}]",
+        "ports: [{port: 80.5}]",
+        "ports: [null]",
+        "ports: {port: 80}",
+        "port: [{port: 81}]",
+        "ports: [{prot: 81}]",
+    ] {
+        let (answers, told) = answers(&format!("{{podSelector: {{}}, ingress: [{{{rule}}}, {GOOD}]}}"));
+        assert_eq!(answers, ["deny", "deny", "deny", "allow", "allow"], "{rule}: {told}");
+        assert!(told.contains("NetworkPolicy x/p: spec.ingress[0]"), "{rule}: {told}");
+    }
+    for spec in [
+        "{podSelector: {}, ingress: [null]}",
+        "{podSelector: {}, ingress: {}}",
+        "{podSelector: {}, ingress: 7}",
+        "{podSelector: {}, ingress: [7, [], '']}",
+        "{podSelector: {}, policyTypes: Ingress, ingress: [{from: {}}]}",
+        "{podSelector: {}, policyTypes: [7], ingress: [{from: {}}]}",
+        "{podSelector: {}, ingres: [], ingress: [{}]}",
+    ] {
+        let (answers, told) = answers(spec);
+        assert_eq!(answers, ["deny"; 5], "{spec}: {told}");
+        assert!(told.contains("isolates and accepts less than written"), "{spec}: {told}");
+    }
+    for spec in [
+        "{podSelector: 7, ingress: []}",
+        "{podSelectr: {matchLabels: {app: web}}, ingress: []}",
+        "{podSelector: {matchLabel: {app: web}}, ingress: []}",
+    ] {
+        let (answers, told) = answers(spec);
+        assert_eq!(answers, ["allow"; 5], "{spec}: {told}");
+        assert!(told.contains("the pods it is about are as open as without it"), "{spec}: {told}");
+    }
+}
+
+/// P-109: the same of a ClusterNetworkPolicy, whose rules that deny deny everything then.
+#[test]
+fn a_slip_in_a_rule_of_a_cluster_network_policy_denies() {
+    const CLUSTER: &str = "apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy";
+    let accept =
+        "{action: Accept, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {größe: klein}}}}]}";
+    for (rules, expected) in [
+        (format!("[{{action: Deny, from: {{namespaces: {{}}}}}}, {accept}]"), ["deny", "deny", "deny"]),
+        (format!("[{{action: Deny, form: [{{namespaces: {{}}}}]}}, {accept}]"), ["deny", "deny", "deny"]),
+        (format!("[{{action: Accept, from: 7}}, {accept}, {{action: Deny, from: [7]}}]"), ["deny", "deny", "allow"]),
+        (format!("[null, {accept}]"), ["deny", "deny", "deny"]),
+        ("7".into(), ["deny", "deny", "deny"]),
+    ] {
+        let policy = format!(
+            "{{{CLUSTER}, metadata: {{name: p}}, spec: {{tier: Admin, priority: 1, subject: {{namespaces: {{}}}}, ingress: {rules}}}}}"
+        );
+        let offline = folder(&[("all.yaml", &format!("{PODS}---\n{policy}"))]);
+        let answers = ["198.51.100.7", "2001:db8::8", "x/b"].map(|from| ask(&offline, from, "x/a"));
+        assert_eq!(answers, expected, "{rules}: {:?}", offline.problems());
+        assert!(!offline.problems().is_empty());
+    }
+}
+
 /// A NetworkPolicy that isolates, with anything in place of anything: it is refused by its field, or it isolates still and
 /// opens no more than it would have. Only the list of types may say that it is not about a direction.
 #[test]
