@@ -128,7 +128,7 @@ fn collect(pair: &Pair, question: &Question, mut take: impl FnMut(Entry)) -> Res
     };
     let mut found = Vec::new();
     let end = match IndexFile::open(&path) {
-        Ok(index) => by_index(pair, &index, (key, question.port), &bears, &mut found).map_err(about(&path))?,
+        Ok(index) => by_index(pair, &index, (key, question.port), bears, &mut found).map_err(about(&path))?,
         Err(_) => None,
     };
     let from = end.unwrap_or_else(|| {

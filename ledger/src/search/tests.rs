@@ -174,7 +174,7 @@ fn without_a_good_index_the_records_are_read() {
             assert_eq!(ask().sum::<usize>(), 39);
             let half = 32 + (good.len() - 32) / 64 * 32;
             let zeroed = [&good[..32], &vec![0; good.len() - 32]].concat();
-            let random: Vec<u8> = (0..good.len()).map(|place| (place * 7919 % 251) as u8).collect();
+            let random: Vec<u8> = (0..good.len()).map(|place| u8::try_from(place * 7919 % 251).unwrap()).collect();
             let random_entries = [&good[..32], &random[32..]].concat();
             let bad = [
                 Vec::new(),
