@@ -2,10 +2,12 @@
 //!
 //! Owns the comparison of two sets of versions and what is on its way; [`link`] owns the connection. Refuses to know
 //! what a resource means.
-//! One update is on its way at a time, the very first one in parts; what changes meanwhile is gathered and goes with the next, so a slow dataplane
-//! gets fewer and larger updates and never a queue. A new connection starts from what the dataplane says it holds:
-//! only differences are sent, or everything at once when it holds nothing. To such a dataplane objects are also told
-//! before the source is known as a whole: it prepares them, and the first update brings them in force.
+//!
+//! One update is on its way at a time, the very first one in parts; what changes meanwhile is gathered and goes with the
+//! next, so a slow dataplane gets fewer and larger updates and never a queue. A new connection starts from what the
+//! dataplane says it holds: only differences are sent, or everything at once when it holds nothing. To such a dataplane
+//! objects are also told before the source is known as a whole: it prepares them, and the first update brings them in
+//! force.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;

@@ -213,10 +213,14 @@ fn converse(mut stream: UnixStream, served: &Served, seat: &Seat) {
         }
         let said = match heard {
             Ok(Request::Hello { .. }) => voice.say(&Response::Error { message: "greeted already".into() }),
-            Ok(Request::Prepare(prepare)) => {
-                prepared.take(prepare);
-                Ok(())
-            }
+            Ok(Request::Prepare(prepare)) => match prepared.take(prepare) {
+                Ok(()) => Ok(()),
+                Err(message) => {
+                    tracing::warn!(client, "{message}");
+                    let _ = voice.say(&Response::Error { message });
+                    break;
+                }
+            },
             Ok(Request::Update(update)) => {
                 announcer = announcer.or_else(|| announce(&voice, served));
                 answerer = answerer.or_else(|| Answerer::start(&voice, served).ok());

@@ -4,10 +4,11 @@
 //! rest is read straight into its type and never held in between, however many objects it lists.
 //!
 //! A client opens with [`Request::Hello`]. Control then sends [`Request::Update`]s, the first one perhaps after some
-//! [`Request::Prepare`]s, and receives one [`Response::Accepted`] per update, a [`Response::Reached`] whenever the workers have reached a newer generation, and a
-//! [`Response::Delivery`] whenever a Service that asked for `node-dsr` is delivered in another way than last told. A
-//! reader sends [`Request::Show`], [`Request::Explain`] or [`Request::Capture`]. The server never speaks first, except
-//! `Reached`, `Delivery`, `Conflicts` and `Suspects` to control, and [`Response::Captured`] to whoever captures.
+//! [`Request::Prepare`]s, and receives one [`Response::Accepted`] per update, a [`Response::Reached`] whenever the workers
+//! have reached a newer generation, and a [`Response::Delivery`] whenever a Service that asked for `node-dsr` is delivered
+//! in another way than last told. A reader sends [`Request::Show`], [`Request::Explain`] or [`Request::Capture`]. The
+//! server never speaks first, except `Reached`, `Delivery`, `Conflicts` and `Suspects` to control, and
+//! [`Response::Captured`] to whoever captures.
 
 use std::net::IpAddr;
 

@@ -84,6 +84,7 @@ mod sync {
             self.0.store(0, Ordering::Release);
         }
 
+        #[cfg(test)]
         pub(super) fn struck(&self) -> bool {
             self.0.load(Ordering::Acquire) > 0
         }
