@@ -124,5 +124,5 @@ pub fn end(n: u32) -> Update {
 
 /// Gives the compiler one update, and what happened.
 pub fn turn(compiler: &mut Compiler, update: Update, now_ns: u64) -> Turned {
-    compiler.turn(Arrived { updates: vec![update], ..Arrived::default() }, now_ns)
+    compiler.turn(Arrived { updates: vec![update.into()], ..Arrived::default() }, now_ns)
 }

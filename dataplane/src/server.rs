@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use tidegate_api::frame::{self, ReadError};
 use tidegate_api::listen::Listener;
-use tidegate_api::message::{CONTRACT_VERSION, Request, Response, Update};
+use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
+use tidegate_api::resource::Kind;
 
-use crate::compile::forge::Forged;
+use crate::compile::draft::Told;
 use crate::compile::thread::{Applying, Handle};
 use crate::gateways;
 use crate::routes;
@@ -188,8 +189,8 @@ impl Voice {
 
 /// One conversation, to its end.
 fn converse(mut stream: UnixStream, served: &Served, seat: &Seat) {
-    let client = match greet(&mut stream, served) {
-        Ok(client) => client,
+    let (client, holds_services) = match greet(&mut stream, served) {
+        Ok(greeted) => greeted,
         Err(reason) => {
             tracing::debug!(reason, "a client was turned away");
             return refuse(stream, &reason);
@@ -198,7 +199,7 @@ fn converse(mut stream: UnixStream, served: &Served, seat: &Seat) {
     let Ok(writing) = stream.try_clone() else { return };
     let voice = Arc::new(Voice { stream: Mutex::new((writing, 0)), closed: AtomicBool::new(false) });
     let mut announcer = None;
-    let mut prepared = Prepared::default();
+    let mut prepared = Prepared::for_one_that_holds(holds_services);
     let mut answerer: Option<Answerer> = None;
     loop {
         seat.turn(Stage::Idle);
@@ -224,8 +225,7 @@ fn converse(mut stream: UnixStream, served: &Served, seat: &Seat) {
             Ok(Request::Update(update)) => {
                 announcer = announcer.or_else(|| announce(&voice, served));
                 answerer = answerer.or_else(|| Answerer::start(&voice, served).ok());
-                let (update, forged) = prepared.complete(update);
-                apply(update, forged, &voice, served, answerer.as_ref())
+                apply(prepared.complete(update), &voice, served, answerer.as_ref())
             }
             Ok(Request::Show(question)) => {
                 let answer = show::answer(&question, &served.compiler, served.workers.as_ref(), &served.announcers);
@@ -262,8 +262,8 @@ fn converse(mut stream: UnixStream, served: &Served, seat: &Seat) {
     }
 }
 
-/// The first exchange of a conversation; who the client says it is, for logs.
-fn greet(stream: &mut UnixStream, served: &Served) -> Result<String, String> {
+/// The first exchange of a conversation; who the client says it is, for logs, and whether there are Services already.
+fn greet(stream: &mut UnixStream, served: &Served) -> Result<(String, bool), String> {
     let told = |error: io::Error| error.to_string();
     stream.set_write_timeout(Some(WRITE_TIMEOUT)).map_err(told)?;
     let client = match frame::read_within(&mut Until::new(stream, HELLO_TIMEOUT), HELLO_BYTES_MAX) {
@@ -285,7 +285,7 @@ fn greet(stream: &mut UnixStream, served: &Served) -> Result<String, String> {
         prepares: true,
     };
     frame::write(stream, &welcome).map_err(told)?;
-    Ok(client)
+    Ok((client, holdings.objects.iter().any(|resource| resource.body.kind() == Kind::Service)))
 }
 
 /// Who may speak here at all may do this too: the socket's mode decides.
@@ -301,14 +301,8 @@ fn drain(draining: bool, served: &Served) -> Response {
 }
 
 /// Has an update applied; the answer is the answerer's business, so that the next update can be read meanwhile.
-fn apply(
-    update: Update,
-    forged: Forged,
-    voice: &Voice,
-    served: &Served,
-    answerer: Option<&Answerer>,
-) -> io::Result<()> {
-    match served.compiler.begin(update, forged) {
+fn apply(told: Told, voice: &Voice, served: &Served, answerer: Option<&Answerer>) -> io::Result<()> {
+    match served.compiler.begin(told) {
         Ok(applying) => match answerer.and_then(|answerer| answerer.pending.as_ref()) {
             Some(pending) => pending.send(applying).map_err(|_| io::ErrorKind::BrokenPipe.into()),
             None => accept(applying, voice, served),

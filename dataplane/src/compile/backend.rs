@@ -83,6 +83,11 @@ impl Backends {
         Backends { given: first, ..Backends::default() }
     }
 
+    /// Whether no id was ever given.
+    pub fn is_untouched(&self) -> bool {
+        self.given == 0
+    }
+
     /// Makes room for so many more endpoints at once.
     pub fn reserve(&mut self, endpoints: usize) {
         self.at.reserve(endpoints);

@@ -46,6 +46,8 @@ use crate::table::{DeviceId, Tables, mapped, unmapped};
 pub mod service;
 /// Services → rings, ahead of time.
 pub mod forge;
+/// Services → rows, ahead of time.
+pub mod draft;
 /// In `node-dsr`: endpoints by node → rows, rings, and what control is told.
 pub mod node;
 /// Nodes that have fallen silent → whom new flows avoid.
@@ -85,8 +87,8 @@ pub(crate) mod tests;
 
 use announced::Announced;
 use device::Devices;
+use draft::Told;
 use egress::Egresses;
-use forge::Forged;
 use gatepolicy::GatewayPolicies;
 use local::{Locals, News};
 use neighbour::{Ask, Neighbours};
@@ -160,9 +162,7 @@ pub struct Compiler {
 #[derive(Default)]
 pub struct Arrived {
     /// Updates, in order.
-    pub updates: Vec<Update>,
-    /// Rings that they may need.
-    pub forged: Forged,
+    pub updates: Vec<Told>,
     /// News from the kernel, in order.
     pub changes: Vec<Change>,
     /// Neighbours that workers want.
@@ -324,9 +324,10 @@ impl Compiler {
         let mut tables = self.publisher.current().clone();
         let mut moved = Moved::default();
         let mut changed = self.take_changes(arrived.changes, &mut moved, &mut tables);
-        arrived.forged.give(self.services.rings_mut());
-        for update in arrived.updates {
+        for Told { update, forged, draft } in arrived.updates {
             self.guard_held = false;
+            let mut adopted = self.adopt(draft, &mut tables);
+            forged.give(self.services.rings_mut());
             let nonce = update.nonce;
             self.make_room(&update);
             let outcome = self.objects.apply(update, Some(&self.facts.layout));
@@ -352,10 +353,14 @@ impl Compiler {
                             announced.object(change.before.as_deref(), change.after.as_deref());
                         }
                         self.services.suspects_mut().service(change.before.as_deref(), change.after.as_deref());
-                        changed |= self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now);
+                        changed |= match adopted.take(&change.key.name) {
+                            true => self.write_adopted(change.after.as_deref(), &change.key.name, &mut tables, now),
+                            false => self.write_service(change.after.as_deref(), &change.key.name, &mut tables, now),
+                        };
                     }
                 }
             }
+            self.disown(adopted, &mut tables, now);
             turned.accepted.push(Accepted { nonce, generation: 0, rejected: outcome.rejected });
         }
         for (way, finding) in arrived.found {
@@ -508,14 +513,16 @@ impl Compiler {
     }
 
     fn write_service(&mut self, wanted: Option<&Resource>, name: &str, tables: &mut Tables, now: Nanos) -> bool {
-        let service = match wanted.map(|resource| &resource.body) {
-            Some(Body::Service(service)) => Some(service),
-            Some(_) => return false,
-            None => None,
-        };
+        let service = service_of(wanted);
         let changed = self.services.write(name, service, tables, now);
         self.nodes_due.remove(name);
         self.write_nodes(service, name, tables, now) | changed
+    }
+
+    /// The same for a Service whose own rows are written.
+    fn write_adopted(&mut self, wanted: Option<&Resource>, name: &str, tables: &mut Tables, now: Nanos) -> bool {
+        self.write_nodes(service_of(wanted), name, tables, now);
+        true
     }
 
     /// Writes the Services that have an endpoint on one of `nodes`. That is rare, so they are looked for and not kept in an
@@ -826,6 +833,13 @@ fn write_settings(gateway: Option<&Gateway>, tables: &mut Tables) -> bool {
     let changed = settings != tables.settings;
     tables.settings = settings;
     changed
+}
+
+fn service_of(resource: Option<&Resource>) -> Option<&Service> {
+    match &resource?.body {
+        Body::Service(service) => Some(service),
+        _ => None,
+    }
 }
 
 /// The gateway object in force.

@@ -230,6 +230,22 @@ impl Services {
         &mut self.rings
     }
 
+    /// Whether nobody has a row at any place where `service` is reached.
+    pub(super) fn has_room(service: &Service, tables: &Tables) -> bool {
+        wanted_ports(service).values().all(|(_, frontends)| frontends.are_free(&tables.services))
+    }
+
+    /// Whether no id was ever given and no node is avoided: rows written elsewhere on the same terms can be taken over.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.given == 0 && self.backends.is_untouched() && self.suspects.are_none()
+    }
+
+    /// Takes over everything about rows from one that has written them. What is known of nodes stays.
+    pub(super) fn take_over(&mut self, other: Services) {
+        let suspects = std::mem::take(&mut self.suspects);
+        *self = Services { suspects, ..other };
+    }
+
     /// Names of Services that have rows.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)
@@ -433,6 +449,12 @@ impl CompiledPort {
 }
 
 impl Frontends {
+    /// Whether they are nobody's.
+    fn are_free(&self, services: &ServiceTable) -> bool {
+        self.exact.keys().all(|frontend| services.lookup(frontend).is_none())
+            && self.prefixes.iter().all(|prefix| services.frontends().get_prefix(prefix).is_none())
+    }
+
     /// Takes away what is not in `other` too, unless another Service has taken it over in the same update.
     fn clear(&self, services: &mut ServiceTable, id: ServiceId, other: &Frontends) {
         for frontend in self.exact.keys().filter(|frontend| !other.exact.contains_key(*frontend)) {

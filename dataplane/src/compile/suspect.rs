@@ -32,6 +32,11 @@ impl Suspects {
         !self.silent.is_empty() && self.silent.contains(&Pulse { node: node.into(), family })
     }
 
+    /// Whether no node is suspected.
+    pub fn are_none(&self) -> bool {
+        self.silent.is_empty()
+    }
+
     /// Takes in what the prober felt; returns the nodes about which that changes anything.
     pub fn learn(&mut self, felt: Felt) -> BTreeSet<Arc<str>> {
         let mut touched = BTreeSet::new();

@@ -88,7 +88,7 @@ pub(crate) fn update(compiler: &mut Compiler, update: Update) -> Accepted {
 }
 
 pub(crate) fn update_at(compiler: &mut Compiler, update: Update, now: Nanos) -> Accepted {
-    compiler.turn(Arrived { updates: vec![update], ..Arrived::default() }, now).accepted.remove(0)
+    compiler.turn(Arrived { updates: vec![update.into()], ..Arrived::default() }, now).accepted.remove(0)
 }
 
 fn neighbours(compiler: &mut Compiler, list: &[(u32, &str, Option<Neighbour>)]) {

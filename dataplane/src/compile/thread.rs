@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select_biased};
 use ipnet::IpNet;
-use tidegate_api::message::{Accepted, AddressConflict, NodeSuspicion, ServiceDelivery, Update};
+use tidegate_api::message::{Accepted, AddressConflict, NodeSuspicion, ServiceDelivery};
 use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 
-use super::forge::Forged;
+use super::draft::Told;
 use super::{Arrived, Compiler, Nanos};
 use crate::kernel::{Change, Neighbour, NeighbourKey};
 use crate::objects::saved::Saver;
@@ -40,7 +40,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Something for the compiler to do.
 enum Event {
-    Update(Update, Forged, Sender<Accepted>),
+    Update(Box<Told>, Sender<Accepted>),
     Kernel(Change),
     Found(Found, Felt),
     Announce(Vec<(IpNet, bool)>, Sender<u64>),
@@ -147,12 +147,12 @@ impl Latest {
 }
 
 impl Handle {
-    /// Has `update` applied; rings in `forged` need not be filled for it.
+    /// Has an update applied.
     ///
     /// # Errors
     /// When the compiler has ended.
-    pub fn begin(&self, update: Update, forged: Forged) -> Result<Applying, NoAnswer> {
-        self.begin_asking(|answer| Event::Update(update, forged, answer)).map(Applying)
+    pub fn begin(&self, told: Told) -> Result<Applying, NoAnswer> {
+        self.begin_asking(|answer| Event::Update(Box::new(told), answer)).map(Applying)
     }
 
     /// What is held and reached.
@@ -472,9 +472,8 @@ impl Run {
 
 fn sort(event: Event, arrived: &mut Arrived, askers: &mut Askers) {
     match event {
-        Event::Update(update, forged, asker) => {
-            arrived.updates.push(update);
-            arrived.forged.join(forged);
+        Event::Update(told, asker) => {
+            arrived.updates.push(*told);
             askers.updates.push(asker);
         }
         Event::Kernel(change) => arrived.changes.push(change),

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
 use tidegate_api::client::{Client, ClientError};
-use tidegate_api::message::{Accepted, AddressConflict, IpFamily, Prepare, WayState};
+use tidegate_api::message::{Accepted, AddressConflict, IpFamily, Prepare, Update, WayState};
 use tidegate_api::resource::{Body, DeliveryMode, Kind, Scheduler};
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, Show, Shown, WorkerRow};
 

@@ -54,7 +54,7 @@ fn with(services: Vec<Resource>) -> (Compiler, Watched) {
 }
 
 fn update(compiler: &mut Compiler, update: Update) {
-    let turned = compiler.turn(Arrived { updates: vec![update], ..Arrived::default() }, SECOND);
+    let turned = compiler.turn(Arrived { updates: vec![update.into()], ..Arrived::default() }, SECOND);
     assert_eq!(turned.accepted[0].rejected, []);
 }
 
