@@ -26,6 +26,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const LABEL_WIDTH: usize = 11;
 /// Largest payload that is put into a packet, bytes.
 const PAYLOAD_MAX: usize = 9000;
+/// Most bytes of a capture file that are looked through for a packet: some seconds. A file may have no end.
+const CAPTURE_BYTES_MAX: u64 = 1 << 30;
+/// Most interfaces of a capture file; all that are described are kept.
+const INTERFACES_MAX: usize = 65_536;
+/// What a file of pcapng begins with.
+const PCAPNG_MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 
 /// Asks the dataplane at `socket` and returns the text to print, or the answer as JSON.
 ///
@@ -51,7 +57,7 @@ pub fn run(socket: &Path, arguments: &ExplainArguments, as_json: bool) -> anyhow
 pub fn question(arguments: &ExplainArguments) -> anyhow::Result<Question> {
     let (bytes, is_frame) = match (&arguments.hex, &arguments.pcap) {
         (Some(hex), _) => (digits(hex)?, !arguments.ip),
-        (None, Some(file)) => captured(file, arguments.number)?,
+        (None, Some(file)) => captured(file, arguments.number, CAPTURE_BYTES_MAX)?,
         (None, None) => (described(arguments)?, false),
     };
     Ok(Question { device: arguments.device.clone(), node: arguments.node.clone(), is_frame, bytes })
@@ -71,16 +77,30 @@ fn digits(text: &str) -> anyhow::Result<Vec<u8>> {
     digits.chunks_exact(2).map(byte).collect()
 }
 
-/// Packet `number` of a capture file, counted from 1 as tcpdump and Wireshark do, and whether it is a frame.
-fn captured(path: &Path, number: u32) -> anyhow::Result<(Vec<u8>, bool)> {
+/// Packet `number` of a capture file, counted from 1 as tcpdump and Wireshark do, and whether it is a frame. Of the
+/// file `bytes_max` bytes are read at most.
+fn captured(path: &Path, number: u32, bytes_max: u64) -> anyhow::Result<(Vec<u8>, bool)> {
     let name = path.display();
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).with_context(|| format!("reading {name}"))?;
-    let is_next_generation = bytes.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]);
-    let found = if is_next_generation { from_pcapng(&bytes, number) } else { from_pcap(&bytes, number) };
-    let (link, packet) = found
-        .with_context(|| format!("{name} as a capture file"))?
-        .ok_or_else(|| anyhow!("{name} has no packet {number}"))?;
+    let reading = || format!("reading {name}");
+    let mut file = File::open(path).with_context(reading)?.take(bytes_max);
+    let mut begin = Vec::new();
+    file.by_ref().take(PCAPNG_MAGIC.len() as u64).read_to_end(&mut begin).with_context(reading)?;
+    let whole = begin.as_slice().chain(&mut file);
+    let mut passed = 0;
+    let found = match begin == PCAPNG_MAGIC {
+        true => from_pcapng(whole, number, &mut passed),
+        false => from_pcap(whole, number, &mut passed),
+    };
+    let (link, packet) = match found {
+        Ok(Some(found)) => found,
+        _ if file.limit() == 0 => bail!(
+            "the first {bytes_max} bytes of {name}, and no more are read, have {passed} whole packets: {} are left up to \
+             packet {number}",
+            number - passed
+        ),
+        Ok(None) => bail!("{name} has no packet {number}: it has {passed}"),
+        Err(error) => return Err(error).with_context(|| format!("{name} as a capture file, after {passed} packets")),
+    };
     match link {
         DataLink::ETHERNET => Ok((packet, true)),
         DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => Ok((packet, false)),
@@ -90,33 +110,41 @@ fn captured(path: &Path, number: u32) -> anyhow::Result<(Vec<u8>, bool)> {
 
 type Captured = Option<(DataLink, Vec<u8>)>;
 
-fn from_pcap(bytes: &[u8], number: u32) -> anyhow::Result<Captured> {
-    let mut reader = PcapReader::new(bytes)?;
+/// Reads up to packet `number`; `passed` counts those before it.
+fn from_pcap(file: impl Read, number: u32, passed: &mut u32) -> anyhow::Result<Captured> {
+    let mut reader = PcapReader::new(file)?;
     let link = reader.header().datalink;
-    let mut left = number;
-    while let Some(packet) = reader.next_packet() {
-        left -= 1;
-        if left == 0 {
-            return Ok(Some((link, packet?.data.into_owned())));
+    // As it stands there: a packet that was cut when it was captured is one too.
+    while let Some(packet) = reader.next_raw_packet() {
+        let packet = packet?;
+        if *passed + 1 == number {
+            return Ok(Some((link, packet.data.into_owned())));
         }
+        *passed += 1;
     }
     Ok(None)
 }
 
-fn from_pcapng(bytes: &[u8], number: u32) -> anyhow::Result<Captured> {
-    let mut reader = PcapNgReader::new(bytes)?;
-    let mut left = number;
+fn from_pcapng(file: impl Read, number: u32, passed: &mut u32) -> anyhow::Result<Captured> {
+    let mut reader = PcapNgReader::new(file)?;
     while let Some(block) = reader.next_block() {
-        let (interface, data) = match block? {
-            Block::EnhancedPacket(packet) => (packet.interface_id, packet.data.into_owned()),
-            Block::SimplePacket(packet) => (0, packet.data.into_owned()),
-            _ => continue,
+        let is_it = *passed + 1 == number;
+        let packet = match block? {
+            Block::EnhancedPacket(packet) => Some((packet.interface_id, is_it.then(|| packet.data.into_owned()))),
+            Block::SimplePacket(packet) => Some((0, is_it.then(|| packet.data.into_owned()))),
+            _ => None,
         };
-        left -= 1;
-        if left == 0 {
-            let interface = usize::try_from(interface)?;
-            let link = reader.interfaces().get(interface).map(|interface| interface.linktype);
-            return Ok(Some((link.ok_or_else(|| anyhow!("interface {interface} is not described"))?, data)));
+        match packet {
+            Some((interface, Some(data))) => {
+                let interface = usize::try_from(interface)?;
+                let link = reader.interfaces().get(interface).map(|interface| interface.linktype);
+                return Ok(Some((link.ok_or_else(|| anyhow!("interface {interface} is not described"))?, data)));
+            }
+            Some((_, None)) => *passed += 1,
+            None if reader.interfaces().len() > INTERFACES_MAX => {
+                bail!("it describes over {INTERFACES_MAX} interfaces")
+            }
+            None => {}
         }
     }
     Ok(None)
@@ -127,7 +155,10 @@ fn described(arguments: &ExplainArguments) -> anyhow::Result<Vec<u8>> {
     let (Some(protocol), Some(from), Some(to)) = (arguments.protocol, &arguments.from, &arguments.to) else {
         bail!("name a protocol and both ends, like `tcp 192.0.2.7:40000 203.0.113.10:80`, or --hex or --pcap");
     };
-    let payload = vec![0; arguments.payload.min(PAYLOAD_MAX)];
+    if arguments.payload > PAYLOAD_MAX {
+        bail!("--payload {} is more than {PAYLOAD_MAX} bytes, the most that there may be", arguments.payload);
+    }
+    let payload = vec![0; arguments.payload];
     if protocol == ExplainProtocol::Icmp {
         let (from, to) = (address(from)?, address(to)?);
         let begun = begun(from, to, arguments.ttl)?;
@@ -364,6 +395,8 @@ mod tests {
             ("tcp 192.0.2.7:1 [2001:db8::1]:80", "same family"),
             ("icmp 192.0.2.7:1 203.0.113.10", "no ports"),
             ("tcp 192.0.2.7:1 203.0.113.10:80 --flags SX", "no TCP flag"),
+            ("tcp 192.0.2.7:1 203.0.113.10:80 --payload 9001", "more than 9000 bytes"),
+            ("udp [2001:db8::7]:1 [2001:db8:f::a]:80 --payload 65536", "more than 9000 bytes"),
             ("--hex 0g", "hexadecimal"),
             ("--hex 012", "odd"),
             ("--pcap /nowhere/at.all", "reading"),
@@ -392,9 +425,69 @@ mod tests {
         let read = |number: u32| asked(&format!("tidegate explain --pcap {} --number {number}", path.display()));
         assert_eq!(read(2).unwrap().bytes, [2; 60]);
         assert!(read(1).unwrap().is_frame);
-        assert!(read(3).unwrap_err().to_string().contains("no packet 3"));
+        assert!(read(3).unwrap_err().to_string().contains("no packet 3: it has 2"));
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        assert_eq!(read(1).unwrap().bytes, [1; 60]);
+        for number in [2, u32::MAX] {
+            let cut = format!("{:#}", read(number).unwrap_err());
+            assert!(cut.contains("capture file, after 1 packets"), "{cut}");
+        }
         std::fs::write(&path, b"neither").unwrap();
         assert!(format!("{:#}", read(1).unwrap_err()).contains("capture file"));
+    }
+
+    /// Frames without end, as a capture that goes on, in both formats: what is asked for is found, or it is said how
+    /// much further it would have been.
+    #[test]
+    fn a_capture_without_end_is_read_to_a_bound() {
+        let frame = [7u8; 60];
+        let empty = pcap_file::pcap::PcapWriter::new(Vec::new()).unwrap().into_writer();
+        let mut pcap = pcap_file::pcap::PcapWriter::new(Vec::new()).unwrap();
+        pcap.write_packet(&pcap_file::pcap::PcapPacket::new(Duration::ZERO, 60, &frame)).unwrap();
+        let record = pcap.into_writer().split_off(empty.len());
+        let mut next = pcap_file::pcapng::PcapNgWriter::new(Vec::new()).unwrap();
+        let described = pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionBlock {
+            linktype: DataLink::ETHERNET,
+            snaplen: 0,
+            options: vec![],
+        };
+        next.write_pcapng_block(described).unwrap();
+        let begun = next.get_ref().len();
+        let block = pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock {
+            interface_id: 0,
+            timestamp: Duration::ZERO,
+            original_len: 60,
+            data: frame.as_slice().into(),
+            options: vec![],
+        };
+        next.write_pcapng_block(block).unwrap();
+        let mut next = next.into_inner();
+        let block = next.split_off(begun);
+        let directory = tempfile::tempdir().unwrap();
+        for (at, (begin, again)) in [(empty, record), (next, block)].into_iter().enumerate() {
+            let path = directory.path().join(format!("{at}.cap"));
+            assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+            // Whoever writes is told when nobody reads any more.
+            let read = |number, bytes_max| {
+                let (pipe, begin, again) = (path.clone(), begin.clone(), again.clone());
+                let writer = std::thread::spawn(move || {
+                    let mut pipe = std::fs::OpenOptions::new().write(true).open(pipe).unwrap();
+                    let mut written = std::io::Write::write_all(&mut pipe, &begin);
+                    while written.is_ok() {
+                        written = std::io::Write::write_all(&mut pipe, &again);
+                    }
+                });
+                let read = captured(&path, number, bytes_max);
+                writer.join().unwrap();
+                read
+            };
+            assert_eq!(read(1000, CAPTURE_BYTES_MAX).unwrap(), (frame.to_vec(), true));
+            let bytes_max = begin.len() as u64 + 500 * again.len() as u64 + 7;
+            let told = read(1000, bytes_max).unwrap_err().to_string();
+            assert!(told.contains(&format!("first {bytes_max} bytes")) && told.contains("500 whole packets"), "{told}");
+            assert!(told.contains("500 are left up to packet 1000"), "{told}");
+        }
     }
 
     #[test]

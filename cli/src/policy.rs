@@ -4,7 +4,7 @@
 //! objects; see `tidegate_control::offline`.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -13,6 +13,9 @@ use tidegate_control::offline::Offline;
 use tidegate_control::offline::question::Question;
 
 use crate::args::{PolicyArguments, PolicyWhat};
+
+/// Longest question, bytes, with the end of its line. Names of pods have some hundreds.
+const LINE_BYTES_MAX: u64 = 64 << 10;
 
 /// Runs one `tidegate policy` command, writing to `out` and, about objects, to `complaints`. False when something could not
 /// be answered, or with `--strict` not be read.
@@ -57,7 +60,7 @@ pub fn run(arguments: &PolicyArguments, out: &mut dyn Write, complaints: &mut dy
 }
 
 /// One line of JSON for each line of questions, in their order; empty lines are passed over. False when one of them had no
-/// answer.
+/// answer; its line says why, and its number.
 ///
 /// # Errors
 /// When questions cannot be read any more, or answers not be written.
@@ -66,14 +69,21 @@ pub fn answer(offline: &Offline, mut questions: impl BufRead, out: &mut dyn Writ
     let mut out = io::BufWriter::new(out);
     loop {
         line.clear();
-        if questions.read_until(b'\n', &mut line).context("reading questions")? == 0 {
+        if questions.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line).context("reading questions")? == 0 {
             break;
         }
         number += 1;
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let asked = serde_json::from_slice::<Question>(&line).map_err(|error| format!("not a question: {error}"));
+        let is_whole = line.ends_with(b"\n") || u64::try_from(line.len()).is_ok_and(|length| length < LINE_BYTES_MAX);
+        let asked = match is_whole {
+            true => serde_json::from_slice::<Question>(&line).map_err(|error| format!("not a question: {error}")),
+            false => {
+                questions.skip_until(b'\n').context("reading questions")?;
+                Err(format!("longer than {LINE_BYTES_MAX} bytes"))
+            }
+        };
         let answer = asked.as_ref().map_err(Clone::clone).and_then(|question| offline.ask(question));
         match answer {
             Ok(answer) => serde_json::to_writer(&mut out, &answer)?,

@@ -63,6 +63,52 @@ fn every_question_has_its_line_in_order() {
     assert_eq!(answers[2]["combined"], "allow");
 }
 
+/// A question that cannot be answered has a line of its own, with its number and why; the others are answered, and the
+/// exit status tells.
+#[test]
+fn each_question_that_cannot_be_answered_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("all.yaml"), MANIFESTS).unwrap();
+    let long = format!(r#"{{"from":"192.0.2.7","to":"shop/{}","port":8080}}"#, "w".repeat(1 << 20));
+    for (client, good) in [("192.0.2.7", "allow"), ("2001:db8::7", "allow"), ("198.51.100.7", "deny")] {
+        let wrong: [(&str, &[&str]); 14] = [
+            (r#""to":"shop/web","protocol":"IPX","port":8080"#, &["\"IPX\" is no protocol"]),
+            (r#""to":"shop/web","protocol":256,"port":8080"#, &["\"256\" is no protocol"]),
+            (r#""to":"shop/web","protocol":-6,"port":8080"#, &["\"-6\" is no protocol"]),
+            (r#""to":"shop/web","protocol":6.5,"port":8080"#, &["\"6.5\" is no protocol"]),
+            (r#""to":"shop/web","protocol":["TCP"],"port":8080"#, &["not a question", "a name or a number"]),
+            (r#""to":"shop/web","protocol":null,"port":8080"#, &["not a question", "protocol is null"]),
+            (r#""to":"shop/web","port":8080,"prot":"UDP""#, &["not a question", "unknown field `prot`"]),
+            (r#""to":"shop/web","port":8080,"to":"shop/web""#, &["not a question", "duplicate field `to`"]),
+            (r#""port":8080"#, &["not a question", "missing field `to`"]),
+            (r#""to":"shop/web""#, &["port is missing"]),
+            (r#""to":"shop/web","port":"8080""#, &["not a question", "invalid type"]),
+            (r#""to":"shop/web","port":65536"#, &["65536 is not a port"]),
+            (r#""to":"shop/web","port":8080}, {"#, &["not a question", "trailing characters"]),
+            ("", &["longer than 65536 bytes"]),
+        ];
+        let fine = format!(r#"{{"from":"{client}","to":"shop/web","protocol":6,"port":8080}}"#);
+        let mut text = String::new();
+        for (rest, _) in &wrong {
+            let line = if rest.is_empty() { long.clone() } else { format!(r#"{{"from":"{client}",{rest}}}"#) };
+            text += &format!("{line}\n{fine}\n");
+        }
+        let told = tidegate(folder.path(), &["eval", "--queries", "-"], &text);
+        assert_eq!(told.status.code(), Some(1), "{told:?}");
+        let answers = lines(&told);
+        assert_eq!(answers.len(), 2 * wrong.len());
+        for (at, (rest, words)) in wrong.iter().enumerate() {
+            let (error, answer) = (&answers[2 * at], &answers[2 * at + 1]);
+            assert_eq!(error["line"], 2 * at + 1, "{rest}");
+            let why = error["error"].as_str().unwrap();
+            assert!(words.iter().all(|word| why.contains(word)), "{rest}: {why}");
+            assert_eq!((&answer["combined"], &answer["protocol"]), (&good.into(), &"6".into()), "after {rest}");
+        }
+        let all = tidegate(folder.path(), &["eval", "--queries", "-"], &fine);
+        assert!(all.status.success(), "{all:?}");
+    }
+}
+
 #[test]
 fn bad_objects_are_told_and_strict_makes_them_a_failure() {
     let folder = tempfile::tempdir().unwrap();

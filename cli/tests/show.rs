@@ -244,7 +244,8 @@ fn canned(question: &Show) -> Shown {
 }
 
 fn ruling(policy: &str, direction: &str, rule: Option<u16>, allowed: u64, denied: u64) -> RulingRow {
-    RulingRow { policy: policy.into(), direction: direction.into(), rule, allowed, denied, audit: false }
+    let (would_deny, audit) = (0, false);
+    RulingRow { policy: policy.into(), direction: direction.into(), rule, allowed, denied, would_deny, audit }
 }
 
 fn external(address: &str, policies: &[&str], protocol: &str, used: u64) -> EgressAddressRow {

@@ -17,6 +17,7 @@ use crate::model::{Dirty, Model, Name, Object};
 use crate::policies::Policies;
 use crate::problem::{Place, Problem, Severity};
 use crate::reconcile::kept_words;
+use crate::resolve;
 use crate::source::{Manifest, ObjectKey, ObjectKind, manifest, scan};
 use crate::watch::{self, Dialect, Exposed};
 
@@ -75,6 +76,7 @@ impl Offline {
                 }
             }
         }
+        offline.problems.extend(resolve::pod::contested(offline.model.pods()));
         let resolved = offline.model.resolve_policies(&mut offline.index, &dirty.policies);
         offline.compiler.update(resolved.iter().map(|(key, resource)| (key, resource.as_ref())));
         Ok(offline)

@@ -10,7 +10,6 @@
 //! their node's addresses and pods that have ended have none (P-009, P-105).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
@@ -212,11 +211,10 @@ impl Policies {
         resolved
     }
 
-    /// The resource of a pod that policies look at. Of pods that claim one address it is the first by name's.
+    /// The resource of a pod that policies look at. Of pods that claim one address it is the newest one's.
     fn pod(&self, pod: &Pod, pods: &Pods) -> Option<Resource> {
         let identity = self.identity(&pod.name);
-        let is_own = |address: IpAddr| pods.at(address).is_some_and(|at| at.name == pod.name);
-        resolve::pod::resolve(pod, identity, Vec::new(), false, is_own)
+        resolve::pod::resolve(pod, identity, Vec::new(), false, |address| pods.has(pod, address))
     }
 
     /// A policy came, changed or went.

@@ -12,10 +12,12 @@ use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
@@ -36,6 +38,10 @@ const BYTES_MAX: usize = 256 << 20;
 const APPENDED_MIN: usize = 1 << 20;
 /// A longer file is none of ours.
 const FILE_BYTES_MAX: u64 = 4 * BYTES_MAX as u64;
+/// How soon writing is tried again that has failed.
+const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// Writing that has failed so often, one time after the other, is a problem.
+const FAILURES_TOLD_FROM: u32 = 2;
 
 /// A line of the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -105,8 +111,21 @@ pub struct Saved {
     /// Length and hash of what stands on disk.
     written: HashMap<ObjectKey, (usize, u64)>,
     bytes: usize,
+    /// Good versions that there is no room for.
+    left_out: HashSet<ObjectKey>,
     saver: Option<Saver>,
-    problems: Vec<Problem>,
+    /// What was wrong with the file of the run before, until there is a good one.
+    unusable: Option<Problem>,
+}
+
+/// What became of writing. Kind: shared between the thread that writes and the loop that tells.
+#[derive(Debug, Default)]
+struct Standing {
+    /// A whole file has been written in this run.
+    written: bool,
+    /// Failures since something could be written, and why the last one was.
+    failures: u32,
+    reason: String,
 }
 
 impl Saved {
@@ -115,6 +134,10 @@ impl Saved {
     /// # Errors
     /// When there can be no thread that writes. What is wrong with the file is a problem to be told.
     pub fn open(directory: &Path) -> io::Result<Self> {
+        Self::trying_again_after(directory, TRIED_AGAIN_AFTER)
+    }
+
+    fn trying_again_after(directory: &Path, again_after: Duration) -> io::Result<Self> {
         let mut saved = Saved::default();
         let path = directory.join(FILE_NAME);
         match load(&path) {
@@ -130,7 +153,9 @@ impl Saved {
                      the dataplane goes on with the one it has",
                     path.display()
                 );
-                saved.problems.push(Problem::new(Severity::Warning, "SavedPoliciesUnusable", message));
+                // It is a problem no longer than until the first policy is saved: that may be at once.
+                tracing::warn!("{message}");
+                saved.unusable = Some(Problem::new(Severity::Warning, "SavedPoliciesUnusable", message));
             }
         }
         let mut lines = HashMap::new();
@@ -140,13 +165,33 @@ impl Saved {
             saved.bytes += line.len();
             lines.insert(key.clone(), line);
         }
-        saved.saver = Some(Saver::start(path, lines)?);
+        saved.saver = Some(Saver::start(path, lines, again_after)?);
         Ok(saved)
     }
 
-    /// What is wrong.
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
+    /// What is wrong now.
+    pub fn problems(&self) -> Vec<Problem> {
+        let Some(saver) = &self.saver else { return Vec::new() };
+        let standing = saver.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let unusable = self.unusable.iter().filter(|_| !standing.written).cloned();
+        let fails = (standing.failures >= FAILURES_TOLD_FROM).then(|| {
+            let message = format!(
+                "cannot write {}: {}; it is tried again, and a control that begins anew before it works has what was \
+                 written last",
+                saver.path.display(),
+                standing.reason
+            );
+            Problem::new(Severity::Warning, "PoliciesNotWritten", message)
+        });
+        let left_out = (!self.left_out.is_empty()).then(|| {
+            let message = format!(
+                "policies are more than {} MiB: some of them are not saved, and have no earlier version to go back to when \
+                 control begins anew",
+                BYTES_MAX >> 20
+            );
+            Problem::new(Severity::Warning, "PoliciesNotSaved", message)
+        });
+        unusable.chain(fails).chain(left_out).collect()
     }
 
     /// An object has a good version: this.
@@ -162,16 +207,11 @@ impl Saved {
         }
         let bytes = self.bytes + mark.0 - before.map_or(0, |(length, _)| length);
         if bytes > BYTES_MAX {
-            if self.problems.iter().all(|problem| problem.reason != "PoliciesNotSaved") {
-                let message = format!(
-                    "policies are more than {} MiB: some of them are not saved, and have no earlier version to go back to \
-                     when control begins anew",
-                    BYTES_MAX >> 20
-                );
-                self.problems.push(Problem::new(Severity::Warning, "PoliciesNotSaved", message));
-            }
-            return self.forget(key);
+            self.forget(key);
+            self.left_out.insert(key.clone());
+            return;
         }
+        self.left_out.remove(key);
         self.bytes = bytes;
         self.written.insert(key.clone(), mark);
         saver.order(key.clone(), Some(line));
@@ -180,6 +220,7 @@ impl Saved {
     /// An object is gone.
     pub fn forget(&mut self, key: &ObjectKey) {
         self.found.remove(key);
+        self.left_out.remove(key);
         let Some((length, _)) = self.written.remove(key) else { return };
         self.bytes -= length;
         if let Some(saver) = &self.saver {
@@ -268,16 +309,21 @@ type Order = (ObjectKey, Option<Vec<u8>>);
 /// The thread that writes; it writes what it still has when dropped.
 #[derive(Debug)]
 struct Saver {
+    path: PathBuf,
+    standing: Arc<Mutex<Standing>>,
     orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Saver {
-    fn start(path: PathBuf, lines: HashMap<ObjectKey, Vec<u8>>) -> io::Result<Self> {
+    fn start(path: PathBuf, lines: HashMap<ObjectKey, Vec<u8>>, again_after: Duration) -> io::Result<Self> {
         let (orders, taken) = channel();
-        let run = move || Log { path, lines, file: None, appended: 0 }.run(&taken);
+        let standing = Arc::<Mutex<Standing>>::default();
+        let mut log = Log { path: path.clone(), lines, file: None, appended: 0 };
+        let told = standing.clone();
+        let run = move || log.run(&taken, &told, again_after);
         let thread = thread::Builder::new().name("saver".into()).spawn(run)?;
-        Ok(Saver { orders: Some(orders), thread: Some(thread) })
+        Ok(Saver { path, standing, orders: Some(orders), thread: Some(thread) })
     }
 
     fn order(&self, key: ObjectKey, line: Option<Vec<u8>>) {
@@ -306,12 +352,30 @@ struct Log {
 }
 
 impl Log {
-    fn run(mut self, orders: &Receiver<Order>) {
-        while let Ok(first) = orders.recv() {
-            let orders: Vec<Order> = std::iter::once(first).chain(orders.try_iter()).collect();
-            if let Err(error) = self.take(orders) {
-                self.file = None;
-                tracing::warn!(path = %self.path.display(), %error, "cannot save policies");
+    /// Writes what is ordered until nobody can order any more; what could not be written again after a while, ordered
+    /// or not.
+    fn run(&mut self, orders: &Receiver<Order>, standing: &Mutex<Standing>, again_after: Duration) {
+        let mut fails = false;
+        loop {
+            let first = match fails {
+                true => orders.recv_timeout(again_after),
+                false => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let first = match first {
+                Ok(order) => Some(order),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let written = self.take(first.into_iter().chain(orders.try_iter()).collect());
+            fails = written.is_err();
+            let mut standing = standing.lock().unwrap_or_else(PoisonError::into_inner);
+            match written {
+                Ok(()) => *standing = Standing { written: true, ..Standing::default() },
+                Err(error) => {
+                    self.file = None;
+                    tracing::warn!(path = %self.path.display(), %error, "cannot save policies");
+                    (standing.failures, standing.reason) = (standing.failures.saturating_add(1), error.to_string());
+                }
             }
         }
     }
@@ -461,9 +525,47 @@ mod tests {
             assert!(told.contains("policies.log.unusable") && !path.exists(), "{told}");
             assert_eq!(fs::read_to_string(path.with_extension("log.unusable")).unwrap(), bad);
             saved.keep(&key("c"), None, &network("c", "10.0.0.0/8"));
+            until(|| saved.problems().is_empty());
             drop(saved);
             assert_eq!(load(&path).unwrap().len(), 1);
         }
+    }
+
+    fn until(is_so: impl Fn() -> bool) {
+        let begun = std::time::Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nothing happens");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// A disk that refuses again and again is told, and what it refused is written when it does not any more, whether
+    /// something new comes or not.
+    #[test]
+    fn what_could_not_be_written_is_told_and_written_later() {
+        let home = tempfile::tempdir().unwrap();
+        let place = home.path().join("state");
+        fs::create_dir(&place).unwrap();
+        fs::write(place.join(FILE_NAME), "nonsense\n").unwrap();
+        let mut saved = Saved::trying_again_after(&place, Duration::from_millis(20)).unwrap();
+        let reasons = |saved: &Saved| saved.problems().iter().map(|problem| problem.reason).collect::<Vec<_>>();
+        assert_eq!(reasons(&saved), ["SavedPoliciesUnusable"]);
+        fs::remove_dir_all(&place).unwrap();
+        saved.keep(&key("a"), None, &network("a", "10.0.0.0/8"));
+        saved.keep(&key("b"), None, &network("b", "2001:db8::/32"));
+        until(|| saved.problems().len() == 2);
+        assert_eq!(reasons(&saved), ["SavedPoliciesUnusable", "PoliciesNotWritten"]);
+        let told = saved.problems()[1].to_string();
+        assert!(told.contains("policies.log") && told.contains("No such file"), "{told}");
+        fs::create_dir(&place).unwrap();
+        until(|| saved.problems().is_empty());
+        assert_eq!(load(&place.join(FILE_NAME)).unwrap().len(), 2);
+        // It can come again.
+        drop(saved);
+        let mut saved = Saved::trying_again_after(&place, Duration::from_millis(20)).unwrap();
+        fs::remove_dir_all(&place).unwrap();
+        saved.forget(&key("a"));
+        until(|| reasons(&saved) == ["PoliciesNotWritten"]);
     }
 
     #[test]

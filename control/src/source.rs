@@ -30,6 +30,12 @@ pub mod kubernetes;
 /// What an API server holds of a Service beyond what is asked for: who looks after it and what was told of it.
 pub mod record;
 
+/// Most letters by which a word may differ from one of ours and be taken for it. Three would take kinds of others for
+/// ours: `GCPGatewayPolicy`.
+const SLIPS_MAX: usize = 2;
+/// In a shorter word it is one: two letters of `Node` make it `Role`.
+const SHORT_WORD: usize = 8;
+
 /// The kinds of objects that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ObjectKind {
@@ -219,17 +225,16 @@ impl ObjectKind {
         }
     }
 
-    /// The kind that someone meant who wrote a type that is none of ours: in other letters, in another version, or with
-    /// another of our groups. A kind of the same name in somebody else's group is somebody else's.
+    /// The kind that someone meant who wrote a type that is none of ours: with slips in kind or group, in another
+    /// version, or with another of our groups. A kind of the same name in somebody else's group is somebody else's.
     pub fn meant_by(api_version: &str, kind: &str) -> Option<Self> {
-        let ours = match api_version.split_once('/') {
+        let groups = ["discovery.k8s.io", "tidegate.io", "networking.k8s.io", "policy.networking.k8s.io"];
+        let is_ours = match api_version.split_once('/') {
             None => true,
-            Some((group, _)) => {
-                let groups = ["discovery.k8s.io", "tidegate.io", "networking.k8s.io", "policy.networking.k8s.io"];
-                groups.into_iter().any(|ours| group.eq_ignore_ascii_case(ours))
-            }
+            Some((group, _)) => groups.into_iter().any(|ours| slips(group, ours).is_some()),
         };
-        ObjectKind::ALL.into_iter().find(|meant| ours && meant.to_string().eq_ignore_ascii_case(kind))
+        let near = |meant: ObjectKind| slips(kind, &meant.to_string()).map(|slips| (slips, meant));
+        ObjectKind::ALL.into_iter().filter(|_| is_ours).filter_map(near).min().map(|(_, meant)| meant)
     }
 
     /// Group and version, as in a manifest.
@@ -268,6 +273,16 @@ impl ObjectKind {
     }
 }
 
+/// How many letters of `written` are others, too many, missing or in each other's place than in `meant`, whatever their
+/// case; `None`: too many for a slip.
+fn slips(written: &str, meant: &str) -> Option<usize> {
+    let most = if meant.len() < SHORT_WORD { 1 } else { SLIPS_MAX };
+    // What differs so much in length is not worth a comparison, whose cost is the product of both.
+    let is_near = written.len().abs_diff(meant.len()) <= most;
+    let slips = || strsim::osa_distance(&written.to_ascii_lowercase(), &meant.to_ascii_lowercase());
+    is_near.then(slips).filter(|slips| *slips <= most)
+}
+
 impl ObjectKey {
     /// Namespace and name.
     pub fn name(&self) -> Name {
@@ -293,6 +308,48 @@ impl fmt::Display for ObjectKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slip_is_told_from_somebody_elses_kind() {
+        for (api_version, kind, meant) in [
+            ("networking.k8s.io/v1", "NetworkPolcy", ObjectKind::NetworkPolicy),
+            ("networking.k8s.io/v1", "networkpolicy", ObjectKind::NetworkPolicy),
+            ("networking.k8s.io/v1", "NetwrokPolicy", ObjectKind::NetworkPolicy),
+            ("networking.k8s.oi/v1", "NetworkPolicy", ObjectKind::NetworkPolicy),
+            ("networkng.k8s.io/v1", "NetworkPolicy", ObjectKind::NetworkPolicy),
+            ("networking.k8s.io/v1beta1", "NetworkPolicy", ObjectKind::NetworkPolicy),
+            ("networking.k8s.io", "NetworkPolicy", ObjectKind::NetworkPolicy),
+            ("networking.k8s.oi/v1", "NetworkPolicie", ObjectKind::NetworkPolicy),
+            ("policy.networking.k8s.io/v1alpha2", "ClusterNetwrkPolice", ObjectKind::ClusterNetworkPolicy),
+            ("tidegate.io/v1alpha1", "GatewayPolcy", ObjectKind::GatewayPolicy),
+            ("tidegate.io/v1alpha1", "EgresPolicy", ObjectKind::EgressPolicy),
+            ("v1", "Servcie", ObjectKind::Service),
+            ("v1", "pods", ObjectKind::Pod),
+            ("v2", "Service", ObjectKind::Service),
+        ] {
+            assert_eq!(ObjectKind::meant_by(api_version, kind), Some(meant), "{api_version} {kind}");
+            assert_eq!(ObjectKind::from_type(api_version, kind), None, "{api_version} {kind}");
+        }
+        for (api_version, kind) in [
+            ("v1", "ConfigMap"),
+            ("v1", "Endpoints"),
+            ("v1", "ServiceAccount"),
+            ("v1", "Secret"),
+            ("batch/v1", "Job"),
+            ("rbac.authorization.k8s.io/v1", "Role"),
+            ("networking.k8s.io/v1", "Ingress"),
+            ("networking.k8s.io/v1", "ServiceCIDR"),
+            ("projectcalico.org/v3", "NetworkPolicy"),
+            ("metallb.io/v1beta1", "AddressPool"),
+            ("networking.gke.io/v1", "GCPGatewayPolicy"),
+            ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
+            ("", ""),
+        ] {
+            assert_eq!(ObjectKind::meant_by(api_version, kind), None, "{api_version} {kind}");
+        }
+        let endless = "NetworkPolicy".repeat(1_000_000);
+        assert_eq!(ObjectKind::meant_by(&endless, &endless), None);
+    }
 
     fn key(name: &str) -> ObjectKey {
         ObjectKey { kind: ObjectKind::Service, namespace: "shop".into(), name: name.into() }

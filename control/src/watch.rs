@@ -228,6 +228,33 @@ fn port(number: i32, field: impl Into<String>) -> Result<u16, Invalid> {
         .ok_or_else(|| Invalid::new(field, format!("{number} is not a port number (1 to 65535)")))
 }
 
+/// Most characters in the name of a port.
+const PORT_NAME_MAX: usize = 15;
+
+/// Checks the name of a port, in the form of service names (RFC 6335 section 5.1) with small letters, as an API server
+/// does: no container has another one.
+fn port_name(name: &str, field: impl Into<String>) -> Result<(), Invalid> {
+    let is_known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let lacks = if name.is_empty() {
+        "an empty name"
+    } else if name.len() > PORT_NAME_MAX {
+        "a name of more than 15 characters"
+    } else if !name.bytes().all(is_known) {
+        "a name with other characters than a to z, 0 to 9 and '-'"
+    } else if name.bytes().all(|byte| byte.is_ascii_digit()) {
+        "a name without a letter; write a port's number without quotes"
+    } else if !name.bytes().any(|byte| byte.is_ascii_lowercase()) {
+        "a name without a letter"
+    } else if name.starts_with('-') || name.ends_with('-') || name.contains("--") {
+        "a name with a '-' at its begin or end, or after another"
+    } else {
+        return Ok(());
+    };
+    // It may be as long as an object.
+    let shown: String = name.chars().take(2 * PORT_NAME_MAX).collect();
+    Err(Invalid::new(field, format!("{shown:?} is {lacks}: no port has it, it matches nothing")))
+}
+
 /// A protocol name; absent is TCP (S-012).
 fn protocol(text: Option<&str>, field: impl Into<String>) -> Result<Protocol, Invalid> {
     match text.unwrap_or("TCP") {

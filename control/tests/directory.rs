@@ -197,6 +197,101 @@ fn a_document_that_lost_its_name_takes_nothing_away() {
     }
 }
 
+fn policy(name: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: {name}, namespace: shop }}\n\
+         spec: {{ podSelector: {{}} }}\n---\n"
+    )
+}
+
+/// What was closed stays closed, however far the type is from what was meant.
+#[test]
+fn an_object_whose_type_is_written_wrongly_takes_nothing_away() {
+    let (kind, version) = ("kind: NetworkPolicy", "apiVersion: networking.k8s.io/v1");
+    for (right, wrong) in [
+        (kind, "kind: NetworkPolcy"),
+        (kind, "kind: networkpolicy"),
+        (kind, "kind: NetPol"),
+        (kind, "kind: Policy"),
+        (version, "apiVersion: networking.k8s.oi/v1"),
+        (version, "apiVersion: networking.k8s.io/v1beta1"),
+        (version, "apiVersion: networking/v1"),
+        (version, "apiVersion: example.org/v1"),
+    ] {
+        let mut place = Place::new();
+        place.write("a.yaml", &(policy("closed") + &policy("other")));
+        place.write("b.yaml", &(policy("more") + &policy("yet-more")));
+        assert_eq!(applied(&place.look()).len(), 4);
+        let spoilt = policy("closed").replace(right, wrong);
+        place.write("a.yaml", &(spoilt.clone() + &policy("other")));
+        let expect_told = |batch: &Batch| {
+            assert!(deleted(batch).is_empty(), "{wrong}");
+            let told = problems(batch);
+            let words = ["a.yaml document 1 (line 1): ", wrong.rsplit(' ').next().unwrap(), " closed: ", kind, version];
+            let fits = |problem: &&String| words.iter().all(|word| problem.contains(word));
+            assert_eq!(told.iter().filter(fits).count(), 1, "{wrong}: {told:#?}");
+        };
+        expect_told(&place.look());
+        // It is so for as long as it stands there, whatever becomes of the others.
+        place.write("a.yaml", &(spoilt.clone() + &policy("new")));
+        let batch = place.look();
+        assert_eq!(applied(&batch), ["NetworkPolicy shop/new"]);
+        let is_near = batch.problems.iter().any(|problem| problem.message.contains("what this file had before"));
+        assert_eq!(deleted(&batch).is_empty(), is_near, "of what is near nobody knows which document it was: {wrong}");
+        place.write("a.yaml", &spoilt);
+        assert!(!deleted(&place.look()).contains(&"NetworkPolicy shop/closed".into()), "{wrong}");
+        // Put right it is read, and written wrongly again it stays.
+        place.write("a.yaml", &policy("closed"));
+        let batch = place.look();
+        assert_eq!((applied(&batch), problems(&batch)), (vec!["NetworkPolicy shop/closed".into()], vec![]), "{wrong}");
+        place.write("a.yaml", &spoilt);
+        expect_told(&place.look());
+        // Gone is gone.
+        place.remove("a.yaml");
+        let batch = place.look();
+        assert_eq!((deleted(&batch), problems(&batch)), (vec!["NetworkPolicy shop/closed".into()], vec![]), "{wrong}");
+    }
+}
+
+#[test]
+fn somebody_elses_object_of_the_same_name_keeps_nothing() {
+    let mut place = Place::new();
+    let other =
+        |kind: &str| format!("apiVersion: v1\nkind: {kind}\nmetadata: {{ name: closed, namespace: shop }}\n---\n");
+    place.write("a.yaml", &(policy("closed") + &other("ConfigMap")));
+    place.look();
+    place.write("a.yaml", &other("ConfigMap"));
+    assert_eq!(deleted(&place.look()), ["NetworkPolicy shop/closed"], "it was there beside it");
+    // Of another namespace, or with another name, it is another object.
+    place.write("a.yaml", &policy("closed"));
+    place.look();
+    place.write("a.yaml", &other("Secret").replace("namespace: shop", "namespace: blog"));
+    assert_eq!(deleted(&place.look()), ["NetworkPolicy shop/closed"]);
+    // To leave the document out is to delete it too.
+    place.write("a.yaml", &(policy("closed") + &node("w1")));
+    place.look();
+    place.write("a.yaml", &(other("Secret") + &node("w1")));
+    assert!(deleted(&place.look()).is_empty());
+    place.write("a.yaml", &node("w1"));
+    let batch = place.look();
+    assert_eq!((deleted(&batch), problems(&batch)), (vec!["NetworkPolicy shop/closed".into()], vec![]));
+}
+
+/// After a restart nobody knows what it was, but for who has it still.
+#[test]
+fn a_type_that_is_misspelt_from_the_start_says_that_something_is_unknown() {
+    let mut place = Place::new();
+    place.write("a.yaml", &policy("closed").replace("NetworkPolicy", "NetworkPolcy"));
+    place.write("b.yaml", &node("w1"));
+    assert!(place.look().unreadable);
+    place.write("b.yaml", &node("w2"));
+    assert!(place.look().unreadable, "it is still");
+    place.write("a.yaml", &policy("closed"));
+    assert!(!place.look().unreadable);
+    place.write("a.yaml", &policy("closed").replace("NetworkPolicy", "NetworkPolcy"));
+    assert!(!place.look().unreadable, "what it is can be known");
+}
+
 #[test]
 fn an_object_in_two_files_is_taken_from_the_first_by_name() {
     let mut place = Place::new();

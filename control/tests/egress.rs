@@ -89,6 +89,65 @@ fn a_selected_pod_leaves_by_its_policy_and_nobody_else_does() {
     assert_eq!((egress(&rig, "out"), pod(&rig, "lab/web-0")), (None, None));
 }
 
+/// The same with an age and an identity.
+fn aged(pod: String, created: &str, uid: &str) -> String {
+    pod.replace("metadata: {", &format!("metadata: {{ creationTimestamp: \"{created}\", uid: \"{uid}\","))
+}
+
+/// Two that run claim an address: the newest has it, and the other one is not taken for it; not for policies, not for
+/// egress, not by a StaticNat.
+#[test]
+fn an_address_of_two_pods_is_the_newest_ones() {
+    let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z");
+    let selected = policy("out", &format!("{BOTH}, podSelector: {{ matchLabels: {{ app: old }} }}"));
+    let isolated = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: closed, namespace: shop }\n\
+                    spec: { podSelector: { matchLabels: { app: new } } }\n---\n";
+    let nat = "apiVersion: tidegate.io/v1alpha1\nkind: StaticNat\nmetadata: { name: door }\n\
+               spec: { address: 192.0.2.99, pod: { namespace: shop, name: a-old } }\n---\n";
+    let fixed = [node("gw-1", 9), node("w1", 1), selected, isolated.into()].concat();
+    for (old, new) in [((early, "u-9"), (late, "u-1")), ((late, "u-1"), (late, "u-2")), (("", ""), (early, "u-1"))] {
+        let pod_named = |name: &str, labels: &str, (created, uid): (&str, &str)| match created {
+            "" => pod_of(name, labels, 5, ""),
+            _ => aged(pod_of(name, labels, 5, ""), created, uid),
+        };
+        let (old, new) = (pod_named("shop/a-old", "app: old", old), pod_named("shop/b-new", "app: new", new));
+        let mut rig = Rig::new();
+        rig.apply(&(fixed.clone() + nat + &old));
+        assert_eq!(pod(&rig, "shop/a-old").unwrap().egress, ["out"]);
+        assert_eq!(static_nat(&rig, "door").unwrap().internal.to_string(), "10.244.1.5");
+        assert!(rig.problems().is_empty(), "{:?}", rig.problems());
+        rig.apply(&new);
+        assert_eq!(pod(&rig, "shop/a-old"), None, "nobody leaves by its policy");
+        let owner = pod(&rig, "shop/b-new").unwrap();
+        assert!(owner.addresses.len() == 2 && owner.egress.is_empty() && owner.identity != 0, "{owner:?}");
+        assert_eq!(static_nat(&rig, "door"), None);
+        for address in ["10.244.1.5", "fd00:10:244:1::5"] {
+            rig.expect_problem(&["Pod shop/a-old: ", &format!("is {address},"), "Pod shop/b-new, which is the newest"]);
+        }
+        rig.expect_problem(&["StaticNat door: leads nowhere", "10.244.1.5 of Pod shop/a-old is another one's too"]);
+        // Whatever comes first.
+        let mut other = Rig::new();
+        other.apply(&new).apply(&old).apply(&(fixed.clone() + nat));
+        assert_eq!(other.0.resources(), rig.0.resources());
+        assert_eq!(other.problems(), rig.problems());
+        // One address of the two.
+        let of_v4 = new.replace(", { ip: \"fd00:10:244:1::5\" }", "");
+        rig.apply(&of_v4);
+        let rest: Vec<String> = pod(&rig, "shop/a-old").unwrap().addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(rest, ["fd00:10:244:1::5"]);
+        assert_eq!(rig.problems().iter().filter(|problem| problem.contains("the newest")).count(), 1);
+        // One that has ended, or has its node's addresses, claims none.
+        rig.apply(&new.replace("status: {", "status: { phase: Failed,"));
+        assert_eq!(pod(&rig, "shop/a-old").unwrap().addresses.len(), 2);
+        assert!(rig.problems().is_empty(), "{:?}", rig.problems());
+        rig.apply(&new);
+        assert_eq!(pod(&rig, "shop/a-old"), None);
+        rig.delete(ObjectKind::Pod, "shop/b-new");
+        assert_eq!(pod(&rig, "shop/a-old").unwrap().egress, ["out"]);
+        assert!(static_nat(&rig, "door").is_some() && rig.problems().is_empty(), "{:?}", rig.problems());
+    }
+}
+
 /// A Node that comes later is no outside either, and costs no Pod anything.
 #[test]
 fn the_inside_grows_with_the_cluster() {

@@ -87,12 +87,14 @@ fn a_kind_that_is_almost_one_of_ours_is_a_warning_and_somebody_else_s_is_not() {
         ("apiVersion: V1\nkind: Node", Some("apiVersion: v1, kind: Node")),
         ("apiVersion: v1\nkind: EndpointSlice", Some("apiVersion: discovery.k8s.io/v1, kind: EndpointSlice")),
         ("apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice", Some("apiVersion: discovery.k8s.io/v1,")),
+        ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolcy", Some("kind: NetworkPolicy")),
+        ("apiVersion: networking.k8s.oi/v1\nkind: NetworkPolicy", Some("apiVersion: networking.k8s.io/v1,")),
         ("apiVersion: serving.knative.dev/v1\nkind: Service", None),
         ("apiVersion: v1\nkind: ConfigMap", None),
     ] {
         let content = manifest::parse("a.yaml", &format!("{types}\nmetadata: {{ name: web }}\n")).unwrap();
         assert!(content.manifests.is_empty());
-        assert_eq!(content.unknown.len(), usize::from(warned.is_none()), "{types}");
+        assert_eq!(content.strangers.len(), usize::from(warned.is_none()), "{types}");
         let told: Vec<String> = content.nameless.iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), usize::from(warned.is_some()), "{types}: {told:?}");
         if let Some(words) = warned {

@@ -22,7 +22,7 @@ pub const LOOKS_EVERY: Duration = Duration::from_secs(30);
 /// How often it looks whether it is to end.
 const WAKES_EVERY: Duration = Duration::from_millis(100);
 
-/// What was told of rules in audit so far: flows denied in all, by the rule's key.
+/// What was told of rules so far: flows that they would have denied in all, by the rule's key.
 #[derive(Debug, Default)]
 pub struct Told(HashMap<u64, u64>);
 
@@ -36,30 +36,27 @@ pub struct Finding {
     /// Number of the rule; none: that it isolates.
     pub rule: Option<u16>,
     /// Flows that it would have denied since then.
-    pub denied: u64,
+    pub would_deny: u64,
 }
 
 impl Told {
     /// What is new, by all policies and what all workers have counted.
     pub fn news(&mut self, policies: &[Arc<Resource>], rulings: &[Ruling]) -> Vec<Finding> {
-        let mut denied: HashMap<u64, u64> = HashMap::new();
-        for ruling in rulings {
-            *denied.entry(ruling.key).or_default() += ruling.denied;
+        let mut counted: HashMap<u64, u64> = HashMap::new();
+        // What a rule did deny, before it came into audit or after, is no news of audit.
+        for ruling in rulings.iter().filter(|ruling| ruling.would_deny > 0) {
+            *counted.entry(ruling.key).or_default() += ruling.would_deny;
         }
-        let mut told = HashMap::new();
         let mut findings = Vec::new();
         for resource in policies {
             for (direction, rule, key) in keys_in_audit(resource) {
-                let now = denied.get(&key).copied().unwrap_or(0);
-                // A rule comes into audit with what it had denied before.
-                let before = self.0.get(&key).copied().unwrap_or(0);
+                let [now, before] = [&counted, &self.0].map(|counts| counts.get(&key).copied().unwrap_or(0));
                 if now > before {
-                    findings.push(Finding { policy: name_of(resource), direction, rule, denied: now - before });
+                    findings.push(Finding { policy: name_of(resource), direction, rule, would_deny: now - before });
                 }
-                told.insert(key, now);
             }
         }
-        self.0 = told;
+        self.0 = counted;
         findings
     }
 }
@@ -125,8 +122,8 @@ fn look(handle: &Handle, workers: &dyn WorkerQuery, told: &mut Told) {
         return;
     }
     let Ok(rulings) = workers.rulings() else { return };
-    for Finding { policy, direction, rule, denied } in told.news(&policies, &rulings) {
-        tracing::info!(policy, direction, rule, denied, "a policy in audit would have denied flows");
+    for Finding { policy, direction, rule, would_deny } in told.news(&policies, &rulings) {
+        tracing::info!(policy, direction, rule, would_deny, "a policy in audit would have denied flows");
     }
 }
 
@@ -145,17 +142,27 @@ mod tests {
             Arc::new(Resource { name: name.into(), version: "1".into(), body: Body::GatewayPolicy(body) })
         };
         let policies = [policy("trial", true), policy("real", false)];
-        let ruling = |name, rule, denied| Ruling { key: gate_ruling_key(name, rule), allowed: 9, denied };
-        let mut told = Told::default();
-        let finding = |denied| {
-            vec![Finding { policy: "GatewayPolicy/trial".into(), direction: "clients", rule: Some(1), denied }]
+        // What it has really denied is another matter, whenever that was.
+        let ruling = |name, rule, would_deny| Ruling {
+            key: gate_ruling_key(name, rule),
+            allowed: 9,
+            denied: 100 + 10 * would_deny,
+            would_deny,
         };
+        let mut told = Told::default();
+        let finding = |would_deny| {
+            vec![Finding { policy: "GatewayPolicy/trial".into(), direction: "clients", rule: Some(1), would_deny }]
+        };
+        assert_eq!(told.news(&policies, &[ruling("trial", 1, 0)]), [], "it was in force before");
         // Two workers.
         let rulings = [ruling("trial", 1, 4), ruling("trial", 1, 3), ruling("real", 0, 8)];
         assert_eq!(told.news(&policies, &rulings), finding(7));
         assert_eq!(told.news(&policies, &rulings), []);
         assert_eq!(told.news(&policies, &[ruling("trial", 1, 9)]), finding(2));
-        assert_eq!(told.news(&policies[1..], &rulings), []);
+        assert_eq!(told.news(&policies[1..], &[ruling("trial", 1, 9)]), []);
+        // In force for a while and in audit again: only what is new.
+        assert_eq!(told.news(&[policy("trial", false)], &[ruling("trial", 1, 9)]), []);
+        assert_eq!(told.news(&policies, &[ruling("trial", 1, 10)]), finding(1));
         // What isolates too.
         let network = |audit| {
             let (isolates_ingress, isolates_egress) = (true, false);
@@ -165,8 +172,9 @@ mod tests {
             Arc::new(Resource { name: "NetworkPolicy/shop/a".into(), version: "1".into(), body: Body::Policy(body) })
         };
         let key = ruling_key("NetworkPolicy/shop/a", Direction::Ingress, None);
-        let rulings = [Ruling { key, allowed: 0, denied: 3 }];
-        let isolation = Finding { policy: "NetworkPolicy/shop/a".into(), direction: "ingress", rule: None, denied: 3 };
+        let rulings = [Ruling { key, allowed: 0, denied: 8, would_deny: 3 }];
+        let isolation =
+            Finding { policy: "NetworkPolicy/shop/a".into(), direction: "ingress", rule: None, would_deny: 3 };
         assert_eq!(told.news(&[network(true)], &rulings), [isolation]);
         assert_eq!(told.news(&[network(false)], &rulings), []);
     }

@@ -24,6 +24,7 @@ use crate::state::answers::{Permit, Source};
 use crate::state::mapping::Mapping;
 use crate::state::one_way::{self, Opening};
 use crate::state::quota::Quota;
+use crate::state::ruling::Said;
 use crate::state::{
     self, Direction, EgressError, Entry, FlowId, FlowState, Fold, Grant, Hit, InsertError, Learn, State, Tuple, Victim,
     tcp, ticks,
@@ -539,7 +540,7 @@ fn begun<A: Family>(
 fn count_passed(tables: &Tables, state: &mut State, passed: &Passed) {
     for (direction, by) in [(policy::Direction::Ingress, passed.ingress), (policy::Direction::Egress, passed.egress)] {
         if let Some(key) = by.and_then(|by| tables.policy.key_of(direction, by)) {
-            state.rulings.count(key, true);
+            state.rulings.count(key, Said::Allowed);
         }
     }
     if passed.audited != [None; 2] {
@@ -552,7 +553,7 @@ fn count_passed(tables: &Tables, state: &mut State, passed: &Passed) {
 fn count_audited(tables: &Tables, state: &mut State, passed: &Passed) {
     for (direction, by) in policy::Direction::ALL.into_iter().zip(passed.audited) {
         if let Some(key) = by.and_then(|by| tables.policy.key_of(direction, by)) {
-            state.rulings.count(key, false);
+            state.rulings.count(key, Said::WouldDeny);
         }
     }
 }
@@ -567,7 +568,7 @@ fn charge<A: Family>(
     now_ns: u64,
 ) -> Charged {
     let charged = gatepolicy::charge(tables, state, &flow.original, &flow.passed.gate, now_ns);
-    charged.verdicts.iter().flatten().for_each(|(key, allow)| state.rulings.count(*key, *allow));
+    charged.verdicts.iter().flatten().for_each(|(key, said)| state.rulings.count(*key, *said));
     if charged.is_untold {
         counters.count(Event::SourceUntold);
     }
@@ -583,7 +584,7 @@ pub(crate) fn count_denied(tables: &Tables, state: &mut State, denied: &Denied) 
         Blame::Unknown => None,
     };
     if let Some(key) = key {
-        state.rulings.count(key, false);
+        state.rulings.count(key, Said::Denied);
     }
 }
 

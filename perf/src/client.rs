@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::pod::{ECHO_MARK, Who};
+use crate::sctp;
 use crate::stun::{self, Behaviour, StunOptions};
 
 /// HTTP: one request per connection.
@@ -136,6 +137,8 @@ pub enum Task {
     },
     /// A connection without a server: both ends connect to each other (RFC 9293 section 3.5, figure 7).
     Meet(Way),
+    /// An INIT of SCTP and its answer.
+    Associate(Way),
     /// How the NAT on the way maps and filters.
     Stun(StunOptions),
 }
@@ -194,6 +197,7 @@ pub fn perform(task: &Task) -> Result<bool> {
         Task::Ping { way, count, bytes } => tell(&judged(|| ping(way, *count, *bytes))),
         Task::Echo { way, bytes } => tell(&judged(|| echo(way, *bytes))),
         Task::Meet(way) => tell(&judged(|| meet(way))),
+        Task::Associate(way) => tell(&judged(|| sctp::associate(way))),
         Task::Stun(options) => tell(&stun::find_out(options)?),
     }
 }
@@ -427,7 +431,9 @@ mod tests {
         // Two ports that were free a moment ago.
         let tcp_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let udp_port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        std::thread::spawn(move || pod::serve(&PodOptions { name: "p9".into(), tcp_port, udp_port }).unwrap());
+        std::thread::spawn(move || {
+            pod::serve(&PodOptions { name: "p9".into(), tcp_port, udp_port, sctp_port: None }).unwrap()
+        });
         let mut tries = 0;
         while !judged(|| who(&way(tcp_port))).ok {
             tries += 1;

@@ -19,8 +19,8 @@ use crate::process::{self, Daemon, in_namespace};
 use crate::topology::{
     self, CLIENT, CLIENT_HOSTS, CLIENT_MAC, FABRIC, FAMILIES, FLOOD_NET_V4, FLOOD_NET_V6, Family, GATEWAY, GATEWAY_2,
     GATEWAY_2_LAN_MAC, GATEWAY_2_NODE, GATEWAY_2_WAN_MAC, GATEWAY_LAN_MAC, GATEWAY_NODE, GATEWAY_WAN_MAC, LAN,
-    NOBODY_MAC, NOBODY_V4, NOBODY_V6, Node, OVERLAY_MTU_V4, OVERLAY_MTU_V6, Pod, ROUTER_V4, ROUTER_V6, UNDERLAY_MTU,
-    VNI, VXLAN_PORT, client_address, pods, workers,
+    NOBODY_MAC, NOBODY_V4, NOBODY_V6, Node, OVERLAY_MTU_V4, OVERLAY_MTU_V6, POD_SCTP_PORT, Pod, ROUTER_V4, ROUTER_V6,
+    UNDERLAY_MTU, VNI, VXLAN_PORT, client_address, pods, workers,
 };
 
 /// How long one building command may take on a busy machine.
@@ -344,7 +344,7 @@ fn start_pods(state_dir: &Path) -> Result<Vec<Daemon>> {
     for pod in pods() {
         let name = pod.name();
         let mut command = in_namespace(&name, &program);
-        command.args(["pod", "--name", &name]);
+        command.args(["pod", "--name", &name, &format!("--sctp-port={POD_SCTP_PORT}")]);
         running.push(Daemon::start(&name, command, &state_dir.join(format!("{name}.log")))?);
     }
     for pod in &mut running {

@@ -20,6 +20,8 @@ pub mod pod;
 pub mod client;
 /// A STUN client and server.
 pub mod stun;
+/// The first exchange of SCTP, over raw sockets.
+pub mod sctp;
 /// The YAML that control watches.
 pub mod manifest;
 /// The API server that control may follow instead of the YAML.

@@ -97,6 +97,9 @@ enum Command {
         /// Port of the UDP server.
         #[arg(long, default_value_t = POD_UDP_PORT)]
         udp_port: u16,
+        /// Port where INITs of SCTP are answered.
+        #[arg(long)]
+        sctp_port: Option<u16>,
     },
 }
 
@@ -112,7 +115,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<u8> {
     match command {
-        Command::Pod { name, tcp_port, udp_port } => pod::serve(&PodOptions { name, tcp_port, udp_port })?,
+        Command::Pod { name, tcp_port, udp_port, sctp_port } => {
+            pod::serve(&PodOptions { name, tcp_port, udp_port, sctp_port })?;
+        }
         Command::StunServer { addresses, ports } => match (addresses[..].try_into(), ports[..].try_into()) {
             (Ok(addresses), Ok(ports)) => stun::serve(addresses, ports)?,
             _ => bail!("two addresses and two ports"),

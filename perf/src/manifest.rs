@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 
 use crate::cluster::Cluster;
 use crate::topology::{
-    ECHO_PORT, FAMILIES, Family, GATEWAY_2_NUMBER, GATEWAY_NUMBER, Node, POD_TCP_PORT, POD_UDP_PORT, Pod, VIP_ECHO,
-    VIP_EMPTY, VIP_ONLINK, VIP_WEB, VNI, Vip, WEB_PORT, pods, workers,
+    ECHO_PORT, FAMILIES, Family, GATEWAY_2_NUMBER, GATEWAY_NUMBER, Node, POD_SCTP_PORT, POD_TCP_PORT, POD_UDP_PORT,
+    Pod, SIGNAL_PORT, VIP_ECHO, VIP_EMPTY, VIP_ONLINK, VIP_WEB, VNI, Vip, WEB_PORT, pods, workers,
 };
 
 /// Namespace of all the lab's Services.
@@ -23,7 +23,7 @@ pub const NAMESPACE: &str = "shop";
 pub struct Port {
     /// Port name.
     pub name: &'static str,
-    /// `TCP` or `UDP`.
+    /// `TCP`, `UDP` or `SCTP`.
     pub protocol: &'static str,
     /// Port at the VIP.
     pub port: u16,
@@ -35,6 +35,8 @@ pub struct Port {
 pub const HTTP: Port = Port { name: "http", protocol: "TCP", port: WEB_PORT, target_port: POD_TCP_PORT };
 /// UDP 53 at the VIP, the pods' UDP server behind it.
 pub const ECHO: Port = Port { name: "echo", protocol: "UDP", port: ECHO_PORT, target_port: POD_UDP_PORT };
+/// SCTP 2905 at the VIP, the pods' answers to INITs behind it.
+pub const SIGNAL: Port = Port { name: "signal", protocol: "SCTP", port: SIGNAL_PORT, target_port: POD_SCTP_PORT };
 
 /// A Service of type LoadBalancer and the pods behind it.
 #[derive(Debug, Clone)]

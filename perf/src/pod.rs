@@ -7,6 +7,7 @@
 //! - `GET /bytes/N`: N bytes of [`content`]; `?rate=R` sends at most R bytes per second.
 //! - `POST /upload`: counts and sums the body, answers an [`Upload`] in JSON.
 //! - any datagram: answered with a [`Who`] in JSON.
+//! - an INIT of SCTP: answered with a [`Who`] in JSON as its cookie ([`crate::sctp`]).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -64,9 +65,11 @@ pub struct PodOptions {
     pub tcp_port: u16,
     /// Port of the UDP server.
     pub udp_port: u16,
+    /// Port where INITs of SCTP are answered, which takes CAP_NET_RAW.
+    pub sctp_port: Option<u16>,
 }
 
-/// Serves until the process ends; prints `pod ready` when all four sockets listen.
+/// Serves until the process ends; prints `pod ready` when all sockets listen.
 ///
 /// # Errors
 /// When a socket cannot be opened.
@@ -81,6 +84,9 @@ pub fn serve(options: &PodOptions) -> Result<()> {
         let (name_tcp, name_udp, active) = (Arc::clone(&name), Arc::clone(&name), Arc::clone(&active));
         threads.push(std::thread::spawn(move || accept(&listener, &name_tcp, &active)));
         threads.push(std::thread::spawn(move || answer_datagrams(&datagrams, &name_udp)));
+    }
+    if let Some(port) = options.sctp_port {
+        crate::sctp::answer(&name, port)?;
     }
     println!("pod ready: {name}");
     for thread in threads {

@@ -41,6 +41,8 @@ pub const GATEWAY_2_NUMBER: u8 = 8;
 pub const POD_TCP_PORT: u16 = 8080;
 /// Port of the pods' UDP server.
 pub const POD_UDP_PORT: u16 = 5353;
+/// Port where the pods answer INITs of SCTP.
+pub const POD_SCTP_PORT: u16 = 3868;
 /// VXLAN network identifier, flannel's default (V-020).
 pub const VNI: u32 = 1;
 /// VXLAN UDP port, Linux' and flannel's default (V-020).
@@ -164,10 +166,14 @@ pub const VIP_ONLINK: Vip =
     Vip { v4: Ipv4Addr::new(192, 0, 2, 200), v6: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x200) };
 /// The Service of the `node-dsr` checks.
 pub const VIP_KEEP: Vip = Vip::routed(20);
+/// The Service of the policy checks: SCTP 2905 on all pods.
+pub const VIP_SIGNAL: Vip = Vip::routed(14);
 /// TCP port of the web Services.
 pub const WEB_PORT: u16 = 80;
 /// UDP port of the echo Service.
 pub const ECHO_PORT: u16 = 53;
+/// SCTP port of the signal Service.
+pub const SIGNAL_PORT: u16 = 2905;
 
 /// Decimal digits read as hexadecimal ones: 21 gives 0x21, so that an IPv6 address shows the same digits.
 const fn spell(number: u8) -> u16 {

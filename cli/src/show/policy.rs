@@ -9,15 +9,20 @@ pub fn policies(shown: &Policies, all: bool) -> String {
     if shown.rules.is_empty() {
         return "no policies\n".into();
     }
-    let mut columns =
-        Columns::new([text("POLICY"), text("DIRECTION"), text("RULE"), number("FLOWS"), number("DENIED")]);
-    let used: Vec<_> = shown.rules.iter().filter(|row| all || row.allowed + row.denied > 0).collect();
+    let mut columns = Columns::new([
+        text("POLICY"),
+        text("DIRECTION"),
+        text("RULE"),
+        number("FLOWS"),
+        number("DENIED"),
+        number("WOULD DENY"),
+    ]);
+    let used: Vec<_> = shown.rules.iter().filter(|row| all || row.allowed + row.denied + row.would_deny > 0).collect();
     for row in &used {
         let rule = row.rule.map_or("none matched".to_owned(), |rule| rule.to_string());
-        let counts = [row.allowed, row.denied].map(|count| count.to_string());
-        let [flows, denied] = counts;
+        let [flows, denied, would_deny] = [row.allowed, row.denied, row.would_deny].map(|count| count.to_string());
         let direction = if row.audit { format!("{} (audit)", row.direction) } else { row.direction.clone() };
-        columns.row([row.policy.clone(), direction, rule, flows, denied]);
+        columns.row([row.policy.clone(), direction, rule, flows, denied, would_deny]);
     }
     let mut out = if used.is_empty() { String::new() } else { columns.render() + "\n" };
     let hidden = shown.rules.len() - used.len();
@@ -39,15 +44,16 @@ mod tests {
     #[test]
     fn what_nothing_has_met_is_shown_when_asked_for() {
         assert_eq!(policies(&Policies::default(), false), "no policies\n");
-        let row = |rule, allowed, denied| RulingRow {
+        let row = |rule, [allowed, denied, would_deny]: [u64; 3]| RulingRow {
             policy: "networkpolicy/shop/clients".into(),
             direction: "ingress".into(),
             rule,
             allowed,
             denied,
+            would_deny,
             audit: rule == Some(1),
         };
-        let rules = vec![row(Some(0), 0, 0), row(Some(1), 7, 0), row(None, 0, 9)];
+        let rules = vec![row(Some(0), [0; 3]), row(Some(1), [0, 0, 7]), row(None, [0, 9, 0])];
         let shown = Policies { digest: "00ff".into(), identities: 3, programs: 1, rules, ..Policies::default() };
         let told = policies(&shown, false);
         assert!(

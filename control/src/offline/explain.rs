@@ -4,7 +4,9 @@
 //! count. The verdict comes from the tables; this is the telling of it.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::Value;
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Tier};
 use tidegate_policy::{Decided, Direction, Verdict};
@@ -217,7 +219,7 @@ impl Offline {
         if let Some(peers) = &rule.peers
             && !peers.iter().any(|it| self.is_peer(it, peer))
         {
-            let listed: Vec<String> = peers.iter().map(words).collect();
+            let listed: Vec<String> = peers.iter().map(|it| words(it, peer.address)).collect();
             let listed = if listed.is_empty() { "nobody".into() } else { listed.join("; ") };
             return Some(format!("{} is none of: {listed}", who(peer)));
         }
@@ -285,12 +287,25 @@ fn is_port(port: &PolicyPort, target: Option<&Pod>, meant: &Meant<'_>) -> bool {
     }
 }
 
-fn words(peer: &Peer) -> String {
+/// What a peer is that does not match `address`.
+fn words(peer: &Peer, address: IpAddr) -> String {
     match peer {
         Peer::Pods(pods) => pods.to_string(),
-        Peer::Network(prefix, except) if except.is_empty() => prefix.to_string(),
-        Peer::Network(prefix, except) => format!("{prefix} but for {} prefixes", except.len()),
+        Peer::Network(prefix, except) => prefix_words(prefix, except, address),
         Peer::Nodes(selector) => format!("nodes ({selector})"),
+    }
+}
+
+/// A prefix with its exceptions: the one that holds `address`, if that is why it does not match; else how many there
+/// are.
+pub(super) fn prefix_words(prefix: &IpNet, except: &[IpNet], address: IpAddr) -> String {
+    // Of several the narrowest says best who was meant.
+    let holding = except.iter().filter(|except| except.contains(&address)).max_by_key(|except| except.prefix_len());
+    match (holding, except.len()) {
+        (Some(holding), _) => format!("{prefix} (except: {holding}, which holds it)"),
+        (None, 0) => prefix.to_string(),
+        (None, 1) => format!("{prefix} but for 1 prefix"),
+        (None, count) => format!("{prefix} but for {count} prefixes"),
     }
 }
 

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use tidegate_api::resource::{ClientRange, FrontPort, GatewayAction};
 
 use super::Offline;
+use super::explain::prefix_words;
 use crate::model::Name;
 use crate::model::gatewaypolicy::{GatewayPolicy, Rule};
 
@@ -86,8 +87,12 @@ impl Offline {
         let is_client = |range: &ClientRange| {
             range.prefix.contains(&client) && !range.except.iter().any(|except| except.contains(&client))
         };
-        if rule.clients.as_ref().is_some_and(|clients| !clients.iter().any(is_client)) {
-            return Some(format!("{client} is none of its clients"));
+        if let Some(clients) = rule.clients.as_ref().filter(|clients| !clients.iter().any(is_client)) {
+            // There may be thousands: what comes near is named.
+            let near = clients.iter().filter(|range| range.prefix.contains(&client));
+            let near: Vec<String> = near.map(|it| prefix_words(&it.prefix, &it.except, client)).collect();
+            let near = if near.is_empty() { String::new() } else { format!(": not of {}", near.join("; ")) };
+            return Some(format!("{client} is none of its clients{near}"));
         }
         let labels = self.service_labels.get(service);
         let is_meant = |choice: &crate::model::gatewaypolicy::Choice| match labels {

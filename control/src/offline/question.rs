@@ -5,7 +5,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use tidegate_policy::{Decided, Direction, Query, Verdict};
 
@@ -16,13 +17,14 @@ use crate::model::policy::PolicyKey;
 
 /// A question as it is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Question {
     /// `namespace/pod` or an address.
     pub from: String,
     /// The same, for who is to receive.
     pub to: String,
-    /// Name or number of the protocol.
-    #[serde(default = "tcp")]
+    /// Name or number of the protocol, the latter with quotes or without.
+    #[serde(default = "tcp", deserialize_with = "name_or_number")]
     pub protocol: String,
     /// Port of the receiving pod (P-025); absent where the protocol has none.
     #[serde(default)]
@@ -91,6 +93,14 @@ pub(crate) enum Rests {
 
 fn tcp() -> String {
     "TCP".into()
+}
+
+fn name_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(name) => Ok(name),
+        Value::Number(number) => Ok(number.to_string()),
+        other => Err(D::Error::custom(format!("protocol is {other}; a name or a number from 0 to 255 names one"))),
+    }
 }
 
 impl Offline {

@@ -185,7 +185,7 @@ impl Reconciler {
         let nameless = Namespace { name: name.namespace.clone(), labels: BTreeMap::new() };
         let namespace = self.model.namespace(&name.namespace).unwrap_or(&nameless);
         let egress = egress::selecting(self.model.egress(), namespace, pod);
-        let is_its_own = |address| self.model.pods().at(address).is_some_and(|owner| owner.name == pod.name);
+        let is_its_own = |address| self.model.pods().has(pod, address);
         let all = self.file.control.policy.unknown_pod == UnknownPod::Deny;
         pod::resolve(pod, self.policies.identity(name), egress, all, is_its_own)
     }
@@ -200,9 +200,14 @@ impl Reconciler {
             let internal = match &nat.target {
                 Target::Address(address) => Ok(*address),
                 Target::Pod(pod) => {
-                    let pod = self.model.pods().get(pod).ok_or_else(|| format!("there is no Pod {pod}"))?;
+                    let pods = self.model.pods();
+                    let pod = pods.get(pod).ok_or_else(|| format!("there is no Pod {pod}"))?;
                     let owned = pod.addresses.iter().filter(|_| pod.owns_addresses()).find(same_family);
-                    owned.copied().ok_or_else(|| format!("Pod {} has no address of that family", pod.name))
+                    let owned = owned.ok_or_else(|| format!("Pod {} has no address of that family", pod.name))?;
+                    match pods.has(pod, *owned) {
+                        true => Ok(*owned),
+                        false => Err(format!("the address {owned} of Pod {} is another one's too", pod.name)),
+                    }
                 }
             };
             internal.map(|internal| StaticNat { external: nat.external, internal, ports: nat.ports.clone() })

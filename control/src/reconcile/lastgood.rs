@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::Reconciler;
 use crate::model::{Dirty, Object};
+use crate::problem::Problem;
 use crate::saved::Saved;
 use crate::source::{ObjectKey, ObjectKind};
 use crate::watch::Dialect;
@@ -84,8 +85,8 @@ impl Reconciler {
     }
 
     /// What is wrong with what is saved.
-    pub(super) fn saved_problems(&self) -> impl Iterator<Item = &crate::problem::Problem> {
-        self.last_good.saved.problems().iter()
+    pub(super) fn saved_problems(&self) -> Vec<Problem> {
+        self.last_good.saved.problems()
     }
 }
 

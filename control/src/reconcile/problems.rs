@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use super::{Reconciler, object_key};
 use crate::health::Health;
 use crate::problem::{Place, Problem, Severity};
+use crate::resolve;
 use crate::source::{ObjectKey, ObjectKind};
 use crate::watch::{self, Dialect};
 
@@ -36,7 +37,8 @@ impl Reconciler {
         problems.extend(self.allocation.problems());
         problems.extend(self.leaving.problems().cloned());
         problems.extend(self.policy_problems());
-        problems.extend(self.saved_problems().cloned());
+        problems.extend(resolve::pod::contested(self.model.pods()));
+        problems.extend(self.saved_problems());
         problems.extend(self.unused_pools());
         for (key, refused) in self.session.refused() {
             let message = format!("the dataplane refused it: {}", refused.reason);

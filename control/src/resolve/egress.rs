@@ -178,6 +178,8 @@ mod tests {
         let namespace = Namespace { name: "shop".into(), labels: Default::default() };
         let mut pod = Pod {
             name: Name { namespace: "shop".into(), name: "web-0".into() },
+            uid: "".into(),
+            created_at_s: i64::MIN,
             labels: [("app".to_string(), "api".to_string())].into(),
             addresses: vec!["10.244.1.7".parse().unwrap()],
             node: "w1".into(),

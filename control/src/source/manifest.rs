@@ -4,7 +4,7 @@
 //! beyond its identity. Two kinds of trouble are told apart: a text that is *broken* yields nothing, since the rest of
 //! it cannot be trusted; a document that is well-formed but has no usable identity is reported and its neighbours stand.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use kube::core::TypeMeta;
@@ -28,10 +28,37 @@ pub const MISSPELT: &str = "MisspeltKind";
 pub struct Content {
     /// Objects of known kinds, in order.
     pub manifests: Vec<Manifest>,
-    /// `apiVersion kind` of objects of other kinds.
-    pub unknown: BTreeSet<String>,
+    /// Objects of other kinds, and where they stand.
+    pub strangers: BTreeMap<Stranger, Place>,
     /// Documents without a usable identity, or with one that is almost one of ours.
     pub nameless: Vec<Problem>,
+}
+
+/// An object of a kind that is not read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stranger {
+    /// Its name; empty, if it has none.
+    pub name: String,
+    /// Its namespace: `default`, where none is written.
+    pub namespace: String,
+    /// `apiVersion kind`.
+    pub types: String,
+}
+
+impl Stranger {
+    fn of(types: String, value: &Value) -> Self {
+        let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
+        Stranger {
+            name: text("/metadata/name").unwrap_or_default().into(),
+            namespace: text("/metadata/namespace").unwrap_or("default").into(),
+            types,
+        }
+    }
+
+    /// Whether it would be that object, were its type another one.
+    pub fn is_like(&self, key: &ObjectKey) -> bool {
+        self.name == key.name && (!key.kind.is_namespaced() || self.namespace == key.namespace)
+    }
 }
 
 /// Takes a text apart. `file` names it in errors and decides by its ending whether it is JSON.
@@ -168,7 +195,7 @@ impl Content {
                     let problem = Problem::new(Severity::Warning, MISSPELT, message);
                     self.nameless.push(problem.at(&place).about(format!("{found} {name}")));
                 }
-                None => drop(self.unknown.insert(found)),
+                None => drop(self.strangers.insert(Stranger::of(found, &value), place)),
             }
             return;
         };
@@ -313,7 +340,8 @@ mod tests {
         let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: a}}\n- {kind: ConfigMap, apiVersion: v1}\n";
         let content = parse("a.yaml", list).unwrap();
         assert_eq!(keys(&content), ["Service default/a"]);
-        assert_eq!(content.unknown, ["v1 ConfigMap".to_string()].into());
+        let strangers: Vec<&str> = content.strangers.keys().map(|stranger| stranger.types.as_str()).collect();
+        assert_eq!(strangers, ["v1 ConfigMap"]);
         let typed = r#"{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSliceList","items":[{"metadata":{"name":"s","namespace":"n"}},{"metadata":{}}]}"#;
         let content = parse("a.json", typed).unwrap();
         assert_eq!(keys(&content), ["EndpointSlice n/s"]);

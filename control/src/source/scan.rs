@@ -1,7 +1,8 @@
 //! What is in a directory, and what became of it since the last look.
 //!
-//! Owns the rules that make files a trustworthy source: a broken or empty file keeps the objects it had; an object in two files
-//! is taken from the first file by name; deleting more than half of the objects of a kind waits for a person. Refuses
+//! Owns the rules that make files a trustworthy source: a broken or empty file keeps the objects it had, and so does
+//! one in which an object is now of a kind that nobody reads; an object in two files is taken from the first file by
+//! name; deleting more than half of the objects of a kind waits for a person. Refuses
 //! to know when to look: [`super::directory`] does. Contents are not kept, only which file holds which object; when the
 //! first of two files goes, the second is read again.
 
@@ -14,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use hashbrown::HashMap;
 
-use super::manifest::{self, Content, MISSPELT, NAMELESS};
+use super::manifest::{self, Content, MISSPELT, NAMELESS, Stranger};
 use super::{Batch, Manifest, ObjectKey, ObjectKind};
 use crate::problem::{Place, Problem, Severity};
 
@@ -55,13 +56,24 @@ struct Known {
     stamp: Option<Stamp>,
     /// Objects the file held when it was last good, with the place of each.
     objects: BTreeMap<ObjectKey, Place>,
-    unknown: BTreeSet<String>,
+    /// Objects of other kinds that it held then.
+    strangers: BTreeSet<Stranger>,
+    /// Objects that it held, and in whose place there is one of a kind that is not read.
+    retyped: BTreeMap<ObjectKey, Stranger>,
     /// Documents without identity and doubles, from the last good read.
     problems: Vec<Problem>,
     broken: Option<Problem>,
     ever_good: bool,
-    /// It was broken when the directory was first looked at: what it held before this process began is unknown.
-    broken_at_start: bool,
+    /// Since the directory was first looked at something of it could not be read: what it held before this process
+    /// began is unknown.
+    doubtful: bool,
+}
+
+impl Known {
+    /// Whether some document may be any object, having lost its kind or name.
+    fn lacks_identity(&self) -> bool {
+        self.problems.iter().any(|problem| [NAMELESS, MISSPELT].contains(&problem.reason))
+    }
 }
 
 /// The directory as last seen.
@@ -139,7 +151,7 @@ impl Scan {
             }
         }
         batch.complete = self.complete;
-        batch.unreadable = self.files.values().any(|known| known.broken_at_start && !known.ever_good);
+        batch.unreadable = self.files.values().any(|known| known.doubtful);
         batch.problems = self.problems();
         batch
     }
@@ -270,7 +282,8 @@ impl Scan {
                 }
             }
         }
-        known.broken_at_start |= known.broken.is_some() && self.first_look;
+        let is_whole = known.broken.is_none() && !known.lacks_identity();
+        known.doubtful = !is_whole && (known.doubtful || self.first_look);
         if let Some(problem) = &mut known.broken {
             let kept = match known.ever_good {
                 true => format!("; its {} objects stay as they were", known.objects.len()),
@@ -290,9 +303,10 @@ impl Scan {
         fresh: &mut HashMap<(String, ObjectKey), Manifest>,
     ) -> BTreeSet<ObjectKey> {
         (known.broken, known.ever_good) = (None, true);
-        known.unknown = content.unknown;
         known.problems = content.nameless;
         let before = std::mem::take(&mut known.objects);
+        let retyped_before = std::mem::take(&mut known.retyped);
+        let strangers_before = std::mem::replace(&mut known.strangers, content.strangers.keys().cloned().collect());
         for manifest in content.manifests {
             let Some(place) = manifest.place.clone() else { continue };
             if let Some(first) = known.objects.get(&manifest.key) {
@@ -306,15 +320,26 @@ impl Scan {
             fresh.insert((name.into(), manifest.key.clone()), manifest);
         }
         let mut touched: BTreeSet<ObjectKey> = known.objects.keys().cloned().collect();
+        let is_doubtful = known.lacks_identity();
         for (key, place) in before {
-            if !known.objects.contains_key(&key) {
-                if known.problems.iter().any(|problem| [NAMELESS, MISSPELT].contains(&problem.reason)) {
-                    // It may be the very object that has lost its kind or name: keep it.
-                    known.objects.insert(key, place);
-                } else {
-                    self.release(&key, name);
-                    touched.insert(key);
-                }
+            if known.objects.contains_key(&key) {
+                continue;
+            }
+            // One that stands there since before is another object; a new one is this object with another type.
+            let in_its_place = |(stranger, _): &(&Stranger, &Place)| {
+                !strangers_before.contains(*stranger) || retyped_before.get(&key) == Some(*stranger)
+            };
+            let stranger = of_its_name(&content.strangers, &key).find(in_its_place);
+            if let Some((stranger, at)) = stranger {
+                known.problems.push(retyped(&key, stranger, at));
+                known.retyped.insert(key.clone(), stranger.clone());
+                known.objects.insert(key, place);
+            } else if is_doubtful {
+                // It may be the very object that has lost its kind or name: keep it.
+                known.objects.insert(key, place);
+            } else {
+                self.release(&key, name);
+                touched.insert(key);
             }
         }
         for key in known.objects.keys() {
@@ -382,8 +407,8 @@ impl Scan {
         let mut unknown: BTreeMap<&String, &String> = BTreeMap::new();
         for (name, known) in &self.files {
             problems.extend(known.broken.iter().chain(&known.problems).cloned());
-            for kind in &known.unknown {
-                unknown.entry(kind).or_insert(name);
+            for stranger in &known.strangers {
+                unknown.entry(&stranger.types).or_insert(name);
             }
         }
         for (kind, file) in unknown {
@@ -424,6 +449,25 @@ impl Scan {
         let message = format!("is also defined in {first}, which is used because its file name comes first");
         Some(Problem::new(Severity::Error, "DefinedTwice", message).at(second).about(key))
     }
+}
+
+/// Objects of kinds that are not read, which would be `key` were they of its kind.
+fn of_its_name<'a>(
+    strangers: &'a BTreeMap<Stranger, Place>,
+    key: &'a ObjectKey,
+) -> impl Iterator<Item = (&'a Stranger, &'a Place)> {
+    let first = Stranger { name: key.name.clone(), namespace: String::new(), types: String::new() };
+    let of_the_name = strangers.range(first..).take_while(|(stranger, _)| stranger.name == key.name);
+    of_the_name.filter(|(stranger, _)| stranger.is_like(key))
+}
+
+fn retyped(key: &ObjectKey, stranger: &Stranger, place: &Place) -> Problem {
+    let message = format!(
+        "is not read, and was {key} before, which stays as it was: to be that again it would have to be {}; to delete it, \
+         delete this one too, or do so before you write this one",
+        key.kind.type_words()
+    );
+    Problem::new(Severity::Warning, MISSPELT, message).at(place).about(format!("{} {}", stranger.types, stranger.name))
 }
 
 fn whole_file(name: &str, message: &str) -> Problem {

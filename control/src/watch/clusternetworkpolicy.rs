@@ -11,7 +11,7 @@ use tidegate_api::resource::{Action, PolicyPort, PortMatch, Protocol, Tier};
 
 use super::networkpolicy::{AUDIT, Complain, cidr, is_audit};
 use super::piecewise::{Pieces, Whole, annotations, whole};
-use super::{Invalid, port, selector, typed};
+use super::{Invalid, port, port_name, selector, typed};
 use crate::model::Object;
 use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, PolicyKind, Rule};
 use crate::model::selector::Selector;
@@ -276,7 +276,14 @@ fn read_rule(
             bounded(listed.len(), &format!("{field}.protocols"))?;
             let mut ports = Vec::new();
             for (index, entry) in listed.iter().enumerate() {
-                protocol(entry, by_pod_alone, &format!("{field}.protocols[{index}]"), &mut ports)?;
+                let field = format!("{field}.protocols[{index}]");
+                protocol(entry, by_pod_alone, &field, &mut ports)?;
+                // The API takes any name here, whether a port can have it or not.
+                if let Some(name) = named_port(entry)
+                    && let Err(complaint) = port_name(name, format!("{field}.destinationNamedPort"))
+                {
+                    complain(complaint);
+                }
             }
             Some(ports)
         }
@@ -331,6 +338,11 @@ fn of_pods(pods: &NamespacedPods, field: &str) -> Result<Pods, Invalid> {
     })
 }
 
+/// The name of a port; an empty one is none.
+fn named_port(entry: &ListedProtocol) -> Option<&str> {
+    entry.destination_named_port.as_deref().filter(|name| !name.is_empty())
+}
+
 /// P-108: one protocol with its ports, or a name whatever the protocol.
 fn protocol(
     entry: &ListedProtocol,
@@ -345,8 +357,7 @@ fn protocol(
         with(&entry.sctp, Protocol::Sctp, "sctp"),
     ];
     let mut listed = listed.into_iter().flatten();
-    let named = entry.destination_named_port.as_deref().filter(|name| !name.is_empty());
-    match (listed.next(), listed.next(), named) {
+    match (listed.next(), listed.next(), named_port(entry)) {
         (Some((it, protocol, name)), None, None) => {
             // The API has no such entry without ports: what it says is not known here.
             let unknown = || Invalid::new(format!("{field}.{name}"), "has nothing that this version knows");

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Tier};
 
 use super::piecewise::{Pieces, Whole, annotations, whole};
-use super::{Invalid, port, protocol, selector, typed};
+use super::{Invalid, port, port_name, protocol, selector, typed};
 use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, PolicyKind, Rule};
 use crate::model::selector::Selector;
 use crate::model::{Name, Object};
@@ -280,9 +280,7 @@ fn policy_port(entry: &api::NetworkPolicyPort, field: &str) -> Result<PolicyPort
         None => end("there is none").map(|()| PortMatch::ALL)?,
         Some(IntOrString::String(name)) => {
             end("there is a name")?;
-            if name.is_empty() {
-                return Err(Invalid::new(format!("{field}.port"), "is an empty name; it matches nothing"));
-            }
+            port_name(name, format!("{field}.port"))?;
             PortMatch::Named(name.clone())
         }
         Some(IntOrString::Int(number)) => {

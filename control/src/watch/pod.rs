@@ -1,9 +1,9 @@
 //! A Pod read from the few fields that tell who it is (C-024).
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use tidegate_api::resource::Protocol;
 
@@ -54,7 +54,7 @@ struct PodIp {
 ///
 /// # Errors
 /// When an address or a named port cannot be worked with.
-pub(crate) fn read(name: Name, labels: BTreeMap<String, String>, spec: Spec, status: Status) -> Result<Pod, Invalid> {
+pub(crate) fn read(name: Name, metadata: ObjectMeta, spec: Spec, status: Status) -> Result<Pod, Invalid> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for (index, entry) in status.pod_ips.iter().enumerate().filter(|(_, entry)| !entry.ip.is_empty()) {
         addresses.push(address(&entry.ip, format!("status.podIPs[{index}].ip"))?);
@@ -73,7 +73,9 @@ pub(crate) fn read(name: Name, labels: BTreeMap<String, String>, spec: Spec, sta
     ports.sort();
     Ok(Pod {
         name,
-        labels,
+        uid: metadata.uid.unwrap_or_default().into(),
+        created_at_s: metadata.creation_timestamp.map_or(i64::MIN, |time| time.0.as_second()),
+        labels: metadata.labels.unwrap_or_default(),
         addresses,
         node: spec.node_name,
         host_network: spec.host_network,
@@ -110,7 +112,7 @@ pub(super) fn read_object(name: Name, object: &api::Pod) -> Result<Pod, Invalid>
         pod_ips.push(PodIp { ip });
     }
     let phase = status.and_then(|status| status.phase.clone()).unwrap_or_default();
-    read(name, object.metadata.labels.clone().unwrap_or_default(), spec, Status { phase, pod_ips })
+    read(name, object.metadata.clone(), spec, Status { phase, pod_ips })
 }
 
 fn kind(text: Option<&str>, field: String) -> Result<Protocol, Invalid> {
@@ -133,18 +135,21 @@ mod tests {
         let status = json!({ "phase": "Running", "podIPs": [{ "ip": "10.244.1.5" }, { "ip": "fd00:10:244:1::5" }] });
         let name = Name { namespace: "shop".into(), name: "web-1".into() };
         let spec: Spec = serde_json::from_value(spec).unwrap();
-        let pod = read(name, BTreeMap::new(), spec, serde_json::from_value(status).unwrap()).unwrap();
+        let metadata = json!({ "uid": "u-1", "creationTimestamp": "2026-01-02T03:04:05Z", "labels": { "app": "web" } });
+        let metadata: ObjectMeta = serde_json::from_value(metadata).unwrap();
+        let pod = read(name, metadata, spec, serde_json::from_value(status).unwrap()).unwrap();
         assert_eq!(pod.addresses, ["10.244.1.5".parse::<IpAddr>().unwrap(), "fd00:10:244:1::5".parse().unwrap()]);
         let ports: Vec<_> = pod.ports.iter().map(|port| (port.name.as_str(), port.protocol, port.port)).collect();
         assert_eq!(ports, [("dns", Protocol::Udp, 53), ("http", Protocol::Tcp, 8080)]);
         assert!((pod.node.as_str(), pod.host_network, pod.ended) == ("w1", false, false));
+        assert_eq!((&*pod.uid, pod.created_at_s, pod.labels["app"].as_str()), ("u-1", 1_767_323_045, "web"));
     }
 
     #[test]
     fn an_address_that_is_none_names_its_field() {
         let status = json!({ "podIPs": [{ "ip": "10.244.1.5" }, { "ip": "here" }] });
         let name = Name { namespace: "shop".into(), name: "web-1".into() };
-        let read = read(name, BTreeMap::new(), Spec::default(), serde_json::from_value(status).unwrap());
+        let read = read(name, ObjectMeta::default(), Spec::default(), serde_json::from_value(status).unwrap());
         assert_eq!(read.unwrap_err().field, "status.podIPs[1].ip");
     }
 }

@@ -69,18 +69,20 @@ const XB: [&str; 3] = ["x/b", "10.0.1.2", "fd00::1:2"];
 const YA: [&str; 3] = ["y/a", "10.0.2.1", "fd00::2:1"];
 const OUT: [&str; 3] = ["192.0.2.7", "192.0.2.7", "2001:db8::7"];
 
+/// T-040, P-001, P-003, P-004.
 #[test]
 fn t_040_default_deny_lets_nothing_in_but_the_pod_itself() {
     let case = case(&[np("deny", "podSelector: {}")]);
     for from in [XB, YA, OUT] {
         assert!(!case.all(from, XA, 80));
     }
-    assert!(case.all(XA, XA, 80), "P-033");
+    assert!(case.all(XA, XA, 80), "P-033, P-110");
     assert!(case.all(XA, YA, 80), "egress is not isolated (P-002)");
     assert!(case.tcp("172.18.0.2", "x/a", 80) && !case.tcp("172.18.0.3", "x/a", 80), "P-032: its own node");
     assert!(!case.tcp("172.18.0.2", "x/b", 80), "P-032: another pod's node");
 }
 
+/// T-041, T-053, P-005.
 #[test]
 fn t_041_t_053_allow_all_wins_over_deny_all_whatever_the_order() {
     for names in [("a", "b"), ("b", "a")] {
@@ -89,6 +91,7 @@ fn t_041_t_053_allow_all_wins_over_deny_all_whatever_the_order() {
     }
 }
 
+/// T-042, P-008.
 #[test]
 fn t_042_selectors_in_one_peer_are_and_in_two_are_or() {
     let both = "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: x}}, podSelector: {matchLabels: {pod: b}}}]}]";
@@ -101,6 +104,7 @@ fn t_042_selectors_in_one_peer_are_and_in_two_are_or() {
     assert!(!or.tcp("y/host", "x/a", 80), "P-009: it has its node's address");
 }
 
+/// T-043, P-005.
 #[test]
 fn t_043_stacked_policies_add_up() {
     let port =
@@ -109,6 +113,7 @@ fn t_043_stacked_policies_add_up() {
     assert_eq!([80, 81, 82].map(|port| case.all(YA, XA, port)), [true, true, false]);
 }
 
+/// T-044, T-052, P-024.
 #[test]
 fn t_044_t_052_named_ports_are_those_of_the_receiver() {
     let spec = "podSelector: {}, policyTypes: [Ingress, Egress], ingress: [{ports: [{port: serve-80-tcp}]}], egress: [{ports: [{port: serve-80-tcp}]}]";
@@ -126,6 +131,7 @@ fn t_044_t_052_named_ports_are_those_of_the_receiver() {
     assert!(unserved.all(YA, XA, 7777), "a number need not be served");
 }
 
+/// T-045, P-023.
 #[test]
 fn t_045_ranges_have_both_ends() {
     let range = case(&[np("p", "podSelector: {}, ingress: [{ports: [{port: 81, endPort: 90, protocol: TCP}]}]")]);
@@ -143,6 +149,46 @@ fn t_045_ranges_have_both_ends() {
     }
 }
 
+/// P-024: a name that no container can have is told, in both kinds; it matches nothing, and its neighbours stand.
+#[test]
+fn names_that_no_port_can_have_are_told() {
+    let long = "x".repeat(1_000_000);
+    for (name, words) in [
+        ("80", "without a letter; write a port's number without quotes"),
+        ("serve-80-tcp-and", "more than 15 characters"),
+        (&long, "more than 15 characters"),
+        ("1-2", "without a letter"),
+        ("Serve", "other characters than"),
+        ("serve_80", "other characters than"),
+        ("sérve", "other characters than"),
+        ("-serve", "a '-' at its begin"),
+        ("serve-", "a '-' at its begin"),
+        ("ser--ve", "a '-' at its begin"),
+    ] {
+        let spec = format!("podSelector: {{}}, ingress: [{{ports: [{{port: '{name}'}}, {{port: 81}}]}}]");
+        let case_of_np = case(&[np("p", &spec)]);
+        let told: Vec<String> = case_of_np.0.problems().iter().map(ToString::to_string).collect();
+        assert!(
+            told.len() == 1 && told[0].contains("spec.ingress[0].ports[0].port: ") && told[0].contains(words),
+            "{told:?}"
+        );
+        assert!(told[0].len() < 300, "it is as long as an object");
+        assert_eq!([80, 81].map(|port| case_of_np.all(YA, XA, port)), [false, true], "{name}");
+        // What the API stores here means what it says: nothing.
+        let rules = format!("ingress: [{{action: Deny, {FROM_Y}, protocols: [{{destinationNamedPort: '{name}'}}]}}]");
+        let case_of_cnp = case(&[cnp("p", "Admin", 1, &rules)]);
+        let told: Vec<String> = case_of_cnp.0.problems().iter().map(ToString::to_string).collect();
+        let field = "spec.ingress[0].protocols[0].destinationNamedPort: ";
+        assert!(told.len() == 1 && told[0].contains(field) && told[0].contains(words), "{told:?}");
+        assert!(case_of_cnp.all(YA, XA, 80), "{name}");
+    }
+    for name in ["serve-80-tcp", "x", "8a", "a-1-b", "exactly-15-char"] {
+        let fine = case(&[np("p", &format!("podSelector: {{}}, ingress: [{{ports: [{{port: {name}}}]}}]"))]);
+        assert!(fine.0.problems().is_empty(), "{name}: {:?}", fine.0.problems());
+    }
+}
+
+/// T-046, P-005, P-020, P-022.
 #[test]
 fn t_046_exceptions_hold_for_their_block_alone() {
     let block = |cidr: &str, except: &str| {
@@ -168,6 +214,7 @@ fn t_046_exceptions_hold_for_their_block_alone() {
     }
 }
 
+/// T-047, P-026, P-027.
 #[test]
 fn t_047_a_protocol_does_not_open_another() {
     for (spec, open) in
@@ -181,6 +228,7 @@ fn t_047_a_protocol_does_not_open_another() {
     assert_eq!(["ICMP", "ICMPv6", "47"].map(|it| open.ask("y/a", "x/a", it, 0).combined), ["allow"; 3], "P-026, P-007");
 }
 
+/// T-049, P-006.
 #[test]
 fn t_049_egress_of_one_and_ingress_of_the_other_are_both_needed() {
     let to_b = "podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {pod: b}}}]}]";
@@ -262,6 +310,7 @@ fn absent_labels_are_not_in_lists_and_namespaces_have_their_name() {
 const FROM_Y: &str = "from: [{namespaces: {matchLabels: {ns: y}}}]";
 const TO_Y: &str = "to: [{namespaces: {matchLabels: {ns: y}}}]";
 
+/// T-055, T-058, P-101, P-102, P-104.
 #[test]
 fn t_055_the_first_rule_that_matches_counts_and_order_matters() {
     for protocol in ["tcp", "udp", "sctp"] {
@@ -282,6 +331,7 @@ fn t_055_the_first_rule_that_matches_counts_and_order_matters() {
     }
 }
 
+/// T-056, P-101, P-102.
 #[test]
 fn t_056_the_lower_priority_number_goes_first() {
     let deny =
@@ -309,6 +359,7 @@ fn t_056_the_lower_priority_number_goes_first() {
     assert!(!passed.all(YA, XA, 80) && !passed.all(XA, YA, 80), "passed on to the baseline");
 }
 
+/// T-057, P-100, P-102, P-103.
 #[test]
 fn t_057_tiers_are_asked_in_their_order() {
     let tier = |tier: &str, action: &str| {
@@ -336,6 +387,49 @@ fn t_057_tiers_are_asked_in_their_order() {
     }
 }
 
+/// P-103: the baseline is not asked for a direction that a NetworkPolicy isolates, whatever that policy says, and is
+/// for the other one.
+#[test]
+fn a_network_policy_silences_the_baseline_for_its_directions_alone() {
+    let base = cnp(
+        "base",
+        "Baseline",
+        1,
+        &format!("ingress: [{{action: Deny, {FROM_Y}}}], egress: [{{action: Deny, {TO_Y}}}]"),
+    );
+    for (policies, ingress, egress) in [
+        ("", false, false),
+        ("policyTypes: [Ingress], ingress: [{}]", true, false),
+        ("policyTypes: [Egress], egress: [{}]", false, true),
+        ("policyTypes: [Ingress, Egress], ingress: [{}], egress: [{}]", true, true),
+        ("policyTypes: [Ingress, Egress], ingress: [{ports: [{port: 81}]}], egress: [{}]", false, true),
+    ] {
+        let np = (!policies.is_empty()).then(|| np("np", &format!("podSelector: {{}}, {policies}")));
+        let case = case(&[vec![base.clone()], np.into_iter().collect()].concat());
+        assert_eq!((case.all(YA, XA, 80), case.all(XA, YA, 80)), (ingress, egress), "{policies}");
+    }
+}
+
+/// P-108: without `protocols` a rule is about all of them; a named port is a pod's, and not for rules about others.
+#[test]
+fn rules_of_tiers_without_protocols_are_about_all_and_names_are_for_pods() {
+    let deny = |rest: &str| case(&[cnp("p", "Admin", 1, &format!("egress: [{{action: Deny, {rest}}}]"))]);
+    let protocols = [("TCP", 80), ("UDP", 80), ("SCTP", 80), ("ICMP", 0), ("ICMPv6", 0), ("47", 0)];
+    let all = deny(TO_Y);
+    assert_eq!(protocols.map(|(protocol, port)| all.ask("x/a", "y/a", protocol, port).egress), ["deny"; 6]);
+    let one = deny(&format!("{TO_Y}, protocols: [{{udp: {{destinationPort: {{range: {{start: 79, end: 80}}}}}}}}]"));
+    let told = protocols.map(|(protocol, port)| one.ask("x/a", "y/a", protocol, port).egress);
+    assert_eq!(told, ["allow", "deny", "allow", "allow", "allow", "allow"]);
+    let to_x = "to: [{namespaces: {matchLabels: {ns: x}}}]";
+    let named = deny(&format!("{to_x}, protocols: [{{destinationNamedPort: serve-80-tcp}}]"));
+    assert_eq!([80, 81].map(|port| named.all(XA, XB, port)), [false, true]);
+    assert!(named.0.problems().is_empty() && named.all(XA, YA, 80));
+    let others = deny("to: [{networks: [10.0.2.1/32]}], protocols: [{destinationNamedPort: serve-80-tcp}]");
+    assert!(!others.all(XA, YA, 80) && !others.all(XA, OUT, 80), "P-109: what the API refuses is closed");
+    assert!(others.0.problems()[0].to_string().contains("only pods have named ports"), "{:?}", others.0.problems());
+}
+
+/// T-059, P-106, P-107, P-112.
 #[test]
 fn t_059_networks_and_nodes_match_whoever_has_the_address() {
     let to = |peer: &str| cnp("p", "Admin", 1, &format!("egress: [{{action: Deny, to: [{peer}]}}]"));
@@ -354,6 +448,7 @@ fn t_059_networks_and_nodes_match_whoever_has_the_address() {
     }
 }
 
+/// T-060, P-106, P-107, P-109.
 #[test]
 fn t_060_what_is_not_known_is_closed() {
     let unknown = "{asteroids: {}}";
@@ -390,11 +485,23 @@ fn objects_that_cannot_be_used_are_told_by_their_field() {
     let rule = format!("{{action: Deny, {FROM_Y}}}");
     let many = vec![rule.as_str(); 26].join(", ");
     let peers = vec!["{namespaces: {}}"; 26].join(", ");
+    let protocols = vec!["{tcp: {destinationPort: {number: 80}}}"; 26].join(", ");
+    let networks = vec!["10.0.0.0/8"; 26].join(", ");
     for (policy, field, closed) in [
         (cnp("p", "Boss", 1, &format!("ingress: [{rule}]")), "spec.tier", false),
         (cnp("p", "Admin", 1001, &format!("ingress: [{rule}]")), "spec.priority", false),
         (cnp("p", "Admin", 1, &format!("ingress: [{many}]")), "spec.ingress", false),
         (cnp("p", "Admin", 1, &format!("ingress: [{{action: Deny, from: [{peers}]}}]")), "spec.ingress[0].from", true),
+        (
+            cnp("p", "Admin", 1, &format!("ingress: [{{action: Deny, {FROM_Y}, protocols: [{protocols}]}}]")),
+            "spec.ingress[0].protocols",
+            true,
+        ),
+        (
+            cnp("p", "Admin", 1, &format!("egress: [{{action: Deny, to: [{{networks: [{networks}]}}]}}]")),
+            "spec.egress[0].to[0].networks",
+            false,
+        ),
         (cnp("p", "Admin", 1, "ingress: [{action: Deny, from: []}]"), "spec.ingress[0].from", true),
         (cnp("p", "Admin", 1, &format!("ingress: [{{action: Log, {FROM_Y}}}]")), "spec.ingress[0].action", true),
         (
@@ -408,6 +515,12 @@ fn objects_that_cannot_be_used_are_told_by_their_field() {
         let problems: Vec<String> = case.0.problems().iter().map(ToString::to_string).collect();
         assert!(problems.len() == 1 && problems[0].contains(&format!(": {field}: ")), "{policy}: {problems:?}");
         assert_eq!(!case.all(YA, XA, 80), closed, "{policy}");
+        let of_egress = field.starts_with("spec.egress");
+        assert_eq!(
+            case.all(XA, YA, 80),
+            !of_egress,
+            "a rule that denies and cannot be read denies everything: {policy}"
+        );
     }
 }
 

@@ -114,9 +114,14 @@ pub fn pod(dice: &mut Dice, namespace: &str, name: &str, number: usize) -> Value
             _ => json!({ "name": name, "containerPort": port, "protocol": dice.one(&["TCP", "UDP", "SCTP"]) }),
         }
     });
+    let mut metadata = json!({ "namespace": namespace, "name": name, "labels": labels(dice) });
+    if dice.below(3) > 0 {
+        metadata["creationTimestamp"] = format!("2026-01-0{}T00:00:00Z", 1 + dice.below(3)).into();
+        metadata["uid"] = dice.one(&["u-1", "u-2", "u-3"]).into();
+    }
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "namespace": namespace, "name": name, "labels": labels(dice) },
+        "metadata": metadata,
         "spec": { "hostNetwork": host_network, "containers": [{ "name": "c", "ports": ports }] },
         "status": {
             "phase": if dice.below(10) == 0 { "Succeeded" } else { "Running" },
@@ -201,6 +206,11 @@ fn np_port(dice: &mut Dice) -> Value {
                     r#"{"port":65536}"#,
                     r#"{"port":80,"endPort":65536}"#,
                     r#"{"port":""}"#,
+                    r#"{"port":"80"}"#,
+                    r#"{"port":"web-and-more-web"}"#,
+                    r#"{"port":"Web"}"#,
+                    r#"{"port":"a--b"}"#,
+                    r#"{"port":"-"}"#,
                     r#"{"protocol":"GRE"}"#,
                     r#"{"protocol":"tcp"}"#,
                     r#"{"port":null,"endPort":null,"protocol":null}"#,
@@ -293,6 +303,8 @@ fn cnp_protocol(dice: &mut Dice, named: bool) -> Value {
                 r#"{"tcp":{"destinationPort":{"number":80}},"udp":{"destinationPort":{"number":80}}}"#,
                 r#"{"destinationNamedPort":"web","tcp":{"destinationPort":{"number":80}}}"#,
                 r#"{"destinationNamedPort":""}"#,
+                r#"{"destinationNamedPort":"80"}"#,
+                r#"{"destinationNamedPort":"web-and-more-web"}"#,
                 r#"{"destinationNamedPort":"web"}"#,
                 r#"{}"#,
             ])

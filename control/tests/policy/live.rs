@@ -316,7 +316,8 @@ fn judge_clusters(first: u64) {
     println!("{asked} questions, seeds {first} to {}", seed - 1);
 }
 
-/// T-048, T-050 … T-060. Over two million questions in two tests, so that they run side by side.
+/// T-048, T-050 … T-060, P-045: no stricter than the API says, and no laxer. Over two million questions in two tests,
+/// so that they run side by side.
 #[test]
 fn every_state_of_a_changing_cluster_is_judged_as_the_api_says() {
     judge_clusters(1);

@@ -89,9 +89,16 @@ impl Cluster {
         pod.pointer("/spec/hostNetwork") != Some(&Value::Bool(true)) && !matches!(phase, "Succeeded" | "Failed")
     }
 
-    /// Whose an address is: while two pods claim it, the first one's by name.
+    /// Whose an address is: while several pods claim it, the one's that was created last, by UID if at the same time;
+    /// of equal ones the first one's by name.
     pub fn pod_at(&self, address: IpAddr) -> Option<&String> {
-        self.pods.keys().find(|pod| self.is_subject(pod) && self.addresses(pod).contains(&address))
+        let claims = |pod: &&String| self.is_subject(pod) && self.addresses(pod).contains(&address);
+        let age = |pod: &&String| {
+            let said = |field: &str| self.pods[*pod]["metadata"][field].as_str().unwrap_or_default().to_owned();
+            // Points in time of this form are in the order of their letters.
+            (said("creationTimestamp"), said("uid"))
+        };
+        self.pods.keys().rev().filter(claims).max_by_key(age)
     }
 
     /// Addresses of a pod as its status lists them.

@@ -90,6 +90,41 @@ fn an_explanation_names_what_decided_and_what_did_not() {
     assert!(offline.explain(&question("192.0.2.7", "shop/front", 81)).unwrap_err().contains("has no port 81"));
 }
 
+/// P-020: an exception that keeps a peer from matching is named, of many the narrowest.
+#[test]
+fn an_explanation_names_the_exception() {
+    let folder = tempfile::tempdir().unwrap();
+    let pod = POD.replace("{podIP: 10.0.1.1}", "{podIPs: [{ip: 10.0.1.1}, {ip: 'fd00::1'}]}");
+    let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: clients}, \
+        spec: {podSelector: {}, policyTypes: [Ingress, Egress], ingress: [{from: [
+        {ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.128/25, 192.0.2.192/26, 192.0.2.64/32]}},
+        {ipBlock: {cidr: '2001:db8::/32', except: ['2001:db8:bad::/48']}}]}],
+        egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [198.51.100.0/24]}}, {ipBlock: {cidr: '::/0', except: ['2001:db8:f::/64']}}]}]}}";
+    fs::write(folder.path().join("all.yaml"), [&pod, policy].join("\n---\n")).unwrap();
+    let offline = Offline::read(folder.path()).unwrap();
+    assert!(offline.problems().is_empty(), "{:?}", offline.problems());
+    let told = |from: &str, to: &str| offline.explain(&question(from, to, 8080)).unwrap();
+    for (from, words) in [
+        ("192.0.2.200", "192.0.2.200 is none of: 192.0.2.0/24 (except: 192.0.2.192/26, which holds it)"),
+        ("192.0.2.129", "192.0.2.0/24 (except: 192.0.2.128/25, which holds it)"),
+        ("192.0.2.64", "192.0.2.0/24 (except: 192.0.2.64/32, which holds it)"),
+        ("198.51.100.7", "198.51.100.7 is none of: 192.0.2.0/24 but for 3 prefixes"),
+        ("2001:db8:bad::7", "2001:db8::/32 (except: 2001:db8:bad::/48, which holds it)"),
+        ("2001:db9::7", "2001:db8::/32 but for 1 prefix"),
+    ] {
+        let denied = told(from, "shop/web");
+        assert!(denied.contains("DENIED") && denied.contains(words), "{from}: {denied}");
+    }
+    for (to, words) in [
+        ("198.51.100.7", "0.0.0.0/0 (except: 198.51.100.0/24, which holds it)"),
+        ("2001:db8:f::7", "::/0 (except: 2001:db8:f::/64, which holds it)"),
+    ] {
+        let denied = told("shop/web", to);
+        assert!(denied.contains("DENIED") && denied.contains(words), "{to}: {denied}");
+    }
+    assert!(told("192.0.2.7", "shop/web").contains("ALLOWED"));
+}
+
 /// P-120: before anything is translated, GatewayPolicies are asked.
 #[test]
 fn an_explanation_of_a_service_begins_with_gateway_policies() {
@@ -127,7 +162,12 @@ fn an_explanation_of_a_service_begins_with_gateway_policies() {
     let (gate, network) =
         (limited.find("GatewayPolicy doors").unwrap(), limited.find("NetworkPolicy shop/clients").unwrap());
     assert!(gate < network, "{limited}");
-    assert!(told("2001:db8:1::7").contains("allowed within limits"));
+    let excepted = told("2001:db8:1::7");
+    assert!(
+        excepted.contains("allowed within limits")
+            && excepted.contains("not of 2001:db8::/32 (except: 2001:db8:1::/48, which holds it)"),
+        "{excepted}"
+    );
 }
 
 /// A policy in audit decides nothing, and what it would deny is told.
@@ -153,6 +193,33 @@ fn an_explanation_tells_what_is_in_audit() {
     let offline = Offline::read(folder.path()).unwrap();
     assert!(offline.problems()[0].to_string().contains("metadata.annotations[tidegate.io/audit]"));
     assert_eq!(offline.ask(&question("198.51.100.7", "shop/web", 8080)).unwrap().combined, "deny");
+}
+
+/// An address of several is asked about as the newest one's, and that there are several is told.
+#[test]
+fn a_question_about_an_address_of_two_pods_is_about_the_newest() {
+    let folder = tempfile::tempdir().unwrap();
+    let pod = |name: &str, day: u8| {
+        POD.replace("{podIP: 10.0.1.1}", "{podIPs: [{ip: 10.0.1.1}, {ip: 'fd00::1'}]}")
+            .replace("name: web,", &format!("name: {name}, creationTimestamp: '2026-01-0{day}T00:00:00Z',"))
+            .replace("app: web", &format!("app: {name}"))
+    };
+    let deny = DENY.replace("podSelector: {}", "podSelector: {matchLabels: {app: shut}}");
+    for (shut, open, expected) in [(1, 2, "allow"), (2, 1, "deny")] {
+        fs::write(
+            folder.path().join("all.yaml"),
+            [&pod("open", open), &pod("shut", shut), &deny].map(String::as_str).join("\n---\n"),
+        )
+        .unwrap();
+        let offline = Offline::read(folder.path()).unwrap();
+        for (from, to) in [("198.51.100.7", "10.0.1.1"), ("2001:db8::7", "fd00::1")] {
+            assert_eq!(offline.ask(&question(from, to, 8080)).unwrap().combined, expected, "{to}");
+            let (newest, other) = if expected == "allow" { ("open", "shut") } else { ("shut", "open") };
+            let words = [format!("Pod shop/{other}: "), format!("is {to}, as does Pod shop/{newest}")];
+            let is_told = |problem: String| words.iter().all(|word| problem.contains(word));
+            assert!(offline.problems().iter().map(ToString::to_string).any(is_told), "{:?}", offline.problems());
+        }
+    }
 }
 
 #[test]

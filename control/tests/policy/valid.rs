@@ -72,6 +72,14 @@ pub fn network_policy_is_whole(policy: &Value) -> bool {
         && list(spec, "policyTypes").iter().all(|it| it == "Ingress" || it == "Egress")
 }
 
+/// What an API server takes for the name of a port (apimachinery's `IsValidPortName`).
+fn port_name(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('-').collect();
+    name.len() <= 15
+        && parts.iter().all(|part| !part.is_empty() && part.chars().all(|it| matches!(it, 'a'..='z' | '0'..='9')))
+        && name.contains(|it: char| it.is_alphabetic())
+}
+
 /// P-008, P-020: a block, or selectors, and something at all.
 pub fn np_peer(peer: &Value) -> bool {
     let selectors = count(peer, &["podSelector", "namespaceSelector"]);
@@ -94,7 +102,7 @@ pub fn np_port(entry: &Value) -> bool {
     field(entry, "protocol").is_none_or(|it| it == "TCP" || it == "UDP" || it == "SCTP")
         && match first {
             None => last.is_none(),
-            Some(Value::String(name)) => last.is_none() && !name.is_empty(),
+            Some(Value::String(name)) => last.is_none() && port_name(name),
             Some(first) => {
                 port(first) && last.is_none_or(|last| port(last) && last.as_u64().unwrap() >= first.as_u64().unwrap())
             }
@@ -118,7 +126,13 @@ pub fn cluster_policy(policy: &Value) -> bool {
 /// Whether nothing in it needs a complaint.
 pub fn cluster_policy_is_whole(policy: &Value) -> bool {
     let spec = &policy["spec"];
-    list(spec, "ingress").iter().all(|rule| cnp_rule(rule, true))
+    let rules = list(spec, "ingress").iter().chain(list(spec, "egress"));
+    let mut entries = rules.flat_map(|rule| list(rule, "protocols"));
+    // The API takes any name, and no port has one of these.
+    let named =
+        entries.all(|entry| matches!(text(entry, "destinationNamedPort"), name if name.is_empty() || port_name(name)));
+    named
+        && list(spec, "ingress").iter().all(|rule| cnp_rule(rule, true))
         // P-107: names are not looked up, and that is said.
         && list(spec, "egress").iter().all(|rule| {
             cnp_rule(rule, false) && !list(rule, "to").iter().any(|peer| field(peer, "domainNames").is_some())

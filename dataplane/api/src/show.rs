@@ -446,8 +446,11 @@ pub struct RulingRow {
     pub rule: Option<u16>,
     /// Flows that it let begin.
     pub allowed: u64,
-    /// Packets that it stopped; in audit, first packets that it would have stopped.
+    /// Packets that it stopped.
     pub denied: u64,
+    /// Flows that began and that it would have stopped, while it was in audit.
+    #[serde(default)]
+    pub would_deny: u64,
     /// It denies nothing and only counts.
     #[serde(default)]
     pub audit: bool,

@@ -17,6 +17,7 @@
 use crate::drops::DropReason;
 use crate::family::Family;
 use crate::stage::policy::{Blame, Denied};
+use crate::state::ruling::Said;
 use crate::state::sources::{Allowance, SourceKey, Standing};
 use crate::state::{FlowId, State, Tuple};
 use crate::table::gatepolicy::{Gate, GateAction, GateRule, NO_RULE, SourceLimits, source_of};
@@ -125,11 +126,11 @@ fn port_of<A: Family>(tables: &Tables, service: ServiceId, original: &Tuple<A>) 
     }
 }
 
-/// What the rules that let a flow begin have to be charged with and are counted as, when it does: of each its key, whether it
-/// let the flow pass, and whether there was no row for the source. The first is the one in force.
+/// What the rules that let a flow begin have to be charged with and are counted as, when it does: of each its key and
+/// what it said, and whether there was no row for the source. The first is the one in force, the second in audit.
 pub struct Charged {
     /// Keys and verdicts.
-    pub verdicts: [Option<(u64, bool)>; 2],
+    pub verdicts: [Option<(u64, Said)>; 2],
     /// The source's place under the rule in force, if that limits handshakes.
     pub place: Option<u32>,
     /// A rule in force limits the source, and there is no room to know it.
@@ -159,7 +160,12 @@ pub fn charge<A: Family>(
             }
             charged.is_untold |= at == 0 && standing == Standing::Untold;
         }
-        charged.verdicts[at] = Some((rule.key, may));
+        let said = match (may, at) {
+            (true, _) => Said::Allowed,
+            (false, 0) => Said::Denied,
+            (false, _) => Said::WouldDeny,
+        };
+        charged.verdicts[at] = Some((rule.key, said));
     }
     charged
 }

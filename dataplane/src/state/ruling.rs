@@ -24,6 +24,25 @@ pub struct Ruling {
     pub allowed: u64,
     /// Packets that it stopped.
     pub denied: u64,
+    /// Flows that began and that it would have stopped, had it not been in audit.
+    pub would_deny: u64,
+}
+
+impl Ruling {
+    fn used(&self) -> u64 {
+        self.allowed + self.denied + self.would_deny
+    }
+}
+
+/// What a rule said once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// A flow may begin.
+    Allowed,
+    /// A packet may not pass.
+    Denied,
+    /// In audit: a flow that begins would not have.
+    WouldDeny,
 }
 
 /// What all rules have done. Kind: state.
@@ -42,12 +61,16 @@ impl Rulings {
     }
 
     /// Counts a verdict of the rule `key`.
-    pub fn count(&mut self, key: u64, allow: bool) {
+    pub fn count(&mut self, key: u64, said: Said) {
         let Some(ruling) = self.place(key).and_then(|at| self.places.get_mut(at)) else { return };
         if ruling.key != key {
             *ruling = Ruling { key, ..Ruling::default() };
         }
-        *if allow { &mut ruling.allowed } else { &mut ruling.denied } += 1;
+        *match said {
+            Said::Allowed => &mut ruling.allowed,
+            Said::Denied => &mut ruling.denied,
+            Said::WouldDeny => &mut ruling.would_deny,
+        } += 1;
     }
 
     /// What every rule has done that was used.
@@ -64,7 +87,7 @@ impl Rulings {
             if ruling.key == key {
                 return Some(at);
             }
-            let used = ruling.allowed + ruling.denied;
+            let used = ruling.used();
             if least.is_none_or(|(other, _)| used < other) {
                 least = Some((used, at));
             }
@@ -82,19 +105,17 @@ mod tests {
     #[test]
     fn rules_are_counted_apart_and_the_busy_ones_stay() {
         let mut rulings = Rulings::new().unwrap();
-        let mut oracle: HashMap<u64, (u64, u64)> = HashMap::new();
+        let mut oracle: HashMap<u64, [u64; 3]> = HashMap::new();
         let key = |n: u64| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         for n in 0..3000 {
-            for times in 0..3 {
-                rulings.count(key(n), times > 0);
-                let told = oracle.entry(key(n)).or_default();
-                *(if times > 0 { &mut told.0 } else { &mut told.1 }) += 1;
+            for (at, said) in [(0, Said::Allowed), (1, Said::Denied), (2, Said::WouldDeny), (0, Said::Allowed)] {
+                rulings.count(key(n), said);
+                oracle.entry(key(n)).or_default()[at] += 1;
             }
         }
-        let all: HashMap<u64, (u64, u64)> =
-            rulings.all().map(|ruling| (ruling.key, (ruling.allowed, ruling.denied))).collect();
-        assert_eq!(all, oracle);
-        (0..100_000).for_each(|n| rulings.count(key(n + 5000), false));
+        let counts = |ruling: Ruling| (ruling.key, [ruling.allowed, ruling.denied, ruling.would_deny]);
+        assert_eq!(rulings.all().map(counts).collect::<HashMap<_, _>>(), oracle);
+        (0..100_000).for_each(|n| rulings.count(key(n + 5000), Said::Denied));
         let kept = rulings.all().filter(|ruling| oracle.contains_key(&ruling.key)).count();
         assert!(kept > 2900 && rulings.all().count() <= 8192, "{kept}");
     }

@@ -11,6 +11,7 @@ use tidegate_dataplane::rig::fleet::Fleet;
 use tidegate_dataplane::rig::policed::{Policed, anyone, audited, clients, gateway, pod, policy, set};
 use tidegate_dataplane::rig::sketch::{End, Sketch, ping, pong, sctp, tcp, udp};
 use tidegate_dataplane::rig::{self, LAN, Net, Rig, WAN};
+use tidegate_dataplane::state::ruling::Ruling;
 use tidegate_dataplane::table::policy::gate_ruling_key;
 
 const PASSED: &str = "passed";
@@ -103,11 +104,25 @@ fn limit(rate_per_s: Option<u32>, burst: u32, half_open_max: Option<u16>) -> Gat
     GatewayAction::Limit(SourceLimits { rate_per_s, burst, half_open_max, bits_v4: 32, bits_v6: 64 })
 }
 
-/// Flows and first packets that rule `rule` of policy `name` has let begin and stopped.
-fn counted(rig: &Rig, name: &str, rule: u16) -> (u64, u64) {
+/// What rule `rule` of policy `name` has done.
+fn ruling(rig: &Rig, name: &str, rule: u16) -> Ruling {
     let key = gate_ruling_key(name, rule);
     let mut all = rig.worker.state().rulings.all();
-    all.find(|ruling| ruling.key == key).map_or((0, 0), |ruling| (ruling.allowed, ruling.denied))
+    all.find(|ruling| ruling.key == key).unwrap_or_default()
+}
+
+/// Flows that it has let begin, and packets that it has stopped, in force.
+fn counted(rig: &Rig, name: &str, rule: u16) -> (u64, u64) {
+    let ruling = ruling(rig, name, rule);
+    assert_eq!(ruling.would_deny, 0);
+    (ruling.allowed, ruling.denied)
+}
+
+/// Flows that it has let begin, and flows that it would have stopped, in audit.
+fn counted_in_audit(rig: &Rig, name: &str, rule: u16) -> (u64, u64) {
+    let ruling = ruling(rig, name, rule);
+    assert_eq!(ruling.denied, 0);
+    (ruling.allowed, ruling.would_deny)
 }
 
 #[test]
@@ -358,16 +373,16 @@ fn audit_counts_what_it_would_deny_and_denies_nothing() {
         let deny = vec![clients(GatewayAction::Allow, &both(8)), anyone(GatewayAction::Deny)];
         put(&mut rig, &mut policed, "trial", audited(5, deny));
         assert_eq!([7, 8].map(|n| reached(&mut rig, net, n, 5, 0)), [[PASSED; 3]; 2]);
-        assert_eq!([0, 1].map(|rule| counted(&rig, "trial", rule)), [(3, 0), (0, 3)]);
+        assert_eq!([0, 1].map(|rule| counted_in_audit(&rig, "trial", rule)), [(3, 0), (0, 3)]);
         // Packets that go on are not counted.
         assert_eq!(send(&mut rig, &udp((net.client(7), 2000), (net.vip(5), 53)).data(*b"x")), PASSED);
-        assert_eq!(counted(&rig, "trial", 1), (0, 3));
+        assert_eq!(counted_in_audit(&rig, "trial", 1), (0, 3));
         // What one in force denies is not counted as denied by one in audit; what it allows before is not either.
         put(&mut rig, &mut policed, "real", gateway(6, vec![clients(GatewayAction::Deny, &both(7))]));
         assert_eq!(reached(&mut rig, net, 7, 5, 1), [DENIED; 3]);
         put(&mut rig, &mut policed, "real", gateway(4, vec![clients(GatewayAction::Allow, &both(7))]));
         assert_eq!(reached(&mut rig, net, 7, 5, 2), [PASSED; 3]);
-        assert_eq!(counted(&rig, "trial", 1), (0, 3));
+        assert_eq!(counted_in_audit(&rig, "trial", 1), (0, 3));
         assert_eq!(counted(&rig, "real", 0), (3, 3));
         // Limits count those beyond.
         remove(&mut rig, &mut policed, "real");
@@ -375,8 +390,16 @@ fn audit_counts_what_it_would_deny_and_denies_nothing() {
         let told = [1, 2, 3, 4].map(|port| send(&mut rig, &udp((net.client(9), port), (net.vip(5), 53)).data(*b"x")));
         assert_eq!(told, [PASSED; 4]);
         let of_deny_and_allow = (3, 0);
-        let (allowed, denied) = counted(&rig, "trial", 0);
+        let (allowed, denied) = counted_in_audit(&rig, "trial", 0);
         assert_eq!((allowed - of_deny_and_allow.0, denied), (2, 2));
+        // In force it denies, which is counted apart.
+        let all = vec![anyone(GatewayAction::Deny)];
+        put(&mut rig, &mut policed, "trial", gateway(5, all.clone()));
+        assert_eq!(send(&mut rig, &udp((net.client(9), 5), (net.vip(5), 53)).data(*b"x")), DENIED);
+        put(&mut rig, &mut policed, "trial", audited(5, all));
+        assert_eq!(send(&mut rig, &udp((net.client(9), 5), (net.vip(5), 53)).data(*b"x")), PASSED);
+        let of_both = ruling(&rig, "trial", 0);
+        assert_eq!((of_both.denied, of_both.would_deny), (1, 3));
     }
 }
 

@@ -541,9 +541,14 @@ fn rules_count_what_they_decide() {
 fn what_is_in_audit_stops_nobody_and_counts_what_it_would() {
     for net in Net::BOTH {
         let (mut rig, mut policed) = town();
-        let denied = |rig: &Rig, name: &str, direction| {
+        let ruling = |rig: &Rig, name: &str, direction| {
             let key = ruling_key(name, direction, None);
-            rig.worker.state().rulings.all().find(|ruling| ruling.key == key).map_or(0, |ruling| ruling.denied)
+            rig.worker.state().rulings.all().find(|ruling| ruling.key == key).unwrap_or_default()
+        };
+        let denied = |rig: &Rig, name: &str, direction| {
+            let ruling = ruling(rig, name, direction);
+            assert_eq!(ruling.denied, 0, "nothing is");
+            ruling.would_deny
         };
         let only = |n| Some(vec![of(vec![near(net.client(n), 32, 128, &[])], everybody(Action::Accept))]);
         put(&mut rig, &mut policed, "deny", in_audit(policy("five", Some(vec![]), Some(vec![]))));
@@ -566,6 +571,13 @@ fn what_is_in_audit_stops_nobody_and_counts_what_it_would() {
         // In force, it denies.
         put(&mut rig, &mut policed, "deny", policy("five", Some(vec![]), Some(vec![])));
         assert_eq!(from_pod(&mut rig, net, 0, &out), EGRESS);
+        let of_both = ruling(&rig, "deny", Direction::Egress);
+        assert_eq!((of_both.denied, of_both.would_deny), (1, 1), "apart from what it would have");
+        put(&mut rig, &mut policed, "deny", in_audit(policy("five", Some(vec![]), Some(vec![]))));
+        let again = udp((net.pod(0, 5), 7001), (net.client(3), 53)).data(*b"?");
+        assert_eq!(from_pod(&mut rig, net, 0, &again), PASSED);
+        let of_both = ruling(&rig, "deny", Direction::Egress);
+        assert_eq!((of_both.denied, of_both.would_deny), (1, 2));
     }
 }
 

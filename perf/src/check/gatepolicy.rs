@@ -186,11 +186,13 @@ fn limited(rig: &Rig, cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
 fn in_audit(rig: &Rig, cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
     cluster.apply(&policy("Audit", &format!("action: Deny, {}", clients(DENIED))))?;
     wait_until(APPLIED_LIMIT, || Ok(counted(rig).is_ok_and(|row| row.audit)))?.context("no rule in audit")?;
-    let before = counted(rig)?.denied;
+    let before = counted(rig)?;
     applied(rig, "in audit:", DENIED, true, rows)?;
     applied(rig, "in audit, another:", OTHERS[0], true, rows)?;
-    let would = counted(rig)?.denied - before;
+    let after = counted(rig)?;
+    let (would, did) = (after.would_deny - before.would_deny, after.denied - before.denied);
     rows.push(Row::new("in audit: counted", would.to_string(), "2: one flow of each family", would == 2));
+    rows.push(Row::new("in audit: denied", did.to_string(), "0: it was in force before, and is not now", did == 0));
     Ok(())
 }
 

@@ -8,9 +8,11 @@ use anyhow::Result;
 
 use crate::check::{Found, Row};
 use crate::client::Outcome;
+use crate::manifest::{LabService, SIGNAL};
 use crate::rig::{Rig, wait_until, way};
 use crate::topology::{
-    ECHO_PORT, FAMILIES, Family, POD_TCP_PORT, POD_UDP_PORT, VIP_ECHO, VIP_WEB, WEB_PORT, client_address, pods,
+    ECHO_PORT, FAMILIES, Family, POD_SCTP_PORT, POD_TCP_PORT, POD_UDP_PORT, SIGNAL_PORT, VIP_ECHO, VIP_SIGNAL, VIP_WEB,
+    WEB_PORT, client_address, pods,
 };
 
 /// Pods that leave the cluster.
@@ -34,13 +36,20 @@ const APPLIED_LIMIT: Duration = Duration::from_secs(2);
 /// Longest wait for an answer that should not come, and for one that should, milliseconds.
 const SILENCE_MS: u64 = 400;
 const ANSWER_MS: u64 = 3000;
+
+/// A Service over SCTP, beside those over TCP and UDP that every lab has.
+fn signal() -> LabService {
+    LabService::new("signal", VIP_SIGNAL, &[SIGNAL])
+}
+
 /// All pods of the lab, labelled, with names for their ports.
 fn pod_objects(labels: &str) -> String {
     let pod = |pod: crate::topology::Pod| {
         format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {}, namespace: shop, labels: {{ {labels} }} }}\n\
              spec: {{ nodeName: {}, containers: [{{ name: c, ports: [{{ name: http, containerPort: {POD_TCP_PORT} }}, \
-             {{ name: dns, containerPort: {POD_UDP_PORT}, protocol: UDP }}] }}] }}\nstatus: {{ podIPs: [{{ ip: \"{}\" }}, {{ ip: \"{}\" }}] }}\n---\n",
+             {{ name: dns, containerPort: {POD_UDP_PORT}, protocol: UDP }}, \
+             {{ name: diameter, containerPort: {POD_SCTP_PORT}, protocol: SCTP }}] }}] }}\nstatus: {{ podIPs: [{{ ip: \"{}\" }}, {{ ip: \"{}\" }}] }}\n---\n",
             pod.name(),
             pod.node().name(),
             pod.address(Family::V4),
@@ -71,15 +80,19 @@ fn ask(rig: &Rig, task: &str, target: SocketAddr, host: u8, timeout_ms: u64) -> 
     rig.client(task, &way(target, from, timeout_ms))
 }
 
-/// Waits until the client `host` gets through, or does not, over TCP and UDP and in both families.
+/// Waits until the client `host` gets through, or does not, over TCP, UDP and SCTP and in both families.
 fn applied(rig: &Rig, check: &str, host: u8, through: bool, rows: &mut Vec<Row>) -> Result<()> {
     for family in FAMILIES {
-        let mut tasks = [("who", VIP_WEB.at(family, WEB_PORT)), ("udp", VIP_ECHO.at(family, ECHO_PORT))];
+        let mut tasks = [
+            ("TCP", "who", VIP_WEB.at(family, WEB_PORT)),
+            ("UDP", "udp", VIP_ECHO.at(family, ECHO_PORT)),
+            ("SCTP", "associate", VIP_SIGNAL.at(family, SIGNAL_PORT)),
+        ];
         if !through {
-            // UDP first: a connection that was let in, and is then refused, repeats itself at both ends for a long time.
+            // TCP last: a connection that was let in, and is then refused, repeats itself at both ends for a long time.
             tasks.reverse();
         }
-        for (task, target) in tasks {
+        for (protocol, task, target) in tasks {
             let mut last = None;
             let timeout_ms = if through { ANSWER_MS } else { SILENCE_MS };
             let took = wait_until(APPLIED_LIMIT, || {
@@ -94,7 +107,6 @@ fn applied(rig: &Rig, check: &str, host: u8, through: bool, rows: &mut Vec<Row>)
                 (None, Some(outcome)) => format!("{} {}", outcome.failure, outcome.error),
                 (None, None) => "never asked".into(),
             };
-            let protocol = if task == "who" { "TCP" } else { "UDP" };
             let expected = if through { "answered" } else { "silence (P-040)" };
             rows.push(Row::new(format!("{check} {family} {protocol}"), measured, expected, took.is_some()));
         }
@@ -105,6 +117,7 @@ fn applied(rig: &Rig, check: &str, host: u8, through: bool, rows: &mut Vec<Row>)
 /// P-003, P-004, P-021, P-025, P-031, P-035, P-040: whom a NetworkPolicy lets reach pods through VIPs, live.
 pub(super) fn ingress(rig: &mut Rig) -> Found {
     let mut rows = Vec::new();
+    rig.manifests.put(&signal())?;
     rig.manifests.put_text(PODS, &pod_objects(WEB))?;
     applied(rig, "no policy:", STRANGER, true, &mut rows)?;
 
@@ -113,11 +126,14 @@ pub(super) fn ingress(rig: &mut Rig) -> Found {
     applied(rig, "default deny:", FRIEND, false, &mut rows)?;
 
     // Ports are the pods' own.
-    let own = format!("[{{ port: {POD_TCP_PORT} }}, {{ protocol: UDP, port: {POD_UDP_PORT} }}]");
+    let ports = |tcp: u16, udp: u16, sctp: u16| {
+        format!("[{{ port: {tcp} }}, {{ protocol: UDP, port: {udp} }}, {{ protocol: SCTP, port: {sctp} }}]")
+    };
+    let own = ports(POD_TCP_PORT, POD_UDP_PORT, POD_SCTP_PORT);
     rig.manifests.put_text(POLICY, &policy("web", &from(FRIEND, &own)))?;
     applied(rig, "a client by its address:", FRIEND, true, &mut rows)?;
     applied(rig, "any other:", STRANGER, false, &mut rows)?;
-    let services = format!("[{{ port: {WEB_PORT} }}, {{ protocol: UDP, port: {ECHO_PORT} }}]");
+    let services = ports(WEB_PORT, ECHO_PORT, SIGNAL_PORT);
     rig.manifests.put_text(POLICY, &policy("web", &from(FRIEND, &services)))?;
     applied(rig, "by the Service's ports:", FRIEND, false, &mut rows)?;
 
@@ -127,6 +143,7 @@ pub(super) fn ingress(rig: &mut Rig) -> Found {
     rig.manifests.remove_text(POLICY)?;
     rig.manifests.remove_text(PODS)?;
     applied(rig, "policy gone:", STRANGER, true, &mut rows)?;
+    rig.manifests.delete(&signal())?;
     Ok(rows)
 }
 
@@ -141,10 +158,18 @@ fn selected(rig: &Rig, own: &str, rows: &mut Vec<Row>) -> Result<()> {
     applied(rig, "a block without one:", FRIEND, true, rows)?;
     applied(rig, "the one:", STRANGER, false, rows)?;
     for (check, ports, through) in [
-        ("ports by name:", "[{ port: http }, { protocol: UDP, port: dns }]".to_owned(), true),
-        ("names of other protocols:", "[{ protocol: UDP, port: http }, { port: dns }]".to_owned(), false),
-        ("a range:", range(POD_TCP_PORT, POD_UDP_PORT), true),
-        ("a range that ends before:", range(POD_TCP_PORT - 1, POD_UDP_PORT - 1), false),
+        (
+            "ports by name:",
+            "[{ port: http }, { protocol: UDP, port: dns }, { protocol: SCTP, port: diameter }]".to_owned(),
+            true,
+        ),
+        (
+            "names of other protocols:",
+            "[{ protocol: UDP, port: http }, { protocol: SCTP, port: dns }, { port: diameter }]".to_owned(),
+            false,
+        ),
+        ("a range:", range(POD_TCP_PORT, POD_UDP_PORT, POD_SCTP_PORT), true),
+        ("a range that ends before:", range(POD_TCP_PORT - 1, POD_UDP_PORT - 1, POD_SCTP_PORT - 1), false),
     ] {
         put(&from(FRIEND, &ports))?;
         applied(rig, check, FRIEND, through, rows)?;
@@ -160,6 +185,9 @@ fn selected(rig: &Rig, own: &str, rows: &mut Vec<Row>) -> Result<()> {
 }
 
 /// Ports up to these.
-fn range(tcp: u16, udp: u16) -> String {
-    format!("[{{ port: 8000, endPort: {tcp} }}, {{ protocol: UDP, port: 5000, endPort: {udp} }}]")
+fn range(tcp: u16, udp: u16, sctp: u16) -> String {
+    format!(
+        "[{{ port: 8000, endPort: {tcp} }}, {{ protocol: UDP, port: 5000, endPort: {udp} }}, \
+         {{ protocol: SCTP, port: 3000, endPort: {sctp} }}]"
+    )
 }

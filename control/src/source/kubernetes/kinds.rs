@@ -178,8 +178,7 @@ impl Watched for Pod {
     const FIELDS: Option<&'static str> = Some("status.phase!=Succeeded,status.phase!=Failed");
 
     fn read(self, key: ObjectKey, _: Exposed) -> Reading {
-        let labels = self.metadata.labels.unwrap_or_default();
-        let read = watch::pod::read(key.name(), labels, self.spec, self.status);
+        let read = watch::pod::read(key.name(), self.metadata, self.spec, self.status);
         reading(key, read.map(|pod| Object::Pod(Box::new(pod))))
     }
 }

@@ -12,11 +12,15 @@ use super::{ANSWER_MS, APPLIED_LIMIT, POLICY, SILENCE_MS};
 use crate::check::egress::{MANIFESTS, SECOND_TCP_PORT, SELECTED, arguments, begin, manifests, server};
 use crate::check::{Found, Row};
 use crate::client::{Outcome, Streamed, unix_ms};
+use crate::enclosure;
+use crate::process::{Daemon, in_namespace};
 use crate::rig::{Rig, wait_until};
-use crate::topology::{FAMILIES, Family, POD_TCP_PORT, POD_UDP_PORT};
+use crate::topology::{CLIENT, FAMILIES, Family, POD_SCTP_PORT, POD_TCP_PORT, POD_UDP_PORT};
 
-/// What is tried: the first server over TCP, the second one, datagrams, echo requests.
-const WAYS: [&str; 4] = ["TCP", "TCP to another port", "UDP", "ping"];
+/// What is tried: the first server over TCP, the second one, datagrams, an association, echo requests.
+const WAYS: [&str; 5] = ["TCP", "TCP to another port", "UDP", "SCTP", "ping"];
+/// Ports of the server that answers INITs, beside those of the other two; only that for SCTP is asked at.
+const OTHER_PORTS: [u16; 2] = [8_090, 5_363];
 /// How long a stream that is to be stopped goes on, and when it is denied.
 const STREAM_MS: u64 = 5_000;
 const DENIED_AFTER: Duration = Duration::from_millis(1_500);
@@ -40,6 +44,7 @@ fn attempt(rig: &Rig, way: &str, family: Family, through: bool) -> Result<(bool,
         "TCP" => ("who", POD_TCP_PORT),
         "TCP to another port" => ("who", SECOND_TCP_PORT),
         "UDP" => ("udp", POD_UDP_PORT),
+        "SCTP" => ("associate", POD_SCTP_PORT),
         _ => ("ping", 0),
     };
     let target = SocketAddr::new(server(family)?, port);
@@ -53,7 +58,7 @@ fn attempt(rig: &Rig, way: &str, family: Family, through: bool) -> Result<(bool,
 }
 
 /// Waits until each of [`WAYS`] goes through, or does not, in both families.
-fn applied(rig: &Rig, check: &str, through: [bool; 4], rows: &mut Vec<Row>) -> Result<()> {
+fn applied(rig: &Rig, check: &str, through: [bool; 5], rows: &mut Vec<Row>) -> Result<()> {
     for family in FAMILIES {
         for (way, through) in WAYS.into_iter().zip(through) {
             let mut said = String::new();
@@ -73,6 +78,7 @@ fn applied(rig: &Rig, check: &str, through: [bool; 4], rows: &mut Vec<Row>) -> R
 /// P-020, P-022 … P-026, P-031, P-042, T-048: whom pods with an address outside may reach, live.
 pub(in crate::check) fn egress(rig: &mut Rig) -> Found {
     let _scene = begin(rig)?;
+    let _signals = signals(rig)?;
     let mut rows = Vec::new();
     let put = |rules: &str| rig.manifests.put_text(POLICY, &policy(rules));
     let to = |except: bool, ports: &str| -> Result<String> {
@@ -87,35 +93,47 @@ pub(in crate::check) fn egress(rig: &mut Rig) -> Found {
     };
     rig.manifests.put_text(MANIFESTS, &labelled("client"))?;
     put("[{}]")?;
-    applied(rig, "all allowed:", [true; 4], &mut rows)?;
+    applied(rig, "all allowed:", [true; 5], &mut rows)?;
     rows.extend(stopped(rig)?);
-    applied(rig, "none allowed:", [false; 4], &mut rows)?;
+    applied(rig, "none allowed:", [false; 5], &mut rows)?;
     put(&to(false, "")?)?;
-    applied(rig, "a block:", [true; 4], &mut rows)?;
+    applied(rig, "a block:", [true; 5], &mut rows)?;
     put(&to(true, "")?)?;
-    applied(rig, "a block without the server:", [false; 4], &mut rows)?;
+    applied(rig, "a block without the server:", [false; 5], &mut rows)?;
     for (check, ports, through) in [
-        ("a port:", format!(", ports: [{{ port: {POD_TCP_PORT} }}]"), [true, false, false, false]),
+        ("a port:", format!(", ports: [{{ port: {POD_TCP_PORT} }}]"), [true, false, false, false, false]),
         (
             "ranges:",
             format!(
-                ", ports: [{{ port: {POD_TCP_PORT}, endPort: {SECOND_TCP_PORT} }}, {{ protocol: UDP, port: 5000, endPort: {POD_UDP_PORT} }}]"
+                ", ports: [{{ port: {POD_TCP_PORT}, endPort: {SECOND_TCP_PORT} }}, {{ protocol: UDP, port: 5000, endPort: {POD_UDP_PORT} }}, \
+                 {{ protocol: SCTP, port: 3000, endPort: {POD_SCTP_PORT} }}]"
             ),
-            [true, true, true, false],
+            [true, true, true, true, false],
         ),
-        ("names, which servers outside have none of:", ", ports: [{ port: http }]".into(), [false; 4]),
+        ("names, which servers outside have none of:", ", ports: [{ port: http }]".into(), [false; 5]),
     ] {
         put(&to(false, &ports)?)?;
         applied(rig, check, through, &mut rows)?;
     }
     rig.manifests.put_text(MANIFESTS, &labelled("server"))?;
-    applied(rig, "the pod with another label:", [true; 4], &mut rows)?;
+    applied(rig, "the pod with another label:", [true; 5], &mut rows)?;
     rig.manifests.put_text(MANIFESTS, &labelled("client"))?;
-    applied(rig, "the label again:", [false; 4], &mut rows)?;
+    applied(rig, "the label again:", [false; 5], &mut rows)?;
     rig.manifests.remove_text(POLICY)?;
-    applied(rig, "policy gone:", [true; 4], &mut rows)?;
+    applied(rig, "policy gone:", [true; 5], &mut rows)?;
     rig.manifests.remove_text(MANIFESTS)?;
     Ok(rows)
+}
+
+/// A server outside that answers INITs.
+fn signals(rig: &Rig) -> Result<Daemon> {
+    let mut server = in_namespace(CLIENT, enclosure::this_program()?);
+    let [tcp, udp] = OTHER_PORTS;
+    server.args(["pod", "--name=signals", &format!("--tcp-port={tcp}"), &format!("--udp-port={udp}")]);
+    server.arg(format!("--sctp-port={POD_SCTP_PORT}"));
+    let mut server = Daemon::start("signals", server, &rig.lab.state_dir.join("signals.log"))?;
+    server.wait_for_line("pod ready", Duration::from_secs(10))?;
+    Ok(server)
 }
 
 /// P-031: streams to the outside that are denied from now on stop; and leaves that policy in place.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tidegate_api::show::{Show, Shown};
 
-use super::{APPLIED_LIMIT, FRIEND, PODS, POLICY, STRANGER, WEB, applied, from, pod_objects, policy};
+use super::{APPLIED_LIMIT, FRIEND, PODS, POLICY, STRANGER, WEB, applied, from, pod_objects, policy, signal};
 use crate::check::{Found, Row};
 use crate::client::{Streamed, unix_ms};
 use crate::rig::{Rig, RunningClient};
@@ -134,6 +134,7 @@ fn variant(flip: u32) -> String {
 /// that they become others to policies; nothing is lost. Then the streams of P-031.
 pub(in crate::check) fn flips(rig: &mut Rig) -> Found {
     let mut rows = Vec::new();
+    rig.manifests.put(&signal())?;
     rig.manifests.put_text(PODS, &pod_objects(WEB))?;
     rig.manifests.put_text(POLICY, &variant(1))?;
     applied(rig, "before:", STRANGER, false, &mut rows)?;
@@ -164,5 +165,6 @@ pub(in crate::check) fn flips(rig: &mut Rig) -> Found {
     rig.manifests.remove_text(POLICY)?;
     rig.manifests.remove_text(PODS)?;
     applied(rig, "policies gone:", STRANGER, true, &mut rows)?;
+    rig.manifests.delete(&signal())?;
     Ok(rows)
 }
