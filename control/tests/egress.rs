@@ -171,8 +171,23 @@ fn a_static_nat_follows_its_pod() {
     rig.expect_problem(&["StaticNat door", "no Pod shop/web-0"]);
     assert_eq!(static_nat(&rig, "fixed").unwrap().internal.to_string(), "10.244.1.9");
     rig.expect_problem(&["StaticNat fixed", "leads nowhere: no Pod has the address 10.244.1.9"]);
-    rig.apply(&(pod_of("shop/web-0", "", 5, "") + &pod_of("shop/web-9", "", 9, "")));
+    rig.apply(
+        &[("web-0", 5), ("web-9", 9), ("other", 7)]
+            .map(|(name, n)| pod_of(&format!("shop/{name}"), "", n, ""))
+            .concat(),
+    );
     assert_eq!(static_nat(&rig, "door").unwrap().internal.to_string(), "10.244.1.5");
+    // The dataplane knows the pods that they lead to, also under no policy at all, and no other.
+    let known =
+        |rig: &Rig| ["web-0", "web-9", "other"].map(|name| pod(rig, &format!("shop/{name}")).map(|pod| pod.egress));
+    assert_eq!(known(&rig), [Some(vec![]), Some(vec![]), None]);
+    rig.apply(&nat("fixed", "address: 192.0.2.31, internalAddress: \"10.244.1.7\""));
+    assert_eq!(known(&rig), [Some(vec![]), None, Some(vec![])]);
+    rig.apply(&nat("fixed", "address: 192.0.2.31, pod: { namespace: shop, name: web-9 }"));
+    assert_eq!(known(&rig), [Some(vec![]), Some(vec![]), None]);
+    rig.delete(ObjectKind::StaticNat, "fixed");
+    assert_eq!(known(&rig), [Some(vec![]), None, None]);
+    rig.apply(&nat("fixed", "address: 192.0.2.31, internalAddress: 10.244.1.9"));
     let door6 = static_nat(&rig, "door6").unwrap();
     assert_eq!((door6.internal.to_string().as_str(), door6.ports[0].internal), ("fd00:10:244:1::5", 8080));
     assert!(rig.problems().is_empty(), "{:?}", rig.problems());
