@@ -112,7 +112,7 @@ mod tests {
             (
                 StaticNat,
                 json!({ "ports": [{ "port": 1e30 }] }),
-                "spec.ports[0].port: 1e30 is not a whole number from 1 to 65535",
+                "spec.ports[0].port: 1e+30 is not a whole number from 1 to 65535",
             ),
             (
                 StaticNat,
