@@ -259,15 +259,15 @@ fn line(step: &Step) -> (&'static str, String) {
         }
         Step::Arp => ("packet", "ARP".to_owned()),
         Step::Owned { worker, workers } => ("owner", format!("worker {worker} of {workers}")),
-        Step::Flow { original, state, client, vip, source, backend, idle_s, packets } => {
+        Step::Flow { original, egress, state, client, vip, source, backend, idle_s, packets } => {
             let way = if *original { "the way of its first packet" } else { "the way back" };
             let (there, back) = packets;
-            (
-                "flow",
-                format!(
-                    "known, {way}: {client} -> {vip} as {source} -> {backend}, {state}, idle {idle_s} s, {there} packets and {back} back"
-                ),
-            )
+            let ends = match egress {
+                true => format!("pod {client} -> {vip}, seen as {source}"),
+                false => format!("{client} -> {vip} as {source} -> {backend}"),
+            };
+            let told = format!("known, {way}: {ends}, {state}, idle {idle_s} s, {there} packets and {back} back");
+            ("flow", told)
         }
         Step::NoFlow => ("flow", "none is known".to_owned()),
         Step::Revalidated => ("flow", "something it depends on has changed: all is looked at again".to_owned()),
@@ -279,10 +279,25 @@ fn line(step: &Step) -> (&'static str, String) {
                 format!("{service} {port} by its {} address, {mode}, {scheduler} among {endpoints}", kind_name(kind));
             ("service", told)
         }
-        Step::Egress { pod, policies } if policies.is_empty() => {
-            ("egress", format!("pod {pod}, which no EgressPolicy selects"))
+        Step::Egress { pod, policies, policy, address } => {
+            ("egress", egress(*pod, policies, policy.as_deref(), *address))
         }
-        Step::Egress { pod, policies } => ("egress", format!("pod {pod} by EgressPolicy {}", policies.join(", "))),
+        Step::External { address, policies } if policies.is_empty() => {
+            ("external", format!("{address} is an address of a StaticNat"))
+        }
+        Step::External { address, policies } => {
+            ("external", format!("{address} is an address of EgressPolicy {}", policies.join(", ")))
+        }
+        Step::Binding { sort, policy, static_nat, internal, external, block, is_new } => {
+            let by = match (policy.as_str(), static_nat.as_str()) {
+                ("", "") => "an object that is no more".to_owned(),
+                ("", name) => format!("StaticNat {name}"),
+                (name, _) => format!("EgressPolicy {name}"),
+            };
+            let block = block.map(|(first, last)| format!(", of ports {first}-{last}")).unwrap_or_default();
+            let (sort, new) = (sort_name(sort), if *is_new { ", new" } else { "" });
+            ("binding", format!("{internal} is seen as {external}{block}, {sort} by {by}{new}"))
+        }
         Step::Backend { address, port, node, pod } => {
             let of = |what: &str, name: &str| if name.is_empty() { String::new() } else { format!(", {what} {name}") };
             match port {
@@ -337,6 +352,29 @@ fn verdict(verdict: &Verdict) -> Vec<(&'static str, String)> {
             vec![("verdict", "FOLLOWED: it goes where the first fragment of its datagram goes".to_owned())]
         }
         Verdict::Dropped(reason) => vec![("verdict", format!("DROPPED by stage {}", reason.stage)), why(reason)],
+    }
+}
+
+/// Whose packet it is, and which address it is to leave with.
+fn egress(pod: IpAddr, policies: &[String], policy: Option<&str>, address: Option<IpAddr>) -> String {
+    match (policies, policy, address) {
+        (_, None, Some(own)) => format!("pod {pod} by its own address {own} (StaticNat)"),
+        (_, Some(""), _) => format!("pod {pod} by an EgressPolicy that is not known here, which has no address"),
+        (_, Some(policy), Some(address)) => format!("pod {pod} by EgressPolicy {policy} with its address {address}"),
+        (_, Some(policy), None) => format!("pod {pod} by EgressPolicy {policy}, which has no address of this family"),
+        ([], None, None) => format!("pod {pod}, which no EgressPolicy selects"),
+        (names, None, None) => format!("pod {pod} by EgressPolicy {}: not for this destination", names.join(", ")),
+    }
+}
+
+fn sort_name(sort: &str) -> &str {
+    match sort {
+        "endpoint-independent" => "the same to everybody (endpoint-independent)",
+        "address-and-port-dependent" => "to this destination (address- and port-dependent)",
+        "one-to-one" => "1:1",
+        "forwarded-port" => "a forwarded port",
+        "whole-protocol" => "this protocol with this remote",
+        other => other,
     }
 }
 
@@ -487,6 +525,80 @@ mod tests {
             let told = read(1000, bytes_max).unwrap_err().to_string();
             assert!(told.contains(&format!("first {bytes_max} bytes")) && told.contains("500 whole packets"), "{told}");
             assert!(told.contains("500 are left up to packet 1000"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_pods_way_out_reads_as_what_it_is() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let end = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let egress = |policies: &[&str], policy: Option<&str>, address: Option<&str>| Step::Egress {
+            pod: ip("10.244.1.5"),
+            policies: policies.iter().map(|name| (*name).to_owned()).collect(),
+            policy: policy.map(str::to_owned),
+            address: address.map(ip),
+        };
+        let binding = |sort: &str, policy: &str, static_nat: &str, block, is_new| Step::Binding {
+            sort: sort.into(),
+            policy: policy.into(),
+            static_nat: static_nat.into(),
+            internal: end("[fd00:10:244:1::5]:8080"),
+            external: end("[2001:db8::10]:41873"),
+            block,
+            is_new,
+        };
+        let flow = Step::Flow {
+            original: false,
+            egress: true,
+            state: "established".into(),
+            client: end("10.244.1.5:40000"),
+            vip: end("198.51.100.7:443"),
+            source: end("192.0.2.10:41873"),
+            backend: end("198.51.100.7:443"),
+            idle_s: 2,
+            packets: (5, 4),
+        };
+        let names = || vec!["shop".to_owned(), "rest".to_owned()];
+        for (step, line) in [
+            (
+                egress(&["out"], Some("out"), Some("192.0.2.10")),
+                "pod 10.244.1.5 by EgressPolicy out with its address 192.0.2.10",
+            ),
+            (
+                egress(&["out"], Some("out"), None),
+                "pod 10.244.1.5 by EgressPolicy out, which has no address of this family",
+            ),
+            (egress(&["a", "b"], None, None), "pod 10.244.1.5 by EgressPolicy a, b: not for this destination"),
+            (egress(&[], None, None), "pod 10.244.1.5, which no EgressPolicy selects"),
+            (egress(&["out"], None, Some("192.0.2.30")), "pod 10.244.1.5 by its own address 192.0.2.30 (StaticNat)"),
+            (
+                egress(&[], Some(""), None),
+                "pod 10.244.1.5 by an EgressPolicy that is not known here, which has no address",
+            ),
+            (
+                Step::External { address: ip("2001:db8::10"), policies: names() },
+                "2001:db8::10 is an address of EgressPolicy shop, rest",
+            ),
+            (
+                Step::External { address: ip("2001:db8::10"), policies: vec![] },
+                "2001:db8::10 is an address of a StaticNat",
+            ),
+            (
+                binding("endpoint-independent", "out", "", Some((41_856, 41_919)), true),
+                "[fd00:10:244:1::5]:8080 is seen as [2001:db8::10]:41873, of ports 41856-41919, the same to everybody \
+                 (endpoint-independent) by EgressPolicy out, new",
+            ),
+            (
+                binding("forwarded-port", "", "door", None, false),
+                "[fd00:10:244:1::5]:8080 is seen as [2001:db8::10]:41873, a forwarded port by StaticNat door",
+            ),
+            (
+                flow,
+                "known, the way back: pod 10.244.1.5:40000 -> 198.51.100.7:443, seen as 192.0.2.10:41873, established, idle 2 s, \
+                 5 packets and 4 back",
+            ),
+        ] {
+            assert_eq!(super::line(&step).1, line);
         }
     }
 

@@ -15,6 +15,8 @@ pub mod egresspolicy;
 pub mod gatewaypolicy;
 /// `tidegate.io/v1alpha1` StaticNat.
 pub mod staticnat;
+/// Numbers that are out of the range that their schema names.
+pub mod range;
 
 /// All definitions, in the order of their names.
 pub fn all() -> Vec<CustomResourceDefinition> {

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tidegate_api::resource::Protocol;
 
+use crate::crd::range;
 use crate::model::{Name, Object};
 use crate::source::{ObjectKey, ObjectKind};
 
@@ -104,9 +105,10 @@ pub fn read(
             endpointslice::read(key.name(), &typed(value, unknown)?, dialect).map(Object::EndpointSlice)
         }
         ObjectKind::Node => node::read(&key.name, &typed(value, unknown)?).map(Object::Node),
-        ObjectKind::AddressPool => addresspool::read(&key.name, &typed(value, unknown)?).map(Object::AddressPool),
-        ObjectKind::EgressPolicy => typed(value, unknown)
-            .and_then(|object| egresspolicy::read(&key.name, &object))
+        ObjectKind::AddressPool => {
+            in_range(key.kind, value, unknown, |object| addresspool::read(&key.name, object)).map(Object::AddressPool)
+        }
+        ObjectKind::EgressPolicy => in_range(key.kind, value, unknown, |object| egresspolicy::read(&key.name, object))
             .map(|policy| Object::EgressPolicy(Box::new(policy)))
             .map_err(|invalid| Invalid { stand_in: egresspolicy::stand_in(&key.name, value), ..invalid }),
         ObjectKind::GatewayPolicy => {
@@ -114,7 +116,7 @@ pub fn read(
         }
         ObjectKind::StaticNat => {
             staticnat::not_of_no_port(value)?;
-            staticnat::read(&key.name, &typed(value, unknown)?).map(Object::StaticNat)
+            in_range(key.kind, value, unknown, |object| staticnat::read(&key.name, object)).map(Object::StaticNat)
         }
         ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
         ObjectKind::Pod => pod::read_object(key.name(), &typed(value, unknown)?).map(|pod| Object::Pod(Box::new(pod))),
@@ -147,6 +149,20 @@ fn typed<T: DeserializeOwned>(value: &Value, unknown: Option<&mut Vec<String>>) 
         None => T::deserialize(tracked),
     };
     read.map_err(|error| Invalid::new(track.path().to_string(), plain_words(&error.to_string())))
+}
+
+/// Reads an object of a kind of our own, whose numbers have to be such as its schema allows.
+fn in_range<T: DeserializeOwned, R>(
+    kind: ObjectKind,
+    value: &Value,
+    unknown: Option<&mut Vec<String>>,
+    read: impl FnOnce(&T) -> Result<R, Invalid>,
+) -> Result<R, Invalid> {
+    let outside = || range::outside(kind, value).map(|(field, message)| Invalid::new(field, message));
+    // Of a number that no type holds the schema has the better word.
+    let better = |invalid: Invalid| outside().filter(|other| other.field == invalid.field).unwrap_or(invalid);
+    let read = typed(value, unknown).map_err(better).and_then(|object| read(&object))?;
+    outside().map_or(Ok(read), Err)
 }
 
 /// A path in the form that all messages have: `spec.ports[0].port`.

@@ -230,8 +230,23 @@ fn a_static_nat_follows_its_pod() {
     rig.expect_problem(&["StaticNat door", "no Pod shop/web-0"]);
     assert_eq!(static_nat(&rig, "fixed").unwrap().internal.to_string(), "10.244.1.9");
     rig.expect_problem(&["StaticNat fixed", "leads nowhere: no Pod has the address 10.244.1.9"]);
-    rig.apply(&(pod_of("shop/web-0", "", 5, "") + &pod_of("shop/web-9", "", 9, "")));
+    rig.apply(
+        &[("web-0", 5), ("web-9", 9), ("other", 7)]
+            .map(|(name, n)| pod_of(&format!("shop/{name}"), "", n, ""))
+            .concat(),
+    );
     assert_eq!(static_nat(&rig, "door").unwrap().internal.to_string(), "10.244.1.5");
+    // The dataplane knows the pods that they lead to, also under no policy at all, and no other.
+    let known =
+        |rig: &Rig| ["web-0", "web-9", "other"].map(|name| pod(rig, &format!("shop/{name}")).map(|pod| pod.egress));
+    assert_eq!(known(&rig), [Some(vec![]), Some(vec![]), None]);
+    rig.apply(&nat("fixed", "address: 192.0.2.31, internalAddress: \"10.244.1.7\""));
+    assert_eq!(known(&rig), [Some(vec![]), None, Some(vec![])]);
+    rig.apply(&nat("fixed", "address: 192.0.2.31, pod: { namespace: shop, name: web-9 }"));
+    assert_eq!(known(&rig), [Some(vec![]), Some(vec![]), None]);
+    rig.delete(ObjectKind::StaticNat, "fixed");
+    assert_eq!(known(&rig), [Some(vec![]), None, None]);
+    rig.apply(&nat("fixed", "address: 192.0.2.31, internalAddress: 10.244.1.9"));
     let door6 = static_nat(&rig, "door6").unwrap();
     assert_eq!((door6.internal.to_string().as_str(), door6.ports[0].internal), ("fd00:10:244:1::5", 8080));
     assert!(rig.problems().is_empty(), "{:?}", rig.problems());
@@ -293,4 +308,71 @@ fn bad_objects_are_told_with_their_field() {
     rig.apply(&policy("good", "addresses: []"));
     rig.expect_problem(&["EgressPolicy good", "exactly one of addressPool and addresses"]);
     assert_eq!(egress(&rig, "good").unwrap().addresses.len(), 2);
+}
+
+/// A number that is too large is told with its field and what may stand there, whatever its size; what was good stays.
+#[test]
+fn numbers_out_of_range_leave_what_was_good() {
+    let nat = |name: &str, ports: &str| {
+        format!(
+            "apiVersion: tidegate.io/v1alpha1\nkind: StaticNat\nmetadata: {{ name: {name} }}\n\
+             spec: {{ address: \"2001:db8::30\", internalAddress: \"fd00:10:244:1::5\", ports: [{{ {ports} }}] }}\n---\n"
+        )
+    };
+    let pool = |priority: &str| {
+        format!(
+            "apiVersion: tidegate.io/v1alpha1\nkind: AddressPool\nmetadata: {{ name: office }}\n\
+             spec: {{ addresses: [192.0.2.32/30], autoAssign: false, serviceAllocation: {{ priority: {priority} }} }}\n---\n"
+        )
+    };
+    let mut rig = Rig::new();
+    let limited = |limits: &str| policy("out", &format!("{BOTH}, limits: {{ {limits} }}"));
+    let pooled = policy("pooled", "addressPool: office");
+    let good = [pooled, limited("portsPerPod: 64512"), nat("door", "port: 80, targetPort: 8080"), pool("7")].concat();
+    rig.apply(&[node("gw-1", 9), pod_of("shop/web-0", "", 5, ""), good.clone()].concat());
+    assert!(rig.problems().is_empty(), "{:?}", rig.problems());
+    let all =
+        |rig: &Rig| (egress(rig, "out").unwrap(), egress(rig, "pooled").unwrap(), static_nat(rig, "door").unwrap());
+    let before = all(&rig);
+    assert_eq!(before.1.addresses.len(), 4);
+    let huge = "100000000000000000000";
+    for number in ["70000", "1000000000000", huge, "-1"] {
+        for (object, of, field, range) in [
+            (limited(&format!("portsPerPod: {number}")), "EgressPolicy out", "limits.portsPerPod", "1 to 64512"),
+            (
+                limited(&format!("portsPerPod: 9, portsPerNamespace: {number}00")),
+                "EgressPolicy out",
+                "limits.portsPerNamespace",
+                "1 to 1048576",
+            ),
+            (
+                policy("out", &format!("{BOTH}, udpTimeouts: [{{ port: {number}, seconds: 9 }}]")),
+                "EgressPolicy out",
+                "udpTimeouts[0].port",
+                "1 to 65535",
+            ),
+            (
+                policy("out", &format!("{BOTH}, udpTimeouts: [{{ port: 53, seconds: {number}0 }}]")),
+                "EgressPolicy out",
+                "udpTimeouts[0].seconds",
+                "1 to 86400",
+            ),
+            (nat("door", &format!("port: {number}")), "StaticNat door", "ports[0].port", "1 to 65535"),
+            (
+                nat("door", &format!("port: 80, targetPort: {number}")),
+                "StaticNat door",
+                "ports[0].targetPort",
+                "1 to 65535",
+            ),
+            (pool(&format!("{number}000000")), "AddressPool office", "serviceAllocation.priority", ""),
+        ] {
+            rig.apply(&object);
+            rig.expect_problem(&[of, &format!("spec.{field}: "), range]);
+            let told = rig.problems().join(" ");
+            assert!(!["u32", "i32", "invalid value"].iter().any(|word| told.contains(word)), "{told}");
+            assert_eq!(all(&rig), before, "{object}");
+            rig.apply(&good);
+            assert!(rig.problems().is_empty(), "{:?}", rig.problems());
+        }
+    }
 }

@@ -146,6 +146,7 @@ drops! {
     EgressNoAddress,       egress, Error,  "A pod under an egress policy that has no address of this family, or that nobody knows; beyond the rate at which that is answered (N-111).";
     EgressPortsExhausted,  egress, Error,  "Every port of the pod's external address that this worker gives out is in use; beyond the rate at which that is answered (N-041).";
     EgressQuota,           egress, Warning, "The pod or its namespace holds as many ports as its egress policy allows; beyond the rate at which that is answered (N-040).";
+    EgressElsewhere,       egress, Info,   "The first packet of a pod's flow, at a gateway that does not carry the pod's external address: its answers would go to another one (N-111, N-112).";
     EgressProtocolTaken,   egress, Info,   "A protocol without ports, to somebody whom another pod with the same external address speaks it with; beyond the rate at which that is answered (N-095).";
     NoRoute,               route, Warning, "No route to the destination, or only one that forbids it.";
     NoTunnel,              route, Warning, "The backend lives behind no known VTEP.";

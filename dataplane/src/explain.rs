@@ -15,13 +15,14 @@ use crate::family::Family;
 use crate::packet::{Domain, Kind, Packet};
 use crate::pipeline::{self, Answer, Decision};
 use crate::stage::flow::may_cut;
-use crate::stage::gatepolicy;
 use crate::stage::policy::{Blame, Decided, Denied, Direction as Side, Passed};
 use crate::stage::route::{self, Hop};
-use crate::state::{Direction, Hit, State, TICK_NS_LOG2, Tuple, ticks, ticks_since};
-use crate::table::owner::WorkerId;
+use crate::stage::{egress, gatepolicy};
+use crate::state::{Direction, Entry, Hit, State, TICK_NS_LOG2, Tuple, mark, ticks, ticks_since};
+use crate::table::egress::{EgressRow, PortClass};
+use crate::table::owner::{BLOCK_PORTS, WorkerId};
 use crate::table::service::{FrontendKind, Mode};
-use crate::table::{BackendId, DeviceId, Tables};
+use crate::table::{BackendId, DeviceId, EgressId, Tables};
 use crate::wire::packet::Fragment;
 use crate::wire::{Family as Version, ipv4, ipv6, protocol};
 
@@ -122,20 +123,24 @@ impl<'t> Story<'t> {
                     Direction::Reply => entry.original_tuple().reversed(tuple.domain),
                 };
                 self.backend(BackendId(entry.backend));
+                self.bound(Bound::by_entry(self.tables, entry), state, now_ns);
                 self.translated((to.source, to.source_port), (to.destination, to.destination_port));
                 self.leaves(packet, *hop, hash)
             }
             Decision::Translate { flow, hop, .. } => {
                 self.steps.push(flow_of::<A>(state, Hit { flow: *flow, direction: Direction::Original }, now_ns));
+                self.bound(Bound::by_entry(self.tables, A::flows(state).entry(*flow)), state, now_ns);
                 self.leaves(packet, *hop, hash)
             }
             Decision::Start { flow, .. } => {
                 self.backend(flow.backend);
+                self.bound(Bound::by_start(self.tables, flow), state, now_ns);
                 self.passed(&flow.passed);
                 self.translated(flow.source, flow.to);
                 self.leaves(packet, flow.forward, hash)
             }
             Decision::Deliver { to, hop, passed } => {
+                self.bound(Some(Bound::by_mapping(tuple, to)), state, now_ns);
                 self.passed(passed);
                 self.translated((to.source, to.source_port), (to.destination, to.destination_port));
                 self.leaves(packet, *hop, hash)
@@ -176,13 +181,57 @@ impl<'t> Story<'t> {
                 },
                 endpoints: u32::try_from(members).unwrap_or(u32::MAX),
             });
-        } else if tuple.domain == Domain::Overlay as u8
+            return;
+        }
+        if tuple.domain == Domain::Overlay as u8
             && let Some(pod) = tuple.source.pod(tables)
         {
             let name = |id| tables.egress.policy(id).map(|row| row.name.to_string());
             let policies = pod.egress.iter().filter_map(|id| name(*id)).collect();
-            self.steps.push(Step::Egress { pod: tuple.source.ip(), policies });
+            let own = tables.egress.whole_of(&tuple.source.mapped()).map(|own| address_of(&own));
+            let chosen = egress::deciding(tables, pod, tuple.destination).filter(|_| own.is_none());
+            let row = chosen.and_then(|(_, row)| row);
+            let under = row.and_then(|row| egress::external_under(tables, row, tuple.source)).map(A::ip);
+            let policy = chosen.map(|_| row.map(|row| row.name.to_string()).unwrap_or_default());
+            self.steps.push(Step::Egress { pod: tuple.source.ip(), policies, policy, address: own.or(under) });
         }
+        if tuple.destination.external(tables).is_some() {
+            let has_it = |row: &EgressRow| A::external_of(row).contains(&tuple.destination);
+            let policies = tables.egress.policies().filter(|(_, row)| has_it(row));
+            let policies = policies.map(|(_, row)| row.name.to_string()).collect();
+            self.steps.push(Step::External { address: tuple.destination.ip(), policies });
+        }
+    }
+
+    /// What a pod is seen as, if it has to do with that. Names of StaticNats whoever has the objects puts in.
+    fn bound<A: Family>(&mut self, bound: Option<Bound<A>>, state: &State, now_ns: u64) {
+        let Some(Bound { inside, outside, remote, protocol, made }) = bound else { return };
+        let tables = self.tables;
+        let found = A::mappings(&state.egress).of_outside(outside, protocol, ticks(now_ns));
+        let mapping = found.filter(|mapping| mapping.inside == inside && !mapping.is_resting);
+        let policy = match (&made, mapping) {
+            (Made::Fixed, _) => None,
+            (_, Some(mapping)) => tables.egress.policy(EgressId(mapping.policy)),
+            _ => inside.0.pod(tables).and_then(|pod| egress::deciding(tables, pod, remote)?.1),
+        };
+        let class = PortClass::of(protocol);
+        let sort = match (&made, class) {
+            (Made::Fixed, _) if tables.egress.whole_of(&inside.0.mapped()) == Some(outside.0.mapped()) => "one-to-one",
+            (Made::Fixed, _) => "forwarded-port",
+            (_, None) => "whole-protocol",
+            (Made::Now { is_mapped: true } | Made::Before { is_mapped: true }, _) => "endpoint-independent",
+            _ => "address-and-port-dependent",
+        };
+        let pair = |(address, port): (A, u16)| SocketAddr::new(address.ip(), port);
+        self.steps.push(Step::Binding {
+            sort: sort.to_owned(),
+            policy: policy.map(|row| row.name.to_string()).unwrap_or_default(),
+            static_nat: String::new(),
+            internal: pair(inside),
+            external: pair(outside),
+            block: (!matches!(made, Made::Fixed) && class.is_some()).then(|| block_of(outside.1)),
+            is_new: matches!(made, Made::Now { .. }) && mapping.is_none(),
+        });
     }
 
     fn backend(&mut self, id: BackendId) {
@@ -278,6 +327,96 @@ impl<'t> Story<'t> {
     }
 }
 
+/// A pod's end and what it is seen as.
+struct Bound<A> {
+    inside: (A, u16),
+    outside: (A, u16),
+    remote: A,
+    protocol: u8,
+    made: Made,
+}
+
+/// How it came about.
+enum Made {
+    /// By a StaticNat.
+    Fixed,
+    /// By an EgressPolicy, and by a mapping of the pod's port or for this flow alone.
+    Before { is_mapped: bool },
+    /// The same with this packet.
+    Now { is_mapped: bool },
+}
+
+impl<A: Family> Bound<A> {
+    /// Of a flow; `None`: no pod's with the outside.
+    fn by_entry(tables: &Tables, entry: &Entry<A>) -> Option<Bound<A>> {
+        let (original, translated) = (entry.original_tuple(), entry.translated_tuple());
+        if entry.is_egress() {
+            let is_mapped = entry.mark & mark::MAPPED != 0;
+            return Some(Bound::outward(
+                tables,
+                &original,
+                (translated.source, translated.source_port),
+                Made::Before { is_mapped },
+            ));
+        }
+        Bound::inward(tables, &original, (translated.destination, translated.destination_port))
+    }
+
+    /// Of one that begins.
+    fn by_start(tables: &Tables, flow: &pipeline::NewFlow<A>) -> Option<Bound<A>> {
+        match &flow.granted {
+            Some(granted) => {
+                let is_mapped = granted.grant.is_mapped;
+                Some(Bound::outward(tables, &flow.original, flow.source, Made::Now { is_mapped }))
+            }
+            None => Bound::inward(tables, &flow.original, flow.to),
+        }
+    }
+
+    /// Of a packet that comes in by a mapping.
+    fn by_mapping(came: &Tuple<A>, to: &Tuple<A>) -> Bound<A> {
+        Bound {
+            inside: (to.destination, to.destination_port),
+            outside: (came.destination, came.destination_port),
+            remote: came.source,
+            protocol: came.protocol,
+            made: Made::Before { is_mapped: true },
+        }
+    }
+
+    /// A pod's packet that leaves.
+    fn outward(tables: &Tables, original: &Tuple<A>, outside: (A, u16), made: Made) -> Bound<A> {
+        let is_own = tables.egress.whole_of(&original.source.mapped()) == Some(outside.0.mapped());
+        Bound {
+            inside: (original.source, original.source_port),
+            outside,
+            remote: original.destination,
+            protocol: original.protocol,
+            made: if is_own { Made::Fixed } else { made },
+        }
+    }
+
+    /// One that somebody outside sends to an external address.
+    fn inward(tables: &Tables, original: &Tuple<A>, inside: (A, u16)) -> Option<Bound<A>> {
+        let row = tables.egress.external(original.destination.external(tables)?)?;
+        let is_fixed =
+            row.whole.is_some() || row.forwards.contains_key(&(original.protocol, original.destination_port));
+        Some(Bound {
+            inside,
+            outside: (original.destination, original.destination_port),
+            remote: original.source,
+            protocol: original.protocol,
+            made: if is_fixed { Made::Fixed } else { Made::Before { is_mapped: true } },
+        })
+    }
+}
+
+/// First and last port of a block of ports.
+fn block_of(port: u16) -> (u16, u16) {
+    let first = port - port % BLOCK_PORTS;
+    (first, first + (BLOCK_PORTS - 1))
+}
+
 fn side_name(side: Side) -> &'static str {
     if side == Side::Egress { "egress" } else { "ingress" }
 }
@@ -318,6 +457,7 @@ fn flow_of<A: Family>(state: &State, hit: Hit, now_ns: u64) -> Step {
     let idle_ticks = ticks_since(entry.last_seen_ticks, ticks(now_ns));
     Step::Flow {
         original: hit.direction == Direction::Original,
+        egress: entry.is_egress(),
         state: entry.state.name().to_owned(),
         client: pair(original.source, original.source_port),
         vip: pair(original.destination, original.destination_port),

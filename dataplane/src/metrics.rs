@@ -53,7 +53,7 @@ figures! {
     W_BATCH,        Histogram, "worker_batch_packets", ["worker"], "Packets that a worker found at a port at once: near 64, it is short of time.";
     P_RING,         Gauge, "port_ring_entries", ["device", "queue", "ring"], "Entries in use of a ring to or from the kernel.";
     P_RING_MAX,     Gauge, "port_ring_entries_max", ["device", "queue", "ring"], "Entries that the ring has.";
-    E_PORTS,        Gauge, "egress_ports", ["address", "protocol", "state"], "Ports of an external address, by what they are doing: used, resting, free.";
+    E_PORTS,        Gauge, "egress_ports", ["address", "protocol", "state"], "Ports of an external address by state: used by flows or mappings, resting after use (given to others when no other is left), free.";
     E_REFUSED,      Counter, "egress_refused_flows", ["address", "protocol"], "New flows of pods that found no port.";
     E_CARRIER,      Gauge, "egress_carrier", ["address", "node"], "1 for the gateway that carries an external address.";
     G_STATE,        Gauge, "gateway_state", ["node", "state"], "Gateways of the set; 1 for the state that each is in.";
@@ -259,8 +259,8 @@ fn of_egress(egress: &EgressShown) -> Vec<Metric> {
         let address = row.address.to_string();
         let of = [("address", address.as_str()), ("protocol", &row.protocol)];
         let [address, protocol] = of;
-        let free = row.ports.saturating_sub(row.used);
-        let states = [("used", row.used.saturating_sub(row.resting)), ("resting", row.resting), ("free", free)];
+        let free = row.ports.saturating_sub(row.used + row.resting);
+        let states = [("used", row.used), ("resting", row.resting), ("free", free)];
         for (state, count) in states {
             ports.add([address, protocol, ("state", state)], number(count));
         }
@@ -436,6 +436,28 @@ mod tests {
             assert!(page.contains(&format!("tidegate_{line}\n")), "{line}: {page}");
         }
         assert!(!page.contains("gateway_equal{node=\"gw-1\"}") && !page.contains("event=\"vips_withheld\""), "{page}");
+    }
+
+    /// N-042: every port of an address is in one state.
+    #[test]
+    fn ports_of_an_address_are_used_at_rest_or_free() {
+        let row = EgressAddressRow {
+            address: "2001:db8::9".parse().unwrap(),
+            policies: vec![],
+            protocol: "udp".into(),
+            ports: 64_512,
+            used: 4,
+            resting: 3,
+            held: 9,
+            refused: 0,
+        };
+        let page = page(vec![Shown::Egress(EgressShown { addresses: vec![row], ..EgressShown::default() })]);
+        for (state, ports) in [("used", 4), ("resting", 3), ("free", 64_505)] {
+            let line = format!(
+                "tidegate_egress_ports{{address=\"2001:db8::9\",protocol=\"udp\",state=\"{state}\"}} {ports}.0\n"
+            );
+            assert!(page.contains(&line), "{line}: {page}");
+        }
     }
 
     /// Whatever can stand on the page is on the list, with exactly these labels, and the other way round.

@@ -292,8 +292,10 @@ impl Objects {
                 return Err(format!("{field}: {claim} already belongs to {holder}"));
             }
             match claim {
-                Claim::Reserved(address) if self.is_served(*address) => {
-                    return Err(format!("{field}: {address} is an address of a Service"));
+                Claim::Reserved(address) => {
+                    if let Some(place) = self.place_at(*address) {
+                        return Err(format!("{field}: {address} is {}", self.in_words(place)));
+                    }
                 }
                 _ => {}
             }
@@ -333,9 +335,22 @@ impl Objects {
         }
     }
 
-    /// Whether a Service has this whole address. Walks all places: for the few addresses of a gateway.
-    fn is_served(&self, address: IpAddr) -> bool {
-        self.places.keys().filter_map(Place::whole).any(|whole| whole.contains(&address))
+    /// The place that this address, as a whole, is. Walks all of them: for the few addresses of a gateway and of static NAT.
+    fn place_at(&self, address: IpAddr) -> Option<Place> {
+        self.places.keys().find(|place| place.whole().is_some_and(|whole| whole.contains(&address))).copied()
+    }
+
+    /// What a place is, and whose, as far as that was accepted before.
+    fn in_words(&self, place: Place) -> String {
+        let kind = match place {
+            Place::External(_) => "an external address of pods",
+            Place::Vip(_) | Place::Service(_) | Place::NodePort(..) => "an address of a Service",
+        };
+        let has_it = |resource: &&Arc<Resource>| places(resource).any(|(_, other)| other == place);
+        match self.accepted.values().find(has_it) {
+            Some(holder) => format!("{kind} ({})", holder.key()),
+            None => kind.to_owned(),
+        }
     }
 
     /// An address inside `whole` that the gateway keeps for itself, and the gateway.

@@ -756,22 +756,20 @@ fn pass_through<A: Family>(
     Ok(())
 }
 
-/// Gives a packet that may be cut an identification of ours, where its source is one that several pods share: theirs could
-/// meet (N-046, RFC 6864 section 5.3.1). What is sent to one pod alone keeps what its sender gave it, and so does what
-/// changes both its addresses: pieces are numbered before it is known where they go. A protocol without ports is one pod's
-/// towards each remote; pieces that must not be cut further are nobody's business here.
+/// Gives a packet that may be cut an identification of ours, where its source is one that several pods or clients share:
+/// theirs could meet (N-046, RFC 6864 section 5.3.1). What keeps its source keeps what its sender gave it. A protocol without
+/// ports is one pod's towards each remote; pieces that must not be cut further are nobody's business here.
 #[cold]
 #[inline(never)]
 fn identify<A: Family>(tables: &Tables, state: &mut State, packet: &Packet, frame: &mut Frame, hit: Hit) {
     let entry = A::flows(state).entry(hit.flow);
     let (from, to) = (entry.arriving(hit.direction), entry.leaving(hit.direction));
-    let is_shared = from.source != to.source && from.destination == to.destination;
-    if packet.l3.family == Version::V6 || !is_shared || portless::is_bare(to.protocol) {
+    if packet.l3.family == Version::V6 || from.source == to.source || portless::is_bare(to.protocol) {
         return;
     }
     let id = match packet.l3.fragment {
         Fragment::First { id } | Fragment::Later { id, .. } => (id & 0xffff) as u16,
-        Fragment::None => fresh_identification(tables, state, to.destination, to.protocol),
+        Fragment::None => fresh_identification(tables, state, from.destination, Some(to.destination), to.protocol),
     };
     if mutation::is(Mutation::IdentificationAsItCame) {
         return;
@@ -779,19 +777,35 @@ fn identify<A: Family>(tables: &Tables, state: &mut State, packet: &Packet, fram
     edit::set_identification(frame.bytes_mut().get_mut(usize::from(packet.l3_offset)..).unwrap_or_default(), id);
 }
 
-fn fresh_identification<A: Family>(tables: &Tables, state: &mut State, destination: A, protocol: u8) -> u16 {
-    let to = destination.mapped().last_chunk().copied().unwrap_or_default();
-    state.identifications.draw(to, protocol, (state.worker.0, tables.owners.workers()))
+/// The number that an IPv4 packet leaves with that came in to `came_to`. `goes_to`: where it is led, which is known of no piece
+/// of a datagram before all of it is numbered.
+pub(crate) fn fresh_identification<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    came_to: A,
+    goes_to: Option<A>,
+    protocol: u8,
+) -> u16 {
+    let (worker, workers) = (state.worker.0, tables.owners.workers());
+    let low = |address: A| address.mapped().last_chunk().copied().unwrap_or_default();
+    // What comes to an address of ours is led on, and what came to several may meet at one: pieces count together, in a half
+    // of the numbers that whole packets have no part in.
+    let is_led = came_to.kind(tables).intersects(LocalKind::SERVED | LocalKind::FULLNAT_SOURCE);
+    let (to, part) = match goes_to {
+        _ if !is_led => (low(came_to), (worker, workers)),
+        Some(goes_to) => (low(goes_to), (2 * worker, 2 * workers)),
+        None => ([0; 4], (2 * worker + 1, 2 * workers)),
+    };
+    state.identifications.draw(to, protocol, part)
 }
 
-/// The same for an ICMP error that went out in an external address's name.
+/// The same for an ICMP error that went out in an address's name that others share.
 #[cold]
 fn identify_error<A: Family>(tables: &Tables, state: &mut State, packet: &Packet, frame: &mut Frame, came: (A, A)) {
     let at = usize::from(packet.l3_offset);
     let left = A::addresses(frame.bytes().get(at..).unwrap_or_default());
-    let is_shared = came.0 != left.0 && came.1 == left.1;
-    if packet.l3.family == Version::V4 && !packet.l3.dont_fragment && is_shared {
-        let id = fresh_identification(tables, state, left.1, A::ICMP);
+    if packet.l3.family == Version::V4 && !packet.l3.dont_fragment && came.0 != left.0 {
+        let id = fresh_identification(tables, state, came.1, Some(left.1), A::ICMP);
         edit::set_identification(frame.bytes_mut().get_mut(at..).unwrap_or_default(), id);
     }
 }

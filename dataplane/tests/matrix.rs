@@ -288,8 +288,9 @@ impl Stage {
         for (frame, packet) in sent.iter().zip(packets) {
             match peer {
                 Some(peer) => {
-                    // A pod's packet that may be cut has a number of ours by now (N-046).
-                    let numbered = self.case.hops() == 2 && !packet.dont_fragment;
+                    // What may be cut, from where several send, has a number of ours by now (N-046).
+                    let is_shared = self.case.mode == Mode::Fullnat || self.case.hops() == 2;
+                    let numbered = is_shared && !packet.dont_fragment;
                     let id = rig::into_peer(frame).and_then(|(_, _, inner)| identification(inner));
                     let id = id.filter(|_| numbered).unwrap_or(packet.id);
                     let _outer = expect_overlay(self.net, peer, &Sketch { id, ..packet.clone() }, frame, &told);

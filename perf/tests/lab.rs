@@ -291,6 +291,18 @@ fn pods_that_leave_are_served_at_the_edges() {
 }
 
 #[test]
+fn an_address_that_a_router_sends_to_the_gateway_is_no_different() {
+    check(&["egress-routed"]); // N-094, N-110
+}
+
+#[test]
+fn pods_are_reached_and_seen_by_static_nat() {
+    for queues in [1, 2] {
+        check_with(queues, &["static-nat"]); // N-110, N-113, P-021
+    }
+}
+
+#[test]
 fn pods_leave_by_objects_of_the_api_and_through_whoever_carries_the_address() {
     check(&["egress-cluster", "egress-takeover"]); // N-110, N-111, N-112, N-114
 }

@@ -15,6 +15,7 @@ use super::Reconciler;
 use crate::model::addresspool::AddressPool;
 use crate::model::egresspolicy::{Addresses, EgressPolicy};
 use crate::model::namespace::Namespace;
+use crate::model::pod::{Pod, Pods};
 use crate::model::staticnat::Target;
 use crate::model::{Dirty, Name};
 use crate::problem::{Problem, Severity};
@@ -34,11 +35,44 @@ pub(super) struct Leaving {
     addresses: BTreeSet<IpAddr>,
     /// Addresses of Services, as they were when policies were resolved: those that policies want too.
     contested: BTreeSet<IpAddr>,
+    /// What static translations lead to.
+    targets: Targets,
     /// Something that statuses tell may have changed.
     moved: bool,
     told_at: Option<Instant>,
     /// Conditions as they were told last.
     told: BTreeMap<ObjectKey, Vec<Condition>>,
+}
+
+/// Pods that static translations lead to: the dataplane has to know them, whatever else speaks of them.
+#[derive(Debug, Default)]
+struct Targets {
+    pods: BTreeSet<Name>,
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl Targets {
+    fn of<'m>(nats: impl Iterator<Item = &'m crate::model::staticnat::StaticNat>) -> Targets {
+        let mut targets = Targets::default();
+        for nat in nats {
+            match &nat.target {
+                Target::Pod(pod) => drop(targets.pods.insert(pod.clone())),
+                Target::Address(address) => drop(targets.addresses.insert(*address)),
+            }
+        }
+        targets
+    }
+
+    fn holds(&self, pod: &Pod) -> bool {
+        self.pods.contains(&pod.name) || pod.addresses.iter().any(|address| self.addresses.contains(address))
+    }
+
+    /// Pods that are in one of the two alone.
+    fn differing(&self, other: &Targets, pods: &Pods) -> BTreeSet<Name> {
+        let by_address = self.addresses.symmetric_difference(&other.addresses);
+        let by_address = by_address.filter_map(|address| pods.at(*address)).map(|pod| pod.name.clone());
+        self.pods.symmetric_difference(&other.pods).cloned().chain(by_address).collect()
+    }
 }
 
 impl Leaving {
@@ -67,7 +101,7 @@ impl Reconciler {
             self.resolve_egress();
         }
         let everyone = dirty.egress || dirty.namespaces;
-        let names: BTreeSet<Name> = match everyone {
+        let mut names: BTreeSet<Name> = match everyone {
             true => self
                 .model
                 .pods()
@@ -77,6 +111,10 @@ impl Reconciler {
                 .collect(),
             false => dirty.policies.pods.clone(),
         };
+        if !dirty.static_nats.is_empty() {
+            let before = std::mem::replace(&mut self.leaving.targets, Targets::of(self.model.static_nats()));
+            names.extend(before.differing(&self.leaving.targets, self.model.pods()));
+        }
         for name in &names {
             self.resolve_pod(name);
         }
@@ -187,7 +225,8 @@ impl Reconciler {
         let egress = egress::selecting(self.model.egress(), namespace, pod);
         let is_its_own = |address| self.model.pods().has(pod, address);
         let all = self.file.control.policy.unknown_pod == UnknownPod::Deny;
-        pod::resolve(pod, self.policies.identity(name), egress, all, is_its_own)
+        let is_known = all || self.leaving.targets.holds(pod);
+        pod::resolve(pod, self.policies.identity(name), egress, is_known, is_its_own)
     }
 
     fn resolve_static_nat(&mut self, name: &str) {

@@ -13,16 +13,16 @@ use crate::source::{ObjectKey, ObjectKind};
 const CONTESTED_TOLD_MAX: usize = 100;
 
 /// The resource of a Pod that has `identity` for network policies and leaves by `egress`; none for a Pod that nothing
-/// speaks of, unless `all` are to be known. `is_its_own` says whether an address of the Pod is no other Pod's too, as it may be while one goes and
-/// another comes.
+/// speaks of, unless it `is_known` all the same: a static translation leads to it, or all Pods are to be known. `is_its_own`
+/// says whether an address of the Pod is no other Pod's too, as it may be while one goes and another comes.
 pub fn resolve(
     pod: &Pod,
     identity: u32,
     egress: Vec<String>,
-    all: bool,
+    is_known: bool,
     is_its_own: impl Fn(IpAddr) -> bool,
 ) -> Option<Resource> {
-    if !pod.owns_addresses() || (!all && identity == 0 && egress.is_empty()) {
+    if !pod.owns_addresses() || (!is_known && identity == 0 && egress.is_empty()) {
         return None;
     }
     let addresses: Vec<IpAddr> = pod.addresses.iter().copied().filter(|address| is_its_own(*address)).collect();

@@ -272,6 +272,15 @@ impl<'de> Visitor<'de> for Values {
         Ok(value.into())
     }
 
+    /// A number that no field holds is the business of who reads the field, and not the end of the whole file.
+    fn visit_i128<E: de::Error>(self, value: i128) -> Result<Value, E> {
+        Ok((value as f64).into())
+    }
+
+    fn visit_u128<E: de::Error>(self, value: u128) -> Result<Value, E> {
+        Ok((value as f64).into())
+    }
+
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
         Ok(value.into())
     }

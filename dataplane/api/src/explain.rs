@@ -91,6 +91,9 @@ pub enum Step {
     Flow {
         /// Whether it goes the way of the first packet.
         original: bool,
+        /// Whether a pod began it with the outside: then `vip` is whom it asked there, and `source` what it is seen as.
+        #[serde(default)]
+        egress: bool,
         /// State of the flow.
         state: String,
         /// Who began it, before translation.
@@ -125,12 +128,47 @@ pub enum Step {
         /// Endpoints that new flows can get.
         endpoints: u32,
     },
-    /// It is of a pod that leaves by this policy.
+    /// It is a pod's, on its way to the outside.
     Egress {
         /// The pod's address.
         pod: IpAddr,
         /// Names of the EgressPolicies that the pod has.
         policies: Vec<String>,
+        /// The one among them that is for this destination, the first such; empty: one that is not known here. Absent: none
+        /// is, or the pod has an address of its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        policy: Option<String>,
+        /// The external address that the pod has: of that policy, or its own by a StaticNat (1:1).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<IpAddr>,
+    },
+    /// It is to an external address of pods.
+    External {
+        /// The address.
+        address: IpAddr,
+        /// Names of the EgressPolicies that have it.
+        policies: Vec<String>,
+    },
+    /// What a pod's end is seen as from outside.
+    Binding {
+        /// Which sort: `endpoint-independent`, `address-and-port-dependent`, `one-to-one`, `forwarded-port`, or
+        /// `whole-protocol` for a protocol without ports, which is the pod's with this remote.
+        sort: String,
+        /// The EgressPolicy; empty: a StaticNat, or a policy that is no more.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        policy: String,
+        /// The StaticNat; empty: an EgressPolicy.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        static_nat: String,
+        /// Address and port of the pod, or its echo identifier; port 0: a protocol without ports.
+        internal: SocketAddr,
+        /// The same as it is seen from outside.
+        external: SocketAddr,
+        /// First and last port of the block that the port was dealt in; absent where no worker gives the port out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        block: Option<(u16, u16)>,
+        /// Whether this packet would make it.
+        is_new: bool,
     },
     /// This endpoint has it, or this node.
     Backend {

@@ -108,11 +108,12 @@ pub struct EgressAddressRow {
     pub protocol: String,
     /// Ports that are given out: 64,512.
     pub ports: u64,
-    /// Ports in use.
+    /// Ports in use: some flow or mapping has them.
     pub used: u64,
-    /// Those among them whose mapping is idle and that rest.
+    /// Ports that nobody uses and that rest after use: neither in `used` nor free, since only the pod that had one gets it
+    /// before there is no other (N-042).
     pub resting: u64,
-    /// Mappings, and flows that share a port with others.
+    /// Mappings in use, and flows that share a port with others.
     pub held: u64,
     /// New flows that found no port, or whose pod or namespace holds all it may.
     pub refused: u64,

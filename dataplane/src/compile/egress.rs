@@ -198,13 +198,14 @@ impl Egresses {
             if self.rows.get(&id) == Some(&said) {
                 continue;
             }
-            let before = table.external(id).map(|row| row.owners.clone()).unwrap_or_default();
+            let before = table.external(id);
             let (whole, forwards) = &said;
             let row = ExternalRow {
                 address: mapped_ip(address),
+                is_carried: before.is_none_or(|before| before.is_carried),
                 whole: whole.map(mapped_ip),
                 forwards: forwards.iter().map(|(at, (pod, port))| (*at, (mapped_ip(*pod), *port))).collect(),
-                owners: before,
+                owners: before.map(|before| before.owners.clone()).unwrap_or_default(),
             };
             touched.pods.extend(*whole);
             touched.pods.extend(self.rows.insert(id, said).and_then(|(whole, _)| whole));

@@ -287,6 +287,11 @@ impl Locals {
         }
     }
 
+    /// Whether this gateway, of all of the set, owns a VIP or external address.
+    pub fn is_owned(&self, address: IpAddr) -> bool {
+        self.owned.as_ref().is_none_or(|owned| owned.contains(&IpNet::from(address)))
+    }
+
     /// Whether `address` is one that pods look like from outside.
     pub fn is_external(&self, address: IpAddr) -> bool {
         self.kinds.get(&mapped_ip(address)).is_some_and(|kind| kind.contains(LocalKind::EXTERNAL))

@@ -380,6 +380,7 @@ impl Compiler {
         if !arrived.announce.is_empty() {
             let moved = self.locals.announce(&arrived.announce, self.objects.places(), &mut tables.locals);
             (changed, self.guard_due) = (changed | moved, self.guard_due | moved);
+            changed |= self.carry(&mut tables);
         }
         for moved in &arrived.port_moves {
             move_ports(&mut tables, moved);
@@ -592,7 +593,14 @@ impl Compiler {
         for pod in &touched.pods {
             Pods::touch_address(*pod, tables);
         }
-        touched.changed
+        touched.changed | self.carry(tables)
+    }
+
+    /// Writes which external addresses are carried here. Flows that there are go on by what they know.
+    fn carry(&self, tables: &mut Tables) -> bool {
+        let is_carried = |address: &[u8; 16]| self.locals.is_owned(address_of(address));
+        let differs = tables.egress.externals().any(|(_, row)| row.is_carried != is_carried(&row.address));
+        differs && Arc::make_mut(&mut tables.egress).carry(is_carried)
     }
 
     fn write_nodes(&mut self, service: Option<&Service>, name: &str, tables: &mut Tables, now: Nanos) -> bool {

@@ -961,6 +961,35 @@ fn vips_are_announced_by_route_while_they_are_ours_and_have_somebody() {
     assert_eq!(ear.take(), [routed_v4, v6, routed_v6].map(|vip| (vip, Wanted::No)));
 }
 
+/// N-112: with other gateways, an external address is carried where it is announced, on a link or by a route.
+#[test]
+fn external_addresses_are_carried_where_they_are_owned() {
+    let (mut compiler, _) = on_machine();
+    update(&mut compiler, full(everything()));
+    let addresses = ["192.0.2.99", "203.0.113.99", "2001:db8:1::99", "2001:db8:f::99"];
+    let policy = |version: &str, addresses: &[&str]| {
+        incremental(vec![Resource { name: "out".into(), version: version.into(), body: egress(addresses) }])
+    };
+    update(&mut compiler, policy("1", &addresses));
+    let carried = |compiler: &Compiler| -> Vec<bool> {
+        let row = |address: &&str| compiler.tables().egress.external_at(&ip16(address)).map(|row| row.is_carried);
+        addresses.iter().filter_map(row).collect()
+    };
+    assert_eq!(carried(&compiler), [true; 4], "alone");
+    let ear = Ear::default();
+    compiler.set_herald(Box::new(ear));
+    update(&mut compiler, policy("2", &addresses[..1]));
+    update(&mut compiler, policy("3", &addresses));
+    assert_eq!(carried(&compiler), [false; 4]);
+    assert!(announce(&mut compiler, &[("203.0.113.99/32", true), ("2001:db8:1::99/128", true)]));
+    assert_eq!(carried(&compiler), [false, true, true, false]);
+    // Whatever else is written of them does not touch that.
+    update(&mut compiler, policy("4", &[&addresses[..], &["2001:db8:f::98"]].concat()));
+    assert_eq!(carried(&compiler), [false, true, true, false]);
+    assert!(announce(&mut compiler, &[("203.0.113.99/32", false), ("192.0.2.99/32", true)]));
+    assert_eq!(carried(&compiler), [true, false, true, false]);
+}
+
 fn egress(addresses: &[&str]) -> Body {
     Body::Egress(serde_json::from_value(serde_json::json!({ "addresses": addresses })).unwrap())
 }

@@ -2,8 +2,8 @@ use std::fs;
 
 use proptest::prelude::*;
 use tidegate_api::resource::{
-    Backend, Body, Decap, DeliveryMode, Gateway, MacAddress, OrphanTcp, Peer, PeerVtep, PolicyOptions, Protocol,
-    Service, ServicePort, SourceBackend, Vtep,
+    Backend, Body, Decap, DeliveryMode, Egress, Gateway, MacAddress, OrphanTcp, Peer, PeerVtep, PolicyOptions,
+    Protocol, Service, ServicePort, SourceBackend, StaticNat, Vtep,
 };
 
 use super::*;
@@ -98,6 +98,18 @@ impl From<Peer> for Wrapped {
 impl From<Service> for Wrapped {
     fn from(body: Service) -> Self {
         Wrapped(Body::Service(body))
+    }
+}
+
+impl From<Egress> for Wrapped {
+    fn from(body: Egress) -> Self {
+        Wrapped(Body::Egress(body))
+    }
+}
+
+impl From<StaticNat> for Wrapped {
+    fn from(body: StaticNat) -> Self {
+        Wrapped(Body::StaticNat(body))
     }
 }
 
@@ -477,7 +489,41 @@ fn prefixes_underlays_and_reserved_addresses_have_one_owner() {
     let mut greedy = gateway();
     greedy.fullnat_sources.push("10.244.9.7".parse().unwrap());
     let reason = refused(&mut objects, named("gw", "2", greedy));
-    assert_eq!(reason, "fullnat_sources[2]: 10.244.9.7 is an address of a Service");
+    assert_eq!(reason, "fullnat_sources[2]: 10.244.9.7 is an address of a Service (service s)");
+}
+
+#[test]
+fn who_wants_an_address_is_told_what_it_is() {
+    for [address, other, pod] in
+        [["192.0.2.10", "192.0.2.11", "10.244.1.5"], ["2001:db8::10", "2001:db8::11", "fd00:10:244:1::5"]]
+    {
+        let mut objects = Objects::default();
+        let egress = |address: &str| {
+            let text = format!("{{\"addresses\":[\"{address}\"]}}");
+            serde_json::from_str::<Egress>(&text).unwrap()
+        };
+        let nat = |address: &str| {
+            let (external, internal) = (address.parse().unwrap(), pod.parse().unwrap());
+            StaticNat { external, internal, ports: Vec::new() }
+        };
+        let accepted = objects.apply(full(vec![named("gw", "1", gateway()), named("out", "1", egress(address))]), None);
+        assert!(accepted.rejected.is_empty(), "{:?}", accepted.rejected);
+        let mut refused = |resource| {
+            let rejected = objects.apply(incremental(vec![resource]), None).rejected;
+            rejected.into_iter().map(|refused| refused.reason).collect::<Vec<_>>()
+        };
+        let reason = format!("external: {address} is an external address of pods (egress policy out)");
+        assert_eq!(refused(named("door", "1", nat(address))), [reason]);
+        let mut greedy = gateway();
+        greedy.fullnat_sources = vec![address.parse().unwrap()];
+        greedy.pod_cidrs.clear();
+        let reason = format!("fullnat_sources[0]: {address} is an external address of pods (egress policy out)");
+        assert_eq!(refused(named("gw", "2", greedy.clone())), [reason]);
+        assert_eq!(refused(named("door", "2", nat(other))), [""; 0]);
+        greedy.fullnat_sources = vec![other.parse().unwrap()];
+        let reason = format!("fullnat_sources[0]: address {other} already belongs to static NAT door");
+        assert_eq!(refused(named("gw", "3", greedy)), [reason]);
+    }
 }
 
 #[test]

@@ -197,17 +197,19 @@ impl Rig {
 /// As [`Rig::expect_overlay`], about one frame.
 #[track_caller]
 pub fn expect_overlay(net: Net, n: u8, packet: &Sketch, sent: &[u8], told: &str) -> (u16, Outer) {
-    let Some((_, outer, inner)) = super::into_peer(sent) else { panic!("no VXLAN: {sent:02x?}\n{told}") };
+    let Some((_, outer, sent_inner)) = super::into_peer(sent) else { panic!("no VXLAN: {sent:02x?}\n{told}") };
     let outer = read_outer(outer);
     let mut packet = packet.clone();
     if packet.from.1 == 0
         && matches!(packet.body, sketch::Body::Tcp { .. } | sketch::Body::Udp { .. } | sketch::Body::Sctp { .. })
     {
-        packet.from.1 = inner_source_port(inner);
+        packet.from.1 = inner_source_port(sent_inner);
         assert!(packet.from.1 >= 1024, "a privileged source port (N-004)");
     }
     assert!(outer.source_port >= 49_152, "RFC 7348 section 5");
     let inner = packet.frame((VTEP_MAC, peer_vtep_mac(n)));
+    // What leaves from the source that clients share is numbered by the gateway (N-046).
+    let inner = if packet.from.0 == net.source() { as_identified(sent_inner, &inner) } else { inner };
     // V-017, V-008: the ECN bits go outside, CE as ECT(0); DSCP stays inside.
     let ecn = if packet.tos & 3 == 3 { 2 } else { packet.tos & 3 };
     assert_eq!(outer.tos, ecn, "outer TOS\n{told}");

@@ -1,7 +1,7 @@
 //! What would become of a packet: the question is put to the worker that owns it, and names that only objects have are put in.
 
 use tidegate_api::explain::{Explanation, Question, Step};
-use tidegate_api::resource::{Body, Kind};
+use tidegate_api::resource::{Body, Kind, StaticNat};
 
 use super::query::{QueryError, WorkerQuery};
 use crate::compile::thread::{Handle, View};
@@ -25,6 +25,7 @@ pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery)
             Told::Mine(mut explanation) => {
                 name(&view, &mut explanation);
                 name_gates(compiler, &mut explanation)?;
+                name_static_nat(compiler, &mut explanation)?;
                 return Ok(*explanation);
             }
             Told::Theirs(other) => worker = usize::from(other.0),
@@ -50,6 +51,31 @@ fn name_gates(compiler: &Handle, explanation: &mut Explanation) -> Result<(), St
         }
     }
     Ok(())
+}
+
+/// And static NAT: by its address and what it leads to.
+fn name_static_nat(compiler: &Handle, explanation: &mut Explanation) -> Result<(), String> {
+    let is_static = |step: &Step| matches!(step, Step::Binding { sort, .. } if is_by_static_nat(sort));
+    if !explanation.steps.iter().any(is_static) {
+        return Ok(());
+    }
+    let view = compiler.view(Some(Kind::StaticNat)).map_err(|error| error.to_string())?;
+    for step in explanation.steps.iter_mut().filter(|step| is_static(step)) {
+        let Step::Binding { static_nat, internal, external, .. } = step else { continue };
+        let leads_there = |nat: &StaticNat| {
+            let has_port =
+                nat.ports.iter().any(|port| (port.external, port.internal) == (external.port(), internal.port()));
+            (nat.external, nat.internal) == (external.ip(), internal.ip()) && (nat.ports.is_empty() || has_port)
+        };
+        let mut those =
+            view.objects.iter().filter(|resource| matches!(&resource.body, Body::StaticNat(nat) if leads_there(nat)));
+        static_nat.extend(those.next().map(|resource| resource.name.as_str()));
+    }
+    Ok(())
+}
+
+fn is_by_static_nat(sort: &str) -> bool {
+    matches!(sort, "one-to-one" | "forwarded-port")
 }
 
 /// Pods and nodes have names among objects alone.

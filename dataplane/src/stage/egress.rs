@@ -2,9 +2,9 @@
 //!
 //! reads   `table::pod`, `egress`, `owner`; ports, mappings and flows of this worker     writes  nothing; returns a decision
 //! drops   `NotOurs`, `SpoofedSource`, `OrphanSegment`, `ProtocolUnsupported`, `NoTunnel`, `EgressNoAddress`,
-//!         `EgressPortsExhausted`, `EgressQuota`, `EgressProtocolTaken`
+//!         `EgressPortsExhausted`, `EgressQuota`, `EgressProtocolTaken`, `EgressElsewhere`
 //! cost    cold: a new flow looks up its pod, policy, route and port; established packets never come here
-//! spec    N-001 … N-012, N-030, N-035, N-040 … N-045, N-075, N-088, N-093 … N-095, N-097, N-110, N-111, T-193, RFC 4787, 5382, 5508
+//! spec    N-001 … N-012, N-030, N-035, N-040 … N-045, N-075, N-088, N-093 … N-095, N-097, N-110 … N-112, T-193, RFC 4787, 5382, 5508
 //! tests   `dataplane/tests/golden/egress.rs`
 //!
 //! A pod under a policy leaves with an address of that policy or not at all: whatever is missing, the packet is refused and
@@ -34,7 +34,7 @@ use crate::wire::{protocol, tcp};
 
 /// The policy that decides about a pod's packets to `destination`: the first that is for it. One that nobody knows is for
 /// everything, and has no address (N-111).
-pub(super) fn deciding<'t, A: Family>(
+pub(crate) fn deciding<'t, A: Family>(
     tables: &'t Tables,
     pod: &PodRow,
     destination: A,
@@ -61,6 +61,16 @@ fn paired<A: Family>(tables: &Tables, addresses: &[A], pod: A) -> Option<A> {
         [only] => Some(*only),
         many => many.iter().copied().max_by_key(weight),
     }
+}
+
+/// The external address that `pod` has under a policy.
+pub(crate) fn external_under<A: Family>(tables: &Tables, policy: &EgressRow, pod: A) -> Option<A> {
+    paired(tables, A::external_of(policy), pod)
+}
+
+/// Whether answers to what leaves with `external` come to this gateway. Where they do not, the port may be another pod's (N-112).
+fn is_carried<A: Family>(tables: &Tables, external: A) -> bool {
+    external.external(tables).and_then(|id| tables.egress.external(id)).is_some_and(|row| row.is_carried)
 }
 
 /// Where a pod's packet to `destination` leaves: back in, if that is an external address (N-010).
@@ -119,11 +129,15 @@ pub fn start<A: Family, T: Trace>(
         Ok(Begun::Refuse(Refused { answer, address, class, pod, exhausted, short }))
     };
     let granted = match (own.and_then(|own| A::unmapped(&own)), chosen) {
+        (Some(own), _) if !is_carried(tables, own) => return Err(DropReason::EgressElsewhere),
         (Some(own), _) => Ok(fixed(own, class, by, tuple)),
         (None, Some((policy, Some(row)))) => {
-            let Some(external) = paired(tables, A::external_of(row), tuple.source) else {
+            let Some(external) = external_under(tables, row, tuple.source) else {
                 return refused(DropReason::EgressNoAddress, None, None, None);
             };
+            if !is_carried(tables, external) {
+                return Err(DropReason::EgressElsewhere);
+            }
             let given = match class {
                 Some(class) => give(tables, state, tuple, &Wants { policy, row, external, class, by }, moment, before),
                 None => alone_with(state, external, policy, by, tuple),

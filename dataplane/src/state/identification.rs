@@ -35,14 +35,15 @@ impl Identifications {
         Identifications { next, keys }
     }
 
-    /// The number that a packet to `destination` leaves with, host order. `worker` is which of how many.
-    pub fn draw(&mut self, destination: [u8; 4], protocol: u8, worker: (u16, u16)) -> u16 {
+    /// The number that a packet to `destination` leaves with, host order. `part` is which of how many parts of all numbers:
+    /// workers have their own, and halves of those where what a worker numbers must not meet either.
+    pub fn draw(&mut self, destination: [u8; 4], protocol: u8, part: (u16, u16)) -> u16 {
         let to = u64::from(u32::from_be_bytes(destination)) | u64::from(protocol) << 32;
         let at = usize::try_from(mix(to ^ self.keys[1]) >> (64 - COUNTERS_LOG2)).unwrap_or(0);
         let next = self.next[at].wrapping_add(1);
         self.next[at] = next;
-        let (number, count) = worker;
-        // As many parts as workers, rounded up to what bits can tell apart.
+        let (number, count) = part;
+        // As many as bits can tell apart.
         let bits = 16 - count.max(1).next_power_of_two().trailing_zeros().min(15);
         let mask = u16::MAX >> (16 - bits);
         let part = u32::from(number) << bits;

@@ -244,6 +244,8 @@ impl OwnPorts<'_> {
 pub struct ExternalRow {
     /// Network order, IPv4 mapped.
     pub address: [u8; 16],
+    /// Whether this gateway carries it: answers to what leaves with it come here (N-112).
+    pub is_carried: bool,
     /// The pod that all of it belongs to (1:1), mapped form.
     pub whole: Option<[u8; 16]>,
     /// Ports that are forwarded: protocol and port to pod (mapped form) and port.
@@ -425,6 +427,19 @@ impl EgressTable {
             self.whole.insert(pod, row.address);
         }
         *place = Some(Arc::new(row));
+    }
+
+    /// Says which external addresses this gateway carries, by mapped form; true when that differs for any. Build side.
+    pub fn carry(&mut self, is_carried: impl Fn(&[u8; 16]) -> bool) -> bool {
+        let mut changed = false;
+        for row in self.externals.iter_mut().flatten() {
+            let now = is_carried(&row.address);
+            if row.is_carried != now {
+                Arc::make_mut(row).is_carried = now;
+                changed = true;
+            }
+        }
+        changed
     }
 
     /// Sets the times of all timers, in the order of their numbers from 1 on. Build side.

@@ -13,7 +13,7 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::handover::{Links, Parcel};
 use crate::packet::{Domain, Key, Packet};
-use crate::pipeline::{self, Moment, Silent, Verdict};
+use crate::pipeline::{self, Moment, Silent, Verdict, fresh_identification};
 use crate::stage::verdict::{self, Exits};
 use crate::stage::{encap, fragment, local, owner, portless};
 use crate::state::fragment::{Outcome, Ports, Refusal, Waiting};
@@ -186,10 +186,8 @@ impl Hands<'_> {
 
     /// What the pieces of a datagram leave with, whoever forwards them (N-046).
     fn identification<A: Family>(&mut self, packet: &Packet, destination: A) -> u16 {
-        let worker = (self.state.worker.0, self.tables.owners.workers());
-        let to = destination.mapped().last_chunk().copied().unwrap_or_default();
         match packet.l3.family {
-            Version::V4 => self.state.identifications.draw(to, packet.l3.protocol, worker),
+            Version::V4 => fresh_identification(self.tables, self.state, destination, None, packet.l3.protocol),
             Version::V6 => 0,
         }
     }

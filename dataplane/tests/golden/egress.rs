@@ -1062,6 +1062,8 @@ pub fn refusals(net: Net) -> Rig {
     for port in [1025, 1026, 5] {
         rig.rx_wan(&udp((net.client(33), 5), (external(net, 1), port)));
     }
+    rig.publish(|tables| drop(Arc::make_mut(&mut tables.egress).carry(|_| false)));
+    rig.rx_overlay(net, 0, &udp((net.pod(0, 6), 7), names(net)).data(*b"x"));
     rig
 }
 
@@ -1070,8 +1072,9 @@ fn refusals_that_may_not_be_told_are_counted_by_their_reason() {
     for net in Net::BOTH {
         let moved = refusals(net).moved();
         let of = |reason: &str| moved.get(reason).copied().unwrap_or(0);
-        let counted = ["EgressPortsExhausted", "EgressNoAddress", "EgressQuota", "Filtered", "NoMapping"].map(of);
-        assert_eq!(counted, [1, 3, 2, 2, 1]);
+        let reasons =
+            ["EgressPortsExhausted", "EgressNoAddress", "EgressQuota", "Filtered", "NoMapping", "EgressElsewhere"];
+        assert_eq!(reasons.map(of), [1, 3, 2, 2, 1, 1]);
     }
 }
 
@@ -1105,5 +1108,41 @@ fn who_had_which_port_is_recorded_where_the_policy_asks() {
             send(&mut rig, net, (net.pod(0, 6), n), names(net));
         }
         assert_eq!((recorded.len(), rig.worker.state_mut().egress.take_records_lost()), (4, 2));
+    }
+}
+
+/// N-111, N-112: answers to what leaves with an address come to the gateway that carries it. Elsewhere nothing new begins, and
+/// nothing is said of it: the agent sends the pod's packets to the carrier in a moment.
+#[test]
+fn an_address_that_another_gateway_carries_is_given_to_nobody_here() {
+    fn carry(rig: &mut Rig, is_carried: bool) {
+        rig.publish(|tables| assert!(Arc::make_mut(&mut tables.egress).carry(|_| is_carried)));
+    }
+    for net in Net::BOTH {
+        let (mut rig, mut outside) = town();
+        rig.publish(|tables| {
+            let own = StaticNat { internal: net.pod(0, 6), ..one_to_one(net) };
+            outside.fixed(tables, "one", Some(&own));
+        });
+        let port = connect(&mut rig, net, pod(net), web(net));
+        carry(&mut rig, false);
+        let (other, own) = ((pod(net).0, 40_001), (net.pod(0, 6), 40_000));
+        for packet in [
+            tcp(other, web(net)).syn(1),
+            udp(other, names(net)).data(*b"x"),
+            ping(other.0, web(net).0),
+            tcp(own, web(net)).syn(1),
+            udp(own, names(net)).data(*b"x"),
+        ] {
+            rig.rx_overlay(net, 0, &packet);
+            rig.expect_silence();
+            rig.expect_counted(&dropped("EgressElsewhere"));
+        }
+        // Connections that there are go on: announcements may have been cut for a moment only.
+        rig.rx_overlay(net, 0, &tcp(pod(net), web(net)).ack(101, 501));
+        rig.expect_wan(&tcp((external(net, 1), port), web(net)).ack(101, 501).ttl(63));
+        rig.moved();
+        carry(&mut rig, true);
+        connect(&mut rig, net, other, web(net));
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use tidegate_api::explain::{Explanation, Question, Step, Verdict};
-use tidegate_api::resource::{Action, Body, GatewayAction, Protocol, Service, ServicePort};
+use tidegate_api::resource::{Action, Body, GatewayAction, PortForward, Protocol, Service, ServicePort, StaticNat};
 use tidegate_dataplane::explain::envelope;
 use tidegate_dataplane::rig::fleet::Fleet;
 use tidegate_dataplane::rig::outside::{self, external};
@@ -270,4 +270,116 @@ fn questions_that_cannot_be_asked_are_refused() {
     assert!(refused(Question { is_frame: true, node: Some("w1".into()), ..bare() }).contains("node"));
     let lone = Tables { devices: tables.devices.clone(), ..Tables::default() };
     assert!(envelope::frame(&lone, &bare()).unwrap_err().contains("no route leads back"));
+}
+
+/// What a story says of a pod's end: sort, policy, inside, outside, whether it is new; and the block is the port's.
+fn binding(told: &Explanation) -> Option<(String, String, SocketAddr, SocketAddr, bool)> {
+    told.steps.iter().find_map(|step| match step {
+        Step::Binding { sort, policy, internal, external, block, is_new, .. } => {
+            let of_port = |(first, last): (u16, u16)| (first..=last).contains(&external.port()) && last - first == 63;
+            assert!(block.is_none_or(of_port), "{told:?}");
+            assert_eq!(block.is_none(), ["one-to-one", "forwarded-port"].contains(&&**sort), "{told:?}");
+            Some((sort.clone(), policy.clone(), *internal, *external, *is_new))
+        }
+        _ => None,
+    })
+}
+
+/// The step that tells whose packet it is.
+fn leaving(told: &Explanation) -> Option<(Vec<String>, Option<String>, Option<std::net::IpAddr>)> {
+    told.steps.iter().find_map(|step| match step {
+        Step::Egress { policies, policy, address, .. } => Some((policies.clone(), policy.clone(), *address)),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_pods_packets_are_told_with_policy_address_and_binding() {
+    for net in Net::BOTH {
+        let (tables, mut outside) = outside::town();
+        let mut fleet = Fleet::new(tables, 2).unwrap();
+        let (here, there, ours) = ((net.pod(0, 5), 40_000), (net.client(9), 53), external(net, 1));
+        let by_out = (vec!["out".to_owned()], Some("out".to_owned()), Some(ours));
+        for (sketch, sort) in [
+            (udp(here, there).data(*b"who?"), "endpoint-independent"),
+            (tcp(here, (there.0, 443)).syn(1), "address-and-port-dependent"),
+        ] {
+            let frame = rig::expect::from_peer(net, 0, &sketch);
+            let told = fleet.explain(0, LAN, &frame);
+            assert_eq!(leaving(&told), Some(by_out.clone()), "{told:?}");
+            let (told_sort, policy, internal, promised, is_new) = binding(&told).unwrap();
+            assert_eq!((&*told_sort, &*policy, internal, is_new), (sort, "out", SocketAddr::from(here), true));
+            fleet.rx(0, LAN, &frame);
+            let (left, _) = ends(WAN, &fleet.sent(WAN)[0]).unwrap();
+            assert_eq!((left, left.ip()), (promised, ours));
+            // Known now, both ways.
+            let told = fleet.explain(0, LAN, &frame);
+            let expected = (sort.to_owned(), "out".to_owned(), SocketAddr::from(here), left, false);
+            assert_eq!(binding(&told), Some(expected.clone()), "{told:?}");
+            assert!(told.steps.iter().any(|step| matches!(step, Step::Flow { egress: true, original: true, .. })));
+            let answer = match sort {
+                "endpoint-independent" => udp(there, (ours, left.port())).data(*b"me"),
+                _ => tcp((there.0, 443), (ours, left.port())).syn_ack(5, 2),
+            };
+            let told = fleet.explain(1, WAN, &answer.frame(FROM_ROUTER));
+            assert_eq!(binding(&told), Some(expected.clone()), "{told:?}");
+            if sort == "endpoint-independent" {
+                // Another port of who was sent to comes in by the mapping, and nobody else does.
+                let other = udp((there.0, 54), (ours, left.port())).data(*b"me too");
+                let told = fleet.explain(0, WAN, &other.frame(FROM_ROUTER));
+                assert_eq!(binding(&told), Some(expected.clone()), "{told:?}");
+                assert!(matches!(&told.verdict, Verdict::Sent { device, .. } if device == "lan0"), "{told:?}");
+                let again = udp(here, (net.client(8), 99)).data(*b"x");
+                let told = fleet.explain(0, LAN, &rig::expect::from_peer(net, 0, &again));
+                assert_eq!(binding(&told), Some(expected), "{told:?}");
+                let stranger = udp((net.client(7), 9), (ours, left.port())).data(*b"?");
+                let told = fleet.explain(0, WAN, &stranger.frame(FROM_ROUTER));
+                let external = told.steps.iter().find_map(|step| match step {
+                    Step::External { address, policies } => Some((*address, policies.clone())),
+                    _ => None,
+                });
+                assert_eq!((external, binding(&told)), (Some((ours, vec!["out".to_owned()])), None), "{told:?}");
+                assert!(matches!(&told.verdict, Verdict::Dropped(reason) if reason.reason == "Filtered"), "{told:?}");
+            }
+        }
+        // A policy without an address of the family says which it is.
+        fleet.publish(|tables| outside.policy(tables, "out", Some(&outside::policy(&[]))));
+        let other = udp((net.pod(0, 6), 1), there).data(*b"x");
+        let told = fleet.explain(0, LAN, &rig::expect::from_peer(net, 0, &other));
+        assert_eq!(leaving(&told), Some((vec!["out".to_owned()], Some("out".to_owned()), None)), "{told:?}");
+    }
+}
+
+#[test]
+fn static_translation_is_told_as_what_it_is() {
+    for net in Net::BOTH {
+        let (tables, mut outside) = outside::town();
+        let mut fleet = Fleet::new(tables, 2).unwrap();
+        let (pod, client) = (net.pod(0, 5), net.client(9));
+        let [whole, ports] = [external(net, 9), external(net, 8)];
+        let forward = PortForward { protocol: Protocol::Tcp, external: 80, internal: 8080 };
+        fleet.publish(|tables| {
+            for (name, external, ports) in [("whole", whole, vec![]), ("door", ports, vec![forward])] {
+                outside.fixed(tables, name, Some(&StaticNat { external, internal: pod, ports }));
+            }
+        });
+        let own = tcp((pod, 4000), (client, 443)).syn(1);
+        let told = fleet.explain(0, LAN, &rig::expect::from_peer(net, 0, &own));
+        assert_eq!(leaving(&told), Some((vec!["out".to_owned()], None, Some(whole))), "{told:?}");
+        let expected = |sort: &str, inside, outside: (std::net::IpAddr, u16)| {
+            Some((sort.to_owned(), String::new(), SocketAddr::new(pod, inside), SocketAddr::from(outside), false))
+        };
+        assert_eq!(binding(&told), expected("one-to-one", 4000, (whole, 4000)), "{told:?}");
+        for (at, sort, inside) in [((whole, 22), "one-to-one", 22), ((ports, 80), "forwarded-port", 8080)] {
+            let sketch = tcp((client, 9), at).syn(1);
+            for known in [false, true] {
+                let told = fleet.explain(0, WAN, &sketch.frame(FROM_ROUTER));
+                assert_eq!(binding(&told), expected(sort, inside, at), "{told:?}");
+                let is_external = |step: &Step| matches!(step, Step::External { address, .. } if *address == at.0);
+                assert_eq!(told.steps.iter().any(is_external), !known, "{told:?}");
+                fleet.rx(1, WAN, &sketch.frame(FROM_ROUTER));
+            }
+            fleet.sent(LAN);
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! IPv4 identifications: packets that may be cut, of several pods that share an address, leave with numbers that do not meet;
-//! all pieces of one with the same (N-046, RFC 6864 section 5.3.1).
+//! IPv4 identifications: packets that may be cut, of several pods or clients that share an address, leave with numbers that do
+//! not meet; all pieces of one with the same (N-046, RFC 6864 section 5.3.1).
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,8 @@ use tidegate_dataplane::rig::expect::identification;
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::outside::{self, external};
 use tidegate_dataplane::rig::sketch::{End, Sketch, Trouble, ping, raw, tcp, trouble, udp};
-use tidegate_dataplane::rig::{self, LAN, Net, Rig, WAN};
+use tidegate_dataplane::rig::{self, FROM_ROUTER, LAN, Net, Rig, WAN};
+use tidegate_dataplane::table::Tables;
 
 use crate::egress::{change, names, pod, send, town, web};
 
@@ -179,4 +180,77 @@ fn workers_that_know_nothing_of_each_other_do_not_meet() {
         fleet.expect_balance();
         fleet.expect_all_frames_home();
     }
+}
+
+/// Identifications of the packets inside what was sent to pods.
+fn led(frames: &[Vec<u8>]) -> Vec<u16> {
+    frames.iter().filter_map(|frame| identification(rig::into_peer(frame)?.2)).collect()
+}
+
+/// The Services of all tests, and another VIP for the same pod.
+fn two_vips() -> (Tables, [End; 2]) {
+    let mut tables = crate::tables();
+    let (address, port) = crate::names_pod(V4);
+    let other = V4.vip(7);
+    rig::add_service(&mut tables, 77, other, 53, 17, &[(address, port, 1)]);
+    (tables, [crate::names(V4), (other, 53)])
+}
+
+#[test]
+pub(crate) fn datagrams_of_clients_that_share_a_source_have_numbers_of_their_own() {
+    // N-046 in fullnat: many clients, two VIPs, one source towards one pod; whole datagrams and pieces at the same time.
+    for workers in [1u16, 2, 3] {
+        let (tables, vips) = two_vips();
+        let mut fleet = Fleet::with(tables, Plan::of(workers)).unwrap();
+        let mut seen = BTreeSet::new();
+        for n in 0..200u16 {
+            let (from, to) = ((V4.client(n), 9), vips[usize::from(n % 2)]);
+            let queue = usize::from(n % workers);
+            fleet.rx(queue, WAN, &with_id(udp(from, to).data(*b"?").may_fragment(), 7).frame(FROM_ROUTER));
+            let whole = led(&fleet.sent(LAN));
+            for piece in pieces(from, to, 7) {
+                fleet.rx(queue, WAN, &piece.frame(FROM_ROUTER));
+            }
+            let cut = led(&fleet.sent(LAN));
+            assert_eq!((whole.len(), cut.len()), (1, 3), "{}", fleet.told());
+            let cut: BTreeSet<u16> = cut.into_iter().collect();
+            assert_eq!(cut.len(), 1, "all pieces of one datagram");
+            for id in whole.into_iter().chain(cut) {
+                assert!(seen.insert(id), "{id} twice with {workers} workers");
+            }
+        }
+        fleet.expect_balance();
+        fleet.expect_all_frames_home();
+    }
+}
+
+#[test]
+fn answers_of_pods_that_share_a_vip_have_numbers_of_their_own() {
+    // Both ends change on the way back, too: pods count alike, and their answers leave from one VIP.
+    let pods = [(V4.pod(0, 5), 5353), (V4.pod(0, 6), 5353)];
+    let mut tables = rig::tables();
+    rig::add_service(&mut tables, 77, V4.vip(7), 53, 17, &pods.map(|(address, port)| (address, port, 1)));
+    let mut rig = Rig::new(tables).unwrap();
+    let (mut seen, mut answered) = (BTreeSet::new(), BTreeSet::new());
+    for n in 0..200u16 {
+        let client = (V4.client(9), 1000 + n);
+        rig.rx_wan(&udp(client, (V4.vip(7), 53)).data(*b"?"));
+        let sent = rig.sent(LAN);
+        let (_, _, inner) = rig::into_peer(&sent[0]).unwrap();
+        let (port, pod) = (u16::from_be_bytes([inner[34], inner[35]]), inner[33]);
+        let pod = pods.into_iter().find(|(address, _)| address.to_string().ends_with(&format!(".{pod}"))).unwrap();
+        answered.insert(pod);
+        rig.rx_overlay(V4, 0, &with_id(udp(pod, (V4.source(), port)).data(*b"!").may_fragment(), 7));
+        assert!(seen.insert(one(&mut rig)), "twice");
+        for piece in pieces(pod, (V4.source(), port), 7) {
+            rig.rx_overlay(V4, 0, &piece);
+        }
+        let cut: BTreeSet<u16> = left(&mut rig).into_iter().collect();
+        assert_eq!(cut.len(), 1);
+        assert!(cut.into_iter().all(|id| seen.insert(id)), "twice");
+        // What cannot be cut keeps its number.
+        rig.rx_overlay(V4, 0, &with_id(udp(pod, (V4.source(), port)).data(*b"!"), 7));
+        assert_eq!(one(&mut rig), 7);
+    }
+    assert_eq!(answered.len(), 2, "of both pods");
 }

@@ -6,7 +6,7 @@ use tidegate_dataplane::mutation::{Mutation, is_noticed_by};
 
 #[test]
 fn tests_notice_what_they_are_for() {
-    let table: [(Mutation, fn()); 8] = [
+    let table: [(Mutation, fn()); 9] = [
         (Mutation::AnyResetBelieved, crate::tcp::only_the_exact_reset_ends_an_established_connection),
         (Mutation::AnySynAckBelieved, crate::tcp::a_stale_syn_ack_moves_nothing),
         (Mutation::AnswersUnlimited, crate::encap::too_big_is_not_answered_without_limit),
@@ -15,6 +15,10 @@ fn tests_notice_what_they_are_for() {
         (
             Mutation::IdentificationAsItCame,
             crate::identification::all_pieces_of_a_datagram_have_one_number_and_no_other_datagram_has_it,
+        ),
+        (
+            Mutation::IdentificationAsItCame,
+            crate::identification::datagrams_of_clients_that_share_a_source_have_numbers_of_their_own,
         ),
         (Mutation::AnyVni, crate::parse::a_vxlan_header_needs_its_flag_and_may_have_others),
         (Mutation::CrcAsItCame, crate::sctp::an_association_is_translated_from_init_to_shutdown_complete),

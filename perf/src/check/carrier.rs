@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 use tidegate_api::show::{Show, Shown};
 
 use super::egress::{
-    ANSWER_MS, EXTERNAL, OTHER, SELECTED, SETTLED_LIMIT, manifests, masquerade, outside, remote, seen_as, server,
-    shell, tcp, told,
+    ANSWER_MS, EXTERNAL, OTHER, SELECTED, SETTLED_LIMIT, manifests, masquerade, outside, policy, remote, seen_as,
+    server, shell, tcp, told,
 };
 use crate::check::{Found, Row};
 use crate::client::Outcome;
@@ -129,12 +129,6 @@ fn by_policy(family: Family) -> std::net::IpAddr {
     EXTERNAL.of(family)
 }
 
-/// The policy alone: its Pods come by themselves.
-fn policy() -> String {
-    let all = manifests();
-    all.split("---\n").next().unwrap_or_default().to_owned()
-}
-
 /// N-110, N-111: an EgressPolicy made, used and deleted by the API; an API that is away changes nothing.
 pub(super) fn by_api(rig: &mut Rig) -> Found {
     let cluster = rig.cluster()?;
@@ -142,7 +136,8 @@ pub(super) fn by_api(rig: &mut Rig) -> Found {
     cluster.apply(&pod(OTHER))?;
     let mut scene = Scene::begin(rig, &cluster)?;
     let mut rows = vec![becomes(rig, "without a policy", by_node, SETTLED_LIMIT)?];
-    cluster.apply(&policy())?;
+    // Its Pods come by themselves.
+    cluster.apply(&policy(EXTERNAL))?;
     // The API has not told of the pod yet, as of any pod in its first moment: it could be one that the policy is for.
     let held = wait_until(SETTLED_LIMIT, || Ok(!ask(rig, SELECTED, Family::V4, SILENCE_MS)?.ok))?;
     for family in FAMILIES {

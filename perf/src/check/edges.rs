@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::egress::{
-    ANSWER_MS, EXTERNAL, MANIFESTS, SELECTED, arguments, begin_with, manifests, remote, server, tcp, told,
+    ANSWER_MS, EXTERNAL, MANIFESTS, SELECTED, arguments, begin_with, manifests, policy, remote, seen_as, selected,
+    server, tcp, told,
 };
 use crate::check::{Found, Row};
 use crate::client::Outcome;
@@ -17,8 +18,12 @@ use crate::enclosure;
 use crate::process::{self, Daemon, in_namespace};
 use crate::rig::{Rig, wait_until, way};
 use crate::stun::Behaviour;
-use crate::topology::{CLIENT, FAMILIES, Family, GATEWAY, POD_TCP_PORT, POD_UDP_PORT, client_address};
+use crate::topology::{
+    CLIENT, FAMILIES, Family, GATEWAY, GATEWAY_WAN_V4, GATEWAY_WAN_V6, POD_TCP_PORT, POD_UDP_PORT, Vip, client_address,
+};
 
+/// Addresses of a policy that lie on no link of the gateway.
+const ROUTED: Vip = Vip::routed(240);
 /// Namespace beyond the narrow link.
 const BEYOND: &str = "beyond";
 /// What the narrow link carries: the least that IPv6 allows.
@@ -108,11 +113,11 @@ impl Drop for Beyond {
 pub(super) fn all(rig: &mut Rig) -> Found {
     let by_endpoint =
         manifests().replacen("  log: true\n", "  log: true\n  tcp: { mapping: EndpointIndependent }\n", 1);
-    let scene = begin_with(rig, &by_endpoint)?;
+    let scene = begin_with(rig, &by_endpoint, EXTERNAL)?;
     let beyond = Beyond::begin(rig)?;
     let mut rows = Vec::new();
     for family in FAMILIES {
-        rows.push(reaches(rig, family)?);
+        rows.push(reaches(rig, family, EXTERNAL)?);
         rows.push(traced(rig, family)?);
         rows.push(uploaded(rig, family)?);
         rows.push(learnt(family)?);
@@ -126,16 +131,57 @@ pub(super) fn all(rig: &mut Rig) -> Found {
     Ok(rows)
 }
 
+/// An address of the policy that lies on no link of the gateway: a router sends what comes to it to the gateway, as a next hop.
+pub(super) fn routed(rig: &mut Rig) -> Found {
+    let scene = begin_with(rig, &(policy(ROUTED) + "---\n" + &selected()), ROUTED)?;
+    let far = Beyond::begin(rig)?;
+    let mut rows = Vec::new();
+    for family in FAMILIES {
+        rows.push(way_back(family)?);
+        rows.push(reaches(rig, family, ROUTED)?);
+        let target = SocketAddr::new(beyond(family), POD_UDP_PORT);
+        let datagram: Outcome = rig.client_in(&SELECTED.name(), "udp", &arguments(rig, SELECTED, target, ANSWER_MS))?;
+        rows.push(seen_as(format!("{family} UDP"), &datagram, ROUTED.of(family), "N-110"));
+        let ping: Outcome = rig.client_in(&SELECTED.name(), "ping", &[format!("--target={target}")])?;
+        let measured = if ping.ok { "answered".into() } else { told(&ping) };
+        rows.push(Row::new(format!("{family} ping"), measured, "answered (N-094)", ping.ok));
+        rows.push(uploaded(rig, family)?);
+        rows.push(asked_for(family)?);
+    }
+    drop(far);
+    drop(scene);
+    rig.manifests.remove_text(MANIFESTS)?;
+    Ok(rows)
+}
+
+/// The router sends the address to the gateway's own, and has no link that it is on.
+fn way_back(family: Family) -> Result<Row> {
+    let way = sh(CLIENT, &format!("ip route get {}", ROUTED.of(family)))?;
+    let gateway = family.pick(GATEWAY_WAN_V4, GATEWAY_WAN_V6);
+    let expected = format!("via {gateway} ");
+    let measured = way.lines().next().unwrap_or_default().trim().to_owned();
+    let pass = way.contains(&expected);
+    Ok(Row::new(format!("{family} way of the router back"), measured, expected, pass))
+}
+
+/// Nobody asks a link for such an address, and the gateway tells none of it.
+fn asked_for(family: Family) -> Result<Row> {
+    let neighbours = sh(CLIENT, &format!("ip neigh show to {}", ROUTED.of(family)))?;
+    let measured = if neighbours.trim().is_empty() { "none".to_owned() } else { neighbours.trim().to_owned() };
+    let pass = measured == "none";
+    Ok(Row::new(format!("{family} neighbour of that address"), measured, "none (M-020)", pass))
+}
+
 /// The gateway has heard of the way there.
-fn reaches(rig: &Rig, family: Family) -> Result<Row> {
+fn reaches(rig: &Rig, family: Family, external: Vip) -> Result<Row> {
     let target = SocketAddr::new(beyond(family), POD_TCP_PORT);
     let mut last = String::new();
     let took = wait_until(Duration::from_secs(10), || {
         let outcome = tcp(rig, SELECTED, target, 1000)?;
         last = told(&outcome);
-        Ok(remote(&outcome).is_some_and(|from| from.ip() == EXTERNAL.of(family)))
+        Ok(remote(&outcome).is_some_and(|from| from.ip() == external.of(family)))
     })?;
-    Ok(Row::new(format!("{family} beyond"), last, format!("seen as {}", EXTERNAL.of(family)), took.is_some()))
+    Ok(Row::new(format!("{family} beyond"), last, format!("seen as {}", external.of(family)), took.is_some()))
 }
 
 /// T-085, T-186: every router on the way tells the pod, the gateway too, and each by its own address.

@@ -119,13 +119,23 @@ fn wanted() -> String {
 
 /// The policy, and the pod it selects.
 pub(super) fn manifests() -> String {
+    policy(EXTERNAL) + "---\n" + &selected()
+}
+
+/// A policy with these addresses.
+pub(super) fn policy(external: Vip) -> String {
     format!(
         "apiVersion: tidegate.io/v1alpha1\nkind: EgressPolicy\nmetadata: {{ name: out }}\nspec:\n  \
-         podSelector: {{ matchLabels: {{ leaves: by-gateway }} }}\n  addresses: [\"{}\", \"{}\"]\n  log: true\n---\n\
-         apiVersion: v1\nkind: Pod\nmetadata: {{ name: {}, namespace: shop, labels: {{ leaves: by-gateway }} }}\n\
+         podSelector: {{ matchLabels: {{ leaves: by-gateway }} }}\n  addresses: [\"{}\", \"{}\"]\n  log: true\n",
+        external.v4, external.v6,
+    )
+}
+
+/// The pod that it selects.
+pub(super) fn selected() -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {}, namespace: shop, labels: {{ leaves: by-gateway }} }}\n\
          spec: {{ nodeName: {} }}\nstatus: {{ podIPs: [{{ ip: \"{}\" }}, {{ ip: \"{}\" }}] }}\n",
-        EXTERNAL.v4,
-        EXTERNAL.v6,
         SELECTED.name(),
         SELECTED.node().name(),
         SELECTED.address(Family::V4),
@@ -134,11 +144,11 @@ pub(super) fn manifests() -> String {
 }
 
 pub(super) fn begin(rig: &mut Rig) -> Result<Scene> {
-    begin_with(rig, &manifests())
+    begin_with(rig, &manifests(), EXTERNAL)
 }
 
-/// The same with other manifests.
-pub(super) fn begin_with(rig: &mut Rig, manifests: &str) -> Result<Scene> {
+/// The same with other manifests, by which the pod is seen as `external`.
+pub(super) fn begin_with(rig: &mut Rig, manifests: &str, external: Vip) -> Result<Scene> {
     masquerade()?;
     let outside = outside(rig)?;
     let (config, program) = (rig.lab.state_dir.join("node-agent.yaml"), rig.gateway.program("tidegate-node"));
@@ -152,16 +162,22 @@ pub(super) fn begin_with(rig: &mut Rig, manifests: &str) -> Result<Scene> {
     let mut agent = in_namespace(&SELECTED.node().name(), &scene.program);
     agent.arg("--config").arg(&scene.config);
     scene.agent = Some(Daemon::start("tidegate-node", agent, &rig.lab.state_dir.join("node-agent.log"))?);
+    settle(rig, external)?;
+    Ok(scene)
+}
+
+/// Waits until the pod is seen as `external` in both families.
+pub(super) fn settle(rig: &Rig, external: Vip) -> Result<()> {
     for family in FAMILIES {
         let mut last = String::new();
         let settled = wait_until(SETTLED_LIMIT, || {
             let outcome = tcp(rig, SELECTED, SocketAddr::new(server(family)?, POD_TCP_PORT), 1000)?;
             last = told(&outcome);
-            Ok(remote(&outcome).is_some_and(|from| from.ip() == EXTERNAL.of(family)))
+            Ok(remote(&outcome).is_some_and(|from| from.ip() == external.of(family)))
         })?;
         settled.with_context(|| format!("the pod does not get out over {family} with its address: {last}"))?;
     }
-    Ok(scene)
+    Ok(())
 }
 
 /// Two servers outside, at different ports.

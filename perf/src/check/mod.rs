@@ -25,6 +25,8 @@ mod nodes;
 mod dead;
 /// Egress: pods that leave the cluster with an address of their policy.
 mod egress;
+/// Static NAT: addresses and ports that are always the same pod's.
+mod fixed;
 /// The same by the API, and with two gateways of which one dies.
 mod carrier;
 /// Edges of egress: hops, sizes, fragments, and what a NAT looks like from outside.
@@ -163,6 +165,8 @@ pub const CHECKS: &[Check] = &[
     check("egress", "pods leave with their policy's address, flannel's rules present", egress::leaves),
     check("egress-closed", "no gateway: selected pods do not get out some other way", egress::fails_closed),
     check("egress-edges", "pods' traceroute, path MTU, fragments, simultaneous open, STUN", edges::all),
+    check("egress-routed", "an address of a policy that a router sends to the gateway", edges::routed),
+    check("static-nat", "a pod with an address of its own, and forwarded ports; flannel's rules present", fixed::nat),
     check("symmetric", "pods see clients, answers return through the gateway by the agent", symmetric::kept),
     check("control-killed", "SIGKILL of control", outage::control_killed),
     check("dataplane-stopped", "SIGSTOP of the dataplane", outage::dataplane_stopped),

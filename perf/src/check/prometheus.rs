@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::egress::manifests;
+use super::egress::{EXTERNAL, policy};
 use crate::check::{Found, Row};
 use crate::process::{self, Daemon, in_namespace};
 use crate::rig::{Rig, wait_until};
@@ -121,8 +121,7 @@ fn filled_in(query: &str) -> String {
 /// The check.
 pub(super) fn scraped(rig: &mut Rig) -> Found {
     let cluster = rig.cluster()?;
-    let policy = manifests();
-    cluster.apply(policy.split("---\n").next().unwrap_or_default())?;
+    cluster.apply(&policy(EXTERNAL))?;
     let found = read_by_prometheus(rig);
     // In any case, or every later check would find it.
     cluster.delete("egresspolicies", "", "out")?;

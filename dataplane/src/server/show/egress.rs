@@ -44,9 +44,9 @@ fn addresses(view: &View, used: &[EgressUse]) -> Vec<EgressAddressRow> {
         policies: policies.get(&address).cloned().unwrap_or_default(),
         protocol: class.name().to_owned(),
         ports,
-        used: tally.used.into(),
+        used: tally.used.saturating_sub(tally.resting).into(),
         resting: tally.resting.into(),
-        held: tally.held.into(),
+        held: tally.held.saturating_sub(tally.resting).into(),
         refused: tally.refused,
     };
     pools.into_iter().map(row).collect()
@@ -75,4 +75,25 @@ fn pods(view: &View, used: &[EgressUse]) -> Vec<EgressPodRow> {
     rows.sort_by(|a, b| (b.held, b.refused).cmp(&(a.held, a.refused)).then_with(|| a.address.cmp(&b.address)));
     rows.truncate(PODS_MAX);
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// N-042: a port that rests is not in use; of two workers each has its part.
+    #[test]
+    fn what_rests_is_told_apart_from_what_is_used() {
+        for address in ["203.0.113.9", "2001:db8::9"] {
+            let address: IpAddr = address.parse().unwrap();
+            let tally = |used, resting, held| Tally { used, resting, held, alone: used, refused: 1 };
+            let mapped = crate::compile::mapped_ip(address);
+            let used = [tally(5, 2, 5), tally(7, 3, 30)]
+                .map(|tally| EgressUse { pools: vec![(mapped, PortClass::Udp, tally, 32_256)], pods: Vec::new() });
+            let shown = shown(&View::default(), &used, |_| None);
+            let [row] = shown.addresses.as_slice() else { panic!("{shown:?}") };
+            assert_eq!((row.address, row.ports), (address, 64_512));
+            assert_eq!((row.used, row.resting, row.held, row.refused), (7, 5, 30, 2));
+        }
+    }
 }
