@@ -1062,7 +1062,9 @@ pub fn refusals(net: Net) -> Rig {
     for port in [1025, 1026, 5] {
         rig.rx_wan(&udp((net.client(33), 5), (external(net, 1), port)));
     }
-    rig.publish(|tables| drop(Arc::make_mut(&mut tables.egress).carry(|_| false)));
+    rig.publish(|tables| {
+        Arc::make_mut(&mut tables.egress).carry(|_| false);
+    });
     rig.rx_overlay(net, 0, &udp((net.pod(0, 6), 7), names(net)).data(*b"x"));
     rig
 }
