@@ -215,6 +215,12 @@ pub struct ExplainArguments {
     /// Which packet of the capture file, counted from 1
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub number: u32,
+    /// Ask what a dataplane has saved in this directory (its `stateDir`), where none runs
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// With --state: the node file; of several, the first one that is there
+    #[arg(long, value_name = "FILE", requires = "state", default_value = "/etc/tidegate/node.yaml")]
+    pub config: Vec<PathBuf>,
     /// Print the answer as JSON, for programs
     #[arg(long)]
     pub json: bool,

@@ -19,6 +19,10 @@ use tidegate_api::explain::{Explanation, Question, Reason, Step, Verdict};
 
 use crate::args::{ExplainArguments, ExplainProtocol};
 use crate::trouble;
+use saved::Saved;
+
+/// A dataplane without devices, about saved objects.
+mod saved;
 
 /// Longest wait for the answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +44,11 @@ const PCAPNG_MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 /// come from.
 pub fn run(socket: &Path, arguments: &ExplainArguments, as_json: bool) -> anyhow::Result<String> {
     let question = question(arguments)?;
+    let saved = match &arguments.state {
+        Some(state) => Some(Saved::start(state, &arguments.config)?),
+        None => None,
+    };
+    let socket = saved.as_ref().map_or(socket, Saved::socket);
     let told = |error| anyhow!(trouble::explain(&error, socket));
     let mut client = Client::connect(socket, concat!("tidegate ", env!("CARGO_PKG_VERSION"))).map_err(told)?;
     client.set_timeout(Some(ANSWER_TIMEOUT)).context("setting the time limit")?;

@@ -56,6 +56,8 @@ pub mod fuzzing;
 pub mod config;
 /// Kernel facts: links, addresses, routes, neighbours, and wishes about neighbours.
 pub mod kernel;
+/// Saved objects, asked about where no dataplane runs.
+pub mod offline;
 /// Accepted objects: what control wants and this dataplane agreed to.
 pub mod objects;
 /// The compiler thread: resolved objects plus kernel facts become rows.

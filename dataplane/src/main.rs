@@ -83,6 +83,16 @@ struct Flags {
 /// What this program runs as a process of its own.
 #[derive(clap::Subcommand, Debug)]
 enum Part {
+    /// Answers questions about what a dataplane has saved, without devices, until its standard input ends: what
+    /// `tidegate explain --state` runs
+    Saved {
+        /// The directory (`stateDir`) with the saved objects
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+        /// Where to answer
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
+    },
     /// Holds routes to VIPs for the dataplane that started it, and says so on its standard input
     #[command(hide = true)]
     KeepRoutes {
@@ -131,11 +141,14 @@ fn log() {
 }
 
 fn run(flags: &Flags) -> anyhow::Result<()> {
-    if let Some(part) = &flags.part {
+    if let Some(part @ Part::KeepRoutes { .. }) = &flags.part {
         return keep_routes(part);
     }
     let path = tidegate_api::node_file::first(&flags.config);
     let file = NodeFile::read(path)?;
+    if let Some(Part::Saved { state, socket }) = &flags.part {
+        return answer_from(&file, state, socket);
+    }
     if flags.check {
         println!("{}", checked(&file, path));
         return Ok(());
@@ -373,9 +386,18 @@ fn ledger_limits(section: &config::Dataplane) -> tidegate_ledger::Limits {
     }
 }
 
+/// This program as one that knows what was saved; it says so by a line, and ends with whoever holds its standard input.
+fn answer_from(file: &NodeFile, state: &Path, socket: &Path) -> anyhow::Result<()> {
+    tidegate_dataplane::offline::answer(file, state, socket, || {
+        println!("ready");
+        // However it ends, nobody asks any more.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+    })
+}
+
 /// This program as the keeper of routes.
 fn keep_routes(part: &Part) -> anyhow::Result<()> {
-    let Part::KeepRoutes { device, protocol, table, metric, silence_ms } = part;
+    let Part::KeepRoutes { device, protocol, table, metric, silence_ms } = part else { return Ok(()) };
     let stream = io::stdin().as_fd().try_clone_to_owned().context("standard input")?;
     let settings = keeper::Settings {
         device: device.clone(),

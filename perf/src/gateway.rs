@@ -352,6 +352,18 @@ impl Gateway {
         command.args(["--socket", socket]).args(arguments);
         process::run(command, "", COMMAND_LIMIT)
     }
+
+    /// Runs `tidegate explain` where the gateway is, about what its dataplane has saved, or what is in another directory.
+    ///
+    /// # Errors
+    /// As [`Gateway::command`].
+    pub fn explain_saved(&self, directory: Option<&Path>, arguments: &[&str]) -> Result<Finished> {
+        let saved = self.state_dir.join("saved");
+        let mut command = process::in_namespace(self.seat.namespace, self.bin_dir.join("tidegate"));
+        command.arg("explain").args(arguments).arg("--state").arg(directory.unwrap_or(&saved));
+        command.arg("--config").arg(&self.config);
+        process::run(command, "", COMMAND_LIMIT)
+    }
 }
 
 fn node_file(saved: &Path, manifests: &Path, workers: u32, seat: Seat) -> String {

@@ -95,25 +95,35 @@ pub fn try_out(directory: &Path) -> io::Result<()> {
 /// The objects saved in `directory`; none when there is no file or it cannot be used.
 pub fn load(directory: &Path) -> Vec<Resource> {
     let path = directory.join(FILE_NAME);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return vec![],
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot read the saved objects; starting without");
-            return vec![];
-        }
-    };
-    match serde_json::from_slice::<Read>(&bytes) {
-        Ok(read) if read.format == FORMAT => follow(&directory.join(LOG_NAME), read),
-        Ok(read) => {
-            put_aside(&path, &format!("format {} is not {FORMAT}", read.format));
-            vec![]
-        }
-        Err(error) => {
+    match read(directory) {
+        Ok(objects) => objects.unwrap_or_default(),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             put_aside(&path, &error.to_string());
             vec![]
         }
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot read the saved objects; starting without");
+            vec![]
+        }
     }
+}
+
+/// The same, if there is a file; nothing is moved or written.
+///
+/// # Errors
+/// What the system says; `InvalidData` when the file is none of ours.
+pub fn read(directory: &Path) -> io::Result<Option<Vec<Resource>>> {
+    let bytes = match fs::read(directory.join(FILE_NAME)) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let read = serde_json::from_slice::<Read>(&bytes).map_err(|error| invalid(error.to_string()))?;
+    if read.format != FORMAT {
+        return Err(invalid(format!("format {} is not {FORMAT}", read.format)));
+    }
+    Ok(Some(follow(&directory.join(LOG_NAME), read)))
 }
 
 /// The objects of `read` with what the log at `path` says happened to them since.

@@ -2,7 +2,8 @@
 //! is there to answer; and what `tidegate explain` says before it happens.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -11,12 +12,15 @@ use crate::check::{Found, Row};
 use crate::client::Outcome;
 use crate::process::{self, in_namespace};
 use crate::rig::{Rig, way};
-use crate::topology::{ECHO_PORT, FAMILIES, VIP_ECHO};
+use crate::topology::{ECHO_PORT, FAMILIES, Family, VIP_ECHO};
 
 /// Where the gateway's dataplane tells its counters.
 const METRICS: &str = "http://127.0.0.1:9470/metrics";
 /// How long that may take on a busy machine.
 const METRICS_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long objects may take from being in force to being saved.
+const SAVED_LIMIT: Duration = Duration::from_secs(10);
 
 /// Questions, and whether a gateway that serves the lab must have rows to show.
 const QUESTIONS: [(&str, bool); 10] = [
@@ -76,8 +80,42 @@ pub(super) fn explain(rig: &mut Rig) -> Found {
         let nobody = explained(rig, source, VIP_ECHO.at(family, 9))?;
         let pass = nobody["verdict"]["reason"].is_string() || nobody["verdict"]["verdict"] == "answered";
         rows.push(Row::new(format!("{family} port nobody serves"), verdict(&nobody), "dropped or refused", pass));
+        rows.push(from_what_is_saved(rig, rig.source(family), vip, family)?);
     }
+    rows.push(nothing_saved(rig)?);
     Ok(rows)
+}
+
+/// The same question to what the dataplane has saved: everything is told as it tells it itself, but for what only a worker
+/// knows (who owns the packet, which port is free).
+fn from_what_is_saved(rig: &Rig, from: SocketAddr, to: SocketAddr, family: Family) -> Result<Row> {
+    let live = explained(rig, from, to)?;
+    let (from, to) = (from.to_string(), to.to_string());
+    let ask = || rig.gateway.explain_saved(None, &["udp", &from, &to, "--json"]);
+    let (began, mut finished) = (Instant::now(), ask()?);
+    // Objects are saved a moment after they came.
+    while finished.stderr.contains("nothing is saved") && began.elapsed() < SAVED_LIMIT {
+        std::thread::sleep(Duration::from_millis(100));
+        finished = ask()?;
+    }
+    let saved: serde_json::Value = serde_json::from_str(&finished.success("explain --state")?)?;
+    let told = |told: &serde_json::Value| -> Vec<serde_json::Value> {
+        let steps = told["steps"].as_array().cloned().unwrap_or_default();
+        steps.into_iter().filter(|step| step["step"] != "owned" && step["step"] != "translated").collect()
+    };
+    let same = told(&live) == told(&saved) && live["verdict"] == saved["verdict"];
+    let pass = same && of_step(&saved, "backend", "pod") == of_step(&live, "backend", "pod") && told(&live).len() > 4;
+    let measured = format!("{} by {}", verdict(&saved), of_step(&saved, "backend", "pod"));
+    let measured = if pass { measured } else { format!("{saved}; the dataplane: {live}") };
+    Ok(Row::new(format!("{family} from what is saved"), measured, "as the dataplane tells it", pass))
+}
+
+fn nothing_saved(rig: &Rig) -> Result<Row> {
+    let nowhere = Path::new("/run/tidegate-lab/nothing-is-here");
+    let finished = rig.gateway.explain_saved(Some(nowhere), &["udp", "192.0.2.10:1", "203.0.113.10:53"])?;
+    let names_it = finished.stderr.contains("nothing-is-here") && finished.stderr.contains("objects.json");
+    let measured = format!("{}: {}", process::describe(finished.status), finished.stderr.trim());
+    Ok(Row::new("nothing saved", measured, "an error that names the file", !finished.status.success() && names_it))
 }
 
 /// The page for Prometheus, against what the command says of the same counters.
