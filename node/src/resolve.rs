@@ -120,12 +120,11 @@ impl<'m> Led<'m> {
         for nat in model.static_nats() {
             led.any_whole |= nat.ports.is_empty();
             let Some(address) = leads_here(&nat.target, Family::of(nat.external)) else { continue };
-            match nat.ports.is_empty() {
+            if nat.ports.is_empty() {
                 // As the dataplane has it: of several for one pod the first by name.
-                true => {
-                    drop(led.whole.entry(address).or_insert(Whole { name: &nat.name, external: Some(nat.external) }))
-                }
-                false => drop(led.forwarded.insert(address)),
+                led.whole.entry(address).or_insert(Whole { name: &nat.name, external: Some(nat.external) });
+            } else {
+                led.forwarded.insert(address);
             }
         }
         for (key, target) in closed {

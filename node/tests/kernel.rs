@@ -558,7 +558,9 @@ fn pods_of_static_nats_are_answered_through_gateways() {
         let strangers: Vec<IpAddr> = seen("out", 100).into_iter().filter(|source| !expected.contains(source)).collect();
         assert!(strangers.is_empty(), "seen outside: {strangers:?}");
         // Gone: as before.
-        ["here-v4", "here-v6", "door-v4", "door-v6"].map(|name| server.delete("staticnats", "", name).unwrap());
+        for name in ["here-v4", "here-v6", "door-v4", "door-v6"] {
+            server.delete("staticnats", "", name).unwrap();
+        }
         all_is_well();
         for family in FAMILIES {
             assert_eq!(who_tcp("p1", to_server(family, 100)), Ok(node(family)), "as before");
