@@ -1,10 +1,10 @@
 //! The API of a cluster as the source of what is wanted.
 //!
-//! Owns the followed objects (EgressPolicies, StaticNats, Namespaces, Nodes, and the Pods of this Node), and what the API
-//! said last, in a file. Reads them by the same code as control does: which policy selects a pod, and where a StaticNat
-//! leads, must not be a matter of who looks. An API that is silent changes nothing, for as long as it may be: nothing is wanted otherwise before it speaks again. Which
-//! gateway carries an address the gateways themselves say ([`crate::carrier`]), so that a gateway that dies is left while the
-//! API is away, too.
+//! Owns the followed objects (EgressPolicies, StaticNats, Namespaces, Nodes, and the Pods of this Node), and what the
+//! API said last, in a file. Reads them by the same code as control does: which policy selects a pod, and where a
+//! StaticNat leads, must not be a matter of who looks. An API that is silent changes nothing, for as long as it may be:
+//! nothing is wanted otherwise before it speaks again. Which gateway carries an address the gateways themselves say
+//! ([`crate::carrier`]), so that a gateway that dies is left while the API is away, too.
 
 use std::collections::BTreeMap;
 use std::fs;

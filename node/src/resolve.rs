@@ -1,8 +1,9 @@
 //! Objects of the API → what is wanted of this Node: a pure function.
 //!
-//! Owns what a Node that is a gateway looks like from a worker, how several policies of a pod become destinations that do
-//! not overlap, and that an address which is translated one to one is under none of them, as at the gateway. Which policy
-//! selects which pod, in which order, where a StaticNat leads, and what is inside the cluster is control's knowledge.
+//! Owns what a Node that is a gateway looks like from a worker, how several policies of a pod become destinations that
+//! do not overlap, and that an address which is translated one to one is under none of them, as at the gateway. Which
+//! policy selects which pod, in which order, where a StaticNat leads, and what is inside the cluster is control's
+//! knowledge.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -176,8 +177,9 @@ fn remembered_nats(model: &Model) -> Vec<StaticNat> {
     model.static_nats().map(plain).collect()
 }
 
-/// What is wanted of the Node `node`, where `led` says what StaticNats lead to there. `before` is what was heard before, with what cannot be read now; `blind`: of some of
-/// that nobody can tell whom it selects, so that what nobody was told of before stays held.
+/// What is wanted of the Node `node`, where `led` says what StaticNats lead to there. `before` is what was heard
+/// before, with what cannot be read now; `blind`: of some of that nobody can tell whom it selects, so that what nobody
+/// was told of before stays held.
 #[expect(clippy::too_many_arguments, reason = "each is another source")]
 pub fn resolve(
     model: &Model,

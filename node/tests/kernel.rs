@@ -481,9 +481,15 @@ fn pods_of_static_nats_are_answered_through_gateways() {
         for (family, port) in FAMILIES.iter().flat_map(|family| [7001, 7002].map(|port| (*family, port))) {
             assert!(Caller::connect("out", door(family, 1, port)).is_err(), "IPv{family}, {port}: nothing asks for it");
         }
-        server
-            .apply(&(whole("here-v4", "192.0.2.200") + &whole("here-v6", "2001:db8:1:1::200") + PORTS_OF_P2))
-            .unwrap();
+        let whole = |addresses: [&str; 2]| {
+            let to_p1 = "pod: { namespace: shop, name: p-11 }";
+            nat("here-v4", addresses[0], to_p1) + &nat("here-v6", addresses[1], to_p1)
+        };
+        let ports = "ports: [{ port: 7002, targetPort: 7000 }]";
+        let by_name = format!("pod: {{ namespace: shop, name: p-12 }}, {ports}");
+        let by_address = format!("internalAddress: \"{}\", {ports}", pod(6, 12));
+        let doors = nat("door-v4", "192.0.2.201", &by_name) + &nat("door-v6", "2001:db8:1:1::201", &by_address);
+        server.apply(&(whole(["192.0.2.200", "2001:db8:1:1::200"]) + &doors)).unwrap();
         until("both pods", || {
             let (text, code) = status();
             let both = text.matches("StaticNat here-v").count() == 2 && text.contains("gw-2");
@@ -510,13 +516,13 @@ fn pods_of_static_nats_are_answered_through_gateways() {
                         }
                     }
                 }
-                for pod in ["p1", "p2"] {
-                    let straight = SocketAddr::new(support::pod(family, if pod == "p1" { 11 } else { 12 }), PORT);
+                for number in [11, 12] {
+                    let straight = SocketAddr::new(pod(family, number), PORT);
                     let router = pick(family, "198.51.100.254", "2001:db8:2::254");
                     assert_eq!(
                         Caller::connect("out", straight).unwrap().ask(),
                         Ok(router),
-                        "IPv{family}: straight to {pod}"
+                        "IPv{family}: straight to {number}"
                     );
                 }
             }
@@ -524,7 +530,7 @@ fn pods_of_static_nats_are_answered_through_gateways() {
         exchange();
         // What cannot be read any more stays, over a restart too.
         forget("out");
-        server.apply(&(whole("here-v4", "nowhere") + &whole("here-v6", "nowhere"))).unwrap();
+        server.apply(&whole(["nowhere", "nowhere"])).unwrap();
         told_of_problem("StaticNat here-v6", "it is left as it was");
         exchange();
         agent.end("KILL");
@@ -570,17 +576,11 @@ fn pods_of_static_nats_are_answered_through_gateways() {
     });
 }
 
-/// Ports of two addresses that lead to p2.
-const PORTS_OF_P2: &str = "apiVersion: tidegate.io/v1alpha1\nkind: StaticNat\nmetadata: { name: door-v4 }\n\
-    spec: { address: 192.0.2.201, pod: { namespace: shop, name: p-12 }, ports: [{ port: 7002, targetPort: 7000 }] }\n---\n\
-    apiVersion: tidegate.io/v1alpha1\nkind: StaticNat\nmetadata: { name: door-v6 }\n\
-    spec: { address: \"2001:db8:1:1::201\", internalAddress: \"fd00:10:244:1::12\", ports: [{ port: 7002, targetPort: 7000 }] }\n";
-
-/// An address that is all p1's.
-fn whole(name: &str, address: &str) -> String {
+/// A StaticNat with its address, and where it leads.
+fn nat(name: &str, address: &str, to: &str) -> String {
     format!(
         "apiVersion: tidegate.io/v1alpha1\nkind: StaticNat\nmetadata: {{ name: {name} }}\n\
-         spec: {{ address: \"{address}\", pod: {{ namespace: shop, name: p-11 }} }}\n---\n"
+         spec: {{ address: \"{address}\", {to} }}\n---\n"
     )
 }
 

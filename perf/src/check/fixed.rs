@@ -74,9 +74,9 @@ pub(super) fn nat(rig: &mut Rig) -> Found {
     for family in FAMILIES {
         cluster.delete("staticnats", "", &named("own", family))?;
     }
-    rows.extend(with_ports(rig, by_node, "N-113")?);
+    rows.extend(with_ports(rig, "port", by_node, "N-113")?);
     tell(rig, &(policy(EXTERNAL) + "---\n" + &forwards))?;
-    rows.extend(with_ports(rig, |family| EXTERNAL.of(family), "N-110")?);
+    rows.extend(with_ports(rig, "port, a policy", |family| EXTERNAL.of(family), "N-110")?);
     drop(scene);
     rig.manifests.remove_text(MANIFESTS)?;
     let denied = cluster.denied();
@@ -85,7 +85,7 @@ pub(super) fn nat(rig: &mut Rig) -> Found {
 }
 
 /// Forwarded ports, once the pod's own connections are seen as `own` and the gateway lets somebody in.
-fn with_ports(rig: &Rig, own: impl Fn(Family) -> IpAddr, clause: &str) -> Found {
+fn with_ports(rig: &Rig, what: &str, own: impl Fn(Family) -> IpAddr, clause: &str) -> Found {
     settle(rig, &own)?;
     for family in FAMILIES {
         let opened = wait_until(SETTLED_LIMIT, || Ok(rig.who(DOOR.at(family, DOOR_TCP_PORT), SILENCE_MS)?.ok))?;
@@ -93,7 +93,7 @@ fn with_ports(rig: &Rig, own: impl Fn(Family) -> IpAddr, clause: &str) -> Found 
     }
     let mut rows = Vec::new();
     for family in FAMILIES {
-        rows.extend(forwarded(rig, family, own(family), clause)?);
+        rows.extend(forwarded(rig, family, what, (own(family), clause))?);
     }
     Ok(rows)
 }
@@ -135,17 +135,17 @@ fn comes_in(rig: &Rig, family: Family) -> Found {
 }
 
 /// Two ports lead in, no other does; the pod's own connections are as if none did.
-fn forwarded(rig: &Rig, family: Family, own: IpAddr, clause: &str) -> Found {
-    let mut rows = reached(rig, family, "port", DOOR, (DOOR_TCP_PORT, DOOR_UDP_PORT))?;
+fn forwarded(rig: &Rig, family: Family, what: &str, (own, clause): (IpAddr, &str)) -> Found {
+    let mut rows = reached(rig, family, what, DOOR, (DOOR_TCP_PORT, DOOR_UDP_PORT))?;
     let closed = rig.who(DOOR.at(family, POD_TCP_PORT), SILENCE_MS)?;
     rows.push(Row::new(
-        format!("{family} another port"),
+        format!("{family} {what}: another"),
         told(&closed),
         "no answer (N-023)",
         closed.failure == "timeout",
     ));
     let outcome = tcp(rig, SELECTED, SocketAddr::new(server(family)?, POD_TCP_PORT), ANSWER_MS)?;
-    rows.push(seen_as(format!("{family} the pod's own connection"), &outcome, own, clause));
+    rows.push(seen_as(format!("{family} {what}: the pod's own connection"), &outcome, own, clause));
     let client = rig.source(family);
     rows.push(explained(rig, family, client, DOOR.at(family, DOOR_TCP_PORT), "door")?);
     Ok(rows)
