@@ -189,8 +189,10 @@ fn an_api_that_is_away_changes_nothing() {
     until(&mut source, "what happened meanwhile", |wanted| wanted.egress.is_empty());
 }
 
-/// The entries: name, pod, addresses, and the gateways by family.
-fn entries(wanted: &Wanted) -> Vec<(&str, &str, Vec<String>, [Option<&str>; 2])> {
+/// Name, pod, addresses, and the gateways by family.
+type Entry<'w> = (&'w str, &'w str, Vec<String>, [Option<&'w str>; 2]);
+
+fn entries(wanted: &Wanted) -> Vec<Entry<'_>> {
     let mut entries = Vec::new();
     for egress in &wanted.egress {
         let ([pod], Some(carriers)) = (egress.pods.as_slice(), &egress.carriers) else { panic!("{egress:?}") };
