@@ -79,4 +79,5 @@ pub const WORKER_RIGHTS: &[Right] = &[
     cluster("", "namespaces", FOLLOW, "labels that policies choose by"),
     cluster("", "pods", FOLLOW, "those of its own Node: it asks for no others"),
     cluster("tidegate.io", "egresspolicies", FOLLOW, "which pods leave through gateways"),
+    cluster("tidegate.io", "staticnats", FOLLOW, "which pods do, and which are reached through them"),
 ];

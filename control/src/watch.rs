@@ -11,6 +11,7 @@ use serde_json::Value;
 use tidegate_api::resource::Protocol;
 
 use crate::crd::range;
+use crate::model::staticnat::Target;
 use crate::model::{Name, Object};
 use crate::source::{ObjectKey, ObjectKind};
 
@@ -77,11 +78,13 @@ pub struct Invalid {
     pub message: String,
     /// What counts for as long as there has been no good version: of kinds of which nothing is less safe than that.
     pub stand_in: Option<Box<Object>>,
+    /// Of a StaticNat that would give a pod a whole address: which pod, as far as that can be told.
+    pub whole_of: Option<Target>,
 }
 
 impl Invalid {
     pub(crate) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Invalid { field: field.into(), message: message.into(), stand_in: None }
+        Invalid { field: field.into(), message: message.into(), stand_in: None, whole_of: None }
     }
 }
 
@@ -116,7 +119,9 @@ pub fn read(
         }
         ObjectKind::StaticNat => {
             staticnat::not_of_no_port(value)?;
-            in_range(key.kind, value, unknown, |object| staticnat::read(&key.name, object)).map(Object::StaticNat)
+            in_range(key.kind, value, unknown, |object| staticnat::read(&key.name, object))
+                .map(Object::StaticNat)
+                .map_err(|invalid| Invalid { whole_of: staticnat::whole_of(value), ..invalid })
         }
         ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
         ObjectKind::Pod => pod::read_object(key.name(), &typed(value, unknown)?).map(|pod| Object::Pod(Box::new(pod))),

@@ -1,10 +1,10 @@
 //! The API of a cluster as the source of what is wanted.
 //!
-//! Owns the followed objects (EgressPolicies, Namespaces, Nodes, and the Pods of this Node), and what the API said last, in
-//! a file. Reads them by the same code as control does: which policy selects a pod must not be a matter of who looks. An API
-//! that is silent changes nothing, for as long as it may be: nothing is wanted otherwise before it speaks again. Which
-//! gateway carries an address the gateways themselves say ([`crate::carrier`]), so that a gateway that dies is left while the
-//! API is away, too.
+//! Owns the followed objects (EgressPolicies, StaticNats, Namespaces, Nodes, and the Pods of this Node), and what the
+//! API said last, in a file. Reads them by the same code as control does: which policy selects a pod, and where a
+//! StaticNat leads, must not be a matter of who looks. An API that is silent changes nothing, for as long as it may be:
+//! nothing is wanted otherwise before it speaks again. Which gateway carries an address the gateways themselves say
+//! ([`crate::carrier`]), so that a gateway that dies is left while the API is away, too.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,14 +14,14 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
 use anyhow::Context;
-use tidegate_control::model::egresspolicy::EgressPolicy;
+use tidegate_control::model::staticnat::Target;
 use tidegate_control::model::{Dirty, Model, Object};
 use tidegate_control::source::kubernetes::{Access, Kubernetes as Api};
 use tidegate_control::source::{Batch, ObjectKey, ObjectKind, Running, Source as _};
 use tidegate_control::watch::Invalid;
 
 use crate::carrier::{Askers, Carried};
-use crate::resolve::{self, resolve};
+use crate::resolve::{self, Led, resolve};
 use crate::source::{File, Source};
 use crate::wanted::{Heard, Kubernetes, Wanted};
 
@@ -42,6 +42,8 @@ pub struct Cluster {
     complete: bool,
     /// Objects that cannot be read, and why.
     invalid: BTreeMap<ObjectKey, String>,
+    /// StaticNats of those that were never good, each with the pod that would have a whole address by it.
+    closed: BTreeMap<ObjectKey, Target>,
     askers: Askers,
     carried: Carried,
     /// Gateways and addresses that were asked about last.
@@ -53,6 +55,11 @@ pub struct Cluster {
     /// Something may be wanted otherwise.
     moved: bool,
     _running: Running,
+}
+
+/// Whether objects of a kind are kept for a start at which they cannot be read any more.
+fn is_remembered(kind: ObjectKind) -> bool {
+    matches!(kind, ObjectKind::EgressPolicy | ObjectKind::StaticNat)
 }
 
 /// Name of this Node.
@@ -89,6 +96,7 @@ impl Cluster {
             model: Model::default(),
             complete: false,
             invalid: BTreeMap::new(),
+            closed: BTreeMap::new(),
             askers,
             carried: Carried::default(),
             asked: (Vec::new(), Vec::new()),
@@ -113,13 +121,13 @@ impl Cluster {
             self.told = batch.problems.iter().map(ToString::to_string).collect();
             let mut dirty = Dirty::default();
             for key in &batch.deleted {
-                self.invalid.remove(key);
+                self.forgive(key);
                 self.model.delete(key, &mut dirty);
             }
             for reading in batch.read {
                 match reading.object {
                     Ok(object) => {
-                        self.invalid.remove(&reading.key);
+                        self.forgive(&reading.key);
                         self.model.apply(object, &mut dirty);
                     }
                     Err(error) => self.put_up_with(reading.key, error, &mut dirty),
@@ -133,21 +141,34 @@ impl Cluster {
         }
     }
 
-    /// An object that cannot be read: what was good stays. Of a policy without any that is the version that an earlier run
-    /// understood, or what can be understood of this one.
+    /// An object that can be read again, or is gone.
+    fn forgive(&mut self, key: &ObjectKey) {
+        self.invalid.remove(key);
+        self.closed.remove(key);
+    }
+
+    /// An object that cannot be read: what was good stays. Of a policy or StaticNat without any that is the version that an
+    /// earlier run understood, or what can be understood of this one.
     fn put_up_with(&mut self, key: ObjectKey, error: Invalid, dirty: &mut Dirty) {
         let mut text = error.to_string();
-        let is_policy = key.kind == ObjectKind::EgressPolicy;
-        if !is_policy || self.model.holds_good(&key) {
-            text += "; it is left as it was";
-        } else if let Some(before) = self.recall(&key.name) {
-            self.model.apply(Object::EgressPolicy(Box::new(before)), dirty);
+        self.closed.remove(&key);
+        let recalled = if self.model.holds_good(&key) { None } else { self.recall(&key) };
+        let is_good = self.model.holds_good(&key) || recalled.is_some() || !is_remembered(key.kind);
+        if let Some(before) = recalled {
+            self.model.apply(before, dirty);
+        }
+        if is_good {
             text += "; it is left as it was";
         } else if let Some(stand_in) = error.stand_in {
             self.model.apply(*stand_in, dirty);
             text += "; until it is mended the pods that it selects do not get out";
-        } else {
+        } else if key.kind == ObjectKind::EgressPolicy {
             text += "; whom it selects nobody can tell: until it is mended, pods that come anew do not get out";
+        } else if let Some(target) = error.whole_of {
+            self.closed.insert(key.clone(), target);
+            text += "; until it is mended the pod that it names does not get out";
+        } else {
+            text += "; until it is mended nobody is reached by it";
         }
         if self.invalid.get(&key) != Some(&text) {
             tracing::error!("{key}: {text}");
@@ -155,26 +176,37 @@ impl Cluster {
         self.invalid.insert(key, text);
     }
 
-    /// A policy as it could be read last, by this run or an earlier one.
-    fn recall(&self, name: &str) -> Option<EgressPolicy> {
+    /// A policy or StaticNat as it could be read last, by this run or an earlier one.
+    fn recall(&self, key: &ObjectKey) -> Option<Object> {
         let heard = self.wanted.as_ref()?.heard.as_ref()?;
-        heard.policies.iter().find(|policy| policy.name == name)?.recall()
+        match key.kind {
+            ObjectKind::EgressPolicy => {
+                let before = heard.policies.iter().find(|policy| policy.name == key.name)?.recall()?;
+                Some(Object::EgressPolicy(Box::new(before)))
+            }
+            ObjectKind::StaticNat => {
+                heard.static_nats.iter().find(|nat| nat.name == key.name).cloned().map(Object::StaticNat)
+            }
+            _ => None,
+        }
     }
 
     /// What was heard before, with what cannot be read now, and whether there is a policy of which nobody can tell whom it
     /// selects.
     fn heard(&self) -> (Heard, bool) {
-        let unreadable = || self.invalid.iter().filter(|(key, _)| key.kind == ObjectKind::EgressPolicy);
+        let unreadable = || self.invalid.iter().filter(|(key, _)| is_remembered(key.kind));
         let before = self.wanted.as_ref().and_then(|wanted| wanted.heard.clone()).unwrap_or_default();
         let told = unreadable().map(|(key, text)| format!("{key}: {text}")).collect();
-        (Heard { unreadable: told, ..before }, unreadable().any(|(key, _)| !self.model.holds(key)))
+        let mut policies = unreadable().filter(|(key, _)| key.kind == ObjectKind::EgressPolicy);
+        (Heard { unreadable: told, ..before }, policies.any(|(key, _)| !self.model.holds(key)))
     }
 
     /// What is wanted by all that is known; `None`: that cannot be told yet.
     fn resolve(&mut self) -> Result<Option<Wanted>, Vec<String>> {
         let found = resolve::surroundings(&self.model, &self.base, &self.settings, &self.node)
             .map_err(|complaint| vec![complaint])?;
-        let asked: Vec<IpAddr> = resolve::asked(&self.model);
+        let led = Led::of(&self.model, &self.node, &self.closed);
+        let asked: Vec<IpAddr> = resolve::asked(&self.model, &led);
         self.askers.ask(&found.gateways, &found.asked_at, &asked);
         self.asked = (found.gateways.iter().map(|gateway| gateway.name.clone()).collect(), asked);
         if !self.decide() {
@@ -182,7 +214,8 @@ impl Cluster {
         }
         let (before, blind) = self.heard();
         let (model, base) = (&self.model, &self.base);
-        let wanted = resolve(model, base, &self.settings, &self.node, found, &self.carried, &before, blind);
+        let led = Led::of(model, &self.node, &self.closed);
+        let wanted = resolve(model, base, &self.settings, &self.node, found, &led, &self.carried, &before, blind);
         let complaints = wanted.complaints();
         if complaints.is_empty() { Ok(Some(wanted)) } else { Err(complaints) }
     }

@@ -172,7 +172,7 @@ fn content(
     content
 }
 
-/// What must not leave by another device: pods with the same policies together.
+/// What must not leave by another device: pods that go to the same destinations together.
 fn captures(wanted: &Wanted) -> Vec<Capture> {
     let mut policies: BTreeMap<IpAddr, BTreeSet<usize>> = BTreeMap::new();
     for (number, egress) in wanted.egress.iter().enumerate() {
@@ -192,7 +192,13 @@ fn captures(wanted: &Wanted) -> Vec<Capture> {
         });
         capture.pods.insert(address);
     }
-    captures.into_values().collect()
+    // Pods that each have an address alone differ in name only.
+    let mut merged: BTreeMap<(Vec<IpNet>, Vec<IpNet>), BTreeSet<IpAddr>> = BTreeMap::new();
+    for Capture { pods, destinations, except } in captures.into_values() {
+        merged.entry((destinations, except)).or_default().extend(pods);
+    }
+    let capture = |((destinations, except), pods)| Capture { pods, destinations, except };
+    merged.into_iter().map(capture).collect()
 }
 
 /// The filter that belongs to `wanted`.

@@ -12,6 +12,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tidegate_control::model::egresspolicy::Remembered;
+use tidegate_control::model::staticnat::StaticNat;
 
 /// Most pods of one node, times two families. kubelet's default is 110 pods.
 pub const PODS_MAX: usize = 1024;
@@ -111,8 +112,8 @@ pub struct Wanted {
     /// Pods of this node that leave by gateways.
     #[serde(default)]
     pub egress: Vec<Egress>,
-    /// Destinations of Service traffic that comes from a gateway with its source kept: addresses or prefixes of pods of this
-    /// node, or VIPs. Answers return by the gateway that the traffic came from.
+    /// Destinations of traffic that comes from a gateway with its source kept: addresses or prefixes of pods of this node, or
+    /// VIPs. Answers return by the gateway that the traffic came from.
     #[serde(default, deserialize_with = "prefixes")]
     pub symmetric: Vec<IpNet>,
     /// Pods that nobody has told of yet.
@@ -141,7 +142,8 @@ pub struct Kubernetes {
     pub gateway_label: String,
     /// UDP port at which gateways are asked which addresses they carry: that of their heartbeats.
     pub gateway_port: u16,
-    /// Whether packets of a pod that the API has not told of yet are held back, while there is any EgressPolicy.
+    /// Whether packets of a pod that the API has not told of yet are held back, while there is any EgressPolicy or any
+    /// StaticNat without ports.
     pub hold_unknown: bool,
     /// File with what the API said last, for `status` and for a start without it.
     pub state_file: PathBuf,
@@ -178,9 +180,12 @@ pub struct Held {
 pub struct Heard {
     /// Each policy as it was when it could be read last.
     pub policies: Vec<Remembered>,
+    /// Each StaticNat the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub static_nats: Vec<StaticNat>,
     /// Pods of this node of which it was known under which policies they are, by address.
     pub pods: BTreeMap<IpAddr, String>,
-    /// Policies that cannot be read now, why, and what counts instead.
+    /// Policies and StaticNats that cannot be read now, why, and what counts instead.
     pub unreadable: Vec<String>,
 }
 
@@ -247,7 +252,7 @@ pub struct Vtep {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Egress {
-    /// Name of the policy, for telling people.
+    /// Name of the policy, or of what else sends them there, for telling people.
     pub name: String,
     /// The pods of this node. One that is in several entries has different destinations in each.
     pub pods: Vec<Pod>,

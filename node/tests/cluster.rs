@@ -39,13 +39,19 @@ fn policy(name: &str, spec: &str) -> String {
     )
 }
 
+fn nat(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: tidegate.io/v1alpha1\nkind: StaticNat\nmetadata: {{ name: {name} }}\nspec: {{ {spec} }}\n---\n"
+    )
+}
+
 /// A cluster with one gateway and two workers, and the agent's user with its rights.
 fn cluster() -> ApiServer {
     let server = ApiServer::start(Options::default()).unwrap();
     let read = ["get", "list", "watch"];
     let rules = Rules::default().and(&[""], &["nodes", "namespaces", "pods"], &read).and(
         &["tidegate.io"],
-        &["egresspolicies"],
+        &["egresspolicies", "staticnats"],
         &read,
     );
     server.add_user("agent", rules);
@@ -181,4 +187,162 @@ fn an_api_that_is_away_changes_nothing() {
     quiet(&mut source);
     server.start_again().unwrap();
     until(&mut source, "what happened meanwhile", |wanted| wanted.egress.is_empty());
+}
+
+/// Name, pod, addresses, and the gateways by family.
+type Entry<'w> = (&'w str, &'w str, Vec<String>, [Option<&'w str>; 2]);
+
+fn entries(wanted: &Wanted) -> Vec<Entry<'_>> {
+    let mut entries = Vec::new();
+    for egress in &wanted.egress {
+        let ([pod], Some(carriers)) = (egress.pods.as_slice(), &egress.carriers) else { panic!("{egress:?}") };
+        assert!(egress.destinations.is_empty() && egress.except.is_empty(), "everything: {egress:?}");
+        let addresses = pod.addresses.iter().map(ToString::to_string).collect();
+        let carriers = [carriers.ipv4.as_deref(), carriers.ipv6.as_deref()];
+        entries.push((egress.name.as_str(), pod.name.as_str(), addresses, carriers));
+    }
+    entries
+}
+
+fn unreadable(wanted: &Wanted) -> Vec<String> {
+    wanted.heard.as_ref().map(|heard| heard.unreadable.clone()).unwrap_or_default()
+}
+
+/// N-110, N-111, N-114: a pod that a StaticNat gives a whole address goes to the gateway by it, each family for itself, and
+/// before any policy; one to which ports lead is answered through gateways, and its own connections stay as they were.
+#[test]
+fn static_nats_of_the_api_are_wanted_of_the_node() {
+    let (server, home) = (cluster(), TempDir::new().unwrap());
+    let pods = [11, 12, 13, 14].map(|n| pod(&format!("web-{n}"), "w1", n, "app: web")).concat();
+    let host = pod("host", "w1", 15, "app: web").replace("spec: {", "spec: { hostNetwork: true,");
+    server.apply(&(pods + &host + &pod("far", "w2", 16, "app: far"))).unwrap();
+    let to = |pod: &str| format!("pod: {{ namespace: shop, name: {pod} }}");
+    let ports = "ports: [{ port: 80, targetPort: 8080 }]";
+    // Of port forwards alone: nobody is held, and only answers go to gateways.
+    server.apply(&nat("door-v4", &format!("address: 192.0.2.30, {}, {ports}", to("web-13")))).unwrap();
+    server
+        .apply(&nat("door-v6", &format!("address: \"2001:db8::30\", internalAddress: \"fd00:10:244:1::14\", {ports}")))
+        .unwrap();
+    let mut source = start(&server, home.path());
+    let doors = nets(&["10.244.1.13/32", "fd00:10:244:1::14/128"]);
+    let wanted = until(&mut source, "port forwards", |wanted| wanted.symmetric == doors);
+    assert!(wanted.egress.is_empty() && wanted.held.is_none(), "{wanted:#?}");
+    // One to one: by name in both families, by address, and of several for one pod the first; nobody of the node itself or
+    // of another Node.
+    let own = [
+        nat("own-v4", &format!("address: 192.0.2.20, {}", to("web-11"))),
+        nat("own-v6", &format!("address: \"2001:db8::20\", {}", to("web-11"))),
+        nat("own-v6-too", &format!("address: \"2001:db8::21\", {}", to("web-11"))),
+        nat("single", "address: 192.0.2.22, internalAddress: 10.244.1.12"),
+        nat("host", &format!("address: 192.0.2.23, {}", to("host"))),
+        nat("far", &format!("address: 192.0.2.24, {}", to("far"))),
+        nat("nobody", "address: 192.0.2.25, internalAddress: 10.244.1.99"),
+    ];
+    server.apply(&own.concat()).unwrap();
+    let wanted = until(&mut source, "one to one", |wanted| wanted.egress.len() == 3);
+    let by_v4 = [Some("gw-1"), None];
+    let expected = vec![
+        ("StaticNat own-v4", "shop/web-11", vec!["10.244.1.11".to_owned()], by_v4),
+        ("StaticNat single", "shop/web-12", vec!["10.244.1.12".to_owned()], by_v4),
+        ("StaticNat own-v6", "shop/web-11", vec!["fd00:10:244:1::11".to_owned()], [None, Some("gw-1")]),
+    ];
+    assert_eq!(entries(&wanted), expected);
+    assert_eq!(wanted.symmetric, doors);
+    assert_eq!(wanted.held.as_ref().unwrap().known.len(), 8, "of four pods; who comes anew is held: {:?}", wanted.held);
+    assert_eq!(Wanted::parse(&serde_json::to_string(&wanted).unwrap()).unwrap(), wanted, "kept and read again");
+    // Beside a policy: what has an address alone is not under it, in the other family it is.
+    server.apply(&policy("out", "addresses: [192.0.2.10, \"2001:db8::10\"]")).unwrap();
+    let wanted = until(&mut source, "a policy too", |wanted| wanted.egress.len() == 4);
+    let [by_policy, rest @ ..] = wanted.egress.as_slice() else { panic!("{wanted:#?}") };
+    assert_eq!((by_policy.name.as_str(), rest.len()), ("out", 3));
+    let under: Vec<String> =
+        by_policy.pods.iter().flat_map(|pod| pod.addresses.iter().map(ToString::to_string)).collect();
+    let both = |n: u8| [format!("10.244.1.{n}"), format!("fd00:10:244:1::{n}")];
+    assert_eq!(under, [&both(12)[1..], &both(13)[..], &both(14)[..]].concat());
+    server.delete("egresspolicies", "", "out").unwrap();
+    // A Pod that goes and comes again with another address.
+    server.delete("pods", "shop", "web-12").unwrap();
+    server.apply(&pod("web-11", "w1", 17, "app: web")).unwrap();
+    let wanted = until(&mut source, "another address", |wanted| {
+        let addresses: Vec<String> =
+            wanted.egress.iter().flat_map(|egress| &egress.pods[0].addresses).map(ToString::to_string).collect();
+        addresses == ["10.244.1.17", "fd00:10:244:1::17"]
+    });
+    assert_eq!(wanted.symmetric, doors);
+    // `symmetric` of the Node holds them already.
+    server.edit("nodes", "", "w1", |node| node["metadata"]["labels"]["tidegate.io/symmetric"] = "true".into()).unwrap();
+    until(&mut source, "the label", |wanted| wanted.symmetric == nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]));
+    for name in ["own-v4", "own-v6", "own-v6-too", "single", "host", "far", "nobody"] {
+        server.delete("staticnats", "", name).unwrap();
+    }
+    until(&mut source, "none one to one", |wanted| wanted.egress.is_empty() && wanted.held.is_none());
+    assert!(server.denied().is_empty(), "{:?}", server.denied());
+}
+
+/// N-111: a StaticNat that cannot be read any more stays as it was, over a restart too; one that never could keeps the pod in
+/// that it would have given a whole address, and nobody else.
+#[test]
+fn a_static_nat_that_cannot_be_read_lets_nobody_out() {
+    let (server, home) = (cluster(), TempDir::new().unwrap());
+    server.apply(&(pod("web-0", "w1", 11, "app: web") + &pod("web-1", "w1", 12, "app: web"))).unwrap();
+    let to = |n: u8| format!("pod: {{ namespace: shop, name: web-{n} }}");
+    let door = "ports: [{ port: 80 }]";
+    let good = [
+        nat("own-v4", &format!("address: 192.0.2.20, {}", to(0))),
+        nat("own-v6", &format!("address: \"2001:db8::20\", {}", to(0))),
+        nat("door-v4", &format!("address: 192.0.2.30, {}, {door}", to(1))),
+        nat("door-v6", &format!("address: \"2001:db8::30\", {}, {door}", to(1))),
+    ];
+    server.apply(&good.concat()).unwrap();
+    let mut source = start(&server, home.path());
+    let before = until(&mut source, "all", |wanted| wanted.egress.len() == 2 && wanted.symmetric.len() == 2);
+    let bad = [
+        nat("own-v4", &format!("address: here, {}", to(0))),
+        nat("own-v6", &format!("address: there, {}", to(0))),
+        nat("door-v4", &format!("address: here, {}, {door}", to(1))),
+        nat("door-v6", &format!("address: there, {}, {door}", to(1))),
+    ];
+    server.apply(&bad.concat()).unwrap();
+    let is_told = |wanted: &Wanted| unreadable(wanted).len() == 4;
+    let wanted = until(&mut source, "the mistakes", is_told);
+    assert_eq!((&wanted.egress, &wanted.symmetric), (&before.egress, &before.symmetric));
+    for told in unreadable(&wanted) {
+        assert!(told.starts_with("StaticNat ") && told.ends_with("; it is left as it was"), "{told}");
+    }
+    // Another start.
+    drop(source);
+    let mut source = start(&server, home.path());
+    assert_eq!(until(&mut source, "what was kept", |_| true), wanted);
+    server.apply(&pod("web-2", "w1", 13, "app: web")).unwrap();
+    let again =
+        until(&mut source, "another pod", |wanted| wanted.held.as_ref().is_some_and(|held| held.known.len() == 6));
+    assert_eq!(
+        (&again.egress, &again.symmetric, unreadable(&again)),
+        (&before.egress, &before.symmetric, unreadable(&wanted))
+    );
+    // Without what was kept: no gateway for the pod that was to have an address alone, in either family.
+    drop(source);
+    std::fs::remove_file(home.path().join("state/wanted.json")).unwrap();
+    let mut source = start(&server, home.path());
+    let closed = until(&mut source, "nothing kept", is_told);
+    let expected = vec![
+        ("StaticNat own-v4", "shop/web-0", vec!["10.244.1.11".to_owned()], [None, None]),
+        ("StaticNat own-v4", "shop/web-0", vec!["fd00:10:244:1::11".to_owned()], [None, None]),
+    ];
+    assert_eq!(entries(&closed), expected);
+    assert!(closed.symmetric.is_empty(), "{:?}", closed.symmetric);
+    assert_eq!(closed.held.as_ref().unwrap().known.len(), 6, "everybody is known: {:?}", closed.held);
+    let told = unreadable(&closed).join("\n");
+    assert_eq!(told.matches("the pod that it names does not get out").count(), 2, "{told}");
+    assert_eq!(told.matches("nobody is reached by it").count(), 2, "{told}");
+    // Mended one by one.
+    server.apply(&good[0]).unwrap();
+    let half = until(&mut source, "the first family", |wanted| unreadable(wanted).len() == 3);
+    assert_eq!(entries(&half).iter().map(|entry| entry.3).collect::<Vec<_>>(), [[Some("gw-1"), None], [None, None]]);
+    server.delete("staticnats", "", "own-v6").unwrap();
+    let one = until(&mut source, "one gone", |wanted| unreadable(wanted).len() == 2);
+    assert_eq!(entries(&one).len(), 1, "its family is nobody's: {one:#?}");
+    server.apply(&good.concat()).unwrap();
+    let whole = until(&mut source, "all mended", |wanted| unreadable(wanted).is_empty());
+    assert_eq!((whole.egress, whole.symmetric), (before.egress, before.symmetric));
 }

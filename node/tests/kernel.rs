@@ -406,19 +406,8 @@ fn a_policy_that_cannot_be_read_lets_nobody_out() {
         build();
         Masquerade::FlannelNftables.put();
         serve_outside();
-        let server = within("w", || tidegate_apiserver::ApiServer::start(Default::default()).unwrap());
-        let read = ["get", "list", "watch"];
-        let rules = tidegate_apiserver::rbac::Rules::default().and(&[""], &["nodes", "namespaces", "pods"], &read).and(
-            &["tidegate.io"],
-            &["egresspolicies"],
-            &read,
-        );
-        server.add_user("agent", rules);
-        std::fs::write(format!("{HOME}/kubeconfig"), server.kubeconfig("agent")).unwrap();
-        server
-            .apply(&(manifest_of_node("gw-1", 9, 1, "tidegate.io/gateway: ''") + &manifest_of_node("w1", 1, 11, "")))
-            .unwrap();
-        server.apply("apiVersion: v1\nkind: Namespace\nmetadata: { name: shop }\n").unwrap();
+        let server = api();
+        server.apply(&manifest_of_node("gw-1", 9, 1, "tidegate.io/gateway: ''")).unwrap();
         server.apply(&manifest_of_pod(11, "app: web")).unwrap();
         let out = |selector: &str| {
             format!(
@@ -427,21 +416,18 @@ fn a_policy_that_cannot_be_read_lets_nobody_out() {
             )
         };
         server.apply(&out("{ matchLabels: { app: web } }")).unwrap();
-        tell(&format!(
-            "devices: {{ ipv4: flannel.1, ipv6: flannel-v6.1 }}\ncluster: [10.96.0.0/12]\n\
-             kubernetes: {{ node: w1, kubeconfig: {HOME}/kubeconfig, stateFile: {HOME}/state/wanted.json }}\n"
-        ));
+        tell(&of_the_api());
         let agent = Agent::start(&[]);
         all_is_well();
         for family in FAMILIES {
             assert_eq!(who_tcp("p1", to_server(family, 100)), Ok(gateway(family, 1)));
         }
         server.apply(&out("{ matchExpressions: [{ key: app, operator: In }] }")).unwrap();
-        told_of_problem("it is left as it was");
+        told_of_problem("EgressPolicy out", "it is left as it was");
         agent.end("KILL");
         forget("out");
         let agent = Agent::start(&[]);
-        told_of_problem("it is left as it was");
+        told_of_problem("EgressPolicy out", "it is left as it was");
         server.apply(&manifest_of_pod(12, "app: web")).unwrap();
         until("the second pod", || {
             let (text, _) = status();
@@ -454,7 +440,7 @@ fn a_policy_that_cannot_be_read_lets_nobody_out() {
         agent.end("KILL");
         std::fs::remove_file(format!("{HOME}/state/wanted.json")).unwrap();
         let agent = Agent::start(&[]);
-        told_of_problem("whom it selects nobody can tell");
+        told_of_problem("EgressPolicy out", "whom it selects nobody can tell");
         for (pod, family) in FAMILIES.iter().flat_map(|family| ["p1", "p2"].map(|pod| (pod, *family))) {
             assert!(silent(pod, to_server(family, 100)), "{pod}, IPv{family}");
         }
@@ -470,6 +456,158 @@ fn a_policy_that_cannot_be_read_lets_nobody_out() {
     });
 }
 
+/// N-110, N-111: a pod that a StaticNat gives a whole address leaves by a gateway and is answered through the one that a client
+/// came by; one to which ports lead is answered so, and leaves by the node as before. No policy selects either.
+#[test]
+fn pods_of_static_nats_are_answered_through_gateways() {
+    isolated("pods_of_static_nats_are_answered_through_gateways", || {
+        build();
+        Masquerade::FlannelNftables.put();
+        serve_outside();
+        ["p1", "p2"].into_iter().for_each(serve_in);
+        let server = api();
+        let gateways = [1, 2]
+            .map(|number| manifest_of_node(&format!("gw-{number}"), 10 - number, number, "tidegate.io/gateway: ''"));
+        server.apply(&gateways.concat()).unwrap();
+        server.apply(&(manifest_of_pod(11, "app: web") + "---\n" + &manifest_of_pod(12, "app: web"))).unwrap();
+        tell(&of_the_api());
+        let agent = Agent::start(&[]);
+        all_is_well();
+        let door = |family, number: u8, port| {
+            let door = pick(family, &format!("203.0.113.{number}"), &format!("2001:db8:f::{number}"));
+            SocketAddr::new(door, port)
+        };
+        // Port 7001 of a gateway leads to p1, 7002 to p2.
+        for (family, port) in FAMILIES.iter().flat_map(|family| [7001, 7002].map(|port| (*family, port))) {
+            assert!(Caller::connect("out", door(family, 1, port)).is_err(), "IPv{family}, {port}: nothing asks for it");
+        }
+        let whole = |addresses: [&str; 2]| {
+            let to_p1 = "pod: { namespace: shop, name: p-11 }";
+            nat("here-v4", addresses[0], to_p1) + &nat("here-v6", addresses[1], to_p1)
+        };
+        let ports = "ports: [{ port: 7002, targetPort: 7000 }]";
+        let by_name = format!("pod: {{ namespace: shop, name: p-12 }}, {ports}");
+        let by_address = format!("internalAddress: \"{}\", {ports}", pod(6, 12));
+        let doors = nat("door-v4", "192.0.2.201", &by_name) + &nat("door-v6", "2001:db8:1:1::201", &by_address);
+        server.apply(&(whole(["192.0.2.200", "2001:db8:1:1::200"]) + &doors)).unwrap();
+        until("both pods", || {
+            let (text, code) = status();
+            let both = text.matches("StaticNat here-v").count() == 2 && text.contains("gw-2");
+            if both && code == 0 { Ok(()) } else { Err(text) }
+        });
+        let by_gateways = |family| [1, 2].map(|number| gateway(family, number));
+        let exchange = || {
+            for family in FAMILIES {
+                let told = [who_tcp("p1", to_server(family, 100)), who_udp("p1", to_server(family, 100))];
+                for told in told.map(Result::unwrap) {
+                    assert!(by_gateways(family).contains(&told), "IPv{family}: the pod's own connection by {told}");
+                }
+                assert_eq!(who_tcp("p2", to_server(family, 101)), Ok(node(family)), "only ports lead to p2");
+                assert_eq!(who_udp("p2", to_server(family, 101)), Ok(node(family)), "only ports lead to p2");
+                for port in [7001, 7002] {
+                    let clients = [
+                        (1, pick(family, "192.0.2.10", "2001:db8:1:1::10")),
+                        (2, pick(family, "192.0.2.74", "2001:db8:1:2::10")),
+                    ];
+                    for (number, client) in clients {
+                        let mut caller = Caller::connect("out", door(family, number, port)).unwrap();
+                        for _ in 0..2 {
+                            assert_eq!(caller.ask(), Ok(client), "IPv{family}, port {port}, gateway {number}");
+                        }
+                    }
+                }
+                for number in [11, 12] {
+                    let straight = SocketAddr::new(pod(family, number), PORT);
+                    let router = pick(family, "198.51.100.254", "2001:db8:2::254");
+                    assert_eq!(
+                        Caller::connect("out", straight).unwrap().ask(),
+                        Ok(router),
+                        "IPv{family}: straight to {number}"
+                    );
+                }
+            }
+        };
+        exchange();
+        // What cannot be read any more stays, over a restart too.
+        forget("out");
+        server.apply(&whole(["nowhere", "nowhere"])).unwrap();
+        told_of_problem("StaticNat here-v6", "it is left as it was");
+        exchange();
+        agent.end("KILL");
+        let agent = Agent::start(&[]);
+        told_of_problem("StaticNat here-v6", "it is left as it was");
+        exchange();
+        // No gateway is left: the pod does not get out, and the other one leaves as it did.
+        for number in [1, 2] {
+            server.delete("nodes", "", &format!("gw-{number}")).unwrap();
+        }
+        until("no gateway", || {
+            let (text, _) = status();
+            let closed = text.matches("no gateway: dropped").count() == 2 && !text.contains("to do");
+            if closed { Ok(()) } else { Err(text) }
+        });
+        for family in FAMILIES {
+            assert!(silent("p1", to_server(family, 100)), "IPv{family}");
+            assert_eq!(who_tcp("p2", to_server(family, 101)), Ok(node(family)));
+        }
+        // One that never could be read.
+        agent.end("KILL");
+        std::fs::remove_file(format!("{HOME}/state/wanted.json")).unwrap();
+        server.apply(&gateways.concat()).unwrap();
+        let agent = Agent::start(&[]);
+        told_of_problem("StaticNat here-v4", "the pod that it names does not get out");
+        for family in FAMILIES {
+            assert!(silent("p1", to_server(family, 100)), "IPv{family}");
+            assert_eq!(who_tcp("p2", to_server(family, 101)), Ok(node(family)));
+        }
+        let expected: Vec<IpAddr> = FAMILIES.iter().flat_map(|family| by_gateways(*family)).collect();
+        let strangers: Vec<IpAddr> = seen("out", 100).into_iter().filter(|source| !expected.contains(source)).collect();
+        assert!(strangers.is_empty(), "seen outside: {strangers:?}");
+        // Gone: as before.
+        for name in ["here-v4", "here-v6", "door-v4", "door-v6"] {
+            server.delete("staticnats", "", name).unwrap();
+        }
+        all_is_well();
+        for family in FAMILIES {
+            assert_eq!(who_tcp("p1", to_server(family, 100)), Ok(node(family)), "as before");
+            assert!(Caller::connect("out", door(family, 1, 7002)).is_err(), "IPv{family}: as before");
+        }
+        agent.end("TERM");
+    });
+}
+
+/// A StaticNat with its address, and where it leads.
+fn nat(name: &str, address: &str, to: &str) -> String {
+    format!(
+        "apiVersion: tidegate.io/v1alpha1\nkind: StaticNat\nmetadata: {{ name: {name} }}\n\
+         spec: {{ address: \"{address}\", {to} }}\n---\n"
+    )
+}
+
+/// An API server on the worker with the worker's Node, and a file that leads the agent there with its rights.
+fn api() -> tidegate_apiserver::ApiServer {
+    let server = within("w", || tidegate_apiserver::ApiServer::start(Default::default()).unwrap());
+    let read = ["get", "list", "watch"];
+    let rules = tidegate_apiserver::rbac::Rules::default().and(&[""], &["nodes", "namespaces", "pods"], &read).and(
+        &["tidegate.io"],
+        &["egresspolicies", "staticnats"],
+        &read,
+    );
+    server.add_user("agent", rules);
+    std::fs::write(format!("{HOME}/kubeconfig"), server.kubeconfig("agent")).unwrap();
+    server.apply(&manifest_of_node("w1", 1, 11, "")).unwrap();
+    server.apply("apiVersion: v1\nkind: Namespace\nmetadata: { name: shop }\n").unwrap();
+    server
+}
+
+/// The agent's file.
+fn of_the_api() -> String {
+    format!(
+        "devices: {{ ipv4: flannel.1, ipv6: flannel-v6.1 }}\ncluster: [10.96.0.0/12]\n\
+         kubernetes: {{ node: w1, kubeconfig: {HOME}/kubeconfig, stateFile: {HOME}/state/wanted.json }}\n"
+    )
+}
+
 /// Waits until `status` ends with 0.
 fn all_is_well() {
     until("all is as it is wanted", || {
@@ -478,11 +616,11 @@ fn all_is_well() {
     });
 }
 
-/// Waits until `status` tells of a policy that cannot be read and has nothing to do, and ends with 1.
-fn told_of_problem(what: &str) {
+/// Waits until `status` tells of an object that cannot be read and has nothing to do, and ends with 1.
+fn told_of_problem(object: &str, what: &str) {
     until("the problem", || {
         let (text, code) = status();
-        let problem = text.lines().any(|line| line.starts_with("problem: EgressPolicy out: ") && line.contains(what));
+        let problem = text.lines().any(|line| line.starts_with(&format!("problem: {object}: ")) && line.contains(what));
         if problem && code == 1 && !text.contains("to do") { Ok(()) } else { Err(text) }
     });
 }

@@ -32,7 +32,7 @@ const ROLES: &str = include_str!("../../deploy/manifests/tidegate.yaml");
 const AGENT: &str = "tidegate-node-agent";
 /// What they may read: the role in the chart, which the plain manifests are without.
 const WORKER_RIGHTS: &[(&str, &[&str])] =
-    &[("", &["nodes", "namespaces", "pods"]), ("tidegate.io", &["egresspolicies"])];
+    &[("", &["nodes", "namespaces", "pods"]), ("tidegate.io", &["egresspolicies", "staticnats"])];
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 /// All addresses that are routed to the gateway, and the pair that it announces.
 const POOL: &str = "apiVersion: tidegate.io/v1alpha1\nkind: AddressPool\nmetadata: { name: lab }\nspec:\n  \

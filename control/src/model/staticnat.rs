@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
 use tidegate_api::resource::PortForward;
 
 use super::Name;
 
 /// One StaticNat.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StaticNat {
     /// Name.
     pub name: String,
@@ -24,7 +26,8 @@ pub struct StaticNat {
 }
 
 /// Where a StaticNat leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Target {
     /// To the Pod of that name.
     Pod(Name),

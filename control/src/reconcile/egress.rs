@@ -235,20 +235,7 @@ impl Reconciler {
         self.leaving.problems.remove(&about);
         let nat = self.model.static_nats().find(|nat| nat.name == name);
         let resolved = nat.map(|nat| {
-            let same_family = |address: &&IpAddr| address.is_ipv4() == nat.external.is_ipv4();
-            let internal = match &nat.target {
-                Target::Address(address) => Ok(*address),
-                Target::Pod(pod) => {
-                    let pods = self.model.pods();
-                    let pod = pods.get(pod).ok_or_else(|| format!("there is no Pod {pod}"))?;
-                    let owned = pod.addresses.iter().filter(|_| pod.owns_addresses()).find(same_family);
-                    let owned = owned.ok_or_else(|| format!("Pod {} has no address of that family", pod.name))?;
-                    match pods.has(pod, *owned) {
-                        true => Ok(*owned),
-                        false => Err(format!("the address {owned} of Pod {} is another one's too", pod.name)),
-                    }
-                }
-            };
+            let internal = egress::leads_to(&nat.target, self.model.pods(), nat.external.is_ipv4());
             internal.map(|internal| StaticNat { external: nat.external, internal, ports: nat.ports.clone() })
         });
         // The dataplane waits for a pod with that address: it is told all the same.

@@ -1,4 +1,4 @@
-//! An EgressPolicy → how its pods reach the outside; and which policies select a pod.
+//! An EgressPolicy → how its pods reach the outside; which policies select a pod, and where a StaticNat leads.
 //!
 //! Pods, nodes and Service addresses of the cluster are no outside, whatever a policy says (N-110, N-114).
 
@@ -11,7 +11,8 @@ use crate::model::addresspool::{AddressPool, AddressRange, after};
 use crate::model::egresspolicy::{Addresses, EgressPolicy};
 use crate::model::namespace::Namespace;
 use crate::model::node::Node;
-use crate::model::pod::Pod;
+use crate::model::pod::{Pod, Pods};
+use crate::model::staticnat::Target;
 
 /// Most addresses that a pool gives a policy, of each family.
 pub const POOL_ADDRESSES_MAX: usize = 256;
@@ -96,6 +97,25 @@ pub fn selecting<'m>(
     let mut selecting: Vec<&EgressPolicy> = policies.filter(|policy| policy.selects(namespace, pod)).collect();
     selecting.sort_by(|a, b| a.order().cmp(&b.order()));
     selecting.into_iter().map(|policy| policy.name.clone()).collect()
+}
+
+/// The address that a StaticNat leads to. `is_ipv4`: the family of its external address.
+///
+/// # Errors
+/// Why it leads nowhere.
+pub fn leads_to(target: &Target, pods: &Pods, is_ipv4: bool) -> Result<IpAddr, String> {
+    let name = match target {
+        Target::Address(address) => return Ok(*address),
+        Target::Pod(name) => name,
+    };
+    let pod = pods.get(name).ok_or_else(|| format!("there is no Pod {name}"))?;
+    let mut owned = pod.addresses.iter().filter(|_| pod.owns_addresses());
+    let owned = owned.find(|address| address.is_ipv4() == is_ipv4);
+    let owned = owned.ok_or_else(|| format!("Pod {name} has no address of that family"))?;
+    match pods.has(pod, *owned) {
+        true => Ok(*owned),
+        false => Err(format!("the address {owned} of Pod {name} is another one's too")),
+    }
 }
 
 #[cfg(test)]

@@ -133,8 +133,8 @@ impl Kubernetes {
         Kubernetes { access, exposed, refresh: Refresh(Arc::new(watch::channel(0).0)), worker: None }
     }
 
-    /// What an agent on the Node `worker` needs: EgressPolicies, Namespaces, Nodes, and the Pods of that Node. All of them
-    /// are needed: without one of them a pod might be taken for one that nobody selects.
+    /// What an agent on the Node `worker` needs: EgressPolicies, StaticNats, Namespaces, Nodes, and the Pods of that Node.
+    /// All of them are needed: without one of them a pod might be taken for one that leaves by its node.
     pub fn of_worker(access: Access, worker: &str) -> Self {
         Kubernetes { worker: Some(worker.into()), ..Kubernetes::new(access, Exposed::default()) }
     }
@@ -186,6 +186,7 @@ impl Kubernetes {
         if let Some(worker) = &self.worker {
             let here = [Pod::FIELDS.unwrap_or_default(), &format!("spec.nodeName={worker}")].join(",");
             spawn.follow_needed::<EgressPolicy>(&mut ledger, "egresspolicies in tidegate.io", None);
+            spawn.follow_needed::<StaticNat>(&mut ledger, "staticnats in tidegate.io", None);
             spawn.follow_needed::<Namespace>(&mut ledger, "namespaces", None);
             spawn.follow_needed::<Node>(&mut ledger, "nodes", None);
             spawn.follow_needed::<Pod>(&mut ledger, "pods", Some(here));

@@ -28,6 +28,20 @@ pub(super) fn not_of_no_port(object: &Value) -> Result<(), Invalid> {
     }
 }
 
+/// The pod that a manifest which cannot be read would give a whole address, if that can be told: without that address it
+/// does not leave (N-111). One with ports, whatever they say, leaves the pod's own connections alone.
+pub(super) fn whole_of(object: &Value) -> Option<Target> {
+    let spec = object.get("spec")?.as_object()?;
+    if spec.get("ports").is_some_and(|ports| !ports.is_null()) {
+        return None;
+    }
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
+    let pod = spec.get("pod").and_then(|pod| {
+        Some(Target::Pod(Name { namespace: text(pod.get("namespace"))?, name: text(pod.get("name"))? }))
+    });
+    pod.or_else(|| address(&text(spec.get("internalAddress"))?, "spec.internalAddress").ok().map(Target::Address))
+}
+
 /// Reads one.
 ///
 /// # Errors
@@ -112,6 +126,34 @@ mod tests {
                 PortForward { protocol: Protocol::Udp, external: 53, internal: 53 },
             ]
         );
+    }
+
+    /// N-111: the pod of a 1:1 translation is known, whatever else is wrong; that of forwarded ports is left alone.
+    #[test]
+    fn whom_a_whole_address_was_meant_for_is_told_of_what_cannot_be_read() {
+        let whole_of = |spec: &str| {
+            let value: Value = serde_norway::from_str(&format!("spec: {spec}")).unwrap();
+            super::whole_of(&value)
+        };
+        let web = Some(Target::Pod(Name { namespace: "shop".into(), name: "web-0".into() }));
+        assert_eq!(whole_of("{ address: here, pod: { namespace: shop, name: web-0 } }"), web);
+        assert_eq!(whole_of("{ address: 7, pod: { namespace: shop, name: web-0 }, ports: null }"), web);
+        for inside in ["10.244.1.5", "fd00::7"] {
+            let expected = Some(Target::Address(inside.parse().unwrap()));
+            assert_eq!(whole_of(&format!("{{ internalAddress: \"{inside}\" }}")), expected);
+        }
+        for nobody in [
+            "7",
+            "{ address: 192.0.2.1 }",
+            "{ internalAddress: here }",
+            "{ pod: web-0 }",
+            "{ pod: { namespace: \"\", name: web-0 } }",
+            "{ address: here, pod: { namespace: shop, name: web-0 }, ports: [] }",
+            "{ address: here, pod: { namespace: shop, name: web-0 }, ports: [{ port: 0 }] }",
+            "{ address: here, pod: { namespace: shop, name: web-0 }, ports: 80 }",
+        ] {
+            assert_eq!(whole_of(nobody), None, "{nobody}");
+        }
     }
 
     #[test]

@@ -510,6 +510,30 @@ fn what_no_plan_can_mend_is_told() {
     assert!(told(&wanted, &empty).contains("rules have no table"));
 }
 
+/// Pods that each have an address alone are many objects with the same destinations.
+#[test]
+fn pods_with_equal_destinations_share_a_capture() {
+    let mut wanted = small(&[1]);
+    let number = |number: u8, except: &[&str]| Egress {
+        name: format!("StaticNat own-{number}"),
+        pods: vec![Pod {
+            name: format!("shop/p-{number}"),
+            addresses: vec![
+                format!("10.244.1.{number}").parse().unwrap(),
+                format!("fd00:10:244:1::{number}").parse().unwrap(),
+            ],
+        }],
+        except: prefixes(except),
+        ..wanted.egress[0].clone()
+    };
+    let all = [number(1, &[]), number(2, &[]), number(3, &["192.0.2.0/24"])];
+    wanted.egress = all.into();
+    let of: Vec<Vec<String>> =
+        captures(&wanted).iter().map(|capture| capture.pods.iter().map(ToString::to_string).collect()).collect();
+    let alike = ["10.244.1.1", "10.244.1.2", "fd00:10:244:1::1", "fd00:10:244:1::2"].map(str::to_owned);
+    assert_eq!(of, [alike.to_vec(), ["10.244.1.3", "fd00:10:244:1::3"].map(str::to_owned).to_vec()]);
+}
+
 #[test]
 fn pods_with_equal_ways_share_a_table() {
     let mut model = Model::default();

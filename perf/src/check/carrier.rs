@@ -34,7 +34,7 @@ const MADE: &str = "ip rule; ip -6 rule; ip route show table all proto 117; ip -
                     nft list table inet tidegate-node | grep -v counter";
 
 /// The agent on the pods' worker and servers outside; everything they made goes with them.
-struct Scene {
+pub(super) struct Scene {
     _outside: Vec<Daemon>,
     agent: Option<Daemon>,
     program: PathBuf,
@@ -44,7 +44,7 @@ struct Scene {
 
 impl Scene {
     /// An agent that follows the API of `cluster`.
-    fn begin(rig: &Rig, cluster: &Cluster) -> Result<Scene> {
+    pub(super) fn begin(rig: &Rig, cluster: &Cluster) -> Result<Scene> {
         masquerade()?;
         let (directory, program) = (&rig.lab.state_dir, rig.gateway.program("tidegate-node"));
         let config = directory.join("node-agent-of-api.yaml");
@@ -85,6 +85,16 @@ impl Drop for Scene {
     }
 }
 
+/// An API server of the worker's own, for an agent there. It has the lab's objects and [`OTHER`].
+pub(super) fn api_of_worker(rig: &Rig) -> Result<Cluster> {
+    let directory = rig.lab.state_dir.join("api-of-worker");
+    std::fs::create_dir_all(&directory)?;
+    let cluster = Cluster::start(&SELECTED.node().name(), SELECTED.node().underlay(Family::V4), &directory)?;
+    cluster.load(rig.manifests.directory())?;
+    cluster.apply(&pod(OTHER))?;
+    Ok(cluster)
+}
+
 /// A Pod of the API; only [`SELECTED`] has the label that the policy asks for.
 fn pod(pod: Pod) -> String {
     let label = if pod == SELECTED { "by-gateway" } else { "by-itself" };
@@ -121,7 +131,7 @@ fn becomes(rig: &Rig, what: &str, expected: impl Fn(Family) -> std::net::IpAddr,
     Ok(Row::new(what, measured, text, took.is_some_and(|took| took <= limit)))
 }
 
-fn by_node(family: Family) -> std::net::IpAddr {
+pub(super) fn by_node(family: Family) -> std::net::IpAddr {
     SELECTED.node().underlay(family)
 }
 
@@ -219,12 +229,8 @@ fn carrier(gateway: &Gateway, family: Family) -> Result<Option<String>> {
 /// N-112: the gateway that carries the pod's address is killed; the other takes the address over, and the agent follows. The
 /// API is the worker's own here: it has no part in that.
 pub(super) fn takeover(rig: &mut Rig) -> Found {
-    let worker = SELECTED.node().name();
-    let directory = rig.lab.state_dir.join("api-of-worker");
-    std::fs::create_dir_all(&directory)?;
-    let cluster = Cluster::start(&worker, SELECTED.node().underlay(Family::V4), &directory)?;
-    cluster.load(rig.manifests.directory())?;
-    cluster.apply(&(manifests() + "---\n" + &pod(OTHER)))?;
+    let cluster = api_of_worker(rig)?;
+    cluster.apply(&manifests())?;
     rig.manifests.put_text(super::egress::MANIFESTS, &manifests())?;
     let scene = Scene::begin(rig, &cluster)?;
     let mut rows = vec![becomes(rig, "before", by_policy, SETTLED_LIMIT)?];

@@ -155,25 +155,30 @@ pub(super) fn begin_with(rig: &mut Rig, manifests: &str, external: Vip) -> Resul
     std::fs::write(&config, wanted())?;
     let mut scene = Scene { _outside: outside, agent: None, program, config };
     rig.manifests.put_text(MANIFESTS, manifests)?;
-    // Unprivileged echo requests, so that pinging needs no raw socket.
-    let mut ping = in_namespace(&SELECTED.name(), "sh");
-    ping.args(["-c", "echo '0 2147483647' > /proc/sys/net/ipv4/ping_group_range"]);
-    process::run(ping, "", Duration::from_secs(5))?.success("letting the pod ping")?;
+    let_ping()?;
     let mut agent = in_namespace(&SELECTED.node().name(), &scene.program);
     agent.arg("--config").arg(&scene.config);
     scene.agent = Some(Daemon::start("tidegate-node", agent, &rig.lab.state_dir.join("node-agent.log"))?);
-    settle(rig, external)?;
+    settle(rig, |family| external.of(family))?;
     Ok(scene)
 }
 
-/// Waits until the pod is seen as `external` in both families.
-pub(super) fn settle(rig: &Rig, external: Vip) -> Result<()> {
+/// Lets the pod send echo requests without privileges, so that pinging needs no raw socket.
+pub(super) fn let_ping() -> Result<()> {
+    let mut ping = in_namespace(&SELECTED.name(), "sh");
+    ping.args(["-c", "echo '0 2147483647' > /proc/sys/net/ipv4/ping_group_range"]);
+    process::run(ping, "", Duration::from_secs(5))?.success("letting the pod ping")?;
+    Ok(())
+}
+
+/// Waits until the pod is seen as `expected` says in both families.
+pub(super) fn settle(rig: &Rig, expected: impl Fn(Family) -> IpAddr) -> Result<()> {
     for family in FAMILIES {
         let mut last = String::new();
         let settled = wait_until(SETTLED_LIMIT, || {
             let outcome = tcp(rig, SELECTED, SocketAddr::new(server(family)?, POD_TCP_PORT), 1000)?;
             last = told(&outcome);
-            Ok(remote(&outcome).is_some_and(|from| from.ip() == external.of(family)))
+            Ok(remote(&outcome).is_some_and(|from| from.ip() == expected(family)))
         })?;
         settled.with_context(|| format!("the pod does not get out over {family} with its address: {last}"))?;
     }

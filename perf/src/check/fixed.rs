@@ -1,5 +1,6 @@
 //! Static NAT, from end to end: an address outside that is one pod's own, and single ports that lead to a pod. The pod is behind
-//! VXLAN on a worker that masquerades as flannel does; the agent there sends its packets, and its answers, to the gateway.
+//! VXLAN on a worker that masquerades as flannel does; the agent there sends its packets, and its answers, to the gateway. It
+//! learns of the pod from an API of the worker's own, by StaticNats alone: no policy selects the pod, except in the end.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tidegate_api::show::{Show, Shown};
 
+use super::carrier::{Scene, api_of_worker, by_node};
 use super::egress::{
-    ANSWER_MS, EXTERNAL, MANIFESTS, OTHER, SELECTED, arguments, begin_with, policy, remote, seen_as, selected, server,
-    settle, tcp, told,
+    ANSWER_MS, EXTERNAL, MANIFESTS, OTHER, SELECTED, SETTLED_LIMIT, arguments, let_ping, policy, remote, seen_as,
+    selected, server, settle, tcp, told,
 };
 use crate::check::{Found, Row};
 use crate::client::Outcome;
@@ -46,9 +48,18 @@ fn named(name: &str, family: Family) -> String {
     format!("{name}-{}", if family == Family::V4 { "v4" } else { "v6" })
 }
 
-/// 1:1 without any policy, then forwarded ports beside one.
+/// 1:1, then forwarded ports, without any policy; then these beside one.
 pub(super) fn nat(rig: &mut Rig) -> Found {
-    let scene = begin_with(rig, &(selected() + &nats("own", OWN, "")), OWN)?;
+    let cluster = api_of_worker(rig)?;
+    // The gateway has a directory, the agent its API; nothing else tells it of the pod.
+    let tell = |rig: &Rig, manifests: &str| -> Result<()> {
+        rig.manifests.put_text(MANIFESTS, manifests)?;
+        cluster.apply(manifests)
+    };
+    tell(rig, &(selected() + &nats("own", OWN, "")))?;
+    let scene = Scene::begin(rig, &cluster)?;
+    let_ping()?;
+    settle(rig, |family| OWN.of(family))?;
     let mut rows = Vec::new();
     for family in FAMILIES {
         rows.extend(goes_out(rig, family)?);
@@ -58,14 +69,32 @@ pub(super) fn nat(rig: &mut Rig) -> Found {
         "  ports: [{{ port: {DOOR_TCP_PORT}, targetPort: {POD_TCP_PORT} }}, \
          {{ port: {DOOR_UDP_PORT}, protocol: UDP, targetPort: {POD_UDP_PORT} }}]\n"
     );
-    let manifests = [policy(EXTERNAL), "---\n".into(), selected(), nats("door", DOOR, &ports)].concat();
-    rig.manifests.put_text(MANIFESTS, &manifests)?;
-    settle(rig, EXTERNAL)?;
+    let forwards = selected() + &nats("door", DOOR, &ports);
+    tell(rig, &forwards)?;
     for family in FAMILIES {
-        rows.extend(forwarded(rig, family)?);
+        cluster.delete("staticnats", "", &named("own", family))?;
     }
+    rows.extend(with_ports(rig, "port", by_node, "N-113")?);
+    tell(rig, &(policy(EXTERNAL) + "---\n" + &forwards))?;
+    rows.extend(with_ports(rig, "port, a policy", |family| EXTERNAL.of(family), "N-110")?);
     drop(scene);
     rig.manifests.remove_text(MANIFESTS)?;
+    let denied = cluster.denied();
+    rows.push(Row::new("roles", format!("{denied:?}"), "nothing denied (C-023)", denied.is_empty()));
+    Ok(rows)
+}
+
+/// Forwarded ports, once the pod's own connections are seen as `own` and the gateway lets somebody in.
+fn with_ports(rig: &Rig, what: &str, own: impl Fn(Family) -> IpAddr, clause: &str) -> Found {
+    settle(rig, &own)?;
+    for family in FAMILIES {
+        let opened = wait_until(SETTLED_LIMIT, || Ok(rig.who(DOOR.at(family, DOOR_TCP_PORT), SILENCE_MS)?.ok))?;
+        opened.with_context(|| format!("nobody gets in by {}", DOOR.at(family, DOOR_TCP_PORT)))?;
+    }
+    let mut rows = Vec::new();
+    for family in FAMILIES {
+        rows.extend(forwarded(rig, family, what, (own(family), clause))?);
+    }
     Ok(rows)
 }
 
@@ -105,18 +134,18 @@ fn comes_in(rig: &Rig, family: Family) -> Found {
     Ok(rows)
 }
 
-/// Two ports lead in, no other does; the pod's own connections are its policy's.
-fn forwarded(rig: &Rig, family: Family) -> Found {
-    let mut rows = reached(rig, family, "port", DOOR, (DOOR_TCP_PORT, DOOR_UDP_PORT))?;
+/// Two ports lead in, no other does; the pod's own connections are as if none did.
+fn forwarded(rig: &Rig, family: Family, what: &str, (own, clause): (IpAddr, &str)) -> Found {
+    let mut rows = reached(rig, family, what, DOOR, (DOOR_TCP_PORT, DOOR_UDP_PORT))?;
     let closed = rig.who(DOOR.at(family, POD_TCP_PORT), SILENCE_MS)?;
     rows.push(Row::new(
-        format!("{family} another port"),
+        format!("{family} {what}: another"),
         told(&closed),
         "no answer (N-023)",
         closed.failure == "timeout",
     ));
     let outcome = tcp(rig, SELECTED, SocketAddr::new(server(family)?, POD_TCP_PORT), ANSWER_MS)?;
-    rows.push(seen_as(format!("{family} the pod's own connection"), &outcome, EXTERNAL.of(family), "N-110"));
+    rows.push(seen_as(format!("{family} {what}: the pod's own connection"), &outcome, own, clause));
     let client = rig.source(family);
     rows.push(explained(rig, family, client, DOOR.at(family, DOOR_TCP_PORT), "door")?);
     Ok(rows)
