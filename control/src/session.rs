@@ -311,8 +311,10 @@ impl Session {
             .partition(|(key, _)| ours.contains_key(key));
         self.nonce += 1;
         let (nonce, since) = (self.nonce, Instant::now());
-        self.in_flight.push_back(InFlight { nonce, full: false, since, sent });
-        let update = Update { nonce, prepared: true, removed: gone.into_keys().collect(), ..Update::default() };
+        self.in_flight.push_back(InFlight { nonce, full: true, since, sent });
+        // All there is: what somebody before us told, and was heard after we were greeted, is not.
+        let update =
+            Update { nonce, prepared: true, full: true, removed: gone.into_keys().collect(), ..Update::default() };
         frame::write(stream, &Request::Update(update))
             .inspect_err(|_| drop(stream.shutdown(std::net::Shutdown::Both)))?;
         Ok(true)
@@ -580,7 +582,7 @@ mod tests {
         assert_eq!(told("ahead"), ["a1", "b1", "c1"]);
         assert_eq!(told("with the update"), ["b2", "d1"]);
         let Request::Update(update) = frame::read(&mut other).unwrap() else { panic!("no update") };
-        assert!(update.prepared && !update.full && update.resources.is_empty());
+        assert!(update.prepared && update.full && update.resources.is_empty());
         assert_eq!(update.removed, [resource("a", "").0]);
         let touched = session.accepted(Accepted { nonce: update.nonce, generation: 1, rejected: vec![] });
         assert_eq!(touched, wanted.0.keys().cloned().collect());

@@ -73,8 +73,15 @@ impl StatusWriter {
         let directory = state_dir.join("status");
         let explain = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", directory.display()));
         fs::create_dir_all(&directory).map_err(explain)?;
-        replace(&directory, PROBLEMS_FILE, b"{\n  \"problems\": []\n}\n").map_err(explain)?;
         let (orders, taken) = channel();
+        match replace(&directory, PROBLEMS_FILE, b"{\n  \"problems\": []\n}\n").map_err(explain) {
+            // There may be room later; until then the gateway is to follow its cluster all the same.
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                tracing::error!("status is not written: {error}");
+                let _ = orders.send(Order::Problems(vec![]));
+            }
+            result => result?,
+        }
         let thread = thread::Builder::new().name("status".into()).spawn(move || Files::new(directory).run(taken))?;
         Ok(StatusWriter { sparing: false, orders: Some(orders), thread: Some(thread) })
     }

@@ -236,7 +236,7 @@ fn an_object_whose_type_is_written_wrongly_takes_nothing_away() {
         place.write("a.yaml", &(spoilt.clone() + &policy("new")));
         let batch = place.look();
         assert_eq!(applied(&batch), ["NetworkPolicy shop/new"]);
-        let is_near = batch.problems.iter().any(|problem| problem.message.contains("what this file had before"));
+        let is_near = batch.problems.iter().any(|problem| problem.message.contains("in whose place it is"));
         assert_eq!(deleted(&batch).is_empty(), is_near, "of what is near nobody knows which document it was: {wrong}");
         place.write("a.yaml", &spoilt);
         assert!(!deleted(&place.look()).contains(&"NetworkPolicy shop/closed".into()), "{wrong}");
@@ -250,6 +250,84 @@ fn an_object_whose_type_is_written_wrongly_takes_nothing_away() {
         place.remove("a.yaml");
         let batch = place.look();
         assert_eq!((deleted(&batch), problems(&batch)), (vec!["NetworkPolicy shop/closed".into()], vec![]), "{wrong}");
+    }
+}
+
+/// A file with a slip in it may be renamed, or what it has written anew elsewhere.
+#[test]
+fn an_object_that_no_file_has_stays_while_one_may_have_it_hidden() {
+    for (right, wrong) in [
+        ("kind: NetworkPolicy", "kind: NetworkPolcy"),
+        ("kind: NetworkPolicy\n", ""),
+        ("apiVersion: networking.k8s.io/v1", "apiVersion: networking.k8s.oi/v1"),
+        ("spec: {", "spec: {{"),
+    ] {
+        let expect_kept = |batch: &Batch, file: &str| {
+            assert!(deleted(batch).is_empty(), "{wrong:?} {file}");
+            let told =
+                problems(batch).into_iter().filter(|problem| problem.contains(&format!("since {file} may have")));
+            assert_eq!(told.filter(|problem| problem.contains("shop/closed")).count(), 1, "{wrong:?} {file}");
+        };
+        let mut place = Place::new();
+        place.write("b.yaml", &(policy("more") + &policy("yet-more") + &node("w1")));
+        place.write("a.yaml", &policy("closed"));
+        assert_eq!(applied(&place.look()).len(), 4);
+        let spoilt = policy("closed").replace(right, wrong);
+        place.write("a.yaml", &spoilt);
+        assert!(deleted(&place.look()).is_empty());
+        // Renamed.
+        place.remove("a.yaml");
+        place.write("c.yaml", &spoilt);
+        expect_kept(&place.look(), "c.yaml");
+        // What is deleted beside it is, unless it may be there too.
+        place.write("b.yaml", &(policy("more") + &node("w1")));
+        let is_text = wrong != "spec: {{";
+        assert_eq!(deleted(&place.look()).len(), usize::from(is_text), "{wrong:?}");
+        // Put right.
+        place.write("c.yaml", &policy("closed"));
+        let batch = place.look();
+        assert!(applied(&batch).contains(&"NetworkPolicy shop/closed".into()), "{wrong:?}");
+        assert_eq!((deleted(&batch).len(), problems(&batch)), (usize::from(!is_text), vec![]), "{wrong:?}");
+        // Written elsewhere first, and gone from where it was later.
+        place.write("d.yaml", &spoilt);
+        place.look();
+        place.remove("c.yaml");
+        expect_kept(&place.look(), "d.yaml");
+        place.remove("d.yaml");
+        let batch = place.look();
+        assert_eq!(
+            (deleted(&batch), problems(&batch)),
+            (vec!["NetworkPolicy shop/closed".into()], vec![]),
+            "{wrong:?}"
+        );
+    }
+    // Of a type that is far from ours it is the very thing that stood in its place.
+    let mut place = Place::new();
+    place.write("a.yaml", &policy("closed"));
+    place.look();
+    let far = policy("closed").replace("NetworkPolicy", "NetPol");
+    place.write("a.yaml", &far);
+    place.look();
+    place.remove("a.yaml");
+    place.write("c.yaml", &far);
+    assert!(deleted(&place.look()).is_empty());
+    place.remove("c.yaml");
+    assert_eq!(deleted(&place.look()), ["NetworkPolicy shop/closed"]);
+}
+
+#[test]
+fn a_number_that_json_has_not_makes_a_file_unreadable_and_leaves_nothing_out() {
+    for number in [".inf", "-.Inf", ".nan"] {
+        let mut place = Place::new();
+        place.write("a.yaml", &policy("closed"));
+        place.look();
+        place.write(
+            "a.yaml",
+            &policy("closed").replace("podSelector: {}", &format!("podSelector: {{}}, ingress: {number}")),
+        );
+        let batch = place.look();
+        assert!(applied(&batch).is_empty() && deleted(&batch).is_empty());
+        assert!(problems(&batch)[0].contains("is no number that an object can have"), "{:?}", problems(&batch));
     }
 }
 

@@ -291,13 +291,10 @@ impl Objects {
             if let Some(holder) = self.claims.get(claim).filter(|holder| **holder != key) {
                 return Err(format!("{field}: {claim} already belongs to {holder}"));
             }
-            match claim {
-                Claim::Reserved(address) => {
-                    if let Some(place) = self.place_at(*address) {
-                        return Err(format!("{field}: {address} is {}", self.in_words(place)));
-                    }
-                }
-                _ => {}
+            if let Claim::Reserved(address) = claim
+                && let Some(place) = self.place_at(*address)
+            {
+                return Err(format!("{field}: {address} is {}", self.in_words(place)));
             }
         }
         for ((field, number), place) in places(resource) {

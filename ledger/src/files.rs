@@ -53,7 +53,12 @@ impl Pair {
     pub fn all(directory: &Path) -> Result<Vec<Pair>, Problem> {
         let mut pairs = Vec::new();
         for entry in fs::read_dir(directory).map_err(about(directory))? {
-            let name = entry.map_err(about(directory))?.file_name();
+            let entry = entry.map_err(about(directory))?;
+            // A directory or a pipe of that name is somebody else's; to open a pipe would be to wait.
+            if !entry.file_type().map_err(about(directory))?.is_file() {
+                continue;
+            }
+            let name = entry.file_name();
             let begun_ms =
                 name.to_str().and_then(|name| name.strip_prefix("nat-")?.strip_suffix(".jsonl")?.parse().ok());
             pairs.extend(begun_ms.map(|begun_ms| Pair::new(directory, begun_ms)));

@@ -104,7 +104,7 @@ impl Wanted for Known<'_> {
 
     fn uncertain(&self, key: &ResourceKey) -> bool {
         let policy_is_doubtful = || self.doubtful.values().any(|doubtful| doubtful.kind == Kind::Policy);
-        if key.kind == Kind::Pod && policy_is_doubtful() && self.is_named_there(key) {
+        if key.kind == Kind::Pod && (self.unreadable || policy_is_doubtful()) && self.is_named_there(key) {
             return true;
         }
         if self.removed.contains(key) {

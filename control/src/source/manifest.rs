@@ -4,7 +4,7 @@
 //! beyond its identity. Two kinds of trouble are told apart: a text that is *broken* yields nothing, since the rest of
 //! it cannot be trusted; a document that is well-formed but has no usable identity is reported and its neighbours stand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use kube::core::TypeMeta;
@@ -32,6 +32,8 @@ pub struct Content {
     pub strangers: BTreeMap<Stranger, Place>,
     /// Documents without a usable identity, or with one that is almost one of ours.
     pub nameless: Vec<Problem>,
+    /// Those among them that have a name: whose they may be.
+    pub suspects: BTreeSet<Stranger>,
 }
 
 /// An object of a kind that is not read.
@@ -161,6 +163,7 @@ impl Content {
         let Ok(types) = TypeMeta::deserialize(&value) else {
             let message = "not a Kubernetes object: apiVersion and kind are missing";
             self.nameless.push(Problem::new(Severity::Error, NAMELESS, message).at(&place));
+            self.suspects.extend(Some(Stranger::of(String::new(), &value)).filter(|suspect| !suspect.name.is_empty()));
             return;
         };
         // `v1 List`, and the typed lists of the API whose items need not repeat their type.
@@ -189,11 +192,12 @@ impl Content {
                 Some(meant) => {
                     let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("without a name");
                     let message = format!(
-                        "is not read, and what this file had before stays as it was: to be one of our kinds it would have to be {}",
+                        "is not read; an object of ours in whose place it is stays as it was. To be one of our kinds it would have to be {}",
                         meant.type_words()
                     );
                     let problem = Problem::new(Severity::Warning, MISSPELT, message);
                     self.nameless.push(problem.at(&place).about(format!("{found} {name}")));
+                    self.suspects.insert(Stranger::of(found, &value));
                 }
                 None => drop(self.strangers.insert(Stranger::of(found, &value), place)),
             }
@@ -281,8 +285,12 @@ impl<'de> Visitor<'de> for Values {
         Ok((value as f64).into())
     }
 
+    /// YAML writes `.inf` and `.nan`, which JSON has not: read as nothing they would be a field that was left out.
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
+        match value.is_finite() {
+            true => Ok(value.into()),
+            false => Err(de::Error::custom(format!("{value} is no number that an object can have"))),
+        }
     }
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {

@@ -1,7 +1,8 @@
 //! What is in a directory, and what became of it since the last look.
 //!
 //! Owns the rules that make files a trustworthy source: a broken or empty file keeps the objects it had, and so does
-//! one in which an object is now of a kind that nobody reads; an object in two files is taken from the first file by
+//! one in which an object is now of a kind that nobody reads; an object that no file has stays while some file may have
+//! it hidden; an object in two files is taken from the first file by
 //! name; deleting more than half of the objects of a kind waits for a person. Refuses
 //! to know when to look: [`super::directory`] does. Contents are not kept, only which file holds which object; when the
 //! first of two files goes, the second is read again.
@@ -58,6 +59,8 @@ struct Known {
     objects: BTreeMap<ObjectKey, Place>,
     /// Objects of other kinds that it held then.
     strangers: BTreeSet<Stranger>,
+    /// Documents that may be an object of ours under that name.
+    suspects: BTreeSet<Stranger>,
     /// Objects that it held, and in whose place there is one of a kind that is not read.
     retyped: BTreeMap<ObjectKey, Stranger>,
     /// Documents without identity and doubles, from the last good read.
@@ -87,6 +90,10 @@ pub struct Scan {
     delivered: HashMap<ObjectKey, String>,
     /// Deletions that wait for confirmation.
     held: BTreeSet<ObjectKey>,
+    /// Objects that no file has any more, while one may have them hidden.
+    sheltered: BTreeSet<ObjectKey>,
+    /// What stood in the place of objects in files that are gone.
+    displaced: BTreeMap<ObjectKey, Stranger>,
     /// An object whose deletion always waits: everything hangs on it.
     guarded: Option<ObjectKey>,
     /// Objects held by more than one file.
@@ -111,6 +118,8 @@ impl Scan {
             holders: HashMap::new(),
             delivered: HashMap::new(),
             held: BTreeSet::new(),
+            sheltered: BTreeSet::new(),
+            displaced: BTreeMap::new(),
             guarded: None,
             contested: BTreeSet::new(),
             trouble: None,
@@ -223,6 +232,8 @@ impl Scan {
             touched.extend(self.read(&name, &mut fresh));
             read.insert(name);
         }
+        // Whatever was read may be where they are hidden, or have been.
+        touched.extend(std::mem::take(&mut self.sheltered));
         while let Some(key) = touched.pop_front() {
             if settled.contains(&key) {
                 continue;
@@ -253,7 +264,21 @@ impl Scan {
             }
             settled.insert(key);
         }
+        (self.sheltered, gone) = gone.into_iter().partition(|key| self.hides(key).is_some());
+        self.displaced.retain(|key, _| self.sheltered.contains(key));
         self.delete(gone, batch);
+    }
+
+    /// A file that may have this object without anybody seeing it: none of it could ever be read, or it has something of that
+    /// name whose type is missing, almost one of ours, or what stood in this object's place in another file before.
+    fn hides(&self, key: &ObjectKey) -> Option<&String> {
+        let displaced = self.displaced.get(key);
+        let hides = |known: &Known| {
+            (known.broken.is_some() && !known.ever_good)
+                || known.suspects.iter().any(|suspect| suspect.is_like(key))
+                || displaced.is_some_and(|stranger| known.strangers.contains(stranger))
+        };
+        self.files.iter().find(|(_, known)| hides(known)).map(|(name, _)| name)
     }
 
     /// Reads one file into `files` and `holders`; returns the objects it held before or holds now.
@@ -262,6 +287,7 @@ impl Scan {
         let mut touched = BTreeSet::new();
         match read_file(&self.directory.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.displaced.append(&mut known.retyped);
                 touched.extend(known.objects.into_keys());
                 for key in &touched {
                     self.release(key, name);
@@ -303,7 +329,7 @@ impl Scan {
         fresh: &mut HashMap<(String, ObjectKey), Manifest>,
     ) -> BTreeSet<ObjectKey> {
         (known.broken, known.ever_good) = (None, true);
-        known.problems = content.nameless;
+        (known.problems, known.suspects) = (content.nameless, content.suspects);
         let before = std::mem::take(&mut known.objects);
         let retyped_before = std::mem::take(&mut known.retyped);
         let strangers_before = std::mem::replace(&mut known.strangers, content.strangers.keys().cloned().collect());
@@ -425,6 +451,19 @@ impl Scan {
                 self.directory.display()
             );
             problems.push(Problem::new(Severity::Error, "DeletesHeld", message).about(own));
+        }
+        let mut hidden: BTreeMap<&String, Vec<&ObjectKey>> = BTreeMap::new();
+        for key in &self.sheltered {
+            hidden.entry(self.hides(key).unwrap_or(&key.name)).or_default().push(key);
+        }
+        for (file, keys) in hidden {
+            let (first, more) = (keys[0], if keys.len() > 1 { ", …" } else { "" });
+            let message = format!(
+                "{} objects ({first}{more}) are in no file any more and stay as they were, since {file} may have them: mend \
+                 that file, or delete it too",
+                keys.len(),
+            );
+            problems.push(Problem::new(Severity::Error, "DeletesHeld", message));
         }
         for kind in ObjectKind::ALL {
             let held: Vec<&ObjectKey> = self.held_by_number(kind).collect();

@@ -51,16 +51,17 @@ pub(super) fn read(name: &str, object: &crd::AddressPool) -> Result<AddressPool,
         avoid_buggy: spec.avoid_buggy_ips,
         pinning: None,
     };
-    match (settings(spec), pool.last_good.is_empty()) {
-        (Ok((ranges, pinning)), _) => Ok(AddressPool { ranges, pinning, auto_assign: spec.auto_assign, ..pool }),
+    let pinning = spec.service_allocation.as_ref().map(pinning).transpose();
+    match (ranges(&spec.addresses), pinning) {
+        (Ok(ranges), Ok(pinning)) => Ok(AddressPool { ranges, pinning, auto_assign: spec.auto_assign, ..pool }),
+        (Err(invalid), _) | (_, Err(invalid)) if pool.last_good.is_empty() => Err(invalid),
+        // The addresses are those of before, and whom they are for is said.
+        (Err(invalid), Ok(pinning)) => {
+            Ok(AddressPool { complaint: Some(invalid.to_string()), pinning, auto_assign: spec.auto_assign, ..pool })
+        }
         // Services have addresses of it. They keep them, and who asks gets one: it is not known whom the rest is for.
-        (Err(invalid), false) => Ok(AddressPool { complaint: Some(invalid.to_string()), ..pool }),
-        (Err(invalid), true) => Err(invalid),
+        (_, Err(invalid)) => Ok(AddressPool { complaint: Some(invalid.to_string()), ..pool }),
     }
-}
-
-fn settings(spec: &crd::AddressPoolSpec) -> Result<(Vec<AddressRange>, Option<Pinning>), Invalid> {
-    Ok((ranges(&spec.addresses)?, spec.service_allocation.as_ref().map(pinning).transpose()?))
 }
 
 fn ranges(listed: &[String]) -> Result<Vec<AddressRange>, Invalid> {
@@ -274,8 +275,18 @@ mod tests {
         let text = text.replace("192.0.2.0/24", "192.0.2.9-192.0.2.1");
         let value: serde_json::Value = serde_norway::from_str(&text).unwrap();
         let pool = read("a", &super::super::typed(&value, None).unwrap()).unwrap();
-        assert_eq!((pool.ranges, pool.auto_assign), (pool.last_good, false));
+        assert_eq!((pool.ranges, pool.auto_assign), (pool.last_good, true), "whom it is for is known");
         assert!(pool.complaint.unwrap().starts_with("spec.addresses[0]: 192.0.2.9 comes after"));
+        let text = text.replace("spec: {", "spec: { autoAssign: false,");
+        let value: serde_json::Value = serde_norway::from_str(&text).unwrap();
+        assert!(!read("a", &super::super::typed(&value, None).unwrap()).unwrap().auto_assign);
+        let text = text.replace(
+            "autoAssign: false",
+            "serviceAllocation: { serviceSelectors: [{ matchExpressions: [{ key: a, operator: Near }] }] }",
+        );
+        let value: serde_json::Value = serde_norway::from_str(&text).unwrap();
+        let pool = read("a", &super::super::typed(&value, None).unwrap()).unwrap();
+        assert!(!pool.auto_assign && pool.pinning.is_none(), "it is not");
     }
 
     proptest! {
