@@ -266,6 +266,9 @@ fn line(step: &Step) -> (&'static str, String) {
             let fragment = if *fragment { ", a fragment" } else { "" };
             ("packet", format!("{} {from} -> {to}, {bytes} bytes, TTL {ttl}{fragment}", protocol_name(*protocol)))
         }
+        Step::Differs { what, tables, packet } => {
+            ("differs", format!("{what}: tables have {tables}, the packet carries {packet}"))
+        }
         Step::Arp => ("packet", "ARP".to_owned()),
         Step::Owned { worker, workers } => ("owner", format!("worker {worker} of {workers}")),
         Step::Flow { original, egress, state, client, vip, source, backend, idle_s, packets } => {
@@ -284,8 +287,10 @@ fn line(step: &Step) -> (&'static str, String) {
             let port = if *port == 0 { "every port".to_owned() } else { format!("port {port}") };
             let scheduler = serde_json::to_value(scheduler).ok();
             let scheduler = scheduler.as_ref().and_then(serde_json::Value::as_str).unwrap_or("?").to_owned();
-            let told =
-                format!("{service} {port} by its {} address, {mode}, {scheduler} among {endpoints}", kind_name(kind));
+            let told = format!(
+                "{service} {port} by its {} address, {mode}, {scheduler} among {endpoints} endpoints",
+                kind_name(kind)
+            );
             ("service", told)
         }
         Step::Egress { pod, policies, policy, address } => {
@@ -600,6 +605,10 @@ mod tests {
             (
                 binding("forwarded-port", "", "door", None, false),
                 "[fd00:10:244:1::5]:8080 is seen as [2001:db8::10]:41873, a forwarded port by StaticNat door",
+            ),
+            (
+                Step::Differs { what: "VNI of node w2".into(), tables: "7".into(), packet: "1".into() },
+                "VNI of node w2: tables have 7, the packet carries 1",
             ),
             (
                 flow,

@@ -28,6 +28,8 @@ use crate::wire::{Family as Version, ipv4, ipv6, protocol};
 
 /// The frame that a bare packet comes in as.
 pub mod envelope;
+/// Where a packet and the tables do not say the same.
+pub(crate) mod evidence;
 
 /// What a worker says of a packet.
 #[derive(Clone, Debug, PartialEq)]
@@ -181,6 +183,9 @@ impl<'t> Story<'t> {
                 },
                 endpoints: u32::try_from(members).unwrap_or(u32::MAX),
             });
+            let is_vip = served.kind == FrontendKind::Vip;
+            let ranges = row.terms.as_ref().and_then(|terms| terms.ranges.as_deref()).filter(|_| is_vip);
+            self.steps.extend(ranges.and_then(|ranges| evidence::of_client(&row.name, ranges, tuple.source)));
             return;
         }
         if tuple.domain == Domain::Overlay as u8

@@ -281,6 +281,11 @@ fn machines_that_are_broken_are_told_from_healthy_ones() {
 }
 
 #[test]
+fn broken_setups_are_named_with_both_values() {
+    check(&["broken"]); // docs/broken-setups.md
+}
+
+#[test]
 fn policies_of_gateways_hold_for_clients() {
     check(&["gateway-policy"]); // P-031, P-120, C-023
 }

@@ -78,6 +78,15 @@ pub enum Step {
         /// Whether it is a fragment.
         fragment: bool,
     },
+    /// The packet and the tables do not say the same of something.
+    Differs {
+        /// What it is, and of whom: `VTEP MAC of node w2`.
+        what: String,
+        /// What the tables have.
+        tables: String,
+        /// What the packet carries.
+        packet: String,
+    },
     /// It asks for the link-layer address of this one.
     Arp,
     /// Who owns it.

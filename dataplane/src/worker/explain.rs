@@ -7,7 +7,7 @@ use tidegate_api::explain::{Explanation, Verdict};
 use super::{Slot, Worker, look_up, other};
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::explain::{Story, Told, answered, dropped};
+use crate::explain::{Story, Told, answered, dropped, evidence};
 use crate::family::Family;
 use crate::packet::{Key, Packet};
 use crate::pipeline::{self, Moment, Step};
@@ -29,12 +29,15 @@ impl Worker {
         // What parsing counts is counted elsewhere.
         let mut scratch = Box::<Counters>::default();
         let mac = tables.devices.row(device).map(|row| row.mac).unwrap_or_default();
-        let read = parse::read(tables, Ingress { device, mac }, bytes, &mut scratch, &mut slot.packet);
+        let ingress = Ingress { device, mac };
+        let read = parse::read(tables, ingress, bytes, &mut scratch, &mut slot.packet);
         if let Err(reason) = read {
+            story.steps.extend(evidence::of_frame(tables, ingress, bytes));
             return self.mine(tables, story, dropped(reason));
         }
         let l3 = bytes.get(usize::from(slot.packet.l3_offset)..).unwrap_or_default();
         story.packet(&slot.packet, l3);
+        story.steps.extend(evidence::of_frame(tables, ingress, bytes));
         match slot.packet.l3.family {
             Version::V4 => look_up::<[u8; 4], true>(tables, l3, &self.state, &mut slot),
             Version::V6 => look_up::<[u8; 16], true>(tables, l3, &self.state, &mut slot),

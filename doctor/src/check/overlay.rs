@@ -86,7 +86,8 @@ fn forwarding(machine: &Machine) -> Vec<Finding> {
         .into_iter()
         .map(|(family, path)| match machine.network_setting(path) {
             Some(0) => {
-                Finding::new("forwarding", family, Verdict::Fail, "off").mended_by(format!("sysctl -w net/{path}=1"))
+                let found = format!("off: net/{path} is 0, and 1 is needed");
+                Finding::new("forwarding", family, Verdict::Fail, found).mended_by(format!("sysctl -w net/{path}=1"))
             }
             Some(_) => fine("forwarding", family, "on"),
             None => Finding::new("forwarding", family, Verdict::Note, "cannot be read: the kernel may not have it"),
@@ -140,7 +141,10 @@ mod tests {
         let (_root, machine) = machine(&files);
         assert_eq!(
             told(&forwarding(&machine), "forwarding"),
-            ["Fail IPv4 | off | sysctl -w net/ipv4/ip_forward=1", "Ok IPv6 | on | -"]
+            [
+                "Fail IPv4 | off: net/ipv4/ip_forward is 0, and 1 is needed | sysctl -w net/ipv4/ip_forward=1",
+                "Ok IPv6 | on | -"
+            ]
         );
     }
 }

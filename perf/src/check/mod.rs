@@ -15,6 +15,8 @@ mod change;
 mod operator;
 /// The operator's machines: `tidegate doctor`.
 mod doctor;
+/// Broken set-ups, and the tools that name them.
+pub mod broken;
 /// A real Prometheus, the dashboard and the alerts.
 pub mod prometheus;
 /// Watching: `tidegate capture` and `tidegate top`.
@@ -136,6 +138,7 @@ pub const CHECKS: &[Check] = &[
     check("explain", "what `tidegate explain` says, and what then happens", operator::explain),
     check("metrics", "counters for Prometheus", operator::metrics),
     check("doctor", "what `tidegate doctor` says of healthy machines and of broken ones", doctor::looks),
+    Check { in_demo: false, ..check("broken", "broken set-ups: a tool names the object and both values", broken::all) },
     check("capture", "what `tidegate capture` writes, read by tcpdump; overload, SIGKILL", watching::capture),
     check("top", "one frame of `tidegate top` about each subject", watching::top),
     check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),

@@ -43,7 +43,7 @@ fn signal() -> LabService {
 }
 
 /// All pods of the lab, labelled, with names for their ports.
-fn pod_objects(labels: &str) -> String {
+pub(super) fn pod_objects(labels: &str) -> String {
     let pod = |pod: crate::topology::Pod| {
         format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {}, namespace: shop, labels: {{ {labels} }} }}\n\

@@ -1,0 +1,572 @@
+//! The list of broken set-ups.
+//!
+//! Owns how each is broken, who notices, which command names it and with which words. Refuses to know how that is run.
+
+use crate::lab::vxlan_device;
+use crate::manifest::{HTTP, LabService};
+use crate::topology::{
+    CLIENT, CLIENT_HOSTS, FABRIC, FAMILIES, Family, GATEWAY, GATEWAY_NODE, GATEWAY_WAN_MAC, GATEWAY_WAN_V4,
+    GATEWAY_WAN_V6, Node, Pod, VNI, VXLAN_PORT, Vip, WEB_PORT, client_address,
+};
+
+/// The node whose set-up is broken, and one of its pods.
+const NODE: Node = Node { number: 2 };
+const POD: Pod = Pod { number: 3 };
+/// A pod of another node.
+const STRANGER: Pod = Pod { number: 5 };
+/// The Service whose pods are all on that node.
+const VIP: Vip = Vip::routed(30);
+const SERVICE: &str = "broken";
+
+/// The Service that clients ask.
+pub(super) fn broken_service() -> LabService {
+    LabService { pods: vec![POD, Pod { number: 4 }], ..LabService::new(SERVICE, VIP, &[HTTP]) }
+}
+
+/// A shell command in a namespace.
+#[derive(Clone)]
+pub(super) struct Line {
+    pub namespace: String,
+    pub command: String,
+}
+
+/// One change that breaks something.
+pub(super) enum Break {
+    /// Two shell commands.
+    Run {
+        /// Breaks it.
+        line: Line,
+        /// Mends it, in the same namespace.
+        mend: String,
+    },
+    /// Other words in a manifest.
+    Edit { file: String, from: String, to: String },
+    /// Another manifest.
+    Add { file: String, text: String },
+}
+
+/// A fault in one family, or one that has none.
+pub(super) struct Case {
+    /// Absent: it has none.
+    pub family: Option<Family>,
+    /// In this order.
+    pub breaks: Vec<Break>,
+    /// Fails while it is broken, and works otherwise. Absent: nothing is lost at once.
+    pub probe: Option<Line>,
+    /// What goes on while the tool looks; absent: the probe.
+    pub traffic: Option<Line>,
+    /// Namespace of the tool.
+    pub at: String,
+    /// The tool, as an operator calls it.
+    pub command: String,
+    /// What it says: all of it while it is broken, none of it otherwise.
+    pub says: Vec<String>,
+}
+
+/// A broken set-up.
+pub(super) struct Fault {
+    /// What is wrong, in a few words.
+    pub name: &'static str,
+    /// What people see of it.
+    pub symptom: &'static str,
+    /// What to do.
+    pub remedy: &'static str,
+    /// Whether only one family can have it.
+    pub is_of_one_family: bool,
+    /// One for each family, or one without.
+    pub cases: Vec<Case>,
+}
+
+fn of_both(name: &'static str, symptom: &'static str, remedy: &'static str, case: impl Fn(Family) -> Case) -> Fault {
+    Fault { name, symptom, remedy, is_of_one_family: false, cases: FAMILIES.map(case).into() }
+}
+
+fn line(namespace: impl Into<String>, command: impl Into<String>) -> Line {
+    Line { namespace: namespace.into(), command: command.into() }
+}
+
+fn by(namespace: impl Into<String>, breaks: impl Into<String>, mends: impl Into<String>) -> Break {
+    Break::Run { line: line(namespace, breaks), mend: mends.into() }
+}
+
+fn edit(file: impl Into<String>, from: impl Into<String>, to: impl Into<String>) -> Break {
+    Break::Edit { file: file.into(), from: from.into(), to: to.into() }
+}
+
+/// A request to the Service.
+fn request(family: Family) -> Line {
+    line(CLIENT, format!("curl -g -sS -m 1 -o /dev/null 'http://{}/who'", VIP.at(family, WEB_PORT)))
+}
+
+/// A pod that speaks to the gateway through the tunnel, where nobody answers.
+fn speaks(family: Family) -> Line {
+    let gateway = std::net::SocketAddr::new(GATEWAY_NODE.fullnat_source(family), WEB_PORT);
+    line(POD.name(), format!("curl -g -sS -m 0.3 'http://{gateway}/'"))
+}
+
+/// Capture of one frame, and what is to be said of it.
+fn captured(filter: &str, more: &str) -> String {
+    format!("tidegate capture {filter} -c 1 --seconds 1 -w one.pcapng; tidegate explain --pcap one.pcapng{more}")
+}
+
+/// The next frame that the pod sends into the tunnel.
+fn heard(family: Family) -> String {
+    captured(&format!("--device lan0 --forms before --inner 'src host {}'", POD.address(family)), "")
+}
+
+/// The next frame of VXLAN that is dropped.
+fn dropped(family: Family) -> String {
+    let version = if family == Family::V4 { "ip" } else { "ip6" };
+    captured(&format!("--dropped '{version} and udp port {VXLAN_PORT}'"), "")
+}
+
+/// What becomes of a request to the Service.
+fn explained(family: Family) -> String {
+    let from = std::net::SocketAddr::new(client_address(family, *CLIENT_HOSTS.start()), 40_000);
+    format!("tidegate explain tcp '{from}' '{}'", VIP.at(family, WEB_PORT))
+}
+
+fn differs(what: &str, tables: impl std::fmt::Display, packet: impl std::fmt::Display) -> String {
+    format!("{what}: tables have {tables}, the packet carries {packet}")
+}
+
+fn node_file() -> String {
+    format!("node-{}.yaml", NODE.name())
+}
+
+fn slice_file(family: Family) -> String {
+    format!("endpointslice-{SERVICE}-{}.yaml", if family == Family::V4 { "ipv4" } else { "ipv6" })
+}
+
+/// A worker that `tidegate doctor` looks over.
+fn of_worker(family: Option<Family>, breaks: Break, probe: Option<Line>, says: &str) -> Case {
+    let command = "tidegate doctor --worker".to_owned();
+    Case { family, breaks: vec![breaks], probe, traffic: None, at: NODE.name(), command, says: vec![says.into()] }
+}
+
+/// The gateway that `tidegate doctor` looks over.
+fn of_gateway(family: Option<Family>, breaks: Break, says: String) -> Case {
+    let command = "tidegate doctor --config node.yaml".to_owned();
+    Case { family, breaks: vec![breaks], probe: None, traffic: None, at: GATEWAY.into(), command, says: vec![says] }
+}
+
+/// The list.
+pub(super) fn all() -> Vec<Fault> {
+    let mut faults = tunnels();
+    faults.extend(links());
+    faults.extend(services());
+    faults.extend(machines());
+    faults
+}
+
+/// What gateways and nodes believe of each other's tunnels.
+fn tunnels() -> Vec<Fault> {
+    let node = NODE.name();
+    let who = format!("node {node}");
+    vec![
+        of_both(
+            "VTEP MAC of a node",
+            "its pods do not answer; the node receives and discards",
+            "restart flannel on the node, which writes the annotation `backend-data` anew",
+            |family| {
+                let (right, wrong) = (NODE.vtep_mac(family), NODE.vtep_mac(family).replace("f4:02", "f4:ee"));
+                Case {
+                    family: Some(family),
+                    breaks: vec![edit(node_file(), &right, &wrong)],
+                    probe: Some(request(family)),
+                    traffic: Some(speaks(family)),
+                    at: GATEWAY.into(),
+                    command: heard(family),
+                    says: vec![differs(&format!("VTEP MAC of {who}"), wrong, right)],
+                }
+            },
+        ),
+        of_both(
+            "VTEP MAC of the gateway",
+            "requests arrive at pods, answers are dropped with `VxlanOtherHost`",
+            "on the node, compare `ip neigh show dev flannel.1` with the annotation of the gateway's Node",
+            |family| {
+                let (right, device) = (GATEWAY_NODE.vtep_mac(family), vxlan_device(family));
+                let wrong = right.replace("f4:09", "f4:ee");
+                let (overlay, underlay) = (GATEWAY_NODE.overlay(family), GATEWAY_NODE.underlay(family));
+                let neighbour =
+                    |mac: &str| format!("ip neigh replace {overlay} lladdr {mac} dev {device} nud permanent");
+                let breaks = format!("bridge fdb append {wrong} dev {device} dst {underlay}; {}", neighbour(&wrong));
+                let mends = format!("{}; bridge fdb del {wrong} dev {device} dst {underlay}", neighbour(&right));
+                Case {
+                    family: Some(family),
+                    breaks: vec![by(&node, breaks, mends)],
+                    probe: Some(request(family)),
+                    traffic: None,
+                    at: GATEWAY.into(),
+                    command: dropped(family),
+                    says: vec![differs(&format!("VTEP MAC of this gateway, in frames of {who}"), right, wrong)],
+                }
+            },
+        ),
+        of_both(
+            "VNI of a node",
+            "its pods do not answer; frames of it are dropped with `VxlanUnknownPeer`",
+            "give all nodes the same `Backend.VNI` in flannel's configuration",
+            |family| {
+                let mac = NODE.vtep_mac(family);
+                let data = |vni: u32| format!("{{\"VNI\":{vni},\"VtepMAC\":\"{mac}\"}}");
+                Case {
+                    family: Some(family),
+                    breaks: vec![edit(node_file(), data(VNI), data(7))],
+                    probe: Some(request(family)),
+                    traffic: Some(speaks(family)),
+                    at: GATEWAY.into(),
+                    command: dropped(family),
+                    says: vec![differs(&format!("VNI of {who}"), 7, VNI)],
+                }
+            },
+        ),
+        of_both(
+            "underlay address of a node",
+            "its pods do not answer; frames of it are dropped with `VxlanUnknownPeer`",
+            "have flannel on the node take the right interface (`--iface`), so that its annotation `public-ip` is right",
+            |family| {
+                let right = NODE.underlay(family);
+                let wrong = Node { number: 67 }.underlay(family);
+                let name = if family == Family::V4 { "public-ip" } else { "public-ipv6" };
+                Case {
+                    family: Some(family),
+                    breaks: vec![edit(node_file(), format!("{name}: {right}"), format!("{name}: {wrong}"))],
+                    probe: Some(request(family)),
+                    traffic: Some(speaks(family)),
+                    at: GATEWAY.into(),
+                    command: dropped(family),
+                    says: vec![differs(&format!("VTEP of {who}, which has {}", POD.address(family)), wrong, right)],
+                }
+            },
+        ),
+        of_both(
+            "spoofed source",
+            "a pod sends with the address of a pod of another node; dropped with `SpoofedSource`",
+            "find the pod on the node that the packet carries; a pod that may not have `CAP_NET_ADMIN` cannot do this",
+            |family| {
+                let address = STRANGER.address(family);
+                let address = if family == Family::V4 { format!("{address}/32") } else { format!("{address}/128") };
+                let sender = STRANGER.address(family);
+                let tunnel = format!("via {} dev {} onlink", GATEWAY_NODE.overlay(family), vxlan_device(family));
+                let vip = VIP.of(family);
+                Case {
+                    family: Some(family),
+                    breaks: vec![
+                        by(
+                            POD.name(),
+                            format!("ip addr add {address} dev lo"),
+                            format!("ip addr del {address} dev lo"),
+                        ),
+                        by(&node, format!("ip route add {vip} {tunnel}"), format!("ip route del {vip} {tunnel}")),
+                    ],
+                    probe: None,
+                    traffic: Some(line(
+                        POD.name(),
+                        format!("curl -g -sS -m 0.3 --interface {sender} 'http://{}/who'", VIP.at(family, WEB_PORT)),
+                    )),
+                    at: GATEWAY.into(),
+                    command: dropped(family),
+                    says: vec![differs(&format!("node of source {sender}"), STRANGER.node().name(), &node)],
+                }
+            },
+        ),
+    ]
+}
+
+/// Neighbours and hops.
+fn links() -> Vec<Fault> {
+    vec![
+        of_both(
+            "missing neighbour",
+            "a node does not answer; dropped with `NeighbourUnresolved`",
+            "`ip neigh show to ADDRESS` on the gateway; is the node up, on this link, and in the same VLAN?",
+            |family| {
+                let address = NODE.underlay(family);
+                Case {
+                    family: Some(family),
+                    breaks: vec![
+                        by(NODE.name(), "ip link set dev eth0 arp off", "ip link set dev eth0 arp on"),
+                        by(GATEWAY, format!("ip neigh flush to {address} dev lan0"), "true"),
+                    ],
+                    probe: Some(request(family)),
+                    traffic: None,
+                    at: GATEWAY.into(),
+                    command: explained(family),
+                    says: vec![
+                        format!("{address} (not resolved yet) on lan0"),
+                        format!("WAITS until {address} answers on lan0"),
+                    ],
+                }
+            },
+        ),
+        of_both(
+            "next hop that changed its MAC",
+            "a node does not answer, and is heard well",
+            "on the gateway `ip neigh flush to ADDRESS`; a `permanent` entry must be changed by whoever made it",
+            |family| {
+                let address = NODE.underlay(family);
+                let (right, wrong) = ("02:00:00:00:02:12", "02:00:00:00:02:ee");
+                Case {
+                    family: Some(family),
+                    breaks: vec![by(
+                        GATEWAY,
+                        format!("ip neigh replace {address} lladdr {wrong} dev lan0 nud permanent"),
+                        format!("ip neigh del {address} dev lan0"),
+                    )],
+                    probe: Some(request(family)),
+                    traffic: Some(speaks(family)),
+                    at: GATEWAY.into(),
+                    command: heard(family),
+                    says: vec![differs(
+                        &format!("MAC of next hop {address}, which is node {}", NODE.name()),
+                        wrong,
+                        right,
+                    )],
+                }
+            },
+        ),
+        of_both(
+            "MAC of the gateway",
+            "a client or router sends to a MAC that is another's; dropped with `OtherHost`",
+            "flush the neighbour's entry on the sender; look for a machine that answers for the gateway's address",
+            |family| {
+                let (gateway, wrong) = (family.pick(GATEWAY_WAN_V4, GATEWAY_WAN_V6), "02:00:00:00:01:ee");
+                Case {
+                    family: Some(family),
+                    breaks: vec![by(
+                        CLIENT,
+                        format!("ip neigh replace {gateway} lladdr {wrong} dev eth0 nud permanent"),
+                        format!("ip neigh del {gateway} dev eth0"),
+                    )],
+                    probe: Some(request(family)),
+                    traffic: None,
+                    at: GATEWAY.into(),
+                    command: captured(&format!("--dropped 'dst host {}'", VIP.of(family)), " --device wan0"),
+                    says: vec![differs("MAC of wan0", GATEWAY_WAN_MAC, wrong)],
+                }
+            },
+        ),
+        of_both(
+            "TTL that ends at the gateway",
+            "nothing is answered but ICMP time exceeded",
+            "raise the sender's TTL, or look for a loop in the routes towards the gateway",
+            |family| {
+                let setting = match family {
+                    Family::V4 => "/proc/sys/net/ipv4/ip_default_ttl",
+                    Family::V6 => "/proc/sys/net/ipv6/conf/eth0/hop_limit",
+                };
+                Case {
+                    family: Some(family),
+                    breaks: vec![by(CLIENT, format!("echo 1 > {setting}"), format!("echo 64 > {setting}"))],
+                    probe: Some(request(family)),
+                    traffic: None,
+                    at: GATEWAY.into(),
+                    command: captured(&format!("--device wan0 --forms before 'dst host {}'", VIP.of(family)), ""),
+                    says: vec!["TTL 1\n".into(), "ANSWERED with ICMP time exceeded".into()],
+                }
+            },
+        ),
+        of_both(
+            "dead node",
+            "some new connections are not answered for a few seconds, then none go there any more",
+            "look after the node; its endpoints get new connections again when it answers",
+            |family| Case {
+                family: Some(family),
+                breaks: vec![by(
+                    FABRIC,
+                    format!("ip link set {} down", NODE.name()),
+                    format!("ip link set {} up", NODE.name()),
+                )],
+                probe: Some(request(family)),
+                traffic: None,
+                at: GATEWAY.into(),
+                command: format!("tidegate show backends shop/{SERVICE}"),
+                says: vec!["suspected".into()],
+            },
+        ),
+    ]
+}
+
+/// What objects ask for.
+fn services() -> Vec<Fault> {
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: closed, namespace: shop }\nspec:\n  \
+                  podSelector: {}\n  policyTypes: [Ingress]\n  ingress: [{ from: [{ ipBlock: { cidr: 10.0.0.0/8 } }] }]\n";
+    vec![
+        of_both(
+            "no ready endpoint",
+            "connections are refused at once",
+            "`kubectl get endpointslices -l kubernetes.io/service-name=NAME`: why are the pods not ready?",
+            |family| Case {
+                family: Some(family),
+                breaks: vec![
+                    edit(slice_file(family), "ready: true", "ready: false"),
+                    edit(slice_file(family), "serving: true", "serving: false"),
+                ],
+                probe: Some(request(family)),
+                traffic: None,
+                at: GATEWAY.into(),
+                command: explained(family),
+                says: vec!["among 0 endpoints".into(), "ANSWERED with TCP reset".into()],
+            },
+        ),
+        of_both(
+            "source range",
+            "some clients get no answer; dropped with `SourceDenied`",
+            "correct `spec.loadBalancerSourceRanges` of the Service",
+            |family| {
+                let ranges = match family {
+                    Family::V4 => "10.0.0.0 to 10.255.255.255",
+                    Family::V6 => "fd00:: to fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+                };
+                Case {
+                    family: Some(family),
+                    breaks: vec![edit(
+                        format!("service-{SERVICE}.yaml"),
+                        "spec:\n",
+                        "spec:\n  loadBalancerSourceRanges: [10.0.0.0/8, \"fd00::/8\"]\n",
+                    )],
+                    probe: Some(request(family)),
+                    traffic: None,
+                    at: GATEWAY.into(),
+                    command: explained(family),
+                    says: vec![differs(
+                        &format!("source ranges of shop/{SERVICE}"),
+                        ranges,
+                        client_address(family, *CLIENT_HOSTS.start()),
+                    )],
+                }
+            },
+        ),
+        of_both(
+            "local traffic policy without a node",
+            "clients get no answer; dropped with `NoLocalEndpoint`",
+            "endpoints that are no pods have no `nodeName`: set `externalTrafficPolicy: Cluster`",
+            |family| Case {
+                family: Some(family),
+                breaks: vec![
+                    edit(slice_file(family), format!("  nodeName: {}\n", NODE.name()), ""),
+                    edit(
+                        format!("service-{SERVICE}.yaml"),
+                        "externalTrafficPolicy: Cluster",
+                        "externalTrafficPolicy: Local",
+                    ),
+                ],
+                probe: Some(request(family)),
+                traffic: None,
+                at: GATEWAY.into(),
+                command: explained(family),
+                says: vec!["NoLocalEndpoint".into()],
+            },
+        ),
+        of_both(
+            "network policy",
+            "some clients get no answer; dropped with `PolicyDeniedIngress`",
+            "add the clients, as pods' nodes see them, to `spec.ingress` of the NetworkPolicy that is named",
+            |family| Case {
+                family: Some(family),
+                breaks: vec![
+                    Break::Add { file: "pods.yaml".into(), text: crate::check::policy::pod_objects("app: web") },
+                    Break::Add { file: "closed.yaml".into(), text: policy.into() },
+                ],
+                probe: Some(request(family)),
+                traffic: None,
+                at: GATEWAY.into(),
+                command: explained(family),
+                says: vec!["ingress denied: ".into(), "shop/closed isolates the pod and no rule accepts".into()],
+            },
+        ),
+    ]
+}
+
+/// Machines, as `tidegate doctor` sees them.
+fn machines() -> Vec<Fault> {
+    let node = NODE.name();
+    let rp_filter = format!("/proc/sys/net/ipv4/conf/{}/rp_filter", vxlan_device(Family::V4));
+    vec![
+        of_both(
+            "MTU too small for tunnels",
+            "small answers arrive, large ones stall where ICMP is filtered",
+            "`ip link set dev lan0 mtu 1500`, and the same on every switch between gateway and nodes",
+            |family| {
+                let room = if family == Family::V4 { 1350 } else { 1330 };
+                of_gateway(
+                    Some(family),
+                    by(GATEWAY, "ip link set dev lan0 mtu 1400", "ip link set dev lan0 mtu 1500"),
+                    format!("MTU 1400 leaves {room} bytes for pods' packets in tunnels over {family}"),
+                )
+            },
+        ),
+        of_both(
+            "forwarding is off on a node",
+            "its pods do not answer",
+            "the command that `doctor` prints; look for what switched it off",
+            |family| {
+                let setting = match family {
+                    Family::V4 => "/proc/sys/net/ipv4/ip_forward",
+                    Family::V6 => "/proc/sys/net/ipv6/conf/all/forwarding",
+                };
+                of_worker(
+                    Some(family),
+                    by(&node, format!("echo 0 > {setting}"), format!("echo 1 > {setting}")),
+                    Some(request(family)),
+                    &format!(
+                        "forwarding {family}: off: net/{} is 0, and 1 is needed",
+                        &setting["/proc/sys/net/".len()..]
+                    ),
+                )
+            },
+        ),
+        Fault {
+            name: "strict rp_filter on a node",
+            symptom: "`node-dsr` and `symmetric`: the node receives clients' packets and discards them",
+            remedy: "the command that `doctor` prints",
+            is_of_one_family: true,
+            cases: vec![of_worker(
+                Some(Family::V4),
+                by(&node, format!("echo 1 > {rp_filter}"), format!("echo 0 > {rp_filter}")),
+                None,
+                "rp_filter 1, of all devices 0: strict",
+            )],
+        },
+        Fault {
+            name: "kube-proxy answers for VIPs",
+            symptom: "clients on the link reach now the gateway, now a node",
+            remedy: "set `ipvs.strictARP: true` in kube-proxy's configuration and restart it",
+            is_of_one_family: true,
+            cases: vec![of_gateway(
+                None,
+                by(GATEWAY, "ip link add kube-ipvs0 type bridge", "ip link del kube-ipvs0"),
+                "mode ipvs, kube-ipvs0 is there, arp_ignore 0, arp_announce 0: it answers for VIPs".into(),
+            )],
+        },
+        Fault {
+            name: "kernel firewall that is passed by",
+            symptom: "what its rules forbid is delivered",
+            remedy: "say the same in a GatewayPolicy or a NetworkPolicy",
+            is_of_one_family: false,
+            cases: vec![of_gateway(
+                None,
+                by(
+                    GATEWAY,
+                    "nft add table inet f; nft add chain inet f i '{ type filter hook input priority 0; }'",
+                    "nft delete table inet f",
+                ),
+                "filter chains at input: traffic that Tidegate handles passes by them".into(),
+            )],
+        },
+        Fault {
+            name: "masquerading on a node",
+            symptom: "pods that an EgressPolicy selects leave with the node's address",
+            remedy: "run `tidegate-node` on the node",
+            is_of_one_family: false,
+            cases: vec![of_worker(
+                None,
+                by(&node, "nft add table ip nat; nft add chain ip nat FLANNEL-POSTRTG", "nft delete table ip nat"),
+                None,
+                "flannel's (FLANNEL-POSTRTG), and no exemptions by tidegate-node",
+            )],
+        },
+    ]
+}
