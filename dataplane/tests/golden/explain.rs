@@ -248,6 +248,51 @@ fn a_bare_packet_comes_in_by_the_way_that_leads_back() {
         let (device, frame) = envelope::frame(&tables, &elsewhere).unwrap();
         let told = fleet.explain(0, device, &frame);
         assert!(matches!(&told.verdict, Verdict::Dropped(reason) if reason.reason == "SpoofedSource"), "{told:?}");
+        let node = format!("node of source {}", net.pod(0, 5));
+        assert_eq!(differences(&told), [(node, "w1".to_owned(), "w2".to_owned())]);
+    }
+}
+
+fn differences(told: &Explanation) -> Vec<(String, String, String)> {
+    let of_it = |step: &Step| match step {
+        Step::Differs { what, tables, packet } => Some((what.clone(), tables.clone(), packet.clone())),
+        _ => None,
+    };
+    told.steps.iter().filter_map(of_it).collect()
+}
+
+/// Each field that frames and tables must agree about is changed in a frame that a node sends, and is named with both values.
+#[test]
+fn what_a_frame_and_the_tables_do_not_agree_about_is_named() {
+    let tables = town();
+    for net in Net::BOTH {
+        let from_pod = tcp((net.pod(0, 5), 9), (net.client(40), 443)).syn(1);
+        let question = Question { bytes: from_pod.packet(), ..Question::default() };
+        let (device, frame) = envelope::frame(&tables, &question).unwrap();
+        let mut fleet = Fleet::new(town(), 1).unwrap();
+        assert_eq!(differences(&fleet.explain(0, device, &frame)), []);
+        // Outer Ethernet, IP and UDP; of VXLAN the identifier is at 4, the inner addresses are at 8 and 14.
+        let ip_len = if net.vip(5).is_ipv4() { 20 } else { 40 };
+        let vxlan = 14 + ip_len + 8;
+        for (at, what) in [
+            (0, "MAC of lan0"),
+            (vxlan + 6, "VNI of node w1"),
+            (vxlan + 8, "VTEP MAC of this gateway, in frames of node w1"),
+            (vxlan + 14, "VTEP MAC of node w1"),
+        ] {
+            let mut changed = frame.clone();
+            // Not the bit that makes a group of it.
+            changed[at] ^= 0x40;
+            // Over IPv6 the checksum of UDP covers it: none is read here, and parse refuses the frame by it or not.
+            let told = differences(&fleet.explain(0, device, &changed));
+            assert_eq!(told.len(), 1, "{what}: {told:?}");
+            assert_eq!(told[0].0, what);
+            assert_ne!(told[0].1, told[0].2, "{what}");
+        }
+        // Cut anywhere, it is no panic.
+        for length in 0..frame.len() {
+            fleet.explain(0, device, &frame[..length]);
+        }
     }
 }
 
