@@ -435,7 +435,7 @@ fn world(workers: u16, net: Net, seed: u64) -> World {
 fn egress_agrees_with_a_naive_nat() {
     let given = std::env::var("TIDEGATE_SEED").ok().and_then(|text| text.parse::<u64>().ok());
     let seeds: Vec<u64> = given.map_or_else(|| (1..=6).collect(), |seed| vec![seed]);
-    let steps = std::env::var("TIDEGATE_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(1500);
+    let steps = std::env::var("TIDEGATE_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(60_000);
     for seed in seeds {
         for workers in [1u16, 2, 8] {
             for net in Net::BOTH {

@@ -280,10 +280,7 @@ mod tests {
         let text = text.replace("spec: {", "spec: { autoAssign: false,");
         let value: serde_json::Value = serde_norway::from_str(&text).unwrap();
         assert!(!read("a", &super::super::typed(&value, None).unwrap()).unwrap().auto_assign);
-        let text = text.replace(
-            "autoAssign: false",
-            "serviceAllocation: { serviceSelectors: [{ matchExpressions: [{ key: a, operator: Near }] }] }",
-        );
+        let text = text.replace("autoAssign: false", "serviceAllocation: { namespaces: [\"\"] }");
         let value: serde_json::Value = serde_norway::from_str(&text).unwrap();
         let pool = read("a", &super::super::typed(&value, None).unwrap()).unwrap();
         assert!(!pool.auto_assign && pool.pinning.is_none(), "it is not");

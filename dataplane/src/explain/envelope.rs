@@ -16,7 +16,7 @@ use crate::wire::{Family as Version, ipv4, ipv6};
 /// Longest packet that is looked at, bytes: what fits a frame of the pool, and more than any link here carries.
 const BYTES_MAX: usize = 9216;
 /// Whoever hands us frames, when nobody says who.
-const SENDER: Mac = Mac([2, 0, 0, 0, 0, 0]);
+pub(super) const SENDER: Mac = Mac([2, 0, 0, 0, 0, 0]);
 /// Any source port of VXLAN will do.
 const SOURCE_PORT: u16 = 50_000;
 

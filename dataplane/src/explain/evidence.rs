@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use tidegate_api::explain::Step;
 use tidegate_api::resource::MacAddress;
 
+use super::envelope::SENDER;
 use crate::compile::address_of;
 use crate::family::Family;
 use crate::stage::parse::Ingress;
@@ -45,12 +46,14 @@ pub(crate) fn of_frame(tables: &Tables, ingress: Ingress, bytes: &[u8]) -> Vec<S
     }
     // As far as it goes: what cannot be read has its own drop reason.
     let l3 = bytes.get(usize::from(link.l3_offset)..).unwrap_or_default();
-    of_tunnel(tables, link.source.0, l3, &mut found).unwrap_or_default();
+    // Of a packet that came without a frame nobody knows who handed it to us.
+    let station = Some(link.source.0).filter(|station| *station != SENDER.0);
+    of_tunnel(tables, station, l3, &mut found).unwrap_or_default();
     found
 }
 
 /// The same of the frame in a VXLAN datagram; `None`: it is no such datagram, or cannot be read further.
-fn of_tunnel(tables: &Tables, station: [u8; 6], l3: &[u8], found: &mut Vec<Step>) -> Option<()> {
+fn of_tunnel(tables: &Tables, station: Option<[u8; 6]>, l3: &[u8], found: &mut Vec<Step>) -> Option<()> {
     let outer = parse_l3_accepting_zero_udp6(l3).ok()?;
     let (source, destination) = ends(outer.family, l3);
     let vtep = tables.locals.vtep(outer.family)?;
@@ -109,7 +112,7 @@ fn of_tunnel(tables: &Tables, station: [u8; 6], l3: &[u8], found: &mut Vec<Step>
 /// Link-layer addresses: ours and the node's inside, and that of the node's next hop outside where it is on our link.
 fn macs(
     tables: &Tables,
-    station: [u8; 6],
+    station: Option<[u8; 6]>,
     vtep: &VtepRow,
     peer: Option<(TunnelId, &TunnelRow)>,
     who: &str,
@@ -124,7 +127,8 @@ fn macs(
     if link.source.0 != row.inner_mac {
         found.push(differs(format!("VTEP MAC of {who}"), MacAddress(row.inner_mac), MacAddress(link.source.0)));
     }
-    if let Ok(departure) = route::departure(tables, Hop::Tunnel(id), 0)
+    if let Some(station) = station
+        && let Ok(departure) = route::departure(tables, Hop::Tunnel(id), 0)
         && departure.address == row.underlay
         && let Some(mac) = departure.mac.filter(|mac| *mac != station)
     {

@@ -23,7 +23,7 @@ use crate::{decap, gateway_of, terms, to_names, to_web, web, web_pod};
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = vec![];
-    for folder in ["", "stage", "worker"] {
+    for folder in ["", "pipeline", "stage", "worker"] {
         for entry in fs::read_dir(root.join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "rs") {
