@@ -3,7 +3,8 @@
 //! Owns these objects until the update brings them in force or the connection ends, and does for each what concerns it
 //! alone: it is decoded and judged by itself, and its rows are written in a [`Draft`], on the connection's thread. Refuses
 //! to look at what is in force: whether an object is taken is found when the update comes. Refuses more than a bounded
-//! number of them: a client that never sends its update holds what a large cluster would, and no more.
+//! number of them, so that a client that never sends its update is not for ever; how large each may be only the longest
+//! message bounds.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
