@@ -186,7 +186,11 @@ pub fn associate(way: &Way) -> io::Result<Outcome> {
     while began.elapsed() < limit {
         let count = match socket.recv(&mut buffer) {
             Ok(count) => count,
-            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind()) => continue,
+            // Sent again as by the timer T1-init (RFC 9260 section 5.1), if sooner.
+            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind()) => {
+                socket.send(&init.emit())?;
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let Some(heard) = Greeting::parse(without_ip(&buffer[..count], way.target.is_ipv4()))? else { continue };
