@@ -80,7 +80,7 @@ fn is_tunnel(tables: &Tables, decap: &Decap, at: &L3, l3: &[u8]) -> bool {
         protocol::IPIP | protocol::IPV6 => true,
         protocol::UDP => {
             let gue = decap.is_gue(at.destination_port) && decap.ends_at(&ends(at, l3).1);
-            gue || parse::tunnelled(tables, at, l3) != Ok(false)
+            gue || !matches!(parse::tunnel_end(tables, at, l3), Ok(None))
         }
         _ => false,
     }

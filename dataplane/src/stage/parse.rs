@@ -12,11 +12,11 @@
 
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
-use crate::family::Family;
 use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Kind, Packet};
 use crate::stage::decap;
-use crate::table::{DeviceId, Tables, TunnelId};
+use crate::table::local::VtepRow;
+use crate::table::{DeviceId, Tables, TunnelId, mapped};
 use crate::wire::ethernet::Mac;
 use crate::wire::packet::{Fragment, L3, parse_l3_accepting_zero_udp6, parse_l3_into};
 use crate::wire::{Family as Version, ethernet, ipv4, ipv6, ndp, protocol, vxlan};
@@ -112,9 +112,11 @@ fn carried<'f>(
     }
     match packet.l3.protocol {
         protocol::TCP => Ok(l3),
-        protocol::UDP if tunnelled(tables, &packet.l3, l3)? => overlay(tables, l3, counters, packet),
-        protocol::UDP => match tables.locals.decap() {
-            Some(ends) if ends.is_gue(packet.l3.destination_port) => decap::run(tables, ends, l3, counters, packet),
+        protocol::UDP => match (tunnel_end(tables, &packet.l3, l3)?, tables.locals.decap()) {
+            (Some(vtep), _) => overlay(tables, vtep, l3, counters, packet),
+            (None, Some(ends)) if ends.is_gue(packet.l3.destination_port) => {
+                decap::run(tables, ends, l3, counters, packet)
+            }
             _ => Ok(l3),
         },
         protocol::IPIP | protocol::IPV6 => match tables.locals.decap() {
@@ -173,22 +175,22 @@ pub(super) fn network(ethertype: u16, l3: &[u8], at: &mut L3) -> Result<(), Drop
     if martian { Err(DropReason::MartianSource) } else { Ok(()) }
 }
 
-/// Whether this datagram is VXLAN to us.
+/// The tunnel end that this datagram is VXLAN to, if it is one of ours.
 ///
 /// # Errors
 /// Why it is and cannot be read.
 #[inline(always)]
-pub(super) fn tunnelled(tables: &Tables, outer: &L3, l3: &[u8]) -> Result<bool, DropReason> {
-    let Some(vtep) = tables.locals.vtep(outer.family) else { return Ok(false) };
+pub(super) fn tunnel_end<'t>(tables: &'t Tables, outer: &L3, l3: &[u8]) -> Result<Option<&'t VtepRow>, DropReason> {
+    let Some(vtep) = tables.locals.vtep(outer.family) else { return Ok(None) };
     let ours = match outer.family {
-        Version::V4 => <[u8; 4]>::unmapped(&vtep.underlay) == Some(ipv4::addresses(l3).1),
+        Version::V4 => mapped(&ipv4::addresses(l3).1) == vtep.underlay,
         Version::V6 => ipv6::addresses(l3).1 == vtep.underlay,
     };
     match outer.fragment {
-        _ if !ours => Ok(false),
+        _ if !ours => Ok(None),
         // V-012: a VTEP may discard fragmented VXLAN; its ports are not all known.
         Fragment::First { .. } | Fragment::Later { .. } => Err(DropReason::VxlanOuterFragment),
-        Fragment::None => Ok(outer.destination_port == vtep.port),
+        Fragment::None => Ok((outer.destination_port == vtep.port).then_some(vtep)),
     }
 }
 
@@ -196,6 +198,7 @@ pub(super) fn tunnelled(tables: &Tables, outer: &L3, l3: &[u8]) -> Result<bool, 
 #[inline(always)]
 fn overlay<'f>(
     tables: &Tables,
+    vtep: &VtepRow,
     l3: &'f [u8],
     counters: &mut Counters,
     packet: &mut Packet,
@@ -214,7 +217,6 @@ fn overlay<'f>(
     if header.unknown_bits {
         counters.count(Event::VxlanUnknownFlags);
     }
-    let vtep = tables.locals.vtep(family).ok_or(DropReason::NotOurs)?;
     if header.vni != vtep.vni && !mutation::is(Mutation::AnyVni) {
         return Err(DropReason::VxlanUnknownVni);
     }
