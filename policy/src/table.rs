@@ -68,7 +68,8 @@ impl Table {
     pub fn ask(&self, query: &Query) -> Option<Verdict> {
         let row = self.row(query.subject)?;
         let program = row.programs[query.direction as usize].as_ref()?;
-        Some(program.decide(self, (query.peer, query.peer_address), self.target(row, query)))
+        let verdict = program.decide(self, (query.peer, query.peer_address), self.target(row, query));
+        Some(if query.is_itself { verdict.of_itself() } else { verdict })
     }
 
     /// What in audit would stop something that is allowed, were all policies in audit in force with the others. Names a
@@ -84,12 +85,13 @@ impl Table {
         let program = row.audited[query.direction as usize].as_ref()?;
         let (peer, target) = ((query.peer, query.peer_address), self.target(row, query));
         let verdict = program.decide(self, peer, target);
+        let verdict = if query.is_itself { verdict.of_itself() } else { verdict };
         if verdict.allow {
             return None;
         }
         let is_audited = |decided: &Decided| match decided {
             Decided::Default => false,
-            Decided::Isolation(policy) | Decided::Rule(policy, _) => {
+            Decided::Isolation(policy) | Decided::Rule(policy, _) | Decided::Itself(policy) => {
                 self.policies.get(policy.0).is_some_and(|known| known.as_ref().is_some_and(|(_, audit)| *audit))
             }
         };
