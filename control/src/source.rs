@@ -275,7 +275,7 @@ impl ObjectKind {
 
 /// How many letters of `written` are others, too many, missing or in each other's place than in `meant`, whatever their
 /// case; `None`: too many for a slip.
-fn slips(written: &str, meant: &str) -> Option<usize> {
+pub(crate) fn slips(written: &str, meant: &str) -> Option<usize> {
     let most = if meant.len() < SHORT_WORD { 1 } else { SLIPS_MAX };
     // What differs so much in length is not worth a comparison, whose cost is the product of both.
     let is_near = written.len().abs_diff(meant.len()) <= most;

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Protocol, Tier};
 
 use super::networkpolicy::{AUDIT, Complain, cidr, is_audit};
-use super::piecewise::{Pieces, Whole, annotations, whole};
+use super::piecewise::{Pieces, Whole, annotations, stand_in, whole};
 use super::{Invalid, port, port_name, selector, typed};
-use crate::model::Object;
+
 use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, PolicyKind, Rule};
 use crate::model::selector::Selector;
 
@@ -138,11 +138,7 @@ pub(super) fn read_value(name: &str, value: &Value, unknown: Option<&mut Vec<Str
     let error = match whole(value, unknown, &["ingress", "egress"]) {
         Ok(Whole::Read(object)) => return read(name, &object),
         Ok(Whole::StrangeRules) => Invalid::new("spec", "cannot be read"),
-        Err(error) => {
-            let policy = piecewise(name, value, strict);
-            let stand_in = policy.map(|policy| Box::new(Object::Policy(Box::new(policy))));
-            return Err(Invalid { stand_in, ..error });
-        }
+        Err(error) => return Err(stand_in(error, piecewise(name, value, strict))),
     };
     piecewise(name, value, strict).ok_or(error)
 }
@@ -150,7 +146,7 @@ pub(super) fn read_value(name: &str, value: &Value, unknown: Option<&mut Vec<Str
 /// What can be read, rule by rule; nothing without tier, priority and subjects.
 fn piecewise(name: &str, value: &Value, strict: bool) -> Option<Policy> {
     let spec = value.get("spec")?;
-    let mut pieces = Pieces { strict, complaints: Vec::new() };
+    let mut pieces = Pieces::new(strict);
     let subject = spec.get("subject").filter(|subject| pieces.reads::<Subject>(subject, "spec.subject"))?;
     let strange = pieces.is_strange(spec, &["tier", "priority", "subject", "ingress", "egress"], "spec");
     let mut rules = |field: &str| {
@@ -177,7 +173,7 @@ fn piecewise(name: &str, value: &Value, strict: bool) -> Option<Policy> {
         },
     });
     let mut policy = read(name, &typed(&object, None).ok()?).ok()?;
-    policy.complaints.extend(pieces.told());
+    policy.complaints = pieces.told(policy.complaints);
     Some(policy)
 }
 

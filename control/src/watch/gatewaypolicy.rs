@@ -37,7 +37,7 @@ pub(super) fn read_value(
             Err(error) => error,
         },
         Ok(Whole::StrangeRules) => {
-            let mut pieces = Pieces { strict, complaints: Vec::new() };
+            let mut pieces = Pieces::new(strict);
             let rules = value.pointer("/spec/rules");
             pieces.list(rules, "spec.rules", |pieces, rule, at| pieces.reads::<crd::ClientRule>(rule, at).into());
             pieces.complaints.swap_remove(0)
@@ -51,7 +51,7 @@ pub(super) fn read_value(
 /// What can be read, rule by rule, and the others closed.
 fn piecewise(name: &str, value: &Value, strict: bool) -> Option<GatewayPolicy> {
     let spec = value.get("spec")?.as_object()?;
-    let mut pieces = Pieces { strict, complaints: Vec::new() };
+    let mut pieces = Pieces::new(strict);
     let frame = |fields: &[&str]| -> Option<GatewayPolicy> {
         let of = |field: &&str| Some((field.to_string(), spec.get(*field)?.clone()));
         let spec: Map<String, Value> = fields.iter().filter_map(of).collect();
@@ -89,7 +89,7 @@ fn closed(pieces: &mut Pieces, rule: &Value, field: &str) -> Rule {
     let strict = pieces.strict;
     let only = |name: &str| -> Option<Rule> {
         let rule = json!({ "action": "Deny", (name): part(name)? });
-        let mut pieces = Pieces { strict, complaints: Vec::new() };
+        let mut pieces = Pieces::new(strict);
         let rule = pieces.reads::<crd::ClientRule>(&rule, field).then(|| typed(&rule, None).ok()).flatten()?;
         read_rule(&rule, field).ok()
     };

@@ -126,7 +126,7 @@ fn lives(gateway: &mut Gateway, put: &dyn Fn(&Gateway, &str, &str)) {
     gateway.run();
     let told = gateway.problem("SavedPoliciesUnusable");
     assert!(told.contains("line 2"), "{told}");
-    gateway.problem("Invalid");
+    gateway.problem_with("Invalid", "the version that the dataplane has stays in force");
     assert_eq!(of_all(gateway), Some(before));
     put(gateway, "policies", &good().replace("order: 7", "order: 8"));
     gateway.until("the mended one", |gateway| doors(gateway).is_some_and(|doors| doors.order == 8));
