@@ -257,12 +257,13 @@ impl Saved {
             .map(|version| version.object.into_object())
     }
 
-    /// Versions of objects that nothing has been heard of in this run.
-    pub fn take_unheard(&mut self) -> Vec<(ObjectKey, Object)> {
-        self.found.drain().map(|(key, version)| (key, version.object.into_object())).collect()
+    /// Versions of objects that nothing has been heard of in this run, of kinds that `wanted` names.
+    pub fn take_unheard(&mut self, wanted: impl Fn(ObjectKind) -> bool) -> Vec<(ObjectKey, Object)> {
+        let unheard = self.found.extract_if(|key, _| wanted(key.kind));
+        unheard.map(|(key, version)| (key, version.object.into_object())).collect()
     }
 
-    /// All there is in the source is known: forgets every object that `is_there` does not know.
+    /// The source is known: forgets every object that `is_there` does not know.
     pub fn settle(&mut self, is_there: impl Fn(&ObjectKey) -> bool) {
         self.found = HashMap::new();
         self.settled = true;
@@ -564,7 +565,7 @@ mod tests {
         saved.settle(|key| key.name == "b");
         drop(saved);
         let mut saved = Saved::open(place, true).unwrap();
-        assert_eq!(saved.take_unheard(), [(key("b"), network("b", "10.0.0.0/8"))]);
+        assert_eq!(saved.take_unheard(|_| true), [(key("b"), network("b", "10.0.0.0/8"))]);
     }
 
     #[test]
@@ -611,7 +612,7 @@ mod tests {
         ] {
             fs::write(&path, &bad).unwrap();
             let mut saved = open();
-            assert_eq!(saved.take_unheard(), [], "{bad}");
+            assert_eq!(saved.take_unheard(|_| true), [], "{bad}");
             let told = saved.problems()[0].to_string();
             assert!(told.contains("policies.log.unusable"), "{told}");
             assert_eq!(fs::read_to_string(path.with_extension("log.unusable")).unwrap(), bad);

@@ -6,7 +6,7 @@
 //! is another implementation of the same trait, which reads its objects where they arrive: a cluster has hundreds of
 //! thousands of them, and their types are certain.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::thread::JoinHandle;
 
@@ -119,6 +119,8 @@ pub struct Batch {
     pub nodes_known: bool,
     /// Some part of the source could never be read: what is absent may only be unreadable.
     pub unreadable: bool,
+    /// Kinds that are not needed and that could not be had since this process began: there may be some.
+    pub unlisted: BTreeSet<ObjectKind>,
     /// An operator has confirmed deletions that waited for it.
     pub deletes_confirmed: bool,
     /// All Services have been listed anew since this was asked for with [`kubernetes::Refresh::ask`].
@@ -173,6 +175,7 @@ impl Batch {
         for (age, batch) in batches.into_iter().rev().enumerate() {
             if age == 0 {
                 (merged.problems, merged.unreadable) = (batch.problems, batch.unreadable);
+                merged.unlisted = batch.unlisted;
             }
             merged.applied.extend(batch.applied.into_iter().filter(|manifest| decided.insert(manifest.key.clone())));
             merged.read.extend(batch.read.into_iter().filter(|reading| decided.insert(reading.key.clone())));

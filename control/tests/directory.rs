@@ -524,6 +524,22 @@ fn what_goes_with_many_others_or_with_everything_waits_too() {
     assert_eq!(problems(&place.look()).len(), 1, "the Node still");
 }
 
+/// What a full disk or a power cut leaves of a file is not what it held.
+#[test]
+fn an_empty_file_says_at_a_start_that_something_is_unknown() {
+    let mut place = Place::new();
+    place.write("a.yaml", "\n");
+    place.write("b.yaml", &node("w1"));
+    let batch = place.look();
+    assert!(batch.unreadable && problems(&batch)[0].contains("a.yaml"), "{:?}", problems(&batch));
+    place.write("a.yaml", "");
+    assert!(place.look().unreadable, "it is still");
+    place.write("c.yaml", "");
+    place.write("a.yaml", &policy("closed"));
+    let batch = place.look();
+    assert_eq!((batch.unreadable, problems(&batch)), (false, vec![]), "a new one held nothing");
+}
+
 /// A link that leads nowhere is not a file that was deleted.
 #[test]
 fn a_link_that_leads_nowhere_keeps_what_was_there() {
