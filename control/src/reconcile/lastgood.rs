@@ -76,7 +76,11 @@ impl Reconciler {
             return;
         }
         self.last_good.settled = Some(unlisted.clone());
-        for key in self.last_good.unseen.extract_if(.., |key| !unlisted.contains(&key.kind)) {
+        let unseen = std::mem::take(&mut self.last_good.unseen);
+        let (unseen, gone): (BTreeSet<_>, BTreeSet<_>) =
+            unseen.into_iter().partition(|key| unlisted.contains(&key.kind));
+        self.last_good.unseen = unseen;
+        for key in gone {
             self.model.delete(&key, dirty);
         }
         let (model, invalid) = (&self.model, &self.invalid);
