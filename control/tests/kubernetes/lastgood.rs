@@ -3,6 +3,7 @@
 use std::fs;
 
 use tidegate_api::resource::{Body, GatewayPolicy, IdentitySet, Kind, Policy, ResourceKey};
+use tidegate_apiserver::fault::{Effect, Fault, Match};
 
 use super::stage::{Gateway, cluster, node, role, role_without, until};
 
@@ -267,16 +268,26 @@ fn what_a_cluster_withholds_after_a_kill_stays_as_it_was() {
     let file = gateway.home.path().join("state/policies.log");
     until("saved policies", || fs::read_to_string(&file).is_ok_and(|text| text.contains("\"name\":\"tier\"")));
     let put = |_: &Gateway, _: &str, text: &str| drop(server.apply(text).unwrap());
-    for (number, withheld) in ["pods", "namespaces", "clusternetworkpolicies"].into_iter().enumerate() {
+    let missing = Effect::Answer { code: 404, retry_after_s: None };
+    let cases = ["pods", "namespaces", "clusternetworkpolicies"].map(|kind| [(kind, false), (kind, true)]);
+    for (number, (withheld, is_missing)) in cases.as_flattened().iter().copied().enumerate() {
         gateway.kill();
-        server.add_user("gw-1", role_without(withheld));
+        match is_missing {
+            true => server.faults().add(Fault::always(Match::resource(withheld), missing.clone())),
+            false => server.add_user("gw-1", role_without(withheld)),
+        }
         gateway.run();
-        gateway.problem_with("ApiForbidden", &format!("watch of {withheld}"));
+        match withheld {
+            "clusternetworkpolicies" => gateway.problem_with("PoliciesNotSeen", "ClusterNetworkPolicy tier"),
+            _ => gateway.problem_with(if is_missing { "ApiKindMissing" } else { "ApiForbidden" }, withheld),
+        };
         until_told(&gateway, &format!("m{number}"), &put);
         assert!(is_as_it_was(&gateway), "without {withheld}");
         server.add_user("gw-1", role());
-        gateway.without_problem("ApiForbidden");
-        gateway.without_problem("PoliciesNotSeen");
+        server.faults().clear();
+        for reason in ["ApiForbidden", "ApiKindMissing", "PoliciesNotSeen"] {
+            gateway.without_problem(reason);
+        }
         assert!(is_as_it_was(&gateway), "with {withheld} again");
         server.apply(&pod(3, "app: web")).unwrap();
         gateway.until("a new pod", |gateway| {
