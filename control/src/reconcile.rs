@@ -312,7 +312,7 @@ impl Reconciler {
             dirty.services.append(&mut self.early.unripe);
             dirty.nodes.insert(self.file.node.clone()); // so that its absence is told
         }
-        self.settle_good(batch.unreadable, &batch.unlisted, &mut dirty);
+        self.settle_good(batch.unreadable, batch.unlisted, batch.strangers, &mut dirty);
         if self.desired.unreadable && !batch.unreadable {
             self.session.touch_all();
         }

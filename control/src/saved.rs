@@ -257,9 +257,9 @@ impl Saved {
             .map(|version| version.object.into_object())
     }
 
-    /// Versions of objects that nothing has been heard of in this run, of kinds that `wanted` names.
-    pub fn take_unheard(&mut self, wanted: impl Fn(ObjectKind) -> bool) -> Vec<(ObjectKey, Object)> {
-        let unheard = self.found.extract_if(|key, _| wanted(key.kind));
+    /// Versions of objects that nothing has been heard of in this run, where `is_wanted` says so.
+    pub fn take_unheard(&mut self, is_wanted: impl Fn(&ObjectKey) -> bool) -> Vec<(ObjectKey, Object)> {
+        let unheard = self.found.extract_if(|key, _| is_wanted(key));
         unheard.map(|(key, version)| (key, version.object.into_object())).collect()
     }
 

@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::model::{Name, Object};
 use crate::problem::{Place, Problem};
 use crate::watch::{Dialect, Invalid};
+use manifest::Stranger;
 use record::Record;
 
 /// A watched directory of manifests.
@@ -121,6 +122,8 @@ pub struct Batch {
     pub unreadable: bool,
     /// Kinds that are not needed and that could not be had since this process began: there may be some.
     pub unlisted: BTreeSet<ObjectKind>,
+    /// Objects of kinds that are not read, there since this process began: before that they may have been of one that is.
+    pub strangers: BTreeSet<Stranger>,
     /// An operator has confirmed deletions that waited for it.
     pub deletes_confirmed: bool,
     /// All Services have been listed anew since this was asked for with [`kubernetes::Refresh::ask`].
@@ -175,7 +178,7 @@ impl Batch {
         for (age, batch) in batches.into_iter().rev().enumerate() {
             if age == 0 {
                 (merged.problems, merged.unreadable) = (batch.problems, batch.unreadable);
-                merged.unlisted = batch.unlisted;
+                (merged.unlisted, merged.strangers) = (batch.unlisted, batch.strangers);
             }
             merged.applied.extend(batch.applied.into_iter().filter(|manifest| decided.insert(manifest.key.clone())));
             merged.read.extend(batch.read.into_iter().filter(|reading| decided.insert(reading.key.clone())));

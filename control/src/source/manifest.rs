@@ -117,6 +117,13 @@ impl Stranger {
     }
 }
 
+/// Whether one of these is [almost](Stranger::is_almost) that object.
+pub fn has_almost(strangers: &BTreeSet<Stranger>, key: &ObjectKey) -> bool {
+    let first = Stranger { name: key.name.clone(), namespace: String::new(), types: String::new() };
+    let of_the_name = strangers.range(first..).take_while(|stranger| stranger.name == key.name);
+    of_the_name.into_iter().any(|stranger| stranger.is_almost(key))
+}
+
 /// Takes a text apart. `file` names it in errors and decides by its ending whether it is JSON.
 ///
 /// # Errors
@@ -338,8 +345,8 @@ fn identity(kind: ObjectKind, value: &Value) -> Result<ObjectKey, (String, &'sta
     Ok(ObjectKey { kind, namespace, name })
 }
 
-/// Whether a text can be the name of a namespace (RFC 1123 section 2.1, in small letters).
-fn is_label(text: &str) -> bool {
+/// Whether a text can be the name of a namespace or Service (RFC 1123 section 2.1, in small letters).
+pub(crate) fn is_label(text: &str) -> bool {
     let is_known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len()) && text.bytes().all(is_known) && !text.starts_with('-') && !text.ends_with('-')
 }

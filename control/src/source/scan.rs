@@ -100,6 +100,8 @@ pub struct Scan {
     guarded: Option<ObjectKey>,
     /// Objects held by more than one file.
     contested: BTreeSet<ObjectKey>,
+    /// Objects of other kinds that were there at the first look, and still are.
+    initial: BTreeSet<Stranger>,
     trouble: Option<Problem>,
     complete: bool,
     first_look: bool,
@@ -125,6 +127,7 @@ impl Scan {
             appeared: Vec::new(),
             guarded: None,
             contested: BTreeSet::new(),
+            initial: BTreeSet::new(),
             trouble: None,
             complete: false,
             first_look: true,
@@ -151,6 +154,15 @@ impl Scan {
                 self.trouble = None;
                 self.complete = true;
                 self.take_in(names, &mut batch);
+                let strangers = self.files.values().flat_map(|known| &known.strangers);
+                match self.first_look {
+                    true => self.initial = strangers.cloned().collect(),
+                    false if self.initial.is_empty() => {}
+                    false => {
+                        let present: BTreeSet<&Stranger> = strangers.collect();
+                        self.initial.retain(|stranger| present.contains(stranger));
+                    }
+                }
                 self.first_look = false;
                 self.confirm(&mut batch);
             }
@@ -163,6 +175,7 @@ impl Scan {
             }
         }
         batch.complete = self.complete;
+        batch.strangers = self.initial.clone();
         batch.unreadable = self.files.values().any(|known| known.doubtful);
         batch.problems = self.problems();
         batch

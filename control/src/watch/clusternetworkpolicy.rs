@@ -60,8 +60,8 @@ struct Subject {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct NamespacedPods {
-    namespace_selector: LabelSelector,
-    pod_selector: LabelSelector,
+    namespace_selector: Option<LabelSelector>,
+    pod_selector: Option<LabelSelector>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -247,7 +247,13 @@ fn read_rule(
     field: &str,
     complain: Complain<'_>,
 ) -> Result<Rule, Invalid> {
-    let (which, listed) = if ingress { ("from", &rule.from) } else { ("to", &rule.to) };
+    let [(which, listed), (other, none)] = match ingress {
+        true => [("from", &rule.from), ("to", &rule.to)],
+        false => [("to", &rule.to), ("from", &rule.from)],
+    };
+    if none.is_some() {
+        return Err(Invalid::new(format!("{field}.{other}"), "is no field of a rule of this direction"));
+    }
     let field_peers = format!("{field}.{which}");
     let listed = listed.as_deref().unwrap_or_default();
     // P-108: unlike in a NetworkPolicy, nobody listed is not everybody.
@@ -325,12 +331,14 @@ fn of_namespaces(namespaces: &LabelSelector, field: &str) -> Result<Pods, Invali
 }
 
 fn of_pods(pods: &NamespacedPods, field: &str) -> Result<Pods, Invalid> {
+    // The API demands both, so that nobody means all namespaces who has forgotten them.
+    let demanded = |selector: &Option<LabelSelector>, name: &str| {
+        let field = format!("{field}.{name}");
+        selector.as_ref().map_or_else(|| Err(Invalid::new(&field, "missing")), |it| selector::read(it, &field))
+    };
     Ok(Pods {
-        namespaces: Namespaces::Matching(selector::read(
-            &pods.namespace_selector,
-            &format!("{field}.namespaceSelector"),
-        )?),
-        pods: selector::read(&pods.pod_selector, &format!("{field}.podSelector"))?,
+        namespaces: Namespaces::Matching(demanded(&pods.namespace_selector, "namespaceSelector")?),
+        pods: demanded(&pods.pod_selector, "podSelector")?,
     })
 }
 

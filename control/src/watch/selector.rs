@@ -59,7 +59,7 @@ pub(super) fn read(selector: &meta::LabelSelector, field: &str) -> Result<Select
 
 /// Checks that an object can have a label of that key, as an API server does: a name, and before it a DNS name and `/`,
 /// if any.
-fn label_key(key: &str, field: &str) -> Result<(), Invalid> {
+pub(super) fn label_key(key: &str, field: &str) -> Result<(), Invalid> {
     let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
     if key.is_empty() {
         return Err(Invalid::new(field, "is empty"));
@@ -71,7 +71,7 @@ fn label_key(key: &str, field: &str) -> Result<(), Invalid> {
 }
 
 /// The same of a label's value.
-fn label_value(value: &str, field: &str) -> Result<(), Invalid> {
+pub(super) fn label_value(value: &str, field: &str) -> Result<(), Invalid> {
     match is_label(value) {
         true => Ok(()),
         false => Err(Invalid::new(field, format!("{:?} is no value that a label can have", shown(value)))),
@@ -96,6 +96,6 @@ fn is_subdomain(text: &str) -> bool {
 }
 
 /// As much of a text as fits a message: it may be as long as an object.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars().take(LABEL_MAX + 1).collect()
 }

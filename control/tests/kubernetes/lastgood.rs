@@ -168,7 +168,8 @@ fn policies_of_a_directory_that_are_wrong_after_a_kill_stay_as_they_were() {
     gateway.until("saved", |gateway| {
         fs::read_to_string(gateway.home.path().join("state/policies.log")).is_ok_and(is_saved)
     });
-    for unreadable in ["kind: [\n".to_owned(), good().replace("Policy\n", "Polcy\n")] {
+    let far = good().replace("kind: NetworkPolicy", "kind: Ingress").replace("tidegate.io/v1alpha1", "example.org/v1");
+    for unreadable in ["kind: [\n".to_owned(), good().replace("Policy\n", "Polcy\n"), far] {
         gateway.kill();
         gateway.dataplane().resources.clear();
         write(&gateway, "policies", &unreadable);

@@ -419,6 +419,41 @@ fn a_slip_in_what_a_pod_is_leaves_it_what_it_was() {
     assert_eq!(gateway.apply(ObjectKind::Namespace, &namespace).unwrap_err().field, "metadata.lables");
 }
 
+/// P-108, P-109: a selection of pods has both of its selectors, and a rule the peers of its direction alone.
+#[test]
+fn a_peer_without_a_selector_and_peers_of_the_other_direction_close_a_rule() {
+    let pods = json!({ "namespaceSelector": {}, "podSelector": {} });
+    for (peers, field) in [
+        (json!({ "from": [{ "pods": {} }] }), "from[0].pods.namespaceSelector"),
+        (json!({ "from": [{ "pods": { "podSelector": {} } }] }), "from[0].pods.namespaceSelector"),
+        (json!({ "from": [{ "pods": { "namespaceSelector": {} } }] }), "from[0].pods.podSelector"),
+        (json!({ "from": [{ "pods": pods }], "to": [{ "pods": pods }] }), "to"),
+    ] {
+        for (action, expected) in [("Accept", false), ("Deny", false)] {
+            let mut gateway = Gateway::default();
+            gateway.apply(ObjectKind::Pod, &pod("a", 1, &json!({}))).unwrap();
+            gateway.apply(ObjectKind::Pod, &pod("b", 2, &json!({}))).unwrap();
+            gateway.apply(ObjectKind::NetworkPolicy, &policy(&json!({ "podSelector": {} }))).unwrap();
+            let mut rule = peers.clone();
+            rule["action"] = action.into();
+            let spec = json!({ "tier": "Admin", "priority": 1, "subject": { "namespaces": {} }, "ingress": [rule] });
+            let object = json!({ "metadata": { "name": "p" }, "spec": spec });
+            let complaints = gateway.apply(ObjectKind::ClusterNetworkPolicy, &object).unwrap();
+            assert_eq!(complaints.len(), 1, "{complaints:?}");
+            assert_eq!(complaints[0].0, format!("spec.ingress[0].{field}"));
+            gateway.publish();
+            assert_eq!(open(&gateway, "10.0.0.2", "fd00::2"), expected, "{action} {peers}");
+            gateway.delete(ObjectKind::NetworkPolicy, "x/p");
+            gateway.publish();
+            assert_eq!(open(&gateway, "192.0.2.7", "2001:db8::7"), action == "Accept", "{peers}");
+        }
+    }
+    let subject = json!({ "tier": "Admin", "priority": 1, "subject": { "pods": { "podSelector": {} } } });
+    let object = json!({ "metadata": { "name": "p" }, "spec": subject });
+    let error = Gateway::default().apply(ObjectKind::ClusterNetworkPolicy, &object).unwrap_err();
+    assert_eq!(error.field, "spec.subject.pods.namespaceSelector");
+}
+
 /// A slip is told once.
 #[test]
 fn of_one_slip_there_is_one_message() {

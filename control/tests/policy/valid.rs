@@ -160,8 +160,9 @@ pub fn cluster_policy_is_whole(policy: &Value) -> bool {
 
 fn cnp_pods(entry: &Value) -> bool {
     maybe_selector(entry, "namespaces")
-        && field(entry, "pods")
-            .is_none_or(|pods| maybe_selector(pods, "namespaceSelector") && maybe_selector(pods, "podSelector"))
+        && field(entry, "pods").is_none_or(|pods| {
+            ["namespaceSelector", "podSelector"].iter().all(|name| field(pods, name).is_some_and(selector))
+        })
 }
 
 /// P-106 … P-109.
@@ -170,6 +171,7 @@ pub fn cnp_rule(rule: &Value, ingress: bool) -> bool {
     let by_pod_alone = peers.iter().all(|peer| count(peer, &["namespaces", "pods"]) > 0);
     let protocols = list(rule, "protocols");
     matches!(text(rule, "action"), "Accept" | "Deny" | "Pass")
+        && field(rule, if ingress { "to" } else { "from" }).is_none()
         && (1..=25).contains(&peers.len())
         && peers.iter().all(|peer| cnp_peer(peer, ingress, rule["action"] == "Accept"))
         && field(rule, "protocols").is_none_or(|_| (1..=25).contains(&protocols.len()))
@@ -208,8 +210,13 @@ fn cnp_protocol(entry: &Value, by_pod_alone: bool) -> bool {
     }
 }
 
-/// Whether a Pod, a Namespace or a Node can be used.
+/// Whether a Pod, a Namespace or a Node can be used; a Pod that runs has an address.
 pub fn other(object: &Value) -> bool {
+    if object.pointer("/status/phase").is_some_and(|phase| phase == "Running")
+        && list(&object["status"], "podIPs").is_empty()
+    {
+        return false;
+    }
     let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
     let ports = list(&object["spec"], "containers").iter().flat_map(|container| list(container, "ports"));
     labels.is_none_or(|labels| labels.values().all(Value::is_string))
