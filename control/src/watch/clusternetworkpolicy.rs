@@ -137,7 +137,7 @@ pub(super) fn read_value(name: &str, value: &Value, unknown: Option<&mut Vec<Str
     let strict = unknown.is_some();
     let error = match whole(value, unknown, &["ingress", "egress"]) {
         Ok(Whole::Read(object)) => return read(name, &object),
-        Ok(Whole::StrangeRules) => Invalid::new("spec", "cannot be read"),
+        Ok(Whole::StrangeRules(_)) => Invalid::new("spec", "cannot be read"),
         Err(error) => return Err(stand_in(error, piecewise(name, value, strict))),
     };
     piecewise(name, value, strict).ok_or(error)

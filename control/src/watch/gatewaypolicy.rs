@@ -38,7 +38,7 @@ pub(super) fn read_value(
             Ok(policy) => return Ok(policy),
             Err(error) => error,
         },
-        Ok(Whole::StrangeRules) => {
+        Ok(Whole::StrangeRules(_)) => {
             let mut pieces = Pieces::new(strict);
             let rules = value.pointer("/spec/rules");
             pieces.list(rules, "spec.rules", |pieces, rule, at| pieces.reads::<crd::ClientRule>(rule, at).into());

@@ -36,16 +36,17 @@ pub(super) type Complain<'a> = &'a mut dyn FnMut(Invalid);
 /// isolates them and accepts what can be read.
 pub(super) fn read_value(name: &Name, value: &Value, unknown: Option<&mut Vec<String>>) -> Result<Policy, Invalid> {
     let strict = unknown.is_some();
-    let object = match whole(value, unknown, &["ingress", "egress"]) {
-        Ok(Whole::Read(object)) => object,
-        Ok(Whole::StrangeRules) => {
-            return piecewise(name, value, strict).ok_or_else(|| Invalid::new("spec", "cannot be read"));
-        }
+    let whole = match whole(value, unknown, &["ingress", "egress"]) {
+        Ok(whole) => whole,
         Err(error) => return Err(stand_in(error, piecewise(name, value, strict))),
     };
-    match mistake(&object).filter(|_| strict) {
-        Some(error) => Err(stand_in(error, piecewise(name, value, strict))),
-        None => read(name, &object),
+    let (Whole::Read(object) | Whole::StrangeRules(object)) = &whole;
+    match (mistake(object).filter(|_| strict), &whole) {
+        (Some(error), _) => Err(stand_in(error, piecewise(name, value, strict))),
+        (None, Whole::Read(object)) => read(name, object),
+        (None, Whole::StrangeRules(_)) => {
+            piecewise(name, value, strict).ok_or_else(|| Invalid::new("spec", "cannot be read"))
+        }
     }
 }
 

@@ -15,8 +15,8 @@ use crate::model::policy::Policy;
 pub(super) enum Whole<T> {
     /// All of it.
     Read(T),
-    /// Nothing is wrong but fields of rules that their kind does not have.
-    StrangeRules,
+    /// The same without fields of rules that their kind does not have.
+    StrangeRules(T),
 }
 
 /// Reads a policy as a whole. Without `unknown` nobody minds fields that the kind does not have: an API server, whose
@@ -45,7 +45,7 @@ pub(super) fn whole<T: DeserializeOwned>(
     match inside.iter().find(|field| !in_rules(field)) {
         Some(field) => Err(Invalid::new(field.clone(), NOBODY_KNOWS)),
         None if inside.is_empty() => Ok(Whole::Read(object)),
-        None => Ok(Whole::StrangeRules),
+        None => Ok(Whole::StrangeRules(object)),
     }
 }
 
