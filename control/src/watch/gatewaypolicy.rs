@@ -212,7 +212,7 @@ fn read_port(listed: &crd::Port, field: &str) -> Result<FrontPort, Invalid> {
 fn read_choice(choice: &crd::ServiceChoice, field: &str) -> Result<Choice, Invalid> {
     for (part, text) in [("namespace", &choice.namespace), ("name", &choice.name)] {
         if let Some(text) = text.as_ref().filter(|text| !is_label(text)) {
-            let message = format!("{:?} is no name that one can have", shown(text));
+            let message = format!("is no name that an object can have: {:?}", shown(text));
             return Err(Invalid::new(format!("{field}.{part}"), message));
         }
     }
