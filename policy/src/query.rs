@@ -71,7 +71,6 @@ impl Verdict {
 
     /// The same of a subject that is its own peer. The tier of namespaces denies by isolation alone, and that it has
     /// decided at all means that the baseline is not asked (P-103).
-    #[inline]
     pub(crate) fn of_itself(self) -> Verdict {
         match self.decided_by {
             Decided::Isolation(policy) => Verdict { allow: true, decided_by: Decided::Itself(policy) },
