@@ -285,18 +285,6 @@ impl Model {
         }
     }
 
-    /// Whether any policy of that kind is held.
-    pub fn has_any(&self, kind: ObjectKind) -> bool {
-        match kind {
-            ObjectKind::GatewayPolicy => !self.gateway_policies.is_empty(),
-            ObjectKind::NetworkPolicy => self.policies.keys().any(|key| key.kind == PolicyKind::NetworkPolicy),
-            ObjectKind::ClusterNetworkPolicy => {
-                self.policies.keys().any(|key| key.kind == PolicyKind::ClusterNetworkPolicy)
-            }
-            _ => false,
-        }
-    }
-
     /// The Service of that name.
     pub fn service(&self, name: &Name) -> Option<&Service> {
         self.services.get(name)

@@ -312,7 +312,13 @@ impl Reconciler {
             dirty.services.append(&mut self.early.unripe);
             dirty.nodes.insert(self.file.node.clone()); // so that its absence is told
         }
-        self.settle_good(batch.unreadable, batch.unlisted, batch.strangers, &mut dirty);
+        let remembers = first && self.remembers();
+        if self.desired.unlisted != batch.unlisted {
+            self.session.touch_all();
+            self.desired.unlisted.clone_from(&batch.unlisted);
+        }
+        self.settle_good(batch.unreadable, batch.unlisted, batch.strangers, batch.deletes_confirmed, &mut dirty);
+        self.desired.remembers |= remembers;
         if self.desired.unreadable && !batch.unreadable {
             self.session.touch_all();
         }

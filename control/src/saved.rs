@@ -1,4 +1,5 @@
-//! Last good versions of policies on disk, so that a control that begins anew has them where the source has mistakes.
+//! Last good versions of policies, and of the Pods and Namespaces that they are about, on disk: a control that begins anew
+//! has them where the source has mistakes.
 //!
 //! One file of JSON, a line per change: an object as it was read, or that it is gone. Saving costs what changed. When what
 //! was appended has outgrown what counts, the file is written anew under another name, synced and renamed. The first line
@@ -10,6 +11,7 @@
 //! It holds what [`crate::watch`] made of an object and not its manifest, so that both sources have one form. Refuses to
 //! know when a last good version is used; that is [`crate::reconcile`]'s business. Writing happens on a thread of its own.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, BufWriter, Write};
@@ -26,6 +28,8 @@ use siphasher::sip::SipHasher13;
 
 use crate::model::Object;
 use crate::model::gatewaypolicy::GatewayPolicy;
+use crate::model::namespace::Namespace;
+use crate::model::pod::Pod;
 use crate::model::policy::{Policy, PolicyKind};
 use crate::problem::{Problem, Severity};
 use crate::source::{ObjectKey, ObjectKind};
@@ -33,9 +37,11 @@ use crate::source::{ObjectKey, ObjectKind};
 /// Name of the file inside the state directory.
 pub const FILE_NAME: &str = "policies.log";
 /// Number of the file's layout.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Number of the same where something may be missing: all that control knew is in it, and not all that there was.
+const FORMAT_IN_PART: u32 = 1;
 /// Bytes of all versions that are held; what goes beyond is not saved. A cluster of ten thousand policies has some tens of
-/// millions.
+/// millions, and so has one of a hundred thousand pods.
 const BYTES_MAX: usize = 256 << 20;
 /// Bytes that may be appended in any case before the file is written anew.
 const APPENDED_MIN: usize = 1 << 20;
@@ -76,6 +82,8 @@ struct Version {
 enum Kept {
     Policy(Box<Policy>),
     GatewayPolicy(Box<GatewayPolicy>),
+    Pod(Box<Pod>),
+    Namespace(Namespace),
 }
 
 impl Kept {
@@ -83,6 +91,8 @@ impl Kept {
         match object {
             Object::Policy(policy) => Some(Kept::Policy(policy.clone())),
             Object::GatewayPolicy(policy) => Some(Kept::GatewayPolicy(policy.clone())),
+            Object::Pod(pod) => Some(Kept::Pod(pod.clone())),
+            Object::Namespace(namespace) => Some(Kept::Namespace(namespace.clone())),
             _ => None,
         }
     }
@@ -90,6 +100,8 @@ impl Kept {
     fn key(&self) -> ObjectKey {
         let (kind, namespace, name) = match self {
             Kept::GatewayPolicy(policy) => (ObjectKind::GatewayPolicy, String::new(), &policy.name),
+            Kept::Pod(pod) => (ObjectKind::Pod, pod.name.namespace.clone(), &pod.name.name),
+            Kept::Namespace(namespace) => (ObjectKind::Namespace, String::new(), &namespace.name),
             Kept::Policy(policy) => {
                 let kind = match policy.key.kind {
                     PolicyKind::NetworkPolicy => ObjectKind::NetworkPolicy,
@@ -105,6 +117,8 @@ impl Kept {
         match self {
             Kept::Policy(policy) => Object::Policy(policy),
             Kept::GatewayPolicy(policy) => Object::GatewayPolicy(policy),
+            Kept::Pod(pod) => Object::Pod(pod),
+            Kept::Namespace(namespace) => Object::Namespace(namespace),
         }
     }
 }
@@ -114,6 +128,10 @@ impl Kept {
 pub struct Saved {
     /// Versions of the run before, until the source is known as a whole.
     found: HashMap<ObjectKey, Version>,
+    /// How many of each kind the run before had.
+    had: BTreeMap<ObjectKind, usize>,
+    /// What is not in it was not there when something was saved last.
+    is_whole: bool,
     /// Length and hash of what stands on disk.
     written: HashMap<ObjectKey, (usize, u64)>,
     bytes: usize,
@@ -139,8 +157,8 @@ struct Lost {
 enum Found {
     /// No file.
     Nothing,
-    /// The versions, and bytes of a line that was cut off.
-    Versions(HashMap<ObjectKey, Version>, usize),
+    /// The versions, bytes of a line that was cut off, and whether there was nothing else.
+    Versions(HashMap<ObjectKey, Version>, usize, bool),
 }
 
 /// What became of writing. Kind: shared between the thread that writes and the loop that tells.
@@ -166,25 +184,46 @@ impl Saved {
         let mut saved = Saved::default();
         let path = directory.join(FILE_NAME);
         let found = load(&path);
-        let is_whole = matches!(found, Ok(Found::Versions(_, 0)));
+        saved.is_whole = matches!(found, Ok(Found::Versions(_, 0, true)));
+        let is_good = matches!(found, Ok(Found::Versions(_, 0, _)));
         let lost = what_is_lost(&path, &found, has_predecessor);
         saved.lost = lost.map(|problem| Lost { problem, until: Instant::now() + told_for });
-        if let Ok(Found::Versions(versions, _)) = found {
+        if let Ok(Found::Versions(versions, ..)) = found {
             saved.found = versions;
         }
         let mut lines = HashMap::new();
         for (key, version) in &saved.found {
+            *saved.had.entry(key.kind).or_default() += 1;
             let Ok(line) = line_of(version) else { continue };
             saved.written.insert(key.clone(), mark(&line));
             saved.bytes += line.len();
             lines.insert(key.clone(), line);
         }
-        let saver = Saver::start(path, lines, again_after)?;
-        if !is_whole {
+        let saver = Saver::start(path, lines, saved.is_whole, again_after)?;
+        if !is_good {
             saver.order(Order::Anew);
         }
         saved.saver = Some(saver);
         Ok(saved)
+    }
+
+    /// Whether what it does not have was not there when something was saved last.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// All objects of the kinds that are saved have been seen now.
+    pub fn have_all(&mut self) {
+        if !std::mem::replace(&mut self.is_whole, true)
+            && let Some(saver) = &self.saver
+        {
+            saver.order(Order::Whole);
+        }
+    }
+
+    /// How many objects of a kind the run before had.
+    pub fn had(&self, kind: ObjectKind) -> usize {
+        self.had.get(&kind).copied().unwrap_or_default()
     }
 
     /// What is wrong now.
@@ -300,16 +339,16 @@ fn what_is_lost(path: &Path, found: &io::Result<Found>, has_predecessor: bool) -
     let consequence =
         "a policy with a mistake in it has no earlier version here, and the dataplane goes on with the one it has";
     let (reason, message) = match found {
-        Ok(Found::Versions(_, 0)) => return None,
+        Ok(Found::Versions(_, 0, _)) => return None,
         Ok(Found::Nothing) if !has_predecessor => return None,
         Ok(Found::Nothing) => {
             let message = format!("{place} is not there, though an earlier run has been here: {consequence}");
             ("SavedPoliciesMissing", message)
         }
-        Ok(Found::Versions(_, bytes)) => {
+        Ok(Found::Versions(_, bytes, _)) => {
             let message = format!(
-                "the last line of {place} is cut off after {bytes} bytes, and counts for nothing: the policy that it is \
-                 about has an older version here, or none"
+                "the last line of {place} is cut off after {bytes} bytes, and counts for nothing: what it is about has \
+                 an older version here, or none"
             );
             ("SavedPoliciesTorn", message)
         }
@@ -339,12 +378,14 @@ fn load(path: &Path) -> io::Result<Found> {
     // What is behind the last end of a line was being written when the process was killed.
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
     let mut versions = HashMap::new();
+    let mut is_whole = true;
     let mut number = 0;
     for line in bytes[..whole].split_inclusive(|byte| *byte == b'\n') {
         number += 1;
         let line = serde_json::from_slice(line).map_err(|error| bad(format!("line {number}: {error}")))?;
         match (number, line) {
             (1, Line::Format(FORMAT)) => {}
+            (1, Line::Format(FORMAT_IN_PART)) => is_whole = false,
             (1, Line::Format(other)) => return Err(bad(format!("its layout is {other}, not {FORMAT}"))),
             (1, _) | (_, Line::Format(_)) => return Err(bad(format!("line {number} is out of place"))),
             (_, Line::Set(version)) => drop(versions.insert(version.object.key(), version)),
@@ -354,7 +395,7 @@ fn load(path: &Path) -> io::Result<Found> {
     match number {
         // It is never written empty.
         0 => Err(bad("it has no whole line".into())),
-        _ => Ok(Found::Versions(versions, bytes.len() - whole)),
+        _ => Ok(Found::Versions(versions, bytes.len() - whole, is_whole)),
     }
 }
 
@@ -364,6 +405,8 @@ enum Order {
     Line(ObjectKey, Option<Vec<u8>>),
     /// All of it: what is on disk is not whole.
     Anew,
+    /// The same, and that nothing is missing.
+    Whole,
 }
 
 /// The thread that writes; it writes what it still has when dropped.
@@ -376,10 +419,15 @@ struct Saver {
 }
 
 impl Saver {
-    fn start(path: PathBuf, lines: HashMap<ObjectKey, Vec<u8>>, again_after: Duration) -> io::Result<Self> {
+    fn start(
+        path: PathBuf,
+        lines: HashMap<ObjectKey, Vec<u8>>,
+        is_whole: bool,
+        again_after: Duration,
+    ) -> io::Result<Self> {
         let (orders, taken) = channel();
         let standing = Arc::<Mutex<Standing>>::default();
-        let mut log = Log { path: path.clone(), lines, file: None, length: 0, appended: 0 };
+        let mut log = Log { path: path.clone(), lines, is_whole, file: None, length: 0, appended: 0 };
         let told = standing.clone();
         let run = move || log.run(&taken, &told, again_after);
         let thread = thread::Builder::new().name("saver".into()).spawn(run)?;
@@ -406,6 +454,8 @@ impl Drop for Saver {
 struct Log {
     path: PathBuf,
     lines: HashMap<ObjectKey, Vec<u8>>,
+    /// Nothing is missing.
+    is_whole: bool,
     /// `None`: everything has to be written.
     file: Option<File>,
     /// Bytes in it.
@@ -447,6 +497,7 @@ impl Log {
         for order in orders {
             match order {
                 Order::Anew => self.file = None,
+                Order::Whole => (self.is_whole, self.file) = (true, None),
                 Order::Line(key, Some(line)) => {
                     news.extend_from_slice(&line);
                     self.lines.insert(key, line);
@@ -484,7 +535,7 @@ impl Log {
         (self.file, self.appended) = (None, 0);
         let hidden = self.path.with_extension("log.new");
         let mut buffer = BufWriter::with_capacity(1 << 20, File::create(&hidden)?);
-        buffer.write_all(&ended(&Line::Format(FORMAT))?)?;
+        buffer.write_all(&ended(&Line::Format(if self.is_whole { FORMAT } else { FORMAT_IN_PART }))?)?;
         let mut all: Vec<(&ObjectKey, &Vec<u8>)> = self.lines.iter().collect();
         all.sort_unstable_by_key(|(key, _)| *key);
         all.into_iter().try_for_each(|(_, line)| buffer.write_all(line))?;
@@ -532,7 +583,18 @@ mod tests {
               "services": [{ "selector": { "matchLabels": { "a": "b" } } }] },
             { "action": "Limit", "limits": { "newConnectionsPerSecond": 5 }, "ports": [{ "port": 80, "endPort": 90 }],
               "services": [{ "namespace": "shop", "name": "web" }] }] } });
-        let cases = [(at(ObjectKind::ClusterNetworkPolicy, "c"), cluster), (at(ObjectKind::GatewayPolicy, "g"), gate)];
+        let pod = json!({ "metadata": { "name": "p", "namespace": "shop", "uid": "u", "labels": { "app": "web" },
+                "creationTimestamp": "2026-01-02T03:04:05Z" },
+            "spec": { "nodeName": "w", "containers": [{ "name": "c", "ports": [{ "name": "http", "containerPort": 80 }] }] },
+            "status": { "podIPs": [{ "ip": "10.0.0.7" }, { "ip": "2001:db8::7" }] } });
+        let in_shop = ObjectKey { kind: ObjectKind::Pod, namespace: "shop".into(), name: "p".into() };
+        let namespace = json!({ "metadata": { "name": "n", "labels": { "team": "a" } } });
+        let cases = [
+            (at(ObjectKind::ClusterNetworkPolicy, "c"), cluster),
+            (at(ObjectKind::GatewayPolicy, "g"), gate),
+            (in_shop, pod),
+            (at(ObjectKind::Namespace, "n"), namespace),
+        ];
         cases.map(|(key, value)| (key.clone(), read(&key, &value))).to_vec()
     }
 
@@ -568,6 +630,34 @@ mod tests {
         assert_eq!(saved.take_unheard(|_| true), [(key("b"), network("b", "10.0.0.0/8"))]);
     }
 
+    /// Until all has been seen once, what the file does not have may be there all the same; then that is so for good.
+    #[test]
+    fn whether_something_may_be_missing_is_known_to_the_next_run() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(FILE_NAME);
+        let mut saved = Saved::open(home.path(), false).unwrap();
+        saved.keep(&key("a"), None, &network("a", "10.0.0.0/8"));
+        assert!(!saved.is_whole());
+        drop(saved);
+        let mut saved = Saved::open(home.path(), true).unwrap();
+        assert!(!saved.is_whole());
+        saved.have_all();
+        saved.keep(&key("b"), None, &network("b", "10.0.0.0/8"));
+        assert!(saved.is_whole());
+        drop(saved);
+        for _ in 0..2 {
+            let mut saved = Saved::open(home.path(), true).unwrap();
+            assert!(saved.is_whole() && saved.problems().is_empty());
+            assert_eq!([ObjectKind::NetworkPolicy, ObjectKind::Pod].map(|kind| saved.had(kind)), [2, 0]);
+            saved.keep(&key("b"), None, &network("b", "2001:db8::/32"));
+        }
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
+        for _ in 0..2 {
+            assert!(!Saved::open(home.path(), true).unwrap().is_whole(), "a line is lost");
+        }
+    }
+
     #[test]
     fn a_file_cut_off_is_read_up_to_there_and_one_that_is_wrong_is_put_aside() {
         let home = tempfile::tempdir().unwrap();
@@ -585,7 +675,7 @@ mod tests {
             let whole = good[..cut].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
             let lines = good[..whole].iter().filter(|byte| **byte == b'\n').count();
             match load(&path) {
-                Ok(Found::Versions(versions, torn)) => assert_eq!((versions.len(), torn), (lines - 1, cut - whole)),
+                Ok(Found::Versions(versions, torn, _)) => assert_eq!((versions.len(), torn), (lines - 1, cut - whole)),
                 Ok(Found::Nothing) => panic!("{cut}"),
                 Err(_) => assert_eq!(lines, 0, "{cut}"),
             }
@@ -600,10 +690,10 @@ mod tests {
         saved.settle(|key| key.name == "a");
         until(|| saved.problems().is_empty());
         drop(saved);
-        assert!(matches!(load(&path).unwrap(), Found::Versions(versions, 0) if versions.len() == 1));
+        assert!(matches!(load(&path).unwrap(), Found::Versions(versions, 0, _) if versions.len() == 1));
         let text = String::from_utf8(good).unwrap();
         for bad in [
-            text.replacen("\"format\":1", "\"format\":2", 1),
+            text.replacen("\"format\":1", "\"format\":3", 1),
             text.replacen("10.0.0.0/8", "10.0.0.0/88", 1),
             text.lines().skip(1).map(|line| format!("{line}\n")).collect(),
             format!("{text}\n"),
@@ -633,7 +723,7 @@ mod tests {
     /// Versions on disk.
     fn saves(path: &Path) -> usize {
         match load(path) {
-            Ok(Found::Versions(versions, 0)) => versions.len(),
+            Ok(Found::Versions(versions, 0, _)) => versions.len(),
             _ => usize::MAX,
         }
     }
@@ -728,8 +818,14 @@ mod tests {
     #[test]
     fn the_file_stays_as_long_as_what_counts() {
         let home = tempfile::tempdir().unwrap();
-        let mut log =
-            Log { path: home.path().join(FILE_NAME), lines: HashMap::new(), file: None, length: 0, appended: 0 };
+        let mut log = Log {
+            path: home.path().join(FILE_NAME),
+            lines: HashMap::new(),
+            is_whole: true,
+            file: None,
+            length: 0,
+            appended: 0,
+        };
         let line = |number: u32| {
             let object = Kept::of(&network("a", &format!("10.0.{}.0/24", number % 256))).unwrap();
             line_of(&Version { uid: None, object }).unwrap()

@@ -385,23 +385,29 @@ impl Session {
     }
 
     /// After a restart of control, what the dataplane holds and the source does not know is more likely a source that
-    /// lacks something than a wish: more than half of a kind waits for a person, and so does the gateway itself, without
-    /// which nothing is served, unless another takes its place.
+    /// lacks something than a wish: more than half of a kind waits for a person, and with it whatever else is not known any
+    /// more, and so does the gateway itself, without which nothing is served, unless another takes its place.
     fn hold_back(&mut self, removed: &mut Vec<ResourceKey>, wanted: &impl Wanted) {
         let confirmed = std::mem::take(&mut self.confirmed);
         self.held_back.clear();
         if confirmed || wanted.authoritative() {
             return;
         }
+        let is_unknown = |key: &&ResourceKey| !wanted.removed_knowingly(key);
+        let mut too_many = false;
         for kind in Kind::ALL.into_iter().filter(|kind| !matches!(kind, Kind::Identity | Kind::IdentitySet)) {
             let unknown: Vec<ResourceKey> =
-                removed.iter().filter(|key| key.kind == kind && !wanted.removed_knowingly(key)).cloned().collect();
+                removed.iter().filter(|key| key.kind == kind).filter(is_unknown).cloned().collect();
             let present = self.theirs.keys().filter(|key| key.kind == kind).count();
             let last_gateway = kind == Kind::Gateway && !wanted.all().keys().any(|key| key.kind == kind);
             let many = unknown.len() >= REMOVALS_HELD_MIN && unknown.len() * 2 > present;
-            if many || (last_gateway && !unknown.is_empty()) {
+            too_many |= many;
+            if last_gateway {
                 self.held_back.extend(unknown);
             }
+        }
+        if too_many {
+            self.held_back.extend(removed.iter().filter(is_unknown).cloned());
         }
         // What a policy that stays means, stays with it: without its subjects it would be about nobody.
         if self.held_back.iter().any(|key| key.kind == Kind::Policy) {

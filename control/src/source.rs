@@ -6,7 +6,7 @@
 //! is another implementation of the same trait, which reads its objects where they arrive: a cluster has hundreds of
 //! thousands of them, and their types are certain.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::thread::JoinHandle;
 
@@ -103,6 +103,18 @@ pub struct Reading {
     pub triggered_at: Option<Timestamp>,
 }
 
+/// Kinds that could never be listed, and why.
+pub type Unlisted = BTreeMap<ObjectKind, Unavailable>;
+
+/// Why a kind cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// It may not be read.
+    Forbidden,
+    /// The server has no such kind.
+    Unknown,
+}
+
 /// What changed since the batch before. No object occurs twice in it, but one may be both deleted and new: deleted first.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -121,7 +133,7 @@ pub struct Batch {
     /// Some part of the source could never be read: what is absent may only be unreadable.
     pub unreadable: bool,
     /// Kinds that are not needed and that could not be had since this process began: there may be some.
-    pub unlisted: BTreeSet<ObjectKind>,
+    pub unlisted: Unlisted,
     /// Objects of kinds that are not read, there since this process began: before that they may have been of one that is.
     pub strangers: BTreeSet<Stranger>,
     /// An operator has confirmed deletions that waited for it.

@@ -6,16 +6,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
 use tidegate_api::resource::Protocol;
 
 use super::Name;
 
 /// One Pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub name: Name,
     /// Object identity; empty where the source has none.
+    #[serde(with = "text")]
     pub uid: Arc<str>,
     /// Creation, seconds since 1970; `i64::MIN` where the source does not say.
     pub created_at_s: i64,
@@ -34,7 +36,7 @@ pub struct Pod {
 }
 
 /// A named port of a container.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodPort {
     /// Name.
     pub name: String,
@@ -48,6 +50,21 @@ impl Pod {
     /// Whether its addresses are its own: neither its node's nor those of one that has ended (C-024).
     pub fn owns_addresses(&self) -> bool {
         !self.host_network && !self.ended
+    }
+}
+
+/// A shared text as JSON.
+mod text {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
+        String::deserialize(deserializer).map(Into::into)
     }
 }
 

@@ -3,6 +3,11 @@
 //! Owns the resources as last resolved and the doubt about what this run of control cannot know: an object that was
 //! unreadable or invalid when the process began may have had a good version before, which only the dataplane still
 //! holds. Such a resource is neither replaced nor removed until the doubt ends.
+//!
+//! Whom policies are about is such a thing as well. What an earlier run has saved of it makes it certain
+//! ([`super::lastgood`]). Where that is missing, and a file, a Pod, a Namespace or their kind cannot be read, the sets that
+//! the dataplane has, and what pods are known as there, stay as they are but for what is seen to change; so does a policy
+//! of a kind that may not be read, with its sets.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -10,10 +15,11 @@ use std::ops::Deref;
 use hashbrown::HashSet;
 use tidegate_api::resource::{Body, Kind, Resource, ResourceKey};
 
+use super::object_key;
 use crate::model::Name;
 use crate::model::pod::{Pod, Pods};
 use crate::session::Wanted;
-use crate::source::ObjectKey;
+use crate::source::{ObjectKey, ObjectKind, Unavailable, Unlisted};
 use crate::watch::Dialect;
 
 /// What there should be, and how sure that is.
@@ -32,6 +38,10 @@ pub(super) struct Desired {
     pub(super) of_a_cluster: bool,
     /// Files of the source could never be read since start.
     pub(super) unreadable: bool,
+    /// Kinds that could never be listed since start.
+    pub(super) unlisted: Unlisted,
+    /// What was there before this run is known without asking the dataplane: policies, and whom they are about.
+    pub(super) remembers: bool,
     /// Objects that were invalid at start, with the resource each one belongs to: its earlier version, which only the
     /// dataplane knows, stays.
     pub(super) doubtful: BTreeMap<ObjectKey, ResourceKey>,
@@ -81,7 +91,20 @@ pub(super) struct Known<'a> {
 impl Known<'_> {
     /// Whether it may be unknown who some pods are: made without them, sets would be about fewer.
     fn lacks_pods(&self) -> bool {
-        self.unreadable || self.doubtful.values().any(|doubtful| matches!(doubtful.kind, Kind::Pod | Kind::Identity))
+        let unlisted = [ObjectKind::Pod, ObjectKind::Namespace].iter().any(|kind| self.unlisted.contains_key(kind));
+        (!self.remembers && (self.unreadable || unlisted))
+            || self.doubtful.values().any(|doubtful| matches!(doubtful.kind, Kind::Pod | Kind::Identity))
+    }
+
+    /// Whether objects of a kind may not be read, and only the dataplane knows those of before.
+    fn is_withheld(&self, kind: ObjectKind) -> bool {
+        !self.remembers && self.unlisted.get(&kind) == Some(&Unavailable::Forbidden)
+    }
+
+    /// Whether the dataplane may have a policy that nobody else knows.
+    fn may_lack_policy(&self) -> bool {
+        self.doubtful.values().any(|doubtful| doubtful.kind == Kind::Policy)
+            || self.is_withheld(ObjectKind::ClusterNetworkPolicy)
     }
 
     /// Whether the key is one of a Pod that is there, whatever is said of it.
@@ -116,8 +139,7 @@ impl Wanted for Known<'_> {
     }
 
     fn uncertain(&self, key: &ResourceKey) -> bool {
-        let policy_is_doubtful = || self.doubtful.values().any(|doubtful| doubtful.kind == Kind::Policy);
-        if key.kind == Kind::Pod && (self.unreadable || policy_is_doubtful()) && self.is_named_there(key) {
+        if key.kind == Kind::Pod && (self.unreadable || self.may_lack_policy()) && self.is_named_there(key) {
             return true;
         }
         if self.removed.contains(key) {
@@ -132,13 +154,21 @@ impl Wanted for Known<'_> {
             // Its slices may be in the part of the source that cannot be read.
             Some(resource) => key.kind == Kind::Service && !has_backends(resource) && !self.had_backends.contains(key),
         };
+        // One that came just before the end may not have been saved any more.
+        if never_seen && key.kind == Kind::Pod && self.unlisted.contains_key(&ObjectKind::Pod) {
+            return true;
+        }
+        let is_policy = matches!(key.kind, Kind::Policy | Kind::GatewayPolicy);
+        // A policy whose good version only the dataplane has means what its sets there say.
+        let is_of_policy = matches!(key.kind, Kind::Identity | Kind::IdentitySet);
+        if never_seen
+            && ((is_policy && self.is_withheld(object_key(key).kind)) || (is_of_policy && self.may_lack_policy()))
+        {
+            return true;
+        }
         let doubtful = |doubtful: &ResourceKey| {
-            // A policy whose good version only the dataplane has means what its sets there say.
-            let is_its = doubtful.kind == Kind::Policy && matches!(key.kind, Kind::Identity | Kind::IdentitySet);
             // Where node ports are served is read from the own Node.
-            doubtful == key
-                || (is_its && never_seen)
-                || (doubtful.kind == Kind::Gateway && self.resources.get(key).is_some_and(lacks_addresses))
+            doubtful == key || (doubtful.kind == Kind::Gateway && self.resources.get(key).is_some_and(lacks_addresses))
         };
         (self.unreadable && (never_seen || self.resources.get(key).is_some_and(lacks_addresses)))
             || self.doubtful.values().any(doubtful)

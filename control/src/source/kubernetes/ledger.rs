@@ -11,7 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::follow::{Failure, Fault, Told};
 use crate::problem::{Problem, Severity};
-use crate::source::{Batch, ObjectKey, ObjectKind, Reading};
+use crate::source::{Batch, ObjectKey, ObjectKind, Reading, Unavailable, Unlisted};
 
 /// Nothing waits for more once there are so many objects.
 const PORTION: usize = 2000;
@@ -49,16 +49,16 @@ struct Standing {
     fresh: Option<HashSet<Box<str>>>,
     /// It has been listed once, or cannot be.
     settled: bool,
-    /// It has been listed once.
-    listed: bool,
+    /// Why it has not been listed yet, where it is not waited for.
+    unavailable: Option<Unavailable>,
     failure: Option<Failure>,
 }
 
 impl Ledger {
     /// Also keeps a kind. `rule` is what it takes to be allowed to.
     pub(super) fn keep(&mut self, kind: ObjectKind, needed: bool, rule: &'static str) {
-        let standing =
-            Standing { needed, rule, known: HashSet::new(), fresh: None, settled: false, listed: false, failure: None };
+        let (known, fresh) = (HashSet::new(), None);
+        let standing = Standing { needed, rule, known, fresh, settled: false, unavailable: None, failure: None };
         self.kinds.insert(kind, standing);
     }
 
@@ -92,7 +92,7 @@ impl Ledger {
                     self.changed.insert(key, Change { gone: true, seen: None });
                 }
                 standing.known = fresh;
-                (standing.settled, standing.listed) = (true, true);
+                (standing.settled, standing.unavailable) = (true, None);
                 if kind == ObjectKind::Service {
                     self.listed_for = Some(asked);
                 }
@@ -120,7 +120,15 @@ impl Ledger {
             self.outage = Some((Timestamp::now(), failure.message.clone()));
         }
         // A kind that is not needed and not to be had is no reason to wait.
-        standing.settled |= !standing.needed && matches!(failure.fault, Fault::Forbidden | Fault::Missing);
+        let unavailable = match failure.fault {
+            Fault::Forbidden => Some(Unavailable::Forbidden),
+            Fault::Missing => Some(Unavailable::Unknown),
+            _ => None,
+        };
+        let was_listed = standing.settled && standing.unavailable.is_none();
+        if unavailable.is_some() && !standing.needed && !was_listed {
+            (standing.settled, standing.unavailable) = (true, unavailable);
+        }
         let same = standing.failure.as_ref().is_some_and(|before| before.fault == failure.fault);
         if !same {
             standing.failure = Some(failure); // the first words stay, or each attempt would be news
@@ -145,8 +153,7 @@ impl Ledger {
             complete,
             nodes_known: self.kinds.get(&ObjectKind::Node).is_some_and(|standing| standing.settled),
             listed_for: self.listed_for.take_if(|_| complete), // it is of use with everything only
-            unreadable: self.may_lack_subjects(),
-            unlisted: self.unlisted().map(|(kind, _)| kind).collect(),
+            unlisted: self.unlisted(),
             ..Batch::default()
         };
         for (key, Change { gone, seen }) in self.changed.drain() {
@@ -159,17 +166,8 @@ impl Ledger {
     }
 
     /// Kinds that are not waited for any more and have never been listed.
-    fn unlisted(&self) -> impl Iterator<Item = (ObjectKind, &Standing)> {
-        let unlisted = |(_, standing): &(&ObjectKind, &Standing)| standing.settled && !standing.listed;
-        self.kinds.iter().filter(unlisted).map(|(kind, standing)| (*kind, standing))
-    }
-
-    /// Whether there are policies, and what tells whom they are about is withheld: without it they would be about nobody.
-    fn may_lack_subjects(&self) -> bool {
-        let is_known = |kind| self.kinds.get(&kind).is_some_and(|standing| !standing.known.is_empty());
-        let tells = |kind| matches!(kind, ObjectKind::Pod | ObjectKind::Namespace);
-        let policies = [ObjectKind::NetworkPolicy, ObjectKind::ClusterNetworkPolicy];
-        policies.into_iter().any(is_known) && self.unlisted().any(|(kind, _)| tells(kind))
+    fn unlisted(&self) -> Unlisted {
+        self.kinds.iter().filter_map(|(kind, standing)| Some((*kind, standing.unavailable?))).collect()
     }
 
     fn problems(&self) -> Vec<Problem> {
@@ -307,29 +305,21 @@ mod tests {
     #[test]
     fn what_is_withheld_at_the_start_is_not_taken_for_absent() {
         let cnp = ObjectKind::ClusterNetworkPolicy;
-        for (fault, policies, unreadable) in
-            [(Fault::Forbidden, &["np"][..], true), (Fault::Missing, &["np"], true), (Fault::Forbidden, &[], false)]
-        {
+        for (fault, why) in [(Fault::Forbidden, Unavailable::Forbidden), (Fault::Missing, Unavailable::Unknown)] {
             let mut ledger = ledger();
-            ledger.keep(ObjectKind::NetworkPolicy, true, "networkpolicies");
+            ledger.keep(cnp, false, "clusternetworkpolicies");
             list(&mut ledger, ObjectKind::Service, &[]);
             list(&mut ledger, ObjectKind::EndpointSlice, &[]);
-            list(&mut ledger, ObjectKind::NetworkPolicy, policies);
             ledger.take(ObjectKind::Pod, failure(fault, "no pods"));
-            let batch = ledger.batch(false).unwrap();
-            assert_eq!((batch.complete, batch.unreadable), (true, unreadable), "{fault:?} {policies:?}");
-            assert_eq!(batch.unlisted, [ObjectKind::Pod].into());
-            list(&mut ledger, ObjectKind::Pod, &["p"]);
-            ledger.take(ObjectKind::Pod, failure(fault, "no pods any more"));
-            let batch = ledger.batch(false).unwrap();
-            assert!(!batch.unreadable && batch.unlisted.is_empty(), "they are known");
-        }
-        for fault in [Fault::Forbidden, Fault::Missing] {
-            let mut ledger = complete();
-            ledger.keep(cnp, false, "clusternetworkpolicies");
             ledger.take(cnp, failure(fault, "none"));
             let batch = ledger.batch(false).unwrap();
-            assert_eq!((batch.unreadable, batch.unlisted), (false, [cnp].into()), "{fault:?}");
+            assert_eq!((batch.complete, batch.unlisted), (true, [(ObjectKind::Pod, why), (cnp, why)].into()));
+            // Nobody answers, which says nothing new of them.
+            ledger.take(ObjectKind::Pod, failure(Fault::Unreachable, "refused"));
+            assert_eq!(ledger.batch(false).unwrap().unlisted.len(), 2, "{fault:?}");
+            list(&mut ledger, ObjectKind::Pod, &["p"]);
+            ledger.take(ObjectKind::Pod, failure(fault, "no pods any more"));
+            assert_eq!(ledger.batch(false).unwrap().unlisted, [(cnp, why)].into(), "pods are known");
         }
     }
 
