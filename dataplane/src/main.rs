@@ -31,6 +31,7 @@ use tidegate_io::{Guarded, Owned, OwnedChange, Pinhole, Port};
 use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::compile::{Compiler, Pinholes};
 use tidegate_dataplane::config::{self, NodeFile};
+use tidegate_dataplane::flows::{Notes, Sampler, exporter};
 use tidegate_dataplane::gateways;
 use tidegate_dataplane::gateways::speaker::Speaker;
 use tidegate_dataplane::gateways::thread::{Ends, Heartbeats};
@@ -191,6 +192,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         forwarder,
         port_office,
         clerk,
+        exporter,
         metrics,
         auditor,
         ..
@@ -208,6 +210,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     let _ = forwarder.join();
     let _ = port_office.join();
     let _ = clerk.join();
+    let _ = exporter.map(JoinHandle::join);
     let _ = auditor.join();
     match failed {
         Some(what) => Err(anyhow::anyhow!("{what} ended unexpectedly")),
@@ -245,6 +248,7 @@ struct Running {
     forwarder: JoinHandle<()>,
     port_office: JoinHandle<()>,
     clerk: JoinHandle<()>,
+    exporter: Option<JoinHandle<()>>,
     metrics: Option<Served>,
     auditor: JoinHandle<()>,
 }
@@ -284,6 +288,7 @@ fn start(
         handover::matrix(section.worker_count(), hand_over_packets(section)).context("bells for the workers")?;
     let mut mailboxes = Vec::new();
     let mut workers = Vec::new();
+    let mut notes = Vec::new();
     for ((id, links), ports) in (0u32..).zip(links).zip(dealt(section, opened.ports)?) {
         let magazines = opened.pools.iter().map(tidegate_io::Pool::magazine).collect();
         let (ingress, exits) = ports.into_iter().unzip();
@@ -298,6 +303,11 @@ fn start(
         worker.ask_for_ports(port_wants.clone());
         if id == 0 {
             worker.count_records_lost(Arc::clone(&records_lost));
+        }
+        if section.flows.is_on() {
+            let ring = Notes::new();
+            worker.sample(Sampler::new(section.flows.sampling, Arc::clone(&ring), secret(6) ^ u64::from(id)));
+            notes.push(ring);
         }
         mailboxes.push(Mailbox { questions, core: section.cores.get(workers.len()).copied() });
         workers.push(worker);
@@ -341,13 +351,21 @@ fn start(
         .context("starting to look at what is in audit")?;
     let port_office = port_office::start(ports_wanted, mailboxes.clone(), handle.clone(), is_over)
         .context("starting to move ports")?;
-    let clerk = clerk::start(port_events, handle.clone(), ledger_directory(file), ledger_limits(section), records_lost)
+    let ledger = (kept_in(file, &section.nat_ledger, "nat"), section.nat_ledger.limits());
+    let clerk = clerk::start(port_events, handle.clone(), ledger.0, ledger.1, records_lost)
         .context("starting the ledger's clerk")?;
+    let tally = exporter::Tally::default();
+    let exporter = section
+        .flows
+        .is_on()
+        .then(|| exporter::start(notes, handle.clone(), export_settings(file), tally.clone()))
+        .transpose()
+        .context("starting the exporter of flows")?;
     let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone() };
     let mailboxes = Arc::new(mailboxes);
     let metrics = match section.metrics {
         Some(at) => {
-            let served = metrics::start(at, handle.clone(), mailboxes.clone(), announcers.clone());
+            let served = metrics::start(at, handle.clone(), mailboxes.clone(), announcers.clone(), tally);
             Some(served.with_context(|| format!("dataplane.metrics: listening at {at}"))?)
         }
         None => None,
@@ -367,22 +385,24 @@ fn start(
         forwarder,
         port_office,
         clerk,
+        exporter,
         metrics,
         auditor,
     })
 }
 
-fn ledger_directory(file: &NodeFile) -> PathBuf {
-    let configured = &file.dataplane.nat_ledger.directory;
-    configured.clone().unwrap_or_else(|| file.state_dir.join("nat"))
+/// Where records of a sort are kept, which lie in `stateDir` under that name unless the node file says otherwise.
+fn kept_in(file: &NodeFile, files: &config::RecordFiles, name: &str) -> PathBuf {
+    files.directory.clone().unwrap_or_else(|| file.state_dir.join(name))
 }
 
-fn ledger_limits(section: &config::Dataplane) -> tidegate_ledger::Limits {
-    const DAY: Duration = Duration::from_secs(86_400);
-    tidegate_ledger::Limits {
-        total_bytes_max: u64::from(section.nat_ledger.total_mib_max) << 20,
-        keep: DAY * u32::from(section.nat_ledger.keep_days),
-        ..tidegate_ledger::Limits::default()
+/// What is told of flows, and to whom.
+fn export_settings(file: &NodeFile) -> exporter::Settings {
+    let config::Flows { sampling, files, json } = &file.dataplane.flows;
+    exporter::Settings {
+        sampling: *sampling,
+        files: files.as_ref().map(|files| (kept_in(file, files, "flows"), files.limits())),
+        json: json.clone(),
     }
 }
 
