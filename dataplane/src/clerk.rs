@@ -17,6 +17,7 @@ use tidegate_ledger::{Holding, Limits, Protocol, Record};
 
 use crate::compile::address_of;
 use crate::desk::Desk;
+use crate::flows::exporter::NatEvents;
 use crate::names::{Names, Registry};
 use crate::state::egress::NatRecord;
 
@@ -48,7 +49,8 @@ fn record(names: &Names, event: &NatRecord, at: Timestamp) -> Option<Record> {
     Some(if event.begins { Record::Begin { at, holding } } else { Record::End { at, holding } })
 }
 
-/// Starts the thread; it ends when every worker has. Records that do not reach a file are added to `lost`.
+/// Starts the thread; it ends when every worker has. Records that do not reach a file are added to `lost`; `also` hears of all of
+/// them.
 ///
 /// # Errors
 /// When the system gives no thread.
@@ -58,6 +60,7 @@ pub fn start(
     directory: PathBuf,
     limits: Limits,
     lost: Arc<AtomicU64>,
+    also: Option<NatEvents>,
 ) -> std::io::Result<JoinHandle<()>> {
     let mut desk = Desk::new(TROUBLE, directory, limits, lost);
     let mut names = Names::default();
@@ -71,6 +74,7 @@ pub fn start(
                     for event in std::iter::once(first).chain(events.try_iter().take(BATCH)) {
                         if let Some(record) = record(&names, &event, now) {
                             desk.write(&record);
+                            also.iter().for_each(|also| also.tell(&record));
                         }
                     }
                     // While more waits, it is not yet time.
@@ -165,7 +169,8 @@ mod tests {
         let cluster = Cluster::default();
         cluster.has(&[("shop/web-0", "10.244.1.5"), ("shop/web-6", "fd00:1::5")]);
         let (sender, events) = crossbeam::channel::bounded(16);
-        let clerk = start(events, cluster.clone(), directory.path().into(), Limits::default(), Arc::default()).unwrap();
+        let clerk =
+            start(events, cluster.clone(), directory.path().into(), Limits::default(), Arc::default(), None).unwrap();
         sender.send(event(true, 0, "192.0.2.10", "10.244.1.5", Some("198.51.100.7"))).unwrap();
         sender.send(event(true, 0, "2001:db8::10", "fd00:1::5", None)).unwrap();
         let ask = |external: &str| {
@@ -207,7 +212,7 @@ mod tests {
         // A run that records nothing ends what the one before held: nobody has it any more.
         assert_eq!(ask("192.0.2.10").len(), 1);
         let (sender, events) = crossbeam::channel::bounded(16);
-        let clerk = start(events, cluster, directory.path().into(), Limits::default(), Arc::default()).unwrap();
+        let clerk = start(events, cluster, directory.path().into(), Limits::default(), Arc::default(), None).unwrap();
         drop(sender);
         clerk.join().unwrap();
         assert_eq!(ask("192.0.2.10"), []);

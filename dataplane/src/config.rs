@@ -139,6 +139,28 @@ pub struct Flows {
     pub files: Option<RecordFiles>,
     /// Where lines of JSON go as datagrams, `udp:ADDRESS:PORT` or `unix:/PATH`; absent: nowhere.
     pub json: Option<To>,
+    /// A collector of IPFIX; absent: none.
+    pub ipfix: Option<Ipfix>,
+}
+
+/// A collector of IPFIX, and what it is told (RFC 7011).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ipfix {
+    /// Its address and UDP port.
+    pub collector: SocketAddr,
+    /// Number of the observation domain, by which a collector tells gateways behind one address.
+    #[serde(default = "one")]
+    pub observation_domain: u32,
+    /// Seconds between two messages of templates.
+    #[serde(default = "default_template_seconds")]
+    pub template_seconds: u16,
+    /// Private enterprise number under which names of Kubernetes are told.
+    #[serde(default = "default_enterprise_number")]
+    pub enterprise_number: u32,
+    /// Whether it is told who had which external port, of policies that have that recorded (RFC 8158).
+    #[serde(default)]
+    pub nat_events: bool,
 }
 
 /// VIPs as routes of the kernel, for routing daemons.
@@ -542,11 +564,16 @@ impl RecordFiles {
 impl Flows {
     /// Whether anything is told.
     pub fn is_on(&self) -> bool {
-        self.sampling > 0
+        self.sampling > 0 || self.tells_nat_events()
+    }
+
+    /// Whether somebody is told who had which port.
+    pub fn tells_nat_events(&self) -> bool {
+        self.ipfix.is_some_and(|ipfix| ipfix.nat_events)
     }
 
     fn has_destination(&self) -> bool {
-        self.files.is_some() || self.json.is_some()
+        self.files.is_some() || self.json.is_some() || self.ipfix.is_some()
     }
 
     fn check(&self) -> Result<(), (String, String)> {
@@ -556,11 +583,18 @@ impl Flows {
         })?;
         self.files.as_ref().map_or(Ok(()), |files| files.check("dataplane.flows.files"))?;
         ensure(self.is_on() || !self.has_destination(), "dataplane.flows", || {
-            "somebody is to be told, but nothing: give `sampling`".into()
+            "somebody is to be told, but nothing: give `sampling`, or `natEvents` of `ipfix`".into()
         })?;
         ensure(self.has_destination() || !self.is_on(), "dataplane.flows", || {
-            "nobody is told: give `files` or `json`".into()
-        })
+            "nobody is told: give `files`, `json` or `ipfix`".into()
+        })?;
+        let Some(ipfix) = &self.ipfix else { return Ok(()) };
+        let field = |name: &str| format!("dataplane.flows.ipfix.{name}");
+        ensure(ipfix.collector.port() != 0, &field("collector"), || "0 is not a port".into())?;
+        let seconds = ipfix.template_seconds;
+        // Collectors forget templates after half an hour at the earliest (RFC 7011 section 8.4 leaves it to them).
+        ensure((1..=600).contains(&seconds), &field("templateSeconds"), || format!("{seconds} is outside 1..=600"))?;
+        ensure(ipfix.enterprise_number != 0, &field("enterpriseNumber"), || "0 is reserved".into())
     }
 }
 
@@ -651,6 +685,19 @@ fn default_bpf_dir() -> PathBuf {
     "/sys/fs/bpf/tidegate".into()
 }
 
+fn one() -> u32 {
+    1
+}
+
+fn default_template_seconds() -> u16 {
+    60
+}
+
+/// The number that RFC 5612 keeps for examples: Tidegate has none of its own.
+fn default_enterprise_number() -> u32 {
+    32473
+}
+
 fn default_frames() -> u32 {
     16384
 }
@@ -688,7 +735,7 @@ dataplane:
   onDeath: pass
   gateways: { keyFile: /etc/tidegate/key, port: 7000, intervalMs: 100, deadAfterMs: 400, drainMs: 0 }
   routes: { enabled: true, device: vips, protocol: 200, table: 100, metric: 50, aggregate: { ipv4: 24 }, withdrawWhenEmpty: true, silenceMs: 400, lingerMs: 0 }
-  flows: { sampling: 1000, files: { directory: /var/log/flows, totalMibMax: 256 }, json: "unix:/run/flows.sock" }
+  flows: { sampling: 1000, files: { directory: /var/log/flows, totalMibMax: 256 }, json: "unix:/run/flows.sock", ipfix: { collector: "[2001:db8::9]:4739", natEvents: true } }
 control:
   source: { directory: /etc/tidegate/manifests }
   anything: [1, 2, { three: 4 }]
@@ -729,6 +776,13 @@ control:
             sampling: 1000,
             files: Some(RecordFiles { directory, total_mib_max: 256, keep_days: 30 }),
             json: Some(To::Unix("/run/flows.sock".into())),
+            ipfix: Some(Ipfix {
+                collector: "[2001:db8::9]:4739".parse().unwrap(),
+                observation_domain: 1,
+                template_seconds: 60,
+                enterprise_number: 32473,
+                nat_events: true,
+            }),
         };
         assert_eq!(section.flows, flows);
     }
@@ -824,6 +878,23 @@ control:
                 "dataplane.flows.files.directory: is not an absolute",
             ),
             (with("  flows: { sampling: 10, files: { keepDays: 0 } }"), "dataplane.flows.files.keepDays: 0 would keep"),
+            (with("  flows: { sampling: 10, ipfix: {} }"), "missing field `collector`"),
+            (
+                with("  flows: { ipfix: { collector: '192.0.2.9:4739' } }"),
+                "dataplane.flows: somebody is to be told, but nothing",
+            ),
+            (
+                with("  flows: { sampling: 10, ipfix: { collector: '192.0.2.9:0' } }"),
+                "ipfix.collector: 0 is not a port",
+            ),
+            (
+                with("  flows: { sampling: 10, ipfix: { collector: '[::1]:1', templateSeconds: 601 } }"),
+                "dataplane.flows.ipfix.templateSeconds: 601 is outside",
+            ),
+            (
+                with("  flows: { sampling: 10, ipfix: { collector: '[::1]:1', enterpriseNumber: 0 } }"),
+                "dataplane.flows.ipfix.enterpriseNumber: 0 is reserved",
+            ),
             (with("  flows: { sample: 10, files: {} }"), "unknown field `sample`"),
             (with("  mode: fast"), "unknown variant `fast`"),
             (with("  speed: high"), "unknown field `speed`"),

@@ -304,7 +304,7 @@ fn start(
         if id == 0 {
             worker.count_records_lost(Arc::clone(&records_lost));
         }
-        if section.flows.is_on() {
+        if section.flows.sampling > 0 {
             let ring = Notes::new();
             worker.sample(Sampler::new(section.flows.sampling, Arc::clone(&ring), secret(6) ^ u64::from(id)));
             notes.push(ring);
@@ -352,13 +352,15 @@ fn start(
     let port_office = port_office::start(ports_wanted, mailboxes.clone(), handle.clone(), is_over)
         .context("starting to move ports")?;
     let ledger = (kept_in(file, &section.nat_ledger, "nat"), section.nat_ledger.limits());
-    let clerk = clerk::start(port_events, handle.clone(), ledger.0, ledger.1, records_lost)
-        .context("starting the ledger's clerk")?;
     let tally = exporter::Tally::default();
+    let (nat_events, nat_told) = exporter::NatEvents::new(&tally);
+    let nat_events = section.flows.tells_nat_events().then_some(nat_events);
+    let clerk = clerk::start(port_events, handle.clone(), ledger.0, ledger.1, records_lost, nat_events)
+        .context("starting the ledger's clerk")?;
     let exporter = section
         .flows
         .is_on()
-        .then(|| exporter::start(notes, handle.clone(), export_settings(file), tally.clone()))
+        .then(|| exporter::start(notes, nat_told, handle.clone(), export_settings(file), tally.clone()))
         .transpose()
         .context("starting the exporter of flows")?;
     let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone() };
@@ -398,11 +400,17 @@ fn kept_in(file: &NodeFile, files: &config::RecordFiles, name: &str) -> PathBuf 
 
 /// What is told of flows, and to whom.
 fn export_settings(file: &NodeFile) -> exporter::Settings {
-    let config::Flows { sampling, files, json } = &file.dataplane.flows;
+    let config::Flows { sampling, files, json, ipfix } = &file.dataplane.flows;
     exporter::Settings {
         sampling: *sampling,
         files: files.as_ref().map(|files| (kept_in(file, files, "flows"), files.limits())),
         json: json.clone(),
+        ipfix: ipfix.map(|ipfix| exporter::IpfixTo {
+            collector: ipfix.collector,
+            domain: ipfix.observation_domain,
+            enterprise: ipfix.enterprise_number,
+            templates_every: Duration::from_secs(ipfix.template_seconds.into()),
+        }),
     }
 }
 

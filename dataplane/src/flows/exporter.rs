@@ -4,15 +4,17 @@
 //! numbers, and gives each record to every destination. One that fails loses its own records and stops nothing: each is
 //! counted by destination and reason ([`Tally`]), a line a minute tells of it while it lasts, and it is tried again.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use jiff::Timestamp;
 use tidegate_io::mem::now_ns;
-use tidegate_ledger::{Kept, Limits};
+use tidegate_ledger::{Kept, Limits, Record};
 
 use super::record::{Flow, Line, Origin};
 use super::{NOTES_MAX, Notes};
@@ -21,12 +23,17 @@ use crate::names::{Names, Registry};
 
 /// Where datagrams go.
 mod datagrams;
+/// Records as IPFIX messages.
+mod ipfix;
 
 use datagrams::Datagrams;
 pub use datagrams::To;
+use ipfix::Encoder;
 
 /// How long it rests when no worker has told anything: what a ring must hold.
 const REST: Duration = Duration::from_millis(10);
+/// Records of ports that may wait for the exporter: some megabytes.
+const NAT_EVENTS_MAX: usize = 16_384;
 /// How long a record may wait until it can be read.
 const FLUSH_EVERY_NS: u64 = 200_000_000;
 /// What cannot be done while a disk refuses records.
@@ -39,17 +46,20 @@ pub enum Destination {
     Files,
     /// JSON in datagrams.
     Json,
+    /// IPFIX over UDP.
+    Ipfix,
 }
 
 impl Destination {
     /// All of them.
-    pub const ALL: [Destination; 2] = [Destination::Files, Destination::Json];
+    pub const ALL: [Destination; 3] = [Destination::Files, Destination::Json, Destination::Ipfix];
 
     /// The name for people.
     pub fn name(self) -> &'static str {
         match self {
             Destination::Files => "files",
             Destination::Json => "json",
+            Destination::Ipfix => "ipfix",
         }
     }
 }
@@ -129,12 +139,52 @@ pub struct Settings {
     pub files: Option<(PathBuf, Limits)>,
     /// Where lines of JSON go, one in each datagram.
     pub json: Option<To>,
+    /// The collector of IPFIX.
+    pub ipfix: Option<IpfixTo>,
+}
+
+/// A collector of IPFIX, and what it is told of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpfixTo {
+    /// Its address, UDP.
+    pub collector: SocketAddr,
+    /// Number of the observation domain.
+    pub domain: u32,
+    /// Private enterprise number under which names are told.
+    pub enterprise: u32,
+    /// Between two messages of templates.
+    pub templates_every: Duration,
+}
+
+/// Where the clerk tells who had which port, for the collector of IPFIX.
+#[derive(Clone, Debug)]
+pub struct NatEvents {
+    records: Sender<Record>,
+    tally: Tally,
+}
+
+impl NatEvents {
+    /// A way for [`NAT_EVENTS_MAX`] records, and its other end.
+    pub fn new(tally: &Tally) -> (NatEvents, Receiver<Record>) {
+        let (records, told) = bounded(NAT_EVENTS_MAX);
+        (NatEvents { records, tally: tally.clone() }, told)
+    }
+
+    /// Tells a record, or counts it as lost.
+    pub fn tell(&self, record: &Record) {
+        if self.records.try_send(record.clone()).is_err() {
+            self.tally.count(Destination::Ipfix);
+            self.tally.lose(Destination::Ipfix, Loss::Full, 1);
+        }
+    }
 }
 
 /// Somebody who is given records.
 trait Sink: Send {
     /// Takes one.
     fn put(&mut self, flow: &Flow);
+    /// Takes one of a port that was handed out or taken back: those have files of their own.
+    fn put_port(&mut self, _: &Record) {}
     /// It is time to pass on what has been taken.
     fn flush(&mut self, now: Timestamp);
 }
@@ -174,23 +224,83 @@ impl Sink for Json {
     fn flush(&mut self, _: Timestamp) {}
 }
 
-/// Starts the thread; it ends when every worker has let go of its ring. `notes` are the workers' rings, by number.
+struct Ipfix {
+    encoder: Encoder,
+    datagrams: Datagrams,
+    tally: Tally,
+    templates_every: Duration,
+    told_templates: Option<Instant>,
+}
+
+impl Ipfix {
+    fn new(to: IpfixTo, sampling: u32, tally: Tally) -> Ipfix {
+        Ipfix {
+            encoder: Encoder::new(to.domain, to.enterprise, sampling),
+            datagrams: Datagrams::new(To::Udp(to.collector), Destination::Ipfix, tally.clone()),
+            tally,
+            templates_every: to.templates_every,
+            told_templates: None,
+        }
+    }
+
+    /// Templates come before what needs them.
+    fn tell_templates(&mut self) {
+        if self.told_templates.is_none_or(|at| at.elapsed() >= self.templates_every) {
+            for message in self.encoder.templates(Timestamp::now()) {
+                self.datagrams.send(&message, 0);
+            }
+            self.told_templates = Some(Instant::now());
+        }
+    }
+
+    fn send(&mut self, message: Option<(Vec<u8>, u64)>) {
+        if let Some((message, records)) = message {
+            self.datagrams.send(&message, records);
+        }
+    }
+}
+
+impl Sink for Ipfix {
+    fn put(&mut self, flow: &Flow) {
+        self.tally.count(Destination::Ipfix);
+        self.tell_templates();
+        let message = self.encoder.flow(flow);
+        self.send(message);
+    }
+
+    fn put_port(&mut self, record: &Record) {
+        self.tally.count(Destination::Ipfix);
+        self.tell_templates();
+        let message = self.encoder.port(record);
+        self.send(message);
+    }
+
+    fn flush(&mut self, now: Timestamp) {
+        self.tell_templates();
+        let message = self.encoder.message(now);
+        self.send(message);
+    }
+}
+
+/// Starts the thread; it ends when every worker has let go of its ring, and the clerk of `ports`. `notes` are the workers'
+/// rings, by number.
 ///
 /// # Errors
 /// When the system gives no thread.
 pub fn start(
     notes: Vec<Arc<Notes>>,
+    ports: Receiver<Record>,
     registry: impl Registry + 'static,
     settings: Settings,
     tally: Tally,
 ) -> std::io::Result<JoinHandle<()>> {
-    let mut exporter = Exporter::new(notes, settings, tally);
+    let mut exporter = Exporter::new(notes, ports, settings, tally);
     std::thread::Builder::new().name("flows".into()).spawn(move || {
         loop {
             // Asked first: who lets go of a ring has put everything in.
             let is_over = exporter.notes.iter().all(|notes| Arc::strong_count(notes) == 1);
             let told = exporter.tell(&registry);
-            if is_over && told == 0 {
+            if is_over && exporter.ports.is_none() && told == 0 {
                 return exporter.flush();
             }
             if told < NOTES_MAX / 4 {
@@ -203,6 +313,8 @@ pub fn start(
 /// The exporter's own.
 struct Exporter {
     notes: Vec<Arc<Notes>>,
+    /// Who had which port, until the clerk ends.
+    ports: Option<Receiver<Record>>,
     names: Names,
     sampling: u32,
     sinks: Vec<Box<dyn Sink>>,
@@ -210,8 +322,8 @@ struct Exporter {
 }
 
 impl Exporter {
-    fn new(notes: Vec<Arc<Notes>>, settings: Settings, tally: Tally) -> Exporter {
-        let Settings { sampling, files, json } = settings;
+    fn new(notes: Vec<Arc<Notes>>, ports: Receiver<Record>, settings: Settings, tally: Tally) -> Exporter {
+        let Settings { sampling, files, json, ipfix } = settings;
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
         if let Some((directory, limits)) = files {
             let mut desk = Desk::new(TROUBLE, directory, limits, tally.losses(Destination::Files, Loss::Disk));
@@ -220,9 +332,12 @@ impl Exporter {
         }
         if let Some(to) = json {
             let datagrams = Datagrams::new(to, Destination::Json, tally.clone());
-            sinks.push(Box::new(Json { datagrams, tally, line: Vec::new() }));
+            sinks.push(Box::new(Json { datagrams, tally: tally.clone(), line: Vec::new() }));
         }
-        Exporter { notes, names: Names::default(), sampling, sinks, flushed_ns: 0 }
+        if let Some(to) = ipfix {
+            sinks.push(Box::new(Ipfix::new(to, sampling, tally)));
+        }
+        Exporter { notes, ports: Some(ports), names: Names::default(), sampling, sinks, flushed_ns: 0 }
     }
 
     /// Tells what is in the rings now; how many notes that were.
@@ -240,8 +355,27 @@ impl Exporter {
                 told += 1;
             }
         }
+        told += self.tell_ports();
         if now_ns().saturating_sub(self.flushed_ns) >= FLUSH_EVERY_NS {
             self.flush();
+        }
+        told
+    }
+
+    /// The same of ports.
+    fn tell_ports(&mut self) -> usize {
+        let Some(ports) = &self.ports else { return 0 };
+        let mut told = 0;
+        while told < NOTES_MAX {
+            match ports.try_recv() {
+                Ok(record) => self.sinks.iter_mut().for_each(|sink| sink.put_port(&record)),
+                Err(TryRecvError::Empty) => return told,
+                Err(TryRecvError::Disconnected) => {
+                    self.ports = None;
+                    return told;
+                }
+            }
+            told += 1;
         }
         told
     }
@@ -301,6 +435,7 @@ mod tests {
             sampling: 10,
             files: directory.map(|directory| (directory.into(), Limits::default())),
             json: json.map(|path| To::Unix(path.into())),
+            ipfix: None,
         }
     }
 
@@ -323,7 +458,9 @@ mod tests {
         collector.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let rings = [Notes::new(), Notes::new()];
         let tally = Tally::default();
-        let told = start(rings.to_vec(), Nobody, settings(Some(&directory), Some(&path)), tally.clone()).unwrap();
+        let (_, no_ports) = bounded(1);
+        let told =
+            start(rings.to_vec(), no_ports, Nobody, settings(Some(&directory), Some(&path)), tally.clone()).unwrap();
         let mut workers = rings.map(|notes| Sampler::new(10, notes, 1));
         for n in 0..40 {
             workers[usize::from(n % 2)].note(of(n));
@@ -350,7 +487,7 @@ mod tests {
         let mut ports: Vec<_> = heard.iter().map(|line| line["source_port"].as_u64().unwrap_or_default()).collect();
         ports.sort_unstable();
         assert_eq!(ports, Vec::from_iter(0..40));
-        assert_eq!(Destination::ALL.map(|to| tally.records(to)), [40, 40]);
+        assert_eq!(Destination::ALL.map(|to| tally.records(to)), [40, 40, 0]);
         assert!(Destination::ALL.iter().all(|to| Loss::ALL.iter().all(|why| tally.lost(*to, *why) == 0)));
     }
 
@@ -363,8 +500,12 @@ mod tests {
         let collector = UnixDatagram::bind(&path).unwrap();
         let notes = Notes::new();
         let tally = Tally::default();
-        let mut exporter =
-            Exporter::new(vec![Arc::clone(&notes)], settings(Some(&directory), Some(&path)), tally.clone());
+        let mut exporter = Exporter::new(
+            vec![Arc::clone(&notes)],
+            bounded(1).1,
+            settings(Some(&directory), Some(&path)),
+            tally.clone(),
+        );
         let mut sampler = Sampler::new(10, notes, 1);
         (0..5).for_each(|n| sampler.note(of(n)));
         assert_eq!(exporter.tell(&Nobody), 5);
