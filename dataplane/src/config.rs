@@ -135,6 +135,8 @@ impl Default for RecordFiles {
 pub struct Flows {
     /// One packet in so many is told; 0: none.
     pub sampling: u32,
+    /// Whether it is told when a connection begins and ends, and what it has come to.
+    pub connections: bool,
     /// Lines of JSON in files; absent: none.
     pub files: Option<RecordFiles>,
     /// Where lines of JSON go as datagrams, `udp:ADDRESS:PORT` or `unix:/PATH`; absent: nowhere.
@@ -564,7 +566,12 @@ impl RecordFiles {
 impl Flows {
     /// Whether anything is told.
     pub fn is_on(&self) -> bool {
-        self.sampling > 0 || self.tells_nat_events()
+        self.has_notes() || self.tells_nat_events()
+    }
+
+    /// Whether workers note anything.
+    pub fn has_notes(&self) -> bool {
+        self.sampling > 0 || self.connections
     }
 
     /// Whether somebody is told who had which port.
@@ -583,7 +590,7 @@ impl Flows {
         })?;
         self.files.as_ref().map_or(Ok(()), |files| files.check("dataplane.flows.files"))?;
         ensure(self.is_on() || !self.has_destination(), "dataplane.flows", || {
-            "somebody is to be told, but nothing: give `sampling`, or `natEvents` of `ipfix`".into()
+            "somebody is to be told, but nothing: give `sampling`, `connections`, or `natEvents` of `ipfix`".into()
         })?;
         ensure(self.has_destination() || !self.is_on(), "dataplane.flows", || {
             "nobody is told: give `files`, `json` or `ipfix`".into()
@@ -735,7 +742,7 @@ dataplane:
   onDeath: pass
   gateways: { keyFile: /etc/tidegate/key, port: 7000, intervalMs: 100, deadAfterMs: 400, drainMs: 0 }
   routes: { enabled: true, device: vips, protocol: 200, table: 100, metric: 50, aggregate: { ipv4: 24 }, withdrawWhenEmpty: true, silenceMs: 400, lingerMs: 0 }
-  flows: { sampling: 1000, files: { directory: /var/log/flows, totalMibMax: 256 }, json: "unix:/run/flows.sock", ipfix: { collector: "[2001:db8::9]:4739", natEvents: true } }
+  flows: { sampling: 1000, connections: true, files: { directory: /var/log/flows, totalMibMax: 256 }, json: "unix:/run/flows.sock", ipfix: { collector: "[2001:db8::9]:4739", natEvents: true } }
 control:
   source: { directory: /etc/tidegate/manifests }
   anything: [1, 2, { three: 4 }]
@@ -774,6 +781,7 @@ control:
         let directory = Some("/var/log/flows".into());
         let flows = Flows {
             sampling: 1000,
+            connections: true,
             files: Some(RecordFiles { directory, total_mib_max: 256, keep_days: 30 }),
             json: Some(To::Unix("/run/flows.sock".into())),
             ipfix: Some(Ipfix {

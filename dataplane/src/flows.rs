@@ -14,9 +14,10 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::capture::Outcome;
 use crate::counters::Event;
-use crate::state::Entropy;
+use crate::family::Family;
+use crate::state::{Entropy, Tuple};
 use crate::table::{BackendId, DeviceId};
-use crate::wire::Family;
+use crate::wire::Family as Version;
 
 /// What is told of a note: names instead of numbers.
 pub mod record;
@@ -38,6 +39,14 @@ pub struct Ends {
 }
 
 impl Ends {
+    /// Those of a tuple.
+    pub fn of<A: Family>(tuple: &Tuple<A>) -> Ends {
+        Ends {
+            source: (tuple.source.mapped(), tuple.source_port),
+            destination: (tuple.destination.mapped(), tuple.destination_port),
+        }
+    }
+
     /// The other way round.
     #[must_use]
     pub fn reversed(self) -> Ends {
@@ -65,6 +74,43 @@ pub enum Subject {
         /// Whether it is of the direction that answers.
         is_reply: bool,
     },
+    /// A flow that has begun.
+    Begun,
+    /// A flow that has ended.
+    Ended {
+        /// Packets of either direction, the original one first.
+        packets: [u64; 2],
+        /// Bytes of their IP packets.
+        bytes: [u64; 2],
+        /// When it began, monotonic nanoseconds.
+        begun_ns: u64,
+        /// When its timer was started last, which is by nearly every packet; monotonic nanoseconds.
+        seen_ns: u64,
+        /// Why it ended.
+        reason: Reason,
+    },
+}
+
+/// Why a flow ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Its ends closed or reset it, and the time after that was over.
+    Closed,
+    /// Nothing came for as long as it may be idle.
+    Idle,
+    /// Another took its place, or its tuple.
+    Replaced,
+}
+
+impl Reason {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Closed => "closed",
+            Reason::Idle => "idle",
+            Reason::Replaced => "replaced",
+        }
+    }
 }
 
 /// What a worker noted. Names of rows are those of the tables of `generation`, or of younger ones.
@@ -77,7 +123,7 @@ pub struct Note {
     /// What it is about.
     pub subject: Subject,
     /// Family of the addresses.
-    pub family: Family,
+    pub family: Version,
     /// IANA protocol number.
     pub protocol: u8,
     /// As packets come in.
@@ -104,6 +150,11 @@ impl Notes {
     /// An empty ring for at least one note.
     pub fn with_room(notes: usize) -> Arc<Notes> {
         Arc::new(Notes(ArrayQueue::new(notes.max(1))))
+    }
+
+    /// Puts a note in; false: there is no room.
+    pub fn put(&self, note: Note) -> bool {
+        self.0.push(note).is_ok()
     }
 
     /// The oldest note that nobody has taken yet.
@@ -186,7 +237,7 @@ impl Sampler {
     /// Puts a note into the ring, or counts it as lost.
     pub fn note(&mut self, note: Note) {
         match &self.notes {
-            Some(notes) if notes.0.push(note).is_ok() => self.noted += 1,
+            Some(notes) if notes.put(note) => self.noted += 1,
             Some(_) => self.lost += 1,
             None => {}
         }
@@ -265,7 +316,7 @@ pub(crate) mod tests {
                 device: DeviceId::NONE,
                 is_reply: false,
             },
-            family: Family::V4,
+            family: Version::V4,
             protocol: 6,
             came: Ends { source: end, destination: end },
             left: None,

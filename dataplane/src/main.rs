@@ -48,6 +48,7 @@ use tidegate_dataplane::server::mailboxes::{Mailbox, Mailboxes};
 use tidegate_dataplane::server::{Announcers, Server};
 use tidegate_dataplane::stage::parse::Ingress;
 use tidegate_dataplane::stage::verdict::Exits;
+use tidegate_dataplane::state::connections::Connections;
 use tidegate_dataplane::state::{Capacity, Entropy, State};
 use tidegate_dataplane::table::owner::OwnerTable;
 use tidegate_dataplane::table::publish::Publisher;
@@ -296,18 +297,25 @@ fn start(
         let mut state = State::new(capacity(section), [secret(1), secret(2)], now_ns()).context("memory for flows")?;
         state.set_half_open_percent(section.half_open_percent);
         state.egress.record_to(outbox.clone());
+        // Half a megabyte that nothing touches where nothing is noted.
+        let ring = Notes::new();
+        if section.flows.connections {
+            let connections = Connections::new(&capacity(section), Arc::clone(&ring));
+            state.connections = Some(Box::new(connections.context("memory for what connections come to")?));
+        }
         let (questions, mailbox) = bounded(QUESTIONS_MAX);
         let entropy = Entropy::new(secret(3));
         let mut worker = Worker::new(id, readers(), exits, ingress, state, entropy, wants.clone(), mailbox);
+        if section.flows.sampling > 0 {
+            worker.sample(Sampler::new(section.flows.sampling, Arc::clone(&ring), secret(6) ^ u64::from(id)));
+        }
+        if section.flows.has_notes() {
+            notes.push(ring);
+        }
         worker.link(links);
         worker.ask_for_ports(port_wants.clone());
         if id == 0 {
             worker.count_records_lost(Arc::clone(&records_lost));
-        }
-        if section.flows.sampling > 0 {
-            let ring = Notes::new();
-            worker.sample(Sampler::new(section.flows.sampling, Arc::clone(&ring), secret(6) ^ u64::from(id)));
-            notes.push(ring);
         }
         mailboxes.push(Mailbox { questions, core: section.cores.get(workers.len()).copied() });
         workers.push(worker);
@@ -400,7 +408,7 @@ fn kept_in(file: &NodeFile, files: &config::RecordFiles, name: &str) -> PathBuf 
 
 /// What is told of flows, and to whom.
 fn export_settings(file: &NodeFile) -> exporter::Settings {
-    let config::Flows { sampling, files, json, ipfix } = &file.dataplane.flows;
+    let config::Flows { sampling, files, json, ipfix, connections: _ } = &file.dataplane.flows;
     exporter::Settings {
         sampling: *sampling,
         files: files.as_ref().map(|files| (kept_in(file, files, "flows"), files.limits())),

@@ -478,7 +478,7 @@ fn pass_through<A: Family>(
     let mtu = if at.tcp_flags & segment::SYN != 0 { mtu_both_ways(tables, entry) } else { None };
     let backend = entry.backend;
     if let Some(fold) = folded {
-        state.usage.fold(backend, hit.direction, fold);
+        state.fold::<A>(hit.flow, hit.direction, fold);
         A::flows_mut(state).settle(hit.flow);
     }
     if let Some(is_active) = turned {
@@ -568,9 +568,9 @@ fn forward_later<A: Family>(
     if entry.protocol() == protocol::UDP && entry.is_kept_by(hit.direction) {
         entry.last_seen_ticks = ticks(now_ns);
     }
-    let (to, backend) = (entry.leaving(hit.direction), entry.backend);
+    let to = entry.leaving(hit.direction);
     if let Some(fold) = entry.count(hit.direction, u32::from(packet.l3.total_len)) {
-        state.usage.fold(backend, hit.direction, fold);
+        state.fold::<A>(hit.flow, hit.direction, fold);
         A::flows_mut(state).settle(hit.flow);
     }
     match rewrite::run(packet, frame, &to, None) {

@@ -249,6 +249,9 @@ impl Worker {
     /// frames wait for, which leave before any frame that arrives now.
     fn adopt(&mut self, now_ns: u64) {
         let tables = self.reader.refresh();
+        if let Some(told) = &mut self.state.connections {
+            told.turn(now_ns, tables.generation);
+        }
         if tables.generation == self.generation {
             return;
         }
@@ -415,7 +418,9 @@ impl Worker {
     fn chores(&mut self, now_ns: u64) {
         let tables = self.reader.tables();
         self.counters.add(Event::RecordLost, self.state.egress.take_records_lost());
-        let (noted, lost) = self.sampler.take_counts();
+        let connections = self.state.connections.as_mut().map(|told| told.take_counts()).unwrap_or_default();
+        let sampled = self.sampler.take_counts();
+        let (noted, lost) = (sampled.0 + connections.0, sampled.1 + connections.1);
         self.counters.add(Event::FlowNoted, noted);
         self.counters.add(Event::FlowNoteLost, lost);
         if !self.state.hold.is_empty() {

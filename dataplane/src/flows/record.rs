@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tidegate_ledger::{Gap, Kept, Protocol, Subject as Kind};
 
-use super::{Ends, Note, Subject, Verdict};
+use super::{Ends, Note, Reason, Subject, Verdict};
 use crate::capture::Outcome;
 use crate::compile::address_of;
 use crate::drops::DropReason;
@@ -29,6 +29,10 @@ const TCP_FLAGS: [char; 8] = ['F', 'S', 'R', 'P', 'A', 'U', 'E', 'C'];
 pub enum Event {
     /// One packet, chosen among many.
     Sample,
+    /// A connection has begun.
+    Begin,
+    /// A connection has ended.
+    End,
 }
 
 /// What is told of one packet or connection. What is not known is left out.
@@ -67,10 +71,30 @@ pub struct Flow {
     /// As they leave by their flow.
     #[serde(flatten)]
     pub translated: Option<Translated>,
-    /// Packets that are told of.
-    pub packets: u64,
+    /// Packets that are told of; of a connection those of the side that began it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
     /// Bytes of their IP packets.
-    pub bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Packets of the other side of a connection that has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply_packets: Option<u64>,
+    /// Bytes of their IP packets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply_bytes: Option<u64>,
+    /// When a connection that has ended began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub began: Option<Timestamp>,
+    /// When something of it was seen last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<Timestamp>,
+    /// Why it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_reason: Option<&'static str>,
+    /// The same, for those who count.
+    #[serde(skip)]
+    pub ended: Option<Reason>,
     /// TCP control bits of a packet, as letters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp_flags: Option<String>,
@@ -81,12 +105,14 @@ pub struct Flow {
     #[serde(skip)]
     pub tos: u8,
     /// Whether the packet answers.
-    pub is_reply: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_reply: Option<bool>,
     /// What became of it.
-    pub verdict: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<&'static str>,
     /// The same, for those who count.
     #[serde(skip)]
-    pub end: Verdict,
+    pub end: Option<Verdict>,
     /// Why it was dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_reason: Option<&'static str>,
@@ -148,17 +174,15 @@ impl Flow {
             found if found.is_known() => found,
             _ => place(&came.destination),
         };
-        let Subject::Packet { outcome, counted, bytes, tcp_flags, tos, device, is_reply } = note.subject;
-        let end = Verdict::of(outcome, counted);
-        let device = tables.devices.row(device);
-        let is_tcp = note.protocol == protocol::TCP;
-        Flow {
-            at: moment(note.at_ns.saturating_add(origin.epoch_ns)),
-            event: Event::Sample,
-            sampling: Some(origin.sampling),
+        let at = |ns: u64| moment(ns.saturating_add(origin.epoch_ns));
+        let is_reply = matches!(note.subject, Subject::Packet { is_reply: true, .. });
+        let flow = Flow {
+            at: at(note.at_ns),
+            event: Event::Begin,
+            sampling: None,
             worker: origin.worker,
-            device: device.map(|row| row.name.to_string()),
-            ifindex: device.map_or(0, |row| row.ifindex),
+            device: None,
+            ifindex: 0,
             protocol: Protocol::of_number(note.protocol)
                 .map_or_else(|| note.protocol.to_string(), |known| known.to_string()),
             protocol_number: note.protocol,
@@ -172,21 +196,62 @@ impl Flow {
                 translated_destination: address_of(&left.destination.0),
                 translated_destination_port: left.destination.1,
             }),
-            packets: 1,
-            bytes: bytes.into(),
-            tcp_flags: is_tcp.then(|| letters(tcp_flags)),
-            tcp_bits: tcp_flags,
-            tos,
-            is_reply,
-            verdict: end.name(),
-            end,
-            drop_reason: reason(outcome).map(DropReason::name),
+            packets: None,
+            bytes: None,
+            reply_packets: None,
+            reply_bytes: None,
+            began: None,
+            last_seen: None,
+            end_reason: None,
+            ended: None,
+            tcp_flags: None,
+            tcp_bits: 0,
+            tos: 0,
+            is_reply: None,
+            verdict: None,
+            end: None,
+            drop_reason: None,
             service: service(tables, note, is_reply),
             policy: policy(tables, note, is_reply),
             source_pod: source.pod,
             source_node: source.node,
             destination_pod: destination.pod,
             destination_node: destination.node,
+        };
+        match note.subject {
+            Subject::Begun => flow,
+            Subject::Packet { outcome, counted, bytes, tcp_flags, tos, device, is_reply } => {
+                let end = Verdict::of(outcome, counted);
+                let device = tables.devices.row(device);
+                Flow {
+                    event: Event::Sample,
+                    sampling: Some(origin.sampling),
+                    device: device.map(|row| row.name.to_string()),
+                    ifindex: device.map_or(0, |row| row.ifindex),
+                    packets: Some(1),
+                    bytes: Some(bytes.into()),
+                    tcp_flags: (note.protocol == protocol::TCP).then(|| letters(tcp_flags)),
+                    tcp_bits: tcp_flags,
+                    tos,
+                    is_reply: Some(is_reply),
+                    verdict: Some(end.name()),
+                    end: Some(end),
+                    drop_reason: reason(outcome).map(DropReason::name),
+                    ..flow
+                }
+            }
+            Subject::Ended { packets, bytes, begun_ns, seen_ns, reason } => Flow {
+                event: Event::End,
+                packets: Some(packets[0]),
+                bytes: Some(bytes[0]),
+                reply_packets: Some(packets[1]),
+                reply_bytes: Some(bytes[1]),
+                began: Some(at(begun_ns)),
+                last_seen: Some(at(seen_ns)),
+                end_reason: Some(reason.name()),
+                ended: Some(reason),
+                ..flow
+            },
         }
     }
 }

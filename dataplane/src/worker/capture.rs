@@ -232,22 +232,15 @@ fn ends_of<A: Family>((source, destination): (A, A), read: &L3) -> Ends {
     Ends { source: (source.mapped(), read.source_port), destination: (destination.mapped(), read.destination_port) }
 }
 
-fn ends<A: Family>(tuple: &Tuple<A>) -> Ends {
-    Ends {
-        source: (tuple.source.mapped(), tuple.source_port),
-        destination: (tuple.destination.mapped(), tuple.destination_port),
-    }
-}
-
 fn noted<A: Family>(state: &State, tuple: &Tuple<A>) -> Noted {
-    let came = ends(tuple);
+    let came = Ends::of(tuple);
     let Some(hit) = A::flows(state).lookup(tuple) else {
         return Noted { came, left: None, backend: BackendId::NONE, is_egress: false, is_reply: false };
     };
     let entry = A::flows(state).entry(hit.flow);
     Noted {
         came,
-        left: Some(ends(&entry.leaving(hit.direction))),
+        left: Some(Ends::of(&entry.leaving(hit.direction))),
         backend: BackendId(entry.backend),
         is_egress: entry.is_egress(),
         is_reply: hit.direction == Direction::Reply,

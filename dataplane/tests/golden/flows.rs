@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use tidegate_api::resource::{Backend, Body, Pod, Protocol, Resource};
-use tidegate_dataplane::flows::record::{Flow, Line, Origin};
+use tidegate_dataplane::flows::record::{Event, Flow, Line, Origin};
 use tidegate_dataplane::flows::{Note, Notes, Sampler};
 use tidegate_dataplane::names::{Names, Registered, Registry};
 use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::catalog;
 use tidegate_dataplane::rig::expect::from_peer;
 use tidegate_dataplane::rig::fleet::Fleet;
-use tidegate_dataplane::rig::outside::external;
+use tidegate_dataplane::rig::outside::{self, external};
 use tidegate_dataplane::rig::sketch::ping;
 use tidegate_dataplane::rig::{self, FROM_ROUTER, LAN, WAN};
+use tidegate_dataplane::state::Capacity;
+use tidegate_dataplane::state::connections::Connections;
 use tidegate_dataplane::table::Tables;
+use tidegate_io::HugePages;
 use tidegate_ledger::Kept;
 
 use super::*;
@@ -95,9 +98,9 @@ fn every_packet_of_a_fullnat_connection_is_told_with_both_names() {
             assert_eq!((ends(flow), translated(flow)), (came, left));
             assert_eq!(
                 (flow.is_reply, flow.tcp_flags.as_deref(), flow.protocol.as_str()),
-                (is_reply, Some(flags), "TCP")
+                (Some(is_reply), Some(flags), "TCP")
             );
-            assert_eq!((flow.verdict, flow.drop_reason, flow.sampling), ("forwarded", None, Some(1)));
+            assert_eq!((flow.verdict, flow.drop_reason, flow.sampling), (Some("forwarded"), None, Some(1)));
             assert!(flow.service.starts_with("test/service-1"), "{flow:?}");
             let pods = [&flow.source_pod, &flow.destination_pod].map(String::as_str);
             let nodes = [&flow.source_node, &flow.destination_node].map(String::as_str);
@@ -106,7 +109,8 @@ fn every_packet_of_a_fullnat_connection_is_told_with_both_names() {
             assert_eq!((pods, nodes), (expected_pods, expected_nodes));
             assert_eq!(flow.device.as_deref(), Some(if is_reply { "lan0" } else { "wan0" }));
             let header = if net == Net::BOTH[0] { 20 } else { 40 };
-            assert!((header + 20..=header + 24).contains(&flow.bytes), "{}", flow.bytes);
+            let bytes = flow.bytes.unwrap();
+            assert!((header + 20..=header + 24).contains(&bytes), "{bytes}");
         }
         rig.turn();
         assert_eq!(rig.worker.counters().nonzero()["flow_noted"], 3);
@@ -154,7 +158,7 @@ fn packets_of_the_other_ways_are_told_as_they_go() {
             let flows = told(&rig.publisher.current().clone(), &all(&notes));
             assert_eq!((flows.len(), ends(&flows[0])), (1, (client(net), web(net))), "{mode}");
             assert!(
-                flows[0].service.starts_with("test/service-1") && flows[0].verdict == "forwarded",
+                flows[0].service.starts_with("test/service-1") && flows[0].verdict == Some("forwarded"),
                 "{:?}",
                 flows[0]
             );
@@ -178,7 +182,7 @@ fn packets_of_the_other_ways_are_told_as_they_go() {
         assert_eq!((ends(&flows[0]), translated(&flows[0])), ((pod, web), ((ours, port), web)));
         assert_eq!((ends(&flows[1]), translated(&flows[1])), ((web, (ours, port)), (web, pod)));
         for (flow, is_reply) in flows.iter().zip([false, true]) {
-            assert_eq!((flow.policy.as_str(), flow.service.as_str(), flow.is_reply), ("out", "", is_reply));
+            assert_eq!((flow.policy.as_str(), flow.service.as_str(), flow.is_reply), ("out", "", Some(is_reply)));
             let pods = [&flow.source_pod, &flow.destination_pod].map(String::as_str);
             assert_eq!(pods, if is_reply { ["", "shop/five"] } else { ["shop/five", ""] });
         }
@@ -201,7 +205,7 @@ fn what_is_dropped_is_told_with_its_reason_and_what_is_no_packet_is_not() {
         }
         drop((rig.sent(LAN), rig.sent(WAN)));
         let flows = told(&rig.publisher.current().clone(), &all(&notes));
-        let said: Vec<_> = flows.iter().map(|flow| (flow.verdict, flow.drop_reason)).collect();
+        let said: Vec<_> = flows.iter().map(|flow| (flow.verdict.unwrap(), flow.drop_reason)).collect();
         let (orphan, foreign) = (("dropped", Some("OrphanSegment")), ("dropped", Some("OtherHost")));
         assert_eq!(said, [("answered", None), orphan, foreign, ("answered", None)]);
         assert_eq!(flows[1].service, if net == Net::BOTH[0] { "test/service-1" } else { "test/service-11" });
@@ -291,4 +295,105 @@ fn a_ring_that_is_full_loses_notes_and_no_packet() {
     rig.turn();
     let counted = rig.worker.counters().nonzero();
     assert_eq!((counted["flow_noted"], counted["flow_note_lost"], all(&notes).len()), (16, 84, 16));
+}
+
+/// A gateway that tells of every connection; its notes.
+fn telling(tables: Tables) -> (Rig, Arc<Notes>) {
+    let mut rig = Rig::new(tables).unwrap();
+    let notes = Notes::new();
+    let capacity = Capacity { flows_v4: 4096, flows_v6: 4096, backends: 1, huge: HugePages::Off };
+    let connections = Connections::new(&capacity, Arc::clone(&notes)).unwrap();
+    rig.worker.state_mut().connections = Some(Box::new(connections));
+    (rig, notes)
+}
+
+/// Turns until everything that is idle has ended.
+fn outwait(rig: &mut Rig, seconds: u64) {
+    for _ in 0..seconds {
+        rig.now_ns += 1_000_000_000;
+        rig.turn();
+    }
+}
+
+/// What a connection came to is exact, handshake included, though its entry gives its counters away every few seconds; and the
+/// counters of its backend are what they are without.
+#[test]
+fn a_connection_is_told_when_it_begins_and_ends_with_all_that_it_came_to() {
+    for net in Net::BOTH {
+        let (mut rig, notes) = telling(tables());
+        let port = connect(&mut rig, net);
+        let begun = told(&rig.publisher.current().clone(), &all(&notes));
+        assert_eq!((begun.len(), begun[0].event, ends(&begun[0])), (1, Event::Begin, (client(net), web(net))));
+        assert_eq!(translated(&begun[0]), ((net.source(), port), web_pod(net)));
+        assert_eq!((begun[0].destination_pod.as_str(), begun[0].verdict, begun[0].packets), ("shop/five", None, None));
+        let header = if net == Net::BOTH[0] { 40 } else { 60 };
+        // As the rig's packets are: a SYN with MSS or without, then bare ones.
+        let (mut there, mut back) = ((2, 2 * header), (1, header));
+        for n in 0..300u32 {
+            rig.rx_wan(&to_web(net).segment("PA", 101, 501).data([7; 9]));
+            there = (there.0 + 1, there.1 + header + 9);
+            if n % 3 == 0 {
+                rig.rx_overlay(net, 0, &tcp(web_pod(net), (net.source(), port)).segment("PA", 501, 101).data([7; 100]));
+                back = (back.0 + 1, back.1 + header + 100);
+            }
+            drop((rig.sent(LAN), rig.sent(WAN)));
+            // Folds come by.
+            rig.now_ns += 100_000_000;
+        }
+        assert!(all(&notes).is_empty());
+        let last_ns = rig.now_ns - 100_000_000;
+        rig.rx_wan(&to_web(net).segment("R", 101, 0));
+        drop(rig.sent(LAN));
+        there = (there.0 + 1, there.1 + header);
+        outwait(&mut rig, 30);
+        let ended = told(&rig.publisher.current().clone(), &all(&notes));
+        assert_eq!(ended.len(), 1, "{ended:?}");
+        let end = &ended[0];
+        assert_eq!((end.event, end.end_reason, ends(end)), (Event::End, Some("closed"), (client(net), web(net))));
+        assert_eq!((end.packets, end.reply_packets), (Some(there.0), Some(back.0)));
+        let off = |bytes: Option<u64>, expected: u64| bytes.unwrap() - expected;
+        // The options of SYN and SYN-ACK.
+        assert!(off(end.bytes, there.1) <= 24 && off(end.reply_bytes, back.1) <= 24, "{end:?} {there:?} {back:?}");
+        let lasted = end.last_seen.unwrap().duration_since(end.began.unwrap()).as_millis();
+        assert!((29_000..33_000).contains(&lasted), "{lasted} ms, last at {last_ns}");
+        let usage = rig.worker.state().usage.row(if net == Net::BOTH[0] { 1000 } else { 11_000 });
+        assert_eq!((usage.packets, usage.live), ([there.0, back.0], 0));
+        assert_eq!(Some(usage.bytes), end.bytes.zip(end.reply_bytes).map(|(there, back)| [there, back]));
+        rig.turn();
+        assert_eq!(rig.worker.counters().nonzero()["flow_noted"], 2);
+    }
+}
+
+/// Datagrams end by being idle; pods' flows have their policy; a flow that gives way is told too; of a flow that could not begin
+/// nothing is.
+#[test]
+fn every_way_to_begin_and_end_is_told() {
+    for net in Net::BOTH {
+        let (mut rig, notes) = telling(tables());
+        ask(&mut rig, net);
+        outwait(&mut rig, 600);
+        let told_now = |rig: &Rig| told(&rig.publisher.current().clone(), &all(&notes));
+        let both = told_now(&rig);
+        let said: Vec<_> = both.iter().map(|flow| (flow.event, flow.end_reason, flow.packets)).collect();
+        assert_eq!(said, [(Event::Begin, None, None), (Event::End, Some("idle"), Some(1))]);
+        // The tuple begins anew.
+        rig.rx_wan(&to_web(net).syn(100));
+        rig.rx_wan(&to_web(net).segment("R", 101, 0));
+        rig.now_ns += 2_000_000_000;
+        rig.rx_wan(&to_web(net).syn(90_000));
+        drop(rig.sent(LAN));
+        let events: Vec<_> = told_now(&rig).iter().map(|flow| (flow.event, flow.end_reason)).collect();
+        let begin = (Event::Begin, None);
+        assert!(
+            matches!(events[..], [first, (Event::End, Some("replaced" | "closed")), last] if first == begin && last == begin),
+            "{events:?}"
+        );
+
+        let (mut rig, notes) = telling(outside::town().0);
+        let (pod, web) = (egress::pod(net), egress::web(net));
+        let port = egress::connect(&mut rig, net, pod, web);
+        let flows = told(&rig.publisher.current().clone(), &all(&notes));
+        assert_eq!((flows.len(), ends(&flows[0]), flows[0].policy.as_str()), (1, (pod, web), "out"));
+        assert_eq!(translated(&flows[0]), ((external(net, 1), port), web));
+    }
 }

@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use tidegate_ledger::{Holding, Record};
 
-use crate::flows::Verdict;
 use crate::flows::record::{Flow, Translated};
+use crate::flows::{Reason, Verdict};
 
 /// Longest message, bytes: what is left of 1280 by the headers of IPv6 and UDP.
 pub(super) const MESSAGE_BYTES_MAX: usize = 1232;
@@ -47,10 +47,15 @@ const NAMES: [(u16, &str, &str); 8] = [
     (8, "dropReason", "Why the packet was dropped"),
 ];
 
+/// Private enterprise number of elements about the reverse direction (RFC 5103 section 6.1).
+const REVERSE: u32 = 29_305;
+
 /// A template: its number, and elements of IANA with their lengths; then elements of the enterprise.
 struct Template {
     id: u16,
     elements: &'static [(u16, u16)],
+    /// Elements of IANA about the reverse direction, with their lengths; after the others.
+    reverse: &'static [(u16, u16)],
     names: &'static [u16],
 }
 
@@ -76,6 +81,7 @@ const SAMPLE_V4: Template = Template {
         (1, 8),   // octetDeltaCount
         (302, 8), // selectorId
     ],
+    reverse: &[],
     names: &[1, 2, 3, 4, 5, 6, 7, 8],
 };
 const SAMPLE_V6: Template = Template {
@@ -100,6 +106,7 @@ const SAMPLE_V6: Template = Template {
         (1, 8),
         (302, 8),
     ],
+    reverse: &[],
     names: SAMPLE_V4.names,
 };
 /// Of RFC 8158: a session, or a binding, whose destination is zero.
@@ -116,14 +123,61 @@ const NAT_V4: Template = Template {
         (4, 1),
         (230, 1), // natEvent
     ],
+    reverse: &[],
     names: &[2, 3, 6],
 };
 const NAT_V6: Template = Template {
     id: 259,
     elements: &[(323, 8), (27, 16), (281, 16), (28, 16), (7, 2), (227, 2), (11, 2), (4, 1), (230, 1)],
+    reverse: &[],
     names: NAT_V4.names,
 };
-const ALL: [&Template; 4] = [&SAMPLE_V4, &SAMPLE_V6, &NAT_V4, &NAT_V6];
+/// Connections: what the side sent that began it, and by elements of the reverse direction (RFC 5103) what the other one did.
+const CONNECTION_V4: Template = Template {
+    id: 262,
+    elements: &[
+        (152, 8),
+        (153, 8),
+        (8, 4),
+        (12, 4),
+        (225, 4),
+        (226, 4),
+        (7, 2),
+        (11, 2),
+        (227, 2),
+        (228, 2),
+        (4, 1),
+        (233, 1), // firewallEvent
+        (136, 1), // flowEndReason
+        (2, 8),
+        (1, 8),
+    ],
+    reverse: &[(2, 8), (1, 8)],
+    names: &[1, 2, 3, 4, 5, 6],
+};
+const CONNECTION_V6: Template = Template {
+    id: 263,
+    elements: &[
+        (152, 8),
+        (153, 8),
+        (27, 16),
+        (28, 16),
+        (281, 16),
+        (282, 16),
+        (7, 2),
+        (11, 2),
+        (227, 2),
+        (228, 2),
+        (4, 1),
+        (233, 1),
+        (136, 1),
+        (2, 8),
+        (1, 8),
+    ],
+    reverse: CONNECTION_V4.reverse,
+    names: CONNECTION_V4.names,
+};
+const ALL: [&Template; 6] = [&SAMPLE_V4, &SAMPLE_V6, &NAT_V4, &NAT_V6, &CONNECTION_V4, &CONNECTION_V6];
 
 /// Templates of options: number, how many of the elements are the scope, elements.
 type Options = (u16, u16, &'static [(u16, u16)]);
@@ -161,17 +215,17 @@ impl Encoder {
         Encoder { domain, enterprise, sampling, sequence: 0, sets: Default::default(), waiting: 0 }
     }
 
-    /// Adds the record of a packet; a message that has to go first, with how many records it has.
+    /// Adds the record of a packet or connection; a message that has to go first, with how many records it has.
     pub(super) fn flow(&mut self, flow: &Flow) -> Option<(Vec<u8>, u64)> {
         let mut out = Vec::new();
-        let at = milliseconds(flow.at);
+        let times = [flow.began.unwrap_or(flow.at), flow.last_seen.unwrap_or(flow.at)].map(milliseconds);
         let left = flow.translated.unwrap_or(Translated {
             translated_source: flow.source,
             translated_source_port: flow.source_port.unwrap_or_default(),
             translated_destination: flow.destination,
             translated_destination_port: flow.destination_port.unwrap_or_default(),
         });
-        out.extend([at, at].iter().flat_map(|at| at.to_be_bytes()));
+        out.extend(times.iter().flat_map(|at| at.to_be_bytes()));
         for address in [flow.source, flow.destination, left.translated_source, left.translated_destination] {
             put_address(&mut out, address);
         }
@@ -182,30 +236,48 @@ impl Encoder {
             left.translated_destination_port,
         ];
         out.extend(ports.iter().flat_map(|port| port.to_be_bytes()));
-        out.extend([flow.protocol_number, flow.tos]);
-        out.extend(u16::from(flow.tcp_bits).to_be_bytes());
-        // RFC 7270 section 4.12: the upper two bits say so much, the others why.
-        out.push(match flow.end {
-            Verdict::Forwarded => 1 << 6,
-            Verdict::Dropped => 2 << 6,
-            Verdict::Answered | Verdict::Consumed => 3 << 6,
-            Verdict::Held => 0,
-        });
-        out.extend(flow.ifindex.to_be_bytes());
-        out.extend([flow.packets, flow.bytes, SELECTOR].iter().flat_map(|number| number.to_be_bytes()));
-        for name in [
-            flow.service.as_str(),
+        out.push(flow.protocol_number);
+        let counted = [flow.packets, flow.bytes].map(Option::unwrap_or_default);
+        let first = if let Some(end) = flow.end {
+            out.push(flow.tos);
+            out.extend(u16::from(flow.tcp_bits).to_be_bytes());
+            // RFC 7270 section 4.12: the upper two bits say so much, the others why.
+            out.push(match end {
+                Verdict::Forwarded => 1 << 6,
+                Verdict::Dropped => 2 << 6,
+                Verdict::Answered | Verdict::Consumed => 3 << 6,
+                Verdict::Held => 0,
+            });
+            out.extend(flow.ifindex.to_be_bytes());
+            out.extend(counted.iter().chain(&[SELECTOR]).flat_map(|number| number.to_be_bytes()));
+            0
+        } else {
+            // Created, deleted; idle timeout, end detected, forced end (IANA's registry).
+            out.push(if flow.ended.is_some() { 2 } else { 1 });
+            out.push(match flow.ended {
+                None => 0,
+                Some(Reason::Idle) => 1,
+                Some(Reason::Closed) => 3,
+                Some(Reason::Replaced) => 4,
+            });
+            let back = [flow.reply_packets, flow.reply_bytes].map(Option::unwrap_or_default);
+            out.extend(counted.iter().chain(&back).flat_map(|number| number.to_be_bytes()));
+            4
+        };
+        let names: [&str; 6] = [
+            &flow.service,
             &flow.source_pod,
             &flow.source_node,
             &flow.destination_pod,
             &flow.destination_node,
             &flow.policy,
-            flow.verdict,
-            flow.drop_reason.unwrap_or_default(),
-        ] {
-            put_name(&mut out, name);
+        ];
+        names.iter().for_each(|name| put_name(&mut out, name));
+        if let Some(verdict) = flow.verdict {
+            put_name(&mut out, verdict);
+            put_name(&mut out, flow.drop_reason.unwrap_or_default());
         }
-        self.add(usize::from(flow.source.is_ipv6()), &out, flow.at)
+        self.add(first + usize::from(flow.source.is_ipv6()), &out, flow.at)
     }
 
     /// Adds the record of a port that was handed out or taken back; of another nothing.
@@ -261,9 +333,13 @@ impl Encoder {
     pub(super) fn templates(&mut self, now: Timestamp) -> [Vec<u8>; 2] {
         let mut templates = Vec::new();
         for template in ALL {
-            let count = template.elements.len() + template.names.len();
+            let count = template.elements.len() + template.reverse.len() + template.names.len();
             put_u16s(&mut templates, &[template.id, u16::try_from(count).unwrap_or_default()]);
             template.elements.iter().for_each(|(id, length)| put_u16s(&mut templates, &[*id, *length]));
+            for (id, length) in template.reverse {
+                put_u16s(&mut templates, &[OF_ENTERPRISE | id, *length]);
+                templates.extend(REVERSE.to_be_bytes());
+            }
             for id in template.names {
                 put_u16s(&mut templates, &[OF_ENTERPRISE | id, VARIABLE]);
                 templates.extend(self.enterprise.to_be_bytes());

@@ -141,14 +141,20 @@ fn flow(is_v6: bool, port: u16, name: &str) -> Flow {
             translated_destination: address(4),
             translated_destination_port: 8080,
         }),
-        packets: 1,
-        bytes: 1400,
+        packets: Some(1),
+        bytes: Some(1400),
+        reply_packets: None,
+        reply_bytes: None,
+        began: None,
+        last_seen: None,
+        end_reason: None,
+        ended: None,
         tcp_flags: Some("PA".into()),
         tcp_bits: 0x18,
         tos: 0x2e << 2,
-        is_reply: false,
-        verdict: "dropped",
-        end: Verdict::Dropped,
+        is_reply: Some(false),
+        verdict: Some("dropped"),
+        end: Some(Verdict::Dropped),
         drop_reason: Some("TooBig"),
         service: name.into(),
         source_pod: String::new(),
@@ -198,11 +204,48 @@ fn a_sample_is_read_as_it_was_told() {
         let names: Vec<_> = (1..=8).map(|id| text(data, id)).collect();
         assert_eq!(names, ["shop/web", "", "", "shop/web-0", "w1", "", "dropped", "TooBig"]);
         // What is not translated leaves as it came.
-        let plain = Flow { translated: None, end: Verdict::Forwarded, ..flow.clone() };
+        let plain = Flow { translated: None, end: Some(Verdict::Forwarded), ..flow.clone() };
         encoder.flow(&plain);
         let (_, read) = collector.read(&encoder.message(Timestamp::now()).unwrap().0);
         assert_eq!((address(&read[0], addresses[2]), number(&read[0], 228)), (flow.source, 80));
         assert_eq!(number(&read[0], 89), 64);
+    }
+}
+
+#[test]
+fn a_connection_is_read_with_both_directions() {
+    for (is_v6, reason, code) in [(false, Reason::Closed, 3), (true, Reason::Idle, 1), (true, Reason::Replaced, 4)] {
+        let (mut encoder, mut collector) = told();
+        let sample = flow(is_v6, 40_000, "shop/web");
+        let begun =
+            Flow { event: Event::Begin, verdict: None, end: None, packets: None, bytes: None, ..sample.clone() };
+        let ended = Flow {
+            event: Event::End,
+            packets: Some(7),
+            bytes: Some(700),
+            reply_packets: Some(5_000_000_000),
+            reply_bytes: Some(9),
+            began: Some(Timestamp::from_millisecond(1_800_000_000_001).unwrap()),
+            last_seen: Some(Timestamp::from_millisecond(1_800_000_000_100).unwrap()),
+            ended: Some(reason),
+            ..begun.clone()
+        };
+        encoder.flow(&begun);
+        encoder.flow(&ended);
+        encoder.flow(&sample);
+        let (_, read) = collector.read(&encoder.message(Timestamp::now()).unwrap().0);
+        let [_, begin, end] = read.as_slice() else { panic!("{read:?}") };
+        assert_eq!((begin.0, end.0), if is_v6 { (263, 263) } else { (262, 262) });
+        assert_eq!(
+            [233, 136, 2, 1, 152, 153].map(|id| number(begin, id)),
+            [1, 0, 0, 0, 1_800_000_000_123, 1_800_000_000_123]
+        );
+        assert_eq!([233, 136, 2, 1].map(|id| number(end, id)), [2, code, 7, 700]);
+        assert_eq!([152, 153].map(|id| number(end, id)), [1_800_000_000_001, 1_800_000_000_100]);
+        let back = |id| end.1[&(id, 29_305)].iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+        assert_eq!((back(2), back(1)), (5_000_000_000, 9));
+        assert_eq!((text(end, 1), text(end, 5)), ("shop/web".into(), "w1".into()));
+        assert_eq!([7, 11, 227, 228].map(|id| number(end, id)), [40_000, 80, 31_000, 8080]);
     }
 }
 
@@ -224,7 +267,7 @@ fn records_fill_messages_and_none_is_lost() {
     assert_eq!(encoder.message(Timestamp::now()), None);
     for (message, records) in &messages {
         let (_, read) = collector.read(message);
-        let samples: Vec<_> = read.iter().filter(|data| data.0 < 260).collect();
+        let samples: Vec<_> = read.iter().filter(|data| data.0 < 258).collect();
         assert_eq!(samples.len() as u64, *records);
         for data in samples {
             let n = number(data, 7);
