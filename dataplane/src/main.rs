@@ -1,8 +1,8 @@
 //! The dataplane process: reads the node file, opens the devices, starts the threads, and ends them in order.
 //!
 //! Threads: one per worker (frames and state), the compiler (tables), one that follows the kernel, one that saves, one
-//! that proves the ways to nodes, one that speaks with other gateways and one with neighbours on the links, one that listens
-//! and one per client. They are started from the inside out (nobody is answered before they can be served)
+//! that proves the ways to nodes, one that writes who had which port, one that tells of flows, one that speaks with other
+//! gateways and one with neighbours on the links, one that listens and one per client. They are started from the inside out (nobody is answered before they can be served)
 //! and end the other way round. One process hangs on this one: the keeper of routes to VIPs, the same program by another
 //! command, which ends with this one whatever happens to it. The pinholes stay on the devices: while nobody is here they drop what is ours, which a
 //! kernel without our flows would answer with resets, and the next process takes them over.

@@ -524,4 +524,60 @@ mod tests {
         assert_eq!(events, ["start", "gap", "sample", "sample", "sample", "sample", "sample"]);
         assert_eq!(lines(&directory)[1]["count"], 5);
     }
+    /// Numbers of the sets in a message (RFC 7011 section 3.3.2).
+    fn sets(message: &[u8]) -> Vec<u16> {
+        let word = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
+        assert_eq!((word(0), usize::from(word(2))), (10, message.len()));
+        let (mut at, mut sets) = (16, Vec::new());
+        while at < message.len() {
+            sets.push(word(at));
+            at += usize::from(word(at + 2));
+        }
+        sets
+    }
+
+    /// Over both families: templates first, then samples and what the clerk told; the thread ends with both.
+    #[test]
+    fn a_collector_of_ipfix_hears_of_packets_and_of_ports() {
+        for own in ["127.0.0.1:0", "[::1]:0"] {
+            let collector = std::net::UdpSocket::bind(own).unwrap();
+            collector.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let tally = Tally::default();
+            let (events, ports) = NatEvents::new(&tally);
+            let ipfix = IpfixTo {
+                collector: collector.local_addr().unwrap(),
+                domain: 7,
+                enterprise: 32473,
+                templates_every: Duration::from_secs(60),
+            };
+            let notes = Notes::new();
+            let settings = Settings { ipfix: Some(ipfix), ..settings(None, None) };
+            let told = start(vec![Arc::clone(&notes)], ports, Nobody, settings, tally.clone()).unwrap();
+            let mut sampler = Sampler::new(10, notes, 1);
+            sampler.note(of(4));
+            let holding = tidegate_ledger::Holding {
+                external: "192.0.2.1".parse().unwrap(),
+                ports: (40_000, 40_000),
+                protocol: tidegate_ledger::Protocol::Tcp,
+                remote: None,
+                internal: "10.244.1.7".parse().unwrap(),
+                internal_port: Some(5000),
+                pod: String::new(),
+                node: String::new(),
+                policy: String::new(),
+            };
+            events.tell(&Record::Begin { at: Timestamp::now(), holding });
+            drop((sampler, events));
+            told.join().unwrap();
+            let mut bytes = [0; 2048];
+            let mut heard = Vec::new();
+            while !(heard.contains(&256) && heard.contains(&258)) {
+                let length = collector.recv(&mut bytes).unwrap();
+                heard.extend(sets(&bytes[..length]));
+            }
+            assert_eq!(heard[..4], [2, 3, 260, 261], "{heard:?}");
+            assert_eq!(tally.records(Destination::Ipfix), 2);
+            assert!(Loss::ALL.iter().all(|why| tally.lost(Destination::Ipfix, *why) == 0));
+        }
+    }
 }
