@@ -358,7 +358,7 @@ pub(crate) mod tests {
             assert!(off <= slack, "1:{one_in}: {} of {packets}, {off} off, {slack} allowed", places.len());
             if one_in >= 10 {
                 let mut residues = vec![0u32; one_in as usize];
-                places.iter().for_each(|place| residues[(place % u64::from(one_in)) as usize] += 1);
+                places.iter().for_each(|place| residues[usize::try_from(place % u64::from(one_in)).unwrap()] += 1);
                 let fullest = residues.iter().max().unwrap();
                 assert!(
                     f64::from(*fullest) < 10.0 + 4.0 * places.len() as f64 / f64::from(one_in),

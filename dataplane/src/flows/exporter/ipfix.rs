@@ -409,7 +409,8 @@ fn put_address(out: &mut Vec<u8>, address: IpAddr) {
 
 /// A string with its length, no more of it than there is room for.
 fn put_name(out: &mut Vec<u8>, name: &str) {
-    let kept = &name[..name.floor_char_boundary(NAME_BYTES_MAX)];
+    let longest = name.len().min(NAME_BYTES_MAX);
+    let kept = (0..=longest).rev().find_map(|end| name.get(..end)).unwrap_or_default();
     out.push(u8::try_from(kept.len()).unwrap_or_default());
     out.extend_from_slice(kept.as_bytes());
 }

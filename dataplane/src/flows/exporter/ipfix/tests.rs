@@ -58,7 +58,7 @@ impl Collector {
                 }
             }
         }
-        self.sequence += records.len() as u32;
+        self.sequence += u32::try_from(records.len()).unwrap();
         (domain, records)
     }
 
@@ -271,8 +271,8 @@ fn records_fill_messages_and_none_is_lost() {
         assert_eq!(samples.len() as u64, *records);
         for data in samples {
             let n = number(data, 7);
-            assert_eq!(data.0 == 257, n % 3 == 0);
-            assert_eq!(text(data, 1), "ü".repeat((n as usize % 100).min(NAME_BYTES_MAX / 2)));
+            assert_eq!(data.0 == 257, n.is_multiple_of(3));
+            assert_eq!(text(data, 1), "ü".repeat(usize::try_from(n % 100).unwrap().min(NAME_BYTES_MAX / 2)));
             ports.push(n);
         }
         lengths.push(message.len());
