@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use tidegate_dataplane::rig;
 use tidegate_dataplane::table::backend::{BackendRow, BackendState};
 use tidegate_dataplane::table::maglev::{self, Ring};
+use tidegate_dataplane::table::neighbour::NeighbourRow;
 use tidegate_dataplane::table::publish::Publisher;
-use tidegate_dataplane::table::{BackendId, Family, ServiceId, Tables};
+use tidegate_dataplane::table::tunnel::TunnelRow;
+use tidegate_dataplane::table::{BackendId, Family, ServiceId, Tables, TunnelId};
 
 fn ring(criterion: &mut Criterion) {
     let members: Vec<_> = (0..1000u16)
@@ -51,10 +54,33 @@ fn publish(criterion: &mut Criterion) {
     });
 }
 
+/// A neighbour's address changes, and the ways out to 5,000 peers follow.
+fn lanes(criterion: &mut Criterion) {
+    let mut tables = rig::tables();
+    let Some((_, peer)) = tables.tunnels.rows().next().map(|(id, row)| (id, row.clone())) else { return };
+    let Some(neighbour) = tables.neighbours.rows().next().map(|(id, row)| (id, *row)) else { return };
+    for n in 0..5000u16 {
+        let [high, low] = n.to_be_bytes();
+        let underlay = tidegate_dataplane::table::mapped(&[10, 1, high, low]);
+        Arc::make_mut(&mut tables.tunnels).set(TunnelId(n), TunnelRow { underlay, ..peer.clone() });
+    }
+    let (mut publisher, _) = Publisher::new(tables);
+    let mut mac = 0u8;
+    criterion.bench_function("publish/neighbour_of_5000_peers", |bencher| {
+        bencher.iter(|| {
+            mac = mac.wrapping_add(1);
+            let mut tables = publisher.current().clone();
+            let row = NeighbourRow { mac: [mac; 6], ..neighbour.1 };
+            Arc::make_mut(&mut tables.neighbours).set(neighbour.0, row);
+            publisher.publish(tables)
+        });
+    });
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1)).without_plots();
-    targets = ring, publish
+    targets = ring, publish, lanes
 }
 criterion_main!(benches);

@@ -129,7 +129,7 @@ pub fn questions(identities: u32, count: u32) -> Vec<Query> {
         let peer = if number.is_multiple_of(3) { at % identities + 1 } else { 0 };
         let (subject, port) =
             ((at >> 8) % identities + 1, if number.is_multiple_of(5) { 80 } else { 1000 + u16::from(c) });
-        Query { direction: Direction::Ingress, subject, peer, peer_address, protocol: 6, port }
+        Query { direction: Direction::Ingress, subject, peer, peer_address, protocol: 6, port, is_itself: false }
     };
     (0..count).map(question).collect()
 }

@@ -330,6 +330,7 @@ fn line(step: &Step) -> (&'static str, String) {
                     format!("the pod is not known, and {policy} stands")
                 }
                 (policy, Some(rule)) => format!("by rule {rule} of {policy}"),
+                (policy, None) if *allowed => format!("{policy} isolates the pod, which still reaches itself"),
                 (policy, None) => format!("{policy} isolates the pod and no rule accepts"),
             };
             ("policy", format!("{direction} {told}: {by}"))

@@ -78,6 +78,9 @@ pub fn answer(offline: &Offline, mut questions: impl BufRead, out: &mut dyn Writ
         }
         let is_whole = line.ends_with(b"\n") || u64::try_from(line.len()).is_ok_and(|length| length < LINE_BYTES_MAX);
         let asked = match is_whole {
+            true if !line.trim_ascii_start().starts_with(b"{") => {
+                Err("not a question: a JSON object with from, to, protocol and port is one".into())
+            }
             true => serde_json::from_slice::<Question>(&line).map_err(|error| format!("not a question: {error}")),
             false => {
                 questions.skip_until(b'\n').context("reading questions")?;

@@ -52,13 +52,18 @@ fn every_question_has_its_line_in_order() {
     assert_eq!(answers[2]["egress_by"]["name"], "clients");
 
     let file = folder.path().join("questions.jsonl");
-    fs::write(&file, format!("nonsense\n{{\"from\":\"shop/nobody\",\"to\":\"shop/web\",\"port\":1}}\n{questions}"))
+    fs::write(&file, format!("[]\n[\"192.0.2.7\",\"shop/web\",\"TCP\",8080]\nnonsense\n{{\"from\":\"shop/nobody\",\"to\":\"shop/web\",\"port\":1}}\n{questions}"))
         .unwrap();
     let partly = tidegate(folder.path(), &["eval", "--queries", file.to_str().unwrap()], "");
     assert_eq!(partly.status.code(), Some(1));
     let answers = lines(&partly);
-    assert_eq!(answers.len(), 5, "the rest is answered");
-    assert_eq!((&answers[0]["line"], &answers[1]["from"]), (&1.into(), &"shop/nobody".into()));
+    assert_eq!(answers.len(), 7, "the rest is answered");
+    for (number, answer) in (1..).zip(&answers[..3]) {
+        assert_eq!(answer["line"], number);
+        assert_eq!(answer["error"], "not a question: a JSON object with from, to, protocol and port is one");
+    }
+    let answers = &answers[2..];
+    assert_eq!((&answers[0]["line"], &answers[1]["from"]), (&3.into(), &"shop/nobody".into()));
     assert!(answers[1]["error"].as_str().unwrap().contains("there is no pod shop/nobody"));
     assert_eq!(answers[2]["combined"], "allow");
 }

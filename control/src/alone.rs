@@ -12,7 +12,18 @@ pub const LOCK_FILE: &str = "control.lock";
 
 /// The lock, held until dropped.
 #[derive(Debug)]
-pub struct Alone(#[expect(dead_code, reason = "the lock is its descriptor's")] File);
+pub struct Alone {
+    #[expect(dead_code, reason = "the lock is its descriptor's")]
+    file: File,
+    has_predecessor: bool,
+}
+
+impl Alone {
+    /// Whether a control has worked with the directory before.
+    pub fn has_predecessor(&self) -> bool {
+        self.has_predecessor
+    }
+}
 
 /// Takes the lock in `state_dir`.
 ///
@@ -22,9 +33,10 @@ pub fn hold(state_dir: &Path) -> io::Result<Alone> {
     let path = state_dir.join(LOCK_FILE);
     let explain = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     fs::create_dir_all(state_dir).map_err(explain)?;
+    let has_predecessor = path.try_exists().map_err(explain)?;
     let file = File::options().create(true).append(true).open(&path).map_err(explain)?;
     match file.try_lock() {
-        Ok(()) => Ok(Alone(file)),
+        Ok(()) => Ok(Alone { file, has_predecessor }),
         Err(TryLockError::Error(error)) => Err(explain(error)),
         Err(TryLockError::WouldBlock) => Err(io::Error::new(
             io::ErrorKind::WouldBlock,
@@ -46,10 +58,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         let first = hold(&state).unwrap();
+        assert!(!first.has_predecessor());
         let error = hold(&state).unwrap_err();
         assert!(error.to_string().contains("another tidegate-control works with"), "{error}");
         drop(first);
-        hold(&state).unwrap();
+        assert!(hold(&state).unwrap().has_predecessor());
         fs::write(directory.path().join("file"), "").unwrap();
         assert!(hold(&directory.path().join("file")).is_err());
     }

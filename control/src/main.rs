@@ -110,7 +110,7 @@ fn print_crds() -> ExitCode {
 
 fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     // Before anything is written there: it is held until the end.
-    let _alone = tidegate_control::alone::hold(&file.state_dir)?;
+    let alone = tidegate_control::alone::hold(&file.state_dir)?;
     let mut status = StatusWriter::start(&file.state_dir).context("cannot write status")?;
     let (inbox, taken) = channel();
     stop_on_signals(inbox.clone())?;
@@ -130,7 +130,7 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
             (Box::new(source), Some(writer))
         }
     };
-    let saved = Saved::open(&file.state_dir).context("cannot save policies")?;
+    let saved = Saved::open(&file.state_dir, alone.has_predecessor()).context("cannot save policies")?;
     let board = Arc::new(Board::default());
     let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status).remembering(saved);
     reconciler = reconciler.counting(Arc::clone(&board));

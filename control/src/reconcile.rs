@@ -312,7 +312,7 @@ impl Reconciler {
             dirty.services.append(&mut self.early.unripe);
             dirty.nodes.insert(self.file.node.clone()); // so that its absence is told
         }
-        self.settle_good(batch.unreadable, &mut dirty);
+        self.settle_good(batch.unreadable, batch.unlisted, batch.strangers, &mut dirty);
         if self.desired.unreadable && !batch.unreadable {
             self.session.touch_all();
         }
@@ -347,6 +347,7 @@ impl Reconciler {
         if let Some(asked) = batch.listed_for {
             self.listed_for(asked);
         }
+        self.desired.resolved = true;
     }
 
     /// All resources there should be now.
@@ -471,7 +472,10 @@ impl Reconciler {
         match self.desired.doubtful.remove(key) {
             // Services may have waited for it too.
             // And with a policy stay its sets and what its pods are known as.
-            Some(resource) if matches!(resource.kind, Kind::Gateway | Kind::Policy) => self.session.touch_all(),
+            // So does what a policy means, with a Pod that nobody can tell whom it is taken for.
+            Some(resource) if matches!(resource.kind, Kind::Gateway | Kind::Policy | Kind::Pod | Kind::Identity) => {
+                self.session.touch_all();
+            }
             Some(resource) => self.session.touch([resource]),
             None => {}
         }
@@ -491,7 +495,9 @@ impl Reconciler {
             ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy => {
                 Some(ResourceKey { kind: Kind::Policy, name: policy_key(key).resource() })
             }
-            ObjectKind::AddressPool | ObjectKind::Namespace => None,
+            // What its pods are known as.
+            ObjectKind::Namespace => Some(ResourceKey { kind: Kind::Identity, name: key.name.clone() }),
+            ObjectKind::AddressPool => None,
         }
     }
 

@@ -3,7 +3,9 @@
 //! One file of JSON, a line per change: an object as it was read, or that it is gone. Saving costs what changed. When what
 //! was appended has outgrown what counts, the file is written anew under another name, synced and renamed. The first line
 //! has the layout's number. A last line that was cut off is left out; a file that has anything else wrong with it is kept
-//! aside, told, and counts for nothing: half of a list of policies is not the policies.
+//! aside and counts for nothing: half of a list of policies is not the policies. Either is told, as is that there is no
+//! file where an earlier run has written one. What somebody does to the file meanwhile is noticed when the next change is
+//! saved, and the file is written anew.
 //!
 //! It holds what [`crate::watch`] made of an object and not its manifest, so that both sources have one form. Refuses to
 //! know when a last good version is used; that is [`crate::reconcile`]'s business. Writing happens on a thread of its own.
@@ -11,11 +13,12 @@
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hashbrown::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
@@ -40,6 +43,9 @@ const APPENDED_MIN: usize = 1 << 20;
 const FILE_BYTES_MAX: u64 = 4 * BYTES_MAX as u64;
 /// How soon writing is tried again that has failed.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// What was wrong with the file of the run before is told for so long at least, however soon there is a good one: somebody
+/// may look at the list of problems now and then.
+const TOLD_FOR: Duration = Duration::from_secs(30);
 /// Writing that has failed so often, one time after the other, is a problem.
 const FAILURES_TOLD_FROM: u32 = 2;
 
@@ -114,8 +120,27 @@ pub struct Saved {
     /// Good versions that there is no room for.
     left_out: HashSet<ObjectKey>,
     saver: Option<Saver>,
-    /// What was wrong with the file of the run before, until there is a good one.
-    unusable: Option<Problem>,
+    /// What was wrong with the file of the run before.
+    lost: Option<Lost>,
+    /// The source is known as a whole.
+    settled: bool,
+}
+
+/// That versions of the run before are not known, and until when that is told.
+#[derive(Debug)]
+struct Lost {
+    problem: Problem,
+    /// Not before this, and not before there is a good file and nothing that could still need what is lost.
+    until: Instant,
+}
+
+/// What stood on disk.
+#[derive(Debug, PartialEq)]
+enum Found {
+    /// No file.
+    Nothing,
+    /// The versions, and bytes of a line that was cut off.
+    Versions(HashMap<ObjectKey, Version>, usize),
 }
 
 /// What became of writing. Kind: shared between the thread that writes and the loop that tells.
@@ -129,34 +154,23 @@ struct Standing {
 }
 
 impl Saved {
-    /// What is in `directory`, and whatever is new from now on.
+    /// What is in `directory`, and whatever is new from now on. `has_predecessor`: there has been another run.
     ///
     /// # Errors
     /// When there can be no thread that writes. What is wrong with the file is a problem to be told.
-    pub fn open(directory: &Path) -> io::Result<Self> {
-        Self::trying_again_after(directory, TRIED_AGAIN_AFTER)
+    pub fn open(directory: &Path, has_predecessor: bool) -> io::Result<Self> {
+        Self::with(directory, has_predecessor, TRIED_AGAIN_AFTER, TOLD_FOR)
     }
 
-    fn trying_again_after(directory: &Path, again_after: Duration) -> io::Result<Self> {
+    fn with(directory: &Path, has_predecessor: bool, again_after: Duration, told_for: Duration) -> io::Result<Self> {
         let mut saved = Saved::default();
         let path = directory.join(FILE_NAME);
-        match load(&path) {
-            Ok(found) => saved.found = found,
-            Err(error) => {
-                let aside = path.with_extension("log.unusable");
-                let kept = match fs::rename(&path, &aside) {
-                    Ok(()) => format!("kept as {}", aside.display()),
-                    Err(error) => format!("it cannot be put aside: {error}"),
-                };
-                let message = format!(
-                    "{} cannot be used: {error} ({kept}); a policy with a mistake in it has no earlier version here, and \
-                     the dataplane goes on with the one it has",
-                    path.display()
-                );
-                // It is a problem no longer than until the first policy is saved: that may be at once.
-                tracing::warn!("{message}");
-                saved.unusable = Some(Problem::new(Severity::Warning, "SavedPoliciesUnusable", message));
-            }
+        let found = load(&path);
+        let is_whole = matches!(found, Ok(Found::Versions(_, 0)));
+        let lost = what_is_lost(&path, &found, has_predecessor);
+        saved.lost = lost.map(|problem| Lost { problem, until: Instant::now() + told_for });
+        if let Ok(Found::Versions(versions, _)) = found {
+            saved.found = versions;
         }
         let mut lines = HashMap::new();
         for (key, version) in &saved.found {
@@ -165,7 +179,11 @@ impl Saved {
             saved.bytes += line.len();
             lines.insert(key.clone(), line);
         }
-        saved.saver = Some(Saver::start(path, lines, again_after)?);
+        let saver = Saver::start(path, lines, again_after)?;
+        if !is_whole {
+            saver.order(Order::Anew);
+        }
+        saved.saver = Some(saver);
         Ok(saved)
     }
 
@@ -173,7 +191,8 @@ impl Saved {
     pub fn problems(&self) -> Vec<Problem> {
         let Some(saver) = &self.saver else { return Vec::new() };
         let standing = saver.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        let unusable = self.unusable.iter().filter(|_| !standing.written).cloned();
+        let is_over = |lost: &Lost| standing.written && self.settled && Instant::now() >= lost.until;
+        let lost = self.lost.iter().filter(|lost| !is_over(lost)).map(|lost| lost.problem.clone());
         let fails = (standing.failures >= FAILURES_TOLD_FROM).then(|| {
             let message = format!(
                 "cannot write {}: {}; it is tried again, and a control that begins anew before it works has what was \
@@ -191,7 +210,7 @@ impl Saved {
             );
             Problem::new(Severity::Warning, "PoliciesNotSaved", message)
         });
-        unusable.chain(fails).chain(left_out).collect()
+        lost.chain(fails).chain(left_out).collect()
     }
 
     /// An object has a good version: this.
@@ -214,7 +233,7 @@ impl Saved {
         self.left_out.remove(key);
         self.bytes = bytes;
         self.written.insert(key.clone(), mark);
-        saver.order(key.clone(), Some(line));
+        saver.order(Order::Line(key.clone(), Some(line)));
     }
 
     /// An object is gone.
@@ -224,7 +243,7 @@ impl Saved {
         let Some((length, _)) = self.written.remove(key) else { return };
         self.bytes -= length;
         if let Some(saver) = &self.saver {
-            saver.order(key.clone(), None);
+            saver.order(Order::Line(key.clone(), None));
         }
     }
 
@@ -238,14 +257,16 @@ impl Saved {
             .map(|version| version.object.into_object())
     }
 
-    /// Versions of objects that nothing has been heard of in this run.
-    pub fn take_unheard(&mut self) -> Vec<(ObjectKey, Object)> {
-        self.found.drain().map(|(key, version)| (key, version.object.into_object())).collect()
+    /// Versions of objects that nothing has been heard of in this run, where `is_wanted` says so.
+    pub fn take_unheard(&mut self, is_wanted: impl Fn(&ObjectKey) -> bool) -> Vec<(ObjectKey, Object)> {
+        let unheard = self.found.extract_if(|key, _| is_wanted(key));
+        unheard.map(|(key, version)| (key, version.object.into_object())).collect()
     }
 
-    /// All there is in the source is known: forgets every object that `is_there` does not know.
+    /// The source is known: forgets every object that `is_there` does not know.
     pub fn settle(&mut self, is_there: impl Fn(&ObjectKey) -> bool) {
         self.found = HashMap::new();
+        self.settled = true;
         let gone: Vec<ObjectKey> = self.written.keys().filter(|key| !is_there(key)).cloned().collect();
         gone.iter().for_each(|key| self.forget(key));
     }
@@ -273,11 +294,44 @@ fn mark(line: &[u8]) -> (usize, u64) {
     (line.len(), hasher.finish())
 }
 
-/// The versions in a file; none if there is no file.
-fn load(path: &Path) -> io::Result<HashMap<ObjectKey, Version>> {
+/// What of the run before is not known, by what was found on disk. A file that cannot be used is put aside.
+fn what_is_lost(path: &Path, found: &io::Result<Found>, has_predecessor: bool) -> Option<Problem> {
+    let place = path.display();
+    let consequence =
+        "a policy with a mistake in it has no earlier version here, and the dataplane goes on with the one it has";
+    let (reason, message) = match found {
+        Ok(Found::Versions(_, 0)) => return None,
+        Ok(Found::Nothing) if !has_predecessor => return None,
+        Ok(Found::Nothing) => {
+            let message = format!("{place} is not there, though an earlier run has been here: {consequence}");
+            ("SavedPoliciesMissing", message)
+        }
+        Ok(Found::Versions(_, bytes)) => {
+            let message = format!(
+                "the last line of {place} is cut off after {bytes} bytes, and counts for nothing: the policy that it is \
+                 about has an older version here, or none"
+            );
+            ("SavedPoliciesTorn", message)
+        }
+        Err(error) => {
+            let aside = path.with_extension("log.unusable");
+            let kept = match fs::rename(path, &aside) {
+                Ok(()) => format!("kept as {}", aside.display()),
+                Err(error) => format!("it cannot be put aside: {error}"),
+            };
+            ("SavedPoliciesUnusable", format!("{place} cannot be used: {error} ({kept}); {consequence}"))
+        }
+    };
+    Some(Problem::new(Severity::Warning, reason, message))
+}
+
+/// The versions in a file.
+fn load(path: &Path) -> io::Result<Found> {
     let bad = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashMap::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        // To open a pipe is to wait for somebody who writes.
+        Ok(metadata) if !metadata.is_file() => return Err(bad("it is no regular file".into())),
         Ok(metadata) if metadata.len() > FILE_BYTES_MAX => return Err(bad(format!("{} bytes long", metadata.len()))),
         _ => {}
     }
@@ -298,13 +352,19 @@ fn load(path: &Path) -> io::Result<HashMap<ObjectKey, Version>> {
         }
     }
     match number {
-        0 if !bytes.is_empty() => Err(bad("it has no whole line".into())),
-        _ => Ok(versions),
+        // It is never written empty.
+        0 => Err(bad("it has no whole line".into())),
+        _ => Ok(Found::Versions(versions, bytes.len() - whole)),
     }
 }
 
-/// What is to be written: the line of an object, or that it is gone.
-type Order = (ObjectKey, Option<Vec<u8>>);
+/// What is to be written.
+enum Order {
+    /// The line of an object, or that it is gone.
+    Line(ObjectKey, Option<Vec<u8>>),
+    /// All of it: what is on disk is not whole.
+    Anew,
+}
 
 /// The thread that writes; it writes what it still has when dropped.
 #[derive(Debug)]
@@ -319,16 +379,16 @@ impl Saver {
     fn start(path: PathBuf, lines: HashMap<ObjectKey, Vec<u8>>, again_after: Duration) -> io::Result<Self> {
         let (orders, taken) = channel();
         let standing = Arc::<Mutex<Standing>>::default();
-        let mut log = Log { path: path.clone(), lines, file: None, appended: 0 };
+        let mut log = Log { path: path.clone(), lines, file: None, length: 0, appended: 0 };
         let told = standing.clone();
         let run = move || log.run(&taken, &told, again_after);
         let thread = thread::Builder::new().name("saver".into()).spawn(run)?;
         Ok(Saver { path, standing, orders: Some(orders), thread: Some(thread) })
     }
 
-    fn order(&self, key: ObjectKey, line: Option<Vec<u8>>) {
+    fn order(&self, order: Order) {
         if let Some(orders) = &self.orders {
-            let _ = orders.send((key, line));
+            let _ = orders.send(order);
         }
     }
 }
@@ -348,6 +408,8 @@ struct Log {
     lines: HashMap<ObjectKey, Vec<u8>>,
     /// `None`: everything has to be written.
     file: Option<File>,
+    /// Bytes in it.
+    length: u64,
     appended: usize,
 }
 
@@ -382,13 +444,14 @@ impl Log {
 
     fn take(&mut self, orders: Vec<Order>) -> io::Result<()> {
         let mut news = Vec::new();
-        for (key, line) in orders {
-            match line {
-                Some(line) => {
+        for order in orders {
+            match order {
+                Order::Anew => self.file = None,
+                Order::Line(key, Some(line)) => {
                     news.extend_from_slice(&line);
                     self.lines.insert(key, line);
                 }
-                None => {
+                Order::Line(key, None) => {
                     self.lines.remove(&key);
                     news.extend(ended(&Line::Gone(key))?);
                 }
@@ -396,13 +459,25 @@ impl Log {
         }
         let counts: usize = self.lines.values().map(Vec::len).sum();
         self.appended += news.len();
+        if self.file.as_ref().is_some_and(|file| !self.is_in_place(file)) {
+            let path = self.path.display();
+            tracing::warn!("somebody has removed, replaced or changed {path}; it is written anew");
+            self.file = None;
+        }
         match self.file.as_mut().filter(|_| self.appended <= counts.max(APPENDED_MIN)) {
             Some(file) => {
                 file.write_all(&news)?;
+                self.length += news.len() as u64;
                 file.sync_data()
             }
             None => self.write_all(),
         }
+    }
+
+    /// Whether the file that is written to is the one that the next run will find, and as long as it was left.
+    fn is_in_place(&self, file: &File) -> bool {
+        let (Ok(here), Ok(there)) = (file.metadata(), fs::metadata(&self.path)) else { return false };
+        (here.dev(), here.ino(), self.length) == (there.dev(), there.ino(), there.len())
     }
 
     fn write_all(&mut self) -> io::Result<()> {
@@ -415,6 +490,7 @@ impl Log {
         all.into_iter().try_for_each(|(_, line)| buffer.write_all(line))?;
         let file = buffer.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
+        self.length = file.metadata()?.len();
         fs::rename(&hidden, &self.path)?;
         if let Some(directory) = self.path.parent() {
             File::open(directory)?.sync_all()?;
@@ -464,7 +540,8 @@ mod tests {
     fn what_was_kept_is_there_for_the_next_run_and_no_longer_than_its_object() {
         let home = tempfile::tempdir().unwrap();
         let place = home.path();
-        let mut saved = Saved::open(place).unwrap();
+        let mut saved = Saved::open(place, false).unwrap();
+        assert_eq!(saved.problems(), [], "a first start");
         for (key, object) in others() {
             saved.keep(&key, Some("u"), &object);
         }
@@ -474,7 +551,7 @@ mod tests {
         saved.keep(&key("gone"), None, &network("gone", "10.0.0.0/8"));
         saved.forget(&key("gone"));
         drop(saved);
-        let mut saved = Saved::open(place).unwrap();
+        let mut saved = Saved::open(place, true).unwrap();
         assert_eq!(saved.problems(), []);
         assert_eq!(saved.take(&key("a"), None), Some(network("a", "2001:db8::/32")));
         assert_eq!(saved.take(&key("a"), None), None, "once");
@@ -487,29 +564,43 @@ mod tests {
         saved.keep(&key("b"), Some("2"), &network("b", "10.0.0.0/8"));
         saved.settle(|key| key.name == "b");
         drop(saved);
-        let mut saved = Saved::open(place).unwrap();
-        assert_eq!(saved.take_unheard(), [(key("b"), network("b", "10.0.0.0/8"))]);
+        let mut saved = Saved::open(place, true).unwrap();
+        assert_eq!(saved.take_unheard(|_| true), [(key("b"), network("b", "10.0.0.0/8"))]);
     }
 
     #[test]
     fn a_file_cut_off_is_read_up_to_there_and_one_that_is_wrong_is_put_aside() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join(FILE_NAME);
-        let mut saved = Saved::open(home.path()).unwrap();
+        let open = || Saved::with(home.path(), true, TRIED_AGAIN_AFTER, Duration::ZERO).unwrap();
+        let mut saved = open();
         saved.keep(&key("a"), None, &network("a", "10.0.0.0/8"));
         drop(saved);
-        let mut saved = Saved::open(home.path()).unwrap();
+        let mut saved = open();
         saved.keep(&key("b"), None, &network("b", "10.0.0.0/8"));
         drop(saved);
         let good = fs::read(&path).unwrap();
-        for cut in 1..good.len() {
+        for cut in 0..good.len() {
             fs::write(&path, &good[..cut]).unwrap();
-            let lines = good[..cut].iter().filter(|byte| **byte == b'\n').count();
+            let whole = good[..cut].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            let lines = good[..whole].iter().filter(|byte| **byte == b'\n').count();
             match load(&path) {
-                Ok(versions) => assert_eq!(versions.len(), lines - 1, "{cut}"),
+                Ok(Found::Versions(versions, torn)) => assert_eq!((versions.len(), torn), (lines - 1, cut - whole)),
+                Ok(Found::Nothing) => panic!("{cut}"),
                 Err(_) => assert_eq!(lines, 0, "{cut}"),
             }
         }
+        // What is torn is told, and mended without anything new.
+        fs::write(&path, &good[..good.len() - 5]).unwrap();
+        let mut saved = open();
+        let told = saved.problems()[0].to_string();
+        assert!(told.contains("the last line of") && saved.problems()[0].reason == "SavedPoliciesTorn", "{told}");
+        assert_eq!(saved.take(&key("a"), None), Some(network("a", "10.0.0.0/8")));
+        assert_eq!(saved.take(&key("b"), None), None);
+        saved.settle(|key| key.name == "a");
+        until(|| saved.problems().is_empty());
+        drop(saved);
+        assert!(matches!(load(&path).unwrap(), Found::Versions(versions, 0) if versions.len() == 1));
         let text = String::from_utf8(good).unwrap();
         for bad in [
             text.replacen("\"format\":1", "\"format\":2", 1),
@@ -517,17 +608,82 @@ mod tests {
             text.lines().skip(1).map(|line| format!("{line}\n")).collect(),
             format!("{text}\n"),
             "\u{1f980}\n".into(),
+            String::new(),
         ] {
             fs::write(&path, &bad).unwrap();
-            let mut saved = Saved::open(home.path()).unwrap();
-            assert_eq!(saved.take_unheard(), [], "{bad}");
+            let mut saved = open();
+            assert_eq!(saved.take_unheard(|_| true), [], "{bad}");
             let told = saved.problems()[0].to_string();
-            assert!(told.contains("policies.log.unusable") && !path.exists(), "{told}");
+            assert!(told.contains("policies.log.unusable"), "{told}");
             assert_eq!(fs::read_to_string(path.with_extension("log.unusable")).unwrap(), bad);
             saved.keep(&key("c"), None, &network("c", "10.0.0.0/8"));
+            until(|| saves(&path) == 1);
+            assert_eq!(saved.problems().len(), 1, "the source may still have something that what is lost was about");
+            saved.settle(|_| true);
             until(|| saved.problems().is_empty());
-            drop(saved);
-            assert_eq!(load(&path).unwrap().len(), 1);
+        }
+        // Neither is a directory, nor a pipe.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        fs::remove_file(path.with_extension("log.unusable")).unwrap();
+        assert!(open().problems()[0].to_string().contains("it is no regular file"));
+        until(|| saves(&path) == 0 && path.is_file());
+    }
+
+    /// Versions on disk.
+    fn saves(path: &Path) -> usize {
+        match load(path) {
+            Ok(Found::Versions(versions, 0)) => versions.len(),
+            _ => usize::MAX,
+        }
+    }
+
+    /// Without a file there is nothing wrong with a first start alone; and it is told for a while, however soon there is a
+    /// file again.
+    #[test]
+    fn a_file_that_is_not_there_any_more_is_told() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(FILE_NAME);
+        let told_for = Duration::from_millis(300);
+        let open = |has_predecessor| Saved::with(home.path(), has_predecessor, TRIED_AGAIN_AFTER, told_for).unwrap();
+        let first = open(false);
+        assert_eq!(first.problems(), []);
+        drop(first);
+        assert_eq!(saves(&path), 0, "written though there was nothing to save");
+        assert_eq!(open(true).problems(), []);
+        fs::remove_file(&path).unwrap();
+        let begun = Instant::now();
+        let mut saved = open(true);
+        saved.settle(|_| true);
+        until(|| saves(&path) == 0);
+        let problems = saved.problems();
+        assert!(begun.elapsed() > told_for || problems[0].reason == "SavedPoliciesMissing", "{problems:?}");
+        assert!(begun.elapsed() > told_for || problems[0].to_string().contains("policies.log is not there"));
+        until(|| saved.problems().is_empty());
+        assert!(begun.elapsed() >= told_for);
+    }
+
+    /// What is done to the file while this process runs is noticed at the next change.
+    #[test]
+    fn a_file_that_somebody_touched_is_written_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(FILE_NAME);
+        let mut saved = Saved::open(home.path(), false).unwrap();
+        let touched: [(&str, &dyn Fn()); 5] = [
+            ("nothing", &|| ()),
+            ("removed", &|| fs::remove_file(&path).unwrap()),
+            ("replaced", &|| {
+                fs::copy(&path, path.with_extension("other")).unwrap();
+                fs::rename(path.with_extension("other"), &path).unwrap();
+            }),
+            ("cut", &|| File::create(&path).map(drop).unwrap()),
+            ("longer", &|| File::options().append(true).open(&path).unwrap().write_all(b"nonsense").unwrap()),
+        ];
+        for (number, (what, touch)) in (1..).zip(touched) {
+            touch();
+            saved.keep(&key(what), None, &network(what, "2001:db8::/32"));
+            until(|| saves(&path) == number);
+            assert_eq!(saved.problems(), [], "{what}");
         }
     }
 
@@ -547,22 +703,23 @@ mod tests {
         let place = home.path().join("state");
         fs::create_dir(&place).unwrap();
         fs::write(place.join(FILE_NAME), "nonsense\n").unwrap();
-        let mut saved = Saved::trying_again_after(&place, Duration::from_millis(20)).unwrap();
+        let open = || Saved::with(&place, true, Duration::from_millis(20), Duration::ZERO).unwrap();
+        let mut saved = open();
+        saved.settle(|_| false);
+        until(|| saved.problems().is_empty());
         let reasons = |saved: &Saved| saved.problems().iter().map(|problem| problem.reason).collect::<Vec<_>>();
-        assert_eq!(reasons(&saved), ["SavedPoliciesUnusable"]);
         fs::remove_dir_all(&place).unwrap();
         saved.keep(&key("a"), None, &network("a", "10.0.0.0/8"));
         saved.keep(&key("b"), None, &network("b", "2001:db8::/32"));
-        until(|| saved.problems().len() == 2);
-        assert_eq!(reasons(&saved), ["SavedPoliciesUnusable", "PoliciesNotWritten"]);
-        let told = saved.problems()[1].to_string();
+        until(|| reasons(&saved) == ["PoliciesNotWritten"]);
+        let told = saved.problems()[0].to_string();
         assert!(told.contains("policies.log") && told.contains("No such file"), "{told}");
         fs::create_dir(&place).unwrap();
         until(|| saved.problems().is_empty());
-        assert_eq!(load(&place.join(FILE_NAME)).unwrap().len(), 2);
+        assert_eq!(saves(&place.join(FILE_NAME)), 2);
         // It can come again.
         drop(saved);
-        let mut saved = Saved::trying_again_after(&place, Duration::from_millis(20)).unwrap();
+        let mut saved = open();
         fs::remove_dir_all(&place).unwrap();
         saved.forget(&key("a"));
         until(|| reasons(&saved) == ["PoliciesNotWritten"]);
@@ -571,17 +728,18 @@ mod tests {
     #[test]
     fn the_file_stays_as_long_as_what_counts() {
         let home = tempfile::tempdir().unwrap();
-        let mut log = Log { path: home.path().join(FILE_NAME), lines: HashMap::new(), file: None, appended: 0 };
+        let mut log =
+            Log { path: home.path().join(FILE_NAME), lines: HashMap::new(), file: None, length: 0, appended: 0 };
         let line = |number: u32| {
             let object = Kept::of(&network("a", &format!("10.0.{}.0/24", number % 256))).unwrap();
             line_of(&Version { uid: None, object }).unwrap()
         };
         let rounds = APPENDED_MIN / line(0).len() + 3;
         for number in 0..u32::try_from(rounds).unwrap() {
-            log.take(vec![(key("a"), Some(line(number)))]).unwrap();
+            log.take(vec![Order::Line(key("a"), Some(line(number)))]).unwrap();
         }
         let length = fs::metadata(&log.path).unwrap().len();
         assert!(length < 10 * line(0).len() as u64, "{length}");
-        assert_eq!(load(&log.path).unwrap().len(), 1);
+        assert_eq!(saves(&log.path), 1);
     }
 }

@@ -6,7 +6,7 @@
 //! is another implementation of the same trait, which reads its objects where they arrive: a cluster has hundreds of
 //! thousands of them, and their types are certain.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::thread::JoinHandle;
 
@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::model::{Name, Object};
 use crate::problem::{Place, Problem};
 use crate::watch::{Dialect, Invalid};
+use manifest::Stranger;
 use record::Record;
 
 /// A watched directory of manifests.
@@ -119,6 +120,10 @@ pub struct Batch {
     pub nodes_known: bool,
     /// Some part of the source could never be read: what is absent may only be unreadable.
     pub unreadable: bool,
+    /// Kinds that are not needed and that could not be had since this process began: there may be some.
+    pub unlisted: BTreeSet<ObjectKind>,
+    /// Objects of kinds that are not read, there since this process began: before that they may have been of one that is.
+    pub strangers: BTreeSet<Stranger>,
     /// An operator has confirmed deletions that waited for it.
     pub deletes_confirmed: bool,
     /// All Services have been listed anew since this was asked for with [`kubernetes::Refresh::ask`].
@@ -173,6 +178,7 @@ impl Batch {
         for (age, batch) in batches.into_iter().rev().enumerate() {
             if age == 0 {
                 (merged.problems, merged.unreadable) = (batch.problems, batch.unreadable);
+                (merged.unlisted, merged.strangers) = (batch.unlisted, batch.strangers);
             }
             merged.applied.extend(batch.applied.into_iter().filter(|manifest| decided.insert(manifest.key.clone())));
             merged.read.extend(batch.read.into_iter().filter(|reading| decided.insert(reading.key.clone())));
@@ -275,7 +281,7 @@ impl ObjectKind {
 
 /// How many letters of `written` are others, too many, missing or in each other's place than in `meant`, whatever their
 /// case; `None`: too many for a slip.
-fn slips(written: &str, meant: &str) -> Option<usize> {
+pub(crate) fn slips(written: &str, meant: &str) -> Option<usize> {
     let most = if meant.len() < SHORT_WORD { 1 } else { SLIPS_MAX };
     // What differs so much in length is not worth a comparison, whose cost is the product of both.
     let is_near = written.len().abs_diff(meant.len()) <= most;

@@ -88,12 +88,29 @@ impl Invalid {
     }
 }
 
-/// Reads one object. `unknown` gets the paths of fields that its kind does not have: nobody looks at them. What an API
-/// server has stored has none that matter, so only files are searched for them.
+/// Reads one object. `unknown` gets the paths of fields that its kind does not have and that nothing else is said of:
+/// nobody looks at them. What an API server has stored has none that matter, so only files are searched for them.
 ///
 /// # Errors
 /// When a field has the wrong type or a value that cannot be worked with.
 pub fn read(
+    key: &ObjectKey,
+    value: &Value,
+    dialect: Dialect,
+    exposed: Exposed,
+    unknown: &mut Vec<String>,
+) -> Result<Object, Invalid> {
+    let read = read_kind(key, value, dialect, exposed, unknown);
+    let (field, object) = match &read {
+        Ok(object) => (None, Some(object)),
+        Err(error) => (Some(&error.field), error.stand_in.as_deref()),
+    };
+    let complaints = if let Some(Object::Policy(policy)) = object { policy.complaints.as_slice() } else { &[] };
+    unknown.retain(|unknown| field != Some(unknown) && !complaints.iter().any(|(field, _)| field == unknown));
+    read
+}
+
+fn read_kind(
     key: &ObjectKey,
     value: &Value,
     dialect: Dialect,
@@ -123,8 +140,19 @@ pub fn read(
                 .map(Object::StaticNat)
                 .map_err(|invalid| Invalid { whole_of: staticnat::whole_of(value), ..invalid })
         }
-        ObjectKind::Namespace => Ok(Object::Namespace(namespace::read_object(&key.name, &typed(value, unknown)?))),
-        ObjectKind::Pod => pod::read_object(key.name(), &typed(value, unknown)?).map(|pod| Object::Pod(Box::new(pod))),
+        ObjectKind::Namespace => {
+            known(value, unknown, |_| true).map(|object| Object::Namespace(namespace::read_object(&key.name, &object)))
+        }
+        ObjectKind::Pod => {
+            let pod = pod::read_object(key.name(), &known(value, unknown, pod::is_vital)?)?;
+            if dialect == Dialect::Files
+                && pod.addresses.is_empty()
+                && value.pointer("/status/phase") == Some(&"Running".into())
+            {
+                return Err(Invalid::new("status.podIPs", "missing: a pod that runs has an address"));
+            }
+            Ok(Object::Pod(Box::new(pod)))
+        }
         ObjectKind::NetworkPolicy => {
             networkpolicy::read_value(&key.name(), value, unknown).map(|policy| Object::Policy(Box::new(policy)))
         }
@@ -154,6 +182,25 @@ fn typed<T: DeserializeOwned>(value: &Value, unknown: Option<&mut Vec<String>>) 
         None => T::deserialize(tracked),
     };
     read.map_err(|error| Invalid::new(track.path().to_string(), plain_words(&error.to_string())))
+}
+
+/// Reads an object by which policies know whom they are about. In a file, a field that its kind does not have may be the one
+/// that says it, where `is_vital` thinks so of its path: without it the object would be another one to policies, and open.
+fn known<T: DeserializeOwned>(
+    value: &Value,
+    unknown: Option<&mut Vec<String>>,
+    is_vital: impl Fn(&str) -> bool,
+) -> Result<T, Invalid> {
+    let Some(unknown) = unknown else { return typed(value, None) };
+    let mut strange = Vec::new();
+    let read = typed(value, Some(&mut strange));
+    let vital = strange.iter().position(|field| is_vital(field)).filter(|_| read.is_ok());
+    let vital = vital.map(|at| strange.remove(at));
+    unknown.append(&mut strange);
+    match vital {
+        Some(field) => Err(Invalid::new(field, piecewise::NOBODY_KNOWS)),
+        None => read,
+    }
 }
 
 /// Reads an object of a kind of our own, whose numbers have to be such as its schema allows.

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tidegate_control::problem::Severity;
 use tidegate_control::source::directory::Directory;
 use tidegate_control::source::scan::{CONFIRM_FILE, Look, Scan, is_manifest};
 use tidegate_control::source::{Batch, Running, Source};
@@ -158,6 +159,7 @@ fn a_file_cut_to_nothing_keeps_its_objects_and_a_removed_one_does_not() {
         assert!(problems(&batch)[0].contains("is empty; to delete what it held"), "{:?}", batch.problems);
     }
     place.write("a.yaml", &node("w1"));
+    place.write("other.yaml", &node("w2"));
     assert!(place.look().problems.is_empty());
     place.remove("a.yaml");
     assert_eq!(deleted(&place.look()), ["Node w1"]);
@@ -303,6 +305,7 @@ fn an_object_that_no_file_has_stays_while_one_may_have_it_hidden() {
     }
     // Of a type that is far from ours it is the very thing that stood in its place.
     let mut place = Place::new();
+    place.write("node.yaml", &node("w1"));
     place.write("a.yaml", &policy("closed"));
     place.look();
     let far = policy("closed").replace("NetworkPolicy", "NetPol");
@@ -336,6 +339,7 @@ fn somebody_elses_object_of_the_same_name_keeps_nothing() {
     let mut place = Place::new();
     let other =
         |kind: &str| format!("apiVersion: v1\nkind: {kind}\nmetadata: {{ name: closed, namespace: shop }}\n---\n");
+    place.write("node.yaml", &node("w2"));
     place.write("a.yaml", &(policy("closed") + &other("ConfigMap")));
     place.look();
     place.write("a.yaml", &other("ConfigMap"));
@@ -482,9 +486,234 @@ fn the_own_node_stays_until_its_deletion_is_confirmed() {
 fn two_objects_may_go_without_asking() {
     let mut place = Place::new();
     place.write("a.yaml", &(node("w1") + &node("w2")));
+    place.write("b.yaml", &policy("closed"));
     place.look();
     place.remove("a.yaml");
     assert_eq!(deleted(&place.look()).len(), 2);
+}
+
+/// A mount that is gone, or a copy that was cut off, takes away some of every kind.
+#[test]
+fn what_goes_with_many_others_or_with_everything_waits_too() {
+    let mut place = Place::new();
+    place.write("closed.yaml", &policy("closed"));
+    place.write("nodes.yaml", &(1..=4).map(|n| node(&format!("w{n}"))).collect::<String>());
+    place.write("more.yaml", &(service("web", 80) + &policy("other")));
+    place.look();
+    place.remove("closed.yaml");
+    place.remove("nodes.yaml");
+    let batch = place.look();
+    assert_eq!(deleted(&batch), [""; 0]);
+    let told = problems(&batch);
+    assert!(told.iter().any(|told| told.contains("1 of 2 objects of kind NetworkPolicy") && told.contains("at once")));
+    assert!(told.iter().any(|told| told.contains("4 of 4 objects of kind Node") && told.contains("more than half")));
+    // What is deleted later by itself goes, and what comes back is there.
+    place.write("more.yaml", &policy("other"));
+    assert_eq!(deleted(&place.look()), ["Service default/web"]);
+    place.write("nodes.yaml", &(1..=4).map(|n| node(&format!("w{n}"))).collect::<String>());
+    place.write(CONFIRM_FILE, "");
+    assert_eq!(deleted(&place.look()), ["NetworkPolicy shop/closed"]);
+    // All of it, few as they are.
+    let mut place = Place::new();
+    place.write("a.yaml", &(policy("closed") + &node("w1")));
+    place.look();
+    place.remove("a.yaml");
+    let batch = place.look();
+    assert_eq!((deleted(&batch).len(), problems(&batch).len()), (0, 2));
+    place.write("a.yaml", &policy("closed"));
+    assert_eq!(problems(&place.look()).len(), 1, "the Node still");
+}
+
+/// What a full disk or a power cut leaves of a file is not what it held.
+#[test]
+fn an_empty_file_says_at_a_start_that_something_is_unknown() {
+    let mut place = Place::new();
+    place.write("a.yaml", "\n");
+    place.write("b.yaml", &node("w1"));
+    let batch = place.look();
+    assert!(batch.unreadable && problems(&batch)[0].contains("a.yaml"), "{:?}", problems(&batch));
+    place.write("a.yaml", "");
+    assert!(place.look().unreadable, "it is still");
+    place.write("c.yaml", "");
+    place.write("a.yaml", &policy("closed"));
+    let batch = place.look();
+    assert_eq!((batch.unreadable, problems(&batch)), (false, vec![]), "a new one held nothing");
+}
+
+/// A link that leads nowhere is not a file that was deleted.
+#[test]
+fn a_link_that_leads_nowhere_keeps_what_was_there() {
+    let mut place = Place::new();
+    let elsewhere = TempDir::new().unwrap();
+    let target = elsewhere.path().join("policy");
+    fs::write(&target, policy("closed")).unwrap();
+    std::os::unix::fs::symlink(&target, place.directory.path().join("a.yaml")).unwrap();
+    place.write("b.yaml", &node("w1"));
+    assert_eq!(applied(&place.look()).len(), 2);
+    fs::remove_file(&target).unwrap();
+    let batch = place.look();
+    assert!(deleted(&batch).is_empty() && problems(&batch)[0].contains("a.yaml"), "{:?}", problems(&batch));
+    assert!(problems(&batch)[0].contains("cannot be read"), "{:?}", problems(&batch));
+    let fresh = Scan::new(place.directory.path()).look(&Look::AtAll { settled: false });
+    assert!(fresh.unreadable, "at a start it may have anything");
+    place.remove("a.yaml");
+    assert_eq!(deleted(&place.look()), ["NetworkPolicy shop/closed"]);
+}
+
+/// An object of a namespace whose namespace is written wrongly would be another object, in the namespace `default`.
+#[test]
+fn a_slip_for_the_namespace_takes_nothing_away() {
+    for (right, wrong) in [
+        ("namespace: shop", "namesapce: shop"),
+        ("namespace: shop", "Namespace: shop"),
+        ("namespace: shop", "ns: shop"),
+        ("namespace: shop", "<<: { namespace: shop }"),
+        ("namespace: shop }", "}\nnamespace: shop"),
+        ("namespace: shop", "namespace: Shop"),
+        ("namespace: shop", "namespace: shop_"),
+        ("namespace: shop", "namespace: 7"),
+    ] {
+        let spoilt = policy("closed").replace(right, wrong);
+        assert_ne!(spoilt, policy("closed"));
+        let mut place = Place::new();
+        place.write("a.yaml", &policy("closed"));
+        place.write("b.yaml", &(node("w1") + &node("w2")));
+        place.look();
+        place.write("a.yaml", &spoilt);
+        let batch = place.look();
+        assert!(applied(&batch).is_empty() && deleted(&batch).is_empty(), "{wrong}: {:?}", applied(&batch));
+        assert_eq!(problems(&batch).len(), 1, "{wrong}: {:?}", problems(&batch));
+        // Nor with a renamed file, nor after a restart.
+        place.remove("a.yaml");
+        place.write("c.yaml", &spoilt);
+        assert!(deleted(&place.look()).is_empty(), "{wrong}");
+        assert!(Scan::new(place.directory.path()).look(&Look::AtAll { settled: false }).unreadable, "{wrong}");
+        // Others go.
+        place.write("b.yaml", &node("w1"));
+        assert_eq!(deleted(&place.look()), ["Node w2"], "{wrong}");
+    }
+    // A Service is not asked for more than before.
+    let mut place = Place::new();
+    place.write("a.yaml", &service("web", 80).replace("name: web", "name: web, lables: {}"));
+    assert_eq!(applied(&place.look()), ["Service default/web"]);
+}
+
+/// A list without its items, and something with items that is no list, say nothing of what was in them.
+#[test]
+fn a_slip_in_a_list_takes_nothing_away() {
+    let of = |kind: &str, items: &str| {
+        let entry = "{ metadata: { name: closed, namespace: shop }, spec: { podSelector: {} }, kind: NetworkPolicy, apiVersion: networking.k8s.io/v1 }";
+        format!("apiVersion: {kind}\n{}\n", items.replace("ENTRY", entry))
+    };
+    let (list, typed) = ("v1\nkind: List", "networking.k8s.io/v1\nkind: NetworkPolicyList");
+    for (kind, items) in [
+        (list, "itemz: [ENTRY]"),
+        (list, "items: ~"),
+        (list, "items: {}"),
+        (list, "metadata: {}"),
+        (typed, "itmes: [ENTRY]"),
+        ("networking.k8s.io/v1\nkind: NetworkPolicyLst", "items: [ENTRY]"),
+        ("v1\nkind: Lits", "items: [ENTRY]"),
+    ] {
+        let mut place = Place::new();
+        place.write("node.yaml", &node("w1"));
+        place.write("a.yaml", &of(list, "items: [ENTRY]"));
+        assert_eq!(applied(&place.look()).len(), 2, "{items}");
+        place.write("a.yaml", &of(kind, items));
+        let batch = place.look();
+        assert!(deleted(&batch).is_empty(), "{kind} {items}");
+        assert!(batch.problems.iter().any(|problem| problem.severity == Severity::Error), "{kind} {items}");
+        place.remove("a.yaml");
+        place.write("b.yaml", &of(kind, items));
+        assert!(deleted(&place.look()).is_empty(), "{kind} {items}");
+        place.write("b.yaml", &of(typed, "items: []"));
+        assert_eq!(deleted(&place.look()), ["NetworkPolicy shop/closed"], "{kind} {items}");
+    }
+    let mut place = Place::new();
+    place.write("a.yaml", "apiVersion: example.org/v1\nkind: ThingList\nitems: ~\nmetadata: { name: x }\n");
+    assert!(!place.look().unreadable, "somebody else's");
+}
+
+/// What moves into another file with a slip is not deleted, whatever that file was before.
+#[test]
+fn an_object_that_moves_with_a_slip_stays() {
+    let moved = |place: &mut Place, (file, beside): (&str, &str), text: &str| {
+        let what = format!("{text} in {file}");
+        place.remove("np.yaml");
+        place.write(file, &format!("{beside}{text}"));
+        let batch = place.look();
+        assert!(deleted(&batch).is_empty(), "{what}: {:?}", deleted(&batch));
+        assert!(
+            problems(&batch).iter().any(|told| told.contains("are in no file any more")),
+            "{what}: {:?}",
+            problems(&batch)
+        );
+        // Put right it is read, and nothing is wrong.
+        place.write(file, &format!("{beside}{}", policy("closed")));
+        let batch = place.look();
+        assert!(applied(&batch).contains(&"NetworkPolicy shop/closed".into()) && batch.problems.is_empty(), "{what}");
+    };
+    let closed = policy("closed");
+    for (right, wrong) in [
+        ("spec: {", "spec: {{"),
+        ("name: closed", "nmae: closed"),
+        ("metadata: {", "metdata: {"),
+        ("name: closed", "name: 7"),
+        ("kind: NetworkPolicy\nmetadata: { name: closed", "metadata: { nmae: closed"),
+        ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n", ""),
+        ("Policy\nmetadata: { name: closed, namespace: shop", "Polcy\nmetadata: { name: closed, namesapce: shop"),
+        ("Policy\nmetadata: { name: closed, namespace: shop", "Polcy\nmetadata: { name: closed"),
+        ("NetworkPolicy", "Ingress"),
+        ("networking.k8s.io/v1", "example.org/v7"),
+    ] {
+        let spoilt = closed.replace(right, wrong);
+        assert_ne!(spoilt, closed, "{right}");
+        for file in [("x.yaml", ""), ("good.yaml", node("w1").as_str())] {
+            let mut place = Place::new();
+            place.write("np.yaml", &closed);
+            place.write("good.yaml", &node("w1"));
+            place.look();
+            moved(&mut place, file, &spoilt);
+        }
+    }
+}
+
+/// A file that is no manifest is told, and nothing is held for it; one that may have been one is another matter.
+#[test]
+fn a_file_that_cannot_be_an_object_holds_nothing() {
+    let values = "replicas: 3\nimage: { tag: v1 }\n";
+    let mut place = Place::new();
+    place.write("a.yaml", &(node("w1") + &policy("closed")));
+    place.write("values.yaml", values);
+    let batch = place.look();
+    assert!(!batch.unreadable);
+    let told = problems(&batch);
+    assert!(told.len() == 1 && told[0].contains("values.yaml") && told[0].contains("neither apiVersion nor kind"));
+    place.write("a.yaml", &node("w1"));
+    assert_eq!(deleted(&place.look()), ["NetworkPolicy shop/closed"]);
+    // In the place of an object it may be what is left of it.
+    place.write("a.yaml", values);
+    assert!(deleted(&place.look()).is_empty());
+    for doubtful in [
+        "kind: NetworkPolicy\nreplicas: 3\n",
+        "apiVersion: v2\nname: chart\n",
+        "apiVerson: networking.k8s.io/v1\nknd: NetworkPolicy\n",
+        "metadata: { name: closed, namespace: shop }\nreplicas: 3\n",
+        "spec: { podSelector: {} }\n",
+        "replicas: [\n",
+        "apiVersi",
+    ] {
+        let mut place = Place::new();
+        place.write("values.yaml", doubtful);
+        assert!(place.look().unreadable, "{doubtful}");
+    }
+    // A separator too many makes two documents of an object, of which the first would be taken for it.
+    let mut place = Place::new();
+    place.write("a.yaml", &(policy("closed") + &node("w1")));
+    place.look();
+    place.write("a.yaml", &(policy("closed").replace("spec:", "---\nspec:") + &node("w1")));
+    let batch = place.look();
+    assert!(applied(&batch).is_empty() && problems(&batch)[0].contains("document 2"), "{:?}", problems(&batch));
 }
 
 #[test]

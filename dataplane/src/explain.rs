@@ -285,7 +285,7 @@ impl<'t> Story<'t> {
     fn ruling(&mut self, side: Side, by: Decided, allowed: bool) {
         let (policy, rule) = match by {
             Decided::Default => (None, None),
-            Decided::Isolation(policy) => (Some(policy), None),
+            Decided::Isolation(policy) | Decided::Itself(policy) => (Some(policy), None),
             Decided::Rule(policy, rule) => (Some(policy), Some(rule)),
         };
         let name = policy.and_then(|policy| self.tables.policy.rules.policy(policy));

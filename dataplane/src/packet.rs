@@ -73,6 +73,7 @@ impl Packet {
             tos: 0,
             dont_fragment: false,
             has_options: false,
+            is_plain: false,
             source_port: 0,
             destination_port: 0,
             tcp_flags: 0,

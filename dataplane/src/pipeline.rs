@@ -18,12 +18,14 @@ use crate::packet::{Key, Kind, Packet};
 use crate::stage::gatepolicy::{self, Charged, UNASKED};
 use crate::stage::policy::{self, Blame, Denied, Passed};
 use crate::stage::rewrite::{self, Edited};
-use crate::stage::route::{self, Departure, Hop, Way};
+use crate::stage::route::{self, Departure, Hop};
 use crate::stage::{self, encap, error, flow, portless};
 use crate::state::ruling::Said;
 use crate::state::{self, Direction, EgressError, Entry, Fold, Hit, InsertError, State, Tuple, Victim, tcp, ticks};
+use crate::table::lane::Lane;
 use crate::table::local::LocalKind;
 use crate::table::{BackendId, Tables};
+use crate::wire::encap::Outside;
 use crate::wire::packet::Fragment;
 use crate::wire::sctp::Saying;
 use crate::wire::{Family as Version, edit, protocol, tcp as segment};
@@ -67,15 +69,22 @@ pub fn tuple_of<A: Family>(packet: &Packet, l3: &[u8]) -> Option<Tuple<A>> {
     if !carried || !matches!(at.protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
         return None;
     }
+    Some(tuple_of_plain(packet, l3))
+}
+
+/// The tuple of a plain packet of family `A` ([`L3::is_plain`](crate::wire::packet::L3::is_plain)).
+#[inline(always)]
+pub fn tuple_of_plain<A: Family>(packet: &Packet, l3: &[u8]) -> Tuple<A> {
     let (source, destination) = A::addresses(l3);
-    Some(Tuple {
+    let at = &packet.l3;
+    Tuple {
         source,
         destination,
         source_port: at.source_port,
         destination_port: at.destination_port,
         protocol: at.protocol,
         domain: packet.domain as u8,
-    })
+    }
 }
 
 /// An ICMP error is looked up by the reverse of what it quotes: that is the flow whose packet did not arrive.
@@ -388,11 +397,11 @@ fn deliver<A: Family>(
     }
 }
 
-/// Edits and sends a packet of a known flow that fits its way: what nearly every packet meets.
+/// Edits and sends a plain packet of a known flow over `lane`, which it fits: what nearly every packet meets.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub fn forward_on<A: Family>(
-    way: &Way<'_>,
+    lane: &Lane,
     tables: &Tables,
     state: &mut State,
     counters: &mut Counters,
@@ -402,21 +411,74 @@ pub fn forward_on<A: Family>(
     hash: u64,
     now_ns: u64,
 ) -> Verdict {
-    if let Err(reason) = pass_through::<A>(tables, state, counters, packet, frame, hit, now_ns) {
-        return Verdict::Drop(reason);
+    let at = &packet.l3;
+    let entry = A::flows_mut(state).entry_mut(hit.flow);
+    if at.protocol != protocol::TCP {
+        tell_datagram(entry, hit.direction, now_ns);
+    } else if tcp::is_steady(entry.state, at.tcp_flags) {
+        entry.last_ack[hit.direction.index()] = at.tcp_ack;
+        entry.last_seen_ticks = ticks(now_ns);
+    } else {
+        return forward_kept::<A>(tables, state, counters, packet, frame, hit, hash, now_ns);
     }
-    let departure = way.departure();
-    let dressed = match way.tunnel {
-        Some(row) => {
-            counters.count(Event::Encapsulated);
-            encap::vxlan_over(row, way.device, packet, frame, &departure, hash)
+    let to = entry.leaving(hit.direction);
+    if let Some(fold) = entry.count(hit.direction, u32::from(at.total_len)) {
+        settle::<A>(state, hit, fold);
+    }
+    let from = usize::from(packet.l3_offset);
+    let l3 = frame.bytes_mut().get_mut(from..from + usize::from(at.total_len)).unwrap_or_default();
+    if let Some(ecn) = packet.ecn {
+        edit::set_ecn(l3, at.family, ecn);
+    }
+    if !A::forward(l3, at, &to) {
+        return Verdict::Drop(DropReason::EditRefused);
+    }
+    if !at.dont_fragment {
+        identify::<A>(tables, state, packet, frame, hit);
+    }
+    match encap::dress(lane, packet, frame, hash) {
+        Ok(()) => {
+            counters.add(Event::Encapsulated, u64::from(!matches!(lane.outside, Outside::Ethernet(_))));
+            Verdict::Send(lane.device)
         }
-        None => encap::ethernet_over(way.device, packet, frame, &departure),
-    };
-    match dressed {
-        Ok(()) => verdict(departure),
         Err(reason) => Verdict::Drop(reason),
     }
+}
+
+/// As [`forward_on`], when the segment changes what is known of its connection.
+#[inline(never)]
+#[allow(clippy::too_many_arguments)]
+fn forward_kept<A: Family>(
+    tables: &Tables,
+    state: &mut State,
+    counters: &mut Counters,
+    packet: &Packet,
+    frame: &mut Frame,
+    hit: Hit,
+    hash: u64,
+    now_ns: u64,
+) -> Verdict {
+    match route::kept(A::flows(state).entry(hit.flow), hit.direction) {
+        Some(hop) => forward::<A>(tables, state, counters, packet, frame, hit, hop, hash, now_ns),
+        None => Verdict::Drop(DropReason::NoRoute),
+    }
+}
+
+/// What a datagram does to its flow.
+#[inline(always)]
+fn tell_datagram<A: Family>(entry: &mut Entry<A>, direction: Direction, now_ns: u64) {
+    entry.state = tcp::advance_udp(entry.state, direction);
+    if entry.is_kept_by(direction) {
+        entry.last_seen_ticks = ticks(now_ns);
+    }
+}
+
+/// Adds to its backend's totals what an entry cannot count any more.
+#[cold]
+#[inline(never)]
+fn settle<A: Family>(state: &mut State, hit: Hit, fold: Fold) {
+    state.fold::<A>(hit.flow, hit.direction, fold);
+    A::flows_mut(state).settle(hit.flow);
 }
 
 /// Edits and sends a packet of a known flow over `hop`, in fragments where it does not fit.
@@ -439,7 +501,6 @@ fn forward<A: Family>(
 }
 
 /// What a packet does to its flow, and the flow to it: state, time and counters there, header and checksums here.
-#[inline(always)]
 fn pass_through<A: Family>(
     tables: &Tables,
     state: &mut State,
@@ -468,18 +529,14 @@ fn pass_through<A: Family>(
             entry.last_seen_ticks = ticks(now_ns);
         }
     } else {
-        entry.state = tcp::advance_udp(entry.state, hit.direction);
-        if entry.is_kept_by(hit.direction) {
-            entry.last_seen_ticks = ticks(now_ns);
-        }
+        tell_datagram(entry, hit.direction, now_ns);
     }
     let to = entry.leaving(hit.direction);
     let folded = entry.count(hit.direction, u32::from(at.total_len));
     let mtu = if at.tcp_flags & segment::SYN != 0 { mtu_both_ways(tables, entry) } else { None };
     let backend = entry.backend;
     if let Some(fold) = folded {
-        state.fold::<A>(hit.flow, hit.direction, fold);
-        A::flows_mut(state).settle(hit.flow);
+        settle::<A>(state, hit, fold);
     }
     if let Some(is_active) = turned {
         state.usage.turn(backend, is_active);
@@ -570,8 +627,7 @@ fn forward_later<A: Family>(
     }
     let to = entry.leaving(hit.direction);
     if let Some(fold) = entry.count(hit.direction, u32::from(packet.l3.total_len)) {
-        state.fold::<A>(hit.flow, hit.direction, fold);
-        A::flows_mut(state).settle(hit.flow);
+        settle::<A>(state, hit, fold);
     }
     match rewrite::run(packet, frame, &to, None) {
         Edited::Plainly | Edited::Clamped => {

@@ -34,7 +34,7 @@ use crate::table::egress::{PORT_TIMERS_MAX, PortClass};
 use crate::table::owner::WorkerId;
 use crate::table::publish::Reader;
 use crate::table::{DeviceId, Tables, unmapped};
-use crate::wire::{Family as Version, protocol};
+use crate::wire::Family as Version;
 
 /// What the last sweep does with every packet that is not one of an established flow.
 mod other;
@@ -337,9 +337,9 @@ impl Worker {
         } else if self.sampler.is_due(received) {
             return self.carry_watched::<SEVERAL>(received, reading, now_ns);
         }
-        let tables = self.reader.tables();
         let own = self.state.worker;
         // Sweep 2: read index lines, fetch entry lines.
+        let mut any_spilled = false;
         for slot in self.slots.iter_mut().take(received) {
             slot.candidate = match slot.key {
                 Key::None => None,
@@ -347,19 +347,15 @@ impl Worker {
                 Key::V4(_) => self.state.v4.candidate(slot.hash),
                 Key::V6(_) => self.state.v6.candidate(slot.hash),
             };
+            any_spilled |= slot.candidate.is_some_and(|candidate| candidate.is_spilled());
         }
         // Sweep 3: the same for keys that had to go to their second line.
-        for slot in self.slots.iter_mut().take(received) {
-            let Some(candidate) = slot.candidate else { continue };
-            slot.candidate = match slot.key {
-                Key::None => None,
-                Key::V4(_) => self.state.v4.follow(candidate, slot.hash),
-                Key::V6(_) => self.state.v6.follow(candidate, slot.hash),
-            };
+        if any_spilled {
+            self.follow(received);
         }
         // Sweep 4: decide, apply, dispatch.
         let mut hands = Hands {
-            tables,
+            tables: self.reader.tables(),
             state: &mut self.state,
             exits: &mut self.exits,
             counters: &mut self.counters,
@@ -378,7 +374,7 @@ impl Worker {
                 hands.hand_over(frame, &slot.packet, slot.key, slot.owner, slot.hops);
             } else {
                 // Nearly all are sent, so that the verdict of the fast way stays in registers.
-                match run::<SEVERAL>(tables, hands.state, hands.counters, slot, &mut frame, now_ns) {
+                match run(hands.tables, hands.state, hands.counters, slot, &mut frame, now_ns) {
                     Some(Verdict::Send(device)) => hands.exits.send(device, frame, hands.counters),
                     Some(verdict) => hands.carry_out(verdict, frame),
                     None => hands.other(frame, slot),
@@ -395,6 +391,18 @@ impl Worker {
     #[inline(never)]
     fn carry_watched<const SEVERAL: bool>(&mut self, received: usize, reading: DeviceId, now_ns: u64) {
         self.carry::<SEVERAL, true>(received, reading, now_ns);
+    }
+
+    /// Sweep 3.
+    fn follow(&mut self, received: usize) {
+        for slot in self.slots.iter_mut().take(received) {
+            let Some(candidate) = slot.candidate else { continue };
+            slot.candidate = match slot.key {
+                Key::None => None,
+                Key::V4(_) => self.state.v4.follow(candidate, slot.hash),
+                Key::V6(_) => self.state.v6.follow(candidate, slot.hash),
+            };
+        }
     }
 
     /// Ends flows whose time is over: a bounded look, never a sweep of the world.
@@ -512,40 +520,46 @@ fn learn<const SEVERAL: bool>(
     if SEVERAL {
         (slot.hops, slot.owner) = (0, state.worker);
     }
-    let bytes = frame.bytes();
-    slot.refused = parse::read(tables, ingress, bytes, counters, &mut slot.packet).err();
-    if slot.refused.is_some() {
-        return;
-    }
+    let l3 = match parse::read(tables, ingress, frame.bytes(), counters, &mut slot.packet) {
+        Ok(l3) => l3,
+        Err(reason) => {
+            slot.refused = Some(reason);
+            return;
+        }
+    };
+    slot.refused = None;
     if slot.packet.domain == Domain::Wire {
         // It most likely leaves in VXLAN. One that came in VXLAN has room where its old outside is.
         frame.prefetch_headroom();
     }
-    let l3 = bytes.get(usize::from(slot.packet.l3_offset)..).unwrap_or_default();
+    look_up::<SEVERAL>(tables, l3, state, slot);
+}
+
+/// Makes the key of a packet that was parsed, whose IP header starts at `l3[0]`, and fetches what it leads to.
+#[inline(always)]
+fn look_up<const SEVERAL: bool>(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
     match slot.packet.l3.family {
-        Version::V4 => look_up::<[u8; 4], SEVERAL>(tables, l3, state, slot),
-        Version::V6 => look_up::<[u8; 16], SEVERAL>(tables, l3, state, slot),
+        _ if !slot.packet.l3.is_plain => look_up_other(tables, l3, state, slot),
+        Version::V4 => look_up_plain::<[u8; 4], SEVERAL>(tables, l3, state, slot),
+        Version::V6 => look_up_plain::<[u8; 16], SEVERAL>(tables, l3, state, slot),
     }
 }
 
 #[inline(always)]
-fn look_up<A: Family, const SEVERAL: bool>(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
-    match pipeline::tuple_of::<A>(&slot.packet, l3) {
-        Some(tuple) => {
-            slot.key = A::key(tuple);
-            if SEVERAL {
-                slot.owner = owner::of(tables, &tuple);
-            }
-            if !SEVERAL || slot.owner == state.worker {
-                slot.hash = A::flows(state).hash(&tuple);
-                A::flows(state).prefetch_index(slot.hash);
-            }
-        }
-        None => look_up_other(tables, l3, state, slot),
+fn look_up_plain<A: Family, const SEVERAL: bool>(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
+    let tuple = pipeline::tuple_of_plain::<A>(&slot.packet, l3);
+    slot.key = A::key(tuple);
+    if SEVERAL {
+        slot.owner = owner::of(tables, &tuple);
+    }
+    if !SEVERAL || slot.owner == state.worker {
+        slot.hash = A::flows(state).hash(&tuple);
+        A::flows(state).prefetch_index(slot.hash);
     }
 }
 
-/// The same for packets without ports of their own: ICMP errors and fragments; and for those that belong to no flow.
+/// The same for packets that are not plain: ICMP errors and fragments, which have no ports of their own, SCTP, IP options;
+/// and for those that belong to no flow.
 #[cold]
 #[inline(never)]
 fn look_up_other(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) {
@@ -600,7 +614,7 @@ fn accept(state: &State, parcel: &Parcel, slot: &mut Slot) {
 
 /// Sweep 4 for one frame whose flow is known and current; `None`: it takes the slow way.
 #[inline(always)]
-fn run<const SEVERAL: bool>(
+fn run(
     tables: &Tables,
     state: &mut State,
     counters: &mut Counters,
@@ -608,18 +622,15 @@ fn run<const SEVERAL: bool>(
     frame: &mut Frame,
     now_ns: u64,
 ) -> Option<Verdict> {
-    if slot.refused.is_some() {
-        return None;
-    }
     match &slot.key {
-        Key::V4(tuple) => run_flow::<_, SEVERAL>(tables, state, counters, slot, tuple, frame, now_ns),
-        Key::V6(tuple) => run_flow::<_, SEVERAL>(tables, state, counters, slot, tuple, frame, now_ns),
+        Key::V4(tuple) => run_flow(tables, state, counters, slot, tuple, frame, now_ns),
+        Key::V6(tuple) => run_flow(tables, state, counters, slot, tuple, frame, now_ns),
         Key::None => None,
     }
 }
 
 #[inline(always)]
-fn run_flow<A: Family, const SEVERAL: bool>(
+fn run_flow<A: Family>(
     tables: &Tables,
     state: &mut State,
     counters: &mut Counters,
@@ -629,13 +640,13 @@ fn run_flow<A: Family, const SEVERAL: bool>(
     now_ns: u64,
 ) -> Option<Verdict> {
     let packet = &slot.packet;
-    let hit = A::flows(state).confirm(slot.candidate?, tuple, slot.hash)?;
     // An error has the key of the flow it quotes, a later fragment that was handed over the ports of the first: neither
     // is a segment. SCTP is looked at as a whole.
-    if !matches!(packet.l3.protocol, protocol::TCP | protocol::UDP) || (SEVERAL && !packet.l3.has_l4()) {
+    if !packet.l3.is_plain {
         return None;
     }
-    let way = flow::current(tables, A::flows(state).entry(hit.flow), hit.direction, packet, slot.hash)?;
+    let hit = A::flows(state).confirm(slot.candidate?, tuple, slot.hash)?;
+    let lane = flow::current(tables, A::flows(state).entry(hit.flow), hit.direction, packet, slot.hash)?;
     counters.count(Event::FlowHit);
-    Some(pipeline::forward_on::<A>(&way, tables, state, counters, packet, frame, hit, slot.hash, now_ns))
+    Some(pipeline::forward_on::<A>(lane, tables, state, counters, packet, frame, hit, slot.hash, now_ns))
 }

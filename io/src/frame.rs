@@ -213,6 +213,21 @@ impl Frame {
         true
     }
 
+    /// Keeps `len` bytes of the packet from `off` on and lets `on` others be before them, which hold whatever was there
+    /// before; false (and nothing changes) if it has fewer or there is no room.
+    #[inline]
+    #[must_use]
+    pub fn exchange_front(&mut self, off: u16, on: u16, len: u16) -> bool {
+        if off > self.len || len > self.len - off || on > self.headroom + off {
+            return false;
+        }
+        self.headroom = self.headroom + off - on;
+        self.len = on + len;
+        // SAFETY: the first step leads to the packet's end at most, the second back to the chunk's start at most.
+        self.data = unsafe { self.data.add(off as usize).sub(on as usize) };
+        true
+    }
+
     /// Cuts the packet to `n` bytes, or extends it into the tailroom with whatever is there; false (and nothing
     /// changes) if the chunk ends before that.
     #[inline]
@@ -302,6 +317,7 @@ mod tests {
     enum Op {
         GrowFront(usize),
         TrimFront(usize),
+        ExchangeFront(u16, u16, u16),
         SetLen(usize),
         Fill(Vec<u8>),
         Write(u8),
@@ -311,6 +327,7 @@ mod tests {
         prop_oneof![
             (0usize..300).prop_map(Op::GrowFront),
             (0usize..300).prop_map(Op::TrimFront),
+            (0u16..300, 0u16..600, 0u16..2000).prop_map(|(off, on, len)| Op::ExchangeFront(off, on, len)),
             (0usize..4200).prop_map(Op::SetLen),
             prop::collection::vec(any::<u8>(), 0..1900).prop_map(Op::Fill),
             any::<u8>().prop_map(Op::Write),
@@ -330,6 +347,14 @@ mod tests {
             match op {
                 Op::GrowFront(n) if *n <= self.start => self.start -= n,
                 Op::TrimFront(n) if *n <= self.end - self.start => self.start += n,
+                Op::ExchangeFront(off, on, len) => {
+                    let (off, on, len) = (usize::from(*off), usize::from(*on), usize::from(*len));
+                    if off + len > self.end - self.start || on > self.start + off {
+                        return false;
+                    }
+                    self.end = self.start + off + len;
+                    self.start = self.start + off - on;
+                }
                 Op::SetLen(n) if self.start + n <= size => self.end = self.start + n,
                 Op::Fill(bytes) if HEADROOM_BYTES + bytes.len() <= size => {
                     self.start = HEADROOM_BYTES;
@@ -355,6 +380,7 @@ mod tests {
                 let done = match op {
                     Op::GrowFront(n) => frame.grow_front(*n),
                     Op::TrimFront(n) => frame.trim_front(*n),
+                    Op::ExchangeFront(off, on, len) => frame.exchange_front(*off, *on, *len),
                     Op::SetLen(n) => frame.set_len(*n),
                     Op::Fill(bytes) => frame.fill(bytes),
                     Op::Write(byte) => {

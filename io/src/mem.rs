@@ -3,6 +3,7 @@
 //! It owns the addresses; everybody else has indices. It refuses to know what is stored.
 
 mod bell;
+mod lanes;
 mod map;
 mod prefetch;
 mod slab;
@@ -10,6 +11,7 @@ pub mod spsc;
 mod wait;
 
 pub use bell::Bell;
+pub use lanes::{LANE_BITS, equal_lanes};
 pub use map::{HugePages, Pages};
 pub use prefetch::{prefetch_read, prefetch_write};
 pub use slab::Slab;

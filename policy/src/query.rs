@@ -27,6 +27,9 @@ pub struct Query {
     pub protocol: u8,
     /// Destination port after translation, host order; without meaning where the protocol has none.
     pub port: u16,
+    /// Whether both sides are one pod, which reaches itself through a Service: policies of namespaces never keep it from
+    /// that (P-033), the outer tiers may (P-110). By its own address a pod reaches itself without a question.
+    pub is_itself: bool,
 }
 
 /// A policy, by its number in a [`Table`](crate::Table). The number is given back when the policy goes.
@@ -42,6 +45,9 @@ pub enum Decided {
     Isolation(PolicyId),
     /// Entry of the direction's list of rules of that policy, from 0.
     Rule(PolicyId, u16),
+    /// The subject is isolated and no rule allows this, but the peer is itself: allowed; one of the policies that isolate
+    /// it, the first by name.
+    Itself(PolicyId),
 }
 
 /// The answer to a [`Query`].
@@ -62,4 +68,13 @@ impl Direction {
 impl Verdict {
     /// What holds where no policy says anything.
     pub const DEFAULT: Verdict = Verdict { allow: true, decided_by: Decided::Default };
+
+    /// The same of a subject that is its own peer. The tier of namespaces denies by isolation alone, and that it has
+    /// decided at all means that the baseline is not asked (P-103).
+    pub(crate) fn of_itself(self) -> Verdict {
+        match self.decided_by {
+            Decided::Isolation(policy) => Verdict { allow: true, decided_by: Decided::Itself(policy) },
+            _ => self,
+        }
+    }
 }

@@ -66,9 +66,19 @@ impl Table {
     /// What they say, if any policy is about the subject in that direction at all.
     #[inline]
     pub fn ask(&self, query: &Query) -> Option<Verdict> {
+        if query.is_itself {
+            return self.ask_of_itself(query);
+        }
         let row = self.row(query.subject)?;
         let program = row.programs[query.direction as usize].as_ref()?;
         Some(program.decide(self, (query.peer, query.peer_address), self.target(row, query)))
+    }
+
+    /// P-110: so few questions are of this kind that the others do not pay for them.
+    #[cold]
+    #[inline(never)]
+    fn ask_of_itself(&self, query: &Query) -> Option<Verdict> {
+        self.ask(&Query { is_itself: false, ..*query }).map(Verdict::of_itself)
     }
 
     /// What in audit would stop something that is allowed, were all policies in audit in force with the others. Names a
@@ -84,12 +94,13 @@ impl Table {
         let program = row.audited[query.direction as usize].as_ref()?;
         let (peer, target) = ((query.peer, query.peer_address), self.target(row, query));
         let verdict = program.decide(self, peer, target);
+        let verdict = if query.is_itself { verdict.of_itself() } else { verdict };
         if verdict.allow {
             return None;
         }
         let is_audited = |decided: &Decided| match decided {
             Decided::Default => false,
-            Decided::Isolation(policy) | Decided::Rule(policy, _) => {
+            Decided::Isolation(policy) | Decided::Rule(policy, _) | Decided::Itself(policy) => {
                 self.policies.get(policy.0).is_some_and(|known| known.as_ref().is_some_and(|(_, audit)| *audit))
             }
         };

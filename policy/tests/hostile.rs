@@ -70,7 +70,7 @@ fn a_layout_that_would_explode_is_walked_and_counted() {
 
 fn query(from: &str) -> Query {
     let peer_address = from.parse().unwrap();
-    Query { direction: Direction::Ingress, subject: 1, peer: 0, peer_address, protocol: 6, port: 80 }
+    Query { direction: Direction::Ingress, subject: 1, peer: 0, peer_address, protocol: 6, port: 80, is_itself: false }
 }
 
 /// P-005, P-020: exceptions by the thousand, overlapping, in overlapping prefixes.

@@ -85,7 +85,8 @@ fn naive(objects: &Objects, query: &Query, with_audit: bool) -> (bool, Option<(S
     if let Some((name, _)) = policies.iter().find(|(_, policy)| policy.tier == Tier::Namespace && isolates(policy)) {
         return match first(|tier| tier == Tier::Namespace) {
             Some((_, by)) => (true, Some(by)),
-            None => (false, Some(((*name).clone(), None))),
+            // P-033: these keep nobody from itself, and the baseline is not asked (P-103).
+            None => (query.is_itself, Some(((*name).clone(), None))),
         };
     }
     match baseline {
@@ -102,13 +103,19 @@ fn queries() -> impl Iterator<Item = Query> {
             identities().flat_map(move |peer| {
                 ADDRESSES.iter().flat_map(move |address| {
                     let peer_address: IpAddr = address.parse().unwrap();
-                    PORTS.iter().map(move |(protocol, port)| Query {
-                        direction,
-                        subject,
-                        peer,
-                        peer_address,
-                        protocol: *protocol,
-                        port: *port,
+                    PORTS.iter().flat_map(move |(protocol, port)| {
+                        let (protocol, port) = (*protocol, *port);
+                        let query = move |is_itself| Query {
+                            direction,
+                            subject,
+                            peer,
+                            peer_address,
+                            protocol,
+                            port,
+                            is_itself,
+                        };
+                        // Of one identity there may be several pods.
+                        [Some(query(false)), (subject == peer).then_some(query(true))].into_iter().flatten()
                     })
                 })
             })
@@ -123,7 +130,7 @@ fn answers(table: &Table) -> Vec<Verdict> {
 fn in_words(table: &Table, verdict: Verdict) -> (bool, Option<(String, Option<usize>)>) {
     let by = match verdict.decided_by {
         Decided::Default => None,
-        Decided::Isolation(policy) => Some((table.policy(policy).unwrap().into(), None)),
+        Decided::Isolation(policy) | Decided::Itself(policy) => Some((table.policy(policy).unwrap().into(), None)),
         Decided::Rule(policy, rule) => Some((table.policy(policy).unwrap().into(), Some(rule.into()))),
     };
     (verdict.allow, by)
@@ -232,7 +239,7 @@ proptest! {
         std::env::var("TIDEGATE_POLICY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(24)
     ))]
 
-    /// P-003 … P-007, P-024, P-035, P-048, P-100 … P-104.
+    /// P-003 … P-007, P-024, P-033, P-035, P-048, P-100 … P-104, P-110.
     #[test]
     fn the_table_says_what_the_objects_say(rounds in prop::collection::vec(prop::collection::vec(change(), 1..12), 1..6)) {
         let mut compiler = Compiler::default();

@@ -69,7 +69,10 @@ impl Offline {
         for (address, port) in ends {
             let question = Question { to: address, port: Some(port.into()), ..question.clone() };
             match self.understand(&question) {
-                Ok(meant) => drop(self.write(&mut text, &question, &meant)),
+                Ok(meant) => {
+                    let meant = Meant { through_service: true, ..meant };
+                    let _ = self.write(&mut text, &question, &meant);
+                }
                 Err(error) => drop(writeln!(text, "{} port {port}: {error}", question.to)),
             }
         }
@@ -125,7 +128,7 @@ impl Offline {
             Direction::Egress => (&meant.from, "egress"),
         };
         let said = match rests {
-            Rests::Same => "allowed: a pod always reaches itself",
+            Rests::Same => "allowed: a pod always reaches itself by its own address",
             Rests::Node => "allowed: a pod is always reached from its own node",
             Rests::On(Verdict { allow: true, .. }) => "allowed",
             Rests::On(Verdict { allow: false, .. }) => "denied",
@@ -145,7 +148,7 @@ impl Offline {
         self.write_policies(text, direction, pod, meant)?;
         let Some(by) = self.audit(direction, rests, meant) else { return Ok(()) };
         let (policy, rule) = match by {
-            Decided::Default => return Ok(()),
+            Decided::Default | Decided::Itself(_) => return Ok(()),
             Decided::Isolation(policy) => (policy, "its isolation".into()),
             Decided::Rule(policy, rule) => (policy, format!("its rule {rule}")),
         };
@@ -204,6 +207,9 @@ impl Offline {
             }
         }
         match isolating.first() {
+            Some(policy) if meant.is_itself() => {
+                writeln!(text, "    the pod is isolated by {}, which keeps no pod from itself", policy.key)
+            }
             Some(policy) => writeln!(text, "    the pod is isolated by {}, and nothing accepted", policy.key),
             None if policies.is_empty() => writeln!(text, "    no policy is about the pod: the default allows"),
             None => writeln!(text, "    nothing decided: the default allows"),

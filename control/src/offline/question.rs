@@ -78,6 +78,8 @@ pub(crate) struct Meant<'a> {
     pub(crate) to: End<'a>,
     pub(crate) protocol: u8,
     pub(crate) port: u16,
+    /// By way of a Service, which led to `to`; else by the address of `to` itself.
+    pub(crate) through_service: bool,
 }
 
 /// What decides about a side.
@@ -85,7 +87,7 @@ pub(crate) struct Meant<'a> {
 pub(crate) enum Rests {
     /// Policies, or nothing.
     On(Verdict),
-    /// It is the same pod.
+    /// It is the same pod, by its own address.
     Same,
     /// It is the node the pod runs on.
     Node,
@@ -100,6 +102,24 @@ fn name_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, 
         Value::String(name) => Ok(name),
         Value::Number(number) => Ok(number.to_string()),
         other => Err(D::Error::custom(format!("protocol is {other}; a name or a number from 0 to 255 names one"))),
+    }
+}
+
+impl Meant<'_> {
+    /// Whether both ends are one pod.
+    pub(crate) fn is_itself(&self) -> bool {
+        matches!((self.from.pod, self.to.pod), (Some(from), Some(to)) if from.name == to.name)
+    }
+
+    /// What the tables are asked about a side.
+    fn query(&self, direction: Direction) -> Query {
+        let (subject, peer) = match direction {
+            Direction::Ingress => (self.to, self.from),
+            Direction::Egress => (self.from, self.to),
+        };
+        let (subject, peer, peer_address) = (subject.identity, peer.identity, peer.address);
+        let (protocol, port, is_itself) = (self.protocol, self.port, self.is_itself());
+        Query { direction, subject, peer, peer_address, protocol, port, is_itself }
     }
 }
 
@@ -130,30 +150,17 @@ impl Offline {
 
     /// What the rules about the receiver and about the sender say.
     pub(crate) fn decide(&self, meant: &Meant<'_>) -> [Rests; 2] {
-        let Meant { from, to, protocol, port } = *meant;
-        if let (Some(from), Some(to)) = (from.pod, to.pod)
-            && from.name == to.name
-        {
+        if meant.is_itself() && !meant.through_service {
             return [Rests::Same; 2];
         }
-        let ask = |direction, subject: End<'_>, peer: End<'_>| {
-            let (subject, peer_address) = (subject.identity, peer.address);
-            self.table().lookup(&Query { direction, subject, peer: peer.identity, peer_address, protocol, port })
-        };
-        let ingress = match self.is_own_node(to, from.address) {
-            true => Rests::Node,
-            false => Rests::On(ask(Direction::Ingress, to, from)),
-        };
-        [ingress, Rests::On(ask(Direction::Egress, from, to))]
+        let [ingress, egress] = Direction::ALL.map(|direction| Rests::On(self.table().lookup(&meant.query(direction))));
+        [if self.is_own_node(meant.to, meant.from.address) { Rests::Node } else { ingress }, egress]
     }
 
     /// What in audit would deny a side that is allowed now.
     pub(crate) fn audit(&self, direction: Direction, rests: Rests, meant: &Meant<'_>) -> Option<Decided> {
-        let Meant { from, to, protocol, port } = *meant;
         let Rests::On(Verdict { allow: true, .. }) = rests else { return None };
-        let (subject, peer) = if direction == Direction::Ingress { (to, from) } else { (from, to) };
-        let (subject, peer, peer_address) = (subject.identity, peer.identity, peer.address);
-        self.table().audit(&Query { direction, subject, peer, peer_address, protocol, port })
+        self.table().audit(&meant.query(direction))
     }
 
     fn audit_by(&self, direction: Direction, rests: Rests, meant: &Meant<'_>) -> Option<Value> {
@@ -180,7 +187,8 @@ impl Offline {
         };
         let (from, to) = (self.whom(&question.from)?, self.whom(&question.to)?);
         let family = family(&from, &to)?;
-        Ok(Meant { from: self.end(&from, family), to: self.end(&to, family), protocol, port })
+        let (from, to) = (self.end(&from, family), self.end(&to, family));
+        Ok(Meant { from, to, protocol, port, through_service: false })
     }
 
     fn whom(&self, text: &str) -> Result<Whom<'_>, String> {
@@ -194,7 +202,10 @@ impl Offline {
         let (namespace, name) =
             text.split_once('/').ok_or(format!("{text:?} is neither an address nor namespace/pod"))?;
         let name = Name { namespace: namespace.into(), name: name.into() };
-        self.model.pods().get(&name).map(|pod| Whom::Pod(pod, None)).ok_or(format!("there is no pod {name}"))
+        self.model.pods().get(&name).map(|pod| Whom::Pod(pod, None)).ok_or_else(|| match self.services.get(&name) {
+            Some(_) => format!("{name} is a Service, not a pod: `tidegate policy explain` tells of the pods behind it"),
+            None => format!("there is no pod {name}"),
+        })
     }
 
     /// The addresses that somebody has.
@@ -227,6 +238,7 @@ impl Offline {
         };
         let (policy, rule) = match verdict.decided_by {
             Decided::Default => return "default".into(),
+            Decided::Itself(_) => return "self".into(),
             Decided::Isolation(policy) => (policy, None),
             Decided::Rule(policy, rule) => (policy, Some(rule)),
         };

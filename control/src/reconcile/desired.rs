@@ -22,6 +22,10 @@ pub(super) struct Desired {
     pub(super) resources: BTreeMap<ResourceKey, Resource>,
     /// Removed by this run after it had them.
     removed: HashSet<ResourceKey>,
+    /// What policies mean, where that has changed since all was resolved once.
+    renewed: HashSet<ResourceKey>,
+    /// All has been resolved once.
+    pub(super) resolved: bool,
     /// Services that have had an endpoint in this run.
     had_backends: HashSet<ResourceKey>,
     /// The source is an API server, which knows all there is.
@@ -50,6 +54,9 @@ impl Desired {
                     self.had_backends.insert(key.clone());
                 }
                 self.removed.remove(key);
+                if self.resolved && is_meaning(key.kind) {
+                    self.renewed.insert(key.clone());
+                }
                 self.resources.insert(key.clone(), resource);
             }
             None => {
@@ -57,6 +64,7 @@ impl Desired {
                     return false;
                 }
                 self.had_backends.remove(key);
+                self.renewed.remove(key);
                 self.removed.insert(key.clone());
             }
         }
@@ -71,6 +79,11 @@ pub(super) struct Known<'a> {
 }
 
 impl Known<'_> {
+    /// Whether it may be unknown who some pods are: made without them, sets would be about fewer.
+    fn lacks_pods(&self) -> bool {
+        self.unreadable || self.doubtful.values().any(|doubtful| matches!(doubtful.kind, Kind::Pod | Kind::Identity))
+    }
+
     /// Whether the key is one of a Pod that is there, whatever is said of it.
     fn has_pod(&self, key: &ResourceKey) -> bool {
         let name = key.name.split_once('/').filter(|_| key.kind == Kind::Pod);
@@ -110,6 +123,10 @@ impl Wanted for Known<'_> {
         if self.removed.contains(key) {
             return false;
         }
+        // The sets that the dataplane has, and those whom it knows by them, belong together.
+        if is_meaning(key.kind) && !self.renewed.contains(key) && self.lacks_pods() {
+            return true;
+        }
         let never_seen = match self.resources.get(key) {
             None => true,
             // Its slices may be in the part of the source that cannot be read.
@@ -136,6 +153,11 @@ impl Wanted for Known<'_> {
     fn authoritative(&self) -> bool {
         self.of_a_cluster && self.resources.keys().any(|key| key.kind == Kind::Gateway)
     }
+}
+
+/// Whether resources of a kind say whom policies are about.
+fn is_meaning(kind: Kind) -> bool {
+    matches!(kind, Kind::Pod | Kind::Identity | Kind::IdentitySet)
 }
 
 /// Whether node ports are meant to be served and there is no address to serve them at.

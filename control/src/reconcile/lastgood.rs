@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 
 use super::Reconciler;
 use crate::model::{Dirty, Object};
-use crate::problem::Problem;
+use crate::problem::{Problem, Severity};
 use crate::saved::Saved;
+use crate::source::manifest::{Stranger, has_almost};
 use crate::source::{ObjectKey, ObjectKind};
 use crate::watch::Dialect;
 
@@ -19,8 +20,9 @@ pub(super) struct LastGood {
     saved: Saved,
     /// In use although the source has not shown them: they may be in a file that cannot be read.
     unseen: BTreeSet<ObjectKey>,
-    /// What the source does not have has been forgotten.
-    settled: bool,
+    /// What the source does not have has been forgotten, but for these kinds, which could not be listed, and for what these
+    /// strangers may be.
+    settled: Option<(BTreeSet<ObjectKind>, BTreeSet<Stranger>)>,
 }
 
 impl Reconciler {
@@ -58,35 +60,57 @@ impl Reconciler {
         true
     }
 
-    /// The source is known, but for what is `unreadable`.
-    pub(super) fn settle_good(&mut self, unreadable: bool, dirty: &mut Dirty) {
-        if self.last_good.settled {
+    /// The source is known, but for files of a directory that are `unreadable`, for what stands where another object may
+    /// have been, and for kinds that a cluster withholds, or knows only later: of these nothing is known to be gone.
+    pub(super) fn settle_good(
+        &mut self,
+        unreadable: bool,
+        unlisted: BTreeSet<ObjectKind>,
+        strangers: BTreeSet<Stranger>,
+        dirty: &mut Dirty,
+    ) {
+        let but = (unlisted, strangers);
+        if self.last_good.settled.as_ref() == Some(&but) {
             return;
+        }
+        let unreadable = unreadable && self.dialect == Dialect::Files;
+        let (unlisted, strangers) = &but;
+        let is_unknown = |key: &ObjectKey| unreadable || unlisted.contains(&key.kind) || has_almost(strangers, key);
+        for (key, object) in self.last_good.saved.take_unheard(is_unknown) {
+            if !self.model.holds(&key) && !self.invalid.contains_key(&key) {
+                self.model.apply(object, dirty);
+                self.last_good.unseen.insert(key);
+            }
         }
         if unreadable {
-            for (key, object) in self.last_good.saved.take_unheard() {
-                if !self.model.holds(&key) && !self.invalid.contains_key(&key) {
-                    self.model.apply(object, dirty);
-                    self.last_good.unseen.insert(key);
-                }
-            }
             return;
         }
-        self.last_good.settled = true;
-        for key in std::mem::take(&mut self.last_good.unseen) {
+        let unseen = std::mem::take(&mut self.last_good.unseen);
+        let (unseen, gone): (BTreeSet<_>, BTreeSet<_>) = unseen.into_iter().partition(is_unknown);
+        self.last_good.unseen = unseen;
+        for key in gone {
             self.model.delete(&key, dirty);
         }
         let (model, invalid) = (&self.model, &self.invalid);
         let is_there = |key: &ObjectKey| model.holds(key) || invalid.contains_key(key);
-        // A cluster may withhold a kind that is not needed, or know it only later: of such a kind nothing is known to be gone.
-        let is_listed =
-            |kind| self.dialect == Dialect::Files || kind == ObjectKind::NetworkPolicy || model.has_any(kind);
-        self.last_good.saved.settle(|key| is_there(key) || !is_listed(key.kind));
+        self.last_good.saved.settle(|key| is_there(key) || is_unknown(key));
+        self.last_good.settled = Some(but);
     }
 
-    /// What is wrong with what is saved.
+    /// What is wrong with what is saved, and what of it is used for what the source does not show.
     pub(super) fn saved_problems(&self) -> Vec<Problem> {
-        self.last_good.saved.problems()
+        let unseen = &self.last_good.unseen;
+        let told = unseen.first().map(|first| {
+            let more = if unseen.len() > 1 { ", …" } else { "" };
+            let message = format!(
+                "{} policies ({first}{more}) have not been seen since control began anew, for they may be in what cannot be \
+                 read of the source: their last good versions stay in use. Where they are gone for good and it cannot be \
+                 mended, end control and remove policies.log",
+                unseen.len()
+            );
+            Problem::new(Severity::Warning, "PoliciesNotSeen", message)
+        });
+        self.last_good.saved.problems().into_iter().chain(told).collect()
     }
 }
 

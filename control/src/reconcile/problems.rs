@@ -4,10 +4,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{Reconciler, object_key};
+use tidegate_api::resource::ResourceKey;
+
+use super::{Reconciler, kept_words, object_key};
 use crate::health::Health;
 use crate::problem::{Place, Problem, Severity};
 use crate::resolve;
+use crate::session::Standing;
 use crate::source::{ObjectKey, ObjectKind};
 use crate::watch::{self, Dialect};
 
@@ -20,7 +23,7 @@ impl Reconciler {
     /// Everything that is wrong now, worst first.
     pub fn problems(&self) -> BTreeSet<Problem> {
         let mut problems: BTreeSet<Problem> = self.source_problems.iter().cloned().collect();
-        problems.extend(self.invalid.values().cloned());
+        problems.extend(self.invalid.iter().map(|(key, problem)| self.as_it_stands(key, problem)));
         problems.extend(self.unknown_fields.values().take(OBJECTS_TOLD_MAX).flatten().cloned());
         if let Some(more) = self.unknown_fields.len().checked_sub(OBJECTS_TOLD_MAX).filter(|more| *more > 0) {
             let message = format!("{more} more objects have fields that nobody looks at");
@@ -61,6 +64,20 @@ impl Reconciler {
             problems.insert(Problem::new(Severity::Error, "DeletesHeld", message));
         }
         problems
+    }
+
+    /// What is wrong with an object, with what becomes of it: of one that was wrong when this run began the dataplane may
+    /// have the version before, which nobody else knows.
+    fn as_it_stands(&self, key: &ObjectKey, problem: &Problem) -> Problem {
+        let is_held = |resource: &ResourceKey| self.session.standing(resource) != Standing::Absent;
+        let unused = kept_words(key.kind, false, false);
+        match problem.message.strip_suffix(unused) {
+            Some(said) if self.desired.doubtful.get(key).is_some_and(is_held) => {
+                let message = format!("{said}; the version that the dataplane has stays in force");
+                Problem { message, ..problem.clone() }
+            }
+            _ => problem.clone(),
+        }
     }
 
     /// Pools in a directory: giving addresses out takes one who decides for all gateways, and a place where they all read

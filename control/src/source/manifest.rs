@@ -11,7 +11,7 @@ use kube::core::TypeMeta;
 use serde::de::{self, Deserialize, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::{Manifest, ObjectKey, ObjectKind};
+use super::{Manifest, ObjectKey, ObjectKind, slips};
 use crate::problem::{Place, Problem, Severity};
 
 /// Brackets of YAML's flow style that may stand open at once. The parser looks at each of them for every token, so that
@@ -22,6 +22,27 @@ const OPEN_BRACKETS_MAX: usize = 500;
 pub const NAMELESS: &str = "Nameless";
 /// Reason of a problem: the type of a document is almost one of ours.
 pub const MISSPELT: &str = "MisspeltKind";
+/// Reason of a problem: a document is nothing that could be an object.
+pub const STRAY: &str = "NoManifest";
+
+/// Fields of an object's `metadata`.
+const METADATA: [&str; 15] = [
+    "annotations",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "labels",
+    "managedFields",
+    "name",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
 
 /// What a text held.
 #[derive(Debug, Default)]
@@ -32,8 +53,34 @@ pub struct Content {
     pub strangers: BTreeMap<Stranger, Place>,
     /// Documents without a usable identity, or with one that is almost one of ours.
     pub nameless: Vec<Problem>,
-    /// Those among them that have a name: whose they may be.
-    pub suspects: BTreeSet<Stranger>,
+    /// What those among them may be that may be objects of ours.
+    pub suspects: BTreeSet<Suspect>,
+}
+
+/// What a document may be that does not say rightly what it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Suspect {
+    /// Its kind; none: any.
+    pub kind: Option<ObjectKind>,
+    /// Its name; none: any.
+    pub name: Option<String>,
+    /// Its namespace; none: any.
+    pub namespace: Option<String>,
+}
+
+impl Suspect {
+    fn of(kind: Option<ObjectKind>, value: &Value) -> Self {
+        let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(String::from);
+        Suspect { kind, name: text("/metadata/name"), namespace: text("/metadata/namespace") }
+    }
+
+    /// Whether it may be that object.
+    pub fn may_be(&self, key: &ObjectKey) -> bool {
+        let fits = |said: &Option<String>, is: &str| said.as_deref().is_none_or(|said| said == is);
+        self.kind.is_none_or(|kind| kind == key.kind)
+            && fits(&self.name, &key.name)
+            && (!key.kind.is_namespaced() || fits(&self.namespace, &key.namespace))
+    }
 }
 
 /// An object of a kind that is not read.
@@ -61,21 +108,51 @@ impl Stranger {
     pub fn is_like(&self, key: &ObjectKey) -> bool {
         self.name == key.name && (!key.kind.is_namespaced() || self.namespace == key.namespace)
     }
+
+    /// The same, and half of its type is the one that it would have to be.
+    pub fn is_almost(&self, key: &ObjectKey) -> bool {
+        let types = self.types.split_once(' ');
+        let is_near = |(version, kind): (&str, &str)| version == key.kind.api_version() || kind == key.kind.to_string();
+        types.is_some_and(is_near) && self.is_like(key)
+    }
+}
+
+/// Whether one of these is [almost](Stranger::is_almost) that object.
+pub fn has_almost(strangers: &BTreeSet<Stranger>, key: &ObjectKey) -> bool {
+    let first = Stranger { name: key.name.clone(), namespace: String::new(), types: String::new() };
+    let of_the_name = strangers.range(first..).take_while(|stranger| stranger.name == key.name);
+    of_the_name.into_iter().any(|stranger| stranger.is_almost(key))
 }
 
 /// Takes a text apart. `file` names it in errors and decides by its ending whether it is JSON.
 ///
 /// # Errors
-/// When a document is not well-formed: the whole text is then not to be trusted.
+/// When a document is not well-formed, or is a part of an object: the whole text is then not to be trusted.
 pub fn parse(file: &str, text: &str) -> Result<Content, Box<Problem>> {
     let mut content = Content::default();
     // A mark that says nothing in UTF-8, and that some editors write.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let documents = if file.ends_with(".json") { json(file, text)? } else { yaml(file, text)? };
     for (place, value) in documents {
-        content.take(place, value);
+        if !is_stray(&value) {
+            content.take(place, value);
+            continue;
+        }
+        if let Some(part) = ["metadata", "spec", "status"].into_iter().find(|part| value.get(part).is_some()) {
+            let message =
+                format!("has {part} and neither apiVersion nor kind: a line `---` is too many, or they are missing");
+            return Err(broken(&place, message));
+        }
+        let message = "is not a Kubernetes object, and not read: it has neither apiVersion nor kind";
+        content.nameless.push(Problem::new(Severity::Warning, STRAY, message).at(&place));
     }
     Ok(content)
+}
+
+/// Whether a document has no type, nor anything that may be meant for one.
+fn is_stray(value: &Value) -> bool {
+    let is_type = |field: &String| ["apiVersion", "kind"].iter().any(|known| slips(field, known).is_some());
+    value.as_object().is_some_and(|fields| !fields.keys().any(is_type))
 }
 
 fn broken(place: &Place, message: String) -> Box<Problem> {
@@ -161,11 +238,17 @@ fn json(file: &str, text: &str) -> Result<Vec<(Place, Value)>, Box<Problem>> {
 impl Content {
     fn take(&mut self, place: Place, mut value: Value) {
         let Ok(types) = TypeMeta::deserialize(&value) else {
-            let message = "not a Kubernetes object: apiVersion and kind are missing";
-            self.nameless.push(Problem::new(Severity::Error, NAMELESS, message).at(&place));
-            self.suspects.extend(Some(Stranger::of(String::new(), &value)).filter(|suspect| !suspect.name.is_empty()));
+            let lacks = |field: &str| value.get(field).is_none_or(Value::is_null);
+            let message = match (lacks("apiVersion"), lacks("kind")) {
+                (true, true) => "not a Kubernetes object: apiVersion and kind are missing",
+                (true, false) => "not a Kubernetes object: apiVersion is missing",
+                (false, true) => "not a Kubernetes object: kind is missing",
+                (false, false) => "not a Kubernetes object: apiVersion and kind must be text",
+            };
+            self.doubt(Problem::new(Severity::Error, NAMELESS, message).at(&place), Suspect::of(None, &value));
             return;
         };
+        let lists = value.get("items").is_some();
         // `v1 List`, and the typed lists of the API whose items need not repeat their type.
         if let (Some(item_kind), Some(Value::Array(items))) =
             (types.kind.strip_suffix("List"), value.get_mut("items").map(Value::take))
@@ -186,8 +269,15 @@ impl Content {
             }
             return;
         }
+        let found = format!("{} {}", types.api_version, types.kind);
+        let is_list_of_ours = |of: &str| of.is_empty() || ObjectKind::meant_by(&types.api_version, of).is_some();
+        if types.kind.strip_suffix("List").is_some_and(is_list_of_ours) {
+            let message = "has no list of items, which a list has to have, be it an empty one";
+            let problem = Problem::new(Severity::Error, NAMELESS, message).at(&place).about(found).in_field("items");
+            self.doubt(problem, Suspect { kind: None, name: None, namespace: None });
+            return;
+        }
         let Some(kind) = ObjectKind::from_type(&types.api_version, &types.kind) else {
-            let found = format!("{} {}", types.api_version, types.kind);
             match ObjectKind::meant_by(&types.api_version, &types.kind) {
                 Some(meant) => {
                     let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("without a name");
@@ -196,8 +286,12 @@ impl Content {
                         meant.type_words()
                     );
                     let problem = Problem::new(Severity::Warning, MISSPELT, message);
-                    self.nameless.push(problem.at(&place).about(format!("{found} {name}")));
-                    self.suspects.insert(Stranger::of(found, &value));
+                    self.doubt(problem.at(&place).about(format!("{found} {name}")), Suspect::of(None, &value));
+                }
+                None if lists && value.pointer("/metadata/name").is_none() => {
+                    let message = "has items and is no list that is read: to be one, it would have to be apiVersion: v1, kind: List";
+                    let problem = Problem::new(Severity::Error, NAMELESS, message).at(&place).about(found);
+                    self.doubt(problem, Suspect { kind: None, name: None, namespace: None });
                 }
                 None => drop(self.strangers.insert(Stranger::of(found, &value), place)),
             }
@@ -205,32 +299,69 @@ impl Content {
         };
         match identity(kind, &value) {
             Ok(key) => self.manifests.push(Manifest { key, place: Some(place), value }),
-            Err((field, message)) => self
-                .nameless
-                .push(Problem::new(Severity::Error, NAMELESS, message).at(&place).about(kind).in_field(field)),
+            Err((field, message)) => {
+                let mut suspect = Suspect::of(Some(kind), &value);
+                match field.as_str() {
+                    "metadata.name" => suspect.name = None,
+                    _ => suspect.namespace = None,
+                }
+                let problem = Problem::new(Severity::Error, NAMELESS, message).at(&place).about(kind).in_field(field);
+                self.doubt(problem, suspect);
+            }
         }
+    }
+
+    /// A document that may be an object of ours.
+    fn doubt(&mut self, problem: Problem, suspect: Suspect) {
+        self.nameless.push(problem);
+        self.suspects.insert(suspect);
     }
 }
 
-fn identity(kind: ObjectKind, value: &Value) -> Result<ObjectKey, (&'static str, &'static str)> {
+fn identity(kind: ObjectKind, value: &Value) -> Result<ObjectKey, (String, &'static str)> {
     let text = |pointer: &str| match value.pointer(pointer) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) if usable(text) => Ok(Some(text.clone())),
         Some(_) => Err("must be a name (letters, digits, '-' and '.'; quote it if it looks like a number)"),
     };
-    let name = text("/metadata/name").map_err(|message| ("metadata.name", message))?;
-    let name = name.ok_or(("metadata.name", "missing"))?;
+    let name = text("/metadata/name").map_err(|message| ("metadata.name".to_owned(), message))?;
+    let name = name.ok_or_else(|| ("metadata.name".to_owned(), "missing"))?;
     let namespace = match kind.is_namespaced() {
         false => String::new(),
-        true => text("/metadata/namespace")
-            .map_err(|message| ("metadata.namespace", message))?
-            .unwrap_or_else(|| "default".into()),
+        true => match text("/metadata/namespace").map_err(|message| ("metadata.namespace".to_owned(), message))? {
+            // Status files are named NAMESPACE.NAME.json: with a dot in both, two Services would share one.
+            Some(namespace) if !is_label(&namespace) => {
+                let message =
+                    "must be the name of a namespace: at most 63 of a to z, 0 to 9 and '-', which is not at its ends";
+                return Err(("metadata.namespace".into(), message));
+            }
+            Some(namespace) => namespace,
+            None => match slip_for_namespace(kind, value) {
+                Some(field) => return Err((field, "is no field; the namespace is missing, and this may be it")),
+                None => "default".into(),
+            },
+        },
     };
-    // Status files are named NAMESPACE.NAME.json: with a dot in both, two Services would share one.
-    if namespace.contains('.') {
-        return Err(("metadata.namespace", "must be the name of a namespace, which has no dot"));
-    }
     Ok(ObjectKey { kind, namespace, name })
+}
+
+/// Whether a text can be the name of a namespace or Service (RFC 1123 section 2.1, in small letters).
+pub(crate) fn is_label(text: &str) -> bool {
+    let is_known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len()) && text.bytes().all(is_known) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+/// A field that may be meant for the namespace of an object which has none. Of kinds that say who is closed to whom it is
+/// any field of `metadata` that nobody knows: in another namespace it would be another object, and the one that was is open.
+fn slip_for_namespace(kind: ObjectKind, value: &Value) -> Option<String> {
+    let is_near = |field: &str| field == "<<" || slips(field, "namespace").is_some();
+    let is_careful = matches!(kind, ObjectKind::NetworkPolicy | ObjectKind::Pod);
+    let fields = |value: Option<&Value>| -> Vec<String> {
+        value.and_then(Value::as_object).into_iter().flatten().map(|(name, _)| name.clone()).collect()
+    };
+    let mut inner = fields(value.get("metadata")).into_iter().filter(|field| !METADATA.contains(&field.as_str()));
+    let inner = inner.find(|field| is_careful || is_near(field)).map(|field| format!("metadata.{field}"));
+    inner.or_else(|| fields(Some(value)).into_iter().find(|field| is_near(field)))
 }
 
 /// A value none of whose mappings has a key twice. Parsers take the last one and say nothing, so that a line that is there

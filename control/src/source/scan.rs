@@ -2,10 +2,10 @@
 //!
 //! Owns the rules that make files a trustworthy source: a broken or empty file keeps the objects it had, and so does
 //! one in which an object is now of a kind that nobody reads; an object that no file has stays while some file may have
-//! it hidden; an object in two files is taken from the first file by
-//! name; deleting more than half of the objects of a kind waits for a person. Refuses
-//! to know when to look: [`super::directory`] does. Contents are not kept, only which file holds which object; when the
-//! first of two files goes, the second is read again.
+//! it hidden; an object in two files is taken from the first file by name; deleting more than half of the objects of a
+//! kind waits for a person, and whatever else goes at once with it. Refuses to know when to look: [`super::directory`]
+//! does. Contents are not kept, only which file holds which object; when the first of two files goes, the second is read
+//! again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, Metadata};
@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use hashbrown::HashMap;
 
-use super::manifest::{self, Content, MISSPELT, NAMELESS, Stranger};
+use super::manifest::{self, Content, MISSPELT, STRAY, Stranger, Suspect};
 use super::{Batch, Manifest, ObjectKey, ObjectKind};
 use crate::problem::{Place, Problem, Severity};
 
@@ -59,8 +59,8 @@ struct Known {
     objects: BTreeMap<ObjectKey, Place>,
     /// Objects of other kinds that it held then.
     strangers: BTreeSet<Stranger>,
-    /// Documents that may be an object of ours under that name.
-    suspects: BTreeSet<Stranger>,
+    /// Documents that may be objects of ours.
+    suspects: BTreeSet<Suspect>,
     /// Objects that it held, and in whose place there is one of a kind that is not read.
     retyped: BTreeMap<ObjectKey, Stranger>,
     /// Documents without identity and doubles, from the last good read.
@@ -73,9 +73,9 @@ struct Known {
 }
 
 impl Known {
-    /// Whether some document may be any object, having lost its kind or name.
+    /// Whether some document may be an object of ours that does not say so rightly.
     fn lacks_identity(&self) -> bool {
-        self.problems.iter().any(|problem| [NAMELESS, MISSPELT].contains(&problem.reason))
+        !(self.suspects.is_empty() && self.retyped.is_empty())
     }
 }
 
@@ -92,12 +92,16 @@ pub struct Scan {
     held: BTreeSet<ObjectKey>,
     /// Objects that no file has any more, while one may have them hidden.
     sheltered: BTreeSet<ObjectKey>,
-    /// What stood in the place of objects in files that are gone.
+    /// What stood in the place of objects in files that are gone, or came elsewhere as they went.
     displaced: BTreeMap<ObjectKey, Stranger>,
+    /// Objects of other kinds that have come with what is looked at now.
+    appeared: Vec<Stranger>,
     /// An object whose deletion always waits: everything hangs on it.
     guarded: Option<ObjectKey>,
     /// Objects held by more than one file.
     contested: BTreeSet<ObjectKey>,
+    /// Objects of other kinds that were there at the first look, and still are.
+    initial: BTreeSet<Stranger>,
     trouble: Option<Problem>,
     complete: bool,
     first_look: bool,
@@ -120,8 +124,10 @@ impl Scan {
             held: BTreeSet::new(),
             sheltered: BTreeSet::new(),
             displaced: BTreeMap::new(),
+            appeared: Vec::new(),
             guarded: None,
             contested: BTreeSet::new(),
+            initial: BTreeSet::new(),
             trouble: None,
             complete: false,
             first_look: true,
@@ -148,6 +154,15 @@ impl Scan {
                 self.trouble = None;
                 self.complete = true;
                 self.take_in(names, &mut batch);
+                let strangers = self.files.values().flat_map(|known| &known.strangers);
+                match self.first_look {
+                    true => self.initial = strangers.cloned().collect(),
+                    false if self.initial.is_empty() => {}
+                    false => {
+                        let present: BTreeSet<&Stranger> = strangers.collect();
+                        self.initial.retain(|stranger| present.contains(stranger));
+                    }
+                }
                 self.first_look = false;
                 self.confirm(&mut batch);
             }
@@ -160,6 +175,7 @@ impl Scan {
             }
         }
         batch.complete = self.complete;
+        batch.strangers = self.initial.clone();
         batch.unreadable = self.files.values().any(|known| known.doubtful);
         batch.problems = self.problems();
         batch
@@ -264,18 +280,24 @@ impl Scan {
             }
             settled.insert(key);
         }
+        let appeared = std::mem::take(&mut self.appeared);
+        for key in &gone {
+            if let Some(stranger) = appeared.iter().find(|stranger| stranger.is_almost(key)) {
+                self.displaced.entry(key.clone()).or_insert_with(|| stranger.clone());
+            }
+        }
         (self.sheltered, gone) = gone.into_iter().partition(|key| self.hides(key).is_some());
         self.displaced.retain(|key, _| self.sheltered.contains(key));
         self.delete(gone, batch);
     }
 
-    /// A file that may have this object without anybody seeing it: none of it could ever be read, or it has something of that
-    /// name whose type is missing, almost one of ours, or what stood in this object's place in another file before.
+    /// A file that may have this object without anybody seeing it: it cannot be read, or has something that may be it and
+    /// does not say so rightly, or what stands in this object's place.
     fn hides(&self, key: &ObjectKey) -> Option<&String> {
         let displaced = self.displaced.get(key);
         let hides = |known: &Known| {
-            (known.broken.is_some() && !known.ever_good)
-                || known.suspects.iter().any(|suspect| suspect.is_like(key))
+            known.broken.is_some()
+                || known.suspects.iter().any(|suspect| suspect.may_be(key))
                 || displaced.is_some_and(|stranger| known.strangers.contains(stranger))
         };
         self.files.iter().find(|(_, known)| hides(known)).map(|(name, _)| name)
@@ -286,7 +308,11 @@ impl Scan {
         let mut known = self.files.remove(name).unwrap_or_default();
         let mut touched = BTreeSet::new();
         match read_file(&self.directory.join(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // A link that leads nowhere is there.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    && fs::symlink_metadata(self.directory.join(name)).is_err() =>
+            {
                 self.displaced.append(&mut known.retyped);
                 touched.extend(known.objects.into_keys());
                 for key in &touched {
@@ -299,8 +325,12 @@ impl Scan {
                 known.stamp = Some(stamp);
                 match manifest::parse(name, &text) {
                     Err(problem) => known.broken = Some(*problem),
-                    // What a writer leaves between opening and writing, or on a full disk.
-                    Ok(_) if text.trim().is_empty() && !known.objects.is_empty() => {
+                    // What a writer leaves between opening and writing, or on a full disk; what it held before this process
+                    // began nobody knows.
+                    Ok(_)
+                        if text.trim().is_empty()
+                            && (self.first_look || known.doubtful || !known.objects.is_empty()) =>
+                    {
                         let message = "is empty; to delete what it held, delete the file";
                         known.broken = Some(whole_file(name, message));
                     }
@@ -333,6 +363,7 @@ impl Scan {
         let before = std::mem::take(&mut known.objects);
         let retyped_before = std::mem::take(&mut known.retyped);
         let strangers_before = std::mem::replace(&mut known.strangers, content.strangers.keys().cloned().collect());
+        self.appeared.extend(known.strangers.difference(&strangers_before).cloned());
         for manifest in content.manifests {
             let Some(place) = manifest.place.clone() else { continue };
             if let Some(first) = known.objects.get(&manifest.key) {
@@ -346,7 +377,8 @@ impl Scan {
             fresh.insert((name.into(), manifest.key.clone()), manifest);
         }
         let mut touched: BTreeSet<ObjectKey> = known.objects.keys().cloned().collect();
-        let is_doubtful = known.lacks_identity();
+        // What is nothing at all may be what is left of an object that this file had.
+        let is_doubtful = known.lacks_identity() || known.problems.iter().any(|problem| problem.reason == STRAY);
         for (key, place) in before {
             if known.objects.contains_key(&key) {
                 continue;
@@ -383,27 +415,25 @@ impl Scan {
         }
     }
 
-    /// Deletes, or holds back when that is more than half of a kind.
+    /// Deletes, or holds all of it back when that is more than half of a kind, or everything there is: whatever took so much
+    /// away, a mount that is gone or a copy that was cut off, may have taken the rest as well.
     fn delete(&mut self, mut gone: BTreeSet<ObjectKey>, batch: &mut Batch) {
-        let guarded = self.guarded.as_ref().and_then(|guarded| gone.take(guarded));
-        for kind in ObjectKind::ALL {
-            let of_kind = |key: &&ObjectKey| key.kind == kind;
-            let going: Vec<ObjectKey> = gone.iter().filter(of_kind).cloned().collect();
-            if going.is_empty() {
-                continue;
-            }
-            let waiting = going.len() + self.held_by_number(kind).count();
+        self.held.extend(self.guarded.as_ref().and_then(|guarded| gone.take(guarded)));
+        let is_too_much = |kind: &ObjectKind| {
+            let of_kind = |key: &&ObjectKey| key.kind == *kind;
+            let going = gone.iter().filter(of_kind).count();
+            let waiting = going + self.held_by_number(*kind).count();
             let present = self.delivered.keys().filter(of_kind).count();
-            if waiting >= DELETES_HELD_MIN && waiting * 2 > present {
-                self.held.extend(going);
-            } else {
-                for key in going {
-                    self.delivered.remove(&key);
-                    batch.deleted.push(key);
-                }
-            }
+            going > 0 && waiting >= DELETES_HELD_MIN && waiting * 2 > present
+        };
+        if self.holders.is_empty() || ObjectKind::ALL.iter().any(is_too_much) {
+            self.held.extend(gone);
+            return;
         }
-        self.held.extend(guarded);
+        for key in gone {
+            self.delivered.remove(&key);
+            batch.deleted.push(key);
+        }
     }
 
     /// Deletions that wait because they are so many.
@@ -468,11 +498,15 @@ impl Scan {
         for kind in ObjectKind::ALL {
             let held: Vec<&ObjectKey> = self.held_by_number(kind).collect();
             let Some(first) = held.first() else { continue };
+            let present = self.delivered.keys().filter(|key| key.kind == kind).count();
+            let why = match held.len() >= DELETES_HELD_MIN && held.len() * 2 > present {
+                true => "more than half",
+                false => "at once with many others, or with all there was",
+            };
             let message = format!(
-                "{} of {} objects of kind {kind} are gone from {} ({first}{}): more than half, so they stay until a file \
+                "{} of {present} objects of kind {kind} are gone from {} ({first}{}): {why}, so they stay until a file \
                  named {CONFIRM_FILE} is created there, or the objects come back",
                 held.len(),
-                self.delivered.keys().filter(|key| key.kind == kind).count(),
                 self.directory.display(),
                 if held.len() > 1 { ", …" } else { "" },
             );

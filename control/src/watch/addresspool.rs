@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use kube::ResourceExt;
 use kube::core::Selector;
 
+use super::selector::{label_key, label_value};
 use super::{Invalid, unicast};
 use crate::crd::addresspool::{self as crd, Operator};
 use crate::model::addresspool::{AddressPool, AddressRange, Pinning};
@@ -147,6 +148,11 @@ fn selectors(listed: &[crd::LabelSelector], field: &str) -> Result<Vec<Selector>
 }
 
 pub(super) fn selector_of(selector: &crd::LabelSelector, field: &str) -> Result<Selector, Invalid> {
+    for (key, value) in &selector.match_labels {
+        let field = format!("{field}.matchLabels");
+        label_key(key, &field)?;
+        label_value(value, &field)?;
+    }
     let mut expressions = Vec::new();
     for (index, requirement) in selector.match_expressions.iter().enumerate() {
         let field = || format!("{field}.matchExpressions[{index}]");
@@ -155,9 +161,8 @@ pub(super) fn selector_of(selector: &crd::LabelSelector, field: &str) -> Result<
             let message = if takes_values { "needs values" } else { "takes no values" };
             return Err(Invalid::new(field(), format!("operator {:?} {message}", requirement.operator)));
         }
-        if requirement.key.is_empty() {
-            return Err(Invalid::new(field(), "the key is empty"));
-        }
+        label_key(&requirement.key, &format!("{}.key", field()))?;
+        requirement.values.iter().try_for_each(|value| label_value(value, &format!("{}.values", field())))?;
         expressions.push(meta::LabelSelectorRequirement {
             key: requirement.key.clone(),
             operator: format!("{:?}", requirement.operator),

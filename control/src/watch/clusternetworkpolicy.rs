@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Protocol, Tier};
 
 use super::networkpolicy::{AUDIT, Complain, cidr, is_audit};
-use super::piecewise::{Pieces, Whole, annotations, whole};
+use super::piecewise::{Pieces, Whole, annotations, stand_in, whole};
 use super::{Invalid, port, port_name, selector, typed};
-use crate::model::Object;
+
 use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, PolicyKind, Rule};
 use crate::model::selector::Selector;
 
@@ -60,8 +60,8 @@ struct Subject {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct NamespacedPods {
-    namespace_selector: LabelSelector,
-    pod_selector: LabelSelector,
+    namespace_selector: Option<LabelSelector>,
+    pod_selector: Option<LabelSelector>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -137,12 +137,8 @@ pub(super) fn read_value(name: &str, value: &Value, unknown: Option<&mut Vec<Str
     let strict = unknown.is_some();
     let error = match whole(value, unknown, &["ingress", "egress"]) {
         Ok(Whole::Read(object)) => return read(name, &object),
-        Ok(Whole::StrangeRules) => Invalid::new("spec", "cannot be read"),
-        Err(error) => {
-            let policy = piecewise(name, value, strict);
-            let stand_in = policy.map(|policy| Box::new(Object::Policy(Box::new(policy))));
-            return Err(Invalid { stand_in, ..error });
-        }
+        Ok(Whole::StrangeRules(_)) => Invalid::new("spec", "cannot be read"),
+        Err(error) => return Err(stand_in(error, piecewise(name, value, strict))),
     };
     piecewise(name, value, strict).ok_or(error)
 }
@@ -150,7 +146,7 @@ pub(super) fn read_value(name: &str, value: &Value, unknown: Option<&mut Vec<Str
 /// What can be read, rule by rule; nothing without tier, priority and subjects.
 fn piecewise(name: &str, value: &Value, strict: bool) -> Option<Policy> {
     let spec = value.get("spec")?;
-    let mut pieces = Pieces { strict, complaints: Vec::new() };
+    let mut pieces = Pieces::new(strict);
     let subject = spec.get("subject").filter(|subject| pieces.reads::<Subject>(subject, "spec.subject"))?;
     let strange = pieces.is_strange(spec, &["tier", "priority", "subject", "ingress", "egress"], "spec");
     let mut rules = |field: &str| {
@@ -177,7 +173,7 @@ fn piecewise(name: &str, value: &Value, strict: bool) -> Option<Policy> {
         },
     });
     let mut policy = read(name, &typed(&object, None).ok()?).ok()?;
-    policy.complaints.extend(pieces.told());
+    policy.complaints = pieces.told(policy.complaints);
     Some(policy)
 }
 
@@ -251,7 +247,13 @@ fn read_rule(
     field: &str,
     complain: Complain<'_>,
 ) -> Result<Rule, Invalid> {
-    let (which, listed) = if ingress { ("from", &rule.from) } else { ("to", &rule.to) };
+    let [(which, listed), (other, none)] = match ingress {
+        true => [("from", &rule.from), ("to", &rule.to)],
+        false => [("to", &rule.to), ("from", &rule.from)],
+    };
+    if none.is_some() {
+        return Err(Invalid::new(format!("{field}.{other}"), "is no field of a rule of this direction"));
+    }
     let field_peers = format!("{field}.{which}");
     let listed = listed.as_deref().unwrap_or_default();
     // P-108: unlike in a NetworkPolicy, nobody listed is not everybody.
@@ -329,12 +331,14 @@ fn of_namespaces(namespaces: &LabelSelector, field: &str) -> Result<Pods, Invali
 }
 
 fn of_pods(pods: &NamespacedPods, field: &str) -> Result<Pods, Invalid> {
+    // The API demands both, so that nobody means all namespaces who has forgotten them.
+    let demanded = |selector: &Option<LabelSelector>, name: &str| {
+        let field = format!("{field}.{name}");
+        selector.as_ref().map_or_else(|| Err(Invalid::new(&field, "missing")), |it| selector::read(it, &field))
+    };
     Ok(Pods {
-        namespaces: Namespaces::Matching(selector::read(
-            &pods.namespace_selector,
-            &format!("{field}.namespaceSelector"),
-        )?),
-        pods: selector::read(&pods.pod_selector, &format!("{field}.podSelector"))?,
+        namespaces: Namespaces::Matching(demanded(&pods.namespace_selector, "namespaceSelector")?),
+        pods: demanded(&pods.pod_selector, "podSelector")?,
     })
 }
 

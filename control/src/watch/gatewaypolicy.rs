@@ -7,10 +7,12 @@ use tidegate_api::resource::{ClientRange, FrontPort, GatewayAction, SourceLimits
 
 use super::addresspool::selector_of;
 use super::piecewise::{Pieces, Whole, whole};
+use super::selector::shown;
 use super::{Invalid, port, protocol, typed};
 use crate::crd::gatewaypolicy as crd;
 use crate::model::gatewaypolicy::{Choice, GatewayPolicy, Rule};
 use crate::model::{Name, Object};
+use crate::source::manifest::is_label;
 
 /// Most rules in a policy.
 const RULES_MAX: usize = 128;
@@ -36,8 +38,8 @@ pub(super) fn read_value(
             Ok(policy) => return Ok(policy),
             Err(error) => error,
         },
-        Ok(Whole::StrangeRules) => {
-            let mut pieces = Pieces { strict, complaints: Vec::new() };
+        Ok(Whole::StrangeRules(_)) => {
+            let mut pieces = Pieces::new(strict);
             let rules = value.pointer("/spec/rules");
             pieces.list(rules, "spec.rules", |pieces, rule, at| pieces.reads::<crd::ClientRule>(rule, at).into());
             pieces.complaints.swap_remove(0)
@@ -51,7 +53,7 @@ pub(super) fn read_value(
 /// What can be read, rule by rule, and the others closed.
 fn piecewise(name: &str, value: &Value, strict: bool) -> Option<GatewayPolicy> {
     let spec = value.get("spec")?.as_object()?;
-    let mut pieces = Pieces { strict, complaints: Vec::new() };
+    let mut pieces = Pieces::new(strict);
     let frame = |fields: &[&str]| -> Option<GatewayPolicy> {
         let of = |field: &&str| Some((field.to_string(), spec.get(*field)?.clone()));
         let spec: Map<String, Value> = fields.iter().filter_map(of).collect();
@@ -89,7 +91,7 @@ fn closed(pieces: &mut Pieces, rule: &Value, field: &str) -> Rule {
     let strict = pieces.strict;
     let only = |name: &str| -> Option<Rule> {
         let rule = json!({ "action": "Deny", (name): part(name)? });
-        let mut pieces = Pieces { strict, complaints: Vec::new() };
+        let mut pieces = Pieces::new(strict);
         let rule = pieces.reads::<crd::ClientRule>(&rule, field).then(|| typed(&rule, None).ok()).flatten()?;
         read_rule(&rule, field).ok()
     };
@@ -209,8 +211,9 @@ fn read_port(listed: &crd::Port, field: &str) -> Result<FrontPort, Invalid> {
 
 fn read_choice(choice: &crd::ServiceChoice, field: &str) -> Result<Choice, Invalid> {
     for (part, text) in [("namespace", &choice.namespace), ("name", &choice.name)] {
-        if text.as_ref().is_some_and(|text| text.is_empty() || text.contains('/')) {
-            return Err(Invalid::new(format!("{field}.{part}"), "is no name"));
+        if let Some(text) = text.as_ref().filter(|text| !is_label(text)) {
+            let message = format!("is no name that an object can have: {:?}", shown(text));
+            return Err(Invalid::new(format!("{field}.{part}"), message));
         }
     }
     match (&choice.namespace, &choice.name, &choice.selector) {
@@ -316,6 +319,26 @@ mod tests {
             matches!(&services[1], Choice::Matching(Some(namespace), all) if namespace == "blog" && all.selects_all())
         );
         assert!(matches!(&services[2], Choice::Matching(None, some) if some.to_string() == "tier=front"));
+    }
+
+    /// Nothing would ever be denied by them.
+    #[test]
+    fn a_service_that_no_object_can_be_is_refused() {
+        for (service, field) in [
+            ("namespace: Shop, name: web", "namespace"),
+            ("namespace: shop, name: 'web '", "name"),
+            ("namespace: shop, name: a/b", "name"),
+            ("namespace: ''", "namespace"),
+            ("selector: { matchLabels: { app: 'web ' } }", "selector.matchLabels"),
+            ("selector: { matchLabels: { 'app:': web } }", "selector.matchLabels"),
+            (
+                "selector: { matchExpressions: [{ key: app, operator: NotIn, values: ['3 '] }] }",
+                "selector.matchExpressions[0].values",
+            ),
+        ] {
+            let error = rule(&format!("action: Deny, services: [{{ {service} }}]")).unwrap_err();
+            assert!(error.starts_with(&format!("spec.rules[0].services[0].{field}: ")), "{service}: {error}");
+        }
     }
 
     /// A rule that denies does not vanish: what of it cannot be read is everything, and one that allows is for nobody.

@@ -13,11 +13,11 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Tier};
 
-use super::piecewise::{Pieces, Whole, annotations, whole};
+use super::piecewise::{Pieces, Whole, annotations, stand_in, whole};
 use super::{Invalid, port, port_name, protocol, selector, typed};
+use crate::model::Name;
 use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, PolicyKind, Rule};
 use crate::model::selector::Selector;
-use crate::model::{Name, Object};
 
 /// Most exceptions of one block: an API server's object has room for some tens of thousands.
 const EXCEPT_MAX: usize = 65_536;
@@ -36,23 +36,42 @@ pub(super) type Complain<'a> = &'a mut dyn FnMut(Invalid);
 /// isolates them and accepts what can be read.
 pub(super) fn read_value(name: &Name, value: &Value, unknown: Option<&mut Vec<String>>) -> Result<Policy, Invalid> {
     let strict = unknown.is_some();
-    let error = match whole(value, unknown, &["ingress", "egress"]) {
-        Ok(Whole::Read(object)) => return read(name, &object),
-        Ok(Whole::StrangeRules) => Invalid::new("spec", "cannot be read"),
-        Err(error) => {
-            let policy = piecewise(name, value, strict);
-            let stand_in = policy.map(|policy| Box::new(Object::Policy(Box::new(policy))));
-            return Err(Invalid { stand_in, ..error });
-        }
+    let whole = match whole(value, unknown, &["ingress", "egress"]) {
+        Ok(whole) => whole,
+        Err(error) => return Err(stand_in(error, piecewise(name, value, strict))),
     };
-    piecewise(name, value, strict).ok_or(error)
+    let (Whole::Read(object) | Whole::StrangeRules(object)) = &whole;
+    match (mistake(object).filter(|_| strict), &whole) {
+        (Some(error), _) => Err(stand_in(error, piecewise(name, value, strict))),
+        (None, Whole::Read(object)) => read(name, object),
+        (None, Whole::StrangeRules(_)) => {
+            piecewise(name, value, strict).ok_or_else(|| Invalid::new("spec", "cannot be read"))
+        }
+    }
 }
 
-/// What can be read, part by part; nothing, if it cannot be told which pods it is about.
+/// What is right by its type, and leaves it open for which direction the policy is meant, or for whom: an API server, which
+/// refuses it or gives it a meaning that nobody writes down on purpose, has not seen it.
+fn mistake(object: &api::NetworkPolicy) -> Option<Invalid> {
+    let Some(spec) = &object.spec else { return Some(Invalid::new("spec", "missing")) };
+    unknown_types(spec.policy_types.as_deref().unwrap_or_default()).next()
+}
+
+/// Entries of `policyTypes` that are none.
+fn unknown_types(types: &[String]) -> impl Iterator<Item = Invalid> {
+    let unknown = types.iter().enumerate().filter(|(_, it)| !matches!(it.as_str(), "Ingress" | "Egress"));
+    unknown.map(|(index, other)| {
+        Invalid::new(format!("spec.policyTypes[{index}]"), format!("{other:?} is not Ingress or Egress"))
+    })
+}
+
+/// What can be read, part by part; nothing, if it cannot be told which pods it is about. Without a `spec` it is about all of
+/// the namespace, as an API server would have it, and closed.
 fn piecewise(name: &Name, value: &Value, strict: bool) -> Option<Policy> {
-    let spec = value.get("spec")?;
+    let closed = json!({ "policyTypes": ["Ingress", "Egress"] });
+    let spec = value.get("spec").filter(|spec| !spec.is_null()).unwrap_or(&closed);
     let pods = spec.as_object()?.get("podSelector");
-    let mut pieces = Pieces { strict, complaints: Vec::new() };
+    let mut pieces = Pieces::new(strict);
     if pods.is_some_and(|pods| !pieces.reads::<Option<LabelSelector>>(pods, "spec.podSelector")) {
         return None;
     }
@@ -67,8 +86,6 @@ fn piecewise(name: &Name, value: &Value, strict: bool) -> Option<Policy> {
             Value::String(text) => text.clone().into(),
             other => other.to_string().into(),
         });
-    // A list of nothing that is known is no list: it is about what the rules are about.
-    let known = types.as_array().is_some_and(|types| types.iter().any(|it| it == "Ingress" || it == "Egress"));
     let mut rules = |field: &str, peers: &str| {
         pieces
             .list(spec.get(field), &format!("spec.{field}"), |pieces, rule, at| piece_of_rule(pieces, rule, peers, at))
@@ -78,7 +95,7 @@ fn piecewise(name: &Name, value: &Value, strict: bool) -> Option<Policy> {
         "metadata": { "annotations": annotations(value, AUDIT) },
         "spec": {
             "podSelector": pods,
-            "policyTypes": if known { types } else { Value::Null },
+            "policyTypes": types,
             "ingress": ingress,
             "egress": egress,
         },
@@ -87,7 +104,7 @@ fn piecewise(name: &Name, value: &Value, strict: bool) -> Option<Policy> {
     if strange {
         policy.ingress.iter_mut().chain(&mut policy.egress).for_each(|rule| rule.peers = Some(Vec::new()));
     }
-    policy.complaints.extend(pieces.told());
+    policy.complaints = pieces.told(policy.complaints);
     Some(policy)
 }
 
@@ -146,15 +163,12 @@ pub(crate) fn read(name: &Name, object: &api::NetworkPolicy) -> Result<Policy, I
     let isolates = match spec.policy_types.as_deref().unwrap_or_default() {
         [] => [true, !egress.is_empty()],
         types => {
-            for (index, other) in
-                types.iter().enumerate().filter(|(_, it)| !matches!(it.as_str(), "Ingress" | "Egress"))
-            {
-                complain(Invalid::new(
-                    format!("spec.policyTypes[{index}]"),
-                    format!("{other:?} is not Ingress or Egress"),
-                ));
-            }
-            ["Ingress", "Egress"].map(|direction| types.iter().any(|it| it == direction))
+            let unknown: Vec<Invalid> = unknown_types(types).collect();
+            // What is neither may be either.
+            let isolates = |direction: &str| !unknown.is_empty() || types.iter().any(|it| it == direction);
+            let isolates = ["Ingress", "Egress"].map(isolates);
+            unknown.into_iter().for_each(&mut complain);
+            isolates
         }
     };
     let key = PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: name.namespace.clone(), name: name.name.clone() };

@@ -8,21 +8,23 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Invalid, typed};
+use crate::model::Object;
+use crate::model::policy::Policy;
 
 /// How an object reads as a whole.
 pub(super) enum Whole<T> {
     /// All of it.
     Read(T),
-    /// Nothing is wrong but fields of rules that their kind does not have.
-    StrangeRules,
+    /// The same without fields of rules that their kind does not have.
+    StrangeRules(T),
 }
 
 /// Reads a policy as a whole. Without `unknown` nobody minds fields that the kind does not have: an API server, whose
 /// version may be newer than this reader, has judged them.
 ///
 /// # Errors
-/// When something has a wrong type, or when there is a field in `spec`, outside its lists of rules, that the kind does not
-/// have: it may be the one that was meant to limit the others.
+/// When something has a wrong type, or when there is a field beside `metadata` and `status`, outside the lists of rules,
+/// that the kind does not have: it may be the one that was meant to limit the others.
 pub(super) fn whole<T: DeserializeOwned>(
     value: &Value,
     unknown: Option<&mut Vec<String>>,
@@ -30,22 +32,33 @@ pub(super) fn whole<T: DeserializeOwned>(
 ) -> Result<Whole<T>, Invalid> {
     let mut strange = Vec::new();
     let read = typed(value, unknown.is_some().then_some(&mut strange));
-    let in_spec: Vec<String> = strange.iter().filter(|field| field.starts_with("spec.")).cloned().collect();
-    if let Some(unknown) = unknown {
-        unknown.append(&mut strange);
-    }
-    let object = read?;
+    let is_beside = |field: &str| matches!(field.split('.').next(), Some("metadata" | "status"));
     let in_rules = |field: &String| {
         let field = field.strip_prefix("spec.").unwrap_or_default();
         rules.iter().any(|list| field.strip_prefix(list).is_some_and(|rest| rest.starts_with('[')))
     };
-    match in_spec.iter().find(|field| !in_rules(field)) {
-        Some(field) => {
-            Err(Invalid::new(field.clone(), "is no field of this kind, and nobody knows what it was to say"))
-        }
-        None if in_spec.is_empty() => Ok(Whole::Read(object)),
-        None => Ok(Whole::StrangeRules),
+    let inside: Vec<String> = strange.iter().filter(|field| !is_beside(field)).cloned().collect();
+    if let Some(unknown) = unknown {
+        unknown.append(&mut strange);
     }
+    let object = read?;
+    match inside.iter().find(|field| !in_rules(field)) {
+        Some(field) => Err(Invalid::new(field.clone(), NOBODY_KNOWS)),
+        None if inside.is_empty() => Ok(Whole::Read(object)),
+        None => Ok(Whole::StrangeRules(object)),
+    }
+}
+
+/// What is said of a field that the kind does not have and that may be one which matters.
+pub(super) const NOBODY_KNOWS: &str = "is no field of this kind, and nobody knows what it was to say";
+
+/// The error with what can be read as a stand-in, which does not complain of the same once more.
+pub(super) fn stand_in(error: Invalid, policy: Option<Policy>) -> Invalid {
+    let stand_in = policy.map(|mut policy| {
+        policy.complaints.retain(|(field, _)| *field != error.field);
+        Box::new(Object::Policy(Box::new(policy)))
+    });
+    Invalid { stand_in, ..error }
 }
 
 /// The work on one object.
@@ -54,9 +67,16 @@ pub(super) struct Pieces {
     pub(super) strict: bool,
     /// What could not be read.
     pub(super) complaints: Vec<Invalid>,
+    /// Where something stands instead of it.
+    pub(super) replaced: Vec<String>,
 }
 
 impl Pieces {
+    /// Nothing read yet.
+    pub(super) fn new(strict: bool) -> Self {
+        Pieces { strict, complaints: Vec::new(), replaced: Vec::new() }
+    }
+
     /// Whether `value`, at `field`, can be typed.
     pub(super) fn reads<T: DeserializeOwned>(&mut self, value: &Value, field: &str) -> bool {
         let mut strange = Vec::new();
@@ -72,6 +92,7 @@ impl Pieces {
             (Err(error), _) => Invalid::new(at(&error.field), error.message),
         };
         self.complaints.push(complaint);
+        self.replaced.push(field.into());
         false
     }
 
@@ -92,6 +113,7 @@ impl Pieces {
                 .collect(),
             Some(_) => {
                 self.complaints.push(Invalid::new(field, "is not a list"));
+                self.replaced.push(field.into());
                 let kept = entry(self, &Value::Null, field);
                 Value::Array(vec![kept])
             }
@@ -104,15 +126,23 @@ impl Pieces {
         match names.find(|name| self.strict && !known.contains(&name.as_str())) {
             Some(name) => {
                 self.complaints.push(Invalid::new(format!("{field}.{name}"), "is no field of this kind"));
+                self.replaced.push(field.into());
                 true
             }
             None => false,
         }
     }
 
-    /// The complaints in the form that a policy has them.
-    pub(super) fn told(self) -> Vec<(String, String)> {
-        self.complaints.into_iter().map(|complaint| (complaint.field, complaint.message)).collect()
+    /// All complaints, `read` by the reader of the kind among them: of what it read instead of something that was told
+    /// already, it says nothing new.
+    pub(super) fn told(self, read: Vec<(String, String)>) -> Vec<(String, String)> {
+        let is_within = |field: &str, place: &String| {
+            field.strip_prefix(place.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        let is_news = |field: &str| !self.replaced.iter().any(|place| place != "spec" && is_within(field, place));
+        let read: Vec<_> = read.into_iter().filter(|(field, _)| is_news(field)).collect();
+        let own = self.complaints.into_iter().map(|complaint| (complaint.field, complaint.message));
+        own.chain(read).collect()
     }
 }
 

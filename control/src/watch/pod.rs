@@ -10,6 +10,7 @@ use tidegate_api::resource::Protocol;
 use super::{Invalid, address, port, protocol};
 use crate::model::Name;
 use crate::model::pod::{Pod, PodPort};
+use crate::source::slips;
 
 /// `spec` as far as it is looked at.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -82,6 +83,19 @@ pub(crate) fn read(name: Name, metadata: ObjectMeta, spec: Spec, status: Status)
         ended: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
         ports,
     })
+}
+
+/// Whether a field that no Pod has may be one of those that tell who it is. `spec` and `status` have more fields with every
+/// version of Kubernetes: there only what is near to those that are looked at counts.
+pub(super) fn is_vital(field: &str) -> bool {
+    const NEAR: [&str; 5] = ["podIPs", "podIP", "phase", "hostNetwork", "nodeName"];
+    match field.split_once('.') {
+        None | Some(("metadata", _)) => true,
+        Some(("spec" | "status", inner)) => {
+            inner.starts_with("podIPs[") || NEAR.iter().any(|name| slips(inner, name).is_some())
+        }
+        Some(_) => true,
+    }
 }
 
 /// The same from a whole object.

@@ -25,15 +25,24 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What control may do, and nothing else (C-023).
 pub fn role() -> Rules {
+    role_without("nothing")
+}
+
+/// The same without one of the resources that are only read.
+pub fn role_without(withheld: &str) -> Rules {
     let read = ["get", "list", "watch"];
+    let with = |resources: &[&'static str]| -> Vec<&str> {
+        resources.iter().filter(|resource| **resource != withheld).copied().collect()
+    };
     Rules::default()
-        .and(&[""], &["services", "nodes", "namespaces", "pods"], &read)
+        .and(&[""], &["services", "nodes"], &read)
+        .and(&[""], &with(&["namespaces", "pods"]), &read)
         .and(&[""], &["services", "services/status"], &["patch"])
         .and(&["discovery.k8s.io"], &["endpointslices"], &read)
         .and(&["coordination.k8s.io"], &["leases"], &["get", "create", "update"])
         .and(&["events.k8s.io"], &["events"], &["create", "patch"])
         .and(&["networking.k8s.io"], &["networkpolicies"], &read)
-        .and(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &read)
+        .and(&["policy.networking.k8s.io"], &with(&["clusternetworkpolicies"]), &read)
         .and(&["tidegate.io"], &["addresspools", "egresspolicies", "gatewaypolicies", "staticnats"], &read)
         .and(
             &["tidegate.io"],

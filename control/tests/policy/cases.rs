@@ -387,6 +387,77 @@ fn t_057_tiers_are_asked_in_their_order() {
     }
 }
 
+/// P-033, P-103, P-110: by its own address a pod reaches itself whatever anybody says; through a Service the outer tiers
+/// have their say, and policies of namespaces silence the baseline.
+#[test]
+fn a_pod_that_reaches_itself_through_a_service_is_subject_to_the_outer_tiers() {
+    let service = "{apiVersion: v1, kind: Service, metadata: {namespace: x, name: front}, spec: {selector: {pod: a}, ports: [{port: 443, targetPort: 80}]}}";
+    let outer = |tier: &str, action: &str, ingress: bool| {
+        let rules = match ingress {
+            true => format!("ingress: [{{action: {action}, from: [{{namespaces: {{}}}}]}}]"),
+            false => format!("egress: [{{action: {action}, to: [{{namespaces: {{}}}}]}}]"),
+        };
+        cnp(&format!("{}-{ingress}", tier.to_lowercase()), tier, 1, &rules)
+    };
+    let shut = || np("shut", "podSelector: {}, policyTypes: [Ingress, Egress]");
+    let silenced = "(baseline tier) is not asked: a NetworkPolicy isolates the pod";
+    for (policies, open, words) in [
+        (vec![], true, "no policy is about the pod"),
+        (vec![shut()], true, "the pod is isolated by NetworkPolicy x/shut, which keeps no pod from itself"),
+        (
+            vec![outer("Admin", "Deny", true)],
+            false,
+            "ClusterNetworkPolicy admin-true (admin tier) rule 0 matches and denies",
+        ),
+        (
+            vec![outer("Admin", "Deny", false), shut()],
+            false,
+            "ClusterNetworkPolicy admin-false (admin tier) rule 0 matches and denies",
+        ),
+        (
+            vec![outer("Admin", "Pass", true), outer("Admin", "Pass", false), shut()],
+            true,
+            "which keeps no pod from itself",
+        ),
+        (
+            vec![outer("Baseline", "Deny", true)],
+            false,
+            "ClusterNetworkPolicy baseline-true (baseline tier) rule 0 matches and denies",
+        ),
+        (
+            vec![outer("Baseline", "Deny", false)],
+            false,
+            "ClusterNetworkPolicy baseline-false (baseline tier) rule 0 matches and denies",
+        ),
+        (vec![outer("Baseline", "Deny", true), outer("Baseline", "Deny", false), shut()], true, silenced),
+        (
+            vec![outer("Baseline", "Deny", false), np("in", "podSelector: {}")],
+            false,
+            "baseline-false (baseline tier) rule 0",
+        ),
+    ] {
+        let slice = |family: &str, address: &str| {
+            format!(
+                "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{namespace: x, name: 'front-{family}', labels: {{kubernetes.io/service-name: front}}}}, \
+                 addressType: {family}, ports: [{{name: '', port: 80}}], endpoints: [{{addresses: ['{address}'], conditions: {{ready: true}}}}]}}"
+            )
+        };
+        let behind = [vec![], vec![slice("IPv4", XA[1])], vec![slice("IPv6", XA[2])]];
+        for slices in behind {
+            let case = case(&[policies.clone(), vec![service.to_owned()], slices].concat());
+            let question =
+                Question { from: XA[0].into(), to: "x/front".into(), protocol: "TCP".into(), port: Some(443) };
+            let told = case.0.explain(&question).unwrap();
+            let verdict =
+                if open { "pod x/a -> pod x/a TCP port 80: ALLOWED" } else { "pod x/a -> pod x/a TCP port 80: DENIED" };
+            assert!(told.contains(verdict) && told.contains(words), "{policies:?}: {words}\n{told}");
+            assert!(case.all(XA, XA, 80), "by its own address: {policies:?}");
+            let answer = case.ask(XA[0], XA[0], "TCP", 80);
+            assert_eq!([answer.ingress_by, answer.egress_by], ["self", "self"]);
+        }
+    }
+}
+
 /// P-103: the baseline is not asked for a direction that a NetworkPolicy isolates, whatever that policy says, and is
 /// for the other one.
 #[test]

@@ -57,6 +57,7 @@ impl Way {
                             peer_address: *peer_address,
                             protocol,
                             port,
+                            is_itself: false,
                         };
                         let Verdict { allow, .. } = self.compiler.table().lookup(&query);
                         answers.push(allow);

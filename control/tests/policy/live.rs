@@ -104,6 +104,7 @@ impl Gateway {
             peer_address: peer,
             protocol,
             port: target.port,
+            is_itself: subject == peer,
         }
     }
 
@@ -117,7 +118,7 @@ impl Gateway {
         };
         let by = match verdict.decided_by {
             Decided::Default => None,
-            Decided::Isolation(policy) => Some(named(policy, None)),
+            Decided::Isolation(policy) | Decided::Itself(policy) => Some(named(policy, None)),
             Decided::Rule(policy, rule) => Some(named(policy, Some(rule))),
         };
         Judged { allow: verdict.allow, by }

@@ -114,7 +114,8 @@ impl Cluster {
             && pods.is_none_or(|selector| selects(selector, &labels(&self.pods[pod])))
     }
 
-    /// Whether a connection may pass one side: `ingress` asks the receiver's policies, else the sender's.
+    /// Whether a connection may pass one side: `ingress` asks the receiver's policies, else the sender's. A pod that is both
+    /// reaches itself through a Service (P-110).
     pub fn judge(&self, ingress: bool, subject: &End, peer: &End, target: Target) -> Judged<'_> {
         const ALLOWED: Judged<'static> = Judged { allow: true, by: None };
         let Some(pod) = subject.pod.as_deref().filter(|pod| self.is_subject(pod)) else { return ALLOWED };
@@ -169,7 +170,8 @@ impl Cluster {
                 }
             }
         }
-        isolated.map(|by| Judged { allow: false, by: Some(by) })
+        // P-033: none of them keeps a pod from itself, but that they are about it counts (P-103, P-110).
+        isolated.map(|by| Judged { allow: peer.pod.as_deref() == Some(pod), by: Some(by) })
     }
 
     /// P-008, P-020. What an API server refuses matches nothing.

@@ -48,7 +48,8 @@ fn a_folder_is_read_to_its_leaves_and_bad_objects_are_told() {
 
 #[test]
 fn questions_without_a_meaning_say_why() {
-    let case = case(&[]);
+    let service = "{apiVersion: v1, kind: Service, metadata: {namespace: x, name: front}, spec: {ports: [{port: 80}]}}";
+    let case = case(&[service.into()]);
     for (from, to, protocol, port, why) in [
         ("x/nobody", "x/a", "TCP", Some(80), "there is no pod x/nobody"),
         ("x/a", "nobody", "TCP", Some(80), "neither an address nor"),
@@ -57,6 +58,7 @@ fn questions_without_a_meaning_say_why() {
         ("x/a", "x/b", "TCP", Some(65_536), "is not a port"),
         ("x/a", "x/b", "IPX", Some(80), "is no protocol"),
         ("10.0.1.1", "fd00::1:2", "TCP", Some(80), "no address family in common"),
+        ("x/a", "x/front", "TCP", Some(80), "x/front is a Service, not a pod: `tidegate policy explain` tells"),
     ] {
         let question = Question { from: from.into(), to: to.into(), protocol: protocol.into(), port };
         let error = case.0.ask(&question).unwrap_err();

@@ -26,9 +26,26 @@ fn is_list(value: &Value, name: &str) -> bool {
     field(value, name).is_none_or(Value::is_array)
 }
 
+/// Apimachinery's `IsQualifiedName`, and without a prefix its `IsValidLabelValue`.
+fn label(text: &str) -> bool {
+    let ends = [text.chars().next(), text.chars().last()];
+    text.len() <= 63
+        && text.chars().all(|it| it.is_ascii_alphanumeric() || "-_.".contains(it))
+        && ends.iter().flatten().all(char::is_ascii_alphanumeric)
+}
+
+fn label_key(text: &str) -> bool {
+    let (prefix, name) = text.rsplit_once('/').unwrap_or(("a", text));
+    let small =
+        |part: &str| !part.is_empty() && label(part) && !part.contains(['_', '.']) && part == part.to_lowercase();
+    !name.is_empty() && label(name) && prefix.split('.').all(small)
+}
+
 /// P-011.
 fn selector(value: &Value) -> bool {
+    let labels = value.get("matchLabels").and_then(Value::as_object);
     value.is_object()
+        && labels.into_iter().flatten().all(|(key, value)| label_key(key) && value.as_str().is_some_and(label))
         && list(value, "matchExpressions").iter().all(|entry| {
             let values = !list(entry, "values").is_empty();
             let fits = match text(entry, "operator") {
@@ -36,7 +53,8 @@ fn selector(value: &Value) -> bool {
                 "Exists" | "DoesNotExist" => !values,
                 _ => false,
             };
-            fits && !text(entry, "key").is_empty()
+            let values = list(entry, "values");
+            fits && label_key(text(entry, "key")) && values.iter().all(|value| value.as_str().is_some_and(label))
         })
 }
 
@@ -52,9 +70,12 @@ fn port(value: &Value) -> bool {
     value.as_u64().is_some_and(|port| (1..=65_535).contains(&port))
 }
 
-/// Whether a NetworkPolicy can be used at all: its types are right, and it can be told whom it is about.
+/// Whether a NetworkPolicy can be used at all: its types are right, and it can be told whom it is about, and for what.
 pub fn network_policy(policy: &Value) -> bool {
     let spec = &policy["spec"];
+    if !spec.is_object() || !list(spec, "policyTypes").iter().all(|it| it == "Ingress" || it == "Egress") {
+        return false;
+    }
     let typed = ["ingress", "egress", "policyTypes"].iter().all(|name| is_list(spec, name));
     typed && maybe_selector(spec, "podSelector")
 }
@@ -67,9 +88,7 @@ pub fn network_policy_is_whole(policy: &Value) -> bool {
             .iter()
             .all(|rule| list(rule, peers).iter().all(np_peer) && list(rule, "ports").iter().all(np_port))
     };
-    rules("ingress", "from")
-        && rules("egress", "to")
-        && list(spec, "policyTypes").iter().all(|it| it == "Ingress" || it == "Egress")
+    rules("ingress", "from") && rules("egress", "to")
 }
 
 /// What an API server takes for the name of a port (apimachinery's `IsValidPortName`).
@@ -141,8 +160,9 @@ pub fn cluster_policy_is_whole(policy: &Value) -> bool {
 
 fn cnp_pods(entry: &Value) -> bool {
     maybe_selector(entry, "namespaces")
-        && field(entry, "pods")
-            .is_none_or(|pods| maybe_selector(pods, "namespaceSelector") && maybe_selector(pods, "podSelector"))
+        && field(entry, "pods").is_none_or(|pods| {
+            ["namespaceSelector", "podSelector"].iter().all(|name| field(pods, name).is_some_and(selector))
+        })
 }
 
 /// P-106 … P-109.
@@ -151,6 +171,7 @@ pub fn cnp_rule(rule: &Value, ingress: bool) -> bool {
     let by_pod_alone = peers.iter().all(|peer| count(peer, &["namespaces", "pods"]) > 0);
     let protocols = list(rule, "protocols");
     matches!(text(rule, "action"), "Accept" | "Deny" | "Pass")
+        && field(rule, if ingress { "to" } else { "from" }).is_none()
         && (1..=25).contains(&peers.len())
         && peers.iter().all(|peer| cnp_peer(peer, ingress, rule["action"] == "Accept"))
         && field(rule, "protocols").is_none_or(|_| (1..=25).contains(&protocols.len()))
@@ -189,8 +210,13 @@ fn cnp_protocol(entry: &Value, by_pod_alone: bool) -> bool {
     }
 }
 
-/// Whether a Pod, a Namespace or a Node can be used.
+/// Whether a Pod, a Namespace or a Node can be used; a Pod that runs has an address.
 pub fn other(object: &Value) -> bool {
+    if object.pointer("/status/phase").is_some_and(|phase| phase == "Running")
+        && list(&object["status"], "podIPs").is_empty()
+    {
+        return false;
+    }
     let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
     let ports = list(&object["spec"], "containers").iter().flat_map(|container| list(container, "ports"));
     labels.is_none_or(|labels| labels.values().all(Value::is_string))

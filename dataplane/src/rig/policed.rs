@@ -134,8 +134,16 @@ pub fn in_audit(policy: Body) -> Body {
 
 /// A policy of the admin tier with these rules.
 pub fn admin(subjects: &str, priority: u16, ingress: Vec<PolicyRule>, egress: Vec<PolicyRule>) -> Body {
+    outer(Tier::Admin(priority), subjects, ingress, egress)
+}
+
+/// A policy of the baseline tier with these rules.
+pub fn baseline(subjects: &str, priority: u16, ingress: Vec<PolicyRule>, egress: Vec<PolicyRule>) -> Body {
+    outer(Tier::Baseline(priority), subjects, ingress, egress)
+}
+
+fn outer(tier: Tier, subjects: &str, ingress: Vec<PolicyRule>, egress: Vec<PolicyRule>) -> Body {
     let (isolates_ingress, isolates_egress) = (false, false);
-    let tier = Tier::Admin(priority);
     Body::Policy(Policy {
         tier,
         subjects: subjects.into(),

@@ -24,22 +24,23 @@ use crate::wire::{Family as Version, ethernet, gue, ipv4, ipv6, protocol, vxlan}
 const UDP_HEADER_LEN: u16 = 8;
 
 /// Makes `packet` tell of what is inside, if it is addressed to one of our tunnel ends; `l3` begins with the outer header.
+/// Returns the frame from the packet that is told of on.
 ///
 /// # Errors
 /// Why it is for us and goes no further.
 #[cold]
 #[inline(never)]
-pub fn run(
+pub fn run<'f>(
     tables: &Tables,
     decap: &Decap,
-    l3: &[u8],
+    l3: &'f [u8],
     counters: &mut Counters,
     packet: &mut Packet,
-) -> Result<(), DropReason> {
+) -> Result<&'f [u8], DropReason> {
     let outer = packet.l3;
     let (source, destination) = ends(&outer, l3);
     if !decap.ends_at(&destination) {
-        return Ok(()); // somebody else's business, or a Service's
+        return Ok(l3); // somebody else's business, or a Service's
     }
     if outer.fragment != Fragment::None {
         return Err(DropReason::DecapOuterFragment);
@@ -70,7 +71,7 @@ pub fn run(
     let ecn = vxlan::ecn_decap(packet.l3.tos, outer.tos).ok_or(DropReason::EcnMismatch)?;
     packet.ecn = (ecn != packet.l3.tos & 0b11).then_some(ecn);
     counters.count(Event::TunnelEnded);
-    Ok(())
+    Ok(inner)
 }
 
 /// Whether a packet out of a tunnel is itself one that would be taken apart, were it not.
@@ -79,7 +80,7 @@ fn is_tunnel(tables: &Tables, decap: &Decap, at: &L3, l3: &[u8]) -> bool {
         protocol::IPIP | protocol::IPV6 => true,
         protocol::UDP => {
             let gue = decap.is_gue(at.destination_port) && decap.ends_at(&ends(at, l3).1);
-            gue || parse::tunnelled(tables, at, l3) != Ok(false)
+            gue || !matches!(parse::tunnel_end(tables, at, l3), Ok(None))
         }
         _ => false,
     }

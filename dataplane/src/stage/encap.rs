@@ -14,14 +14,20 @@ use crate::mutation::{self, Mutation};
 use crate::packet::{Kind, Packet};
 use crate::pipeline::Verdict;
 use crate::stage::route::Departure;
-use crate::table::device::DeviceRow;
-use crate::table::tunnel::TunnelRow;
+use crate::table::lane::Lane;
 use crate::table::{Tables, TunnelId};
 use crate::wire::checksum::Sum;
-use crate::wire::encap::{self as outer, Inner};
+use crate::wire::encap::{self as outer, Inner, Outside};
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::packet::L3;
 use crate::wire::{Family as Version, ipv6, vxlan};
+
+/// Bytes put before a packet: an Ethernet header, VXLAN over IPv4, VXLAN over IPv6.
+const LINK: u16 = 14;
+const OUTER_V4: u16 = 64;
+const OUTER_V6: u16 = 84;
+const _: () = assert!(LINK as usize == ethernet::HEADER_LEN);
+const _: () = assert!(OUTER_V4 as usize == outer::OUTER_LEN_V4 && OUTER_V6 as usize == outer::OUTER_LEN_V6);
 
 /// MAC of a neighbour that is not known yet; overwritten before the frame leaves.
 const UNKNOWN: [u8; 6] = [0; 6];
@@ -40,54 +46,76 @@ pub fn vxlan(
 ) -> Result<(), DropReason> {
     let row = tables.tunnels.row(tunnel).ok_or(DropReason::NoTunnel)?;
     let device = tables.devices.row(departure.device).ok_or(DropReason::NoEgressPort)?;
-    vxlan_over(row, device, packet, frame, departure, hash)
-}
-
-/// As [`vxlan`], over rows that are known already.
-///
-/// # Errors
-/// See the card.
-#[inline(always)]
-pub fn vxlan_over(
-    row: &TunnelRow,
-    device: &DeviceRow,
-    packet: &Packet,
-    frame: &mut Frame,
-    departure: &Departure,
-    hash: u64,
-) -> Result<(), DropReason> {
-    if !frame.trim_front(usize::from(packet.l3_offset)) {
-        return Err(DropReason::NoHeadroom);
-    }
-    let template = &row.template;
+    let l3_offset = usize::from(packet.l3_offset);
+    let l3 = frame.bytes().get(l3_offset..).unwrap_or_default();
+    let len = u16::try_from(l3.len()).map_err(|_| DropReason::TooBig)?;
     let sum = match row.family {
         // V-004: none over IPv4. V-005: over IPv6 the inner checksum says what the payload sums to.
         Version::V4 => Sum::ZERO,
-        Version::V6 => outer::inner_sum(frame.bytes(), &packet.l3),
+        Version::V6 => outer::inner_sum(l3, &packet.l3),
     };
-    let inner = Inner {
-        family: packet.l3.family,
-        len: u16::try_from(frame.len()).map_err(|_| DropReason::TooBig)?,
-        source_port: vxlan::source_port(hash),
-        id: identification(hash, &packet.l3),
-        tos: if mutation::is(Mutation::InnerEcnHidden) {
-            0
-        } else {
-            vxlan::ecn_encap(packet.ecn.unwrap_or(packet.l3.tos))
-        },
-        sum,
+    let inner = inner(packet, len, hash, sum);
+    let outer_len = match row.template.family() {
+        Version::V4 => OUTER_V4,
+        Version::V6 => OUTER_V6,
     };
-    if !frame.grow_front(template.len()) {
+    if !frame.exchange_front(packet.l3_offset, outer_len, len) {
         return Err(DropReason::NoHeadroom);
     }
     let bytes = frame.bytes_mut();
-    let written = template.write(bytes, &inner).ok_or(DropReason::TooBig)?;
+    let written = row.template.write(bytes, &inner).ok_or(DropReason::TooBig)?;
     if packet.kind == Kind::Arp {
         let ethertype = bytes.get_mut(written - 2..written).ok_or(DropReason::NoHeadroom)?;
         ethertype.copy_from_slice(&ethernet::ARP.to_be_bytes());
     }
     outer::set_outer_macs(bytes, Mac(departure.mac.unwrap_or(UNKNOWN)), Mac(device.mac));
     Ok(())
+}
+
+/// Puts the outside of `lane` on an IP packet, and cuts off what comes after it.
+///
+/// # Errors
+/// See the card.
+#[inline(always)]
+pub fn dress(lane: &Lane, packet: &Packet, frame: &mut Frame, hash: u64) -> Result<(), DropReason> {
+    let (from, len) = (packet.l3_offset, packet.l3.total_len);
+    let written = match &lane.outside {
+        Outside::VxlanV4(template) => {
+            let inner = inner(packet, len, hash, Sum::ZERO);
+            if !frame.exchange_front(from, OUTER_V4, len) {
+                return Err(DropReason::NoHeadroom);
+            }
+            template.write(frame.bytes_mut(), &inner).map(|_| ())
+        }
+        Outside::VxlanV6(template) => {
+            let l3 = frame.bytes().get(usize::from(from)..).unwrap_or_default();
+            let inner = inner(packet, len, hash, outer::inner_sum(l3, &packet.l3));
+            if !frame.exchange_front(from, OUTER_V6, len) {
+                return Err(DropReason::NoHeadroom);
+            }
+            template.write(frame.bytes_mut(), &inner).map(|_| ())
+        }
+        Outside::Ethernet(header) => {
+            if !frame.exchange_front(from, LINK, len) {
+                return Err(DropReason::NoHeadroom);
+            }
+            outer::write_ethernet(header, frame.bytes_mut(), packet.l3.family)
+        }
+    };
+    written.ok_or(DropReason::TooBig)
+}
+
+#[inline(always)]
+fn inner(packet: &Packet, len: u16, hash: u64, sum: Sum) -> Inner {
+    let tos = packet.ecn.unwrap_or(packet.l3.tos);
+    Inner {
+        family: packet.l3.family,
+        len,
+        source_port: vxlan::source_port(hash),
+        id: identification(hash, &packet.l3),
+        tos: if mutation::is(Mutation::InnerEcnHidden) { 0 } else { vxlan::ecn_encap(tos) },
+        sum,
+    }
 }
 
 /// V-006, RFC 6864: with DF unset the outer identification varies from packet to packet of a flow. What varies in a
@@ -104,29 +132,17 @@ fn identification(hash: u64, l3: &L3) -> u16 {
 /// See the card.
 pub fn ethernet(tables: &Tables, packet: &Packet, frame: &mut Frame, departure: &Departure) -> Result<(), DropReason> {
     let device = tables.devices.row(departure.device).ok_or(DropReason::NoEgressPort)?;
-    ethernet_over(device, packet, frame, departure)
-}
-
-/// As [`ethernet`], over a device that is known already.
-///
-/// # Errors
-/// See the card.
-#[inline(always)]
-pub fn ethernet_over(
-    device: &DeviceRow,
-    packet: &Packet,
-    frame: &mut Frame,
-    departure: &Departure,
-) -> Result<(), DropReason> {
-    if !frame.trim_front(usize::from(packet.l3_offset)) || !frame.grow_front(ethernet::HEADER_LEN) {
+    let len = frame.len().saturating_sub(usize::from(packet.l3_offset));
+    let len = u16::try_from(len).map_err(|_| DropReason::TooBig)?;
+    if !frame.exchange_front(packet.l3_offset, LINK, len) {
         return Err(DropReason::NoHeadroom);
     }
-    let ethertype = match packet.l3.family {
-        Version::V4 => ethernet::IPV4,
-        Version::V6 => ethernet::IPV6,
+    let header = ethernet::Repr {
+        destination: Mac(departure.mac.unwrap_or(UNKNOWN)),
+        source: Mac(device.mac),
+        vlan: None,
+        ethertype: ethernet::of(packet.l3.family),
     };
-    let destination = Mac(departure.mac.unwrap_or(UNKNOWN));
-    let header = ethernet::Repr { destination, source: Mac(device.mac), vlan: None, ethertype };
     header.emit(frame.bytes_mut()).map(|_| ()).ok_or(DropReason::NoHeadroom)
 }
 

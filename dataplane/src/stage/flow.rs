@@ -18,17 +18,18 @@ use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Packet};
 use crate::pipeline::{Answer, Decision, Moment, NewFlow, Refresh, Refused, Step, Trace};
 use crate::stage::policy::{Denied, Passed};
-use crate::stage::route::{self, Hop, Way};
+use crate::stage::route::{self, Hop};
 use crate::stage::{egress, gatepolicy, inward, nat, node, policy, portless, service, standing};
 use crate::state::{Direction, Entry, FlowId, FlowState, Hit, State, Tuple};
 use crate::table::backend::BackendState;
+use crate::table::lane::Lane;
 use crate::table::local::LocalKind;
 use crate::table::{BackendId, OrphanTcp, Tables};
 use crate::wire::fragment::Pieces;
 use crate::wire::packet::L3;
 use crate::wire::{protocol, tcp};
 
-/// The way of a packet whose flow is known, if nothing about it needs a second look.
+/// The way of a plain packet whose flow is known, if nothing about it needs a second look.
 #[inline(always)]
 pub fn current<'t, A: Family>(
     tables: &'t Tables,
@@ -36,14 +37,21 @@ pub fn current<'t, A: Family>(
     direction: Direction,
     packet: &Packet,
     hash: u64,
-) -> Option<Way<'t>> {
-    let way = Way::of(tables, route::kept(entry, direction)?, hash)?;
-    let fresh = entry.routes_epoch == policy::ways_epoch(tables, entry)
-        && entry.backend_epoch == tables.backends.epoch(BackendId(entry.backend));
+) -> Option<&'t Lane> {
+    let (tunnelled, row) = route::row_kept(entry, direction);
+    let lane = tables.lanes.find(tunnelled, row, hash)?;
+    let at = &packet.l3;
+    if entry.routes_epoch != policy::ways_epoch(tables, entry)
+        || entry.backend_epoch != tables.backends.epoch(BackendId(entry.backend))
+        || at.tcp_flags & tcp::SYN != 0
+        || at.ttl <= 1
+        || at.total_len > lane.mtu
+    {
+        return None;
+    }
     let came_right =
-        packet.domain == Domain::Wire || route::kept(entry, direction.reversed()) == Some(Hop::Tunnel(packet.tunnel));
-    let plain = packet.l3.tcp_flags & tcp::SYN == 0 && packet.l3.ttl > 1;
-    (fresh && came_right && plain && packet.l3.total_len <= way.mtu()).then_some(way)
+        packet.domain == Domain::Wire || route::row_kept(entry, direction.reversed()) == (true, packet.tunnel.0);
+    came_right.then_some(lane)
 }
 
 /// What to do with a packet whose flow is known, looking at everything.

@@ -3,7 +3,7 @@
 //! reads   `table::policy`, `pod`, `backend`     writes  nothing; returns what decided
 //! drops   `PolicyDeniedIngress`, `PolicyDeniedEgress`, `PolicyUnknownPod`
 //! cost    nothing while no policy is about anybody; else two pods looked up, and rules once for each side that is one
-//! spec    P-021, P-025, P-026, P-030 … P-033, P-034, P-040 … P-044, P-047, P-048
+//! spec    P-021, P-025, P-026, P-030 … P-033, P-034, P-040 … P-044, P-047, P-048, P-110
 //! tests   `dataplane/tests/golden/policy.rs`
 //!
 //! The place in the order is fixed: after the backend is known, with the source not yet translated, for new and for
@@ -87,8 +87,9 @@ pub fn check_again<A: Family>(tables: &Tables, original: &Tuple<A>, to: (A, u16)
 #[inline(never)]
 fn judge<A: Family>(tables: &Tables, original: &Tuple<A>, (to, port): (A, u16)) -> Result<Passed, Denied> {
     let is_inside = original.domain == Domain::Overlay as u8;
-    if is_inside && original.source == to {
-        return Ok(Passed::default()); // P-033
+    let is_itself = is_inside && original.source == to;
+    if is_itself && original.destination == to {
+        return Ok(Passed::default()); // P-033, P-110: by its own address
     }
     if tables.settings.policy.unknown_pod == UnknownPod::Deny && tables.policy.rules.is_enforcing() {
         let [from, towards] = [is_inside && is_unknown(tables, &original.source), is_unknown(tables, &to)];
@@ -99,8 +100,15 @@ fn judge<A: Family>(tables: &Tables, original: &Tuple<A>, (to, port): (A, u16)) 
     let source = if is_inside { identity(tables, &original.source) } else { 0 };
     let destination = identity(tables, &to);
     let (rules, protocol) = (&tables.policy.rules, original.protocol);
-    let query =
-        |direction, subject, peer, peer_address| Query { direction, subject, peer, peer_address, protocol, port };
+    let query = |direction, subject, peer, peer_address| Query {
+        direction,
+        subject,
+        peer,
+        peer_address,
+        protocol,
+        port,
+        is_itself,
+    };
     let is_own_node = || is_inside && source == 0 && lives_on(tables, &to, &original.source);
     let mut passed = Passed::default();
     let egress = query(Direction::Egress, source, destination, to.ip());

@@ -12,10 +12,7 @@ use crate::drops::DropReason;
 use crate::family::Family;
 use crate::pipeline::Refresh;
 use crate::state::{Direction, Entry};
-use crate::table::device::DeviceRow;
-use crate::table::neighbour::{NeighbourRow, NeighbourState};
-use crate::table::route::RouteTarget;
-use crate::table::tunnel::TunnelRow;
+use crate::table::route::{RouteTarget, pick};
 use crate::table::{DeviceId, NeighbourId, Tables, TunnelId};
 
 /// The next thing on the way, as a flow remembers it.
@@ -45,48 +42,6 @@ pub struct Departure {
     pub mac: Option<[u8; 6]>,
     /// The neighbour's address, IPv4 mapped.
     pub address: [u8; 16],
-}
-
-/// A hop with the rows it leads through, each looked up once: what an established packet needs to leave.
-#[derive(Clone, Copy, Debug)]
-pub struct Way<'t> {
-    /// The peer, where it leaves in VXLAN.
-    pub tunnel: Option<&'t TunnelRow>,
-    /// The next neighbour on the way, known or not.
-    pub neighbour: &'t NeighbourRow,
-    /// Its device.
-    pub device: &'t DeviceRow,
-}
-
-impl<'t> Way<'t> {
-    /// The rows of `hop`; `None` when one of them is gone and somebody has to look closer.
-    #[inline(always)]
-    pub fn of(tables: &'t Tables, hop: Hop, hash: u64) -> Option<Way<'t>> {
-        let (tunnel, neighbour) = match hop {
-            Hop::Tunnel(tunnel) => {
-                let row = tables.tunnels.row(tunnel)?;
-                (Some(row), choose(&row.next_hops, hash)?)
-            }
-            Hop::Neighbour(neighbour) => (None, neighbour),
-            Hop::Ask { .. } | Hop::Hairpin => return None,
-        };
-        let neighbour = tables.neighbours.row(neighbour)?;
-        Some(Way { tunnel, neighbour, device: tables.devices.row(neighbour.device)? })
-    }
-
-    /// Largest packet in bytes, IP header included, that goes this way.
-    #[inline(always)]
-    pub fn mtu(&self) -> u16 {
-        self.tunnel.map_or(self.device.mtu, |row| row.inner_mtu)
-    }
-
-    /// How a packet leaves that goes this way.
-    #[inline(always)]
-    pub fn departure(&self) -> Departure {
-        let row = self.neighbour;
-        let mac = (row.state == NeighbourState::Resolved).then_some(row.mac);
-        Departure { device: row.device, mac, address: row.address }
-    }
 }
 
 /// The hop towards `destination`, chosen by `hash` among equal ones.
@@ -125,8 +80,7 @@ pub fn departure(tables: &Tables, hop: Hop, hash: u64) -> Result<Departure, Drop
         Hop::Hairpin => return Ok(Departure { device: DeviceId::NONE, mac: None, address: [0; 16] }),
     };
     let row = tables.neighbours.row(neighbour).ok_or(DropReason::NoRoute)?;
-    let mac = (row.state == NeighbourState::Resolved).then_some(row.mac);
-    Ok(Departure { device: row.device, mac, address: row.address })
+    Ok(Departure { device: row.device, mac: row.known_mac(), address: row.address })
 }
 
 /// Largest packet in bytes, IP header included, that `hop` carries; `None` when its row is gone and another hop must be
@@ -163,8 +117,7 @@ fn choose(hops: &[NeighbourId], hash: u64) -> Option<NeighbourId> {
     match hops {
         [] => None,
         [only] => Some(*only),
-        // The high half: the low bits already chose the bucket and the VXLAN source port.
-        many => many.get((hash >> 32) as usize % many.len()).copied(),
+        many => many.get(pick(many.len(), hash)).copied(),
     }
 }
 
@@ -192,16 +145,23 @@ pub fn pack(forward: Option<Hop>, reply: Option<Hop>) -> (u8, u16, u16) {
 /// The hop an entry keeps for packets of `direction`; `None` when it must be found again.
 #[inline(always)]
 pub fn kept<A: Family>(entry: &Entry<A>, direction: Direction) -> Option<Hop> {
-    let (tunnelled, row) = match direction {
-        Direction::Original => (entry.mark & FORWARD_PLAIN == 0, entry.tunnel),
-        Direction::Reply => (entry.mark & REPLY_TUNNEL != 0, entry.next_hop),
-    };
+    let (tunnelled, row) = row_kept(entry, direction);
     if row == NeighbourId::NONE.0 {
         None
     } else if tunnelled {
         Some(Hop::Tunnel(TunnelId(row)))
     } else {
         Some(Hop::Neighbour(NeighbourId(row)))
+    }
+}
+
+/// Whether packets of `direction` leave through a tunnel, and its row, or that of the neighbour; a number that no row has
+/// when it must be found again.
+#[inline(always)]
+pub fn row_kept<A: Family>(entry: &Entry<A>, direction: Direction) -> (bool, u16) {
+    match direction {
+        Direction::Original => (entry.mark & FORWARD_PLAIN == 0, entry.tunnel),
+        Direction::Reply => (entry.mark & REPLY_TUNNEL != 0, entry.next_hop),
     }
 }
 

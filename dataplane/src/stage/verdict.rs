@@ -63,22 +63,32 @@ impl Exits {
     }
 
     /// Queues a frame for `device`.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, device: DeviceId, frame: Frame, counters: &mut Counters) {
         let number = self.by_device.get(usize::from(device.0)).copied().unwrap_or(NO_PORT);
         let Some(exit) = self.ports.get_mut(usize::from(number)) else {
             return self.discard(frame, DropReason::NoEgressPort, counters);
         };
-        if exit.pending.is_full() {
-            counters.add(Event::Sent, exit.port.tx(&mut exit.pending) as u64);
+        if let Err(full) = exit.pending.try_push(frame) {
+            self.send_on_full(usize::from(number), full.element(), counters);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn send_on_full(&mut self, number: usize, frame: Frame, counters: &mut Counters) {
+        let Some(exit) = self.ports.get_mut(number) else {
+            return self.discard(frame, DropReason::NoEgressPort, counters);
+        };
+        counters.add(Event::Sent, exit.port.tx(&mut exit.pending) as u64);
         if let Err(refused) = exit.pending.try_push(frame) {
             self.discard(refused.element(), DropReason::TxRingFull, counters);
         }
     }
 
     /// Drops a frame for `reason`.
-    #[inline]
+    #[cold]
+    #[inline(never)]
     pub fn discard(&mut self, frame: Frame, reason: DropReason, counters: &mut Counters) {
         counters.drop(reason);
         self.give_back(frame);

@@ -286,13 +286,12 @@ impl<A: Address> Entry<A> {
     #[must_use]
     pub fn matches(&self, direction: Direction, tuple: &Tuple<A>) -> bool {
         let ends = &self.ends[direction.index()];
-        (ends.source == tuple.source)
-            & (ends.destination == tuple.destination)
-            & (ends.source_port == tuple.source_port)
-            & (ends.destination_port == tuple.destination_port)
-            & (self.protocol == tuple.protocol)
-            & (self.domain(direction) == tuple.domain)
-            & self.is_live()
+        let ports = (ends.source_port ^ tuple.source_port) | (ends.destination_port ^ tuple.destination_port);
+        let kind = (self.protocol ^ tuple.protocol) | (self.domain(direction) ^ tuple.domain) | (!self.flags & LIVE);
+        A::differ((ends.source, ends.destination), (tuple.source, tuple.destination))
+            | u64::from(ports)
+            | u64::from(kind)
+            == 0
     }
 
     /// Counts a packet. When the entry's small counters would overflow, what they held is handed out.

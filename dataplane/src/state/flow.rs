@@ -60,6 +60,15 @@ impl FlowId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate(Option<Slot>);
 
+impl Candidate {
+    /// Whether the first line could not say: [`FlowTable::follow`] can.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_spilled(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
 /// A flow and the direction of it that a tuple belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hit {

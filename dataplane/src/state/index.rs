@@ -24,7 +24,7 @@
 use std::io;
 
 use arrayvec::ArrayVec;
-use tidegate_io::mem::{HugePages, Slab};
+use tidegate_io::mem::{HugePages, LANE_BITS, Slab, equal_lanes};
 use zerocopy::FromZeros;
 
 use super::Direction;
@@ -60,18 +60,10 @@ struct Bucket {
 
 const _: () = assert!(size_of::<Bucket>() == 64);
 
-/// One slot of four in a word that holds four tags.
-const LANE_BITS: usize = 16;
-const EVERY_LANE: u64 = 0x0001_0001_0001_0001;
-const EVERY_LOW: u64 = 0x7fff * EVERY_LANE;
+/// Bits of one tag in a word of four.
+const TAG_BITS: usize = 16;
 
-/// The top bit of every lane that is zero, and nothing else: no carry crosses lanes.
-#[inline(always)]
-const fn zero_lanes(word: u64) -> u64 {
-    !(((word & EVERY_LOW) + EVERY_LOW) | word) & !EVERY_LOW
-}
-
-/// A set of slots: slot `s` below 4 is bit `16 s`, slot `s` of the others is bit `16 (s - 4) + 1`.
+/// A set of slots: slot `s` is bit `s * LANE_BITS`.
 #[derive(Clone, Copy)]
 struct Places(u64);
 
@@ -83,9 +75,9 @@ impl Iterator for Places {
         if self.0 == 0 {
             return None;
         }
-        let bit = self.0.trailing_zeros() as usize;
+        let bit = self.0.trailing_zeros();
         self.0 &= self.0 - 1;
-        Some((bit / LANE_BITS % 4) | (bit & 1) << 2)
+        Some((bit / LANE_BITS) as usize)
     }
 }
 
@@ -93,8 +85,7 @@ impl Bucket {
     /// The slots with this tag.
     #[inline(always)]
     fn places(&self, tag: u16) -> Places {
-        let wanted = u64::from(tag) * EVERY_LANE;
-        Places(zero_lanes(self.tags[0] ^ wanted) >> 15 | zero_lanes(self.tags[1] ^ wanted) >> 14)
+        Places(equal_lanes(&self.tags, tag))
     }
 
     #[inline(always)]
@@ -104,7 +95,7 @@ impl Bucket {
     }
 
     fn tag(&self, at: usize) -> u16 {
-        (self.tags[at / 4] >> (at % 4 * LANE_BITS) & 0xffff) as u16
+        (self.tags[at / 4] >> (at % 4 * TAG_BITS) & 0xffff) as u16
     }
 
     fn free_slot(&self) -> Option<usize> {
@@ -112,7 +103,7 @@ impl Bucket {
     }
 
     fn set_tag(&mut self, at: usize, tag: u16) {
-        let (word, shift) = (&mut self.tags[at / 4], at % 4 * LANE_BITS);
+        let (word, shift) = (&mut self.tags[at / 4], at % 4 * TAG_BITS);
         *word = *word & !(0xffff << shift) | u64::from(tag) << shift;
     }
 
@@ -530,24 +521,18 @@ mod tests {
     #[test]
     fn all_tags_of_a_bucket_are_compared_and_no_other_bit() {
         let mut bucket = Bucket::new_zeroed();
-        assert_eq!(bucket.places(0).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7].map(in_order));
+        assert_eq!(bucket.places(0).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7]);
         for (at, tag) in [1, 0x8000, 0xffff, 1, 0x7fff, 0x8001, 0x0100, 1].into_iter().enumerate() {
             bucket.set(at, Key { tag, entry: 0, marks: 0xff });
         }
         (bucket.entries, bucket.spilled) = ([0x0001_0001; 8], u32::MAX);
         for tag in 0..=u16::MAX {
-            let mut found: Vec<usize> = bucket.places(tag).collect();
-            found.sort_unstable();
+            let found: Vec<usize> = bucket.places(tag).collect();
             let expected: Vec<usize> = (0..SLOTS).filter(|at| bucket.tag(*at) == tag).collect();
             assert_eq!(found, expected, "{tag:#x}");
         }
         assert_eq!(bucket.take(5).tag, 0x8001);
         assert_eq!(bucket.free_slot(), Some(5));
-    }
-
-    /// Slots come in the order of their bits: those of both words in turn.
-    fn in_order(nth: usize) -> usize {
-        nth / 2 + nth % 2 * 4
     }
 
     #[test]

@@ -307,6 +307,15 @@ pub fn open(flags: u8, sequence: u32) -> Option<(FlowState, [u32; 2])> {
     (flags & (SYN | ACK | RST | FIN) == SYN).then(|| (FlowState::SYN_SENT, [0, sequence.wrapping_add(1)]))
 }
 
+/// Whether a segment with these flags leaves a flow in `state` where it is, and its acknowledgement is all there is to keep: all
+/// but a few segments of a connection, N-104 among them. A pin looks the same here.
+#[inline(always)]
+#[must_use]
+pub const fn is_steady(state: FlowState, flags: u8) -> bool {
+    const EITHER: u8 = FlowState::PINNED.0 ^ FlowState::ESTABLISHED.0;
+    state.0 & !EITHER == FlowState::ESTABLISHED.0 && flags & (SYN | RST | FIN | ACK) == ACK
+}
+
 /// What a TCP packet of `direction` does to a flow. `sequence` and `acknowledgement` in host order.
 #[inline(always)]
 pub fn advance(
@@ -317,9 +326,7 @@ pub fn advance(
     acknowledgement: u32,
     last_ack: &mut [u32; 2],
 ) -> Next {
-    // All but a few packets of a connection: data and acknowledgements, N-104 among them. A pin looks the same here.
-    const EITHER: u8 = FlowState::PINNED.0 ^ FlowState::ESTABLISHED.0;
-    if state.0 & !EITHER == FlowState::ESTABLISHED.0 && flags & (SYN | RST | FIN | ACK) == ACK {
+    if is_steady(state, flags) {
         last_ack[direction.index()] = acknowledgement;
         return Next::to(state);
     }

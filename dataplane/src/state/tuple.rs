@@ -32,6 +32,9 @@ pub trait Address: sealed::Sealed + Copy + Ord + Hash + Debug + Send + Sync + Fr
 
     /// The hash of a pair of addresses and one word of everything else.
     fn mix(source: Self, destination: Self, rest: u64, keys: &HashKeys) -> u64;
+
+    /// Zero for equal pairs of addresses.
+    fn differ(one: (Self, Self), other: (Self, Self)) -> u64;
 }
 
 impl Address for [u8; 4] {
@@ -42,6 +45,12 @@ impl Address for [u8; 4] {
         let addresses = u64::from(u32::from_ne_bytes(source)) << 32 | u64::from(u32::from_ne_bytes(destination));
         let [k0, k1, k2, k3, ..] = keys.0;
         fold(fold(addresses ^ k0, rest ^ k1) ^ k2, k3)
+    }
+
+    #[inline(always)]
+    fn differ(one: (Self, Self), other: (Self, Self)) -> u64 {
+        let word = u32::from_ne_bytes;
+        u64::from(word(one.0) ^ word(other.0)) | u64::from(word(one.1) ^ word(other.1))
     }
 }
 
@@ -55,6 +64,13 @@ impl Address for [u8; 16] {
         let source = fold(source.0 ^ k0, source.1 ^ k1);
         let destination = fold(destination.0 ^ k4, destination.1 ^ k5);
         fold(fold(source ^ rest ^ k1, destination ^ k0) ^ k2, k3)
+    }
+
+    #[inline(always)]
+    fn differ(one: (Self, Self), other: (Self, Self)) -> u64 {
+        let (a, b) = (halves(one.0), halves(other.0));
+        let (c, d) = (halves(one.1), halves(other.1));
+        (a.0 ^ b.0) | (a.1 ^ b.1) | (c.0 ^ d.0) | (c.1 ^ d.1)
     }
 }
 

@@ -53,6 +53,8 @@ pub mod route;
 pub mod neighbour;
 /// VXLAN peers.
 pub mod tunnel;
+/// Ways out, ready to be put on a packet.
+pub mod lane;
 /// Source addresses for translation.
 pub mod nat;
 /// Network policies.
@@ -207,6 +209,8 @@ pub struct Tables {
     pub pods: Arc<PodTable>,
     /// Egress policies and external addresses.
     pub egress: Arc<EgressTable>,
+    /// Ways out, which follow from tunnels, neighbours and devices when a generation is published.
+    pub lanes: lane::Lanes,
     /// What applies to all packets alike.
     pub settings: Settings,
 }
@@ -214,5 +218,6 @@ pub struct Tables {
 impl publish::Snapshot for Tables {
     fn stamp(&mut self, generation: u64) {
         self.generation = generation;
+        self.lanes.follow(&self.tunnels, &self.neighbours, &self.devices);
     }
 }

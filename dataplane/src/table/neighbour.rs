@@ -35,6 +35,15 @@ pub struct NeighbourRow {
     pub address: [u8; 16],
 }
 
+impl NeighbourRow {
+    /// Its MAC, once it is known.
+    #[inline(always)]
+    #[must_use]
+    pub fn known_mac(&self) -> Option<[u8; 6]> {
+        (self.state == NeighbourState::Resolved).then_some(self.mac)
+    }
+}
+
 /// All neighbours. Kind: table.
 #[derive(Clone, Debug, Default)]
 pub struct NeighbourTable {

@@ -51,7 +51,8 @@ impl PolicyTable {
     /// What a verdict is counted under; `None`: no policy decided. Slow path.
     pub fn key_of(&self, direction: Direction, decided: Decided) -> Option<u64> {
         let (policy, rule) = match decided {
-            Decided::Default => return None,
+            // That a pod reaches itself is nobody's doing.
+            Decided::Default | Decided::Itself(_) => return None,
             Decided::Isolation(policy) => (policy, None),
             Decided::Rule(policy, rule) => (policy, Some(rule)),
         };

@@ -21,6 +21,14 @@ pub const NEXT_HOPS_MAX: usize = 16;
 /// Next hops of equal cost; one that stands `n` times gets `n` shares. Never empty where it stands in a row in use.
 pub type NextHops = ArrayVec<NeighbourId, NEXT_HOPS_MAX>;
 
+/// Which of `count` equal ways a flow with `hash` takes (RFC 2992): one below `count`, or 0.
+#[inline(always)]
+#[must_use]
+pub fn pick(count: usize, hash: u64) -> usize {
+    // The high half: the low bits already chose the bucket and the VXLAN source port.
+    ((hash >> 32) as usize).checked_rem(count).unwrap_or(0)
+}
+
 /// Where packets to a prefix go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteTarget {

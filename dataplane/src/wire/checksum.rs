@@ -166,6 +166,13 @@ impl Delta {
         Delta(ZERO_ABOVE - fold_32(old.0) + fold_32(new.0))
     }
 
+    /// The change of a few whole 32-bit words at an even offset.
+    #[inline(always)]
+    pub fn blocks<const N: usize>(old: &[u8; N], new: &[u8; N]) -> Delta {
+        // Neither sum has more than 37 bits.
+        Delta(ZERO_ABOVE - Sum::ZERO.block(old).0 + Sum::ZERO.block(new).0)
+    }
+
     /// This change and that of one word, host order both.
     #[inline(always)]
     pub fn and_word(self, old: u16, new: u16) -> Delta {

@@ -17,7 +17,7 @@ use zerocopy::byteorder::network_endian::U16;
 
 use super::checksum::{Delta, Sum};
 use super::packet::{Fragment, L3};
-use super::{Family, icmp, icmpv6, ipv4, ipv6, protocol, sctp, tcp, udp};
+use super::{Family, icmp, icmpv6, ipv4, ipv6, plain, protocol, sctp, tcp, udp};
 
 /// The end points of one direction of a flow.
 ///
@@ -161,6 +161,12 @@ pub fn apply_v6(packet: &mut [u8], l3: &L3, edit: &Prepared<[u8; 16]>) -> bool {
 #[inline(always)]
 #[must_use]
 pub fn forward_v4(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 4]>) -> bool {
+    plain::forward_v4(packet, l3, to).is_some() || forward_any_v4(packet, l3, to)
+}
+
+#[cold]
+#[inline(never)]
+pub(super) fn forward_any_v4(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 4]>) -> bool {
     let Ok((header, _)) = ipv4::Header::ref_from_prefix(packet) else { return false };
     let ttl = header.ttl;
     if ttl <= 1 {
@@ -182,6 +188,12 @@ pub fn forward_v4(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 4]>) -> bool {
 #[inline(always)]
 #[must_use]
 pub fn forward_v6(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 16]>) -> bool {
+    plain::forward_v6(packet, l3, to).is_some() || forward_any_v6(packet, l3, to)
+}
+
+#[cold]
+#[inline(never)]
+pub(super) fn forward_any_v6(packet: &mut [u8], l3: &L3, to: &Tuple<[u8; 16]>) -> bool {
     decrement_ttl_v6(packet) && translate_v6(packet, l3, to)
 }
 
@@ -258,7 +270,7 @@ fn apply_icmp(message: &mut [u8], l3: &L3, delta: Delta, identifier: u16) -> boo
 }
 
 /// One hop less: the word of TTL and protocol falls by 0x0100 whatever it was, ~m + m' = 0xffff - 0x0100.
-const ONE_HOP: Delta = Delta::from_bits(0xfeff);
+pub(super) const ONE_HOP: Delta = Delta::from_bits(0xfeff);
 
 /// Takes one hop off an IPv4 packet, header checksum included (RFC 1812 section 5.3.1). False (nothing changed) if no hop is
 /// left: the packet must not be forwarded.

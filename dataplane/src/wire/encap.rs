@@ -18,7 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::checksum::Sum;
 use super::ethernet::{self, Mac};
 use super::packet::{Fragment, L3};
-use super::{Family, ipv4, ipv6, packet, protocol, udp, vxlan};
+use super::{Family, front_mut, ipv4, ipv6, packet, plain, protocol, udp, vxlan};
 
 /// Bytes put in front of an inner IP packet over IPv4.
 pub const OUTER_LEN_V4: usize = 64;
@@ -30,7 +30,7 @@ pub const OVERHEAD_V4: u16 = 50;
 pub const OVERHEAD_V6: u16 = 70;
 
 /// Outer headers over IPv4, first byte of the frame first.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, PartialEq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct OuterV4 {
     link: ethernet::Header,
@@ -41,7 +41,7 @@ struct OuterV4 {
 }
 
 /// Outer headers over IPv6, first byte of the frame first.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, PartialEq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct OuterV6 {
     link: ethernet::Header,
@@ -53,6 +53,16 @@ struct OuterV6 {
 
 const _: () = assert!(size_of::<OuterV4>() == OUTER_LEN_V4 && size_of::<OuterV6>() == OUTER_LEN_V6);
 
+/// Copies headers to the start of `out` and returns them there, so that no field is written twice into memory that is read
+/// again at once.
+macro_rules! lay {
+    ($headers:expr, $out:expr, $type:ty) => {
+        front_mut!($type, $out).map(|place| {
+            *place = *$headers;
+            place
+        })
+    };
+}
 /// The underlay addresses of a tunnel, network order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Underlay {
@@ -109,21 +119,28 @@ pub struct Inner {
 }
 
 /// The prepared outer headers of a tunnel.
-#[derive(Clone, Copy, Debug)]
-pub struct EncapTemplate(Outer);
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum EncapTemplate {
+    /// Over IPv4.
+    V4(TemplateV4),
+    /// Over IPv6.
+    V6(TemplateV6),
+}
 
-#[derive(Clone, Copy, Debug)]
-enum Outer {
-    V4 {
-        headers: OuterV4,
-        /// Over the IP header with TOS, length and identification zero.
-        ip_sum: u16,
-    },
-    V6 {
-        headers: OuterV6,
-        /// Over what the UDP checksum covers and the tunnel fixes: addresses, protocol, destination port, VXLAN, inner MACs.
-        udp_sum: u16,
-    },
+/// The prepared outer headers of a tunnel over IPv4.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TemplateV4 {
+    headers: OuterV4,
+    /// Over the IP header with TOS, length and identification zero.
+    ip_sum: u16,
+}
+
+/// The prepared outer headers of a tunnel over IPv6.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TemplateV6 {
+    headers: OuterV6,
+    /// Over what the UDP checksum covers and the tunnel fixes: addresses, protocol, destination port, VXLAN, inner MACs.
+    udp_sum: u16,
 }
 
 impl EncapTemplate {
@@ -142,11 +159,11 @@ impl EncapTemplate {
         let mut vxlan = [0; vxlan::HEADER_LEN];
         let _written = vxlan::Repr { vni: tunnel.vni }.emit(&mut vxlan);
         let inner = link(0, tunnel.destination_mac, tunnel.source_mac);
-        EncapTemplate(match tunnel.underlay {
+        match tunnel.underlay {
             Underlay::V4 { source, destination } => {
                 let ip = ipv4::Header::plain(source, destination, tunnel.ttl, tunnel.dont_fragment);
                 let headers = OuterV4 { link: link(ethernet::IPV4, nowhere, nowhere), ip, udp, vxlan, inner };
-                Outer::V4 { headers, ip_sum: Sum::ZERO.bytes(ip.as_bytes()).fold() }
+                EncapTemplate::V4(TemplateV4 { headers, ip_sum: Sum::ZERO.bytes(ip.as_bytes()).fold() })
             }
             Underlay::V6 { source, destination } => {
                 let ip = ipv6::Header::plain(source, destination, tunnel.ttl);
@@ -157,18 +174,18 @@ impl EncapTemplate {
                     .bytes(&vxlan)
                     .bytes(inner.as_bytes())
                     .fold();
-                Outer::V6 { headers, udp_sum }
+                EncapTemplate::V6(TemplateV6 { headers, udp_sum })
             }
-        })
+        }
     }
 
     /// IP version of the outer headers.
     #[inline]
     #[must_use]
     pub fn family(&self) -> Family {
-        match self.0 {
-            Outer::V4 { .. } => Family::V4,
-            Outer::V6 { .. } => Family::V6,
+        match self {
+            EncapTemplate::V4(_) => Family::V4,
+            EncapTemplate::V6(_) => Family::V6,
         }
     }
 
@@ -176,9 +193,9 @@ impl EncapTemplate {
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
-        match self.0 {
-            Outer::V4 { .. } => OUTER_LEN_V4,
-            Outer::V6 { .. } => OUTER_LEN_V6,
+        match self {
+            EncapTemplate::V4(_) => OUTER_LEN_V4,
+            EncapTemplate::V6(_) => OUTER_LEN_V6,
         }
     }
 
@@ -193,63 +210,102 @@ impl EncapTemplate {
     #[inline]
     #[must_use]
     pub fn overhead(&self) -> u16 {
-        match self.0 {
-            Outer::V4 { .. } => OVERHEAD_V4,
-            Outer::V6 { .. } => OVERHEAD_V6,
+        match self {
+            EncapTemplate::V4(_) => OVERHEAD_V4,
+            EncapTemplate::V6(_) => OVERHEAD_V6,
+        }
+    }
+
+    /// The same headers with the outer MAC addresses, which no checksum covers.
+    #[must_use]
+    pub fn between(&self, destination: Mac, source: Mac) -> Outside {
+        match *self {
+            EncapTemplate::V4(mut template) => {
+                (template.headers.link.destination, template.headers.link.source) = (destination, source);
+                Outside::VxlanV4(template)
+            }
+            EncapTemplate::V6(mut template) => {
+                (template.headers.link.destination, template.headers.link.source) = (destination, source);
+                Outside::VxlanV6(template)
+            }
         }
     }
 
     /// Writes the headers for one inner packet at the start of `out`, which the inner packet follows, and returns their
     /// length; `None` (nothing written) if `out` is too small or the outer packet would be too long. Outer MAC addresses are
     /// zero until [`set_outer_macs`].
-    #[inline(always)]
+    #[inline]
     pub fn write(&self, out: &mut [u8], inner: &Inner) -> Option<usize> {
-        let udp_len = inner.len.checked_add(OVERHEAD_V4 - 20)?;
-        let ethertype = match inner.family {
-            Family::V4 => ethernet::IPV4,
-            Family::V6 => ethernet::IPV6,
-        };
-        match &self.0 {
-            Outer::V4 { headers, ip_sum } => {
-                let total_len = udp_len.checked_add(20)?;
-                let sum = Sum::ZERO.word(*ip_sum).word(u16::from(inner.tos)).word(total_len).word(inner.id);
-                let headers = lay(headers, out)?;
-                headers.ip.tos = inner.tos;
-                headers.ip.total_length = total_len.into();
-                headers.ip.identification = inner.id.into();
-                headers.ip.checksum = sum.checksum().into();
-                // "It SHOULD be transmitted as zero" (RFC 7348 section 5, V-004): the template's checksum stays.
-                headers.udp.source_port = inner.source_port.into();
-                headers.udp.length = udp_len.into();
-                headers.inner.ethertype = ethertype.into();
-                Some(OUTER_LEN_V4)
-            }
-            Outer::V6 { headers, udp_sum } => {
-                // Length counts twice, in the pseudo header and in UDP's own.
-                let sum = inner.sum.word(*udp_sum).word(udp_len).word(udp_len).word(inner.source_port).word(ethertype);
-                let headers = lay(headers, out)?;
-                headers.ip.version_class_label = (6 << 28 | u32::from(inner.tos) << 20).into();
-                headers.ip.payload_length = udp_len.into();
-                headers.udp.source_port = inner.source_port.into();
-                headers.udp.length = udp_len.into();
-                headers.udp.checksum = sum.udp_checksum().into();
-                headers.inner.ethertype = ethertype.into();
-                Some(OUTER_LEN_V6)
-            }
+        match self {
+            EncapTemplate::V4(template) => template.write(out, inner),
+            EncapTemplate::V6(template) => template.write(out, inner),
         }
     }
 }
 
-/// Copies headers to the start of `out` and returns them there, so that no field is written twice into memory that is read
-/// again at once.
+impl TemplateV4 {
+    /// As [`EncapTemplate::write`], with the outer MAC addresses that the template has.
+    #[inline(always)]
+    pub fn write(&self, out: &mut [u8], inner: &Inner) -> Option<usize> {
+        let total_len = inner.len.checked_add(OVERHEAD_V4)?;
+        let udp_len = total_len - 20;
+        let sum = Sum::ZERO.word(self.ip_sum).word(u16::from(inner.tos)).word(total_len).word(inner.id);
+        let headers = lay!(&self.headers, out, OuterV4)?;
+        headers.ip.tos = inner.tos;
+        headers.ip.total_length = total_len.into();
+        headers.ip.identification = inner.id.into();
+        headers.ip.checksum = sum.checksum().into();
+        // "It SHOULD be transmitted as zero" (RFC 7348 section 5, V-004): the template's checksum stays.
+        headers.udp.source_port = inner.source_port.into();
+        headers.udp.length = udp_len.into();
+        headers.inner.ethertype = ethernet::of(inner.family).into();
+        Some(OUTER_LEN_V4)
+    }
+}
+
+impl TemplateV6 {
+    /// As [`EncapTemplate::write`], with the outer MAC addresses that the template has.
+    #[inline(always)]
+    pub fn write(&self, out: &mut [u8], inner: &Inner) -> Option<usize> {
+        let udp_len = inner.len.checked_add(OVERHEAD_V4 - 20)?;
+        let ethertype = ethernet::of(inner.family);
+        // Length counts twice, in the pseudo header and in UDP's own.
+        let sum = inner.sum.word(self.udp_sum).word(udp_len).word(udp_len).word(inner.source_port).word(ethertype);
+        let headers = lay!(&self.headers, out, OuterV6)?;
+        headers.ip.version_class_label = (6 << 28 | u32::from(inner.tos) << 20).into();
+        headers.ip.payload_length = udp_len.into();
+        headers.udp.source_port = inner.source_port.into();
+        headers.udp.length = udp_len.into();
+        headers.udp.checksum = sum.udp_checksum().into();
+        headers.inner.ethertype = ethertype.into();
+        Some(OUTER_LEN_V6)
+    }
+}
+
+/// All that is put before a packet on its way out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Outside {
+    /// VXLAN over IPv4.
+    VxlanV4(TemplateV4),
+    /// VXLAN over IPv6.
+    VxlanV6(TemplateV6),
+    /// An Ethernet header that lacks its ethertype.
+    Ethernet(ethernet::Header),
+}
+
+impl Outside {
+    /// Plain Ethernet.
+    #[must_use]
+    pub fn ethernet(destination: Mac, source: Mac) -> Outside {
+        Outside::Ethernet(ethernet::Header { destination, source, ethertype: 0.into() })
+    }
+}
+
+/// Writes an Ethernet header for one packet at the start of `out`; `None` (nothing written) if `out` is shorter.
 #[inline(always)]
-fn lay<'out, T: FromBytes + IntoBytes + KnownLayout + Immutable + Copy>(
-    headers: &T,
-    out: &'out mut [u8],
-) -> Option<&'out mut T> {
-    let (place, _) = T::mut_from_prefix(out).ok()?;
-    *place = *headers;
-    Some(place)
+pub fn write_ethernet(header: &ethernet::Header, out: &mut [u8], family: Family) -> Option<()> {
+    lay!(header, out, ethernet::Header)?.ethertype = ethernet::of(family).into();
+    Some(())
 }
 
 /// Writes the outer MAC addresses of a frame that [`EncapTemplate::write`] began; false if it is shorter than twelve bytes.
@@ -264,6 +320,11 @@ pub fn set_outer_macs(frame: &mut [u8], destination: Mac, source: Mac) -> bool {
 /// Fragments, UDP without a checksum and protocols without one that we read cost a pass over the packet.
 #[inline]
 pub fn inner_sum(packet: &[u8], l3: &L3) -> Sum {
+    if l3.family == Family::V6
+        && let Some(sum) = plain::sum_v6(packet, l3)
+    {
+        return sum;
+    }
     known_segment_sum(packet, l3)
         .unwrap_or_else(|| inner_sum_of_all(packet.get(..usize::from(l3.total_len)).unwrap_or(packet)))
 }

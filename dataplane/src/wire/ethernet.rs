@@ -9,7 +9,7 @@ use tidegate_api::resource::MacAddress;
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::Malformed;
+use super::{Family, Malformed, front};
 
 /// A MAC address, first byte on the wire first.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -87,7 +87,7 @@ pub const TAG_LEN: usize = 4;
 /// |           ethertype           |
 /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 /// ```
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Header {
     /// Receiving station.
@@ -132,13 +132,22 @@ pub struct Ethernet {
     pub l3_offset: u16,
 }
 
+/// The header of a frame, and what follows it, tags included.
+///
+/// # Errors
+/// [`Malformed::EthernetTruncated`].
+#[inline(always)]
+pub fn split(bytes: &[u8]) -> Result<(&Header, &[u8]), Malformed> {
+    front!(Header, bytes).ok_or(Malformed::EthernetTruncated)
+}
+
 /// Reads the link layer of a frame, through at most two tags.
 ///
 /// # Errors
 /// [`Malformed::EthernetTruncated`], [`Malformed::VlanTruncated`], [`Malformed::VlanTooMany`].
 #[inline(always)]
 pub fn parse_ethernet(bytes: &[u8]) -> Result<Ethernet, Malformed> {
-    let Ok((header, rest)) = Header::ref_from_prefix(bytes) else { return Err(Malformed::EthernetTruncated) };
+    let (header, rest) = split(bytes)?;
     if is_tag(header.ethertype()) { parse_tags(header, rest) } else { Ok(untagged(header)) }
 }
 
@@ -154,8 +163,20 @@ fn untagged(header: &Header) -> Ethernet {
     }
 }
 
+/// The ethertype of a family, host order.
+#[inline(always)]
+#[must_use]
+pub fn of(family: Family) -> u16 {
+    match family {
+        Family::V4 => IPV4,
+        Family::V6 => IPV6,
+    }
+}
+
+/// Whether an ethertype, host order, says that a VLAN tag follows.
 #[inline]
-fn is_tag(ethertype: u16) -> bool {
+#[must_use]
+pub fn is_tag(ethertype: u16) -> bool {
     ethertype == VLAN || ethertype == SERVICE_VLAN
 }
 

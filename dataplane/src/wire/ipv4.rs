@@ -7,7 +7,7 @@ use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checksum::Sum;
-use super::{Malformed, protocol};
+use super::{Malformed, front, protocol};
 
 /// Length of a header without options.
 pub const HEADER_LEN: usize = 20;
@@ -38,7 +38,7 @@ pub const OFFSET_MASK: u16 = 0x1fff;
 /// |                      destination address                      |
 /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 /// ```
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Header {
     version_ihl: u8,
@@ -122,6 +122,18 @@ impl Header {
         self.checksum.get()
     }
 
+    /// Version 4 and no options.
+    #[inline(always)]
+    pub(super) fn is_bare(&self) -> bool {
+        self.version_ihl == 0x45
+    }
+
+    /// Whether the checksum of a header without options is right.
+    #[inline(always)]
+    pub(super) fn verifies(&self) -> bool {
+        self.sum().verifies()
+    }
+
     /// The sum over the 20 fixed bytes.
     #[inline(always)]
     fn sum(&self) -> Sum {
@@ -200,9 +212,9 @@ fn check_fragment(flags_offset: u16, payload_len: usize) -> Result<(), Malformed
 #[inline(always)]
 #[must_use]
 pub fn addresses(bytes: &[u8]) -> ([u8; 4], [u8; 4]) {
-    match Header::ref_from_prefix(bytes) {
-        Ok((header, _)) => (header.source, header.destination),
-        Err(_) => ([0; 4], [0; 4]),
+    match front!(Header, bytes) {
+        Some((header, _)) => (header.source, header.destination),
+        None => ([0; 4], [0; 4]),
     }
 }
 

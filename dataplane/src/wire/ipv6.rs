@@ -13,7 +13,7 @@
 use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Malformed, protocol};
+use super::{Malformed, front, protocol};
 
 /// Length of the fixed header.
 pub const HEADER_LEN: usize = 40;
@@ -41,7 +41,7 @@ pub const MTU_MIN: usize = 1280;
 /// |                destination address (128 bits)                 |
 /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 /// ```
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Header {
     pub(super) version_class_label: U32,
@@ -259,9 +259,9 @@ fn read_fragment(rest: &[u8], whole: bool) -> Result<Option<WalkedFragment>, Mal
 #[inline(always)]
 #[must_use]
 pub fn addresses(bytes: &[u8]) -> ([u8; 16], [u8; 16]) {
-    match Header::ref_from_prefix(bytes) {
-        Ok((header, _)) => (header.source, header.destination),
-        Err(_) => ([0; 16], [0; 16]),
+    match front!(Header, bytes) {
+        Some((header, _)) => (header.source, header.destination),
+        None => ([0; 16], [0; 16]),
     }
 }
 

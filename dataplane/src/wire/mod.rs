@@ -18,6 +18,7 @@ pub mod arp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod packet;
+mod plain;
 pub mod udp;
 pub mod tcp;
 pub mod sctp;
@@ -31,6 +32,29 @@ pub mod quote;
 pub mod edit;
 pub mod fragment;
 pub mod reset;
+
+/// The header at the start of bytes, and what follows it; `None` if there are not that many. One comparison, where a cast of
+/// a slice's prefix also asks whether it could wrap around the end of memory.
+macro_rules! front {
+    ($header:ty, $bytes:expr) => {{
+        let bytes: &[u8] = $bytes;
+        bytes.split_first_chunk::<{ size_of::<$header>() }>().map(|(front, rest)| {
+            let header: &$header = zerocopy::transmute_ref!(front);
+            (header, rest)
+        })
+    }};
+}
+/// The header at the start of bytes, to be written.
+macro_rules! front_mut {
+    ($header:ty, $bytes:expr) => {{
+        let bytes: &mut [u8] = $bytes;
+        bytes.first_chunk_mut::<{ size_of::<$header>() }>().map(|front| {
+            let header: &mut $header = zerocopy::transmute_mut!(front);
+            header
+        })
+    }};
+}
+use {front, front_mut};
 
 /// IP version of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

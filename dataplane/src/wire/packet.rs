@@ -9,7 +9,7 @@
 use zerocopy::FromBytes;
 
 use super::checksum::Sum;
-use super::{Family, Malformed, icmp, icmpv6, ipv4, ipv6, protocol, sctp, tcp, udp};
+use super::{Family, Malformed, icmp, icmpv6, ipv4, ipv6, plain, protocol, sctp, tcp, udp};
 
 /// Which part of a datagram a packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +56,9 @@ pub struct L3 {
     pub dont_fragment: bool,
     /// IPv4 options or IPv6 extension headers are present.
     pub has_options: bool,
+    /// A whole TCP segment, or a whole UDP datagram of the packet's length (over IPv6: with a checksum), right behind an IP
+    /// header without options or extension headers: every field is where it nearly always is.
+    pub is_plain: bool,
     /// Source port of TCP, UDP, SCTP; the identifier of an ICMP(v6) echo request or reply; else zero.
     pub source_port: u16,
     /// Destination port of TCP, UDP, SCTP; the identifier of an ICMP(v6) echo request or reply, so that a key and its
@@ -175,13 +178,22 @@ pub fn parse_l3_accepting_zero_udp6(bytes: &[u8]) -> Result<L3, Malformed> {
 #[inline(always)]
 fn parse<const ZERO_UDP6: bool>(bytes: &[u8], l3: &mut L3) -> Result<(), Malformed> {
     match bytes.first().map(|first| first >> 4) {
-        Some(6) => parse_v6::<ZERO_UDP6>(bytes, l3),
-        _ => parse_v4(bytes, l3),
+        Some(6) => match plain::read_v6(bytes) {
+            Some(plain) => *l3 = plain,
+            None => return parse_v6::<ZERO_UDP6>(bytes, l3),
+        },
+        _ => match plain::read_v4(bytes) {
+            Some(plain) => *l3 = plain,
+            None => return parse_v4(bytes, l3),
+        },
     }
+    Ok(())
 }
 
-#[inline(always)]
-fn parse_v4(bytes: &[u8], l3: &mut L3) -> Result<(), Malformed> {
+/// Reads any IPv4 packet.
+#[cold]
+#[inline(never)]
+pub(super) fn parse_v4(bytes: &[u8], l3: &mut L3) -> Result<(), Malformed> {
     let (header, _) = ipv4::parse(bytes)?;
     let flags_offset = header.flags_offset();
     let id = u32::from(header.identification());
@@ -207,8 +219,10 @@ fn parse_v4(bytes: &[u8], l3: &mut L3) -> Result<(), Malformed> {
     parse_l4::<true>(l3, payload)
 }
 
-#[inline(always)]
-fn parse_v6<const ZERO_UDP6: bool>(bytes: &[u8], l3: &mut L3) -> Result<(), Malformed> {
+/// Reads any IPv6 packet.
+#[cold]
+#[inline(never)]
+pub(super) fn parse_v6<const ZERO_UDP6: bool>(bytes: &[u8], l3: &mut L3) -> Result<(), Malformed> {
     let (header, _) = ipv6::parse(bytes)?;
     *l3 = L3 {
         protocol: header.next_header,
@@ -260,6 +274,7 @@ fn parse_l4<const ZERO_UDP: bool>(l3: &mut L3, payload: &[u8]) -> Result<(), Mal
             l3.tcp_flags = header.flags;
             l3.tcp_seq = header.sequence();
             l3.tcp_ack = header.acknowledgment();
+            l3.is_plain = plain::is_plain(l3, None);
         }
         protocol::UDP => {
             let (header, _) = udp::parse(payload, whole)?;
@@ -269,6 +284,7 @@ fn parse_l4<const ZERO_UDP: bool>(l3: &mut L3, payload: &[u8]) -> Result<(), Mal
             }
             l3.source_port = header.source_port();
             l3.destination_port = header.destination_port();
+            l3.is_plain = plain::is_plain(l3, Some((header.length(), header.checksum())));
         }
         protocol::SCTP => {
             let (header, chunks) = sctp::parse(payload)?;
@@ -292,7 +308,7 @@ fn parse_l4<const ZERO_UDP: bool>(l3: &mut L3, payload: &[u8]) -> Result<(), Mal
 
 impl L3 {
     #[inline(always)]
-    fn empty(family: Family) -> L3 {
+    pub(super) fn empty(family: Family) -> L3 {
         L3 {
             family,
             protocol: 0,
@@ -303,6 +319,7 @@ impl L3 {
             tos: 0,
             dont_fragment: false,
             has_options: false,
+            is_plain: false,
             source_port: 0,
             destination_port: 0,
             tcp_flags: 0,

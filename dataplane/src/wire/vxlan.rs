@@ -6,7 +6,7 @@
 use zerocopy::byteorder::network_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::Malformed;
+use super::{Malformed, front};
 
 /// Length of the header.
 pub const HEADER_LEN: usize = 8;
@@ -50,7 +50,7 @@ pub struct Vxlan {
 /// [`Malformed::VxlanTruncated`], [`Malformed::VxlanNoVni`].
 #[inline]
 pub fn parse(payload: &[u8]) -> Result<Vxlan, Malformed> {
-    let Ok((header, _)) = Header::ref_from_prefix(payload) else { return Err(Malformed::VxlanTruncated) };
+    let (header, _) = front!(Header, payload).ok_or(Malformed::VxlanTruncated)?;
     let (flags, vni) = (header.flags.get(), header.vni.get());
     if flags & FLAG_VNI == 0 {
         return Err(Malformed::VxlanNoVni);

@@ -30,18 +30,16 @@ impl Worker {
         let mut scratch = Box::<Counters>::default();
         let mac = tables.devices.row(device).map(|row| row.mac).unwrap_or_default();
         let ingress = Ingress { device, mac };
-        let read = parse::read(tables, ingress, bytes, &mut scratch, &mut slot.packet);
-        if let Err(reason) = read {
-            story.steps.extend(evidence::of_frame(tables, ingress, bytes));
-            return self.mine(tables, story, dropped(reason));
-        }
-        let l3 = bytes.get(usize::from(slot.packet.l3_offset)..).unwrap_or_default();
+        let l3 = match parse::read(tables, ingress, bytes, &mut scratch, &mut slot.packet) {
+            Ok(l3) => l3,
+            Err(reason) => {
+                story.steps.extend(evidence::of_frame(tables, ingress, bytes));
+                return self.mine(tables, story, dropped(reason));
+            }
+        };
         story.packet(&slot.packet, l3);
         story.steps.extend(evidence::of_frame(tables, ingress, bytes));
-        match slot.packet.l3.family {
-            Version::V4 => look_up::<[u8; 4], true>(tables, l3, &self.state, &mut slot),
-            Version::V6 => look_up::<[u8; 16], true>(tables, l3, &self.state, &mut slot),
-        }
+        look_up::<true>(tables, l3, &self.state, &mut slot);
         let owner = match &slot.key {
             _ if slot.owner != self.state.worker => Some(slot.owner),
             Key::V4(tuple) => self.elsewhere(&slot.packet, tuple),

@@ -6,7 +6,9 @@ use tidegate_api::resource::{Action, Body, Kind, Protocol, Service, ServicePort,
 use tidegate_dataplane::rig::catalog;
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::outside::{self, external};
-use tidegate_dataplane::rig::policed::{Policed, admin, at, everybody, in_audit, in_set, near, of, pod, policy, set};
+use tidegate_dataplane::rig::policed::{
+    Policed, admin, at, baseline, everybody, in_audit, in_set, near, of, pod, policy, set,
+};
 use tidegate_dataplane::rig::sketch::{End, Sketch, Trouble, ping, sctp, tcp, trouble, udp};
 use tidegate_dataplane::rig::{self, LAN, Net, Rig, WAN};
 use tidegate_dataplane::table::Tables;
@@ -234,7 +236,7 @@ fn between_pods_both_are_asked() {
         let prefix = vec![of(vec![near(net.pod(0, 5), 32, 128, &[])], everybody(Action::Accept))];
         put(&mut rig, &mut policed, "prefix", policy("seven", Some(prefix), None));
         assert_eq!(speak(&mut rig, 5, 0, 7), [PASSED; 3]);
-        // Itself a pod always reaches.
+        // From itself no policy of a namespace keeps a pod.
         put(&mut rig, &mut policed, "shut", policy("six", Some(vec![]), Some(vec![])));
         remove(&mut rig, &mut policed, "from six");
         assert_eq!([speak(&mut rig, 6, 0, 6), speak(&mut rig, 6, 0, 5)], [[PASSED; 3], [EGRESS; 3]]);
@@ -242,6 +244,64 @@ fn between_pods_both_are_asked() {
         let deny = of(vec![in_set("five")], everybody(Action::Deny));
         put(&mut rig, &mut policed, "admin", admin("all", 1, vec![deny], vec![]));
         assert_eq!([speak(&mut rig, 5, 0, 7), speak(&mut rig, 7, 1, 5)], [[INGRESS; 3], [PASSED; 3]]);
+    }
+}
+
+#[test]
+fn through_a_service_a_pod_reaches_itself_as_far_as_the_outer_tiers_let_it() {
+    // P-033, P-103, P-110
+    for net in Net::BOTH {
+        let (mut rig, mut policed) = town();
+        let mut port = 20_000;
+        let mut speak = |rig: &mut Rig, to: u8| {
+            port += 1;
+            PORTS.map(|(protocol, at, _)| {
+                from_pod(rig, net, 0, &first(protocol, (net.pod(0, 5), port), (net.vip(to), at)))
+            })
+        };
+        let with = |name: &str, action| vec![of(vec![in_set(name)], everybody(action))];
+        let shut = policy("five", Some(vec![]), Some(vec![]));
+        // The baseline is for a pod that no NetworkPolicy isolates in that direction.
+        put(&mut rig, &mut policed, "base", baseline("five", 1, with("five", Action::Deny), vec![]));
+        assert_eq!([speak(&mut rig, 5), speak(&mut rig, 6)], [[INGRESS; 3], [PASSED; 3]]);
+        put(&mut rig, &mut policed, "base", baseline("five", 1, vec![], with("five", Action::Deny)));
+        assert_eq!([speak(&mut rig, 5), speak(&mut rig, 6)], [[EGRESS; 3], [PASSED; 3]]);
+        put(&mut rig, &mut policed, "shut", policy("five", Some(vec![]), None));
+        assert_eq!(speak(&mut rig, 5), [EGRESS; 3], "ingress alone is isolated");
+        put(&mut rig, &mut policed, "shut", shut.clone());
+        assert_eq!([speak(&mut rig, 5), speak(&mut rig, 6)], [[PASSED; 3], [EGRESS; 3]]);
+        // In audit it isolates nobody.
+        put(&mut rig, &mut policed, "shut", in_audit(shut.clone()));
+        assert_eq!(speak(&mut rig, 5), [EGRESS; 3]);
+        put(&mut rig, &mut policed, "shut", shut);
+        // Before it the admin tier is asked, by either side.
+        put(&mut rig, &mut policed, "admin", admin("all", 1, with("five", Action::Deny), vec![]));
+        assert_eq!(speak(&mut rig, 5), [INGRESS; 3]);
+        put(&mut rig, &mut policed, "admin", admin("all", 1, vec![], with("five", Action::Deny)));
+        assert_eq!(speak(&mut rig, 5), [EGRESS; 3]);
+        put(&mut rig, &mut policed, "first", admin("five", 0, vec![], with("all", Action::Pass)));
+        assert_eq!(speak(&mut rig, 5), [PASSED; 3]);
+    }
+}
+
+#[test]
+fn a_pods_running_flow_with_itself_learns_of_the_outer_tiers() {
+    // P-031, P-110
+    for net in Net::BOTH {
+        let (mut rig, mut policed) = town();
+        let ask = first(Protocol::Udp, (net.pod(0, 5), 700), (net.vip(5), 53));
+        assert_eq!(from_pod(&mut rig, net, 0, &ask), PASSED);
+        let deny = vec![of(vec![in_set("five")], everybody(Action::Deny))];
+        put(&mut rig, &mut policed, "shut", policy("five", Some(vec![]), Some(vec![])));
+        assert_eq!(from_pod(&mut rig, net, 0, &ask), PASSED);
+        put(&mut rig, &mut policed, "base", baseline("five", 1, deny.clone(), deny.clone()));
+        assert_eq!(from_pod(&mut rig, net, 0, &ask), PASSED);
+        remove(&mut rig, &mut policed, "shut");
+        assert_eq!(from_pod(&mut rig, net, 0, &ask), EGRESS);
+        remove(&mut rig, &mut policed, "base");
+        assert_eq!(from_pod(&mut rig, net, 0, &ask), PASSED);
+        put(&mut rig, &mut policed, "admin", admin("five", 1, deny, vec![]));
+        assert_eq!(from_pod(&mut rig, net, 0, &ask), INGRESS);
     }
 }
 
@@ -648,7 +708,8 @@ impl Random {
             1 => {
                 let mut rules = |_| (0..self.below(3)).map(|_| self.any_rule(net, &actions)).collect::<Vec<_>>();
                 let [ingress, egress] = [0, 1].map(&mut rules);
-                Some(admin(subjects, 3, ingress, egress))
+                let outer = self.one_of(&[admin, baseline]);
+                Some(outer(subjects, 3, ingress, egress))
             }
             _ => {
                 let mut rules = |_| {
@@ -703,14 +764,16 @@ fn streams(net: Net) -> Vec<Stream> {
 /// What the rules alone say of a stream.
 fn expected(tables: &Tables, stream: &Stream) -> &'static str {
     let identity = |address| tables.pods.pod(&rig::mapped(address)).map_or(0, |row| row.identity);
-    if stream.from_pod.is_some() && stream.from.0 == stream.led_to.0 {
+    let is_itself = stream.from_pod.is_some() && stream.from.0 == stream.led_to.0;
+    if is_itself && stream.to.0 == stream.led_to.0 {
         return PASSED;
     }
     let source = stream.from_pod.map_or(0, |_| identity(stream.from.0));
     let destination = identity(stream.led_to.0);
     let ask = |direction, subject, peer, peer_address| {
         let (protocol, port) = (stream.protocol.number(), stream.led_to.1);
-        tables.policy.rules.lookup(&Query { direction, subject, peer, peer_address, protocol, port }).allow
+        let query = Query { direction, subject, peer, peer_address, protocol, port, is_itself };
+        tables.policy.rules.lookup(&query).allow
     };
     match () {
         _ if !ask(Direction::Egress, source, destination, stream.led_to.0) => EGRESS,

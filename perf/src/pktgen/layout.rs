@@ -68,13 +68,14 @@ fn find_at(bytes: &[u8], start: usize) -> Option<Layout> {
         }
         _ => return None,
     };
-    let payload = match protocol {
+    let (header_len, header_len_min) = match protocol {
         // A datagram that does not fill its packet is none of ours.
-        UDP if transport + usize::from(u16_at(bytes, transport + 4)?) == end => transport + 8,
-        TCP => transport + usize::from(*bytes.get(transport + 12)? >> 4) * 4,
+        UDP if transport + usize::from(u16_at(bytes, transport + 4)?) == end => (8, 8),
+        TCP => (usize::from(*bytes.get(transport + 12)? >> 4) * 4, 20),
         _ => return None,
     };
-    let whole = payload >= transport + 8 && payload <= end && end <= bytes.len();
+    let payload = transport + header_len;
+    let whole = header_len >= header_len_min && payload <= end && end <= bytes.len();
     whole.then_some(Layout { v6, network, protocol, transport, payload, end, outer: None })
 }
 

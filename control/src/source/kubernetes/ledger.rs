@@ -49,13 +49,16 @@ struct Standing {
     fresh: Option<HashSet<Box<str>>>,
     /// It has been listed once, or cannot be.
     settled: bool,
+    /// It has been listed once.
+    listed: bool,
     failure: Option<Failure>,
 }
 
 impl Ledger {
     /// Also keeps a kind. `rule` is what it takes to be allowed to.
     pub(super) fn keep(&mut self, kind: ObjectKind, needed: bool, rule: &'static str) {
-        let standing = Standing { needed, rule, known: HashSet::new(), fresh: None, settled: false, failure: None };
+        let standing =
+            Standing { needed, rule, known: HashSet::new(), fresh: None, settled: false, listed: false, failure: None };
         self.kinds.insert(kind, standing);
     }
 
@@ -89,7 +92,7 @@ impl Ledger {
                     self.changed.insert(key, Change { gone: true, seen: None });
                 }
                 standing.known = fresh;
-                standing.settled = true;
+                (standing.settled, standing.listed) = (true, true);
                 if kind == ObjectKind::Service {
                     self.listed_for = Some(asked);
                 }
@@ -142,6 +145,8 @@ impl Ledger {
             complete,
             nodes_known: self.kinds.get(&ObjectKind::Node).is_some_and(|standing| standing.settled),
             listed_for: self.listed_for.take_if(|_| complete), // it is of use with everything only
+            unreadable: self.may_lack_subjects(),
+            unlisted: self.unlisted().map(|(kind, _)| kind).collect(),
             ..Batch::default()
         };
         for (key, Change { gone, seen }) in self.changed.drain() {
@@ -151,6 +156,20 @@ impl Ledger {
             }
         }
         Some(batch)
+    }
+
+    /// Kinds that are not waited for any more and have never been listed.
+    fn unlisted(&self) -> impl Iterator<Item = (ObjectKind, &Standing)> {
+        let unlisted = |(_, standing): &(&ObjectKind, &Standing)| standing.settled && !standing.listed;
+        self.kinds.iter().filter(unlisted).map(|(kind, standing)| (*kind, standing))
+    }
+
+    /// Whether there are policies, and what tells whom they are about is withheld: without it they would be about nobody.
+    fn may_lack_subjects(&self) -> bool {
+        let is_known = |kind| self.kinds.get(&kind).is_some_and(|standing| !standing.known.is_empty());
+        let tells = |kind| matches!(kind, ObjectKind::Pod | ObjectKind::Namespace);
+        let policies = [ObjectKind::NetworkPolicy, ObjectKind::ClusterNetworkPolicy];
+        policies.into_iter().any(is_known) && self.unlisted().any(|(kind, _)| tells(kind))
     }
 
     fn problems(&self) -> Vec<Problem> {
@@ -282,6 +301,36 @@ mod tests {
         let batch = ledger.batch(false).unwrap();
         assert!(batch.complete);
         assert_eq!(names(&batch).0, ["a"].into());
+    }
+
+    /// What closes something may be withheld, be it the policy or those whom it is about.
+    #[test]
+    fn what_is_withheld_at_the_start_is_not_taken_for_absent() {
+        let cnp = ObjectKind::ClusterNetworkPolicy;
+        for (fault, policies, unreadable) in
+            [(Fault::Forbidden, &["np"][..], true), (Fault::Missing, &["np"], true), (Fault::Forbidden, &[], false)]
+        {
+            let mut ledger = ledger();
+            ledger.keep(ObjectKind::NetworkPolicy, true, "networkpolicies");
+            list(&mut ledger, ObjectKind::Service, &[]);
+            list(&mut ledger, ObjectKind::EndpointSlice, &[]);
+            list(&mut ledger, ObjectKind::NetworkPolicy, policies);
+            ledger.take(ObjectKind::Pod, failure(fault, "no pods"));
+            let batch = ledger.batch(false).unwrap();
+            assert_eq!((batch.complete, batch.unreadable), (true, unreadable), "{fault:?} {policies:?}");
+            assert_eq!(batch.unlisted, [ObjectKind::Pod].into());
+            list(&mut ledger, ObjectKind::Pod, &["p"]);
+            ledger.take(ObjectKind::Pod, failure(fault, "no pods any more"));
+            let batch = ledger.batch(false).unwrap();
+            assert!(!batch.unreadable && batch.unlisted.is_empty(), "they are known");
+        }
+        for fault in [Fault::Forbidden, Fault::Missing] {
+            let mut ledger = complete();
+            ledger.keep(cnp, false, "clusternetworkpolicies");
+            ledger.take(cnp, failure(fault, "none"));
+            let batch = ledger.batch(false).unwrap();
+            assert_eq!((batch.unreadable, batch.unlisted), (false, [cnp].into()), "{fault:?}");
+        }
     }
 
     /// C-021, C-022: what a fresh list lacks is gone, what it has never was.
