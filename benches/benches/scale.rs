@@ -19,7 +19,7 @@ use tidegate_api::client::Client;
 use tidegate_api::listen::Listener;
 use tidegate_api::message::{RESOURCES_AT_ONCE, Request, Response, Update};
 use tidegate_api::resource::{Backend, Body, Protocol, Resource, Service, ServicePort};
-use tidegate_benches::field::{Field, Way};
+use tidegate_benches::field::{Field, Way, on_core};
 use tidegate_benches::fleet::{self, ENDPOINTS, SERVICES};
 use tidegate_benches::summary;
 use tidegate_dataplane::compile::Compiler;
@@ -271,12 +271,6 @@ fn unrelated() -> anyhow::Result<()> {
         tell(&format!("unrelated/cycles_{family}"), quantile(&mut ratios, 0.5), "percent", &spread)?;
     }
     Ok(())
-}
-
-/// Time that this thread has had on cores.
-fn on_core() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::from_secs(time.tv_sec.unsigned_abs()) + Duration::from_nanos(time.tv_nsec.unsigned_abs())
 }
 
 /// Packets of one measurement: a quarter of a second with the making of the frames.

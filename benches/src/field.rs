@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tidegate_dataplane::counters::Event;
+use tidegate_dataplane::flows::Sampler;
 use tidegate_dataplane::rig::outside::{self, Outside};
 use tidegate_dataplane::rig::{self, LAN, LAN_MAC, Net, WAN, WAN_MAC};
 use tidegate_dataplane::stage::parse::Ingress;
@@ -418,6 +419,11 @@ impl Field {
         Duration::from_secs_f64(spent.as_secs_f64() * packets as f64 / done.max(1) as f64)
     }
 
+    /// Has the worker tell of flows what the sampler chooses.
+    pub fn sample(&mut self, sampler: Sampler) {
+        self.worker.sample(sampler);
+    }
+
     /// Times passes by another clock than the one on the wall.
     pub fn timed_by(self, clock: fn() -> Duration) -> Field {
         Field { clock, ..self }
@@ -451,4 +457,10 @@ impl Field {
     pub fn pass(&mut self) -> usize {
         self.counted_pass(|| (), |()| ()).1
     }
+}
+
+/// Time that this thread has had on cores.
+pub fn on_core() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::from_secs(time.tv_sec.unsigned_abs()) + Duration::from_nanos(time.tv_nsec.unsigned_abs())
 }

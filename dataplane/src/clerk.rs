@@ -4,23 +4,22 @@
 //! which it reads again whenever something was published since. A disk that fails loses records and stops nothing: each one
 //! is counted, one line a minute tells of it, and what is missing is recorded when the disk takes records again.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
-use hashbrown::HashMap;
-use jiff::{SignedDuration, Timestamp};
-use tidegate_api::resource::{Body, Kind, Resource};
-use tidegate_ledger::{Gap, Holding, Limits, Problem, Protocol, Record, Writer};
+use jiff::Timestamp;
+use tidegate_ledger::{Holding, Limits, Protocol, Record};
 
 use crate::compile::address_of;
-use crate::compile::thread::Handle;
+use crate::desk::Desk;
+use crate::flows::exporter::NatEvents;
+use crate::names::{Names, Registry};
 use crate::state::egress::NatRecord;
-use crate::table::Tables;
 
 /// Events that may wait for the clerk; some megabytes.
 pub const EVENTS_MAX: usize = 65_536;
@@ -28,177 +27,30 @@ pub const EVENTS_MAX: usize = 65_536;
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
 /// Events written between two looks at whether something was published.
 const BATCH: usize = 1024;
-/// How long it takes until a directory that could not be opened is tried again.
-const OPEN_AGAIN: SignedDuration = SignedDuration::from_secs(5);
-/// Shortest time between two lines about the same trouble.
-const TELL_APART: SignedDuration = SignedDuration::from_secs(60);
+/// What cannot be done while a disk refuses records.
+const TROUBLE: &str = "who has which port cannot be recorded";
 
-/// What the clerk asks about pods and policies.
-pub trait Registry: Send {
-    /// The generation all workers have reached.
-    fn generation(&self) -> u64;
-    /// Everything as it is now; `None`: nobody knows any more.
-    fn look(&self) -> Option<Registered>;
+/// What is written of an event; nothing of a protocol that has no ports.
+fn record(names: &Names, event: &NatRecord, at: Timestamp) -> Option<Record> {
+    let internal = address_of(&event.pod.0);
+    let pod = names.pod(&internal);
+    let policy = names.tables().egress.policy(event.policy);
+    let holding = Holding {
+        external: address_of(&event.external),
+        ports: (event.port, event.port),
+        protocol: Protocol::of_number(event.protocol)?,
+        remote: event.remote.map(|(address, port)| SocketAddr::new(address_of(&address), port)),
+        internal,
+        internal_port: Some(event.pod.1),
+        node: pod.as_ref().map(|who| who.node.to_owned()).unwrap_or_default(),
+        pod: pod.map(|who| who.pod).unwrap_or_default(),
+        policy: policy.map(|policy| policy.name.to_string()).unwrap_or_default(),
+    };
+    Some(if event.begins { Record::Begin { at, holding } } else { Record::End { at, holding } })
 }
 
-/// What is registered.
-pub struct Registered {
-    /// Pods.
-    pub pods: Vec<Arc<Resource>>,
-    /// The tables in force.
-    pub tables: Tables,
-}
-
-impl Registry for Handle {
-    fn generation(&self) -> u64 {
-        self.reached()
-    }
-
-    fn look(&self) -> Option<Registered> {
-        let view = self.view(Some(Kind::Pod)).ok()?;
-        Some(Registered { pods: view.objects, tables: view.tables })
-    }
-}
-
-/// Who is who.
-#[derive(Default)]
-struct Names {
-    generation: Option<u64>,
-    /// By address: the pod's resource.
-    pods: HashMap<IpAddr, Arc<Resource>>,
-    tables: Tables,
-}
-
-impl Names {
-    /// Reads everything again if something was published since.
-    fn refresh(&mut self, registry: &impl Registry) {
-        let generation = registry.generation();
-        if self.generation == Some(generation) {
-            return;
-        }
-        let Some(Registered { pods, tables }) = registry.look() else { return };
-        self.generation = Some(generation);
-        self.tables = tables;
-        self.pods.clear();
-        for pod in pods {
-            if let Body::Pod(body) = &pod.body {
-                self.pods.extend(body.addresses.iter().map(|address| (*address, Arc::clone(&pod))));
-            }
-        }
-    }
-
-    /// What is written of an event; nothing of a protocol that has no ports.
-    fn record(&self, event: &NatRecord, at: Timestamp) -> Option<Record> {
-        let internal = address_of(&event.pod.0);
-        let (name, node) = match self.pods.get(&internal).map(|pod| (pod.name.as_str(), &pod.body)) {
-            Some((name, Body::Pod(body))) => (name, body.node.as_str()),
-            _ => ("", ""),
-        };
-        let policy = self.tables.egress.policy(event.policy);
-        let holding = Holding {
-            external: address_of(&event.external),
-            ports: (event.port, event.port),
-            protocol: Protocol::of_number(event.protocol)?,
-            remote: event.remote.map(|(address, port)| SocketAddr::new(address_of(&address), port)),
-            internal,
-            internal_port: Some(event.pod.1),
-            pod: name.into(),
-            node: node.into(),
-            policy: policy.map(|policy| policy.name.to_string()).unwrap_or_default(),
-        };
-        Some(if event.begins { Record::Begin { at, holding } } else { Record::End { at, holding } })
-    }
-}
-
-/// The ledger and what became of it.
-struct Desk {
-    directory: PathBuf,
-    limits: Limits,
-    writer: Option<Writer>,
-    /// Records that did not reach a file, for whoever counts them.
-    lost: Arc<AtomicU64>,
-    /// Those of the writer that are in `lost`.
-    counted: u64,
-    /// What was lost before there was a writer.
-    missing: Option<Gap>,
-    /// When opening failed last.
-    refused_at: Option<Timestamp>,
-    /// Lost since the last line about that, and when that was.
-    untold: u64,
-    told_at: Option<Timestamp>,
-}
-
-impl Desk {
-    fn new(directory: PathBuf, limits: Limits, lost: Arc<AtomicU64>) -> Desk {
-        let (writer, missing, refused_at, told_at) = (None, None, None, None);
-        Desk { directory, limits, writer, lost, counted: 0, missing, refused_at, untold: 0, told_at }
-    }
-
-    /// Where an earlier run has left records, the start is one too: what was held then is not held any more.
-    fn begin(&mut self) {
-        if self.directory.is_dir() {
-            let now = Timestamp::now();
-            let opened = self.open(now);
-            self.note(opened, now);
-        }
-    }
-
-    fn open(&mut self, now: Timestamp) -> Result<(), Problem> {
-        let is_recent = |at: Timestamp| now.duration_since(at).abs() < OPEN_AGAIN;
-        if self.writer.is_some() || self.refused_at.is_some_and(is_recent) {
-            return Ok(());
-        }
-        let opened = Writer::open(&self.directory, self.limits, now);
-        let mut writer = opened.inspect_err(|_| self.refused_at = Some(now))?;
-        if let Some(gap) = self.missing.take() {
-            writer.miss(gap);
-        }
-        (self.writer, self.counted) = (Some(writer), 0);
-        Ok(())
-    }
-
-    fn write(&mut self, record: &Record) {
-        // Nothing is begun before there is something to record.
-        let opened = self.open(record.at());
-        let written = match &mut self.writer {
-            Some(writer) => writer.append(record),
-            None => {
-                let gap = Gap { from: record.at(), until: record.at(), count: 1 };
-                self.missing = Some(self.missing.map_or(gap, |before| before.and(gap)));
-                self.count(1);
-                Ok(())
-            }
-        };
-        self.note(opened.and(written), record.at());
-    }
-
-    fn flush(&mut self, now: Timestamp) {
-        let flushed = self.writer.as_mut().map_or(Ok(()), |writer| writer.recover(now).and_then(|()| writer.flush()));
-        self.note(flushed, now);
-        if self.told_at.is_some() && self.writer.as_ref().is_some_and(|writer| !writer.is_behind()) {
-            tracing::info!(lost = self.untold, "records can be written again");
-            (self.untold, self.told_at) = (0, None);
-        }
-    }
-
-    fn count(&mut self, lost: u64) {
-        self.lost.fetch_add(lost, Ordering::Relaxed);
-        self.untold = self.untold.saturating_add(lost);
-    }
-
-    fn note(&mut self, done: Result<(), Problem>, now: Timestamp) {
-        let lost = self.writer.as_ref().map_or(self.counted, Writer::lost);
-        self.count(lost.saturating_sub(self.counted));
-        self.counted = lost;
-        let Err(error) = done else { return };
-        if self.told_at.is_none_or(|told_at| now.duration_since(told_at).abs() >= TELL_APART) {
-            tracing::error!(%error, lost = self.untold, "who has which port cannot be recorded; going on without");
-            (self.untold, self.told_at) = (0, Some(now));
-        }
-    }
-}
-
-/// Starts the thread; it ends when every worker has. Records that do not reach a file are added to `lost`.
+/// Starts the thread; it ends when every worker has. Records that do not reach a file are added to `lost`; `also` hears of all of
+/// them.
 ///
 /// # Errors
 /// When the system gives no thread.
@@ -208,8 +60,9 @@ pub fn start(
     directory: PathBuf,
     limits: Limits,
     lost: Arc<AtomicU64>,
+    also: Option<NatEvents>,
 ) -> std::io::Result<JoinHandle<()>> {
-    let mut desk = Desk::new(directory, limits, lost);
+    let mut desk = Desk::new(TROUBLE, directory, limits, lost);
     let mut names = Names::default();
     std::thread::Builder::new().name("clerk".into()).spawn(move || {
         desk.begin();
@@ -219,8 +72,9 @@ pub fn start(
                     names.refresh(&registry);
                     let now = Timestamp::now();
                     for event in std::iter::once(first).chain(events.try_iter().take(BATCH)) {
-                        if let Some(record) = names.record(&event, now) {
+                        if let Some(record) = record(&names, &event, now) {
                             desk.write(&record);
+                            also.iter().for_each(|also| also.tell(&record));
                         }
                     }
                     // While more waits, it is not yet time.
@@ -237,15 +91,18 @@ pub fn start(
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
     use std::sync::Mutex;
+    use std::sync::atomic::Ordering;
 
     use tempfile::TempDir;
-    use tidegate_api::resource::Pod;
-    use tidegate_ledger::{Question, who};
+    use tidegate_api::resource::{Body, Pod, Resource};
+    use tidegate_ledger::{Gap, Question, who};
 
     use super::*;
+    use crate::names::Registered;
     use crate::table::egress::EgressRow;
-    use crate::table::{EgressId, mapped};
+    use crate::table::{EgressId, Tables, mapped};
 
     /// Pods by name and address, and a policy `shop`.
     #[derive(Clone, Default)]
@@ -282,6 +139,10 @@ mod tests {
             let pods = self.0.lock().unwrap().pods.iter().map(pod).collect();
             Some(Registered { pods, tables })
         }
+
+        fn services(&self) -> Vec<Arc<Resource>> {
+            Vec::new()
+        }
     }
 
     fn event(begins: bool, policy: u16, external: &str, internal: &str, remote: Option<&str>) -> NatRecord {
@@ -308,7 +169,8 @@ mod tests {
         let cluster = Cluster::default();
         cluster.has(&[("shop/web-0", "10.244.1.5"), ("shop/web-6", "fd00:1::5")]);
         let (sender, events) = crossbeam::channel::bounded(16);
-        let clerk = start(events, cluster.clone(), directory.path().into(), Limits::default(), Arc::default()).unwrap();
+        let clerk =
+            start(events, cluster.clone(), directory.path().into(), Limits::default(), Arc::default(), None).unwrap();
         sender.send(event(true, 0, "192.0.2.10", "10.244.1.5", Some("198.51.100.7"))).unwrap();
         sender.send(event(true, 0, "2001:db8::10", "fd00:1::5", None)).unwrap();
         let ask = |external: &str| {
@@ -350,7 +212,7 @@ mod tests {
         // A run that records nothing ends what the one before held: nobody has it any more.
         assert_eq!(ask("192.0.2.10").len(), 1);
         let (sender, events) = crossbeam::channel::bounded(16);
-        let clerk = start(events, cluster, directory.path().into(), Limits::default(), Arc::default()).unwrap();
+        let clerk = start(events, cluster, directory.path().into(), Limits::default(), Arc::default(), None).unwrap();
         drop(sender);
         clerk.join().unwrap();
         assert_eq!(ask("192.0.2.10"), []);
@@ -365,9 +227,9 @@ mod tests {
         std::fs::write(&directory, "in the way").unwrap();
         let at = |s: i64| Timestamp::from_second(1_800_000_000 + s).unwrap();
         let lost = Arc::new(AtomicU64::new(0));
-        let mut desk = Desk::new(directory.clone(), Limits::default(), Arc::clone(&lost));
+        let mut desk = Desk::new(TROUBLE, directory.clone(), Limits::default(), Arc::clone(&lost));
         let names = Names::default();
-        let record = |external, s| names.record(&event(true, 0, external, "10.244.1.5", None), at(s)).unwrap();
+        let record = |external, s| super::record(&names, &event(true, 0, external, "10.244.1.5", None), at(s)).unwrap();
         for s in 0..3 {
             desk.write(&record("192.0.2.10", s));
             desk.flush(at(s));

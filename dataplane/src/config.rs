@@ -8,11 +8,15 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tidegate_io::afxdp::{InterfaceConfig, ModeChoice, OpenConfig};
+use tidegate_ledger::Limits;
 
+use crate::flows::SAMPLING_MAX;
+use crate::flows::exporter::To;
 use crate::table::owner::WORKERS_MAX;
 
 /// Longest interface name in bytes: `IFNAMSIZ` less the terminator (uapi/linux/if.h).
@@ -97,17 +101,21 @@ pub struct Dataplane {
     pub routes: Routes,
     /// Where it is recorded who had which external port.
     #[serde(default)]
-    pub nat_ledger: NatLedger,
+    pub nat_ledger: RecordFiles,
+    /// What is told of flows to collectors.
+    #[serde(default)]
+    pub flows: Flows,
     /// Address and port at which counters are told as OpenMetrics text, `GET /metrics`; absent: nowhere.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,
 }
 
-/// Where it is recorded who had which external port, for the policies that want that.
+/// Where records are kept as lines in files, and how many: of who had which external port, for the policies that want that,
+/// or of flows.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct NatLedger {
-    /// Directory; absent: `nat` in `stateDir`.
+pub struct RecordFiles {
+    /// Directory; absent: `nat` in `stateDir`, of flows `flows` there.
     pub directory: Option<PathBuf>,
     /// The oldest files are deleted when all together have more mebibytes.
     pub total_mib_max: u32,
@@ -115,10 +123,46 @@ pub struct NatLedger {
     pub keep_days: u16,
 }
 
-impl Default for NatLedger {
+impl Default for RecordFiles {
     fn default() -> Self {
-        NatLedger { directory: None, total_mib_max: 8192, keep_days: 30 }
+        RecordFiles { directory: None, total_mib_max: 8192, keep_days: 30 }
     }
+}
+
+/// What is told of flows, and to whom. Nothing unless something is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Flows {
+    /// One packet in so many is told; 0: none.
+    pub sampling: u32,
+    /// Whether it is told when a connection begins and ends, and what it has come to.
+    pub connections: bool,
+    /// Lines of JSON in files; absent: none.
+    pub files: Option<RecordFiles>,
+    /// Where lines of JSON go as datagrams, `udp:ADDRESS:PORT` or `unix:/PATH`; absent: nowhere.
+    pub json: Option<To>,
+    /// A collector of IPFIX; absent: none.
+    pub ipfix: Option<Ipfix>,
+}
+
+/// A collector of IPFIX, and what it is told (RFC 7011).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ipfix {
+    /// Its address and UDP port.
+    pub collector: SocketAddr,
+    /// Number of the observation domain, by which a collector tells gateways behind one address.
+    #[serde(default = "one")]
+    pub observation_domain: u32,
+    /// Seconds between two messages of templates.
+    #[serde(default = "default_template_seconds")]
+    pub template_seconds: u16,
+    /// Private enterprise number under which names of Kubernetes are told.
+    #[serde(default = "default_enterprise_number")]
+    pub enterprise_number: u32,
+    /// Whether it is told who had which external port, of policies that have that recorded (RFC 8158).
+    #[serde(default)]
+    pub nat_events: bool,
 }
 
 /// VIPs as routes of the kernel, for routing daemons.
@@ -463,16 +507,8 @@ impl Dataplane {
             format!("{:?} is not an absolute path", self.bpf_dir.display().to_string())
         })?;
         ensure(!self.interfaces.is_empty(), "dataplane.interfaces", || "at least one interface is needed".into())?;
-        let NatLedger { directory, total_mib_max, keep_days } = &self.nat_ledger;
-        ensure(
-            directory.as_ref().is_none_or(|directory| directory.is_absolute()),
-            "dataplane.natLedger.directory",
-            || "is not an absolute path".into(),
-        )?;
-        ensure(*total_mib_max >= 128, "dataplane.natLedger.totalMibMax", || {
-            format!("{total_mib_max} is less than 128, two files' worth")
-        })?;
-        ensure(*keep_days > 0, "dataplane.natLedger.keepDays", || "0 would keep nothing".into())?;
+        self.nat_ledger.check("dataplane.natLedger")?;
+        self.flows.check()?;
         let mut names = BTreeSet::new();
         for (number, interface) in self.interfaces.iter().enumerate() {
             let field = format!("dataplane.interfaces[{number}]");
@@ -499,6 +535,73 @@ impl Dataplane {
         let percent = self.half_open_percent;
         ensure((1..=100).contains(&percent), "dataplane.halfOpenPercent", || format!("{percent} is outside 1..=100"))?;
         Ok(())
+    }
+}
+
+impl RecordFiles {
+    fn check(&self, field: &str) -> Result<(), (String, String)> {
+        let RecordFiles { directory, total_mib_max, keep_days } = self;
+        ensure(
+            directory.as_ref().is_none_or(|directory| directory.is_absolute()),
+            &format!("{field}.directory"),
+            || "is not an absolute path".into(),
+        )?;
+        ensure(*total_mib_max >= 128, &format!("{field}.totalMibMax"), || {
+            format!("{total_mib_max} is less than 128, two files' worth")
+        })?;
+        ensure(*keep_days > 0, &format!("{field}.keepDays"), || "0 would keep nothing".into())
+    }
+
+    /// How much is kept.
+    pub fn limits(&self) -> Limits {
+        const DAY: Duration = Duration::from_secs(86_400);
+        Limits {
+            total_bytes_max: u64::from(self.total_mib_max) << 20,
+            keep: DAY * u32::from(self.keep_days),
+            ..Limits::default()
+        }
+    }
+}
+
+impl Flows {
+    /// Whether anything is told.
+    pub fn is_on(&self) -> bool {
+        self.has_notes() || self.tells_nat_events()
+    }
+
+    /// Whether workers note anything.
+    pub fn has_notes(&self) -> bool {
+        self.sampling > 0 || self.connections
+    }
+
+    /// Whether somebody is told who had which port.
+    pub fn tells_nat_events(&self) -> bool {
+        self.ipfix.is_some_and(|ipfix| ipfix.nat_events)
+    }
+
+    fn has_destination(&self) -> bool {
+        self.files.is_some() || self.json.is_some() || self.ipfix.is_some()
+    }
+
+    fn check(&self) -> Result<(), (String, String)> {
+        let sampling = self.sampling;
+        ensure(sampling <= SAMPLING_MAX, "dataplane.flows.sampling", || {
+            format!("{sampling} is above {SAMPLING_MAX}: one packet in so many is told")
+        })?;
+        self.files.as_ref().map_or(Ok(()), |files| files.check("dataplane.flows.files"))?;
+        ensure(self.is_on() || !self.has_destination(), "dataplane.flows", || {
+            "somebody is to be told, but nothing: give `sampling`, `connections`, or `natEvents` of `ipfix`".into()
+        })?;
+        ensure(self.has_destination() || !self.is_on(), "dataplane.flows", || {
+            "nobody is told: give `files`, `json` or `ipfix`".into()
+        })?;
+        let Some(ipfix) = &self.ipfix else { return Ok(()) };
+        let field = |name: &str| format!("dataplane.flows.ipfix.{name}");
+        ensure(ipfix.collector.port() != 0, &field("collector"), || "0 is not a port".into())?;
+        let seconds = ipfix.template_seconds;
+        // Collectors forget templates after half an hour at the earliest (RFC 7011 section 8.4 leaves it to them).
+        ensure((1..=600).contains(&seconds), &field("templateSeconds"), || format!("{seconds} is outside 1..=600"))?;
+        ensure(ipfix.enterprise_number != 0, &field("enterpriseNumber"), || "0 is reserved".into())
     }
 }
 
@@ -589,6 +692,19 @@ fn default_bpf_dir() -> PathBuf {
     "/sys/fs/bpf/tidegate".into()
 }
 
+fn one() -> u32 {
+    1
+}
+
+fn default_template_seconds() -> u16 {
+    60
+}
+
+/// The number that RFC 5612 keeps for examples: Tidegate has none of its own.
+fn default_enterprise_number() -> u32 {
+    32473
+}
+
 fn default_frames() -> u32 {
     16384
 }
@@ -626,6 +742,7 @@ dataplane:
   onDeath: pass
   gateways: { keyFile: /etc/tidegate/key, port: 7000, intervalMs: 100, deadAfterMs: 400, drainMs: 0 }
   routes: { enabled: true, device: vips, protocol: 200, table: 100, metric: 50, aggregate: { ipv4: 24 }, withdrawWhenEmpty: true, silenceMs: 400, lingerMs: 0 }
+  flows: { sampling: 1000, connections: true, files: { directory: /var/log/flows, totalMibMax: 256 }, json: "unix:/run/flows.sock", ipfix: { collector: "[2001:db8::9]:4739", natEvents: true } }
 control:
   source: { directory: /etc/tidegate/manifests }
   anything: [1, 2, { three: 4 }]
@@ -661,6 +778,21 @@ control:
             linger_ms: 0,
         };
         assert_eq!(section.routes, routes);
+        let directory = Some("/var/log/flows".into());
+        let flows = Flows {
+            sampling: 1000,
+            connections: true,
+            files: Some(RecordFiles { directory, total_mib_max: 256, keep_days: 30 }),
+            json: Some(To::Unix("/run/flows.sock".into())),
+            ipfix: Some(Ipfix {
+                collector: "[2001:db8::9]:4739".parse().unwrap(),
+                observation_domain: 1,
+                template_seconds: 60,
+                enterprise_number: 32473,
+                nat_events: true,
+            }),
+        };
+        assert_eq!(section.flows, flows);
     }
 
     #[test]
@@ -677,6 +809,7 @@ control:
         assert_eq!((routes.enabled, routes.protocol, routes.table.number()), (false, 116, 254));
         assert_eq!((&gateways.key_file, gateways.interval_ms, gateways.dead_after_ms), (&None, 50, 300));
         assert_eq!(file.dataplane.bpf_dir, Path::new("/sys/fs/bpf/tidegate"));
+        assert!(!file.dataplane.flows.is_on());
     }
 
     #[test]
@@ -739,6 +872,38 @@ control:
             (with("  routes: { silenceMs: 50 }"), "dataplane.routes.silenceMs: 50 is outside"),
             (with("  routes: { lingerMs: 40000 }"), "dataplane.routes.lingerMs: 40000"),
             (with("  routes: { daemon: bird }"), "unknown field `daemon`"),
+            (with("  natLedger: { totalMibMax: 100 }"), "dataplane.natLedger.totalMibMax: 100 is less than 128"),
+            (with("  flows: { sampling: 1000 }"), "dataplane.flows: nobody is told"),
+            (with("  flows: { json: 'udp:192.0.2.9:5140' }"), "dataplane.flows: somebody is to be told, but nothing"),
+            (
+                with("  flows: { sampling: 20000000, files: {} }"),
+                "dataplane.flows.sampling: 20000000 is above 16777216",
+            ),
+            (with("  flows: { sampling: -1, files: {} }"), "dataplane.flows.sampling"),
+            (with("  flows: { sampling: 10, json: 'tcp:192.0.2.9:1' }"), "is neither udp:ADDRESS:PORT nor unix:/PATH"),
+            (
+                with("  flows: { sampling: 10, files: { directory: x } }"),
+                "dataplane.flows.files.directory: is not an absolute",
+            ),
+            (with("  flows: { sampling: 10, files: { keepDays: 0 } }"), "dataplane.flows.files.keepDays: 0 would keep"),
+            (with("  flows: { sampling: 10, ipfix: {} }"), "missing field `collector`"),
+            (
+                with("  flows: { ipfix: { collector: '192.0.2.9:4739' } }"),
+                "dataplane.flows: somebody is to be told, but nothing",
+            ),
+            (
+                with("  flows: { sampling: 10, ipfix: { collector: '192.0.2.9:0' } }"),
+                "ipfix.collector: 0 is not a port",
+            ),
+            (
+                with("  flows: { sampling: 10, ipfix: { collector: '[::1]:1', templateSeconds: 601 } }"),
+                "dataplane.flows.ipfix.templateSeconds: 601 is outside",
+            ),
+            (
+                with("  flows: { sampling: 10, ipfix: { collector: '[::1]:1', enterpriseNumber: 0 } }"),
+                "dataplane.flows.ipfix.enterpriseNumber: 0 is reserved",
+            ),
+            (with("  flows: { sample: 10, files: {} }"), "unknown field `sample`"),
             (with("  mode: fast"), "unknown variant `fast`"),
             (with("  speed: high"), "unknown field `speed`"),
             (with("colour: blue"), "unknown field `colour`"),

@@ -74,6 +74,8 @@ events! {
     Routed,             "routed", "Packets of pods sent on as they are, to what their policy leaves out (N-110).";
     Hairpinned,         "hairpinned", "Packets of pods to an external address, taken back in (N-010).";
     RecordLost,         "record_lost", "Records of who had which port that found no room on their way to the ledger, or on its disk (N-044).";
+    FlowNoted,          "flow_noted", "Packets and connections that were told to the exporter of flows.";
+    FlowNoteLost,       "flow_note_lost", "The same that were not, since the ring to the exporter was full.";
     AnswerUntold,       "answer_untold", "Answers whose source was not limited by itself: the table of sources was full.";
     SourceUntold,       "source_untold", "Flows that no limit of a GatewayPolicy was asked for: the table of sources was full.";
     ErrorTranslated,    "error_translated", "ICMP errors translated with their quotes (L-050).";

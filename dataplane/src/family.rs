@@ -19,6 +19,8 @@ use crate::wire::{self, Malformed, edit, ipv4, ipv6, protocol, quote};
 
 /// What differs between IPv4 (`[u8; 4]`) and IPv6 (`[u8; 16]`).
 pub trait Family: Address {
+    /// Its name.
+    const VERSION: wire::Family;
     /// Protocol number of this family's ICMP.
     const ICMP: u8;
 
@@ -101,6 +103,7 @@ fn from_ends<A>(ends: edit::Tuple<A>, protocol: u8, domain: u8) -> Tuple<A> {
 }
 
 impl Family for [u8; 4] {
+    const VERSION: wire::Family = wire::Family::V4;
     const ICMP: u8 = protocol::ICMP;
 
     #[inline(always)]
@@ -217,6 +220,7 @@ impl Family for [u8; 4] {
 }
 
 impl Family for [u8; 16] {
+    const VERSION: wire::Family = wire::Family::V6;
     const ICMP: u8 = protocol::ICMPV6;
 
     #[inline(always)]

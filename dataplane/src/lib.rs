@@ -26,12 +26,18 @@ pub mod wheel;
 pub mod explain;
 /// Copies of packets for whoever captures.
 pub mod capture;
+/// What workers note of packets and connections, for whoever collects records.
+pub mod flows;
 /// Questions that only the owner of state can answer.
 pub mod mailbox;
 /// Moves external ports between workers.
 pub mod port_office;
 /// The clerk: who had which port, from workers to files.
 pub mod clerk;
+/// Records on their way to files.
+pub mod desk;
+/// Whose an address is, for those who tell people.
+pub mod names;
 /// What is counted, for Prometheus.
 pub mod metrics;
 /// The auditor: what policies in audit would have denied, from workers to the log.

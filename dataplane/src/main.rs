@@ -1,8 +1,8 @@
 //! The dataplane process: reads the node file, opens the devices, starts the threads, and ends them in order.
 //!
 //! Threads: one per worker (frames and state), the compiler (tables), one that follows the kernel, one that saves, one
-//! that proves the ways to nodes, one that speaks with other gateways and one with neighbours on the links, one that listens
-//! and one per client. They are started from the inside out (nobody is answered before they can be served)
+//! that proves the ways to nodes, one that writes who had which port, one that tells of flows, one that speaks with other
+//! gateways and one with neighbours on the links, one that listens and one per client. They are started from the inside out (nobody is answered before they can be served)
 //! and end the other way round. One process hangs on this one: the keeper of routes to VIPs, the same program by another
 //! command, which ends with this one whatever happens to it. The pinholes stay on the devices: while nobody is here they drop what is ours, which a
 //! kernel without our flows would answer with resets, and the next process takes them over.
@@ -31,6 +31,7 @@ use tidegate_io::{Guarded, Owned, OwnedChange, Pinhole, Port};
 use tidegate_dataplane::compile::thread::CompilerThread;
 use tidegate_dataplane::compile::{Compiler, Pinholes};
 use tidegate_dataplane::config::{self, NodeFile};
+use tidegate_dataplane::flows::{Notes, Sampler, exporter};
 use tidegate_dataplane::gateways;
 use tidegate_dataplane::gateways::speaker::Speaker;
 use tidegate_dataplane::gateways::thread::{Ends, Heartbeats};
@@ -47,6 +48,7 @@ use tidegate_dataplane::server::mailboxes::{Mailbox, Mailboxes};
 use tidegate_dataplane::server::{Announcers, Server};
 use tidegate_dataplane::stage::parse::Ingress;
 use tidegate_dataplane::stage::verdict::Exits;
+use tidegate_dataplane::state::connections::Connections;
 use tidegate_dataplane::state::{Capacity, Entropy, State};
 use tidegate_dataplane::table::owner::OwnerTable;
 use tidegate_dataplane::table::publish::Publisher;
@@ -191,6 +193,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         forwarder,
         port_office,
         clerk,
+        exporter,
         metrics,
         auditor,
         ..
@@ -208,6 +211,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     let _ = forwarder.join();
     let _ = port_office.join();
     let _ = clerk.join();
+    let _ = exporter.map(JoinHandle::join);
     let _ = auditor.join();
     match failed {
         Some(what) => Err(anyhow::anyhow!("{what} ended unexpectedly")),
@@ -245,6 +249,7 @@ struct Running {
     forwarder: JoinHandle<()>,
     port_office: JoinHandle<()>,
     clerk: JoinHandle<()>,
+    exporter: Option<JoinHandle<()>>,
     metrics: Option<Served>,
     auditor: JoinHandle<()>,
 }
@@ -284,6 +289,7 @@ fn start(
         handover::matrix(section.worker_count(), hand_over_packets(section)).context("bells for the workers")?;
     let mut mailboxes = Vec::new();
     let mut workers = Vec::new();
+    let mut notes = Vec::new();
     for ((id, links), ports) in (0u32..).zip(links).zip(dealt(section, opened.ports)?) {
         let magazines = opened.pools.iter().map(tidegate_io::Pool::magazine).collect();
         let (ingress, exits) = ports.into_iter().unzip();
@@ -291,9 +297,21 @@ fn start(
         let mut state = State::new(capacity(section), [secret(1), secret(2)], now_ns()).context("memory for flows")?;
         state.set_half_open_percent(section.half_open_percent);
         state.egress.record_to(outbox.clone());
+        // Half a megabyte that nothing touches where nothing is noted.
+        let ring = Notes::new();
+        if section.flows.connections {
+            let connections = Connections::new(&capacity(section), Arc::clone(&ring));
+            state.connections = Some(Box::new(connections.context("memory for what connections come to")?));
+        }
         let (questions, mailbox) = bounded(QUESTIONS_MAX);
         let entropy = Entropy::new(secret(3));
         let mut worker = Worker::new(id, readers(), exits, ingress, state, entropy, wants.clone(), mailbox);
+        if section.flows.sampling > 0 {
+            worker.sample(Sampler::new(section.flows.sampling, Arc::clone(&ring), secret(6) ^ u64::from(id)));
+        }
+        if section.flows.has_notes() {
+            notes.push(ring);
+        }
         worker.link(links);
         worker.ask_for_ports(port_wants.clone());
         if id == 0 {
@@ -341,13 +359,23 @@ fn start(
         .context("starting to look at what is in audit")?;
     let port_office = port_office::start(ports_wanted, mailboxes.clone(), handle.clone(), is_over)
         .context("starting to move ports")?;
-    let clerk = clerk::start(port_events, handle.clone(), ledger_directory(file), ledger_limits(section), records_lost)
+    let ledger = (kept_in(file, &section.nat_ledger, "nat"), section.nat_ledger.limits());
+    let tally = exporter::Tally::default();
+    let (nat_events, nat_told) = exporter::NatEvents::new(&tally);
+    let nat_events = section.flows.tells_nat_events().then_some(nat_events);
+    let clerk = clerk::start(port_events, handle.clone(), ledger.0, ledger.1, records_lost, nat_events)
         .context("starting the ledger's clerk")?;
+    let exporter = section
+        .flows
+        .is_on()
+        .then(|| exporter::start(notes, nat_told, handle.clone(), export_settings(file), tally.clone()))
+        .transpose()
+        .context("starting the exporter of flows")?;
     let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone() };
     let mailboxes = Arc::new(mailboxes);
     let metrics = match section.metrics {
         Some(at) => {
-            let served = metrics::start(at, handle.clone(), mailboxes.clone(), announcers.clone());
+            let served = metrics::start(at, handle.clone(), mailboxes.clone(), announcers.clone(), tally);
             Some(served.with_context(|| format!("dataplane.metrics: listening at {at}"))?)
         }
         None => None,
@@ -367,22 +395,30 @@ fn start(
         forwarder,
         port_office,
         clerk,
+        exporter,
         metrics,
         auditor,
     })
 }
 
-fn ledger_directory(file: &NodeFile) -> PathBuf {
-    let configured = &file.dataplane.nat_ledger.directory;
-    configured.clone().unwrap_or_else(|| file.state_dir.join("nat"))
+/// Where records of a sort are kept, which lie in `stateDir` under that name unless the node file says otherwise.
+fn kept_in(file: &NodeFile, files: &config::RecordFiles, name: &str) -> PathBuf {
+    files.directory.clone().unwrap_or_else(|| file.state_dir.join(name))
 }
 
-fn ledger_limits(section: &config::Dataplane) -> tidegate_ledger::Limits {
-    const DAY: Duration = Duration::from_secs(86_400);
-    tidegate_ledger::Limits {
-        total_bytes_max: u64::from(section.nat_ledger.total_mib_max) << 20,
-        keep: DAY * u32::from(section.nat_ledger.keep_days),
-        ..tidegate_ledger::Limits::default()
+/// What is told of flows, and to whom.
+fn export_settings(file: &NodeFile) -> exporter::Settings {
+    let config::Flows { sampling, files, json, ipfix, connections: _ } = &file.dataplane.flows;
+    exporter::Settings {
+        sampling: *sampling,
+        files: files.as_ref().map(|files| (kept_in(file, files, "flows"), files.limits())),
+        json: json.clone(),
+        ipfix: ipfix.map(|ipfix| exporter::IpfixTo {
+            collector: ipfix.collector,
+            domain: ipfix.observation_domain,
+            enterprise: ipfix.enterprise_number,
+            templates_every: Duration::from_secs(ipfix.template_seconds.into()),
+        }),
     }
 }
 

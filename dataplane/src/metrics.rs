@@ -13,6 +13,7 @@ use tidegate_metrics::{Definition, Distribution, Kind, Metric, Served, number};
 
 use crate::compile::thread::Handle;
 use crate::counters::Event;
+use crate::flows::exporter::{Destination, Loss, Tally};
 use crate::server::query::WorkerQuery;
 use crate::server::{Announcers, show};
 use crate::worker::batches::{BATCH_NAMES, BATCH_SIZES};
@@ -62,6 +63,8 @@ figures! {
     G_DUAL,         Counter, "gateway_dual_owner_seconds", ["node"], "Time for which a gateway announced what this one did too; of its own, for which anybody did.";
     G_EVENTS,       Counter, "gateway_events", ["event"], "Heartbeats sent, heard and refused, VIPs taken over and yielded.";
     G_WITHHELD,     Gauge, "gateway_withheld_vips", [], "VIPs for which a stranger answers and which are therefore not announced.";
+    F_RECORDS,      Counter, "flow_records", ["destination"], "Records of flows that the exporter gave to a destination, those that it lost included.";
+    F_LOST,         Counter, "flow_records_lost", ["destination", "reason"], "Records of flows that a destination lost: the disk refused them, nobody was there to take them, or the socket was full.";
     ROUTES,         Gauge, "announced_routes", ["state"], "Routes to VIPs for routing daemons: announced, withdrawn, refused.";
 }
 
@@ -124,15 +127,21 @@ pub fn start(
     compiler: Handle,
     workers: Arc<dyn WorkerQuery>,
     announcers: Announcers,
+    flows: Tally,
 ) -> std::io::Result<Served> {
-    Served::start(address, Arc::new(move || collect(&compiler, workers.as_ref(), &announcers)))
+    Served::start(address, Arc::new(move || collect(&compiler, workers.as_ref(), &announcers, &flows)))
 }
 
 /// Everything on the page.
 ///
 /// # Errors
 /// Who has not answered, for people.
-pub fn collect(compiler: &Handle, workers: &dyn WorkerQuery, announcers: &Announcers) -> Result<Vec<Metric>, String> {
+pub fn collect(
+    compiler: &Handle,
+    workers: &dyn WorkerQuery,
+    announcers: &Announcers,
+    flows: &Tally,
+) -> Result<Vec<Metric>, String> {
     let ask = |question| show::answer(&question, compiler, workers, announcers);
     let mut page = tidegate_metrics::process("tidegate-dataplane", env!("CARGO_PKG_VERSION"));
     let questions =
@@ -140,8 +149,22 @@ pub fn collect(compiler: &Handle, workers: &dyn WorkerQuery, announcers: &Announ
     for question in questions {
         page.extend(metrics_of(ask(question)?));
     }
+    page.extend(of_flows(flows));
     page.push(GENERATION.single(number(compiler.reached())));
     Ok(page)
+}
+
+fn of_flows(tally: &Tally) -> [Metric; 2] {
+    let (mut records, mut lost) = (F_RECORDS.metric(), F_LOST.metric());
+    for destination in Destination::ALL.into_iter().filter(|destination| tally.records(*destination) > 0) {
+        let name = destination.name();
+        records.add([("destination", name)], number(tally.records(destination)));
+        for reason in Loss::ALL {
+            let of = [("destination", name), ("reason", reason.name())];
+            lost.add(of, number(tally.lost(destination, reason)));
+        }
+    }
+    [records, lost]
 }
 
 fn metrics_of(answer: Shown) -> Vec<Metric> {
@@ -491,6 +514,7 @@ mod tests {
         ];
         let mut page = tidegate_metrics::process("tidegate-dataplane", "1");
         page.extend(answers.into_iter().flat_map(metrics_of));
+        page.extend(of_flows(&Tally::told()));
         page.push(GENERATION.single(1.0));
         let list = definitions();
         let listed: BTreeSet<&str> = list.iter().map(|definition| definition.name).collect();

@@ -477,8 +477,7 @@ fn tell_datagram<A: Family>(entry: &mut Entry<A>, direction: Direction, now_ns: 
 #[cold]
 #[inline(never)]
 fn settle<A: Family>(state: &mut State, hit: Hit, fold: Fold) {
-    let backend = A::flows(state).entry(hit.flow).backend;
-    state.usage.fold(backend, hit.direction, fold);
+    state.fold::<A>(hit.flow, hit.direction, fold);
     A::flows_mut(state).settle(hit.flow);
 }
 

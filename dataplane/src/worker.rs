@@ -16,6 +16,7 @@ use tidegate_io::{Batch, Frame};
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
 use crate::family::Family;
+use crate::flows::Sampler;
 use crate::handover::{Links, Parcel, Parcels};
 use crate::limits;
 use crate::mailbox::Request;
@@ -111,6 +112,7 @@ pub struct Worker {
     /// Whether somebody captures packets.
     is_watched: bool,
     watch: Box<Watch>,
+    sampler: Sampler,
 }
 
 /// What a batch sweep knows about one frame.
@@ -180,6 +182,7 @@ impl Worker {
             batches: Batches::default(),
             is_watched: false,
             watch: Box::default(),
+            sampler: Sampler::default(),
         }
     }
 
@@ -201,6 +204,11 @@ impl Worker {
     /// Has the worker record who had which external port, where a policy asks for that.
     pub fn record_to(&mut self, records: Sender<NatRecord>) {
         self.state.egress.record_to(records);
+    }
+
+    /// Has the worker tell of flows what the sampler chooses.
+    pub fn sample(&mut self, sampler: Sampler) {
+        self.sampler = sampler;
     }
 
     /// One turn of the wheel: everything a worker does, in order. Returns how many frames it received or took over.
@@ -241,6 +249,9 @@ impl Worker {
     /// frames wait for, which leave before any frame that arrives now.
     fn adopt(&mut self, now_ns: u64) {
         let tables = self.reader.refresh();
+        if let Some(told) = &mut self.state.connections {
+            told.turn(now_ns, tables.generation);
+        }
         if tables.generation == self.generation {
             return;
         }
@@ -289,7 +300,7 @@ impl Worker {
         for (frame, slot) in self.received.iter().zip(self.slots.iter_mut()) {
             learn::<SEVERAL>(tables, ingress, frame, &self.state, &mut self.counters, slot);
         }
-        self.carry::<SEVERAL, WATCHED>(received, now_ns);
+        self.carry::<SEVERAL, WATCHED>(received, ingress.device, now_ns);
         received
     }
 
@@ -311,14 +322,21 @@ impl Worker {
                 accept(&self.state, &parcel, slot);
                 self.received.push(parcel.into_frame());
             }
-            self.carry::<true, WATCHED>(count, now_ns);
+            self.carry::<true, WATCHED>(count, DeviceId::NONE, now_ns);
         }
         taken
     }
 
-    /// Sweeps 2 to 4, over the batch in `received` and what is known of it in `slots`.
+    /// Sweeps 2 to 4, over the batch in `received` and what is known of it in `slots`. It was read at a port of the device
+    /// `reading`; none: it comes from other workers.
     #[inline(always)]
-    fn carry<const SEVERAL: bool, const WATCHED: bool>(&mut self, received: usize, now_ns: u64) {
+    fn carry<const SEVERAL: bool, const WATCHED: bool>(&mut self, received: usize, reading: DeviceId, now_ns: u64) {
+        if WATCHED {
+            self.watch.reading = reading;
+            self.sampler.begin(received);
+        } else if self.sampler.is_due(received) {
+            return self.carry_watched::<SEVERAL>(received, reading, now_ns);
+        }
         let own = self.state.worker;
         // Sweep 2: read index lines, fetch entry lines.
         let mut any_spilled = false;
@@ -347,7 +365,9 @@ impl Worker {
             now_ns,
         };
         for (mut frame, slot) in self.received.drain(..).zip(self.slots.iter()) {
-            if WATCHED {
+            let is_chosen = WATCHED && self.sampler.chooses();
+            let is_watched = is_chosen || WATCHED && self.is_watched;
+            if is_watched {
                 self.watch.look(&frame, slot, &mut hands);
             }
             if SEVERAL && slot.owner != own {
@@ -360,10 +380,17 @@ impl Worker {
                     None => hands.other(frame, slot),
                 }
             }
-            if WATCHED {
-                self.watch.tell(slot, &hands, &self.ingress);
+            if is_watched {
+                self.watch.tell(slot, &hands, &self.ingress, is_chosen.then_some(&mut self.sampler));
             }
         }
+    }
+
+    /// The same for a batch with a packet that is to be told of.
+    #[cold]
+    #[inline(never)]
+    fn carry_watched<const SEVERAL: bool>(&mut self, received: usize, reading: DeviceId, now_ns: u64) {
+        self.carry::<SEVERAL, true>(received, reading, now_ns);
     }
 
     /// Sweep 3.
@@ -399,6 +426,11 @@ impl Worker {
     fn chores(&mut self, now_ns: u64) {
         let tables = self.reader.tables();
         self.counters.add(Event::RecordLost, self.state.egress.take_records_lost());
+        let connections = self.state.connections.as_mut().map(|told| told.take_counts()).unwrap_or_default();
+        let sampled = self.sampler.take_counts();
+        let (noted, lost) = (sampled.0 + connections.0, sampled.1 + connections.1);
+        self.counters.add(Event::FlowNoted, noted);
+        self.counters.add(Event::FlowNoteLost, lost);
         if !self.state.hold.is_empty() {
             other::release(tables, now_ns, &mut self.state, &mut self.exits, &mut self.counters, &self.wants);
         }

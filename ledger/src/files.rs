@@ -1,6 +1,7 @@
 //! The files of a ledger.
 //!
-//! `nat-<milliseconds since 1970>.jsonl` holds records from that moment on, `nat-<…>.idx` beside it their entries.
+//! `<prefix>-<milliseconds since 1970>.jsonl` holds records from that moment on, `<prefix>-<…>.idx` beside it their entries,
+//! where records of that sort have any. The prefix is the sort's: `nat` of who had which port.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -37,8 +38,8 @@ pub struct Pair {
 
 impl Pair {
     /// The pair that begins at that moment.
-    pub fn new(directory: &Path, begun_ms: i64) -> Self {
-        Pair { begun_ms, records: directory.join(format!("nat-{begun_ms}.jsonl")) }
+    pub fn new(directory: &Path, prefix: &str, begun_ms: i64) -> Self {
+        Pair { begun_ms, records: directory.join(format!("{prefix}-{begun_ms}.jsonl")) }
     }
 
     /// The index.
@@ -46,11 +47,11 @@ impl Pair {
         self.records.with_extension("idx")
     }
 
-    /// All pairs of a directory, oldest first.
+    /// All pairs of a directory and prefix, oldest first.
     ///
     /// # Errors
     /// When the directory cannot be listed.
-    pub fn all(directory: &Path) -> Result<Vec<Pair>, Problem> {
+    pub fn all(directory: &Path, prefix: &str) -> Result<Vec<Pair>, Problem> {
         let mut pairs = Vec::new();
         for entry in fs::read_dir(directory).map_err(about(directory))? {
             let entry = entry.map_err(about(directory))?;
@@ -59,9 +60,8 @@ impl Pair {
                 continue;
             }
             let name = entry.file_name();
-            let begun_ms =
-                name.to_str().and_then(|name| name.strip_prefix("nat-")?.strip_suffix(".jsonl")?.parse().ok());
-            pairs.extend(begun_ms.map(|begun_ms| Pair::new(directory, begun_ms)));
+            let begun_ms = name.to_str().and_then(|name| of(prefix, name)?.strip_suffix(".jsonl")?.parse().ok());
+            pairs.extend(begun_ms.map(|begun_ms| Pair::new(directory, prefix, begun_ms)));
         }
         pairs.sort();
         Ok(pairs)
@@ -154,9 +154,14 @@ impl Pair {
     }
 }
 
-/// Whether a file name is one of a ledger's own.
-pub fn is_leftover(name: &OsStr) -> bool {
-    name.to_str().is_some_and(|name| name.starts_with("nat-") && name.ends_with(".idx.new"))
+/// Whether a file name is that of an index which was not put in place.
+pub fn is_leftover(name: &OsStr, prefix: &str) -> bool {
+    name.to_str().and_then(|name| of(prefix, name)).is_some_and(|rest| rest.ends_with(".idx.new"))
+}
+
+/// What of a file name comes after its prefix.
+fn of<'n>(prefix: &str, name: &'n str) -> Option<&'n str> {
+    name.strip_prefix(prefix)?.strip_prefix('-')
 }
 
 /// An index, opened for reading.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
 
-use crate::record::{Holding, Record, Remote};
+use crate::record::{Holding, Kept, Remote, Subject};
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 32;
@@ -91,15 +91,16 @@ pub struct Entry {
 
 impl Entry {
     /// The entry of a record whose line begins at `offset`.
-    pub fn of(record: &Record, offset: u32) -> Self {
+    pub fn of(record: &impl Kept, offset: u32) -> Self {
         let at_ms = record.at().as_millisecond();
-        let (event, holding) = match record {
-            Record::Start { .. } | Record::Gap { .. } => {
-                let event = if matches!(record, Record::Gap { .. }) { Event::Gap } else { Event::Start };
-                return Entry { key: 0, first: 0, at_ms, offset, last: 0, protocol: 0, event, remote: 0 };
-            }
-            Record::Begin { holding, .. } => (Event::Begin, holding),
-            Record::End { holding, .. } => (Event::End, holding),
+        let of_nobody = |event| Entry { key: 0, first: 0, at_ms, offset, last: 0, protocol: 0, event, remote: 0 };
+        let (event, holding) = match record.subject() {
+            Subject::Start => return of_nobody(Event::Start),
+            Subject::Gap => return of_nobody(Event::Gap),
+            // It never stands in an index; that it happened is known while its file is open.
+            Subject::Other => return of_nobody(Event::Begin),
+            Subject::Begin(holding) => (Event::Begin, holding),
+            Subject::End(holding) => (Event::End, holding),
         };
         let Holding { external, ports: (first, last), protocol, remote, .. } = holding;
         Entry {

@@ -9,6 +9,8 @@
 //! in the order of arrival while the file is being written, sorted once it is closed. A question then costs a binary
 //! search in each closed file and one pass over the open one's index, whatever the number of records in between.
 //!
+//! Other sorts of records are written the same way, without an index where nobody asks for single ones ([`Kept`]).
+//!
 //! With endpoint-independent mappings there is a record per block of ports, otherwise one per mapping with the remote
 //! side (RFC 6888 section 4, RFC 7422). What happened between a crash and the next start is not known; the next start
 //! is a record of its own and ends whatever was open.
@@ -27,6 +29,6 @@ mod write;
 mod search;
 
 pub use files::Problem;
-pub use record::{Gap, Holding, Protocol, Record, Remote};
+pub use record::{Gap, Holding, Kept, Protocol, Record, Remote, Subject};
 pub use search::{Answer, Found, Question, who};
 pub use write::{Limits, Writer};

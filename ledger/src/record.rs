@@ -36,6 +36,42 @@ pub enum Record {
     },
 }
 
+/// A sort of records that a [`Writer`](crate::Writer) keeps as lines in files.
+pub trait Kept {
+    /// How names of their files begin.
+    const PREFIX: &'static str;
+    /// Whether an index lies beside each file: they can be asked for by [`crate::who`].
+    const IS_INDEXED: bool;
+    /// When it happened.
+    fn at(&self) -> Timestamp;
+    /// Whom it is about.
+    fn subject(&self) -> Subject<'_>;
+    /// The record of a start.
+    fn start(at: Timestamp) -> Self;
+    /// The record of what is missing.
+    fn gap(at: Timestamp, gap: Gap) -> Self;
+    /// Appends the line, with its end.
+    ///
+    /// # Errors
+    /// When it cannot be said in JSON.
+    fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<()>;
+}
+
+/// What a record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject<'r> {
+    /// Writing began.
+    Start,
+    /// Records were lost.
+    Gap,
+    /// Ports that were handed out.
+    Begin(&'r Holding),
+    /// Ports that were taken back.
+    End(&'r Holding),
+    /// Something that no index knows.
+    Other,
+}
+
 /// Records that did not reach the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
@@ -157,24 +193,34 @@ enum Event {
     Gap,
 }
 
-impl Record {
-    /// When it happened.
-    pub fn at(&self) -> Timestamp {
+impl Kept for Record {
+    const PREFIX: &'static str = "nat";
+    const IS_INDEXED: bool = true;
+
+    fn at(&self) -> Timestamp {
         match self {
             Record::Start { at } | Record::Begin { at, .. } | Record::End { at, .. } | Record::Gap { at, .. } => *at,
         }
     }
 
-    /// What was handed out or taken back; `None` for what is about nobody.
-    pub fn holding(&self) -> Option<&Holding> {
+    fn subject(&self) -> Subject<'_> {
         match self {
-            Record::Start { .. } | Record::Gap { .. } => None,
-            Record::Begin { holding, .. } | Record::End { holding, .. } => Some(holding),
+            Record::Start { .. } => Subject::Start,
+            Record::Gap { .. } => Subject::Gap,
+            Record::Begin { holding, .. } => Subject::Begin(holding),
+            Record::End { holding, .. } => Subject::End(holding),
         }
     }
 
-    /// Appends the line, with its end.
-    pub(crate) fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    fn start(at: Timestamp) -> Self {
+        Record::Start { at }
+    }
+
+    fn gap(at: Timestamp, gap: Gap) -> Self {
+        Record::Gap { at, gap }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
         #[derive(Serialize)]
         struct Lent<'a> {
             at: Timestamp,
@@ -194,6 +240,16 @@ impl Record {
         serde_json::to_writer(&mut *out, &Lent { at: self.at(), event, holding: self.holding(), gap })?;
         out.push(b'\n');
         Ok(())
+    }
+}
+
+impl Record {
+    /// What was handed out or taken back; `None` for what is about nobody.
+    pub fn holding(&self) -> Option<&Holding> {
+        match self {
+            Record::Start { .. } | Record::Gap { .. } => None,
+            Record::Begin { holding, .. } | Record::End { holding, .. } => Some(holding),
+        }
     }
 
     /// The record of a line; `None` if it is none, torn for example.

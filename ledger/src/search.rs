@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::files::{IndexFile, Pair, Problem, about};
 use crate::index::{Entry, Event, key, remote_hash};
-use crate::record::{Gap, Holding, Protocol, Record, Remote};
+use crate::record::{Gap, Holding, Kept, Protocol, Record, Remote};
 
 /// Who is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ struct Held {
 /// # Errors
 /// When the directory or one of its files cannot be read.
 pub fn who(directory: &Path, question: &Question) -> Result<Found, Problem> {
-    let pairs = Pair::all(directory)?;
+    let pairs = Pair::all(directory, Record::PREFIX)?;
     let mut entries: Vec<(Entry, usize)> = Vec::new();
     for (number, pair) in pairs.iter().enumerate() {
         collect(pair, question, |entry| entries.push((entry, number)))?;

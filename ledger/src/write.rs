@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use jiff::Timestamp;
 
 use crate::files::{Pair, Problem, about, is_leftover};
 use crate::index::{Entry, Event, Header};
-use crate::record::{Gap, Record};
+use crate::record::{Gap, Kept, Record};
 
 /// How long nothing is tried after a failure, milliseconds: each attempt costs a file.
 const PAUSE_MS: i64 = 5_000;
@@ -40,9 +41,10 @@ impl Default for Limits {
     }
 }
 
-/// Writes a ledger.
+/// Writes a ledger of records of the sort `R`.
 #[derive(Debug)]
-pub struct Writer {
+pub struct Writer<R: Kept = Record> {
+    sort: PhantomData<fn(&R)>,
     directory: PathBuf,
     limits: Limits,
     open: Option<Open>,
@@ -60,31 +62,35 @@ pub struct Writer {
 struct Open {
     pair: Pair,
     records: BufWriter<File>,
-    index: BufWriter<File>,
+    /// Where records of this sort have one.
+    index: Option<BufWriter<File>>,
     entries: Vec<Entry>,
     bytes: u64,
     /// It has the record of what is missing, if that reaches it.
     tells_gap: bool,
 }
 
-impl Writer {
+impl<R: Kept> Writer<R> {
     /// Opens the ledger in `directory`, which is made if it is not there: closes what an earlier run left open, and
     /// records the start.
     ///
     /// # Errors
     /// When the directory or a file in it cannot be written.
-    pub fn open(directory: &Path, limits: Limits, now: Timestamp) -> Result<Writer, Problem> {
+    pub fn open(directory: &Path, limits: Limits, now: Timestamp) -> Result<Self, Problem> {
         fs::create_dir_all(directory).map_err(about(directory))?;
         for entry in fs::read_dir(directory).map_err(about(directory))? {
             let entry = entry.map_err(about(directory))?;
-            if is_leftover(&entry.file_name()) {
+            if is_leftover(&entry.file_name(), R::PREFIX) {
                 fs::remove_file(entry.path()).map_err(about(&entry.path()))?;
             }
         }
-        for pair in Pair::all(directory)?.iter().filter(|pair| !pair.is_closed()) {
-            pair.build_index()?;
+        if R::IS_INDEXED {
+            for pair in Pair::all(directory, R::PREFIX)?.iter().filter(|pair| !pair.is_closed()) {
+                pair.build_index()?;
+            }
         }
         let mut writer = Writer {
+            sort: PhantomData,
             directory: directory.to_owned(),
             limits,
             open: None,
@@ -93,7 +99,7 @@ impl Writer {
             gap: None,
             paused_until_ms: None,
         };
-        writer.append(&Record::Start { at: now })?;
+        writer.append(&R::start(now))?;
         writer.flush()?;
         Ok(writer)
     }
@@ -113,7 +119,7 @@ impl Writer {
     ///
     /// # Errors
     /// When it could not be written, or something before it: what is lost by that is counted ([`Writer::lost`]).
-    pub fn append(&mut self, record: &Record) -> Result<(), Problem> {
+    pub fn append(&mut self, record: &R) -> Result<(), Problem> {
         let at_ms = record.at().as_millisecond();
         if self.is_paused(at_ms) {
             self.lose(record.at(), 1);
@@ -176,7 +182,7 @@ impl Writer {
     /// Has a file open.
     fn begin(&mut self, at_ms: i64) -> Result<(), Problem> {
         if self.open.is_none() {
-            let begun = begin(&self.directory, at_ms);
+            let begun = begin::<R>(&self.directory, at_ms);
             self.open = Some(begun.inspect_err(|_| self.paused_until_ms = Some(at_ms.saturating_add(PAUSE_MS)))?);
         }
         Ok(())
@@ -186,7 +192,7 @@ impl Writer {
         if let (Some(gap), Some(open)) = (self.gap, &mut self.open)
             && !open.tells_gap
         {
-            put(open, &mut self.line, &Record::Gap { at, gap })?;
+            put(open, &mut self.line, &R::gap(at, gap))?;
             open.tells_gap = true;
         }
         Ok(())
@@ -199,7 +205,7 @@ impl Writer {
     pub fn flush(&mut self) -> Result<(), Problem> {
         let Some(open) = &mut self.open else { return Ok(()) };
         // Records first: an entry always has its line.
-        let flushed = open.records.flush().and_then(|()| open.index.flush());
+        let flushed = open.records.flush().and_then(|()| open.index.as_mut().map_or(Ok(()), BufWriter::flush));
         if flushed.is_ok() && std::mem::take(&mut open.tells_gap) {
             self.gap = None;
         }
@@ -214,7 +220,7 @@ impl Writer {
         let Some(open) = self.open.take() else { return Ok(()) };
         let Open { pair, records, index, entries, bytes, tells_gap } = open;
         // What is in the buffers is lost: writing it again would fail as it did now, at a place nobody knows.
-        drop((records.into_parts(), index.into_parts()));
+        drop((records.into_parts(), index.map(BufWriter::into_parts)));
         let reached = fs::metadata(&pair.records).map_or(0, |metadata| metadata.len());
         // The line of each ends where the next one begins.
         let ends = entries.iter().skip(1).map(|entry| u64::from(entry.offset)).chain([bytes]);
@@ -228,7 +234,11 @@ impl Writer {
             self.lose(at, 1);
         }
         // A file of nothing says nothing, and there would be one for each attempt.
-        let _ = if reached == 0 { pair.delete() } else { pair.build_index() };
+        let _ = match reached {
+            0 => pair.delete(),
+            _ if R::IS_INDEXED => pair.build_index(),
+            _ => Ok(()),
+        };
         Err(Problem { path: pair.records, error })
     }
 
@@ -245,12 +255,14 @@ impl Writer {
         self.flush()?;
         let Some(mut open) = self.open.take() else { return Ok(()) };
         let last_ms = open.entries.iter().map(|entry| entry.at_ms).max().unwrap_or(open.pair.begun_ms);
-        open.pair.write_index(&mut open.entries, open.bytes)?;
+        if R::IS_INDEXED {
+            open.pair.write_index(&mut open.entries, open.bytes)?;
+        }
         self.tidy_up(last_ms)
     }
 
     fn tidy_up(&self, now_ms: i64) -> Result<(), Problem> {
-        let pairs = Pair::all(&self.directory)?;
+        let pairs = Pair::all(&self.directory, R::PREFIX)?;
         let keep_ms = i64::try_from(self.limits.keep.as_millis()).unwrap_or(i64::MAX);
         let mut total = 0;
         for (place, pair) in pairs.iter().enumerate().rev() {
@@ -269,7 +281,7 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
+impl<R: Kept> Drop for Writer<R> {
     fn drop(&mut self) {
         // What fails here is made good by the next start.
         let _ = self.close();
@@ -277,7 +289,7 @@ impl Drop for Writer {
 }
 
 /// Puts one record into the buffers of a file.
-fn put(open: &mut Open, line: &mut Vec<u8>, record: &Record) -> io::Result<()> {
+fn put(open: &mut Open, line: &mut Vec<u8>, record: &impl Kept) -> io::Result<()> {
     line.clear();
     record.write(line).map_err(io::Error::from)?;
     open.records.write_all(line)?;
@@ -285,22 +297,26 @@ fn put(open: &mut Open, line: &mut Vec<u8>, record: &Record) -> io::Result<()> {
     let entry = Entry::of(record, u32::try_from(open.bytes).unwrap_or(u32::MAX));
     open.bytes += line.len() as u64;
     open.entries.push(entry);
-    open.index.write_all(&entry.to_bytes())
+    open.index.as_mut().map_or(Ok(()), |index| index.write_all(&entry.to_bytes()))
 }
 
 /// Begins a file at that moment, or at the first one after it that has none.
-fn begin(directory: &Path, at_ms: i64) -> Result<Open, Problem> {
-    let latest = Pair::all(directory)?.last().map(|pair| pair.begun_ms);
-    let pair = Pair::new(directory, latest.map_or(at_ms, |latest| at_ms.max(latest.saturating_add(1))));
+fn begin<R: Kept>(directory: &Path, at_ms: i64) -> Result<Open, Problem> {
+    let latest = Pair::all(directory, R::PREFIX)?.last().map(|pair| pair.begun_ms);
+    let pair = Pair::new(directory, R::PREFIX, latest.map_or(at_ms, |latest| at_ms.max(latest.saturating_add(1))));
     let create = |path: &Path| File::create_new(path).map_err(about(path));
     let records = BufWriter::new(create(&pair.records)?);
+    let open = |index| Open { pair: pair.clone(), records, index, entries: Vec::new(), bytes: 0, tells_gap: false };
+    if !R::IS_INDEXED {
+        return Ok(open(None));
+    }
     let index = File::create(pair.index()).and_then(|file| {
         let mut index = BufWriter::new(file);
         index.write_all(&Header::default().to_bytes())?;
         Ok(index)
     });
     match index {
-        Ok(index) => Ok(Open { pair, records, index, entries: Vec::new(), bytes: 0, tells_gap: false }),
+        Ok(index) => Ok(open(Some(index))),
         Err(error) => {
             let _ = pair.delete();
             Err(Problem { path: pair.index(), error })
@@ -343,7 +359,7 @@ mod tests {
                 writer.append(&begin(ms, 4)).unwrap();
             }
             assert_eq!(writer.lost(), 971);
-            assert_eq!(Pair::all(directory.path()).unwrap().len(), 1);
+            assert_eq!(Pair::all(directory.path(), Record::PREFIX).unwrap().len(), 1);
             writer.append(&begin(30 + PAUSE_MS, 5)).unwrap();
             writer.flush().unwrap();
             assert_eq!(writer.lost(), 971);
@@ -361,7 +377,7 @@ mod tests {
             }
             // Nothing is held over a start, and nothing is unknown after it.
             drop(writer);
-            drop(Writer::open(directory.path(), Limits::default(), at(10_000)).unwrap());
+            drop(Writer::<Record>::open(directory.path(), Limits::default(), at(10_000)).unwrap());
             assert_eq!((ask(5, 11_000).answers.len(), ask(5, 11_000).gaps), (0, vec![]));
             assert_eq!(ask(5, 9000).gaps, [gap]);
         }
@@ -383,7 +399,7 @@ mod tests {
             writer.append(&record(ms)).unwrap();
             writer.flush().unwrap_err();
         }
-        assert_eq!(Pair::all(directory.path()).unwrap().len(), 1);
+        assert_eq!(Pair::all(directory.path(), Record::PREFIX).unwrap().len(), 1);
         assert_eq!((fs::read_dir(directory.path()).unwrap().count(), writer.lost()), (2, 9));
     }
 }

@@ -276,6 +276,11 @@ fn the_operator_watches_packets() {
 }
 
 #[test]
+fn a_collector_is_told_what_clients_did() {
+    check(&["flow-export"]);
+}
+
+#[test]
 fn machines_that_are_broken_are_told_from_healthy_ones() {
     check(&["doctor"]);
 }

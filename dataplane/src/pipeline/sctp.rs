@@ -50,7 +50,7 @@ pub(super) fn forward<A: Family>(
     }
     let (now, backend) = (entry.state, entry.backend);
     if let Some(fold) = entry.count(hit.direction, u32::from(packet.l3.total_len)) {
-        state.usage.fold(backend, hit.direction, fold);
+        state.fold::<A>(hit.flow, hit.direction, fold);
         A::flows_mut(state).settle(hit.flow);
     }
     if before.is_active() != now.is_active() {

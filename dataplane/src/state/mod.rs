@@ -32,6 +32,7 @@ pub mod usage;
 pub mod ruling;
 pub mod affinity;
 pub mod schedule;
+pub mod connections;
 pub mod worker;
 
 #[cfg(test)]

@@ -125,6 +125,27 @@ impl FlowState {
             || matches!(self, FlowState::SCTP_COOKIE_WAIT | FlowState::SCTP_COOKIE_ECHOED | FlowState::SCTP_ESTABLISHED)
     }
 
+    /// Whether an end of a TCP connection or SCTP association has closed it, or it was reset.
+    #[must_use]
+    pub const fn has_closed(self) -> bool {
+        matches!(
+            self,
+            FlowState::FIN_WAIT
+                | FlowState::FIN_WAIT_REPLY
+                | FlowState::CLOSE_WAIT
+                | FlowState::CLOSE_WAIT_REPLY
+                | FlowState::LAST_ACK
+                | FlowState::LAST_ACK_REPLY
+                | FlowState::TIME_WAIT
+                | FlowState::CLOSE
+                | FlowState::PIN_CLOSED
+                | FlowState::SCTP_SHUTDOWN_SENT
+                | FlowState::SCTP_SHUTDOWN_RECEIVED
+                | FlowState::SCTP_SHUTDOWN_ACK_SENT
+                | FlowState::SCTP_CLOSED
+        )
+    }
+
     /// For the states that exist twice, the end that closed first.
     const fn closer(self) -> Direction {
         if self.0 & 1 == 0 { Direction::Original } else { Direction::Reply }

@@ -9,6 +9,7 @@ use tidegate_io::mem::HugePages;
 
 use super::affinity::Affinity;
 use super::answers::Answers;
+use super::connections::Connections;
 use super::egress::{Egress, Grant, NoRoom};
 use super::fragment::{Fragments, Waiting};
 use super::hold::Hold;
@@ -17,7 +18,7 @@ use super::limit::TokenBucket;
 use super::ruling::Rulings;
 use super::schedule::{Pointer, Schedule, SetKind};
 use super::usage::Usage;
-use super::{Direction, Entry, FlowId, FlowTable, InsertError, NewFlow, Swept, Ticks, Tuple, Victim};
+use super::{Direction, Entry, FlowId, FlowTable, Fold, InsertError, NewFlow, Swept, Ticks, Tuple, Victim};
 use crate::family::Family;
 use crate::limits;
 use crate::table::owner::WorkerId;
@@ -54,6 +55,8 @@ pub struct State {
     pub egress: Egress,
     /// What rules of network policies have done.
     pub rulings: Rulings,
+    /// Totals of flows, where somebody is told of each.
+    pub connections: Option<Box<Connections>>,
 }
 
 /// How large the state of a worker is. Memory is touched as it is used.
@@ -103,6 +106,7 @@ impl State {
             pins: TokenBucket::new(pins, pins, now_ns),
             egress: Egress::new(&capacity, seed)?,
             rulings: Rulings::new()?,
+            connections: None,
         })
     }
 
@@ -125,9 +129,30 @@ impl State {
     /// # Errors
     /// [`InsertError`]; nothing has changed then.
     pub fn begin<A: Family>(&mut self, flow: &NewFlow<A>, now: Ticks) -> Result<FlowId, InsertError> {
+        let id = self.install(flow, now)?;
+        self.tell_begin::<A>(id);
+        Ok(id)
+    }
+
+    fn install<A: Family>(&mut self, flow: &NewFlow<A>, now: Ticks) -> Result<FlowId, InsertError> {
         let id = A::flows_mut(self).insert(flow, now)?;
         self.usage.open(flow.backend, flow.state.is_active());
         Ok(id)
+    }
+
+    fn tell_begin<A: Family>(&mut self, id: FlowId) {
+        if let Some(mut connections) = self.connections.take() {
+            connections.begin(id, A::flows(self).entry(id));
+            self.connections = Some(connections);
+        }
+    }
+
+    /// Counts for its backend what the entry of a flow gave out.
+    pub fn fold<A: Family>(&mut self, flow: FlowId, direction: Direction, fold: Fold) {
+        self.usage.fold(A::flows(self).entry(flow).backend, direction, fold);
+        if let Some(connections) = &mut self.connections {
+            connections.add(A::VERSION, flow, direction, fold);
+        }
     }
 
     /// Begins a pod's flow to the outside.
@@ -140,9 +165,12 @@ impl State {
         grant: &Grant,
         now: Ticks,
     ) -> Result<FlowId, EgressError> {
-        let id = self.begin(flow, now).map_err(EgressError::Flow)?;
+        let id = self.install(flow, now).map_err(EgressError::Flow)?;
         match self.egress.join(flow, grant, now) {
-            Ok(()) => Ok(id),
+            Ok(()) => {
+                self.tell_begin::<A>(id);
+                Ok(id)
+            }
             Err(full) => {
                 A::flows_mut(self).remove(id);
                 self.usage.close(flow.backend, flow.state.is_active());
@@ -168,6 +196,9 @@ impl State {
         let live = A::flows_mut(self).remove(flow);
         if live {
             last_look(&mut self.usage, &mut self.egress, &entry, now);
+            if let Some(connections) = &mut self.connections {
+                connections.end(flow, &entry, false);
+            }
         }
         live
     }
@@ -177,9 +208,9 @@ impl State {
     /// backends, so that these are never further behind than one lap. Pods' flows to the outside that `is_void` says are
     /// nothing any more end too (N-101).
     pub fn expire(&mut self, now: Ticks, elapsed: Ticks, is_void: &impl IsVoid) -> u32 {
-        let (usage, egress) = (&mut self.usage, &mut self.egress);
-        let expired = expire(&mut self.v4, usage, egress, now, elapsed, |entry| is_void.v4(entry))
-            + expire(&mut self.v6, usage, egress, now, elapsed, |entry| is_void.v6(entry));
+        let (usage, egress, told) = (&mut self.usage, &mut self.egress, &mut self.connections);
+        let expired = expire(&mut self.v4, usage, egress, told, now, elapsed, |entry| is_void.v4(entry))
+            + expire(&mut self.v6, usage, egress, told, now, elapsed, |entry| is_void.v6(entry));
         egress.expire(now, elapsed);
         expired
     }
@@ -208,10 +239,12 @@ pub enum EgressError {
 }
 
 #[inline]
+#[allow(clippy::too_many_arguments)]
 fn expire<A: Family>(
     flows: &mut FlowTable<A>,
     usage: &mut Usage,
     egress: &mut Egress,
+    told: &mut Option<Box<Connections>>,
     now: Ticks,
     elapsed: Ticks,
     is_void: impl Fn(&mut Entry<A>) -> bool,
@@ -221,13 +254,21 @@ fn expire<A: Family>(
     }
     let rows_max = flows.sweep_share(elapsed).min(limits::EXPIRE_PER_TURN);
     let is_void = |entry: &mut Entry<A>| entry.is_egress() && is_void(entry);
-    flows.sweep_judging(now, rows_max, is_void, |_, swept| match swept {
-        Swept::Expired(entry) => last_look(usage, egress, entry, now),
+    flows.sweep_judging(now, rows_max, is_void, |flow, swept| match swept {
+        Swept::Expired(entry) => {
+            last_look(usage, egress, entry, now);
+            if let Some(told) = told {
+                told.end(flow, entry, true);
+            }
+        }
         Swept::Live(entry) => {
             for direction in [Direction::Original, Direction::Reply] {
                 let fold = entry.fold(direction);
                 if fold.packets > 0 {
                     usage.fold(entry.backend, direction, fold);
+                    if let Some(told) = told {
+                        told.add(A::VERSION, flow, direction, fold);
+                    }
                 }
             }
         }

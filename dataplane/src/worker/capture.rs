@@ -1,4 +1,4 @@
-//! Watching: the way of packets while somebody captures them.
+//! Watching: the way of packets while somebody captures them, or one of them is told of to the exporter of flows.
 //!
 //! Owns what has to be kept of a packet before it is touched, and the comparison afterwards: frames that wait to be sent and
 //! were not there before are what became of it, and counters that moved say why. So the stages know nothing of captures,
@@ -16,13 +16,14 @@ use crate::capture::{CAPTURES_MAX, COPY_BYTES_MAX, Form, Outcome, Tap, Told};
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
 use crate::family::Family;
+use crate::flows::{Ends, Note, Sampler, Subject};
 use crate::limits;
 use crate::packet::{Key, Kind};
 use crate::stage::parse::Ingress;
 use crate::stage::verdict::Exits;
-use crate::state::{State, Tuple};
+use crate::state::{Direction, State, Tuple};
 use crate::table::{BackendId, DeviceId, ServiceId, Tables};
-use crate::wire::packet::{Fragment, parse_l3};
+use crate::wire::packet::{Fragment, L3, parse_l3};
 use crate::wire::{Family as Version, ethernet, protocol, udp, vxlan};
 
 /// Frames that one packet can become, and some more.
@@ -39,7 +40,7 @@ pub(super) struct Watch {
     inner_at: usize,
     came_by: DeviceId,
     /// Device of the port that is being read; none: packets come from other workers.
-    reading: DeviceId,
+    pub(super) reading: DeviceId,
     /// Frames that waited to be sent, by port.
     waiting: ArrayVec<usize, { limits::DEVICES_MAX }>,
     events: [u64; Event::COUNT],
@@ -95,8 +96,8 @@ impl Watch {
         }
     }
 
-    /// Tells what became of the packet that was looked at.
-    pub fn tell(&mut self, slot: &Slot, hands: &Hands<'_>, ingress: &[Ingress]) {
+    /// Tells what became of the packet that was looked at, also to the sampler that has chosen it, if one has.
+    pub fn tell(&mut self, slot: &Slot, hands: &Hands<'_>, ingress: &[Ingress], sampler: Option<&mut Sampler>) {
         let moved = |event: Event| hands.counters.events(event) != self.events[event as usize];
         let is_told_elsewhere = moved(Event::HandedOver) && !moved(Event::Hairpinned);
         if is_told_elsewhere {
@@ -124,6 +125,11 @@ impl Watch {
             counted: self.moved(hands.counters),
             generation: hands.tables.generation,
         };
+        if let Some(sampler) = sampler
+            && let Some(note) = self.note_of(slot, hands, &told)
+        {
+            sampler.note(note);
+        }
         let mut is_named = false;
         for tap in self.taps.iter_mut().filter(|tap| !tap.is_abandoned()) {
             if !tap.wants(outcome, forms.clone()) {
@@ -135,6 +141,44 @@ impl Watch {
             forms.clone().for_each(|form| tap.copy(&told, &form));
             tap.miss(u64::from(is_blurred));
         }
+    }
+
+    /// What is noted of the packet; nothing of what is no IP packet.
+    fn note_of(&self, slot: &Slot, hands: &Hands<'_>, told: &Told) -> Option<Note> {
+        let inner = self.before.get(self.inner_at..)?;
+        let read = parse_l3(inner).ok()?;
+        let packet = match read.family {
+            Version::V4 => ends_of(<[u8; 4]>::addresses(inner), &read),
+            Version::V6 => ends_of(<[u8; 16]>::addresses(inner), &read),
+        };
+        let nothing = Noted { came: packet, left: None, backend: BackendId::NONE, is_egress: false, is_reply: false };
+        let flow = match &slot.key {
+            // An error has the key of the flow that it quotes.
+            _ if slot.refused.is_some() || read.is_icmp_error() => nothing,
+            Key::None => nothing,
+            Key::V4(tuple) => noted(hands.state, tuple),
+            Key::V6(tuple) => noted(hands.state, tuple),
+        };
+        let (outcome, counted) = (told.outcome, told.counted);
+        Some(Note {
+            at_ns: told.at_ns,
+            generation: told.generation,
+            subject: Subject::Packet {
+                outcome,
+                counted,
+                bytes: read.total_len,
+                tcp_flags: if read.protocol == protocol::TCP { read.tcp_flags } else { 0 },
+                tos: read.tos,
+                device: self.came_by,
+                is_reply: flow.is_reply,
+            },
+            family: read.family,
+            protocol: read.protocol,
+            came: flow.came,
+            left: flow.left,
+            is_egress: flow.is_egress,
+            backend: flow.backend,
+        })
     }
 
     fn outcome(&self, counters: &Counters, frames: usize) -> Outcome {
@@ -172,6 +216,34 @@ impl Watch {
                 }
             }
         }
+    }
+}
+
+/// What a flow says of a packet.
+struct Noted {
+    came: Ends,
+    left: Option<Ends>,
+    backend: BackendId,
+    is_egress: bool,
+    is_reply: bool,
+}
+
+fn ends_of<A: Family>((source, destination): (A, A), read: &L3) -> Ends {
+    Ends { source: (source.mapped(), read.source_port), destination: (destination.mapped(), read.destination_port) }
+}
+
+fn noted<A: Family>(state: &State, tuple: &Tuple<A>) -> Noted {
+    let came = Ends::of(tuple);
+    let Some(hit) = A::flows(state).lookup(tuple) else {
+        return Noted { came, left: None, backend: BackendId::NONE, is_egress: false, is_reply: false };
+    };
+    let entry = A::flows(state).entry(hit.flow);
+    Noted {
+        came,
+        left: Some(Ends::of(&entry.leaving(hit.direction))),
+        backend: BackendId(entry.backend),
+        is_egress: entry.is_egress(),
+        is_reply: hit.direction == Direction::Reply,
     }
 }
 
@@ -242,14 +314,11 @@ impl Worker {
         let mut received = 0;
         if self.links.is_alone() {
             for port in 0..self.exits.ports.len() {
-                self.watch.reading = self.ingress.get(port).map_or(DeviceId::NONE, |ingress| ingress.device);
                 received += self.receive::<false, true>(port, now_ns);
             }
         } else {
-            self.watch.reading = DeviceId::NONE;
             received += self.take_over::<true>(now_ns);
             for port in 0..self.exits.ports.len() {
-                self.watch.reading = self.ingress.get(port).map_or(DeviceId::NONE, |ingress| ingress.device);
                 received += self.receive::<true, true>(port, now_ns);
             }
             self.links.publish();

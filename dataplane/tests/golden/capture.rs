@@ -27,7 +27,7 @@ pub fn compiled(text: &str, link: i32) -> Vec<Instruction> {
 }
 
 /// Every packet, however many come at once.
-fn everything() -> Wanted {
+pub(crate) fn everything() -> Wanted {
     Wanted { rate_per_s: u32::MAX, ..serde_json::from_str("{}").unwrap() }
 }
 
@@ -37,7 +37,7 @@ fn tap(number: u64, wanted: &Wanted) -> (Option<Box<Tap>>, Arc<Rings>) {
 }
 
 /// Begins a capture; false: there are too many.
-fn begin(rig: &mut Rig, number: u64, wanted: &Wanted) -> Option<Arc<Rings>> {
+pub(crate) fn begin(rig: &mut Rig, number: u64, wanted: &Wanted) -> Option<Arc<Rings>> {
     let ((tap, rings), (reply, answer)) = (tap(number, wanted), bounded(1));
     rig.mailbox.send(Request::Capture { tap, reply }).unwrap();
     rig.turn();

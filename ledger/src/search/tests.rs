@@ -81,7 +81,7 @@ fn what_a_crash_left_is_read_and_ended_by_the_next_start() {
     writer.append(&Record::Begin { at: at(5), holding: held.clone() }).unwrap();
     writer.flush().unwrap();
     std::mem::forget(writer);
-    let open = Pair::all(directory.path()).unwrap()[0].clone();
+    let open = Pair::all(directory.path(), Record::PREFIX).unwrap()[0].clone();
     let mut records = fs::read(&open.records).unwrap();
     records.extend_from_slice(br#"{"at":"2027-01-15T08:00:00.006Z","event":"beg"#);
     fs::write(&open.records, records).unwrap();
@@ -96,7 +96,7 @@ fn what_a_crash_left_is_read_and_ended_by_the_next_start() {
             None => fs::remove_file(open.index()).unwrap(),
             Some(text) => fs::write(open.index(), text).unwrap(),
         }
-        let writer = Writer::open(directory.path(), Limits::default(), at(100)).unwrap();
+        let writer = Writer::<Record>::open(directory.path(), Limits::default(), at(100)).unwrap();
         drop(writer);
         assert_eq!(ask(6).len(), 1, "{index:?}");
         assert_eq!((ask(6)[0].until, ask(6)[0].cut_short), (Some(at(100)), true));
@@ -116,15 +116,18 @@ fn old_files_are_deleted() {
         let holding = holding("192.0.2.1", (2000, 2000), Protocol::Tcp, Some("198.51.100.1:1"));
         writer.append(&Record::Begin { at: at(step * 20), holding }).unwrap();
     }
-    let begun: Vec<i64> =
-        Pair::all(directory.path()).unwrap().iter().map(|pair| pair.begun_ms - at(0).as_millisecond()).collect();
+    let begun: Vec<i64> = Pair::all(directory.path(), Record::PREFIX)
+        .unwrap()
+        .iter()
+        .map(|pair| pair.begun_ms - at(0).as_millisecond())
+        .collect();
     // What the file of 80 held ended with the one of 100: 60 ms before the latest closed one.
     assert_eq!(begun, [100, 120, 140, 160, 180]);
     drop(writer);
     let limits = Limits { total_bytes_max: 1, keep: Duration::from_secs(1000), ..limits };
-    let mut writer = Writer::open(directory.path(), limits, at(200)).unwrap();
+    let mut writer = Writer::<Record>::open(directory.path(), limits, at(200)).unwrap();
     writer.close().unwrap();
-    assert_eq!(Pair::all(directory.path()).unwrap(), []);
+    assert_eq!(Pair::all(directory.path(), Record::PREFIX).unwrap(), []);
 }
 
 /// A disk that refuses costs the records of that moment and nothing else.
@@ -167,7 +170,7 @@ fn without_a_good_index_the_records_are_read() {
             } else {
                 writer.flush().unwrap()
             }
-            let index = Pair::all(directory.path()).unwrap()[0].index();
+            let index = Pair::all(directory.path(), Record::PREFIX).unwrap()[0].index();
             let good = fs::read(&index).unwrap();
             let ask =
                 || (1..40).map(|port| who(directory.path(), &question(external, port, 100)).unwrap().answers.len());

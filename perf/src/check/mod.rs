@@ -21,6 +21,8 @@ pub mod broken;
 pub mod prometheus;
 /// Watching: `tidegate capture` and `tidegate top`.
 mod watching;
+/// Flow export, heard by a collector.
+mod flows;
 /// Nodes: Services whose pods see the client.
 mod nodes;
 /// A worker that dies without a word.
@@ -140,6 +142,10 @@ pub const CHECKS: &[Check] = &[
     check("doctor", "what `tidegate doctor` says of healthy machines and of broken ones", doctor::looks),
     Check { in_demo: false, ..check("broken", "broken set-ups: a tool names the object and both values", broken::all) },
     check("capture", "what `tidegate capture` writes, read by tcpdump; overload, SIGKILL", watching::capture),
+    Check {
+        in_demo: false,
+        ..check("flow-export", "flows told in files and over IPFIX, read by nfcapd", flows::export)
+    },
     check("top", "one frame of `tidegate top` about each subject", watching::top),
     check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),
     Check {
