@@ -1,7 +1,7 @@
 //! # Parse: frame to packet
 //!
 //! reads   the frame's headers, `table::local`, `table::tunnel`     writes  a [`Packet`]; changes no byte
-//! drops   every reason of `wire::Malformed`, `EthertypeUnknown`, `OtherHost`, `NotOurs`, `MartianSource`, `EcnMismatch`,
+//! drops   every reason of `wire::Malformed`, `EthertypeUnknown`, `OtherHost`, `MartianSource`, `EcnMismatch`,
 //!         `VxlanUnknownVni`, `VxlanUnknownPeer`, `VxlanOuterFragment`, `VxlanOtherHost`, `VxlanInnerVlan`,
 //!         `VxlanWrongFamily`
 //! cost    each header once; VXLAN adds one comparison and one small hash lookup (the peer)
