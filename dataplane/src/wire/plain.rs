@@ -199,8 +199,9 @@ fn set_datagram<A>(header: &mut udp::Header, addresses: Delta, to: &Tuple<A>) {
 #[inline(always)]
 pub(super) fn sum_v6(packet: &[u8], l3: &L3) -> Option<Sum> {
     let (header, _) = front!(ipv6::Header, packet)?;
-    let hops = u16::from_be_bytes([header.next_header, header.hop_limit]);
-    let sum = Sum::ZERO.long(header.version_class_label.get()).word(hops).word(!u16::from(l3.protocol));
+    // Apart, since the hop limit was most likely just written by itself: a load of both would wait for that.
+    let (next, hops) = (u16::from(header.next_header) << 8, u16::from(header.hop_limit));
+    let sum = Sum::ZERO.long(header.version_class_label.get()).word(next).word(hops).word(!u16::from(l3.protocol));
     (l3.is_plain && header.payload_length() == l3.l4_len()).then_some(sum)
 }
 
