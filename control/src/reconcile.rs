@@ -783,6 +783,9 @@ pub(crate) fn kept_words(kind: ObjectKind, held: bool, stood_in: bool) -> &'stat
         (ObjectKind::NetworkPolicy, _, true) => {
             "; without a good version of it known, the object isolates and accepts less than written"
         }
+        (ObjectKind::Pod | ObjectKind::Namespace, _, true) => {
+            "; without a good version of it known, it is used without that field"
+        }
         (_, _, true) => {
             "; without a good version of it known, its rules that cannot be read accept nothing, or deny what they may mean"
         }

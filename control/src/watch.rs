@@ -141,17 +141,20 @@ fn read_kind(
                 .map_err(|invalid| Invalid { whole_of: staticnat::whole_of(value), ..invalid })
         }
         ObjectKind::Namespace => {
-            known(value, unknown, |_| true).map(|object| Object::Namespace(namespace::read_object(&key.name, &object)))
+            let (object, strange) = known(value, unknown, |_| true)?;
+            stands_in(Object::Namespace(namespace::read_object(&key.name, &object)), strange)
         }
         ObjectKind::Pod => {
-            let pod = pod::read_object(key.name(), &known(value, unknown, pod::is_vital)?)?;
+            let (object, strange) = known(value, unknown, pod::is_vital)?;
+            let pod = pod::read_object(key.name(), &object)?;
             if dialect == Dialect::Files
                 && pod.addresses.is_empty()
                 && value.pointer("/status/phase") == Some(&"Running".into())
             {
-                return Err(Invalid::new("status.podIPs", "missing: a pod that runs has an address"));
+                let missing = || Invalid::new("status.podIPs", "missing: a pod that runs has an address");
+                return Err(strange.unwrap_or_else(missing));
             }
-            Ok(Object::Pod(Box::new(pod)))
+            stands_in(Object::Pod(Box::new(pod)), strange)
         }
         ObjectKind::NetworkPolicy => {
             networkpolicy::read_value(&key.name(), value, unknown).map(|policy| Object::Policy(Box::new(policy)))
@@ -186,20 +189,26 @@ fn typed<T: DeserializeOwned>(value: &Value, unknown: Option<&mut Vec<String>>) 
 
 /// Reads an object by which policies know whom they are about. In a file, a field that its kind does not have may be the one
 /// that says it, where `is_vital` thinks so of its path: without it the object would be another one to policies, and open.
+/// Returns what was read, and what is wrong with it if there is such a field.
 fn known<T: DeserializeOwned>(
     value: &Value,
     unknown: Option<&mut Vec<String>>,
     is_vital: impl Fn(&str) -> bool,
-) -> Result<T, Invalid> {
-    let Some(unknown) = unknown else { return typed(value, None) };
+) -> Result<(T, Option<Invalid>), Invalid> {
+    let Some(unknown) = unknown else { return Ok((typed(value, None)?, None)) };
     let mut strange = Vec::new();
-    let read = typed(value, Some(&mut strange));
-    let vital = strange.iter().position(|field| is_vital(field)).filter(|_| read.is_ok());
-    let vital = vital.map(|at| strange.remove(at));
+    let read = typed(value, Some(&mut strange))?;
+    let vital = strange.iter().position(|field| is_vital(field)).map(|at| strange.remove(at));
     unknown.append(&mut strange);
-    match vital {
-        Some(field) => Err(Invalid::new(field, piecewise::NOBODY_KNOWS)),
-        None => read,
+    Ok((read, vital.map(|field| Invalid::new(field, piecewise::NOBODY_KNOWS))))
+}
+
+/// What [`known`] has read: a mistake where a good version of the object is known. Where none is, it stands in: an API server
+/// would have it without that field, and without the object nobody's policies were about it.
+fn stands_in(object: Object, strange: Option<Invalid>) -> Result<Object, Invalid> {
+    match strange {
+        Some(error) => Err(Invalid { stand_in: Some(Box::new(object)), ..error }),
+        None => Ok(object),
     }
 }
 

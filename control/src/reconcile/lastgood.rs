@@ -78,12 +78,13 @@ impl Reconciler {
         dirty: &mut Dirty,
     ) {
         let but = (unlisted, strangers);
-        if self.last_good.settled.as_ref() == Some(&but) {
+        if self.last_good.settled.as_ref() == Some(&but) && !confirmed {
             return;
         }
         let (unlisted, strangers) = &but;
-        let is_unknown =
-            |key: &ObjectKey| unlisted.contains_key(&key.kind) || (!is_subject(key.kind) && has_almost(strangers, key));
+        let is_unknown = |key: &ObjectKey| {
+            unlisted.contains_key(&key.kind) || (!confirmed && !is_subject(key.kind) && has_almost(strangers, key))
+        };
         let of_files = self.dialect == Dialect::Files;
         for (key, object) in self.last_good.saved.take_unheard(|key| of_files || is_unknown(key)) {
             if !self.model.holds(&key) && !self.invalid.contains_key(&key) {
@@ -148,9 +149,15 @@ impl Reconciler {
                     "so much is gone from the directory that it looks like a mistake",
                     format!("Put them back, or create a file named {CONFIRM_FILE} in the directory to let them go"),
                 ),
+                false if self.dialect == Dialect::Files => (
+                    "they may be in what cannot be read of the source, or under another type",
+                    format!(
+                        "Mend that, or, where they are gone for good, create a file named {CONFIRM_FILE} in the directory"
+                    ),
+                ),
                 false => (
-                    "they may be in what cannot be read of the source",
-                    "Where they are gone for good and it cannot be mended, end control and remove policies.log".into(),
+                    "their kind cannot be listed (forbidden, or unknown to the API server)",
+                    "Where they are gone for good, with their CRD, end control and remove policies.log".into(),
                 ),
             };
             let message = format!(

@@ -8,7 +8,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tidegate_control::offline::Offline;
 use tidegate_control::offline::question::Question;
-use tidegate_control::source::{ObjectKind, manifest};
+use tidegate_control::model::Object;
+use tidegate_control::source::{ObjectKey, ObjectKind, manifest};
+use tidegate_control::watch::{self, Dialect, Exposed};
 
 use super::cluster::Dice;
 use super::fuzzing;
@@ -391,6 +393,12 @@ fn a_selector_that_no_label_fits_opens_nothing() {
     }
 }
 
+fn read(kind: ObjectKind, value: &Value) -> Object {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let key = ObjectKey { kind, namespace: text("/metadata/namespace"), name: text("/metadata/name") };
+    watch::read(&key, value, Dialect::Files, Exposed::default(), &mut Vec::new()).unwrap()
+}
+
 /// A pod or namespace that a slip makes another one to policies stays what it was.
 #[test]
 fn a_slip_in_what_a_pod_is_leaves_it_what_it_was() {
@@ -417,6 +425,19 @@ fn a_slip_in_what_a_pod_is_leaves_it_what_it_was() {
         gateway.publish();
         assert!(!open(&gateway, "192.0.2.7", "2001:db8::7"), "{field}");
     }
+    // One that nobody knew before is what the rest of it says.
+    for wrong in [
+        changed("\"labels\"", "\"foo\":\"bar\",\"labels\""),
+        changed("\"metadata\"", "\"foo\":1,\"metadata\""),
+        changed("\"spec\":{}", "\"spec\":{\"hostnetwork\":false}"),
+    ] {
+        let error = Gateway::default().apply(ObjectKind::Pod, &wrong).unwrap_err();
+        assert_eq!(error.stand_in.map(|object| *object), Some(read(ObjectKind::Pod, &good)), "{}", error.field);
+    }
+    let team = json!({ "metadata": { "name": "x", "foo": 1, "labels": { "team": "a" } } });
+    let plain = json!({ "metadata": { "name": "x", "labels": { "team": "a" } } });
+    let error = Gateway::default().apply(ObjectKind::Namespace, &team).unwrap_err();
+    assert_eq!(error.stand_in.map(|object| *object), Some(read(ObjectKind::Namespace, &plain)));
     // With every version of Kubernetes come fields that are none of our business.
     let mut gateway = Gateway::default();
     gateway.apply(ObjectKind::Pod, &changed("\"status\":{", "\"status\":{\"newer\":1,")).unwrap();
