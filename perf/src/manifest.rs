@@ -178,12 +178,14 @@ impl Manifests {
         self.write(file, text)
     }
 
-    /// Takes such a file away.
+    /// Takes such a file away, and says that it is meant: what goes together with all pods waits for that.
     ///
     /// # Errors
     /// When it is not there.
     pub fn remove_text(&self, file: &str) -> Result<()> {
-        std::fs::remove_file(self.directory.join(file)).with_context(|| format!("removing {file}"))
+        std::fs::remove_file(self.directory.join(file)).with_context(|| format!("removing {file}"))?;
+        let confirm = self.directory.join("confirm-deletes");
+        std::fs::write(&confirm, "").with_context(|| format!("writing {}", confirm.display()))
     }
 
     fn next_version(&mut self) -> u64 {

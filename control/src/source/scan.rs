@@ -326,8 +326,11 @@ impl Scan {
                 match manifest::parse(name, &text) {
                     Err(problem) => known.broken = Some(*problem),
                     // What a writer leaves between opening and writing, or on a full disk; what it held before this process
-                    // began, or was about to hold, nobody knows.
-                    Ok(_) if text.trim().is_empty() => {
+                    // began nobody knows.
+                    Ok(_)
+                        if text.trim().is_empty()
+                            && (self.first_look || known.doubtful || !known.objects.is_empty()) =>
+                    {
                         let message = "is empty; to delete what it held, delete the file";
                         known.broken = Some(whole_file(name, message));
                     }
