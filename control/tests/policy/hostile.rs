@@ -6,9 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tidegate_control::model::Object;
 use tidegate_control::offline::Offline;
 use tidegate_control::offline::question::Question;
-use tidegate_control::model::Object;
 use tidegate_control::source::{ObjectKey, ObjectKind, manifest};
 use tidegate_control::watch::{self, Dialect, Exposed};
 
