@@ -315,11 +315,12 @@ impl Worker {
             taken += count;
             self.counters.add(Event::TakenOver, count as u64);
             // The frames' lines are in another core's cache: the longest way there is.
+            let front_bytes = self.reader.tables().lanes.front_bytes();
             for parcel in self.parcels.iter() {
                 parcel.frame().prefetch();
             }
             for (parcel, slot) in self.parcels.drain(..).zip(self.slots.iter_mut()) {
-                accept(&self.state, &parcel, slot);
+                accept(front_bytes, &self.state, &parcel, slot);
                 self.received.push(parcel.into_frame());
             }
             self.carry::<true, WATCHED>(count, DeviceId::NONE, now_ns);
@@ -530,7 +531,7 @@ fn learn<const SEVERAL: bool>(
     slot.refused = None;
     if slot.packet.domain == Domain::Wire {
         // It most likely leaves in VXLAN. One that came in VXLAN has room where its old outside is.
-        frame.prefetch_headroom();
+        frame.prefetch_headroom(tables.lanes.front_bytes());
     }
     look_up::<SEVERAL>(tables, l3, state, slot);
 }
@@ -590,7 +591,7 @@ fn look_up_portless(tables: &Tables, l3: &[u8], state: &State, slot: &mut Slot) 
 
 /// Sweep 1 for a packet that another worker has parsed.
 #[inline(always)]
-fn accept(state: &State, parcel: &Parcel, slot: &mut Slot) {
+fn accept(front_bytes: usize, state: &State, parcel: &Parcel, slot: &mut Slot) {
     slot.packet = parcel.packet;
     slot.refused = None;
     slot.key = parcel.key;
@@ -608,7 +609,7 @@ fn accept(state: &State, parcel: &Parcel, slot: &mut Slot) {
         }
     }
     if slot.packet.domain == Domain::Wire {
-        parcel.frame().prefetch_headroom();
+        parcel.frame().prefetch_headroom(front_bytes);
     }
 }
 

@@ -275,10 +275,16 @@ impl Frame {
         }
     }
 
-    /// Starts to load the cache line before the packet for writing: where headers go that are put on.
+    /// Starts to load the cache lines of the `bytes` before the packet for writing, two at most: where headers go that are
+    /// put on.
     #[inline(always)]
-    pub fn prefetch_headroom(&self) {
-        prefetch_line_write(self.data.as_ptr().wrapping_sub(CACHE_LINE_BYTES));
+    pub fn prefetch_headroom(&self, bytes: usize) {
+        if bytes > 0 {
+            prefetch_line_write(self.data.as_ptr().wrapping_sub(1));
+        }
+        if bytes > CACHE_LINE_BYTES {
+            prefetch_line_write(self.data.as_ptr().wrapping_sub(bytes));
+        }
     }
 
     /// Memory that the chunk belongs to.
