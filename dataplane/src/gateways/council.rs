@@ -12,7 +12,8 @@
 //! 3. *Listen first*: a gateway that begins, or learns of another, claims nothing new until all are heard or their time is
 //!    over.
 //! 4. *Who does not serve a VIP does not own it*: a gateway whose digest of VIPs differs tells which it has. One that has
-//!    not caught up within [`GRACE_NS`] (its control is gone, say) is passed over for what it lacks.
+//!    not caught up within [`GRACE_NS`] (its control is gone, say) is passed over for what it lacks. It tells of a VIP when
+//!    it has done what it decided about it, since whoever stood in yields by that.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -118,6 +119,10 @@ pub struct Council {
     /// How many VIPs have a mark.
     marks: BTreeMap<u32, u32>,
     vips_digest: u64,
+    /// VIPs that the others are not told of: which decision looked at each, if one did.
+    untold: BTreeMap<IpNet, Option<u64>>,
+    /// Digest of the others.
+    told_digest: u64,
     generation: u64,
     objects: u64,
     healthy: bool,
@@ -167,6 +172,8 @@ impl Council {
             groups: BTreeMap::new(),
             marks: BTreeMap::new(),
             vips_digest: 0,
+            untold: BTreeMap::new(),
+            told_digest: 0,
             generation: 0,
             objects: 0,
             healthy: true,
@@ -255,6 +262,7 @@ impl Council {
                 self.vips.insert(prefix, vip);
                 *self.marks.entry(mark).or_default() += 1;
                 self.vips_digest = self.vips_digest.wrapping_add(spread(mark));
+                self.untold.insert(prefix, None);
             } else {
                 let before = self.vips.remove(&prefix);
                 self.removed.extend(before.filter(|vip| vip.announced).map(|_| prefix));
@@ -265,6 +273,9 @@ impl Council {
                     }
                 }
                 self.vips_digest = self.vips_digest.wrapping_sub(spread(mark));
+                if self.untold.remove(&prefix).is_none() {
+                    self.told_digest = self.told_digest.wrapping_sub(spread(mark));
+                }
             }
         }
     }
@@ -393,7 +404,12 @@ impl Council {
                 self.counts.yielded += 1;
             }
         }
-        if !view_moved && decision == Decision::default() {
+        // What was touched was looked at: of what came, the others are told when this is done.
+        let mut has_come = false;
+        for decided in self.untold.values_mut().filter(|decided| decided.is_none()) {
+            (*decided, has_come) = (Some(self.decisions + 1), true);
+        }
+        if !view_moved && !has_come && decision == Decision::default() {
             return None;
         }
         self.decisions += 1;
@@ -512,6 +528,12 @@ impl Council {
             if view != self.acted {
                 (self.acted, self.acted_since_ns, self.hurry) = (view, now_ns, true);
             }
+        }
+        let is_done = |decided: &Option<u64>| decided.is_some_and(|decided| decided <= number);
+        for (prefix, _) in self.untold.extract_if(.., |_, decided| is_done(decided)) {
+            let mark = self.vips.get(&prefix).map(|vip| vip.mark);
+            self.told_digest = self.told_digest.wrapping_add(mark.map_or(0, spread));
+            self.hurry = true;
         }
     }
 

@@ -1,5 +1,7 @@
 //! What is said to the others, and when.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 
 use super::{Council, GAP_NS, Nanos};
@@ -53,7 +55,7 @@ impl Council {
             draining: self.draining,
             generation: self.generation,
             objects: self.objects,
-            vips: self.vips_digest,
+            vips: self.told_digest,
             announced: self.announced(),
             view_age_ms: u32::try_from(now_ns.saturating_sub(self.acted_since_ns) / 1_000_000).unwrap_or(u32::MAX),
             macs: links.iter().map(|link| link.mac).take(MACS_MAX).collect(),
@@ -62,18 +64,21 @@ impl Council {
             echoes: self.members.iter().filter_map(echo).collect(),
             part: None,
         };
-        let differs = |member: &Member| member.vips().is_some_and(|vips| vips != self.vips_digest);
+        let differs = |member: &Member| member.vips().is_some_and(|vips| vips != self.told_digest);
         if self.members.iter().any(differs) {
             message.part = Some(self.next_part(message.room()));
         }
         message
     }
 
-    /// The next hashes of our VIPs, round and round.
+    /// The next hashes of the VIPs that the others are told of, round and round.
     pub(super) fn next_part(&mut self, room: usize) -> Part {
         let first = self.part_from;
-        let hashes: Vec<u32> = self.marks.range(first..).map(|(mark, _)| *mark).take(room.max(1)).collect();
-        let more = hashes.last().and_then(|last| self.marks.range(last.checked_add(1)?..).next().map(|_| *last));
+        let untold: BTreeSet<u32> =
+            self.untold.keys().filter_map(|prefix| self.vips.get(prefix)).map(|vip| vip.mark).collect();
+        let told = |from: u32| self.marks.range(from..).map(|(mark, _)| *mark).filter(|mark| !untold.contains(mark));
+        let hashes: Vec<u32> = told(first).take(room.max(1)).collect();
+        let more = hashes.last().and_then(|last| told(last.checked_add(1)?).next().map(|_| *last));
         let last = more.unwrap_or(u32::MAX);
         self.part_from = last.checked_add(1).unwrap_or(0);
         Part { first, last, hashes }

@@ -329,6 +329,28 @@ fn a_vip_on_another_link_or_not_served_elsewhere_is_not_waited_for() {
     sim.expect_one_owner_each();
 }
 
+/// Who stood in for gateways that lagged behind goes on until one of them announces, and not only knows of the VIP.
+#[test]
+fn whoever_stands_in_does_so_until_the_others_have_acted() {
+    for seed in 1..30 {
+        let mut sim = Sim::new(4, 8, seed);
+        let late: Vec<IpNet> = (60..70).map(vip).collect();
+        late.iter().for_each(|vip| sim.change(2, *vip, true));
+        sim.run(4_400 * MS);
+        assert!(late.iter().all(|vip| sim.announcers(vip) == [2]));
+        for node in [0, 1, 3] {
+            late.iter().for_each(|vip| sim.change(node, *vip, true));
+        }
+        for _ in 0..200 {
+            sim.step();
+            late.iter().for_each(|vip| assert!(!sim.announcers(vip).is_empty(), "{vip}"));
+        }
+        sim.vips.extend(late);
+        sim.run(500 * MS);
+        sim.expect_one_owner_each();
+    }
+}
+
 #[test]
 fn a_new_vip_is_new_and_a_taken_one_is_not() {
     let mut sim = Sim::new(1, 3, 1);
