@@ -353,7 +353,6 @@ impl Reconciler {
         if let Some(asked) = batch.listed_for {
             self.listed_for(asked);
         }
-        self.desired.resolved = true;
     }
 
     /// All resources there should be now.

@@ -3,8 +3,8 @@
 //!
 //! One file of JSON, a line per change: an object as it was read, or that it is gone. Saving costs what changed. When what
 //! was appended has outgrown what counts, the file is written anew under another name, synced and renamed. The first line
-//! has the layout's number. A last line that was cut off is left out; a file that has anything else wrong with it is kept
-//! aside and counts for nothing: half of a list of policies is not the policies. Either is told, as is that there is no
+//! has the layout's number. With a last line that was cut off nobody knows which version is not the last, so that none of
+//! them counts; a file that has anything else wrong with it is kept aside. Either is told, as is that there is no
 //! file where an earlier run has written one. What somebody does to the file meanwhile is noticed when the next change is
 //! saved, and the file is written anew.
 //!
@@ -188,7 +188,8 @@ impl Saved {
         let is_good = matches!(found, Ok(Found::Versions(_, 0, _)));
         let lost = what_is_lost(&path, &found, has_predecessor);
         saved.lost = lost.map(|problem| Lost { problem, until: Instant::now() + told_for });
-        if let Ok(Found::Versions(versions, ..)) = found {
+        // With a line lost, nobody knows which version is not the last.
+        if let Ok(Found::Versions(versions, 0, _)) = found {
             saved.found = versions;
         }
         let mut lines = HashMap::new();
@@ -347,8 +348,8 @@ fn what_is_lost(path: &Path, found: &io::Result<Found>, has_predecessor: bool) -
         }
         Ok(Found::Versions(_, bytes, _)) => {
             let message = format!(
-                "the last line of {place} is cut off after {bytes} bytes, and counts for nothing: what it is about has \
-                 an older version here, or none"
+                "the last line of {place} is cut off after {bytes} bytes, so that no version in it is known to be the \
+                 last: {consequence}"
             );
             ("SavedPoliciesTorn", message)
         }
@@ -659,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_cut_off_is_read_up_to_there_and_one_that_is_wrong_is_put_aside() {
+    fn a_file_cut_off_counts_for_nothing_and_one_that_is_wrong_is_put_aside() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join(FILE_NAME);
         let open = || Saved::with(home.path(), true, TRIED_AGAIN_AFTER, Duration::ZERO).unwrap();
@@ -680,17 +681,17 @@ mod tests {
                 Err(_) => assert_eq!(lines, 0, "{cut}"),
             }
         }
-        // What is torn is told, and mended without anything new.
+        // What is torn is told, and mended without anything new. The line that is lost may have been about any of them.
         fs::write(&path, &good[..good.len() - 5]).unwrap();
         let mut saved = open();
         let told = saved.problems()[0].to_string();
         assert!(told.contains("the last line of") && saved.problems()[0].reason == "SavedPoliciesTorn", "{told}");
-        assert_eq!(saved.take(&key("a"), None), Some(network("a", "10.0.0.0/8")));
-        assert_eq!(saved.take(&key("b"), None), None);
+        assert_eq!(saved.take_unheard(|_| true), []);
+        saved.keep(&key("a"), None, &network("a", "10.0.0.0/8"));
         saved.settle(|key| key.name == "a");
         until(|| saved.problems().is_empty());
         drop(saved);
-        assert!(matches!(load(&path).unwrap(), Found::Versions(versions, 0, _) if versions.len() == 1));
+        assert!(matches!(load(&path).unwrap(), Found::Versions(versions, 0, false) if versions.len() == 1));
         let text = String::from_utf8(good).unwrap();
         for bad in [
             text.replacen("\"format\":1", "\"format\":3", 1),

@@ -113,6 +113,8 @@ pub struct Session {
     /// Removals held back until they are confirmed.
     held_back: BTreeSet<ResourceKey>,
     confirmed: bool,
+    /// Policies that have changed and stay as they were, since something about them is not certain.
+    postponed: BTreeSet<ResourceKey>,
     synced: bool,
     /// A question of the read side is on its way.
     asked: bool,
@@ -183,6 +185,11 @@ impl Session {
     /// Removals held back.
     pub fn held_back(&self) -> &BTreeSet<ResourceKey> {
         &self.held_back
+    }
+
+    /// Policies whose change waits.
+    pub fn postponed(&self) -> &BTreeSet<ResourceKey> {
+        &self.postponed
     }
 
     /// Versions the dataplane refused.
@@ -334,7 +341,13 @@ impl Session {
         let mut update = Update::default();
         for key in &candidates {
             let held = self.theirs.get(key);
-            if held.is_some() && wanted.uncertain(key) {
+            self.postponed.remove(key);
+            if let Some(held) = held
+                && wanted.uncertain(key)
+            {
+                if key.kind == Kind::Policy && ours.get(key).is_some_and(|ours| ours.version != held.version) {
+                    self.postponed.insert(key.clone());
+                }
                 continue;
             }
             if !ours.contains_key(key) {

@@ -5,9 +5,10 @@
 //! holds. Such a resource is neither replaced nor removed until the doubt ends.
 //!
 //! Whom policies are about is such a thing as well. What an earlier run has saved of it makes it certain
-//! ([`super::lastgood`]). Where that is missing, and a file, a Pod, a Namespace or their kind cannot be read, the sets that
-//! the dataplane has, and what pods are known as there, stay as they are but for what is seen to change; so does a policy
-//! of a kind that may not be read, with its sets.
+//! ([`super::lastgood`]). Where that is missing, and a file, a Pod, a Namespace or their kind cannot be read, whatever the
+//! dataplane has of policies, of sets and of what pods are known as stays as it is, since these have their meaning together:
+//! what is seen to go goes, what it does not have comes, and what changes waits. So does a policy of a kind that may not be
+//! read, with its sets.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -28,10 +29,6 @@ pub(super) struct Desired {
     pub(super) resources: BTreeMap<ResourceKey, Resource>,
     /// Removed by this run after it had them.
     removed: HashSet<ResourceKey>,
-    /// What policies mean, where that has changed since all was resolved once.
-    renewed: HashSet<ResourceKey>,
-    /// All has been resolved once.
-    pub(super) resolved: bool,
     /// Services that have had an endpoint in this run.
     had_backends: HashSet<ResourceKey>,
     /// The source is an API server, which knows all there is.
@@ -64,9 +61,6 @@ impl Desired {
                     self.had_backends.insert(key.clone());
                 }
                 self.removed.remove(key);
-                if self.resolved && is_meaning(key.kind) {
-                    self.renewed.insert(key.clone());
-                }
                 self.resources.insert(key.clone(), resource);
             }
             None => {
@@ -74,7 +68,6 @@ impl Desired {
                     return false;
                 }
                 self.had_backends.remove(key);
-                self.renewed.remove(key);
                 self.removed.insert(key.clone());
             }
         }
@@ -89,11 +82,11 @@ pub(super) struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// Whether it may be unknown who some pods are: made without them, sets would be about fewer.
+    /// Whether only the dataplane may know who some pods are: made without them, sets would be about fewer.
     fn lacks_pods(&self) -> bool {
         let unlisted = [ObjectKind::Pod, ObjectKind::Namespace].iter().any(|kind| self.unlisted.contains_key(kind));
-        (!self.remembers && (self.unreadable || unlisted))
-            || self.doubtful.values().any(|doubtful| matches!(doubtful.kind, Kind::Pod | Kind::Identity))
+        let is_subject = |doubtful: &ResourceKey| matches!(doubtful.kind, Kind::Pod | Kind::Identity);
+        !self.remembers && (self.unreadable || unlisted || self.doubtful.values().any(is_subject))
     }
 
     /// Whether objects of a kind may not be read, and only the dataplane knows those of before.
@@ -142,12 +135,19 @@ impl Wanted for Known<'_> {
         if key.kind == Kind::Pod && (self.unreadable || self.may_lack_policy()) && self.is_named_there(key) {
             return true;
         }
+        // The sets that the dataplane has, those whom it knows by them and those who speak of them belong together.
+        if (is_meaning(key.kind) || key.kind == Kind::Policy) && self.lacks_pods() {
+            let has_gone = match key.kind {
+                // A Pod that no policy looks at is nobody, and is there all the same.
+                Kind::Pod => !self.has_pod(key),
+                // Who is in a set that nobody names any more could not be found out again when somebody does.
+                Kind::Identity | Kind::IdentitySet => false,
+                _ => true,
+            };
+            return !(has_gone && self.removed.contains(key));
+        }
         if self.removed.contains(key) {
             return false;
-        }
-        // The sets that the dataplane has, and those whom it knows by them, belong together.
-        if is_meaning(key.kind) && !self.renewed.contains(key) && self.lacks_pods() {
-            return true;
         }
         let never_seen = match self.resources.get(key) {
             None => true,
@@ -167,6 +167,10 @@ impl Wanted for Known<'_> {
             return true;
         }
         let doubtful = |doubtful: &ResourceKey| {
+            // Where nothing better was saved, what can be read of it is what there is.
+            if self.remembers && is_meaning(doubtful.kind) && !never_seen {
+                return false;
+            }
             // Where node ports are served is read from the own Node.
             doubtful == key || (doubtful.kind == Kind::Gateway && self.resources.get(key).is_some_and(lacks_addresses))
         };

@@ -63,6 +63,14 @@ impl Reconciler {
             );
             problems.insert(Problem::new(Severity::Error, "DeletesHeld", message));
         }
+        for key in self.session.postponed() {
+            let message = "its change waits until Pods, Namespaces and policies can all be read: the version that the \
+                           dataplane has stays in force, since nobody else knows whom it is about";
+            let object = object_key(key);
+            let mut problem = Problem::new(Severity::Warning, "ChangeWaits", message).about(&object);
+            problem.place = self.places.get(&object).cloned();
+            problems.insert(problem);
+        }
         problems
     }
 

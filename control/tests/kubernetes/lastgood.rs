@@ -225,6 +225,22 @@ fn until_told(gateway: &Gateway, name: &str, put: &dyn Fn(&Gateway, &str, &str))
     gateway.until(name, |gateway| policy(gateway, &format!("NetworkPolicy/shop/{name}")).is_some());
 }
 
+/// The good policies, each about the same pods in other words.
+fn edited() -> String {
+    let good = good();
+    let edited = good.replace("operator: Exists", "operator: NotIn, values: [db]");
+    edited.replace("matchLabels: { role: client }", "matchExpressions: [{ key: role, operator: Exists }]")
+}
+
+/// Whom policies are about is said in other words and then in the old ones, while nobody knows the pods.
+fn edit_and_take_back(gateway: &Gateway, number: usize, put: &dyn Fn(&Gateway, &str, &str)) {
+    for (step, text) in [("e", edited()), ("f", good())] {
+        put(gateway, "policies", &text);
+        until_told(gateway, &format!("{step}{number}"), put);
+        assert!(is_as_it_was(gateway), "{number}{step}");
+    }
+}
+
 /// P-010: whom a policy is about is not forgotten because nobody can tell at the moment.
 #[test]
 fn pods_that_cannot_be_read_after_a_kill_stay_in_their_policies() {
@@ -258,6 +274,7 @@ fn pods_that_cannot_be_read_after_a_kill_stay_in_their_policies() {
         gateway.run();
         until_told(&gateway, &format!("m{number}"), &write);
         assert!(is_as_it_was(&gateway), "{number}: {wrong}");
+        edit_and_take_back(&gateway, number, &write);
         if !is_lost {
             let (network, cluster) = (policy(&gateway, NETWORK).unwrap(), policy(&gateway, CLUSTER).unwrap());
             assert!(
@@ -277,6 +294,40 @@ fn pods_that_cannot_be_read_after_a_kill_stay_in_their_policies() {
         });
         write(&gateway, "pods", &pods);
         gateway.until("who is meant", is_as_it_was);
+    }
+}
+
+/// A Pod that has never been without a mistake is what can be read of it: what policies say of it later is about it, too.
+#[test]
+fn a_pod_with_a_mistake_all_along_is_in_policies_that_are_edited_after_a_kill() {
+    let mut gateway = Gateway::of_directory("gw-1");
+    write(&gateway, "nodes", &(node("gw-1", 9) + &node("w1", 1)));
+    write(&gateway, "policies", &good());
+    write(
+        &gateway,
+        "pods",
+        &(pod(1, "app: web").replace("metadata: {", "metadata: { lables: { app: db },") + &pod(2, "role: client")),
+    );
+    gateway.until("who is meant", is_as_it_was);
+    until_whole(&gateway);
+    gateway.kill();
+    gateway.run();
+    gateway.problem_with("Invalid", "metadata.lables");
+    for step in ["g", "h"] {
+        edit_and_take_back(&gateway, 0, &write);
+        write(
+            &gateway,
+            "policies",
+            &good().replace("key: app, operator: Exists", "key: app, operator: In, values: [db]"),
+        );
+        gateway.until("others", |gateway| {
+            policy(gateway, NETWORK).is_some_and(|policy| !is_in(gateway, &policy.subjects, 1))
+        });
+        write(&gateway, "policies", &good());
+        gateway.until("as it was", is_as_it_was);
+        until_told(&gateway, step, &write);
+        ["e0", "f0"].iter().for_each(|name| fs::remove_file(gateway.manifests().join(format!("{name}.yaml"))).unwrap());
+        gateway.until("less", |gateway| policy(gateway, "NetworkPolicy/shop/f0").is_none());
     }
 }
 
@@ -324,6 +375,19 @@ fn what_a_cluster_withholds_after_a_kill_stays_as_it_was() {
         };
         until_told(&gateway, &format!("m{number}"), &put);
         assert!(is_as_it_was(&gateway), "without {withheld}, missing: {is_missing}, lost: {is_lost}");
+        if withheld == "pods" {
+            edit_and_take_back(&gateway, number, &put);
+            server.delete("networkpolicies", "shop", "closed").unwrap();
+            gateway.until("no policy", |gateway| policy(gateway, NETWORK).is_none());
+            server.apply(&of_team).unwrap();
+            gateway.until("the policy again", is_as_it_was);
+            if is_lost {
+                server.apply(&edited()).unwrap();
+                gateway.problem_with("ChangeWaits", "closed");
+                server.apply(&of_team).unwrap();
+                gateway.without_problem("ChangeWaits");
+            }
+        }
         // Who is new is one of them, though nobody can tell the labels of the namespace.
         if withheld == "namespaces" && !is_lost {
             server.apply(&pod(4, "app: web, role: client")).unwrap();
