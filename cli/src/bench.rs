@@ -129,16 +129,17 @@ fn table(ladders: &Ladders) -> String {
     };
     let _ = writeln!(
         text,
-        "{:<28} {:>10} {:>12} {:>8} {:>8} {:>8}",
-        "on veth", "packets/s", "CPU ns each", "p50 us", "p99 us", "p99.9 us"
+        "{:<28} {:<6} {:>10} {:>12} {:>8} {:>8} {:>8}",
+        "on veth", "", "packets/s", "CPU ns each", "p50 us", "p99 us", "p99.9 us"
     );
     let number = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |number| format!("{number:.0}"));
     for rung in veth["rungs"].as_array().into_iter().flatten() {
         let latency = &rung["latency"];
         let _ = writeln!(
             text,
-            "{:<28} {:>10} {:>12} {:>8} {:>8} {:>8}",
+            "{:<28} {:<6} {:>10} {:>12} {:>8} {:>8} {:>8}",
             rung["name"].as_str().unwrap_or("-"),
+            rung["family"].as_str().unwrap_or("-"),
             number(&rung["mrr_per_s"]),
             number(&rung["cpu_ns_per_packet"]),
             number(&latency["p50_us"]),
@@ -172,15 +173,15 @@ mod tests {
     #[test]
     fn rungs_are_told_and_what_was_not_counted_is_a_dash() {
         let latency = serde_json::json!({ "p50_us": 20.4, "p99_us": 51.0, "p99_9_us": 90.0 });
-        let rung = |cpu| serde_json::json!({ "name": "raw", "mrr_per_s": 512_345.6, "cpu_ns_per_packet": cpu, "latency": latency });
+        let rung = |cpu| serde_json::json!({ "name": "raw", "family": "IPv6", "mrr_per_s": 512_345.6, "cpu_ns_per_packet": cpu, "latency": latency });
         let veth = serde_json::json!({ "conditions": "veth", "rungs": [rung(Some(1200.0)), rung(None)] });
         let text = table(&ladders(Some(veth)));
         assert!(
-            text.contains("raw                              512346         1200       20       51       90"),
+            text.contains("raw                          IPv6       512346         1200       20       51       90"),
             "{text}"
         );
         assert!(
-            text.contains("raw                              512346            -       20       51       90"),
+            text.contains("raw                          IPv6       512346            -       20       51       90"),
             "{text}"
         );
     }

@@ -7,17 +7,18 @@
 //! Owns the rungs and their figures. A rung is a plain forwarder on AF_XDP, which is the ceiling of this I/O; Tidegate,
 //! `fullnat` into VXLAN; or the kernel, with the rules that kube-proxy writes in nftables mode and its own VXLAN, for one
 //! Service and for thousands. The generator sends the same to each; the sink drops and counts behind the
-//! rung's last device, so that neither the workers nor the pods are measured.
+//! rung's last device, so that neither the workers nor the pods are measured. Each family climbs by itself.
 //!
 //! **What processor time is counted**: that of the forwarder's own threads, and that of the kernel's threads which receive
 //! for `wan0`. These exist since the rung's devices are told to receive in threads of their own; otherwise the kernel would
-//! receive in whoever sends, and the generator would pay for the gateway. Time of other programs is in neither.
+//! receive in whoever sends, and the generator would pay for the gateway. Time of other programs is in neither. The same time
+//! while nothing is sent is what a rung costs idle, and packets so rare that each one wakes it show how soon it does.
 //! It says nothing about NICs: on veth the kernel copies every packet, and that is most of what AF_XDP costs here.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
@@ -33,23 +34,28 @@ use crate::pktgen::histogram::Quantiles;
 use crate::pktgen::options::{DeviceOptions, TrafficOptions};
 use crate::pktgen::surroundings::{self, Surroundings};
 use crate::pktgen::trial::Outcome;
+use crate::plot;
 use crate::process::{self, Daemon, in_namespace};
 use crate::rig::Rig;
 use crate::topology::{
-    CLIENT, ECHO_PORT, FABRIC, Family, GATEWAY, GATEWAY_NODE, GATEWAY_WAN_MAC, OVERLAY_MTU_V4, Pod, VIP_ECHO, VNI,
-    VXLAN_PORT, Vip, workers,
+    CLIENT, ECHO_PORT, FABRIC, FAMILIES, Family, GATEWAY, GATEWAY_NODE, GATEWAY_WAN_MAC, OVERLAY_MTU_V4,
+    OVERLAY_MTU_V6, Pod, VIP_ECHO, VNI, VXLAN_PORT, Vip, workers,
 };
 
-/// The one family of the ladder's packets.
-const FAMILY: Family = Family::V4;
 /// How long setting a rung up may take: thousands of Services take nftables half a minute.
 const SETUP_LIMIT: Duration = Duration::from_secs(240);
+/// Addresses of the kernel's other Services.
+const SERVICES_V6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0);
 /// First rate that is offered.
 const FIRST_RATE_PER_S: u64 = 20_000;
 /// Last one: more than any generator here has.
 const LAST_RATE_PER_S: u64 = 20_000_000;
 /// The part of the most at which processor time is counted: little is lost there, so little is spent in vain.
 const STEADY: f64 = 0.7;
+/// Packets per second that each find the rung asleep.
+const RARE_PER_S: u64 = 100;
+/// How long these are sent, and nothing is sent before, at least.
+const QUIET_MIN: Duration = Duration::from_secs(2);
 /// How long a forwarder may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(20);
 
@@ -69,6 +75,9 @@ pub struct LadderOptions {
     /// Sizes of frames with their check sequence
     #[arg(long, default_value = "64")]
     pub sizes: String,
+    /// Families of the packets
+    #[arg(long, value_delimiter = ',', default_value = "ipv4,ipv6", value_parser = family)]
+    pub families: Vec<Family>,
     /// Services that the kernel's rules know: a rung for each number
     #[arg(long, value_delimiter = ',', default_value = "1,1000,10000")]
     pub services: Vec<u32>,
@@ -78,6 +87,14 @@ pub struct LadderOptions {
     /// Write the JSON to this file
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
+    /// Draw the figures into this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+}
+
+fn family(name: &str) -> Result<Family, String> {
+    let named = FAMILIES.into_iter().find(|family| family.to_string().eq_ignore_ascii_case(name));
+    named.ok_or_else(|| "ipv4 or ipv6".into())
 }
 
 /// One rung's figures.
@@ -85,6 +102,8 @@ pub struct LadderOptions {
 pub struct Rung {
     /// What forwarded.
     pub name: String,
+    /// `IPv4` or `IPv6`, inside and outside of VXLAN.
+    pub family: String,
     /// Packets per second that came through, at the rate at which most did.
     pub mrr_per_s: f64,
     /// That rate.
@@ -96,6 +115,10 @@ pub struct Rung {
     pub of_it_receiving_ns: Option<f64>,
     /// From the generator to the sink at half of the MRR, with a sink that receives.
     pub latency: Quantiles,
+    /// Processor time of the same threads while nothing is sent, in percent of one core.
+    pub idle_percent: Option<f64>,
+    /// From the generator to the sink at a hundred packets per second: each finds everybody asleep.
+    pub rare: Quantiles,
 }
 
 /// The ladder.
@@ -133,40 +156,45 @@ pub fn climb(options: &LadderOptions) -> Result<Ladder> {
         let lines = format!("ethtool -K {device} gro on >/dev/null\necho 1 > /sys/class/net/{device}/threaded\n");
         shell(namespace, &lines)?;
     }
-    let measure = |name: &str, pid: Option<u32>| {
-        eprintln!("ladder: {name}");
-        measure(name, pid, options, seconds, &before).with_context(|| format!("rung {name:?}"))
-    };
     let mut rungs = Vec::new();
+    let mut measure = |name: &str, pid: Option<u32>| -> Result<()> {
+        for family in &options.families {
+            eprintln!("ladder: {name}, {family}");
+            let rung = measure(name, *family, pid, options, seconds, &before);
+            rungs.push(rung.with_context(|| format!("rung {name:?} over {family}"))?);
+        }
+        Ok(())
+    };
     {
         let mut forwarder = forwarder(&rig)?;
         forwarder.wait_for_line("forwarding", READY_LIMIT)?;
-        let pid = forwarder.pid();
-        rungs.push(measure("raw AF_XDP forwarding", Some(pid))?);
+        measure("raw AF_XDP forwarding", Some(forwarder.pid()))?;
         forwarder.signal(rustix::process::Signal::TERM)?;
         forwarder.wait_for_end(READY_LIMIT)?;
     }
     rig.gateway.start()?;
     rig.await_active_pods("shop/echo", &crate::topology::pods().map(Pod::name).collect::<Vec<_>>(), READY_LIMIT)?;
-    let pid = rig.gateway.pid(Program::Dataplane);
-    rungs.push(measure("Tidegate fullnat", pid)?);
+    measure("Tidegate fullnat", rig.gateway.pid(Program::Dataplane))?;
     rig.gateway.end(Program::Control)?;
     rig.gateway.end(Program::Dataplane)?;
     shell(GATEWAY, &kernel_forwards())?;
     for count in &options.services {
         program(*count)?;
-        rungs.push(measure(&format!("kernel nftables, {count} Services"), None)?);
+        measure(&format!("kernel nftables, {count} Services"), None)?;
     }
     let conditions = format!(
         "veth, AF_XDP copy mode, one queue, frames of {} bytes in {} flows, uniform; {} trials of {} s; processor time: the \
          forwarder's threads and the kernel's threads that receive for wan0, at 0.7 of the most that came through; latency at \
-         half of it",
+         half of it; idle: the same processor time while nothing is sent, of one core; rare: {RARE_PER_S} packets per second",
         options.sizes, options.flows, options.trials, options.seconds
     );
     let ladder = Ladder { surroundings: surroundings::here(), conditions, rungs };
     if let Some(file) = &options.record {
         let text = serde_json::to_string_pretty(&ladder)? + "\n";
         std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    if let Some(file) = &options.plot {
+        std::fs::write(file, plot::ladder(&ladder)?).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(ladder)
 }
@@ -181,34 +209,42 @@ fn shell(namespace: &str, lines: &str) -> Result<()> {
 
 fn forwarder(rig: &Rig) -> Result<Daemon> {
     let mut command = in_namespace(GATEWAY, rig.gateway.program("tidegate-pktgen"));
-    command.args(["forward", "--near=wan0", "--far=lan0", &format!("--address={}", VIP_ECHO.of(FAMILY))]);
+    command.args(["forward", "--near=wan0", "--far=lan0"]);
+    command.args(FAMILIES.map(|family| format!("--address={}", VIP_ECHO.of(family))));
     Daemon::start("tidegate-pktgen", command, &rig.lab.state_dir.join("forwarder.log"))
 }
 
-/// Makes the gateway's kernel a forwarder: its own VXLAN device, as workers have it, and NAPI on `wan0`.
+/// Makes the gateway's kernel a forwarder: its own VXLAN devices, as workers have them.
 fn kernel_forwards() -> String {
-    let device = vxlan_device(FAMILY);
+    let mut lines = "ip link set dev wan0 xdp off\nip link set dev lan0 xdp off\n".to_owned();
     let node = GATEWAY_NODE;
-    let mut lines = format!(
-        "ip link set dev wan0 xdp off\nip link set dev lan0 xdp off\n\
-         ip link add {device} address {} mtu {OVERLAY_MTU_V4} type vxlan id {VNI} dev lan0 local {} dstport {VXLAN_PORT} \
-         nolearning\nip link set {device} up\nip addr add {}/32 dev {device}\n",
-        node.vtep_mac(FAMILY),
-        node.underlay(FAMILY),
-        node.overlay(FAMILY)
-    );
-    for worker in workers() {
-        let (overlay, mac) = (worker.overlay(FAMILY), worker.vtep_mac(FAMILY));
+    for family in FAMILIES {
+        let device = vxlan_device(family);
+        let (mtu, length, flags) = match family {
+            Family::V4 => (OVERLAY_MTU_V4, 32, ""),
+            Family::V6 => (OVERLAY_MTU_V6, 128, " nodad"),
+        };
         let _ = write!(
             lines,
-            "ip neigh add {overlay} lladdr {mac} dev {device} nud permanent\n\
-             ip route add {} via {overlay} dev {device} onlink\n\
-             bridge fdb append {mac} dev {device} dst {}\n",
-            worker.pod_cidr(FAMILY),
-            worker.underlay(FAMILY)
+            "ip link add {device} address {} mtu {mtu} type vxlan id {VNI} dev lan0 local {} dstport {VXLAN_PORT} \
+             nolearning\nip link set {device} up\nip addr add {}/{length} dev {device}{flags}\n",
+            node.vtep_mac(family),
+            node.underlay(family),
+            node.overlay(family)
         );
+        for worker in workers() {
+            let (overlay, mac) = (worker.overlay(family), worker.vtep_mac(family));
+            let _ = write!(
+                lines,
+                "ip neigh add {overlay} lladdr {mac} dev {device} nud permanent\n\
+                 ip route add {} via {overlay} dev {device} onlink\n\
+                 bridge fdb append {mac} dev {device} dst {}\n",
+                worker.pod_cidr(family),
+                worker.underlay(family)
+            );
+        }
     }
-    lines + "echo 1 > /proc/sys/net/ipv4/ip_forward\n"
+    lines + "echo 1 > /proc/sys/net/ipv4/ip_forward\necho 1 > /proc/sys/net/ipv6/conf/all/forwarding\n"
 }
 
 /// Makes the gateway's rules those of kube-proxy with so many Services: the one that is measured, with all pods, and others
@@ -216,26 +252,27 @@ fn kernel_forwards() -> String {
 fn program(count: u32) -> Result<()> {
     let other = |number: u32| {
         let v4 = std::net::Ipv4Addr::from(u32::from_be_bytes([10, 96, 0, 0]) + number);
-        let one = Pod { number: 1 };
-        LabService { pods: vec![one], ..LabService::new(&format!("s{number}"), Vip { v4, v6: VIP_ECHO.v6 }, &[ECHO]) }
+        let v6 = std::net::Ipv6Addr::from(SERVICES_V6.to_bits() + u128::from(number));
+        LabService { pods: vec![Pod { number: 1 }], ..LabService::new(&format!("s{number}"), Vip { v4, v6 }, &[ECHO]) }
     };
     let measured = LabService::new("echo", VIP_ECHO, &[ECHO]);
     let services: Vec<LabService> = std::iter::once(measured).chain((1..count).map(other)).collect();
+    let rules: String = FAMILIES.map(|family| kube_proxy::rules(GATEWAY_NODE, family, &services)).concat();
     let mut nft = in_namespace(GATEWAY, "nft");
     nft.args(["-f", "-"]);
-    process::run(nft, &kube_proxy::rules(GATEWAY_NODE, FAMILY, &services), SETUP_LIMIT)?.success("nft")?;
+    process::run(nft, &rules, SETUP_LIMIT)?.success("nft")?;
     Ok(())
 }
 
 /// The generator between the client's end of `wan0` and the workers' end of `lan0`.
-fn bench(options: &LadderOptions, count_only: bool) -> Result<Bench> {
+fn bench(options: &LadderOptions, family: Family, count_only: bool) -> Result<Bench> {
     let mut words = vec![
         "ladder".to_owned(),
         format!("--tx=eth0@{CLIENT}"),
         format!("--rx={GATEWAY}@{FABRIC}"),
         format!("--to-mac={GATEWAY_WAN_MAC}"),
-        format!("--target={}", VIP_ECHO.at(FAMILY, ECHO_PORT)),
-        format!("--expect={}", VIP_ECHO.of(FAMILY)),
+        format!("--target={}", VIP_ECHO.at(family, ECHO_PORT)),
+        format!("--expect={}", VIP_ECHO.of(family)),
         format!("--flows={}", options.flows),
         format!("--sizes={}", options.sizes),
         "--order=uniform".into(),
@@ -243,7 +280,7 @@ fn bench(options: &LadderOptions, count_only: bool) -> Result<Bench> {
     ];
     words
         .extend(workers().map(|worker| {
-            format!("--expect-vxlan={}", std::net::SocketAddr::new(worker.underlay(FAMILY), VXLAN_PORT))
+            format!("--expect-vxlan={}", std::net::SocketAddr::new(worker.underlay(family), VXLAN_PORT))
         }));
     if count_only {
         words.push("--count-only".into());
@@ -254,12 +291,13 @@ fn bench(options: &LadderOptions, count_only: bool) -> Result<Bench> {
 
 fn measure(
     name: &str,
+    family: Family,
     pid: Option<u32>,
     options: &LadderOptions,
     seconds: Duration,
     before: &BTreeSet<u32>,
 ) -> Result<Rung> {
-    let mut counting = bench(options, true)?;
+    let mut counting = bench(options, family, true)?;
     // Neighbours are found and flows begun before anything counts.
     let first = counting.trial(50_000, 0, Duration::from_millis(500), false)?;
     counting.trial(0, 0, Duration::from_millis(300), false)?;
@@ -282,15 +320,26 @@ fn measure(
         figures.get(figures.len() / 2).copied().unwrap_or_default()
     };
     let half = crate::pktgen::search::rounded(peak.received_per_s / 2.0);
-    let latency = bench(options, false)?.trial(half, 0, seconds, false)?.latency;
+    let mut receiving_sink = bench(options, family, false)?;
+    let latency = receiving_sink.trial(half, 0, seconds, false)?.latency;
+    let quiet = seconds.max(QUIET_MIN);
+    let rare = receiving_sink.trial(RARE_PER_S, 0, quiet, false)?.latency;
+    drop(receiving_sink);
+    let (began, idle) = (Instant::now(), own_ns(pid) + threads_ns(&receiving));
+    std::thread::sleep(quiet);
+    let idle = (own_ns(pid) + threads_ns(&receiving)).saturating_sub(idle);
+    let idle_percent = idle as f64 / began.elapsed().as_nanos() as f64 * 100.0;
     let visible = !receiving.is_empty();
     Ok(Rung {
         name: name.into(),
+        family: family.to_string(),
         mrr_per_s: peak.received_per_s,
         offered_per_s: peak.sent_per_s,
         cpu_ns_per_packet: visible.then(|| median(spent)),
         of_it_receiving_ns: visible.then(|| median(spent_receiving)),
         latency,
+        idle_percent: visible.then_some(idle_percent),
+        rare,
     })
 }
 
@@ -345,21 +394,38 @@ impl Ladder {
         let mut text = format!("{processor}, {cores} cores, kernel {kernel}, {build} build\n{}\n\n", self.conditions);
         let _ = writeln!(
             text,
-            "{:<32} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>8}",
-            "", "MRR /s", "of raw", "CPU ns", "of it rx", "p50 us", "p99 us", "p99.9 us"
+            "{:<31} {:<6} {:>9} {:>6} {:>7} {:>8} {:>8} {:>8} {:>8} {:>7} {:>8} {:>8}",
+            "",
+            "",
+            "MRR /s",
+            "of raw",
+            "CPU ns",
+            "of it rx",
+            "p50 us",
+            "p99 us",
+            "p99.9 us",
+            "idle %",
+            "rare p50",
+            "rare p99"
         );
-        let raw = self.rungs.first().map_or(0.0, |rung| rung.mrr_per_s);
-        let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
+        let number = |value: Option<f64>, digits: usize| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+        };
         for rung in &self.rungs {
+            let raw = self.rungs.iter().find(|raw| raw.family == rung.family).map_or(0.0, |raw| raw.mrr_per_s);
             let mrr = rung.mrr_per_s;
             let Quantiles { p50_us, p99_us, p99_9_us, .. } = rung.latency;
             let _ = writeln!(
                 text,
-                "{:<32} {mrr:>9.0} {:>9.2} {:>8} {:>8} {p50_us:>8.1} {p99_us:>8.1} {p99_9_us:>8.1}",
+                "{:<31} {:<6} {mrr:>9.0} {:>6.2} {:>7} {:>8} {p50_us:>8.1} {p99_us:>8.1} {p99_9_us:>8.1} {:>7} {:>8.1} {:>8.1}",
                 rung.name,
+                rung.family,
                 mrr / raw.max(1.0),
-                number(rung.cpu_ns_per_packet),
-                number(rung.of_it_receiving_ns),
+                number(rung.cpu_ns_per_packet, 0),
+                number(rung.of_it_receiving_ns, 0),
+                number(rung.idle_percent, 1),
+                rung.rare.p50_us,
+                rung.rare.p99_us,
             );
         }
         text

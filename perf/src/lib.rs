@@ -46,6 +46,7 @@ pub mod generator;
 pub mod flood;
 /// `tidegate-pktgen`: a generator and sink of one's own choice, and the searches that use it.
 pub mod pktgen;
+pub mod plot;
 /// The same packets through a plain forwarder, through Tidegate and through the kernel.
 pub mod ladder;
 /// The same lab with its gateway in a virtual machine, where AF_XDP is zero-copy.

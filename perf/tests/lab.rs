@@ -260,6 +260,32 @@ fn a_flood_is_accounted_for() {
     check(&["overlay", "flood", "books"]);
 }
 
+/// Every rung carries packets in both families, and is told and drawn. Nothing is said of how fast.
+#[test]
+fn the_ladder_can_be_climbed() {
+    let turn = std::fs::File::create(concat!(env!("CARGO_TARGET_TMPDIR"), "/lab.lock")).unwrap();
+    turn.lock().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let files = ["ladder.json", "ladder.svg"].map(|name| home.path().join(name));
+    let mut command = lab(&["ladder", "--seconds=0.1", "--trials=1", "--services=1,10"]);
+    command.arg("--record").arg(&files[0]).arg("--plot").arg(&files[1]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&files[0]).unwrap()).unwrap();
+    let rungs = record["rungs"].as_array().unwrap();
+    assert_eq!(rungs.len(), 2 * 4);
+    let picture = std::fs::read_to_string(&files[1]).unwrap();
+    for rung in rungs {
+        let (name, family) = (rung["name"].as_str().unwrap(), rung["family"].as_str().unwrap());
+        assert!(picture.contains(&format!("{name}, {family}")), "{picture}");
+        for figure in
+            ["/mrr_per_s", "/cpu_ns_per_packet", "/latency/count", "/latency/p99_us", "/rare/count", "/rare/p50_us"]
+        {
+            assert!(rung.pointer(figure).and_then(serde_json::Value::as_f64).unwrap() > 0.0, "{figure} of {rung}");
+        }
+    }
+}
+
 #[test]
 fn the_operator_sees_everything() {
     check(&["show", "explain", "metrics"]);
