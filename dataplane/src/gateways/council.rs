@@ -529,12 +529,16 @@ impl Council {
                 (self.acted, self.acted_since_ns, self.hurry) = (view, now_ns, true);
             }
         }
-        let is_done = |decided: &Option<u64>| decided.is_some_and(|decided| decided <= number);
-        for (prefix, _) in self.untold.extract_if(.., |_, decided| is_done(decided)) {
-            let mark = self.vips.get(&prefix).map(|vip| vip.mark);
-            self.told_digest = self.told_digest.wrapping_add(mark.map_or(0, spread));
-            self.hurry = true;
-        }
+        let (told_digest, vips) = (&mut self.told_digest, &self.vips);
+        let before = self.untold.len();
+        self.untold.retain(|prefix, decided| {
+            let is_done = decided.is_some_and(|decided| decided <= number);
+            if let Some(vip) = vips.get(prefix).filter(|_| is_done) {
+                *told_digest = told_digest.wrapping_add(spread(vip.mark));
+            }
+            !is_done
+        });
+        self.hurry |= self.untold.len() < before;
     }
 
     /// So many VIPs are announced now, and so many are not because of strangers.
