@@ -269,6 +269,7 @@ fn line(step: &Step) -> (&'static str, String) {
         Step::Differs { what, tables, packet } => {
             ("differs", format!("{what}: tables have {tables}, the packet carries {packet}"))
         }
+        Step::Lacks { what, found, needed } => ("lacks", format!("{what}: {found}; needed: {needed}")),
         Step::Arp => ("packet", "ARP".to_owned()),
         Step::Owned { worker, workers } => ("owner", format!("worker {worker} of {workers}")),
         Step::Flow { original, egress, state, client, vip, source, backend, idle_s, packets } => {
@@ -610,6 +611,10 @@ mod tests {
             (
                 Step::Differs { what: "VNI of node w2".into(), tables: "7".into(), packet: "1".into() },
                 "VNI of node w2: tables have 7, the packet carries 1",
+            ),
+            (
+                Step::Lacks { what: "endpoints of shop/web".into(), found: "0 ready".into(), needed: "1 ready".into() },
+                "endpoints of shop/web: 0 ready; needed: 1 ready",
             ),
             (
                 flow,

@@ -209,6 +209,7 @@ fn canned(question: &Show) -> Shown {
                 gateway("gw-2", false, "draining", Some(12), 2, &["198.51.100.2", "2001:db8:2::2"]),
                 gateway("gw-3", false, "never heard", None, 0, &["198.51.100.3"]),
             ],
+            key: None,
             counters: counters(&[("heartbeats_heard", 1200), ("refused_wrong_key", 0), ("vips_taken_over", 5)]),
         }),
         Show::Announcements => Shown::Announcements(Announcements {
@@ -294,6 +295,7 @@ fn backend(address: &str, node: &str, pod: &str, state: &str, weight: u16) -> Ba
         backend_port: 8080,
         weight,
         state: state.into(),
+        reason: String::new(),
         node: node.into(),
         pod: pod.into(),
         flows: 2,
@@ -389,6 +391,7 @@ fn gateway(
         is_equal: heard_ms.map(|_| true),
         announced,
         dual_owner_ms: 17,
+        wrong_key: None,
     }
 }
 
@@ -725,7 +728,7 @@ fn draining(left: &'static [u32]) -> (TempDir, JoinHandle<Option<bool>>) {
                 gateway("gw-1", true, "draining", None, last, &[]),
                 gateway("gw-2", false, "lost", Some(9000), 0, &["198.51.100.2"]),
             ];
-            let shown = Shown::Gateways(Gateways { alone: None, rows, counters: counters(&[]) });
+            let shown = Shown::Gateways(Gateways { rows, ..Gateways::default() });
             frame::write(&mut stream, &Response::Shown(shown)).unwrap();
         }
         Some(draining)

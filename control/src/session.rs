@@ -360,8 +360,10 @@ impl Session {
                         update.resources.push(resource.clone());
                     }
                 }
+                // It is again what it was before it was refused.
+                Some(_) => drop(self.refused.remove(key)),
                 None if held.is_some() => update.removed.push(key.clone()),
-                _ => {}
+                None => {}
             }
         }
         if whole {
@@ -539,6 +541,28 @@ mod tests {
         session.accepted(Accepted { nonce, generation: 2, rejected: vec![] });
         session.ask_again(Instant::now() + ASK_AGAIN_AFTER);
         assert!(session.refused().is_empty() && !session.push(&wanted).unwrap(), "it is held now");
+    }
+
+    #[test]
+    fn what_is_again_as_it_was_before_it_was_refused_is_refused_no_more() {
+        let resource = |version: &str| Resource {
+            name: "a".into(),
+            version: version.into(),
+            body: Body::Service(Service::default()),
+        };
+        let key = resource("1").key();
+        let wanted = |version| Fixed(BTreeMap::from([(key.clone(), resource(version))]));
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let mut session = Session::default();
+        session.connected(1, stream, Versions::from([(key.clone(), "1".into())]), 0, false);
+        session.touch([key.clone()]);
+        assert!(session.push(&wanted("2")).unwrap());
+        let rejected = vec![Rejection { key: key.clone(), version: "2".into(), reason: "no".into() }];
+        session.accepted(Accepted { nonce: session.nonce, generation: 1, rejected });
+        assert!(session.refused().contains_key(&key));
+        session.touch([key.clone()]);
+        assert!(!session.push(&wanted("1")).unwrap(), "the dataplane has it");
+        assert!(session.refused().is_empty());
     }
 
     #[test]

@@ -290,6 +290,29 @@ proptest! {
     }
 }
 
+/// Endpoints that are there and do not serve are told, of a family in which none gets new flows, and of no other.
+#[test]
+fn who_does_not_serve_is_told_where_nobody_does() {
+    for (v4, family) in [(true, "IPv4"), (false, "IPv6")] {
+        let prefix = if v4 { "10.244.1." } else { "fd00:10:244:1::" };
+        let told = |given: &[&str]| {
+            let list: Vec<String> = given.iter().map(|text| endpoint(text, prefix)).collect();
+            let mut rig = Rig::new();
+            rig.apply(&(web("", "") + &slice("s", "web", family, HTTP_8080, &list.join(", "))));
+            let port = &rig.service("shop/web").ports[0];
+            let told = port.not_serving.iter().map(|endpoint| (endpoint.address.to_string(), endpoint.node.clone()));
+            (port.backends.len(), told.collect::<Vec<_>>())
+        };
+        let of = |host: &str, node: &str| (format!("{prefix}{host}"), node.to_owned());
+        assert_eq!(told(&["1=@w1", "2=@w2", "3=s@w3"]), (1, vec![of("1", "w1"), of("2", "w2")]), "one drains");
+        assert_eq!(told(&["1=@w1", "2=rs@w2"]), (1, vec![]), "one is ready");
+        assert_eq!(told(&["1=@w1", "2=st@w2"]), (1, vec![]), "one ends and is taken");
+        assert_eq!(told(&[]), (0, vec![]));
+        let many: Vec<String> = (1..=20).map(|host| format!("{host}=@w1")).collect();
+        assert_eq!(told(&many.iter().map(String::as_str).collect::<Vec<_>>()).1.len(), 8, "some of many");
+    }
+}
+
 #[test]
 fn sources_are_sent_to_endpoints_of_their_own() {
     // T-122: by address and by pod, both families; what names no endpoint is told and not sent.

@@ -157,8 +157,23 @@ impl<'t> Story<'t> {
                 dropped(denied.reason)
             }
             Decision::Refuse(refused) => answered(refused.answer),
-            Decision::Answer(answer) => answered(*answer),
-            Decision::Drop(reason) => dropped(*reason),
+            Decision::Answer(answer) => {
+                self.steps.extend(match answer {
+                    Answer::TimeExceeded => Some(evidence::of_ttl(packet)),
+                    Answer::TooBig { mtu } => Some(evidence::of_length(packet, *mtu)),
+                    _ => None,
+                });
+                answered(*answer)
+            }
+            Decision::Drop(reason) => {
+                let backend = heard.iter().find_map(|step| match step {
+                    pipeline::Step::Backend(id) => Some(*id),
+                    _ => None,
+                });
+                let lack = backend.and_then(|id| evidence::of_sources::<A>(self.tables, state, id, *reason));
+                self.steps.extend(lack);
+                dropped(*reason)
+            }
         }
     }
 

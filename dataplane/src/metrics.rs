@@ -437,10 +437,12 @@ mod tests {
             is_equal,
             announced: 2,
             dual_owner_ms: 1500,
+            wrong_key: None,
         };
         let gateways = Gateways {
             alone: None,
             rows: vec![gateway("gw-1", true, None), gateway("gw-2", false, Some(false))],
+            key: None,
             counters: [("heartbeats_sent".to_owned(), 5), ("vips_withheld".to_owned(), 1)].into(),
         };
         let route = |state: &str| AnnouncementRow { prefix: "203.0.113.1/32".into(), vips: 1, state: state.into() };

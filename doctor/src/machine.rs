@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -13,6 +13,11 @@ use tidegate_io::netdev::NetDevice;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Port at which kube-proxy tells its mode (its `metricsBindAddress`, by default on loopback alone).
 const KUBE_PROXY_PORT: u16 = 10249;
+/// Addresses that are nobody's neighbour, for the question which route leads out: the AS112 project's (RFC 7535).
+const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 31, 196, 1);
+const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0x4, 0x112, 0, 0, 0, 0, 1);
+/// Discard (RFC 863); nothing is sent there.
+const OUTSIDE_PORT: u16 = 9;
 /// Longest answer of kube-proxy that is read, bytes.
 const ANSWER_BYTES_MAX: u64 = 4096;
 
@@ -82,6 +87,18 @@ impl Machine {
             return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The address that this machine's own packets to the outside of a family have; none if no route leads there. Nothing is
+    /// sent: a datagram socket learns it when it is given a destination.
+    pub(crate) fn own_address(&self, is_v4: bool) -> Option<IpAddr> {
+        let (any, outside): (IpAddr, IpAddr) = match is_v4 {
+            true => (Ipv4Addr::UNSPECIFIED.into(), OUTSIDE_V4.into()),
+            false => (Ipv6Addr::UNSPECIFIED.into(), OUTSIDE_V6.into()),
+        };
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect((outside, OUTSIDE_PORT)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
     }
 
     /// The mode that kube-proxy says it runs in; none if nobody answers.

@@ -317,6 +317,11 @@ fn broken_setups_are_named_with_both_values() {
 }
 
 #[test]
+fn gateways_that_do_not_agree_are_named() {
+    check(&["broken-gateways"]);
+}
+
+#[test]
 fn policies_of_gateways_hold_for_clients() {
     check(&["gateway-policy"]); // P-031, P-120, C-023
 }

@@ -126,7 +126,9 @@ pub fn backends(rows: &[BackendRow], service: Option<&str>) -> String {
             row.bytes.to_string(),
         ]);
     }
-    columns.render()
+    let reasons: BTreeSet<&str> =
+        rows.iter().map(|row| row.reason.as_str()).filter(|reason| !reason.is_empty()).collect();
+    reasons.into_iter().fold(columns.render(), |told, reason| told + reason + "\n")
 }
 
 #[cfg(test)]
@@ -164,6 +166,30 @@ mod tests {
         );
         assert!(told.contains("wlc") && told.contains("10800 s"), "{told}");
         assert!(told.ends_with("-: counted with the first line of the same Service, port and family\n"), "{told}");
+    }
+
+    #[test]
+    fn why_a_node_is_suspected_is_told_once() {
+        let row = |pod: &str, reason: &str| BackendRow {
+            service: "shop/web".into(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            address: pod.parse().unwrap(),
+            backend_port: 8080,
+            weight: 1,
+            state: if reason.is_empty() { "active" } else { "suspected" }.into(),
+            reason: reason.into(),
+            node: "w2".into(),
+            pod: String::new(),
+            flows: 0,
+            packets: 0,
+            bytes: 0,
+            new_flows: 0,
+        };
+        let why = "node w2: no answer";
+        let told = backends(&[row("10.244.2.5", why), row("10.244.2.6", why), row("fd00:10:244:2::5", "")], None);
+        assert_eq!((told.matches(why).count(), told.matches("suspected").count()), (1, 2), "{told}");
+        assert!(told.ends_with("\nnode w2: no answer\n"), "{told}");
     }
 
     #[test]

@@ -8,11 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use tidegate_api::resource::{Backend, Protocol};
+use tidegate_api::resource::{Backend, NotServing, Protocol};
 
 use super::site::Here;
 use crate::model::endpointslice::{Endpoint, EndpointSlice};
 use crate::model::service::Wishes;
+
+/// Endpoints that do not serve and are told of all the same.
+const NOT_SERVING_MAX: usize = 8;
 
 /// What to choose by.
 pub struct Choice<'a> {
@@ -85,6 +88,28 @@ impl Choice<'_> {
             }
         }
         backends
+    }
+
+    /// Endpoints that are none of `backends` and would be missed: of families in which none of those gets new flows.
+    pub fn not_serving(&self, join: &Join<'_>, slices: &[&EndpointSlice], backends: &[Backend]) -> Vec<NotServing> {
+        let gets_flows = |v4| {
+            let of_family = backends.iter().filter(|backend| backend.address.is_ipv4() == v4);
+            of_family.into_iter().any(|backend| backend.weight > 0 || backend.local_weight > 0)
+        };
+        let missed = [true, false].map(|v4| !gets_flows(v4));
+        if missed == [false, false] {
+            return Vec::new();
+        }
+        let candidates = candidates(join, slices);
+        let idle = candidates.iter().filter(|((address, port), _)| {
+            let is_it = |backend: &Backend| (backend.address, backend.port) == (*address, *port);
+            missed[usize::from(!address.is_ipv4())] && !backends.iter().any(is_it)
+        });
+        let told = |((address, _), candidate): (&(IpAddr, u16), &Candidate<'_>)| NotServing {
+            address: *address,
+            node: candidate.node.into(),
+        };
+        idle.map(told).take(NOT_SERVING_MAX).collect()
     }
 
     /// S-049: without a node it is local to nobody.

@@ -159,8 +159,7 @@ fn ports(service: &Service, delivery: &Delivery, site: &Site, slices: &[&Endpoin
             ports.push(ResolvedPort {
                 name: EVERY_PORT.into(),
                 port: 0,
-                backends: choice.backends(&join, slices),
-                ..template(service, delivery, protocol)
+                ..joined(&choice, &join, slices, template(service, delivery, protocol))
             });
         }
     }
@@ -170,8 +169,7 @@ fn ports(service: &Service, delivery: &Delivery, site: &Site, slices: &[&Endpoin
             name: port.name.clone(),
             port: port.port,
             node_port: port.node_port.filter(|_| site.node_ports),
-            backends: choice.backends(&join, slices),
-            ..template(service, delivery, port.protocol)
+            ..joined(&choice, &join, slices, template(service, delivery, port.protocol))
         }
     }));
     if delivery.mode != DeliveryMode::NodeDsr {
@@ -180,6 +178,13 @@ fn ports(service: &Service, delivery: &Delivery, site: &Site, slices: &[&Endpoin
         }
     }
     ports
+}
+
+/// A port with its endpoints.
+fn joined(choice: &Choice<'_>, join: &Join<'_>, slices: &[&EndpointSlice], port: ResolvedPort) -> ResolvedPort {
+    let backends = choice.backends(join, slices);
+    let not_serving = choice.not_serving(join, slices, &backends);
+    ResolvedPort { backends, not_serving, ..port }
 }
 
 /// What all ports of a protocol have in common.

@@ -87,6 +87,15 @@ pub enum Step {
         /// What the packet carries.
         packet: String,
     },
+    /// Something is not as it would have to be for the packet to get through.
+    Lacks {
+        /// What it is, and of whom: `endpoints of shop/web port 80`.
+        what: String,
+        /// How it is.
+        found: String,
+        /// How it would have to be.
+        needed: String,
+    },
     /// It asks for the link-layer address of this one.
     Arp,
     /// Who owns it.

@@ -323,6 +323,10 @@ pub struct ServicePort {
     pub not_at: Vec<IpNet>,
     /// All serving endpoints of both families; an endpoint that left the serving set is absent (S-102).
     pub backends: Vec<Backend>,
+    /// For telling people: endpoints that do not serve, of a family in which no endpoint gets new flows. Not all there are,
+    /// if there are many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_serving: Vec<NotServing>,
 }
 
 /// Value of `externalTrafficPolicy` and `internalTrafficPolicy`.
@@ -426,6 +430,16 @@ pub struct Backend {
     /// Pod name, for telling people.
     #[serde(default)]
     pub pod: String,
+}
+
+/// An endpoint that is known and has no part in anything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NotServing {
+    /// Pod address.
+    pub address: IpAddr,
+    /// Name of the node the pod runs on; empty when not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
 }
 
 /// Clients whose endpoint is given by their address.

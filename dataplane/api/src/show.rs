@@ -188,8 +188,11 @@ pub struct BackendRow {
     pub backend_port: u16,
     /// Weight; 0 while draining.
     pub weight: u16,
-    /// `active`, `draining` (no new flows) or `gone` (only flows that still end).
+    /// `active`, `draining` (no new flows), `suspected` (its node does not answer) or `gone` (only flows that still end).
     pub state: String,
+    /// Why it is suspected: which node was asked, for how long it has been silent, and how long it may be; else empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
     /// Node and pod as told by control.
     pub node: String,
     /// Pod name.
@@ -363,6 +366,10 @@ pub struct Gateways {
     pub alone: Option<String>,
     /// All of them in the order of names, this one among them.
     pub rows: Vec<GatewayRow>,
+    /// Fingerprint of the key that heartbeats are sent with, 8 hexadecimal digits: equal where the key is. Absent: there is
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// Counters of heartbeats, announcements and probes by name.
     pub counters: BTreeMap<String, u64>,
 }
@@ -391,6 +398,18 @@ pub struct GatewayRow {
     pub announced: u32,
     /// Milliseconds for which it announced what we announced too; of our own: for which anybody did.
     pub dual_owner_ms: u64,
+    /// Heartbeats from its addresses that were not of our key, since the last one that was; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wrong_key: Option<WrongKey>,
+}
+
+/// Heartbeats that were not of our key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrongKey {
+    /// Whence the last one came.
+    pub from: IpAddr,
+    /// How many there were.
+    pub count: u64,
 }
 
 /// Routes to VIPs in the kernel, which a routing daemon hands on.

@@ -368,7 +368,7 @@ impl Compiler {
             tracing::info!(%service, port = way.port, %node, state = ?finding.state, reason = finding.reason, "way to a node");
             self.nodes_due.extend(self.nodes.learn(way, finding));
         }
-        let touched = self.services.suspects_mut().learn(arrived.felt);
+        let touched = self.services.suspects_mut().learn(arrived.felt, now);
         changed |= self.write_services_on(&touched, &mut tables, now);
         let mut new_rows = false;
         for (device, address) in arrived.wants {

@@ -10,14 +10,16 @@ use std::sync::Arc;
 use tidegate_api::message::{IpFamily, NodeSuspicion};
 use tidegate_api::resource::{Body, Gateway, Resource};
 
+use super::Nanos;
 use super::tunnel::Tunnels;
-use crate::probe::pulse::{Felt, PORTS_MAX, Pulse, Wrist};
+use crate::probe::pulse::{Felt, PORTS_MAX, Pulse, SUSPECTED_AFTER, Wrist};
 use crate::table::Family;
 
 /// What is known of nodes.
 #[derive(Debug, Default)]
 pub struct Suspects {
-    silent: BTreeSet<Pulse>,
+    /// Since when.
+    silent: BTreeMap<Pulse, Nanos>,
     /// Ports of Services' health checks, with how many Services have each. Every node has them open.
     ports: BTreeMap<u16, u32>,
     ports_moved: bool,
@@ -29,7 +31,7 @@ pub struct Suspects {
 impl Suspects {
     /// Whether `node` is suspected in this family.
     pub fn contains(&self, node: &str, family: Family) -> bool {
-        !self.silent.is_empty() && self.silent.contains(&Pulse { node: node.into(), family })
+        !self.silent.is_empty() && self.silent.contains_key(&Pulse { node: node.into(), family })
     }
 
     /// Whether no node is suspected.
@@ -37,13 +39,17 @@ impl Suspects {
         self.silent.is_empty()
     }
 
-    /// Takes in what the prober felt; returns the nodes about which that changes anything.
-    pub fn learn(&mut self, felt: Felt) -> BTreeSet<Arc<str>> {
+    /// Takes in what the prober felt until `now`; returns the nodes about which that changes anything.
+    pub fn learn(&mut self, felt: Felt, now: Nanos) -> BTreeSet<Arc<str>> {
         let mut touched = BTreeSet::new();
         for (pulse, suspected) in felt {
             // It may have been on its way when the node went.
             let known = self.felt.iter().any(|wrist| wrist.pulse == pulse);
-            let moved = if suspected { known && self.silent.insert(pulse.clone()) } else { self.silent.remove(&pulse) };
+            let moved = match suspected {
+                true if !known || self.silent.contains_key(&pulse) => false,
+                true => self.silent.insert(pulse.clone(), now).is_none(),
+                false => self.silent.remove(&pulse).is_some(),
+            };
             if moved {
                 let (node, family) = (&pulse.node, pulse.family);
                 match suspected {
@@ -111,7 +117,7 @@ impl Suspects {
             return None;
         }
         let asked: BTreeSet<&Pulse> = wrists.iter().map(|wrist| &wrist.pulse).collect();
-        let forgotten: Vec<Pulse> = self.silent.iter().filter(|pulse| !asked.contains(pulse)).cloned().collect();
+        let forgotten: Vec<Pulse> = self.silent.keys().filter(|pulse| !asked.contains(pulse)).cloned().collect();
         self.news |= !forgotten.is_empty();
         for pulse in &forgotten {
             self.silent.remove(pulse);
@@ -134,10 +140,15 @@ impl Suspects {
             });
             NodeSuspicion { node: pulse.node.to_string(), family, reason }
         };
-        self.silent.iter().map(told).collect()
+        self.silent.keys().map(told).collect()
     }
 
-    /// The same, once after it changed.
+    /// For how long at least each of [`Suspects::all`] has been silent.
+    pub fn silences(&self, now: Nanos) -> Vec<Nanos> {
+        self.silent.values().map(|since| SUSPECTED_AFTER + now.saturating_sub(*since)).collect()
+    }
+
+    /// All suspicions, once after they changed.
     pub fn take_news(&mut self) -> Option<Vec<NodeSuspicion>> {
         std::mem::take(&mut self.news).then(|| self.all())
     }

@@ -73,6 +73,8 @@ pub struct View {
     pub deliveries: Vec<ServiceDelivery>,
     /// Nodes that do not answer.
     pub suspects: Vec<NodeSuspicion>,
+    /// For how long at least each of them has been silent; one per suspect, in the same order.
+    pub silences: Vec<Nanos>,
 }
 
 /// The compiler did not answer.
@@ -431,6 +433,7 @@ impl Run {
             let (objects, reached) = (self.compiler.objects().snapshot(), self.compiler.reached());
             let _ = asker.try_send(Holdings { objects, reached });
         }
+        let now = self.now();
         for (kind, asker) in askers.views {
             let objects = self.compiler.objects();
             let _ = asker.try_send(View {
@@ -439,6 +442,7 @@ impl Run {
                 neighbours: self.compiler.facts().neighbours.clone(),
                 deliveries: lock(&self.news.latest).deliveries.values().map(|(_, told)| told.clone()).collect(),
                 suspects: self.compiler.suspects().all(),
+                silences: self.compiler.suspects().silences(now),
             });
         }
     }

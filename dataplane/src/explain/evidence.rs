@@ -6,21 +6,25 @@
 //! have is heard well, and never hears us.
 
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tidegate_api::explain::Step;
 use tidegate_api::resource::MacAddress;
 
 use super::envelope::SENDER;
 use crate::compile::address_of;
+use crate::drops::DropReason;
 use crate::family::Family;
+use crate::packet::Packet;
 use crate::stage::parse::Ingress;
 use crate::stage::route::{self, Hop};
+use crate::state::State;
 use crate::table::local::VtepRow;
 use crate::table::ranges::Ranges;
 use crate::table::route::RouteTarget;
+use crate::table::service::Mode;
 use crate::table::tunnel::TunnelRow;
-use crate::table::{Tables, TunnelId};
+use crate::table::{BackendId, Tables, TunnelId};
 use crate::wire::packet::{Fragment, parse_l3_accepting_zero_udp6};
 use crate::wire::{Family as Version, ethernet, ipv4, ipv6, protocol, vxlan};
 
@@ -28,6 +32,8 @@ use crate::wire::{Family as Version, ethernet, ipv4, ipv6, protocol, vxlan};
 const UDP_HEADER_LEN: usize = 8;
 /// Identifier in the tag control information of IEEE 802.1Q.
 const VLAN_ID: u16 = 0x0fff;
+/// The least time to live with which a packet is forwarded.
+const TTL_MIN: u8 = 2;
 /// Ranges that are named; of more, how many there are.
 const RANGES_NAMED: usize = 4;
 
@@ -43,6 +49,10 @@ pub(crate) fn of_frame(tables: &Tables, ingress: Ingress, bytes: &[u8]) -> Vec<S
     if link.destination.0 != ingress.mac && !link.destination.is_group() {
         let device = super::device_name(tables, ingress.device);
         found.push(differs(format!("MAC of {device}"), MacAddress(ingress.mac), MacAddress(link.destination.0)));
+    }
+    if let Some(tag) = link.vlan {
+        let device = super::device_name(tables, ingress.device);
+        found.push(differs(format!("VLAN tag on {device}"), "none", tag & VLAN_ID));
     }
     // As far as it goes: what cannot be read has its own drop reason.
     let l3 = bytes.get(usize::from(link.l3_offset)..).unwrap_or_default();
@@ -64,13 +74,16 @@ fn of_tunnel(tables: &Tables, station: Option<[u8; 6]>, l3: &[u8], found: &mut V
     let of_source = |(_, row): &(TunnelId, &TunnelRow)| row.live && address_of(&row.underlay) == source;
     let peer = tables.tunnels.rows().find(of_source);
     let who = peer.map_or_else(|| format!("source {source}"), |(_, row)| format!("node {}", row.name));
-    if outer.destination_port != vtep.port {
-        // Another datagram of a node, or one whose VXLAN goes to another port: its VTEP alone tells.
-        return None;
-    }
     let datagram = l3.get(usize::from(outer.l4_offset) + UDP_HEADER_LEN..usize::from(outer.total_len))?;
     let header = vxlan::parse(datagram).ok()?;
     let expected = peer.map_or(vtep.vni, |(_, row)| row.vni);
+    if outer.destination_port != vtep.port {
+        // Another datagram of a node, unless it is of this overlay.
+        let is_ours = peer.is_some() && header.vni == expected;
+        let what = format!("VXLAN port of this gateway, in frames of {who}");
+        found.extend(is_ours.then(|| differs(what, vtep.port, outer.destination_port)));
+        return None;
+    }
     if header.vni != expected {
         found.push(differs(format!("VNI of {who}"), expected, header.vni));
     } else if header.vni != vtep.vni {
@@ -134,6 +147,49 @@ fn macs(
     {
         let what = format!("MAC of next hop {}, which is {who}", address_of(&row.underlay));
         found.push(differs(what, MacAddress(mac), MacAddress(station)));
+    }
+}
+
+/// A packet that a gateway may not forward any more (RFC 1812 section 5.3.1, RFC 8200 section 3).
+pub(crate) fn of_ttl(packet: &Packet) -> Step {
+    let name = if packet.l3.family == Version::V4 { "TTL" } else { "hop limit" };
+    Step::Lacks {
+        what: format!("{name} of the packet"),
+        found: packet.l3.ttl.to_string(),
+        needed: format!("{TTL_MIN}, to be forwarded"),
+    }
+}
+
+/// A packet that does not fit its path.
+pub(crate) fn of_length(packet: &Packet, mtu: u16) -> Step {
+    Step::Lacks {
+        what: "length of the packet".to_owned(),
+        found: format!("{} bytes", packet.l3.total_len),
+        needed: format!("at most {mtu}"),
+    }
+}
+
+/// A flow to a backend for which there is no source address or port.
+pub(crate) fn of_sources<A: Family>(tables: &Tables, state: &State, id: BackendId, reason: DropReason) -> Option<Step> {
+    let row = tables.backends.row(id)?;
+    let keeps_client = tables.services.row(row.service).is_some_and(|service| service.mode == Mode::Symmetric);
+    let (sources, address) = (A::sources(tables).len(), address_of(&row.address));
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    match reason {
+        DropReason::NoSource => Some(Step::Lacks {
+            what: format!("{family} addresses in control.fullnatSources"),
+            found: "none".to_owned(),
+            needed: "1".to_owned(),
+        }),
+        DropReason::PortsExhausted if !keeps_client => {
+            let ports = u64::from(tables.owners.ports_of(state.worker).len()) * u64::try_from(sources).ok()?;
+            Some(Step::Lacks {
+                what: format!("source ports of this worker towards {}", SocketAddr::new(address, row.port)),
+                found: format!("all {ports} are in use, of {sources} {family} addresses in control.fullnatSources"),
+                needed: "one that is free, or another address there".to_owned(),
+            })
+        }
+        _ => None,
     }
 }
 

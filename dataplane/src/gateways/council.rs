@@ -16,8 +16,10 @@
 //!    it has done what it decided about it, since whoever stood in yields by that.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
+use tidegate_api::show::WrongKey;
 
 use super::election::{self, Can};
 use super::liveness::{Member, State};
@@ -110,6 +112,8 @@ struct Vip {
 pub struct Council {
     settings: Settings,
     id: Id,
+    /// Fingerprint of the key that heartbeats are sent with.
+    key: Option<String>,
     /// All gateways of the set in the order of names, this one among them.
     members: Vec<Member>,
     site: Site,
@@ -165,6 +169,7 @@ impl Council {
         let own = Member::new(&settings.node, Vec::new(), true);
         Council {
             id: own.id,
+            key: None,
             members: vec![own],
             settings,
             site: Site::default(),
@@ -206,7 +211,7 @@ impl Council {
         let named = |member: &Member| !member.is_own;
         let before: BTreeSet<String> =
             self.members.iter().filter(|member| named(member)).map(|m| m.name.clone()).collect();
-        let mut wanted: BTreeMap<&str, Vec<std::net::IpAddr>> = BTreeMap::new();
+        let mut wanted: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
         if self.settings.alone.is_none() {
             let others = site.others.iter().filter(|other| other.node != self.settings.node);
             wanted.extend(others.take(GATEWAYS_MAX - 1).map(|other| (other.node.as_str(), other.addresses.clone())));
@@ -309,12 +314,23 @@ impl Council {
         self.site.has_tables
     }
 
-    /// A datagram that is no message of our set.
-    pub fn refuse(&mut self, refusal: Refusal) {
+    /// Heartbeats are sent with the key of this fingerprint.
+    pub fn set_key(&mut self, fingerprint: String) {
+        self.key = Some(fingerprint);
+    }
+
+    /// A datagram from an address that is no message of our set.
+    pub fn refuse(&mut self, refusal: Refusal, from: IpAddr) {
         match refusal {
             Refusal::Malformed => self.counts.malformed += 1,
             Refusal::Version(_) => self.counts.version += 1,
-            Refusal::WrongKey => self.counts.wrong_key += 1,
+            Refusal::WrongKey => {
+                self.counts.wrong_key += 1;
+                if let Some(member) = self.members.iter_mut().find(|member| member.addresses.contains(&from)) {
+                    let count = member.wrong_key.as_ref().map_or(0, |wrong| wrong.count);
+                    member.wrong_key = Some(WrongKey { from, count: count + 1 });
+                }
+            }
         }
     }
 
@@ -355,6 +371,7 @@ impl Council {
             return Err("it is older than what was heard before");
         }
         self.counts.heard += 1;
+        member.wrong_key = None;
         self.hurry |=
             proof_ns.is_none() || before.as_ref().map(|told| told.0) != member.last.as_ref().map(|l| l.message.epoch);
         self.stale |= before != member.last.as_ref().map(told) || new_part;

@@ -19,6 +19,9 @@ const FILE_BYTES_MAX: u64 = 4096;
 /// Keys in a file.
 const KEYS_MAX: usize = 2;
 
+/// What a fingerprint is the tag of; no heartbeat begins like this.
+const FINGERPRINTED: &[u8] = b"fingerprint of a key of gateways";
+
 /// One or two keys.
 #[derive(Clone)]
 pub struct Keys(Vec<Hmac<Sha256>>);
@@ -78,6 +81,12 @@ impl Keys {
         let Some(mut key) = self.0.first().cloned() else { return [0; TAG_BYTES] };
         key.update(bytes);
         key.finalize().into_bytes().into()
+    }
+
+    /// What people may compare two keys by: 8 hexadecimal digits of a tag of the first one.
+    pub fn fingerprint(&self) -> String {
+        let [first, second, third, fourth, ..] = self.tag(FINGERPRINTED);
+        format!("{:08x}", u32::from_be_bytes([first, second, third, fourth]))
     }
 
     /// Whether `tag` is that of one of the keys; takes the same time whatever differs.

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use tidegate_api::show::WrongKey;
 
 use super::Nanos;
 use super::election::{self, Can};
@@ -37,6 +38,8 @@ pub struct Member {
     pub is_dual: bool,
     /// For how long that was so by what it said last before it was proven to live.
     pub unproven_dual_ns: u64,
+    /// Heartbeats from its addresses that were not of our key, since the last one that was.
+    pub wrong_key: Option<WrongKey>,
 }
 
 /// The last that was heard of a gateway.
@@ -91,6 +94,7 @@ impl Member {
             dual_owner_ns: 0,
             is_dual: false,
             unproven_dual_ns: 0,
+            wrong_key: None,
         }
     }
 

@@ -85,16 +85,17 @@ impl Ends {
         }
     }
 
-    /// Takes over another key file. One that cannot be used leaves the keys there are.
-    fn renew(&mut self, now: Nanos) {
+    /// Takes over another key file. One that cannot be used leaves the keys there are. True: it was read.
+    fn renew(&mut self, now: Nanos) -> bool {
         if now.saturating_sub(self.read_ns) < KEY_AGAIN_NS {
-            return;
+            return false;
         }
         self.read_ns = now;
         match Keys::read(&self.key_file) {
             Ok(keys) => self.keys = keys,
             Err(error) => tracing::warn!(%error, "the keys from before stay in use"),
         }
+        true
     }
 
     fn send(&self, message: &Message, to: &[IpAddr]) -> u64 {
@@ -159,6 +160,9 @@ impl Heartbeats {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(council: Handle, ends: Option<Ends>, pulse: Pulse, orders: Sender<Order>) -> io::Result<Heartbeats> {
+        if let Some(ends) = &ends {
+            council.council().set_key(ends.keys.fingerprint());
+        }
         let run =
             Run { council: council.clone(), ends, pulse, orders, health: Health::Turning, refused: BTreeMap::new() };
         let thread = std::thread::Builder::new().name("gateways".into()).spawn(move || run.run())?;
@@ -233,7 +237,9 @@ impl Run {
     fn hear(&mut self) {
         let Some(ends) = &mut self.ends else { return };
         let now = now_ns();
-        ends.renew(now);
+        if ends.renew(now) {
+            self.council.council().set_key(ends.keys.fingerprint());
+        }
         let mut buffer = [0u8; MESSAGE_BYTES_MAX + 1];
         for socket in &ends.sockets {
             for _ in 0..DATAGRAMS_MAX {
@@ -257,7 +263,7 @@ impl Run {
                         council.hear(message, now).err().map(|reason| format!("of {node}: {reason}"))
                     }
                     Err(refusal) => {
-                        council.refuse(refusal);
+                        council.refuse(refusal, from.ip());
                         Some(refusal.to_string())
                     }
                 };

@@ -38,6 +38,8 @@ pub const EAGER_TRIES: u32 = 6;
 pub const PATIENCE: Nanos = SECOND;
 /// Silences in a row after which a node is suspected (S-114).
 pub const SILENCES_MAX: u32 = 2;
+/// How long a node is silent at least before it is suspected.
+pub const SUSPECTED_AFTER: Nanos = PATIENCE * SILENCES_MAX as Nanos;
 /// Questions in a second; with more nodes than that allows, the period grows for all.
 pub const PER_SECOND: u32 = 1000;
 /// Ports that one node is asked at.

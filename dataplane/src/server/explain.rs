@@ -8,6 +8,9 @@ use crate::compile::thread::{Handle, View};
 use crate::explain::{Told, envelope};
 use crate::table::policy::gate_ruling_key;
 
+/// What a packet lacks to get through.
+mod lacks;
+
 /// Workers asked at most: one that owns nothing of it, the one it names, and the one that this one names, where affinity of a
 /// Service has come or gone (design 4).
 const ASKED_MAX: usize = 3;
@@ -26,6 +29,7 @@ pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery)
                 name(&view, &mut explanation);
                 name_gates(compiler, &mut explanation)?;
                 name_static_nat(compiler, &mut explanation)?;
+                lacks::tell(&view, compiler, workers, &mut explanation)?;
                 return Ok(*explanation);
             }
             Told::Theirs(other) => worker = usize::from(other.0),

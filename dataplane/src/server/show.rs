@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use tidegate_api::message::{IpFamily, NodeDelivery};
+use tidegate_api::message::{IpFamily, NodeDelivery, NodeSuspicion};
 use tidegate_api::resource::{Body, Kind, MacAddress, Protocol, Service};
 use tidegate_api::show::{BackendRow, NeighbourRow, RouteRow, ServiceRow, Show, Shown, TunnelRow};
 
@@ -15,6 +15,8 @@ use crate::compile::thread::{Handle, View};
 use crate::compile::{address_of, mapped_ip, tunnel};
 use crate::gateways;
 use crate::kernel::NeighbourKey;
+use crate::probe::pulse::SUSPECTED_AFTER;
+use crate::probe::schedule::Nanos;
 use crate::routes;
 use crate::table::backend::{BackendRow as BackendRowOf, BackendState};
 use crate::table::neighbour::NeighbourState;
@@ -183,8 +185,21 @@ fn node(view: &View, service: &ServiceRowOf, row: &BackendRowOf, id: BackendId) 
 
 /// Whether `node` does not answer in the family of `address`.
 fn is_suspected(view: &View, node: &str, address: IpAddr) -> bool {
+    suspicion(view, node, address).is_some()
+}
+
+/// What is suspected of `node` in the family of `address`, and for how long it has been silent.
+fn suspicion<'v>(view: &'v View, node: &str, address: IpAddr) -> Option<(&'v NodeSuspicion, Nanos)> {
     let family = if address.is_ipv4() { IpFamily::Ipv4 } else { IpFamily::Ipv6 };
-    view.suspects.iter().any(|suspicion| suspicion.node == node && suspicion.family == family)
+    let mut all = view.suspects.iter().zip(view.silences.iter().copied());
+    all.find(|(suspicion, _)| suspicion.node == node && suspicion.family == family)
+}
+
+/// The same in words.
+fn why_suspected(view: &View, node: &str, address: IpAddr) -> Option<String> {
+    let (suspicion, silent) = suspicion(view, node, address)?;
+    let [silent_s, limit_s] = [silent, SUSPECTED_AFTER].map(|time| time / 1_000_000_000);
+    Some(format!("node {node}: {} for at least {silent_s} s, and {limit_s} s is the limit", suspicion.reason))
 }
 
 /// Backends with their ids and no usage yet; of one Service, or of all. Those that are gone stand at the end of their
@@ -215,6 +230,10 @@ fn backends(view: &View, only: Option<&str>) -> Vec<(BackendId, BackendRow)> {
             BackendState::Active | BackendState::Draining if suspected() => "suspected",
             state => backend_state(state),
         };
+        let state = node.as_ref().map_or(state, |(_, _, state)| state);
+        let lives_on = node.as_ref().map(|(name, ..)| name).or_else(|| told.map(|backend| &backend.node));
+        let why = lives_on.filter(|_| state == "suspected").and_then(|node| why_suspected(view, node, address));
+        let reason = why.unwrap_or_default();
         rows.push((
             id,
             BackendRow {
@@ -226,7 +245,8 @@ fn backends(view: &View, only: Option<&str>) -> Vec<(BackendId, BackendRow)> {
                 weight: node
                     .as_ref()
                     .map_or_else(|| told.map_or(0, |backend| backend.weight), |(_, weight, _)| *weight),
-                state: node.as_ref().map_or(state, |(_, _, state)| state).to_owned(),
+                state: state.to_owned(),
+                reason,
                 node: node
                     .map_or_else(|| told.map(|backend| backend.node.clone()).unwrap_or_default(), |(name, ..)| name),
                 pod: told.map(|backend| backend.pod.clone()).unwrap_or_default(),

@@ -511,6 +511,10 @@ fn nodes_that_fall_silent_are_told_shown_and_counted() {
     let Shown::Backends(rows) = reader.show(Show::Backends { service: None }).unwrap() else { panic!() };
     let states: Vec<_> = rows.iter().map(|row| (row.address.is_ipv4(), row.state.as_str())).collect();
     assert_eq!(states, [(true, "active"), (false, "suspected")]);
+    assert_eq!(rows[0].reason, "");
+    let why = &rows[1].reason;
+    assert!(why.starts_with("node w1: no answer from 2001:db8:2::11 on TCP port 10256 for at least "), "{why}");
+    assert!(why.ends_with(" s, and 2 s is the limit"), "{why}");
     drop(control);
     let mut later = bench.client();
     later.send(&Request::Update(incremental(vec![]))).unwrap();

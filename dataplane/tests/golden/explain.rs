@@ -274,7 +274,9 @@ fn what_a_frame_and_the_tables_do_not_agree_about_is_named() {
         // Outer Ethernet, IP and UDP; of VXLAN the identifier is at 4, the inner addresses are at 8 and 14.
         let ip_len = if net.vip(5).is_ipv4() { 20 } else { 40 };
         let vxlan = 14 + ip_len + 8;
+        // The port of the outer UDP header, to which the checksum does not matter here.
         for (at, what) in [
+            (vxlan - 6, "VXLAN port of this gateway, in frames of node w1"),
             (0, "MAC of lan0"),
             (vxlan + 6, "VNI of node w1"),
             (vxlan + 8, "VTEP MAC of this gateway, in frames of node w1"),
@@ -289,10 +291,70 @@ fn what_a_frame_and_the_tables_do_not_agree_about_is_named() {
             assert_eq!(told[0].0, what);
             assert_ne!(told[0].1, told[0].2, "{what}");
         }
+        // A tag of IEEE 802.1Q, outside and inside.
+        for (at, what) in [(12, "VLAN tag on lan0"), (vxlan + 20, "VLAN in the tunnel of node w1")] {
+            let mut tagged = frame.clone();
+            tagged.splice(at..at, [0x81, 0x00, 0x60, 0x07]);
+            if at > 12 {
+                lengthen(&mut tagged, ip_len, 4);
+            }
+            let told = differences(&fleet.explain(0, device, &tagged));
+            assert_eq!(told, [(what.to_owned(), "none".to_owned(), "7".to_owned())]);
+        }
         // Cut anywhere, it is no panic.
         for length in 0..frame.len() {
             fleet.explain(0, device, &frame[..length]);
         }
+    }
+}
+
+/// More bytes by lengths of the outer headers, IPv4's checksum among them.
+fn lengthen(frame: &mut [u8], ip_len: usize, by: u8) {
+    let at = if ip_len == 20 { 16 } else { 18 };
+    frame[at + 1] += by;
+    frame[14 + ip_len + 5] += by;
+    if ip_len == 20 {
+        let sum = u16::from_be_bytes([frame[24], frame[25]]).wrapping_sub(u16::from(by));
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
+}
+
+/// What is too old or too long to be forwarded is told with what it has and what it would take.
+#[test]
+fn what_a_packet_lacks_is_told_with_both_values() {
+    let tables = town();
+    for net in Net::BOTH {
+        let lacks = |sketch: Sketch| {
+            let question = Question { bytes: sketch.packet(), ..Question::default() };
+            let (device, frame) = envelope::frame(&tables, &question).unwrap();
+            let told = Fleet::new(town(), 1).unwrap().explain(0, device, &frame);
+            let of_it = |step: &Step| match step {
+                Step::Lacks { what, found, needed } => Some(format!("{what}: {found}; needed: {needed}")),
+                _ => None,
+            };
+            told.steps.iter().filter_map(of_it).collect::<Vec<_>>()
+        };
+        let syn = || tcp((net.client(7), 9), (net.vip(6), 80)).syn(1);
+        assert_eq!(lacks(syn()), [] as [String; 0]);
+        let name = if net.vip(6).is_ipv4() { "TTL" } else { "hop limit" };
+        assert_eq!(lacks(syn().ttl(1)), [format!("{name} of the packet: 1; needed: 2, to be forwarded")]);
+        let mut bare = town();
+        bare.nat = Default::default();
+        let question = Question { bytes: syn().packet(), ..Question::default() };
+        let (device, frame) = envelope::frame(&bare, &question).unwrap();
+        let told = Fleet::new(bare, 1).unwrap().explain(0, device, &frame);
+        let family = if net.vip(6).is_ipv4() { "IPv4" } else { "IPv6" };
+        let none = Step::Lacks {
+            what: format!("{family} addresses in control.fullnatSources"),
+            found: "none".into(),
+            needed: "1".into(),
+        };
+        assert!(told.steps.contains(&none), "{told:?}");
+        let long = udp((net.client(7), 9), (net.vip(6), 53)).long(1480);
+        let bytes = long.packet().len();
+        let told = lacks(long);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with(&format!("length of the packet: {bytes} bytes; needed: at most 14")), "{told:?}");
     }
 }
 

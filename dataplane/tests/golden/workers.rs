@@ -405,5 +405,13 @@ fn flows_begun_by_different_workers_share_a_backend_to_its_last_port() {
     assert_eq!(started, [32_256; 2], "half of the ports each");
     assert_eq!(ports.len(), 64_512);
     assert_eq!(fleet.counted()["PortsExhausted"], 66_500 - 64_512);
+    let told = fleet.explain(0, WAN, &ask(66_501).frame(FROM_ROUTER));
+    let lacks = told.steps.iter().find_map(|step| match step {
+        tidegate_api::explain::Step::Lacks { what, found, .. } => Some((what.as_str(), found.as_str())),
+        _ => None,
+    });
+    let (what, found) = lacks.expect("what is missing is told");
+    assert!(what.starts_with("source ports of this worker towards 10.244.1."), "{what}");
+    assert_eq!(found, "all 32256 are in use, of 1 IPv4 addresses in control.fullnatSources");
     fleet.expect_balance();
 }

@@ -75,7 +75,7 @@ fn rp_filter(machine: &Machine, tunnel: &str) -> Finding {
     };
     let found = format!("rp_filter {own}, of all devices {all}");
     match all.max(own) {
-        1 => Finding::new("rp-filter", tunnel, Verdict::Warn, format!("{found}: strict"))
+        1 => Finding::new("rp-filter", tunnel, Verdict::Warn, format!("{found}: strict, and 0 or 2 is needed"))
             .mended_by(format!("sysctl -w net/ipv4/conf/{tunnel}/rp_filter=2")),
         _ => fine("rp-filter", tunnel, found),
     }

@@ -34,15 +34,40 @@ pub(super) fn all(rig: &mut Rig) -> Found {
     rig.await_active_pods("shop/broken", &pods, READY_LIMIT)?;
     let mut rows = Vec::new();
     for fault in faults::all() {
-        for case in &fault.cases {
-            let found = looked_at(rig, &fault, case);
-            rows.push(found.unwrap_or_else(|error| {
-                Row::new(named(&fault, case), format!("{error:#}"), "can be broken, asked and mended", false)
-            }));
-        }
+        rows.extend(cases(rig, &fault)?);
     }
     rig.manifests.delete(&service)?;
     Ok(rows)
+}
+
+/// What two gateways have between them.
+pub(super) fn of_two(rig: &mut Rig) -> Found {
+    let found: Result<Vec<_>> = faults::of_two_gateways().iter().map(|fault| cases(rig, fault)).collect();
+    Ok(found?.into_iter().flatten().collect())
+}
+
+/// One fault in each family, with what it needs in place.
+fn cases(rig: &Rig, fault: &Fault) -> Found {
+    let mut undo = Vec::new();
+    let given: Result<()> = fault.given.iter().try_for_each(|each| {
+        undo.push(each.apply(rig)?);
+        Ok(())
+    });
+    let row = |case| {
+        looked_at(rig, fault, case).unwrap_or_else(|error| {
+            Row::new(named(fault, case), format!("{error:#}"), "can be broken, asked and mended", false)
+        })
+    };
+    let rows = given.map(|()| fault.cases.iter().map(row).collect());
+    mend(rig, undo).with_context(|| format!("after {}", fault.name))?;
+    rows.with_context(|| format!("before {}", fault.name))
+}
+
+/// Takes changes back, the last one first: a file may be changed twice.
+fn mend(rig: &Rig, undo: Vec<Undo>) -> Result<()> {
+    // All of them, whatever happens to one.
+    let tried: Vec<Result<()>> = undo.into_iter().rev().map(|each| each.apply(rig)).collect();
+    tried.into_iter().collect()
 }
 
 fn named(fault: &Fault, case: &Case) -> String {
@@ -57,10 +82,7 @@ fn looked_at(rig: &Rig, fault: &Fault, case: &Case) -> Result<Row> {
     troubles.extend(before.map(|trouble| format!("before: {trouble}")));
     let mut undo = Vec::new();
     let told = broken(rig, case, &mut undo);
-    // The last change first: a file may be changed twice.
-    for mend in undo.into_iter().rev() {
-        mend.apply(rig).with_context(|| format!("mending {name}"))?;
-    }
+    mend(rig, undo).with_context(|| format!("mending {name}"))?;
     troubles.extend(told.with_context(|| name.clone())?);
     let after = well(rig, case).with_context(|| format!("{name}, mended"))?;
     troubles.extend(after.map(|trouble| format!("mended: {trouble}")));
@@ -143,7 +165,7 @@ enum Undo {
 impl Undo {
     fn apply(self, rig: &Rig) -> Result<()> {
         match self {
-            Undo::Run(line) => run(&line),
+            Undo::Run(line) => run(rig, &line),
             Undo::Put(file, text) => rig.manifests.put_text(&file, &text),
             Undo::Remove(file) => rig.manifests.remove_text(&file),
         }
@@ -155,7 +177,7 @@ impl Break {
     fn apply(&self, rig: &Rig) -> Result<Undo> {
         match self {
             Break::Run { line, mend } => {
-                run(line)?;
+                run(rig, line)?;
                 Ok(Undo::Run(Line { command: mend.clone(), ..line.clone() }))
             }
             Break::Edit { file, from, to } => {
@@ -174,8 +196,9 @@ impl Break {
     }
 }
 
-fn run(line: &Line) -> Result<()> {
-    process::run(shell(&line.namespace, &line.command), "", COMMAND_LIMIT)?.success(&line.command)?;
+fn run(rig: &Rig, line: &Line) -> Result<()> {
+    let command = format!("cd {}; {}", rig.lab.state_dir.display(), line.command);
+    process::run(shell(&line.namespace, &command), "", COMMAND_LIMIT)?.success(&line.command)?;
     Ok(())
 }
 
@@ -186,7 +209,7 @@ mod tests {
 
     #[test]
     fn faults_of_one_family_are_told_for_both() {
-        for fault in faults::all() {
+        for fault in faults::all().into_iter().chain(faults::of_two_gateways()) {
             let families: Vec<_> = fault.cases.iter().filter_map(|case| case.family).collect();
             assert!(families.is_empty() || families == FAMILIES || fault.is_of_one_family, "{}", fault.name);
             for case in &fault.cases {

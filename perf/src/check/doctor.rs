@@ -52,8 +52,10 @@ pub(super) fn looks(rig: &mut Rig) -> Found {
         },
         Break {
             name: "firewall",
-            by: "nft add table inet f; nft add chain inet f i '{ type filter hook input priority 0; }'".into(),
-            finding: ["firewall", "", "filter chains at input"],
+            by: "nft add table inet f; nft add chain inet f i '{ type filter hook input priority 0; }'; \
+                 nft add rule inet f i tcp dport 9 drop"
+                .into(),
+            finding: ["firewall", "", "chain i of table inet f at input: 1 rule and policy accept"],
             verdict: "note",
             mended_by: Some("nft delete table inet f"),
         },

@@ -141,6 +141,10 @@ pub const CHECKS: &[Check] = &[
     check("metrics", "counters for Prometheus", operator::metrics),
     check("doctor", "what `tidegate doctor` says of healthy machines and of broken ones", doctor::looks),
     Check { in_demo: false, ..check("broken", "broken set-ups: a tool names the object and both values", broken::all) },
+    Check {
+        in_demo: false,
+        ..check_of_two("broken-gateways", "the same of two gateways that do not agree", broken::of_two)
+    },
     check("capture", "what `tidegate capture` writes, read by tcpdump; overload, SIGKILL", watching::capture),
     Check {
         in_demo: false,

@@ -125,6 +125,22 @@ fn new_flows_avoid_a_suspected_node_while_there_are_others() {
 }
 
 #[test]
+fn a_silence_grows_until_the_node_answers() {
+    for family in FAMILIES {
+        let (mut compiler, _) = with(web(DeliveryMode::Fullnat, on(&[1, 2])));
+        assert!(compiler.suspects().silences(9 * SECOND).is_empty());
+        feel(&mut compiler, "w2", family, true);
+        // Felt again, it is the same silence.
+        let felt = vec![(Pulse { node: "w2".into(), family }, true)];
+        compiler.turn(Arrived { felt, ..Arrived::default() }, 3 * SECOND);
+        assert_eq!(compiler.suspects().silences(SECOND), [SUSPECTED_AFTER]);
+        assert_eq!(compiler.suspects().silences(5 * SECOND), [SUSPECTED_AFTER + 4 * SECOND]);
+        feel(&mut compiler, "w2", family, false);
+        assert!(compiler.suspects().silences(9 * SECOND).is_empty());
+    }
+}
+
+#[test]
 fn an_endpoint_with_weight_on_a_suspected_node_is_taken_before_one_that_drains() {
     for family in FAMILIES {
         let mut backends = on(&[1, 2]);

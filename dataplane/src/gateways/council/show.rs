@@ -18,6 +18,7 @@ impl Council {
                 .clone()
                 .or_else(|| (self.members.len() == 1).then(|| "no other Node is a gateway of this set".to_owned())),
             rows: self.members.iter().map(|member| self.row(member, now_ns)).collect(),
+            key: self.key.clone(),
             counters: self.counters(),
         }
     }
@@ -51,6 +52,7 @@ impl Council {
                 said => said.map_or(0, |said| said.announced),
             },
             dual_owner_ms: dual_owner_ns / 1_000_000,
+            wrong_key: member.wrong_key.clone(),
         }
     }
 

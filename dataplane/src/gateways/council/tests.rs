@@ -387,10 +387,12 @@ fn strangers_namesakes_and_replays_are_counted_and_change_nothing() {
     for old in [from("gw-1", 5), earlier] {
         assert!(council.hear(old, 6).unwrap_err().contains("older"));
     }
-    council.refuse(Refusal::WrongKey);
-    council.refuse(Refusal::Malformed);
-    council.refuse(Refusal::Version(9));
+    let [own, nobodys] = ["198.51.100.1", "192.0.2.66"].map(|address| address.parse().unwrap());
+    council.refuse(Refusal::WrongKey, nobodys);
+    council.refuse(Refusal::Malformed, own);
+    council.refuse(Refusal::Version(9), own);
     let shown = council.show(6);
+    assert!(shown.rows.iter().all(|row| row.wrong_key.is_none()), "of an address that no gateway has");
     for (name, count) in [
         ("refused_stranger", 1),
         ("refused_namesake", 1),
@@ -405,6 +407,31 @@ fn strangers_namesakes_and_replays_are_counted_and_change_nothing() {
     }
     let states: Vec<&str> = shown.rows.iter().map(|row| row.state.as_str()).collect();
     assert_eq!(states, ["listening", "one-way"], "heard, but it has not echoed us");
+}
+
+/// Two keys: the gateway whose heartbeats they are is named, until it has ours.
+#[test]
+fn a_gateway_with_another_key_is_named() {
+    let mut council = Council::new(settings(0, 9));
+    let mut around = around(0, 2);
+    around.others[0].addresses = vec!["198.51.100.2".parse().unwrap(), "2001:db8:2::2".parse().unwrap()];
+    council.site(around, 0);
+    council.set_key("0123abcd".into());
+    let named = |council: &mut Council| {
+        let shown = council.show(6);
+        assert_eq!(shown.key.as_deref(), Some("0123abcd"));
+        shown.rows.into_iter().filter_map(|row| Some((row.node, row.wrong_key?))).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&mut council), []);
+    for (sequence, from) in [(1, "198.51.100.2"), (2, "2001:db8:2::2")] {
+        let from = from.parse().unwrap();
+        council.refuse(Refusal::WrongKey, from);
+        council.refuse(Refusal::WrongKey, from);
+        assert_eq!(named(&mut council), [("gw-1".to_owned(), WrongKey { from, count: 2 })]);
+        let message = Message { node: "gw-1".into(), epoch: 3, sequence, ready: true, ..Message::default() };
+        council.hear(message, 7).unwrap();
+        assert_eq!(named(&mut council), []);
+    }
 }
 
 /// A recording of a gateway's heartbeats, played after its death, keeps it alive for nobody.

@@ -2,12 +2,19 @@
 //!
 //! Owns how each is broken, who notices, which command names it and with which words. Refuses to know how that is run.
 
+use std::net::{IpAddr, SocketAddr};
+
 use crate::lab::vxlan_device;
 use crate::manifest::{HTTP, LabService};
 use crate::topology::{
     CLIENT, CLIENT_HOSTS, FABRIC, FAMILIES, Family, GATEWAY, GATEWAY_NODE, GATEWAY_WAN_MAC, GATEWAY_WAN_V4,
-    GATEWAY_WAN_V6, Node, Pod, VNI, VXLAN_PORT, Vip, WEB_PORT, client_address,
+    GATEWAY_WAN_V6, Node, Pod, ROUTER_V4, ROUTER_V6, VNI, VXLAN_PORT, Vip, WEB_PORT, client_address, on_link,
 };
+
+/// Frames that say where they went wrong.
+mod frames;
+/// What two want and one can have.
+mod clashes;
 
 /// The node whose set-up is broken, and one of its pods.
 const NODE: Node = Node { number: 2 };
@@ -73,12 +80,14 @@ pub(super) struct Fault {
     pub remedy: &'static str,
     /// Whether only one family can have it.
     pub is_of_one_family: bool,
+    /// What has to be there beforehand, in order, and is taken away afterwards.
+    pub given: Vec<Break>,
     /// One for each family, or one without.
     pub cases: Vec<Case>,
 }
 
 fn of_both(name: &'static str, symptom: &'static str, remedy: &'static str, case: impl Fn(Family) -> Case) -> Fault {
-    Fault { name, symptom, remedy, is_of_one_family: false, cases: FAMILIES.map(case).into() }
+    Fault { name, symptom, remedy, is_of_one_family: false, given: Vec::new(), cases: FAMILIES.map(case).into() }
 }
 
 fn line(namespace: impl Into<String>, command: impl Into<String>) -> Line {
@@ -100,7 +109,7 @@ fn request(family: Family) -> Line {
 
 /// A pod that speaks to the gateway through the tunnel, where nobody answers.
 fn speaks(family: Family) -> Line {
-    let gateway = std::net::SocketAddr::new(GATEWAY_NODE.fullnat_source(family), WEB_PORT);
+    let gateway = SocketAddr::new(GATEWAY_NODE.fullnat_source(family), WEB_PORT);
     line(POD.name(), format!("curl -g -sS -m 0.3 'http://{gateway}/'"))
 }
 
@@ -122,12 +131,27 @@ fn dropped(family: Family) -> String {
 
 /// What becomes of a request to the Service.
 fn explained(family: Family) -> String {
-    let from = std::net::SocketAddr::new(client_address(family, *CLIENT_HOSTS.start()), 40_000);
+    let from = SocketAddr::new(client_address(family, *CLIENT_HOSTS.start()), 40_000);
     format!("tidegate explain tcp '{from}' '{}'", VIP.at(family, WEB_PORT))
 }
 
 fn differs(what: &str, tables: impl std::fmt::Display, packet: impl std::fmt::Display) -> String {
     format!("{what}: tables have {tables}, the packet carries {packet}")
+}
+
+fn lacks(what: &str, found: &str, needed: &str) -> String {
+    format!("{what}: {found}; needed: {needed}")
+}
+
+/// The Service's endpoints of a family, each with the same words behind it.
+fn endpoints(family: Family, behind: &str) -> String {
+    let all: Vec<String> = broken_service().pods.iter().map(|pod| format!("{}{behind}", pod.address(family))).collect();
+    all.join(", ")
+}
+
+/// A family as nft(8) names it, of tables and of addresses.
+fn ip_table(family: Family) -> &'static str {
+    if family == Family::V4 { "ip" } else { "ip6" }
 }
 
 fn node_file() -> String {
@@ -153,10 +177,17 @@ fn of_gateway(family: Option<Family>, breaks: Break, says: String) -> Case {
 /// The list.
 pub(super) fn all() -> Vec<Fault> {
     let mut faults = tunnels();
+    faults.extend(frames::all());
     faults.extend(links());
     faults.extend(services());
+    faults.extend(clashes::all());
     faults.extend(machines());
     faults
+}
+
+/// Those that take two gateways.
+pub(super) fn of_two_gateways() -> Vec<Fault> {
+    clashes::of_two_gateways()
 }
 
 /// What gateways and nodes believe of each other's tunnels.
@@ -295,8 +326,11 @@ fn links() -> Vec<Fault> {
                     at: GATEWAY.into(),
                     command: explained(family),
                     says: vec![
-                        format!("{address} (not resolved yet) on lan0"),
-                        format!("WAITS until {address} answers on lan0"),
+                        format!("MAC of next hop {address}, which is node {}, on lan0: none", NODE.name()),
+                        format!(
+                            "needed: an answer to {}",
+                            if family == Family::V4 { "ARP" } else { "neighbour discovery" }
+                        ),
                     ],
                 }
             },
@@ -364,7 +398,10 @@ fn links() -> Vec<Fault> {
                     traffic: None,
                     at: GATEWAY.into(),
                     command: captured(&format!("--device wan0 --forms before 'dst host {}'", VIP.of(family)), ""),
-                    says: vec!["TTL 1\n".into(), "ANSWERED with ICMP time exceeded".into()],
+                    says: vec![format!(
+                        "{} of the packet: 1; needed: 2, to be forwarded",
+                        if family == Family::V4 { "TTL" } else { "hop limit" }
+                    )],
                 }
             },
         ),
@@ -383,7 +420,10 @@ fn links() -> Vec<Fault> {
                 traffic: None,
                 at: GATEWAY.into(),
                 command: format!("tidegate show backends shop/{SERVICE}"),
-                says: vec!["suspected".into()],
+                says: vec![
+                    format!("node {}: no answer from {} on TCP port", NODE.name(), NODE.underlay(family)),
+                    "s, and 2 s is the limit".into(),
+                ],
             },
         ),
     ]
@@ -408,7 +448,11 @@ fn services() -> Vec<Fault> {
                 traffic: None,
                 at: GATEWAY.into(),
                 command: explained(family),
-                says: vec!["among 0 endpoints".into(), "ANSWERED with TCP reset".into()],
+                says: vec![lacks(
+                    &format!("{family} endpoints of shop/{SERVICE} port {WEB_PORT}"),
+                    &format!("0 ready, 2 not ready ({})", endpoints(family, &format!(" on {}", NODE.name()))),
+                    "1 ready",
+                )],
             },
         ),
         of_both(
@@ -457,9 +501,45 @@ fn services() -> Vec<Fault> {
                 traffic: None,
                 at: GATEWAY.into(),
                 command: explained(family),
-                says: vec!["NoLocalEndpoint".into()],
+                says: vec![lacks(
+                    &format!("{family} endpoints of shop/{SERVICE} port {WEB_PORT} that are local to a node"),
+                    &format!(
+                        "2 serve, none of them has a node and is ready ({})",
+                        endpoints(family, " without a node")
+                    ),
+                    "1 that is ready and has a nodeName",
+                )],
             },
         ),
+        Fault {
+            given: vec![
+                Break::Add { file: "egress.yaml".into(), text: egress_objects() },
+                by(NODE.name(), outward("add"), outward("del")),
+            ],
+            ..of_both(
+                "ports of an egress policy are used up",
+                "new connections of a pod to the outside are refused; counted as `EgressQuota`",
+                "raise `spec.limits`, or find out what the pod does with its connections",
+                |family| {
+                    let (pod, outside) = (POD.address(family), outside(family));
+                    let [from, to] =
+                        [(pod, 40_000), (outside, 9)].map(|(address, port)| SocketAddr::new(address, port));
+                    Case {
+                        family: Some(family),
+                        breaks: vec![edit("egress.yaml", "limits: {}", "limits: { portsPerPod: 1 }")],
+                        // Nobody listens there: the answer is a reset, unless the gateway refuses first.
+                        probe: Some(line(POD.name(), format!("curl -g -v -m 1 'http://{to}/' 2>&1 | grep refused"))),
+                        traffic: None,
+                        at: GATEWAY.into(),
+                        command: format!("tidegate explain tcp '{from}' '{to}'"),
+                        says: vec![
+                            format!("ports of pod {pod}: "),
+                            " held; needed: fewer than 1, the most that EgressPolicy out allows".into(),
+                        ],
+                    }
+                },
+            )
+        },
         of_both(
             "network policy",
             "some clients get no answer; dropped with `PolicyDeniedIngress`",
@@ -474,10 +554,45 @@ fn services() -> Vec<Fault> {
                 traffic: None,
                 at: GATEWAY.into(),
                 command: explained(family),
-                says: vec!["ingress denied: ".into(), "shop/closed isolates the pod and no rule accepts".into()],
+                says: vec![differs(
+                    "sources that NetworkPolicy/shop/closed accepts",
+                    "10.0.0.0/8",
+                    client_address(family, *CLIENT_HOSTS.start()),
+                )],
             },
         ),
     ]
+}
+
+/// A policy by which the pod leaves, and the pod.
+fn egress_objects() -> String {
+    let external = on_link(241);
+    format!(
+        "apiVersion: tidegate.io/v1alpha1\nkind: EgressPolicy\nmetadata: {{ name: out }}\nspec:\n  \
+         podSelector: {{ matchLabels: {{ leaves: by-gateway }} }}\n  addresses: [\"{}\", \"{}\"]\n  limits: {{}}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {{ name: {}, namespace: shop, labels: {{ leaves: by-gateway }} }}\n\
+         spec: {{ nodeName: {} }}\nstatus: {{ podIPs: [{{ ip: \"{}\" }}, {{ ip: \"{}\" }}] }}\n",
+        external.v4,
+        external.v6,
+        POD.name(),
+        NODE.name(),
+        POD.address(Family::V4),
+        POD.address(Family::V6)
+    )
+}
+
+/// Somebody outside.
+fn outside(family: Family) -> IpAddr {
+    client_address(family, *CLIENT_HOSTS.start())
+}
+
+/// On the node: the way to that one leads through the gateway, or does not any more.
+fn outward(verb: &str) -> String {
+    let way = |family| {
+        let (to, via, device) = (outside(family), GATEWAY_NODE.overlay(family), vxlan_device(family));
+        format!("ip route {verb} {to} via {via} dev {device} onlink")
+    };
+    FAMILIES.map(way).join(" && ")
 }
 
 /// Machines, as `tidegate doctor` sees them.
@@ -523,11 +638,15 @@ fn machines() -> Vec<Fault> {
             symptom: "`node-dsr` and `symmetric`: the node receives clients' packets and discards them",
             remedy: "the command that `doctor` prints",
             is_of_one_family: true,
+            given: Vec::new(),
             cases: vec![of_worker(
                 Some(Family::V4),
                 by(&node, format!("echo 1 > {rp_filter}"), format!("echo 0 > {rp_filter}")),
                 None,
-                "rp_filter 1, of all devices 0: strict",
+                &format!(
+                    "rp-filter {}: rp_filter 1, of all devices 0: strict, and 0 or 2 is needed",
+                    vxlan_device(Family::V4)
+                ),
             )],
         },
         Fault {
@@ -535,6 +654,7 @@ fn machines() -> Vec<Fault> {
             symptom: "clients on the link reach now the gateway, now a node",
             remedy: "set `ipvs.strictARP: true` in kube-proxy's configuration and restart it",
             is_of_one_family: true,
+            given: Vec::new(),
             cases: vec![of_gateway(
                 None,
                 by(GATEWAY, "ip link add kube-ipvs0 type bridge", "ip link del kube-ipvs0"),
@@ -546,27 +666,43 @@ fn machines() -> Vec<Fault> {
             symptom: "what its rules forbid is delivered",
             remedy: "say the same in a GatewayPolicy or a NetworkPolicy",
             is_of_one_family: false,
+            given: Vec::new(),
             cases: vec![of_gateway(
                 None,
                 by(
                     GATEWAY,
-                    "nft add table inet f; nft add chain inet f i '{ type filter hook input priority 0; }'",
+                    "nft add table inet f; nft add chain inet f i '{ type filter hook input priority 0; }'; \
+                     nft add rule inet f i tcp dport 80 drop",
                     "nft delete table inet f",
                 ),
-                "filter chains at input: traffic that Tidegate handles passes by them".into(),
+                "chain i of table inet f at input: 1 rule and policy accept, the first: tcp dport 80 drop; traffic \
+                 that Tidegate handles meets none of them"
+                    .into(),
             )],
         },
-        Fault {
-            name: "masquerading on a node",
-            symptom: "pods that an EgressPolicy selects leave with the node's address",
-            remedy: "run `tidegate-node` on the node",
-            is_of_one_family: false,
-            cases: vec![of_worker(
-                None,
-                by(&node, "nft add table ip nat; nft add chain ip nat FLANNEL-POSTRTG", "nft delete table ip nat"),
-                None,
-                "flannel's (FLANNEL-POSTRTG), and no exemptions by tidegate-node",
-            )],
-        },
+        of_both(
+            "masquerading on a node",
+            "pods that an EgressPolicy selects leave with the node's address",
+            "run `tidegate-node` on the node",
+            |family| {
+                let ip = ip_table(family);
+                let rule = format!("{ip} saddr {} masquerade", NODE.pod_cidr(family));
+                let router = family.pick(ROUTER_V4, ROUTER_V6);
+                let breaks = format!(
+                    "nft add table {ip} nat; nft add chain {ip} nat FLANNEL-POSTRTG; \
+                     nft add rule {ip} nat FLANNEL-POSTRTG {rule}; ip route add default via {router}"
+                );
+                of_worker(
+                    Some(family),
+                    by(&node, breaks, format!("nft delete table {ip} nat; ip route del default via {router}")),
+                    None,
+                    &format!(
+                        "flannel's rule in chain FLANNEL-POSTRTG of table {ip} nat ({rule}) gives pods' packets the \
+                         node's address {} instead of their own; 0 exemptions by tidegate-node",
+                        NODE.underlay(family)
+                    ),
+                )
+            },
+        ),
     ]
 }

@@ -7,13 +7,15 @@ pub fn document() -> String {
     let mut text = String::from(
         "# Broken set-ups\n\nEach of these is broken for real in the [lab](lab.md), in both families where the fault has one; the \
          command then says what is in the third column, and says nothing of it before and afterwards. This page is generated \
-         from the list that the check `broken` works through (`perf/src/check/broken/faults.rs`); a test compares. Addresses \
-         are those of the lab.\n\nA line that begins with `differs` has the object and both values: what the tables have, \
-         and what the packet carries. [`tidegate explain --pcap`](explain.md) says so of every frame that \
-         [`tidegate capture`](capture.md) or tcpdump has recorded, dropped or not.\n\n\
+         from the list that the checks `broken` and `broken-gateways` work through \
+         (`perf/src/check/broken/faults.rs`); a test compares. Addresses are those of the lab.\n\nA line that begins \
+         with `differs` has the object and both values: what the tables have, and what the packet carries; in one \
+         that begins with `lacks` they are how something is and how it would have to be. [`tidegate explain \
+         --pcap`](explain.md) says so of every frame that [`tidegate capture`](capture.md) or tcpdump has recorded, \
+         dropped or not.\n\n\
          | what is wrong, and what you see | ask | it says | do |\n|---|---|---|---|\n",
     );
-    for fault in faults::all() {
+    for fault in faults::all().into_iter().chain(faults::of_two_gateways()) {
         let Some(case) = fault.cases.first() else { continue };
         let families = if fault.is_of_one_family { " (IPv4)" } else { "" };
         let says: Vec<String> = case.says.iter().map(|part| format!("`{}`", part.trim())).collect();

@@ -1,0 +1,514 @@
+//! What a packet lacks to get through, as objects and the kernel have it.
+//!
+//! A worker tells where a packet ends and knows rows; which endpoints are not ready, whom a policy accepts, what the kernel
+//! says of a neighbour and how much of a quota is held stands with the compiler or with all workers together. This puts
+//! object, value and what is needed behind the story. Refuses to guess: of what is not known nothing is said.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tidegate_api::explain::{Explanation, Step, Verdict};
+use tidegate_api::resource::{
+    Body, Kind, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Resource, Service, ServicePort,
+};
+
+use super::WorkerQuery;
+use crate::compile::mapped_ip;
+use crate::compile::thread::{Handle, View};
+use crate::drops::DropReason;
+use crate::kernel::NeighbourKey;
+use crate::mailbox::EgressUse;
+use crate::table::egress::PortClass;
+
+/// Endpoints, rules, peers or pods that are named; of more, how many there are.
+const NAMED_MAX: usize = 4;
+
+/// Puts what is missing behind the steps of `explanation`. `view` has the Services.
+///
+/// # Errors
+/// Who has not answered, for people.
+pub fn tell(
+    view: &View,
+    compiler: &Handle,
+    workers: &dyn WorkerQuery,
+    explanation: &mut Explanation,
+) -> Result<(), String> {
+    let reason = match &explanation.verdict {
+        Verdict::Dropped(reason) | Verdict::Answered { reason: Some(reason), .. } => reason.reason.as_str(),
+        _ => "",
+    };
+    let is = |wanted: DropReason| reason == wanted.name();
+    let mut found = match &explanation.verdict {
+        Verdict::Waits { device, address } => neighbour(view, device, *address).into_iter().collect(),
+        _ => endpoints(view, &explanation.steps, is(DropReason::NoLocalEndpoint)),
+    };
+    if is(DropReason::PolicyDeniedIngress) || is(DropReason::PolicyDeniedEgress) {
+        found.extend(policy(compiler, &explanation.steps)?);
+    }
+    if is(DropReason::EgressPortsExhausted) || is(DropReason::EgressQuota) {
+        let used = workers.egress().map_err(|error| error.to_string())?;
+        found.extend(match is(DropReason::EgressQuota) {
+            true => quota(view, &used, &explanation.steps),
+            false => ports(&used, &explanation.steps),
+        });
+    }
+    explanation.steps.extend(found);
+    Ok(())
+}
+
+fn lacks(what: String, found: String, needed: impl Into<String>) -> Step {
+    Step::Lacks { what, found, needed: needed.into() }
+}
+
+/// Some names, and how many more there are.
+fn some(names: impl IntoIterator<Item = String>) -> String {
+    let mut names: Vec<String> = names.into_iter().collect();
+    let more = names.len().saturating_sub(NAMED_MAX);
+    names.truncate(NAMED_MAX);
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    names.join(", ")
+}
+
+/// The next hop whose link-layer address is being asked for.
+fn neighbour(view: &View, device: &str, address: IpAddr) -> Option<Step> {
+    let ifindex = view.tables.devices.rows().find(|(_, row)| *row.name == *device)?.1.ifindex;
+    let underlay = mapped_ip(address);
+    let tunnel = view.tables.tunnels.rows().find(|(_, row)| row.live && row.underlay == underlay);
+    let who = tunnel.map(|(_, row)| format!(", which is node {}", row.name)).unwrap_or_default();
+    let known = view.neighbours.get(&NeighbourKey { ifindex, address });
+    let state = known.map_or_else(
+        || "the kernel has not asked yet".to_owned(),
+        |known| format!("the kernel asks for it and says {}", known.state_name()),
+    );
+    let asked = if address.is_ipv4() { "ARP" } else { "neighbour discovery" };
+    Some(lacks(
+        format!("MAC of next hop {address}{who}, on {device}"),
+        format!("none, {state}"),
+        format!("an answer to {asked}"),
+    ))
+}
+
+/// The Service that was asked for, where nobody can be chosen there.
+fn endpoints(view: &View, steps: &[Step], is_local: bool) -> Vec<Step> {
+    let asked = steps.iter().find_map(|step| match step {
+        Step::Service { service, port, endpoints, .. } if is_local || *endpoints == 0 => Some((service, *port)),
+        _ => None,
+    });
+    let packet = steps.iter().find_map(|step| match step {
+        Step::Packet { protocol, destination, .. } => Some((*protocol, destination.is_ipv4())),
+        _ => None,
+    });
+    let (Some((name, number)), Some((protocol, is_v4))) = (asked, packet) else { return Vec::new() };
+    let resource = view.objects.iter().find(|resource| resource.name == *name);
+    let Some(Body::Service(Service { ports, .. })) = resource.map(|resource| &resource.body) else { return Vec::new() };
+    let is_it = |port: &&ServicePort| port.port == number && port.protocol.number() == protocol;
+    let Some(port) = ports.iter().find(is_it) else { return Vec::new() };
+    let family = if is_v4 { "IPv4" } else { "IPv6" };
+    let which = if number == 0 { String::new() } else { format!(" port {number}") };
+    let at = |address: IpAddr, node: &str| match node {
+        "" => format!("{address} without a node"),
+        node => format!("{address} on {node}"),
+    };
+    let serving = port.backends.iter().filter(|backend| backend.address.is_ipv4() == is_v4);
+    let serving: Vec<String> = serving.map(|backend| at(backend.address, &backend.node)).collect();
+    if is_local {
+        let found =
+            format!("{} serve, none of them has a node and is ready ({})", serving.len(), some(serving.clone()));
+        let found = if serving.is_empty() { "none serves".to_owned() } else { found };
+        let what = format!("{family} endpoints of {name}{which} that are local to a node");
+        return vec![lacks(what, found, "1 that is ready and has a nodeName")];
+    }
+    let idle = port.not_serving.iter().filter(|endpoint| endpoint.address.is_ipv4() == is_v4);
+    let idle: Vec<String> = idle.map(|endpoint| at(endpoint.address, &endpoint.node)).collect();
+    let mut found = vec!["0 ready".to_owned()];
+    if !serving.is_empty() {
+        found.push(format!("{} draining ({})", serving.len(), some(serving)));
+    }
+    if !idle.is_empty() {
+        found.push(format!("{} not ready ({})", idle.len(), some(idle)));
+    }
+    if found.len() == 1 {
+        found.push("no other is known".to_owned());
+    }
+    vec![lacks(format!("{family} endpoints of {name}{which}"), found.join(", "), "1 ready")]
+}
+
+/// Whom the policy accepts that isolates the pod, and who it is.
+fn policy(compiler: &Handle, steps: &[Step]) -> Result<Option<Step>, String> {
+    let denied = steps.iter().rev().find_map(|step| match step {
+        Step::Policy { direction, policy, rule: None, allowed: false, .. } => Some((direction.as_str(), policy)),
+        _ => None,
+    });
+    let Some((direction, name)) = denied else { return Ok(None) };
+    let objects = |kind| compiler.view(Some(kind)).map(|view| view.objects).map_err(|error| error.to_string());
+    let policies = objects(Kind::Policy)?;
+    let Some(Body::Policy(policy)) = policies.iter().find(|each| each.name == *name).map(|each| &each.body) else {
+        return Ok(None);
+    };
+    let (sets, pods) = (objects(Kind::IdentitySet)?, objects(Kind::Pod)?);
+    Ok(accepted(policy, name, direction, steps, &Names { sets: &sets, pods: &pods }))
+}
+
+/// Objects that have names for what rules speak of.
+struct Names<'a> {
+    sets: &'a [Arc<Resource>],
+    pods: &'a [Arc<Resource>],
+}
+
+impl Names<'_> {
+    /// Pods of a set.
+    fn of_set(&self, set: &str) -> String {
+        let set = self.sets.iter().find(|resource| resource.name == set);
+        let members: BTreeSet<u32> = match set.map(|resource| &resource.body) {
+            Some(Body::IdentitySet(set)) => set.identities.iter().copied().collect(),
+            _ => BTreeSet::new(),
+        };
+        let is_member = |resource: &&Arc<Resource>| match &resource.body {
+            Body::Pod(pod) => members.contains(&pod.identity),
+            _ => false,
+        };
+        match some(self.pods.iter().filter(is_member).map(|resource| resource.name.clone())) {
+            none if none.is_empty() => "pods of a selection that has none now".to_owned(),
+            names => format!("pods {names}"),
+        }
+    }
+
+    /// The pod that has an address.
+    fn of_address(&self, address: IpAddr) -> Option<&str> {
+        let has_it =
+            |resource: &&Arc<Resource>| matches!(&resource.body, Body::Pod(pod) if pod.addresses.contains(&address));
+        self.pods.iter().find(has_it).map(|resource| resource.name.as_str())
+    }
+}
+
+fn accepted(policy: &Policy, name: &str, direction: &str, steps: &[Step], names: &Names<'_>) -> Option<Step> {
+    let (source, destination) = steps.iter().find_map(|step| match step {
+        Step::Packet { source, destination, .. } => Some((*source, *destination)),
+        _ => None,
+    })?;
+    let (rules, sides, peer) = match direction {
+        "ingress" => (&policy.ingress, "sources", source),
+        _ => (&policy.egress, "destinations", destination),
+    };
+    let accepted = match rules.as_slice() {
+        [] => "none".to_owned(),
+        rules => some(rules.iter().map(|rule| rule_text(rule, names))),
+    };
+    // Out of the overlay alone an address tells whose packet it is.
+    let is_inside = direction != "ingress" || steps.iter().any(|step| matches!(step, Step::Decapsulated { .. }));
+    let pod = names.of_address(peer).filter(|_| is_inside).map(|pod| format!(" (pod {pod})")).unwrap_or_default();
+    Some(Step::Differs {
+        what: format!("{sides} that {name} accepts"),
+        tables: accepted,
+        packet: format!("{peer}{pod}"),
+    })
+}
+
+/// What one rule matches.
+fn rule_text(rule: &PolicyRule, names: &Names<'_>) -> String {
+    let peer = |peer: &PolicyPeer| match peer {
+        PolicyPeer::Set(set) => names.of_set(set),
+        PolicyPeer::Network { prefix, except } if except.is_empty() => prefix.to_string(),
+        PolicyPeer::Network { prefix, except } => {
+            format!("{prefix} except {}", some(except.iter().map(ToString::to_string)))
+        }
+    };
+    let port = |PolicyPort { protocol, port }: &PolicyPort| match port {
+        PortMatch::Range(first, last) if first == last => format!("{protocol} {first}"),
+        PortMatch::Range(first, last) => format!("{protocol} {first}-{last}"),
+        PortMatch::Named(name) => format!("{protocol} {name}"),
+    };
+    let peers = match rule.peers.as_deref() {
+        None => "everybody".to_owned(),
+        Some([]) => "nobody".to_owned(),
+        Some(peers) => some(peers.iter().map(peer)),
+    };
+    match rule.ports.as_deref() {
+        None => peers,
+        Some([]) => format!("{peers} at no port"),
+        Some(ports) => format!("{peers} at pods' ports {}", some(ports.iter().map(port))),
+    }
+}
+
+/// The pod, its policy, the address that it leaves with, and the class of its ports.
+fn leaving(steps: &[Step]) -> Option<(IpAddr, Option<&str>, IpAddr, PortClass)> {
+    let class = steps.iter().find_map(|step| match step {
+        Step::Packet { protocol, .. } => PortClass::of(*protocol),
+        _ => None,
+    })?;
+    steps.iter().find_map(|step| match step {
+        Step::Egress { pod, policy, address, .. } => Some((*pod, policy.as_deref(), (*address)?, class)),
+        _ => None,
+    })
+}
+
+/// Ports of the external address, over all workers.
+fn ports(used: &[EgressUse], steps: &[Step]) -> Option<Step> {
+    let (_, _, address, class) = leaving(steps)?;
+    let mapped = mapped_ip(address);
+    let of_it = used.iter().flat_map(|used| &used.pools).filter(|(at, of, ..)| (*at, *of) == (mapped, class));
+    let (mut held, mut all) = (0u64, 0u64);
+    for (_, _, tally, given) in of_it {
+        (held, all) = (held + u64::from(tally.used), all + u64::from(*given));
+    }
+    let what = format!("{} ports of external address {address}", class.name());
+    Some(lacks(what, format!("{held} of {all} are in use or rest"), "one that is free, or another address"))
+}
+
+/// What the pod and its namespace hold, against what its policy allows.
+fn quota(view: &View, used: &[EgressUse], steps: &[Step]) -> Option<Step> {
+    let (pod, policy, ..) = leaving(steps)?;
+    let policy = policy?;
+    let tables = &view.tables;
+    let (_, row) = tables.egress.policies().find(|(_, row)| *row.name == *policy)?;
+    let own = tables.pods.pod(&mapped_ip(pod))?;
+    let holders = || used.iter().flat_map(|used| &used.pods);
+    let held: u64 = holders().filter(|(id, _)| *id == own.backend).map(|(_, holder)| u64::from(holder.held)).sum();
+    let of_namespace = holders().filter(|(_, holder)| holder.namespace == own.namespace);
+    let all: u64 = of_namespace.map(|(_, holder)| u64::from(holder.held)).sum();
+    let told = |whose: String, held: u64, most: u32| {
+        let needed = format!("fewer than {most}, the most that EgressPolicy {policy} allows");
+        (held >= u64::from(most)).then(|| lacks(format!("ports of {whose}"), format!("{held} held"), needed))
+    };
+    let by_pod = told(format!("pod {pod}"), held, row.ports_per_pod_max);
+    let namespace = || told(format!("the namespace of pod {pod}"), all, row.ports_per_namespace_max);
+    by_pod.or_else(namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tidegate_api::resource::{Backend, NotServing, TrafficPolicy};
+
+    use super::*;
+    use crate::compile::tests::{on_machine, update};
+    use crate::kernel::{Neighbour, nud};
+    use crate::objects::tests::{full, gateway, named, peer, service};
+    use crate::state::ports::{Holder, Tally};
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn packet(protocol: u8, source: &str, destination: &str) -> Step {
+        Step::Packet {
+            protocol,
+            source: ip(source),
+            source_port: Some(40_000),
+            destination: ip(destination),
+            destination_port: Some(80),
+            bytes: 40,
+            ttl: 64,
+            fragment: false,
+        }
+    }
+
+    fn told(step: &Step) -> String {
+        match step {
+            Step::Lacks { what, found, needed } => format!("{what}: {found}; needed: {needed}"),
+            Step::Differs { what, tables, packet } => format!("{what}: {tables} | {packet}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn endpoints_that_are_there_and_not_ready_are_named_with_their_nodes() {
+        let on = |address: &str, node: &str, weight| Backend {
+            address: ip(address),
+            port: 8080,
+            weight,
+            local_weight: 0,
+            node: node.into(),
+            pod: String::new(),
+        };
+        for (v4, vip, pods) in [
+            (true, "203.0.113.10", ["10.244.1.5", "10.244.2.5"]),
+            (false, "2001:db8:f::10", ["fd00:10:244:1::5", "fd00:10:244:2::5"]),
+        ] {
+            let family = if v4 { "IPv4" } else { "IPv6" };
+            let asked = |endpoints| Step::Service {
+                service: "shop/web".into(),
+                port: 80,
+                kind: "vip".into(),
+                mode: "fullnat".into(),
+                scheduler: Default::default(),
+                endpoints,
+            };
+            let of = |backends: &[Backend], not_serving: Vec<NotServing>| {
+                let mut body = service(&[vip], 80, backends);
+                (body.ports[0].not_serving, body.ports[0].external_policy) = (not_serving, TrafficPolicy::Local);
+                View { objects: vec![Arc::new(named("shop/web", "1", body))], ..View::default() }
+            };
+            let steps = |endpoints| [packet(6, "192.0.2.7", vip), asked(endpoints)];
+            let says = |view: &View, is_local| {
+                endpoints(view, &steps(0), is_local).iter().map(told).collect::<Vec<_>>().join("")
+            };
+            let idle = |node: &str| NotServing { address: ip(pods[1]), node: node.into() };
+            // Of the other family nothing is told.
+            let other = on(if v4 { "fd00::9" } else { "10.0.0.9" }, "w9", 0);
+            let view = of(&[on(pods[0], "w1", 0), other], vec![idle("w2")]);
+            assert_eq!(
+                says(&view, false),
+                format!(
+                    "{family} endpoints of shop/web port 80: 0 ready, 1 draining ({} on w1), 1 not ready ({} on w2); \
+                     needed: 1 ready",
+                    pods[0], pods[1]
+                )
+            );
+            assert!(says(&of(&[], vec![]), false).contains("0 ready, no other is known; needed: 1 ready"));
+            let view = of(&[on(pods[0], "", 1)], vec![]);
+            assert_eq!(
+                says(&view, true),
+                format!(
+                    "{family} endpoints of shop/web port 80 that are local to a node: 1 serve, none of them has a \
+                     node and is ready ({} without a node); needed: 1 that is ready and has a nodeName",
+                    pods[0]
+                )
+            );
+            assert!(says(&of(&[], vec![]), true).contains("local to a node: none serves; needed"));
+            // Where there are some, or the Service is not known, nothing is said.
+            assert_eq!(endpoints(&view, &steps(1), false), []);
+            assert_eq!(endpoints(&View::default(), &steps(0), false), []);
+        }
+    }
+
+    #[test]
+    fn a_neighbour_that_does_not_answer_is_named_with_the_kernels_word() {
+        let (mut compiler, _) = on_machine();
+        assert_eq!(
+            update(&mut compiler, full(vec![named("gw", "1", gateway()), named("w1", "1", peer(1))])).rejected,
+            []
+        );
+        let tables = compiler.tables().clone();
+        let lan = tables.devices.rows().find(|(_, row)| &*row.name == "lan0").unwrap().1.ifindex;
+        for (address, asked) in [("198.51.100.11", "ARP"), ("2001:db8:2::11", "neighbour discovery")] {
+            let row = ip(address);
+            let mut view = View { tables: tables.clone(), ..View::default() };
+            let says = |view: &View| told(&neighbour(view, "lan0", row).unwrap());
+            let name = format!("MAC of next hop {row}, which is node w1, on lan0: none");
+            assert_eq!(says(&view), format!("{name}, the kernel has not asked yet; needed: an answer to {asked}"));
+            let failed = Neighbour { mac: None, state: nud::FAILED, managed: true };
+            view.neighbours = HashMap::from([(NeighbourKey { ifindex: lan, address: row }, failed)]);
+            let words = "the kernel asks for it and says FAILED";
+            assert_eq!(says(&view), format!("{name}, {words}; needed: an answer to {asked}"));
+            assert_eq!(neighbour(&view, "lan9", row), None);
+        }
+        let stranger = told(&neighbour(&View { tables, ..View::default() }, "lan0", ip("198.51.100.99")).unwrap());
+        assert!(stranger.starts_with("MAC of next hop 198.51.100.99, on lan0: none"), "{stranger}");
+    }
+
+    fn object(kind: &str, name: &str, body: serde_json::Value) -> Arc<Resource> {
+        let body = serde_json::from_value(serde_json::json!({ kind: body })).unwrap();
+        Arc::new(Resource { name: name.into(), version: "1".into(), body })
+    }
+
+    #[test]
+    fn whom_a_policy_accepts_is_told_beside_whom_it_met() {
+        let pods = ["10.244.3.5", "fd00:10:244:3::5"];
+        let policy = serde_json::json!({
+            "tier": "namespace", "subjects": "s", "isolates_ingress": true,
+            "ingress": [
+                { "action": "accept", "peers": [
+                    { "network": { "prefix": "10.0.0.0/8", "except": ["10.1.0.0/16"] } },
+                    { "set": "friends" }, { "set": "nobody" }] },
+                { "action": "accept", "ports": [
+                    { "protocol": "TCP", "port": { "range": [80, 80] } }, { "protocol": "UDP", "port": { "range": [5, 9] } },
+                    { "protocol": "TCP", "port": { "named": "http" } }] },
+                { "action": "accept", "peers": [], "ports": [] }]
+        });
+        let policy = object("policy", "NetworkPolicy/shop/p", policy);
+        let Body::Policy(policy) = &policy.body else { panic!() };
+        let sets = [object("identity-set", "friends", serde_json::json!({ "identities": [7] }))];
+        let pod = serde_json::json!({ "addresses": pods, "node": "w3", "identity": 7, "egress": [] });
+        let known = [object("pod", "shop/friend", pod)];
+        let names = Names { sets: &sets, pods: &known };
+        let accepts = "10.0.0.0/8 except 10.1.0.0/16, pods shop/friend, pods of a selection that has none now, \
+                       everybody at pods' ports TCP 80, UDP 5-9, TCP http, nobody at no port";
+        for (client, vip, pod) in [("192.0.2.7", "203.0.113.10", pods[0]), ("2001:db8:1::7", "2001:db8:f::10", pods[1])]
+        {
+            let says = |direction, steps: &[Step]| {
+                told(&super::accepted(policy, "NetworkPolicy/shop/p", direction, steps, &names).unwrap())
+            };
+            let what = "sources that NetworkPolicy/shop/p accepts";
+            assert_eq!(says("ingress", &[packet(6, client, vip)]), format!("{what}: {accepts} | {client}"));
+            // On the wire an address does not make a pod of anybody.
+            assert_eq!(says("ingress", &[packet(6, pod, vip)]), format!("{what}: {accepts} | {pod}"));
+            let decap = Step::Decapsulated { node: "w3".into(), underlay: ip("198.51.100.13"), vni: 1 };
+            let inside = [decap, packet(6, pod, vip)];
+            assert_eq!(says("ingress", &inside), format!("{what}: {accepts} | {pod} (pod shop/friend)"));
+            let outward = says("egress", &[packet(6, client, vip)]);
+            assert_eq!(outward, format!("destinations that NetworkPolicy/shop/p accepts: none | {vip}"));
+        }
+    }
+
+    fn leaves(pod: &str, address: &str) -> [Step; 2] {
+        let egress = Step::Egress {
+            pod: ip(pod),
+            policies: vec!["out".into()],
+            policy: Some("out".into()),
+            address: Some(ip(address)),
+        };
+        [packet(17, pod, if ip(pod).is_ipv4() { "192.0.2.7" } else { "2001:db8:1::7" }), egress]
+    }
+
+    #[test]
+    fn used_up_ports_are_counted_over_all_workers() {
+        for (pod, address) in [("10.244.1.5", "192.0.2.240"), ("fd00:10:244:1::5", "2001:db8:1::240")] {
+            let tally = |used| Tally { used, ..Tally::default() };
+            let of = |used| EgressUse {
+                pools: vec![
+                    (mapped_ip(ip(address)), PortClass::Udp, tally(used), 32_256),
+                    (mapped_ip(ip(address)), PortClass::Tcp, tally(9), 32_256),
+                ],
+                pods: Vec::new(),
+            };
+            let step = ports(&[of(32_256), of(32_255)], &leaves(pod, address)).unwrap();
+            assert_eq!(
+                told(&step),
+                format!(
+                    "udp ports of external address {address}: 64511 of 64512 are in use or rest; needed: one that is \
+                     free, or another address"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_quota_is_told_with_what_is_held_by_the_pod_or_its_namespace() {
+        let pods = [("shop/a", 1), ("shop/b", 2)].map(|(name, n)| {
+            let addresses = [format!("10.244.1.{n}"), format!("fd00:10:244:1::{n}")];
+            let pod = serde_json::json!({ "addresses": addresses, "node": "w1", "identity": 0, "egress": ["out"] });
+            (*object("pod", name, pod)).clone()
+        });
+        let policy = serde_json::json!({
+            "addresses": ["192.0.2.240", "2001:db8:1::240"], "ports_per_pod_max": 5, "ports_per_namespace_max": 8
+        });
+        let (mut compiler, _) = on_machine();
+        let policy = (*object("egress", "out", policy)).clone();
+        let objects = [named("gw", "1", gateway()), named("w1", "1", peer(1)), policy].into_iter().chain(pods);
+        assert_eq!(update(&mut compiler, full(objects.collect())).rejected, []);
+        let view = View { tables: compiler.tables().clone(), ..View::default() };
+        for (a, b, external) in
+            [("10.244.1.1", "10.244.1.2", "192.0.2.240"), ("fd00:10:244:1::1", "fd00:10:244:1::2", "2001:db8:1::240")]
+        {
+            let of = |pod: &str, held| {
+                let row = view.tables.pods.pod(&mapped_ip(ip(pod))).unwrap();
+                (row.backend, Holder { held, namespace: row.namespace, refused: 0 })
+            };
+            let says = |held: [u32; 2]| {
+                // Two workers.
+                let used =
+                    [a, b].map(|pod| EgressUse { pools: Vec::new(), pods: vec![of(a, held[0]), of(pod, held[1])] });
+                quota(&view, &used, &leaves(a, external)).as_ref().map(told)
+            };
+            let most = |most| format!("needed: fewer than {most}, the most that EgressPolicy out allows");
+            assert_eq!(says([2, 1]), Some(format!("ports of pod {a}: 5 held; {}", most(5))));
+            assert_eq!(says([0, 4]), Some(format!("ports of the namespace of pod {a}: 8 held; {}", most(8))));
+            assert_eq!(says([0, 1]), None);
+        }
+    }
+}
