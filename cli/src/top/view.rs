@@ -596,6 +596,7 @@ mod tests {
                 ("sent", 990 * n),
                 ("busy_ns", 250_000_000 * n),
             ]),
+            stages: vec![],
         };
         let port = PortRow {
             device: "wan0".into(),

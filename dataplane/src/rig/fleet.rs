@@ -31,6 +31,7 @@ use crate::state::{Capacity, Direction, Entropy, FlowTable, State, Tuple};
 use crate::table::owner::OwnerTable;
 use crate::table::publish::Publisher;
 use crate::table::{self, DeviceId, Tables};
+use crate::worker::stages::Spent;
 use crate::worker::{PortWant, Want, Worker};
 
 /// What a fleet is like.
@@ -228,6 +229,12 @@ impl Fleet {
             }
         }
         panic!("no end in sight\n{}", self.told());
+    }
+
+    /// How long packets were at each stage of a worker, of those that were measured.
+    pub fn stages(&self, worker: usize) -> Vec<(&'static str, Spent)> {
+        let stages = self.workers.get(worker).map(|worker| worker.stopwatch.stages()).unwrap_or_default();
+        stages.named().filter(|(_, spent)| *spent != Spent::default()).collect()
     }
 
     /// Gives a frame to one queue and lets everybody work until it is quiet.
