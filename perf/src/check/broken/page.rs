@@ -9,7 +9,7 @@ pub fn document() -> String {
          command then says what is in the third column, and says nothing of it before and afterwards. This page is generated \
          from the list that the check `broken` works through (`perf/src/check/broken/faults.rs`); a test compares. Addresses \
          are those of the lab.\n\nA line that begins with `differs` has the object and both values: what the tables have, \
-         and what the packet carries. [`tidegate explain --pcap`](explain.md) says so of every frame that \
+         and what the packet carries. [`tidegate explain --pcap FILE`](explain.md) says so of every frame that \
          [`tidegate capture`](capture.md) or tcpdump has recorded, dropped or not.\n\n\
          | what is wrong, and what you see | ask | it says | do |\n|---|---|---|---|\n",
     );
