@@ -262,7 +262,7 @@ fn a_flood_is_accounted_for() {
 
 #[test]
 fn the_operator_sees_everything() {
-    check(&["show", "explain", "metrics"]);
+    check(&["show", "explain", "metrics", "documented"]);
 }
 
 #[test]
