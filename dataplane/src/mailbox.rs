@@ -86,6 +86,8 @@ pub enum Request {
         device: DeviceId,
         /// The frame.
         frame: Vec<u8>,
+        /// Whether another worker has handed it over.
+        is_handed: bool,
         /// Where the answer goes.
         reply: Sender<Told>,
     },
@@ -229,8 +231,8 @@ pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
         Request::Rulings { reply } => {
             let _gone = reply.try_send(worker.state.rulings.all().collect());
         }
-        Request::Explain { device, frame, reply } => {
-            let _gone = reply.try_send(worker.explain(device, &frame, now_ns));
+        Request::Explain { device, frame, is_handed, reply } => {
+            let _gone = reply.try_send(worker.explain(device, &frame, is_handed, now_ns));
         }
         Request::Capture { tap, reply } => {
             let begun = tap.is_some_and(|tap| worker.begin_capture(tap).is_ok());

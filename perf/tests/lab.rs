@@ -409,6 +409,11 @@ fn two_workers_serve_both_modes() {
 }
 
 #[test]
+fn several_workers_agree_whose_a_pods_packet_is() {
+    check_with(2, &["egress", "symmetric", "static-nat"]);
+}
+
+#[test]
 fn a_flood_of_syns_costs_established_connections_nothing() {
     check(&["syn-flood"]); // L-022, N-100
 }

@@ -270,9 +270,9 @@ impl Fleet {
     #[track_caller]
     pub fn explain(&mut self, first: usize, device: DeviceId, frame: &[u8]) -> Explanation {
         let mut worker = first;
-        for _ in 0..self.workers.len() + 1 {
+        for asked in 0..self.workers.len() + 1 {
             let (reply, answer) = bounded(1);
-            let question = Request::Explain { device, frame: frame.to_vec(), reply };
+            let question = Request::Explain { device, frame: frame.to_vec(), is_handed: asked > 0, reply };
             let asked = self.mailboxes.get(worker).map(|mailbox| mailbox.try_send(question));
             assert!(matches!(asked, Some(Ok(()))), "worker {worker} cannot be asked");
             if let Some(worker) = self.workers.get_mut(worker) {

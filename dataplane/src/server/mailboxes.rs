@@ -188,8 +188,8 @@ impl WorkerQuery for Mailboxes {
         self.ask(|reply| Request::Egress { reply })
     }
 
-    fn explain(&self, worker: usize, device: DeviceId, frame: &[u8]) -> Result<Told, QueryError> {
-        self.ask_one(worker, |reply| Request::Explain { device, frame: frame.to_vec(), reply })
+    fn explain(&self, worker: usize, device: DeviceId, frame: &[u8], is_handed: bool) -> Result<Told, QueryError> {
+        self.ask_one(worker, |reply| Request::Explain { device, frame: frame.to_vec(), is_handed, reply })
     }
 
     fn workers_count(&self) -> usize {
@@ -427,8 +427,8 @@ mod tests {
             }
         });
         assert_eq!(mailboxes.workers().unwrap()[0].core, Some(1));
-        assert_eq!(mailboxes.explain(0, DeviceId(0), &[]), Ok(Told::Theirs(WorkerId(7))));
-        assert_eq!(mailboxes.explain(7, DeviceId(0), &[]), Err(QueryError::Ended { worker: 7 }));
+        assert_eq!(mailboxes.explain(0, DeviceId(0), &[], false), Ok(Told::Theirs(WorkerId(7))));
+        assert_eq!(mailboxes.explain(7, DeviceId(0), &[], false), Err(QueryError::Ended { worker: 7 }));
         assert_eq!(mailboxes.counters().unwrap().imbalance, 0);
         assert_eq!(mailboxes.drops().unwrap().iter().map(|row| row.packets).sum::<u64>(), 8);
         assert_eq!(mailboxes.drops().unwrap().len(), DropReason::COUNT);

@@ -99,11 +99,11 @@ pub trait WorkerQuery: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// What `worker` would do with a frame that comes in by `device`.
+    /// What `worker` would do with a frame that comes in by `device`, or that another worker has handed to it.
     ///
     /// # Errors
     /// When it does not answer.
-    fn explain(&self, worker: usize, _device: DeviceId, _frame: &[u8]) -> Result<Told, QueryError> {
+    fn explain(&self, worker: usize, _device: DeviceId, _frame: &[u8], _is_handed: bool) -> Result<Told, QueryError> {
         Err(QueryError::Ended { worker })
     }
 
