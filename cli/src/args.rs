@@ -3,9 +3,11 @@
 //! One subcommand of `show` for each question of the contract; a test holds the two lists against each other.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 use tidegate_api::show as api;
 
 use crate::bench::BenchArguments;
@@ -360,31 +362,74 @@ pub enum What {
     /// Frontends: addresses, ports, delivery mode, backends behind each
     Services {
         /// Only this Service, as NAMESPACE/NAME
-        #[arg(value_parser = service_name)]
+        #[arg(value_parser = service_name, conflicts_with = "namespace")]
         service: Option<String>,
+        /// Only Services of this namespace
+        #[arg(long, value_name = "NAME", value_parser = namespace)]
+        namespace: Option<String>,
+        /// Only frontends at this address, or in this network
+        #[arg(long, value_name = "ADDRESS|CIDR", value_parser = network)]
+        address: Option<IpNet>,
+        /// Only frontends of this protocol: tcp, udp or sctp
+        #[arg(long, value_parser = protocol)]
+        protocol: Option<u8>,
     },
     /// Endpoints behind the frontends, with weights, states and counts
     Backends {
         /// Only this Service, as NAMESPACE/NAME
-        #[arg(value_parser = service_name)]
+        #[arg(value_parser = service_name, conflicts_with = "namespace")]
         service: Option<String>,
+        /// Only Services of this namespace
+        #[arg(long, value_name = "NAME", value_parser = namespace)]
+        namespace: Option<String>,
+        /// Only endpoints on this node
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
+        /// Only endpoints at this address, or in this network
+        #[arg(long, value_name = "ADDRESS|CIDR", value_parser = network)]
+        address: Option<IpNet>,
     },
     /// Live flows with their four address pairs and counts
     Flows {
         /// Most flows to print
         #[arg(long, default_value_t = FLOWS_LIMIT_DEFAULT, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
+        /// Which flows.
+        #[command(flatten)]
+        wanted: FlowArguments,
     },
     /// Other nodes of the overlay and how they are reached
-    Tunnels,
+    Tunnels {
+        /// Only this node
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
+    },
     /// Routes in use, the kernel's and the overlay's
-    Routes,
+    Routes {
+        /// Only routes that this address could take; the longest prefix is taken
+        #[arg(long, value_name = "ADDRESS")]
+        to: Option<IpAddr>,
+        /// Only routes that leave by this device
+        #[arg(long, value_name = "NAME")]
+        device: Option<String>,
+    },
     /// Neighbours in use with their link-layer addresses
-    Neighbours,
+    Neighbours {
+        /// Only this address, or this network
+        #[arg(long, value_name = "ADDRESS|CIDR", value_parser = network)]
+        address: Option<IpNet>,
+        /// Only neighbours on this device
+        #[arg(long, value_name = "NAME")]
+        device: Option<String>,
+    },
     /// Workers: core, generation reached, turns, flows, frames held
     Workers,
     /// Ports: device, queue, mode read back from the kernel, socket counters
-    Ports,
+    Ports {
+        /// Only ports of this device
+        #[arg(long, value_name = "NAME")]
+        device: Option<String>,
+    },
     /// All counters, and whether every packet is accounted for
     Counters,
     /// Why packets were dropped
@@ -392,6 +437,15 @@ pub enum What {
         /// Also print reasons that never happened
         #[arg(long)]
         all: bool,
+        /// Only this reason, also if it never happened
+        #[arg(long, value_name = "REASON")]
+        reason: Option<String>,
+        /// Only reasons of this stage
+        #[arg(long, value_name = "STAGE")]
+        stage: Option<String>,
+        /// Only reasons of this severity
+        #[arg(long, value_name = "SEVERITY", value_parser = ["info", "warning", "error"])]
+        severity: Option<String>,
     },
     /// Gateways of the set: who lives, who announces how many VIPs
     Gateways,
@@ -402,9 +456,50 @@ pub enum What {
         /// Also print rules that nothing has met
         #[arg(long)]
         all: bool,
+        /// Only policies of this namespace
+        #[arg(long, value_name = "NAME", value_parser = namespace)]
+        namespace: Option<String>,
     },
     /// Ports of external addresses in use and refused, and the pods that hold most
-    Egress,
+    Egress {
+        /// Only this external address, or this network
+        #[arg(long, value_name = "ADDRESS|CIDR", value_parser = network)]
+        address: Option<IpNet>,
+        /// Only pods of this namespace
+        #[arg(long, value_name = "NAME", value_parser = namespace)]
+        namespace: Option<String>,
+    },
+}
+
+/// Which flows `tidegate show flows` prints: those that everything fits that is given.
+#[derive(Clone, Debug, Default, Args)]
+pub struct FlowArguments {
+    /// Only flows of this Service, as NAMESPACE/NAME
+    #[arg(long, value_name = "SERVICE", value_parser = service_name)]
+    pub service: Option<String>,
+    /// Only flows that this address, or one of this network, began
+    #[arg(long, value_name = "ADDRESS|CIDR", value_parser = network)]
+    pub client: Option<IpNet>,
+    /// Only flows to this address, or network, as their client knows it
+    #[arg(long, value_name = "ADDRESS|CIDR", value_parser = network)]
+    pub vip: Option<IpNet>,
+    /// Only flows that leave with this source address
+    #[arg(long, value_name = "ADDRESS|CIDR", value_parser = network)]
+    pub source: Option<IpNet>,
+    /// Only flows that are sent to this address, or network
+    #[arg(long, value_name = "ADDRESS|CIDR", value_parser = network)]
+    pub backend: Option<IpNet>,
+    /// Only flows of this protocol: tcp, udp, sctp, icmp, icmpv6, or a number
+    #[arg(long, value_parser = protocol)]
+    pub protocol: Option<u8>,
+}
+
+impl FlowArguments {
+    /// The same, as the contract puts it.
+    pub fn filter(&self) -> api::FlowFilter {
+        let FlowArguments { service, client, vip, source, backend, protocol } = self.clone();
+        api::FlowFilter { protocol, client, vip, source, backend, service }
+    }
 }
 
 impl Arguments {
@@ -426,19 +521,19 @@ impl What {
     pub fn question(&self) -> api::Show {
         match self {
             What::Services { .. } => api::Show::Services,
-            What::Backends { service } => api::Show::Backends { service: service.clone() },
-            What::Flows { limit } => api::Show::Flows { limit: *limit },
-            What::Tunnels => api::Show::Tunnels,
-            What::Routes => api::Show::Routes,
-            What::Neighbours => api::Show::Neighbours,
+            What::Backends { service, .. } => api::Show::Backends { service: service.clone() },
+            What::Flows { limit, wanted } => api::Show::Flows { limit: *limit, filter: wanted.filter() },
+            What::Tunnels { .. } => api::Show::Tunnels,
+            What::Routes { .. } => api::Show::Routes,
+            What::Neighbours { .. } => api::Show::Neighbours,
             What::Workers => api::Show::Workers,
-            What::Ports => api::Show::Ports,
+            What::Ports { .. } => api::Show::Ports,
             What::Counters => api::Show::Counters,
             What::Drops { .. } => api::Show::Drops,
             What::Gateways => api::Show::Gateways,
             What::Announcements => api::Show::Announcements,
             What::Policies { .. } => api::Show::Policies,
-            What::Egress => api::Show::Egress,
+            What::Egress { .. } => api::Show::Egress,
         }
     }
 }
@@ -454,6 +549,26 @@ fn namespace(text: &str) -> Result<String, String> {
     {
         true => Ok(text.into()),
         false => Err("a namespace has up to 63 small letters, digits and inner hyphens".into()),
+    }
+}
+
+/// Accepts an address, which is the network of itself, or a network.
+fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse::<IpNet>());
+    network
+        .map(|network| network.trunc())
+        .map_err(|_| "an address, or a network like 192.0.2.0/24 or 2001:db8::/32".into())
+}
+
+/// Accepts the name or the number of a protocol that has flows.
+fn protocol(text: &str) -> Result<u8, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "icmp" => Ok(1),
+        "tcp" => Ok(6),
+        "udp" => Ok(17),
+        "icmpv6" => Ok(58),
+        "sctp" => Ok(132),
+        other => other.parse().map_err(|_| "tcp, udp, sctp, icmp, icmpv6, or a number up to 255".into()),
     }
 }
 
@@ -533,13 +648,33 @@ mod tests {
             let Command::Show(show) = arguments.command else { panic!("{line:?}") };
             Ok::<_, String>(show.what.question())
         };
+        let flows = |limit, filter| api::Show::Flows { limit, filter };
         assert_eq!(
             question(&["tidegate", "show", "backends", "shop/web"]),
             Ok(api::Show::Backends { service: Some("shop/web".into()) })
         );
         assert_eq!(question(&["tidegate", "show", "backends"]), Ok(api::Show::Backends { service: None }));
-        assert_eq!(question(&["tidegate", "show", "flows"]), Ok(api::Show::Flows { limit: FLOWS_LIMIT_DEFAULT }));
-        assert_eq!(question(&["tidegate", "show", "flows", "--limit", "7"]), Ok(api::Show::Flows { limit: 7 }));
+        assert_eq!(question(&["tidegate", "show", "flows"]), Ok(flows(FLOWS_LIMIT_DEFAULT, Default::default())));
+        assert_eq!(question(&["tidegate", "show", "flows", "--limit", "7"]), Ok(flows(7, Default::default())));
+        let line =
+            "tidegate show flows --client 192.0.2.7 --vip 203.0.113.0/24 --backend 2001:db8::9/64 --protocol UDP";
+        let asked = api::FlowFilter {
+            protocol: Some(17),
+            client: Some("192.0.2.7/32".parse().unwrap()),
+            vip: Some("203.0.113.0/24".parse().unwrap()),
+            source: None,
+            backend: Some("2001:db8::/64".parse().unwrap()),
+            service: Some("shop/web".into()),
+        };
+        let line: Vec<&str> = line.split(' ').chain(["--service", "shop/web"]).collect();
+        assert_eq!(question(&line), Ok(flows(FLOWS_LIMIT_DEFAULT, asked)));
+        for (flag, value) in
+            [("--client", "192.0.2"), ("--backend", "::/129"), ("--protocol", "http"), ("--service", "web")]
+        {
+            assert!(question(&["tidegate", "show", "flows", flag, value]).is_err(), "{flag} {value}");
+        }
+        assert!(question(&["tidegate", "show", "services", "shop/web", "--namespace", "shop"]).is_err());
+        assert!(question(&["tidegate", "show", "drops", "--severity", "bad"]).is_err());
         assert_eq!(question(&["tidegate", "show", "services", "shop/web"]), Ok(api::Show::Services));
         for name in ["web", "/web", "shop/", "shop/web/80", ""] {
             for what in ["services", "backends"] {

@@ -14,6 +14,8 @@ use tidegate_api::show::{ServiceRow, Show, Shown};
 use crate::args::{ShowArguments, What};
 use crate::trouble;
 
+/// Rows that were asked for.
+mod filter;
 /// Services and their backends.
 mod service;
 /// Flows.
@@ -53,16 +55,21 @@ pub fn run(socket: &Path, arguments: &ShowArguments, as_json: bool) -> anyhow::R
         return Err(anyhow!(trouble::mismatch(asked, answered, &client.server)));
     }
     let answer = match (&arguments.what, answer) {
-        (What::Services { service: Some(name) }, Shown::Services(rows)) => Shown::Services(only(rows, name)?),
-        (What::Backends { service: Some(name) }, Shown::Backends(rows)) if rows.is_empty() => {
-            // A Service without backends is told from one that is not there.
-            if let Shown::Services(services) = client.show(Show::Services).map_err(explain)? {
-                only(services, name)?;
-            }
-            Shown::Backends(rows)
-        }
+        (What::Services { service: Some(name), .. }, Shown::Services(rows)) => Shown::Services(only(rows, name)?),
         (_, answer) => answer,
     };
+    // A Service without backends or flows is told from one that is not there.
+    let suspect = match (&arguments.what, &answer) {
+        (What::Backends { service, .. }, Shown::Backends(rows)) if rows.is_empty() => service.as_ref(),
+        (What::Flows { wanted, .. }, Shown::Flows(rows)) if rows.is_empty() => wanted.service.as_ref(),
+        _ => None,
+    };
+    if let Some(name) = suspect
+        && let Shown::Services(services) = client.show(Show::Services).map_err(explain)?
+    {
+        only(services, name)?;
+    }
+    let answer = filter::kept(answer, &arguments.what)?;
     if as_json { json(&answer) } else { Ok(text(&answer, &arguments.what)) }
 }
 
@@ -132,11 +139,11 @@ fn text(answer: &Shown, what: &What) -> String {
     match answer {
         Shown::Services(rows) => service::services(rows),
         Shown::Backends(rows) => match what {
-            What::Backends { service: Some(name) } => service::backends(rows, Some(name)),
+            What::Backends { service: Some(name), .. } => service::backends(rows, Some(name)),
             _ => service::backends(rows, None),
         },
         Shown::Flows(rows) => match what {
-            What::Flows { limit } => flow::flows(rows, *limit),
+            What::Flows { limit, .. } => flow::flows(rows, *limit),
             _ => flow::flows(rows, u32::MAX),
         },
         Shown::Tunnels(rows) => route::tunnels(rows),
@@ -145,11 +152,20 @@ fn text(answer: &Shown, what: &What) -> String {
         Shown::Workers(rows) => worker::workers(rows),
         Shown::Ports(rows) => worker::ports(rows),
         Shown::Counters(counters) => counter::counters(counters),
-        Shown::Drops(rows) => counter::drops(rows, matches!(what, What::Drops { all: true })),
+        Shown::Drops(rows) => counter::drops(rows, is_all(what)),
         Shown::Gateways(shown) => gateway::gateways(shown),
         Shown::Announcements(shown) => announcement::announcements(shown),
-        Shown::Policies(shown) => policy::policies(shown, matches!(what, What::Policies { all: true })),
+        Shown::Policies(shown) => policy::policies(shown, is_all(what)),
         Shown::Egress(shown) => egress::egress(shown),
+    }
+}
+
+/// Whether rows of nothing are asked for too.
+fn is_all(what: &What) -> bool {
+    match what {
+        What::Drops { all, reason, .. } => *all || reason.is_some(),
+        What::Policies { all, .. } => *all,
+        _ => false,
     }
 }
 

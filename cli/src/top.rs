@@ -13,7 +13,7 @@ use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifier
 use crossterm::style::{Attribute, Print, SetAttribute};
 use crossterm::{cursor, execute, queue, terminal};
 use tidegate_api::client::Client;
-use tidegate_api::show::{Show, Shown};
+use tidegate_api::show::{FlowFilter, Show, Shown};
 
 use crate::args::TopArguments;
 use crate::trouble;
@@ -241,7 +241,7 @@ fn questions(state: &State) -> Vec<Show> {
         Subject::Drops => asked.push(Show::Drops),
         Subject::Services => asked.push(Show::Services),
         Subject::Backends => asked.push(Show::Backends { service: state.service.clone() }),
-        Subject::Flows => asked.push(Show::Flows { limit: FLOWS_MAX }),
+        Subject::Flows => asked.push(Show::Flows { limit: FLOWS_MAX, filter: FlowFilter::default() }),
         Subject::Nat => asked.push(Show::Egress),
     }
     asked

@@ -29,6 +29,7 @@ fn worker(number: u32, generation: u64) -> WorkerRow {
         held: 0,
         ports: vec![format!("wan0/{number}")],
         counters: Default::default(),
+        stages: vec![],
     }
 }
 

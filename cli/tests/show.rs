@@ -22,8 +22,8 @@ use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{MacAddress, Protocol};
 use tidegate_api::show::{
     AnnouncementRow, Announcements, BackendRow, Counters, DropRow, EgressAddressRow, EgressPodRow, EgressShown,
-    FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, RouteRow, RulingRow, ServiceRow, Show, Shown,
-    TunnelRow, WorkerRow,
+    FlowFilter, FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, RouteRow, RulingRow, ServiceRow, Show,
+    Shown, StageRow, TunnelRow, WorkerRow,
 };
 
 /// A dataplane's read side for one conversation; the thread returns the question it was asked.
@@ -67,10 +67,9 @@ impl Dataplane {
         Dataplane { directory, thread }
     }
 
-    /// Has the canned Services, and no backends.
-    fn without_backends() -> Self {
-        let canned = canned(&Show::Services);
-        let both = [Shown::Backends(vec![]), canned].map(|answer| message(&Response::Shown(answer)));
+    /// Has the canned Services, and nothing of what is asked for first.
+    fn without(first: &Show) -> Self {
+        let both = [empty(first), canned(&Show::Services)].map(|answer| message(&Response::Shown(answer)));
         Self::converse(move |_| Some(both.concat()), true)
     }
 
@@ -357,7 +356,15 @@ fn worker(number: u32, core: Option<u32>) -> WorkerRow {
         held: 1,
         ports: vec![format!("wan0/{number}"), format!("lan0/{number}")],
         counters: Default::default(),
+        stages: core.map(|_| stages()).unwrap_or_default(),
     }
+}
+
+/// As of a thousand packets whose turns were measured.
+fn stages() -> Vec<StageRow> {
+    let of = |stage: &str, time_ns| StageRow { stage: stage.into(), time_ns, packets: vec![0, 900, 100] };
+    let idle = StageRow { stage: "hand_over".into(), time_ns: 0, packets: vec![0; 3] };
+    vec![idle, of("receive", 12_345), of("forward", 41_960)]
 }
 
 fn port(device: &str, queue: u32, mode: &str, pairs: &[(&str, u64)]) -> PortRow {
@@ -424,7 +431,7 @@ fn subcommands() -> Vec<(&'static str, Show)> {
     vec![
         ("services", Show::Services),
         ("backends", Show::Backends { service: None }),
-        ("flows", Show::Flows { limit: 100 }),
+        ("flows", Show::Flows { limit: 100, filter: FlowFilter::default() }),
         ("tunnels", Show::Tunnels),
         ("routes", Show::Routes),
         ("neighbours", Show::Neighbours),
@@ -503,11 +510,16 @@ fn arguments_travel_with_the_question() {
     assert!(printed(&output).contains("shop/web"));
     assert_eq!(dataplane.asked(), Show::Backends { service: Some("shop/web".into()) });
 
-    let question = Show::Flows { limit: 2 };
+    let question = Show::Flows { limit: 2, filter: FlowFilter::default() };
     let dataplane = Dataplane::answering(canned(&question));
     let output = tidegate(&dataplane.socket(), &["show", "flows", "--limit", "2"]).output().unwrap();
     assert!(printed(&output).ends_with("stopped at 2 flows; --limit N asks for more\n"));
     assert_eq!(dataplane.asked(), question);
+
+    // Who knows no filter asks for all flows, and one that takes all is not written: either side may be older.
+    let older = r#"{"what":"flows","limit":2}"#;
+    assert_eq!(serde_json::from_str::<Show>(older).unwrap(), question);
+    assert_eq!(serde_json::to_string(&question).unwrap(), older);
 
     let dataplane = Dataplane::answering(canned(&Show::Drops));
     let output = tidegate(&dataplane.socket(), &["show", "drops", "--all"]).output().unwrap();
@@ -528,11 +540,58 @@ fn one_service_is_shown_alone_and_one_that_is_not_there_is_an_error() {
         let text = complaint(&show(&services(), &[&["show", "services", "shop/gone"], json].concat()));
         assert!(text.contains("no Service shop/gone") && text.contains("tidegate show services"), "{text}");
         // Without backends it is told from one that is not there.
-        let backends = |name| show(&Dataplane::without_backends(), &[&["show", "backends", name], json].concat());
+        let backends = |name| {
+            show(&Dataplane::without(&Show::Backends { service: None }), &[&["show", "backends", name], json].concat())
+        };
         assert!(complaint(&backends("shop/gone")).contains("no Service shop/gone"));
         let expected = if json.is_empty() { "no backends of Service infra/dns\n" } else { "[]\n" };
         assert_eq!(printed(&backends("infra/dns")), expected);
     }
+}
+
+#[test]
+fn rows_can_be_asked_for_by_what_they_are_about() {
+    let lines = |what: &str, arguments: &str| {
+        let (_, question) = subcommands().into_iter().find(|(name, _)| *name == what).unwrap();
+        let dataplane = Dataplane::answering(canned(&question));
+        let line: Vec<&str> = ["show", what].into_iter().chain(arguments.split(' ')).collect();
+        let text = printed(&tidegate(&dataplane.socket(), &line).output().unwrap());
+        // Rows of the first table, without its heading.
+        let rows: Vec<String> = text.lines().skip(1).take_while(|line| !line.is_empty()).map(String::from).collect();
+        (rows.len(), rows.join("\n"))
+    };
+    for (what, arguments, rows, first) in [
+        ("services", "--namespace infra", 1, "infra/dns"),
+        ("services", "--address 203.0.113.0/28", 2, "203.0.113.11"),
+        ("services", "--address 2001:db8:f::10", 1, "[2001:db8:f::10]:80"),
+        ("services", "--protocol udp", 1, "infra/dns"),
+        ("backends", "--node worker-1", 2, "10.244.1.5"),
+        ("backends", "--address fd00::/16", 1, "[fd00:10:244:1::5]:8080"),
+        ("backends", "--namespace shop --node worker-2", 1, "draining"),
+        ("flows", "--client 192.0.2.0/24", 1, "ESTABLISHED"),
+        ("flows", "--backend fd00:10:244:1::5 --protocol udp", 1, "UDP"),
+        ("tunnels", "--node worker-1", 2, "2001:db8:2::11"),
+        ("routes", "--to 10.244.1.9", 2, "0.0.0.0/0"),
+        ("routes", "--device wan0", 2, "via fe80::1"),
+        ("neighbours", "--device lan0", 2, "unresolved"),
+        ("neighbours", "--address 192.0.2.0/24", 1, "STALE"),
+        ("ports", "--device lan0", 1, "zero-copy"),
+        ("drops", "--severity warning --all", 2, "SpoofedSource"),
+        ("drops", "--stage route --all", 2, "NoRoute"),
+        ("drops", "--reason noroute", 1, "NoRoute"),
+        ("policies", "--all --namespace shop", 2, "networkpolicy/shop/clients"),
+        ("egress", "--address 203.0.113.101", 1, "shop/out"),
+    ] {
+        let (count, text) = lines(what, arguments);
+        assert!(count == rows && text.contains(first), "show {what} {arguments}: {count} rows\n{text}");
+    }
+    let dataplane = Dataplane::answering(canned(&Show::Drops));
+    let output = tidegate(&dataplane.socket(), &["show", "drops", "--reason", "NoRoutes"]).output().unwrap();
+    assert!(complaint(&output).contains("no drop reason NoRoutes"));
+    let (_, flows) = subcommands().into_iter().find(|(name, _)| *name == "flows").unwrap();
+    let without = Dataplane::without(&flows);
+    let output = tidegate(&without.socket(), &["show", "flows", "--service", "shop/gone"]).output().unwrap();
+    assert!(complaint(&output).contains("no Service shop/gone"));
 }
 
 #[test]

@@ -4,9 +4,10 @@
 //! rows and goes on. Nobody else ever reads a worker's state.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use crossbeam::channel::Sender;
-use tidegate_api::show::FlowRow;
+use tidegate_api::show::{FlowFilter, FlowRow};
 use tidegate_io::{PortCounters, PortFacts, RingLevels, SocketStatistics};
 
 use crate::capture::Tap;
@@ -20,19 +21,24 @@ use crate::state::quota::Quota;
 use crate::state::ruling::Ruling;
 use crate::state::{Direction, Entry, TICK_NS_LOG2, ticks, ticks_since, usage};
 use crate::table::egress::PortClass;
-use crate::table::{BackendId, DeviceId, ExternalId, Tables, unmapped};
+use crate::table::{BackendId, DeviceId, ExternalId, ServiceId, Tables, unmapped};
 use crate::worker::Worker;
 use crate::worker::batches::Batches;
+use crate::worker::stages::Stages;
 
 /// A question to one worker.
 #[derive(Debug)]
 pub enum Request {
-    /// Flows, at most `limit` of each family.
+    /// Flows, at most `limit`.
     Flows {
-        /// Most rows per family; the worker bounds it further.
+        /// Which.
+        wanted: Arc<FlowsWanted>,
+        /// Most rows; the worker bounds it further.
         limit: u32,
-        /// Where the answer goes.
-        reply: Sender<Vec<FlowRow>>,
+        /// Where to begin.
+        from: FlowsFrom,
+        /// Where the answer goes: rows, and where to go on.
+        reply: Sender<(Vec<FlowRow>, Option<FlowsFrom>)>,
     },
     /// Usage of these backends, in the same order.
     Usage {
@@ -80,6 +86,8 @@ pub enum Request {
         device: DeviceId,
         /// The frame.
         frame: Vec<u8>,
+        /// Whether another worker has handed it over.
+        is_handed: bool,
         /// Where the answer goes.
         reply: Sender<Told>,
     },
@@ -102,6 +110,40 @@ pub enum Request {
         /// Where the answer goes.
         reply: Sender<Status>,
     },
+}
+
+/// Which flows are asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FlowsWanted {
+    /// By their protocol, addresses and Service.
+    pub filter: FlowFilter,
+    /// Rows of the Service that the filter names, growing.
+    pub services: Vec<ServiceId>,
+}
+
+impl FlowsWanted {
+    fn takes<A: Family>(&self, tables: &Tables, entry: &Entry<A>) -> bool {
+        let (original, translated) = (entry.original_tuple(), entry.translated_tuple());
+        let ends = [original.source, original.destination, translated.source, translated.destination];
+        self.filter.takes(original.protocol, ends.map(shown)) && self.is_of_service(tables, entry.backend)
+    }
+
+    fn is_of_service(&self, tables: &Tables, backend: u32) -> bool {
+        let Some(name) = &self.filter.service else { return true };
+        let row = tables.backends.row(BackendId(backend));
+        let service = row.map(|row| row.service).filter(|id| self.services.binary_search(id).is_ok());
+        // A number may have become another's since it was looked up.
+        service.and_then(|id| tables.services.row(id)).is_some_and(|row| *row.name == **name)
+    }
+}
+
+/// Where a listing of flows begins, or goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowsFrom {
+    /// IPv4 comes first.
+    is_v6: bool,
+    /// Entry of that family.
+    entry: u32,
 }
 
 /// What one worker has in use of external addresses.
@@ -134,6 +176,8 @@ pub struct Status {
     pub busy_ns: u64,
     /// How large its batches were.
     pub batches: Batches,
+    /// How long packets were at each stage, of turns that were measured.
+    pub stages: Stages,
     /// Its ports.
     pub ports: Vec<PortStatus>,
     /// Its counters by name, exact at this moment.
@@ -160,13 +204,8 @@ pub struct PortStatus {
 #[cold]
 pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
     match request {
-        Request::Flows { limit, reply } => {
-            let limit = limit.min(limits::ROWS_PER_ANSWER) as usize;
-            let mut rows = Vec::new();
-            collect::<[u8; 4]>(worker, limit, now_ns, &mut rows);
-            let limit = rows.len() + limit;
-            collect::<[u8; 16]>(worker, limit, now_ns, &mut rows);
-            let _gone = reply.try_send(rows);
+        Request::Flows { wanted, limit, from, reply } => {
+            let _gone = reply.try_send(flows(worker, &wanted, limit, from, now_ns));
         }
         Request::Usage { backends, reply } => {
             let tables = worker.reader.tables();
@@ -192,8 +231,8 @@ pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
         Request::Rulings { reply } => {
             let _gone = reply.try_send(worker.state.rulings.all().collect());
         }
-        Request::Explain { device, frame, reply } => {
-            let _gone = reply.try_send(worker.explain(device, &frame, now_ns));
+        Request::Explain { device, frame, is_handed, reply } => {
+            let _gone = reply.try_send(worker.explain(device, &frame, is_handed, now_ns));
         }
         Request::Capture { tap, reply } => {
             let begun = tap.is_some_and(|tap| worker.begin_capture(tap).is_ok());
@@ -257,44 +296,83 @@ fn status(worker: &Worker) -> Status {
         held: worker.held(),
         busy_ns: worker.busy_ns,
         batches: worker.batches,
+        stages: worker.stopwatch.stages(),
         ports: worker.exits.ports.iter().map(port).collect(),
         events: Event::ALL.iter().map(|event| (event.name(), counters.events(*event))).collect(),
         drops: DropReason::ALL.iter().map(|reason| counters.drops(*reason)).collect(),
     }
 }
 
-fn collect<A: Family>(worker: &Worker, limit: usize, now_ns: u64, rows: &mut Vec<FlowRow>) {
-    const ROWS_AT_ONCE: u32 = 4096;
-    let mut from = Some(0);
-    let mut left = limits::ENTRIES_PER_ANSWER;
-    while let Some(start) = from
+/// Flows that are wanted, among a bounded number of entries, and where to go on, if that was not the end.
+fn flows(
+    worker: &Worker,
+    wanted: &FlowsWanted,
+    limit: u32,
+    from: FlowsFrom,
+    now_ns: u64,
+) -> (Vec<FlowRow>, Option<FlowsFrom>) {
+    let limit = limit.min(limits::ROWS_PER_ANSWER) as usize;
+    let mut rows = Vec::new();
+    let next = match from.is_v6 {
+        false => match collect::<[u8; 4]>(worker, wanted, limit, from.entry, now_ns, &mut rows) {
+            Some(entry) => Some(FlowsFrom { is_v6: false, entry }),
+            None => Some(FlowsFrom { is_v6: true, entry: 0 }),
+        },
+        true => collect::<[u8; 16]>(worker, wanted, limit, from.entry, now_ns, &mut rows)
+            .map(|entry| FlowsFrom { is_v6: true, entry }),
+    };
+    (rows, next)
+}
+
+/// The same of one family: the entry to go on with.
+fn collect<A: Family>(
+    worker: &Worker,
+    wanted: &FlowsWanted,
+    limit: usize,
+    from: u32,
+    now_ns: u64,
+    rows: &mut Vec<FlowRow>,
+) -> Option<u32> {
+    const ROWS_AT_ONCE: u32 = 1024;
+    let tables = worker.reader.tables();
+    let (mut next, mut left) = (Some(from), limits::ENTRIES_PER_ANSWER);
+    while let Some(start) = next
         && rows.len() < limit
         && left > 0
     {
         left = left.saturating_sub(ROWS_AT_ONCE);
-        from = A::flows(&worker.state).visit(start, ROWS_AT_ONCE, |_, entry| {
-            if rows.len() < limit {
-                rows.push(row(worker.id, entry, now_ns));
+        // Where it would have to go on if there were room for one more.
+        let mut beyond = None;
+        next = A::flows(&worker.state).visit(start, ROWS_AT_ONCE, |flow, entry| {
+            if beyond.is_none() && wanted.takes(tables, entry) {
+                match rows.len() < limit {
+                    true => rows.push(row(worker.id, entry, now_ns)),
+                    false => beyond = Some(flow.row()),
+                }
             }
         });
+        next = beyond.or(next);
     }
+    next
+}
+
+/// An address of either family as people know it.
+fn shown<A: Family>(address: A) -> IpAddr {
+    let mapped = Ipv6Addr::from(address.mapped());
+    mapped.to_ipv4_mapped().map_or(IpAddr::V6(mapped), IpAddr::V4)
 }
 
 fn row<A: Family>(worker: u32, entry: &Entry<A>, now_ns: u64) -> FlowRow {
-    let address = |address: A| {
-        let mapped = Ipv6Addr::from(address.mapped());
-        mapped.to_ipv4_mapped().map_or(IpAddr::V6(mapped), IpAddr::V4)
-    };
     let (original, translated) = (entry.original_tuple(), entry.translated_tuple());
     let (out, back) = (entry.counted(Direction::Original), entry.counted(Direction::Reply));
     let idle_ticks = ticks_since(entry.last_seen_ticks, ticks(now_ns));
     FlowRow {
         worker,
         protocol: original.protocol,
-        client: (address(original.source), original.source_port),
-        vip: (address(original.destination), original.destination_port),
-        source: (address(translated.source), translated.source_port),
-        backend: (address(translated.destination), translated.destination_port),
+        client: (shown(original.source), original.source_port),
+        vip: (shown(original.destination), original.destination_port),
+        source: (shown(translated.source), translated.source_port),
+        backend: (shown(translated.destination), translated.destination_port),
         state: entry.state.name().to_owned(),
         idle_s: (u64::from(idle_ticks) << TICK_NS_LOG2) / 1_000_000_000,
         packets: (out.packets, back.packets),

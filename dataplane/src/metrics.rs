@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidegate_api::show::{Announcements, Counters, EgressShown, Gateways, PortRow, Show, Shown, WorkerRow};
+use tidegate_api::show::{Announcements, Counters, EgressShown, Gateways, PortRow, Show, Shown, StageRow, WorkerRow};
 use tidegate_metrics::{Definition, Distribution, Kind, Metric, Served, number};
 
 use crate::compile::thread::Handle;
@@ -17,6 +17,7 @@ use crate::flows::exporter::{Destination, Loss, Tally};
 use crate::server::query::WorkerQuery;
 use crate::server::{Announcers, show};
 use crate::worker::batches::{BATCH_NAMES, BATCH_SIZES};
+use crate::worker::stages::ENDS_NS;
 
 macro_rules! figures {
     ($($constant:ident, $kind:ident, $name:literal, [$($label:literal),*], $help:literal;)*) => {
@@ -52,6 +53,7 @@ figures! {
     W_RECEIVED,     Counter, "worker_received_packets", ["worker"], "Packets that a worker took from its ports.";
     W_HANDED_OVER,  Counter, "worker_handed_over_packets", ["worker"], "Packets that a worker handed to the one that owns them.";
     W_BATCH,        Histogram, "worker_batch_packets", ["worker"], "Packets that a worker found at a port at once: near 64, it is short of time.";
+    W_STAGE,        Histogram, "worker_stage_seconds", ["worker", "stage"], "Time of a packet at a part of a worker's turn, measured in one turn of about a thousand; the average of that turn for each of its packets.";
     P_RING,         Gauge, "port_ring_entries", ["device", "queue", "ring"], "Entries in use of a ring to or from the kernel.";
     P_RING_MAX,     Gauge, "port_ring_entries_max", ["device", "queue", "ring"], "Entries that the ring has.";
     E_PORTS,        Gauge, "egress_ports", ["address", "protocol", "state"], "Ports of an external address by state: used by flows or mappings, resting after use (given to others when no other is left), free.";
@@ -217,7 +219,7 @@ fn of_workers(rows: &[WorkerRow]) -> Vec<Metric> {
         W_BUSY,
     ];
     let mut all = defined.map(|definition| definition.metric());
-    let mut batches = W_BATCH.metric();
+    let (mut batches, mut stages) = (W_BATCH.metric(), W_STAGE.metric());
     for row in rows {
         let worker = row.worker.to_string();
         let counted = |name: &str| row.counters.get(name).copied().unwrap_or_default();
@@ -241,8 +243,17 @@ fn of_workers(rows: &[WorkerRow]) -> Vec<Metric> {
         let sizes = BATCH_NAMES.iter().map(|name| counted(name));
         let buckets = BATCH_ENDS.into_iter().zip(sizes).chain([(f64::MAX, 0)]).collect();
         batches.distribute([("worker", &worker)], Distribution { sum: number(received), buckets });
+        for stage in &row.stages {
+            stages.distribute([("worker", &worker), ("stage", &stage.stage)], of_stage(stage));
+        }
     }
-    all.into_iter().chain([batches]).collect()
+    all.into_iter().chain([batches, stages]).collect()
+}
+
+fn of_stage(stage: &StageRow) -> Distribution {
+    let seconds = |time_ns| number(time_ns) / 1e9;
+    let ends = ENDS_NS.into_iter().map(seconds).chain([f64::MAX]);
+    Distribution { sum: seconds(stage.time_ns), buckets: ends.zip(stage.packets.iter().copied()).collect() }
 }
 
 fn of_ports(rows: &[PortRow]) -> Vec<Metric> {
@@ -404,6 +415,11 @@ mod tests {
             held: 0,
             ports: vec![],
             counters: counters.map(|(name, count)| (name.to_owned(), count)).into(),
+            stages: vec![StageRow {
+                stage: "forward".into(),
+                time_ns: 1_000,
+                packets: vec![0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
+            }],
         }
     }
 
@@ -418,6 +434,12 @@ mod tests {
             "worker_batch_packets_bucket{le=\"4.0\",worker=\"1\"} 5",
             "worker_batch_packets_bucket{le=\"+Inf\",worker=\"1\"} 5",
             "worker_batch_packets_sum{worker=\"1\"} 9.0",
+            "worker_stage_seconds_bucket{le=\"1.6e-8\",worker=\"1\",stage=\"forward\"} 0",
+            "worker_stage_seconds_bucket{le=\"3.2e-8\",worker=\"1\",stage=\"forward\"} 7",
+            "worker_stage_seconds_bucket{le=\"0.000032768\",worker=\"1\",stage=\"forward\"} 7",
+            "worker_stage_seconds_bucket{le=\"+Inf\",worker=\"1\",stage=\"forward\"} 9",
+            "worker_stage_seconds_count{worker=\"1\",stage=\"forward\"} 9",
+            "worker_stage_seconds_sum{worker=\"1\",stage=\"forward\"} 0.000001",
         ] {
             assert!(page.contains(&format!("tidegate_{line}\n")), "{line}: {page}");
         }

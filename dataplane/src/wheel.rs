@@ -1,6 +1,7 @@
 //! The wheel: keeps one worker turning, and lets it sleep when there is nothing to do.
 //!
-//! It owns the only clock reading of the packet path, one per turn, and the decision to sleep. A worker marks itself
+//! It owns the only clock reading of the packet path, one per turn, and the decision to sleep. In one turn of a thousand
+//! that find packets, at random, it has the worker read the clock between its stages. A worker marks itself
 //! offline before it sleeps, which counts as having reached any generation, and reads the tables anew on waking before its
 //! first packet.
 //!
@@ -16,6 +17,7 @@ use tidegate_io::mem::{now_ns, sleep_on};
 
 use crate::counters::Event;
 use crate::limits;
+use crate::state::Entropy;
 use crate::worker::Worker;
 
 /// What a worker without packets does.
@@ -31,19 +33,30 @@ pub enum Idle {
 pub fn turn_until(worker: &mut Worker, idle: Idle, stop: &AtomicBool) {
     let mut busy_ns = now_ns();
     let mut had_packets = false;
+    worker.time_by(now_ns);
+    let mut entropy = Entropy::new(busy_ns ^ u64::from(worker.id));
+    let mut until_timed = turns_until_timed(&mut entropy);
     while !stop.load(Ordering::Relaxed) {
         let now = now_ns();
         if had_packets {
             worker.busy_ns += now.saturating_sub(busy_ns);
         }
-        had_packets = worker.turn(now) > 0;
+        had_packets = if until_timed == 0 { worker.timed_turn(now) } else { worker.turn(now) } > 0;
         if had_packets {
             busy_ns = now;
+            until_timed = until_timed.checked_sub(1).unwrap_or_else(|| turns_until_timed(&mut entropy));
         } else if idle == Idle::Sleep && now.saturating_sub(busy_ns) > limits::IDLE_BEFORE_SLEEP_NS {
             sleep(worker);
         }
     }
     worker.stop();
+}
+
+/// Turns with packets before the next one that is measured: from 0 to twice the average, so that no rhythm of the traffic
+/// hides from it.
+#[cold]
+fn turns_until_timed(entropy: &mut Entropy) -> u64 {
+    entropy.draw() % (2 * limits::TURNS_PER_TIMED - 1)
 }
 
 /// Sleeps until a port has a packet, another worker hands one over, or for [`limits::SLEEP_MAX`].

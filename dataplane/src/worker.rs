@@ -46,10 +46,13 @@ mod explain;
 mod capture;
 /// How large batches are.
 pub mod batches;
+/// How long packets are at each stage.
+pub mod stages;
 
 use batches::Batches;
 use capture::Watch;
 use other::Hands;
+use stages::{Stage, Stopwatch};
 
 const _: () = assert!(PORT_TIMERS_MAX < mark::TIMER_RECORDED, "the last two numbers mean something else");
 
@@ -109,6 +112,7 @@ pub struct Worker {
     /// Time spent in turns that found packets; whoever turns the worker measures it.
     pub(crate) busy_ns: u64,
     pub(crate) batches: Batches,
+    pub(crate) stopwatch: Stopwatch,
     /// Whether somebody captures packets.
     is_watched: bool,
     watch: Box<Watch>,
@@ -180,6 +184,7 @@ impl Worker {
             swept: 0,
             busy_ns: 0,
             batches: Batches::default(),
+            stopwatch: Stopwatch::default(),
             is_watched: false,
             watch: Box::default(),
             sampler: Sampler::default(),
@@ -214,9 +219,11 @@ impl Worker {
     /// One turn of the wheel: everything a worker does, in order. Returns how many frames it received or took over.
     pub fn turn(&mut self, now_ns: u64) -> usize {
         self.adopt(now_ns);
+        self.stopwatch.lap(Stage::Upkeep);
         let mut received = 0;
         if self.is_watched {
             received += self.watched_turn(now_ns);
+            self.stopwatch.spoil();
         } else if self.links.is_alone() {
             for port in 0..self.exits.ports.len() {
                 received += self.receive::<false, false>(port, now_ns);
@@ -228,6 +235,7 @@ impl Worker {
                 received += self.receive::<true, false>(port, now_ns);
             }
             self.links.publish();
+            self.stopwatch.lap(Stage::HandOver);
         }
         self.expire(now_ns);
         self.turns += 1;
@@ -238,11 +246,26 @@ impl Worker {
         if received == 0 || self.turns.is_multiple_of(limits::TURNS_PER_CHORE) {
             self.chores(now_ns);
         }
+        self.stopwatch.lap(Stage::Upkeep);
         self.exits.flush(&mut self.counters);
+        self.stopwatch.lap(Stage::Transmit);
         if received == 0 || self.turns.is_multiple_of(limits::TURNS_PER_COMMIT) {
             self.counters.commit();
         }
         received
+    }
+
+    /// The same, and measures how long packets are at each stage: for few turns. Without a clock it is as any other.
+    pub fn timed_turn(&mut self, now_ns: u64) -> usize {
+        self.stopwatch.start();
+        let received = self.turn(now_ns);
+        self.stopwatch.stop(received);
+        received
+    }
+
+    /// Has turns that are measured go by `clock`, which tells nanoseconds.
+    pub fn time_by(&mut self, clock: impl FnMut() -> u64 + Send + 'static) {
+        self.stopwatch = Stopwatch::new(clock);
     }
 
     /// Takes over what was published since the last turn, if anything was: the rate of answers, and neighbours that
@@ -286,6 +309,7 @@ impl Worker {
             return 0;
         };
         let received = exit.port.rx(&mut self.received);
+        self.stopwatch.lap(Stage::Receive);
         if received == 0 {
             return 0;
         }
@@ -300,6 +324,7 @@ impl Worker {
         for (frame, slot) in self.received.iter().zip(self.slots.iter_mut()) {
             learn::<SEVERAL>(tables, ingress, frame, &self.state, &mut self.counters, slot);
         }
+        self.stopwatch.lap(Stage::Parse);
         self.carry::<SEVERAL, WATCHED>(received, ingress.device, now_ns);
         received
     }
@@ -323,6 +348,7 @@ impl Worker {
                 accept(front_bytes, &self.state, &parcel, slot);
                 self.received.push(parcel.into_frame());
             }
+            self.stopwatch.lap(Stage::HandOver);
             self.carry::<true, WATCHED>(count, DeviceId::NONE, now_ns);
         }
         taken
@@ -336,6 +362,7 @@ impl Worker {
             self.watch.reading = reading;
             self.sampler.begin(received);
         } else if self.sampler.is_due(received) {
+            self.stopwatch.spoil();
             return self.carry_watched::<SEVERAL>(received, reading, now_ns);
         }
         let own = self.state.worker;
@@ -354,6 +381,7 @@ impl Worker {
         if any_spilled {
             self.follow(received);
         }
+        self.stopwatch.lap(Stage::LookUp);
         // Sweep 4: decide, apply, dispatch.
         let mut hands = Hands {
             tables: self.reader.tables(),
@@ -385,6 +413,7 @@ impl Worker {
                 self.watch.tell(slot, &hands, &self.ingress, is_chosen.then_some(&mut self.sampler));
             }
         }
+        self.stopwatch.lap(Stage::Forward);
     }
 
     /// The same for a batch with a packet that is to be told of.

@@ -203,6 +203,7 @@ fn packets_that_change_hands_allocate_nothing() {
             udp((net.client(n), 9), (net.vip(1), 53)).data([1; 64]).fragment(offset, true).frame(FROM_ROUTER)
         };
         let mut counted = 0;
+        fleet.workers.iter_mut().for_each(|worker| worker.time_by(tidegate_io::mem::now_ns));
         for round in 0..60u16 {
             for n in 0..20 {
                 assert!(fleet.inject(usize::from(n % 2), WAN, &ask(20 * (round % 30) + n)));
@@ -216,7 +217,10 @@ fn packets_that_change_hands_allocate_nothing() {
             // The first round fills magazines.
             for worker in [0, 1, 0] {
                 let count = allocation_counter::measure(|| {
-                    fleet.workers[worker].turn(now_ns);
+                    match round % 3 {
+                        0 => fleet.workers[worker].timed_turn(now_ns),
+                        _ => fleet.workers[worker].turn(now_ns),
+                    };
                 });
                 counted += if round > 0 { count.count_total } else { 0 };
             }
@@ -225,6 +229,7 @@ fn packets_that_change_hands_allocate_nothing() {
         assert_eq!(counted, 0);
         let moved = fleet.moved();
         assert!(moved["handed_over"] > 400 && moved["fragment_held"] > 100, "{moved:?}");
+        assert!((0..2).all(|worker| fleet.stages(worker).len() == 7), "some turns were measured");
     }
 }
 

@@ -36,6 +36,8 @@ pub mod router;
 pub mod capture;
 /// What every check is given.
 pub mod rig;
+/// A terminal's text as a picture.
+pub mod picture;
 /// What is asked of the lab, and the table of answers.
 pub mod check;
 /// One run of the checks.

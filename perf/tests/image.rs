@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test whose stage cannot be set has failed")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -248,6 +249,34 @@ fn the_image_runs_with_the_privileges_of_the_manifests_and_no_more() {
     assert!(output.status.success() && said.contains("1 passed"), "inside the namespaces:\n{said}");
 }
 
+/// Everybody may read the manual page of each command and the completions, and they are those of the program in the image.
+fn has_pages_and_completions(rootfs: &Path) {
+    let share = rootfs.join("usr/share");
+    let says = |arguments: &[&str]| {
+        let output = Command::new(rootfs.join("usr/bin/tidegate")).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let read = |file: &str| {
+        let file = share.join(file);
+        let mode =
+            fs::metadata(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).permissions().mode();
+        assert_eq!(mode & 0o777, 0o644, "{}", file.display());
+        fs::read_to_string(file).unwrap()
+    };
+    assert_eq!(read("man/man1/tidegate.1"), says(&["man"]));
+    let pages = fs::read_dir(share.join("man/man1")).unwrap().count();
+    let shown = read("man/man1/tidegate-show-drops.1");
+    assert!(pages > 20 && shown.contains(".SH SYNOPSIS"), "{pages} pages\n{shown}");
+    for (shell, file) in [
+        ("bash", "bash-completion/completions/tidegate"),
+        ("zsh", "zsh/vendor-completions/_tidegate"),
+        ("fish", "fish/vendor_completions.d/tidegate.fish"),
+    ] {
+        assert_eq!(read(file), says(&["completion", shell]), "{shell}");
+    }
+}
+
 fn inside() {
     run("mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up");
     // No control group is made here, but crun wants to see one kind of them and not both.
@@ -265,6 +294,8 @@ fn inside() {
     let container = run(&format!("{storage} from --quiet oci-archive:{archive}"));
     let rootfs = run(&format!("{storage} mount {}", container.trim())).trim().to_owned();
     assert!(!Path::new(&rootfs).join("bin/sh").exists(), "nothing is in it but Tidegate");
+
+    has_pages_and_completions(Path::new(&rootfs));
 
     let manifests = manifests();
     let volumes = volumes(&manifests);

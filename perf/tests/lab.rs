@@ -288,7 +288,7 @@ fn the_ladder_can_be_climbed() {
 
 #[test]
 fn the_operator_sees_everything() {
-    check(&["show", "explain", "metrics"]);
+    check(&["show", "explain", "metrics", "documented"]);
 }
 
 #[test]
@@ -437,6 +437,11 @@ fn a_rolling_update_loses_no_request() {
 #[test]
 fn two_workers_serve_both_modes() {
     check_with(2, &["http", "udp", "spread", "transfer", "nodes", "node-moves"]);
+}
+
+#[test]
+fn several_workers_agree_whose_a_pods_packet_is() {
+    check_with(2, &["egress", "symmetric", "static-nat"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use tidegate_api::show::{PortRow, WorkerRow};
 
 use crate::columns::{Columns, number, text};
 
-/// One line per worker.
+/// One line per worker, and under it how long packets are at each stage, if that was measured.
 pub fn workers(rows: &[WorkerRow]) -> String {
     if rows.is_empty() {
         return "no workers\n".into();
@@ -39,7 +39,19 @@ pub fn workers(rows: &[WorkerRow]) -> String {
             row.ports.join(", "),
         ]);
     }
-    columns.render()
+    columns.render() + &stages(rows)
+}
+
+fn stages(rows: &[WorkerRow]) -> String {
+    let mut columns = Columns::new([number("WORKER"), text("STAGE"), number("NS/PACKET"), number("PACKETS MEASURED")]);
+    let mut any = false;
+    for (row, stage) in rows.iter().flat_map(|row| row.stages.iter().map(move |stage| (row, stage))) {
+        let Some(each_ns) = stage.each_ns() else { continue };
+        let packets: u64 = stage.packets.iter().sum();
+        columns.row([row.worker.to_string(), stage.stage.clone(), format!("{each_ns:.1}"), packets.to_string()]);
+        any = true;
+    }
+    if any { format!("\n{}", columns.render()) } else { String::new() }
 }
 
 /// One line per port, and under it what was counted there.

@@ -596,6 +596,7 @@ mod tests {
                 ("sent", 990 * n),
                 ("busy_ns", 250_000_000 * n),
             ]),
+            stages: vec![],
         };
         let port = PortRow {
             device: "wan0".into(),
@@ -661,6 +662,24 @@ mod tests {
         state.hear(Ok(sample(3)));
         let lines = state.frame(200, 20);
         (state, lines)
+    }
+
+    /// The documents' picture is of a real run, whose figures nobody can foresee, but it has today's headings.
+    #[test]
+    fn the_picture_in_the_documents_has_the_columns_there_are() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/top.svg");
+        let picture = std::fs::read_to_string(path).unwrap();
+        let lines: Vec<&str> = picture
+            .lines()
+            .filter_map(|line| line.strip_suffix("</text>")?.split_once("preserve\">"))
+            .map(|(_, text)| text)
+            .collect();
+        let (_, drawn) = shown(Subject::Services);
+        let squeeze = |line: &&str| line.replace('*', "").split_whitespace().collect::<Vec<_>>().join(" ");
+        let headings = |lines: &[&str]| lines.iter().find(|line| line.starts_with("SERVICE")).map(squeeze);
+        let now = headings(&drawn.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(now.is_some() && headings(&lines) == now, "docs/top.md says how to draw it anew: {now:?}\n{lines:#?}");
+        assert!(lines.iter().any(|line| line.starts_with("shop/web") && line.contains("IPv6")), "{lines:#?}");
     }
 
     #[test]

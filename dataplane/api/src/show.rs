@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::message::NodeDelivery;
@@ -25,6 +26,9 @@ pub enum Show {
     Flows {
         /// Most rows to return.
         limit: u32,
+        /// Which flows; absent: all.
+        #[serde(default, skip_serializing_if = "FlowFilter::takes_all")]
+        filter: FlowFilter,
     },
     /// VXLAN peers.
     Tunnels,
@@ -48,6 +52,46 @@ pub enum Show {
     Policies,
     /// Ports of external addresses, and the pods that hold most.
     Egress,
+}
+
+/// Which flows are asked for: those that everything fits that is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowFilter {
+    /// IANA protocol number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<u8>,
+    /// Whoever began it, as it came in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpNet>,
+    /// Where it was sent to, as it came in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vip: Option<IpNet>,
+    /// Its translated source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpNet>,
+    /// Where it goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<IpNet>,
+    /// `namespace/name` of its Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+impl FlowFilter {
+    /// Whether nothing is asked of a flow.
+    pub fn takes_all(&self) -> bool {
+        *self == FlowFilter::default()
+    }
+
+    /// Whether a flow of this protocol and with these addresses fits, whatever its Service: client, VIP, source, backend.
+    pub fn takes(&self, protocol: u8, [client, vip, source, backend]: [IpAddr; 4]) -> bool {
+        let fits = |asked: &Option<IpNet>, address: IpAddr| asked.is_none_or(|asked| asked.contains(&address));
+        self.protocol.is_none_or(|asked| asked == protocol)
+            && fits(&self.client, client)
+            && fits(&self.vip, vip)
+            && fits(&self.source, source)
+            && fits(&self.backend, backend)
+    }
 }
 
 /// An answer; the variant matches the question.
@@ -312,6 +356,29 @@ pub struct WorkerRow {
     /// What it counted, by name; `dropped` for all reasons together, `busy_ns` for time spent in turns that found packets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub counters: BTreeMap<String, u64>,
+    /// How long packets were at each part of a turn, in the order of a turn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageRow>,
+}
+
+/// How long packets were at one stage of a worker, in one turn of about a thousand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageRow {
+    /// `hand_over`, `receive`, `parse`, `look_up`, `forward`, `upkeep`, `transmit`.
+    pub stage: String,
+    /// Time of all packets of these turns together, nanoseconds.
+    pub time_ns: u64,
+    /// Those packets by the average of their turn: up to 4 ns each, 8 ns, and so on, doubling; the last ones: beyond.
+    pub packets: Vec<u64>,
+}
+
+impl StageRow {
+    /// Nanoseconds per packet, on average; none without packets.
+    #[allow(clippy::cast_precision_loss, reason = "an average for people")]
+    pub fn each_ns(&self) -> Option<f64> {
+        let packets: u64 = self.packets.iter().sum();
+        (packets > 0).then(|| self.time_ns as f64 / packets as f64)
+    }
 }
 
 /// One port: device and queue.

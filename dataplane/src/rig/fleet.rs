@@ -31,6 +31,7 @@ use crate::state::{Capacity, Direction, Entropy, FlowTable, State, Tuple};
 use crate::table::owner::OwnerTable;
 use crate::table::publish::Publisher;
 use crate::table::{self, DeviceId, Tables};
+use crate::worker::stages::Spent;
 use crate::worker::{PortWant, Want, Worker};
 
 /// What a fleet is like.
@@ -230,6 +231,12 @@ impl Fleet {
         panic!("no end in sight\n{}", self.told());
     }
 
+    /// How long packets were at each stage of a worker, of those that were measured.
+    pub fn stages(&self, worker: usize) -> Vec<(&'static str, Spent)> {
+        let stages = self.workers.get(worker).map(|worker| worker.stopwatch.stages()).unwrap_or_default();
+        stages.named().filter(|(_, spent)| *spent != Spent::default()).collect()
+    }
+
     /// Gives a frame to one queue and lets everybody work until it is quiet.
     pub fn rx(&mut self, queue: usize, device: DeviceId, frame: &[u8]) {
         assert!(self.inject(queue, device, frame), "no room for the frame");
@@ -263,9 +270,9 @@ impl Fleet {
     #[track_caller]
     pub fn explain(&mut self, first: usize, device: DeviceId, frame: &[u8]) -> Explanation {
         let mut worker = first;
-        for _ in 0..self.workers.len() + 1 {
+        for asked in 0..self.workers.len() + 1 {
             let (reply, answer) = bounded(1);
-            let question = Request::Explain { device, frame: frame.to_vec(), reply };
+            let question = Request::Explain { device, frame: frame.to_vec(), is_handed: asked > 0, reply };
             let asked = self.mailboxes.get(worker).map(|mailbox| mailbox.try_send(question));
             assert!(matches!(asked, Some(Ok(()))), "worker {worker} cannot be asked");
             if let Some(worker) = self.workers.get_mut(worker) {

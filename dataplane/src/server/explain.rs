@@ -23,8 +23,8 @@ pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery)
     let view = compiler.view(Some(Kind::Service)).map_err(|error| error.to_string())?;
     let (device, frame) = envelope::frame(&view.tables, question)?;
     let mut worker = 0;
-    for _ in 0..ASKED_MAX {
-        match workers.explain(worker, device, &frame).map_err(|error: QueryError| error.to_string())? {
+    for asked in 0..ASKED_MAX {
+        match workers.explain(worker, device, &frame, asked > 0).map_err(|error: QueryError| error.to_string())? {
             Told::Mine(mut explanation) => {
                 name(&view, &mut explanation);
                 name_gates(compiler, &mut explanation)?;

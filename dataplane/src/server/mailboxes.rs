@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use tidegate_api::resource::MacAddress;
-use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
+use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, StageRow, WorkerRow};
 use tidegate_io::PinholeCounters;
 
 use super::query::{BackendUsage, QueryError, WorkerQuery};
@@ -18,13 +18,15 @@ use crate::capture::Tap;
 use crate::counters::Event;
 use crate::drops::DropReason;
 use crate::explain::Told;
-use crate::mailbox::{EgressUse, PortStatus, Request, Status};
+use crate::limits;
+use crate::mailbox::{EgressUse, FlowsFrom, FlowsWanted, PortStatus, Request, Status};
 use crate::port_office::Lenders;
 use crate::state::quota::Quota;
 use crate::state::ruling::Ruling;
 use crate::table::egress::PortClass;
 use crate::table::owner::WorkerId;
 use crate::table::{BackendId, DeviceId};
+use crate::worker::stages::Spent;
 
 /// How long a worker may take.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -131,9 +133,22 @@ impl WorkerQuery for Mailboxes {
         Ok(self.ask(|reply| Request::Rulings { reply })?.into_iter().flatten().collect())
     }
 
-    fn flows(&self, limit: u32) -> Result<Vec<FlowRow>, QueryError> {
-        let mut rows: Vec<_> = self.ask(|reply| Request::Flows { limit, reply })?.into_iter().flatten().collect();
-        rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    fn flows(&self, wanted: FlowsWanted, limit: u32) -> Result<Vec<FlowRow>, QueryError> {
+        let (wanted, limit) = (Arc::new(wanted), limit as usize);
+        let mut rows: Vec<FlowRow> = Vec::new();
+        for worker in 0..self.workers.len() {
+            let limit = limit.min(rows.len() + limits::FLOWS_SHOWN as usize);
+            let mut next = Some(FlowsFrom::default());
+            while let Some(from) = next
+                && rows.len() < limit
+            {
+                let left = u32::try_from(limit - rows.len()).unwrap_or(u32::MAX);
+                let question = |reply| Request::Flows { wanted: Arc::clone(&wanted), limit: left, from, reply };
+                let (more, then) = self.ask_one(worker, question)?;
+                rows.extend(more);
+                next = then;
+            }
+        }
         Ok(rows)
     }
 
@@ -173,8 +188,8 @@ impl WorkerQuery for Mailboxes {
         self.ask(|reply| Request::Egress { reply })
     }
 
-    fn explain(&self, worker: usize, device: DeviceId, frame: &[u8]) -> Result<Told, QueryError> {
-        self.ask_one(worker, |reply| Request::Explain { device, frame: frame.to_vec(), reply })
+    fn explain(&self, worker: usize, device: DeviceId, frame: &[u8], is_handed: bool) -> Result<Told, QueryError> {
+        self.ask_one(worker, |reply| Request::Explain { device, frame: frame.to_vec(), is_handed, reply })
     }
 
     fn workers_count(&self) -> usize {
@@ -228,7 +243,12 @@ fn worker_row(status: &Status, core: Option<usize>) -> WorkerRow {
             let counts = sums.into_iter().chain(status.batches.named());
             events.chain(counts.map(|(name, count)| (name.to_owned(), count))).collect()
         },
+        stages: status.stages.named().map(stage_row).collect(),
     }
+}
+
+fn stage_row((stage, spent): (&str, Spent)) -> StageRow {
+    StageRow { stage: stage.to_owned(), time_ns: spent.time_ns, packets: spent.packets.to_vec() }
 }
 
 fn port_row(port: &PortStatus, pinhole: Option<PinholeCounters>) -> PortRow {
@@ -318,6 +338,7 @@ fn books(statuses: &[Status]) -> Counters {
 mod tests {
     use super::*;
     use crate::worker::batches::Batches;
+    use crate::worker::stages::Stages;
 
     fn status(received: u64, dropped: u64, held: u64) -> Status {
         Status {
@@ -330,6 +351,7 @@ mod tests {
             held,
             busy_ns: 5,
             batches: Batches::default(),
+            stages: Stages::default(),
             ports: vec![],
             events: vec![("received", received), ("consumed", 1)],
             drops: vec![dropped],
@@ -371,7 +393,7 @@ mod tests {
             assert_eq!(error, "worker 0 has not answered in 1000 ms; is it stuck?");
         }
         drop(mailbox);
-        assert_eq!(mailboxes.flows(1), Err(QueryError::Ended { worker: 0 }));
+        assert_eq!(mailboxes.flows(FlowsWanted::default(), 1), Err(QueryError::Ended { worker: 0 }));
     }
 
     #[test]
@@ -392,7 +414,7 @@ mod tests {
                         };
                         drop(reply.send(vec![row; backends.len()]));
                     }
-                    Request::Flows { reply, .. } => drop(reply.send(vec![])),
+                    Request::Flows { reply, .. } => drop(reply.send((vec![], None))),
                     Request::Rulings { reply } => drop(reply.send(vec![])),
                     Request::Explain { reply, .. } => drop(reply.send(Told::Theirs(WorkerId(7)))),
                     Request::Release { reply, .. } => drop(reply.send(vec![])),
@@ -405,8 +427,8 @@ mod tests {
             }
         });
         assert_eq!(mailboxes.workers().unwrap()[0].core, Some(1));
-        assert_eq!(mailboxes.explain(0, DeviceId(0), &[]), Ok(Told::Theirs(WorkerId(7))));
-        assert_eq!(mailboxes.explain(7, DeviceId(0), &[]), Err(QueryError::Ended { worker: 7 }));
+        assert_eq!(mailboxes.explain(0, DeviceId(0), &[], false), Ok(Told::Theirs(WorkerId(7))));
+        assert_eq!(mailboxes.explain(7, DeviceId(0), &[], false), Err(QueryError::Ended { worker: 7 }));
         assert_eq!(mailboxes.counters().unwrap().imbalance, 0);
         assert_eq!(mailboxes.drops().unwrap().iter().map(|row| row.packets).sum::<u64>(), 8);
         assert_eq!(mailboxes.drops().unwrap().len(), DropReason::COUNT);

@@ -7,7 +7,7 @@ use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
 
 use crate::capture::Tap;
 use crate::explain::Told;
-use crate::mailbox::EgressUse;
+use crate::mailbox::{EgressUse, FlowsWanted};
 use crate::state::ruling::Ruling;
 use crate::table::{BackendId, DeviceId};
 
@@ -55,11 +55,11 @@ pub enum QueryError {
 
 /// Questions to all workers. Every answer comes, or fails, within a bounded time.
 pub trait WorkerQuery: Send + Sync {
-    /// At most `limit` flows.
+    /// At most `limit` flows of those that are wanted.
     ///
     /// # Errors
     /// When a worker does not answer.
-    fn flows(&self, limit: u32) -> Result<Vec<FlowRow>, QueryError>;
+    fn flows(&self, wanted: FlowsWanted, limit: u32) -> Result<Vec<FlowRow>, QueryError>;
 
     /// Usage of `backends`, summed over workers; those never used may be absent.
     ///
@@ -99,11 +99,11 @@ pub trait WorkerQuery: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// What `worker` would do with a frame that comes in by `device`.
+    /// What `worker` would do with a frame that comes in by `device`, or that another worker has handed to it.
     ///
     /// # Errors
     /// When it does not answer.
-    fn explain(&self, worker: usize, _device: DeviceId, _frame: &[u8]) -> Result<Told, QueryError> {
+    fn explain(&self, worker: usize, _device: DeviceId, _frame: &[u8], _is_handed: bool) -> Result<Told, QueryError> {
         Err(QueryError::Ended { worker })
     }
 

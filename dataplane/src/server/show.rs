@@ -17,6 +17,7 @@ use crate::gateways;
 use crate::kernel::NeighbourKey;
 use crate::probe::pulse::SUSPECTED_AFTER;
 use crate::probe::schedule::Nanos;
+use crate::mailbox::FlowsWanted;
 use crate::routes;
 use crate::table::backend::{BackendRow as BackendRowOf, BackendState};
 use crate::table::neighbour::NeighbourState;
@@ -59,7 +60,14 @@ pub fn answer(
             }
             Shown::Backends(rows.into_iter().map(|(_, row)| row).collect())
         }
-        Show::Flows { limit } => Shown::Flows(workers.flows(*limit).map_err(told)?),
+        Show::Flows { limit, filter } => {
+            let services = match &filter.service {
+                Some(name) => rows_of(&view(None)?.tables, name),
+                None => Vec::new(),
+            };
+            let wanted = FlowsWanted { filter: filter.clone(), services };
+            Shown::Flows(workers.flows(wanted, *limit).map_err(told)?)
+        }
         Show::Tunnels => Shown::Tunnels(tunnels(&view(Some(Kind::Peer))?)),
         Show::Routes => Shown::Routes(routes(&view(None)?.tables)),
         Show::Neighbours => Shown::Neighbours(neighbours(&view(None)?)),
@@ -85,6 +93,14 @@ pub fn answer(
             Shown::Announcements(others.routes.as_ref().map(routes::Handle::show).unwrap_or_default())
         }
     })
+}
+
+/// Rows of the Service with that name, growing.
+fn rows_of(tables: &Tables, name: &str) -> Vec<ServiceId> {
+    let named = tables.services.rows().filter(|(_, row)| *row.name == *name).map(|(id, _)| id);
+    let mut ids: Vec<_> = named.collect();
+    ids.sort_unstable();
+    ids
 }
 
 fn each_service(view: &View) -> impl Iterator<Item = (&str, &Service)> {

@@ -6,7 +6,7 @@ use crossbeam::channel::{Sender, bounded};
 use tidegate_api::client::{Client, ClientError};
 use tidegate_api::message::{Accepted, AddressConflict, IpFamily, Prepare, Update, WayState};
 use tidegate_api::resource::{Body, DeliveryMode, Kind, Scheduler};
-use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, Show, Shown, WorkerRow};
+use tidegate_api::show::{Counters, DropRow, FlowFilter, FlowRow, PortRow, Show, Shown, WorkerRow};
 
 use super::query::{BackendUsage, QueryError};
 use super::seats::SEATS_MAX;
@@ -17,6 +17,7 @@ use crate::compile::thread::CompilerThread;
 use crate::compile::{Compiler, Pinholes};
 use crate::config;
 use crate::kernel::{Change, KernelFacts, Neighbour, NeighbourKey, nud};
+use crate::mailbox::FlowsWanted;
 use crate::objects::key;
 use crate::objects::saved::{self, Saver};
 use crate::objects::tests::{backend, full, gateway, incremental, machine, named, peer, service};
@@ -42,8 +43,21 @@ impl Fixed {
 }
 
 impl WorkerQuery for Fixed {
-    fn flows(&self, _: u32) -> Result<Vec<FlowRow>, QueryError> {
-        self.unless_late(vec![])
+    fn flows(&self, wanted: FlowsWanted, _: u32) -> Result<Vec<FlowRow>, QueryError> {
+        // A flow for each row of the Service that is asked for.
+        let row = FlowRow {
+            worker: 0,
+            protocol: 6,
+            client: ("192.0.2.7".parse().unwrap(), 40_000),
+            vip: ("203.0.113.10".parse().unwrap(), 80),
+            source: ("10.244.9.2".parse().unwrap(), 31_000),
+            backend: ("10.244.1.5".parse().unwrap(), 8080),
+            state: "-".into(),
+            idle_s: 0,
+            packets: (1, 1),
+            bytes: (1, 1),
+        };
+        self.unless_late(vec![row; wanted.services.len()])
     }
 
     fn backend_usage(&self, backends: &[BackendId]) -> Result<HashMap<BackendId, BackendUsage>, QueryError> {
@@ -320,8 +334,16 @@ fn the_read_side_answers_every_question() {
         }
         assert!(Instant::now() < deadline, "{rows:?}");
     }
+    let of_service = |name: &str| {
+        let filter = FlowFilter { service: Some(name.into()), ..FlowFilter::default() };
+        Show::Flows { limit: 9, filter }
+    };
+    // The Service's rows are looked up here: workers look for numbers.
+    let Shown::Flows(rows) = reader.show(of_service("shop/web")).unwrap() else { panic!() };
+    assert!(!rows.is_empty());
     for (question, answer) in [
-        (Show::Flows { limit: 9 }, Shown::Flows(vec![])),
+        (Show::Flows { limit: 9, filter: FlowFilter::default() }, Shown::Flows(vec![])),
+        (of_service("shop/none"), Shown::Flows(vec![])),
         (Show::Workers, Shown::Workers(vec![])),
         (Show::Ports, Shown::Ports(vec![])),
         (Show::Drops, Shown::Drops(vec![])),
@@ -387,7 +409,9 @@ fn a_client_that_does_not_read_holds_up_nobody() {
 fn stuck_workers_are_an_error_text() {
     let bench = bench_of(Box::new(Notebook::default()), true);
     let mut client = bench.client();
-    for question in [Show::Services, Show::Flows { limit: 1 }, Show::Workers, Show::Counters] {
+    for question in
+        [Show::Services, Show::Flows { limit: 1, filter: FlowFilter::default() }, Show::Workers, Show::Counters]
+    {
         let Err(ClientError::Refused(text)) = client.show(question) else { panic!() };
         assert!(text.contains("worker 0 has not answered"), "{text}");
     }

@@ -19,9 +19,9 @@ use crate::table::{DeviceId, Tables};
 use crate::wire::Family as Version;
 
 impl Worker {
-    /// What would become of a frame that came in by `device`.
+    /// What would become of a frame that came in by `device`; one that was handed over is not asked again whose it is.
     #[cold]
-    pub(crate) fn explain(&self, device: DeviceId, bytes: &[u8], now_ns: u64) -> Told {
+    pub(crate) fn explain(&self, device: DeviceId, bytes: &[u8], is_handed: bool, now_ns: u64) -> Told {
         let tables = self.reader.tables();
         let mut story = Story::begin(tables, device, bytes.len());
         let mut slot = Slot::EMPTY;
@@ -39,7 +39,12 @@ impl Worker {
         };
         story.packet(&slot.packet, l3);
         story.steps.extend(evidence::of_frame(tables, ingress, bytes));
-        look_up::<true>(tables, l3, &self.state, &mut slot);
+        if is_handed {
+            look_up::<false>(tables, l3, &self.state, &mut slot);
+            slot.owner = self.state.worker;
+        } else {
+            look_up::<true>(tables, l3, &self.state, &mut slot);
+        }
         let owner = match &slot.key {
             _ if slot.owner != self.state.worker => Some(slot.owner),
             Key::V4(tuple) => self.elsewhere(&slot.packet, tuple),

@@ -400,6 +400,29 @@ fn leaving(told: &Explanation) -> Option<(Vec<String>, Option<String>, Option<st
     })
 }
 
+/// A pod's packet that is no answer to a client goes on to a second worker, which whoever is asked first finds.
+#[test]
+fn a_pods_packets_find_their_second_owner_beside_services_that_keep_clients() {
+    for (net, workers) in Net::BOTH.into_iter().flat_map(|net| [2, 3].map(|workers| (net, workers))) {
+        let (mut tables, _) = outside::town();
+        rig::add_service(&mut tables, 901, net.vip(150), 80, 6, &[(net.pod(1, 9), 8080, 1)]);
+        rig::deliver_symmetric(&mut tables, 901);
+        let mut fleet = Fleet::new(tables, workers).unwrap();
+        fleet.settle();
+        for n in 0..12u16 {
+            let sketch = udp((net.pod(0, 5), 40_000 + n), (net.client(n), 53)).data(*b"who?");
+            let frame = rig::expect::from_peer(net, 0, &sketch);
+            for first in 0..usize::from(workers) {
+                let told = fleet.explain(first, LAN, &frame);
+                assert_eq!(leaving(&told).and_then(|(_, policy, _)| policy).as_deref(), Some("out"), "{told:?}");
+            }
+            let (.., promised, _) = binding(&fleet.explain(0, LAN, &frame)).unwrap();
+            fleet.rx(usize::from(n % workers), LAN, &frame);
+            assert_eq!(ends(WAN, &fleet.sent(WAN)[0]).unwrap().0, promised, "{n}");
+        }
+    }
+}
+
 #[test]
 fn a_pods_packets_are_told_with_policy_address_and_binding() {
     for net in Net::BOTH {

@@ -43,6 +43,7 @@ mod drops;
 mod explain;
 mod capture;
 mod flows;
+mod listing;
 mod mutations;
 
 /// TCP port 80 and UDP port 53 of `vip(1)` with one pod behind peer 0; TCP 81 and UDP 54 of it without any; TCP 80 of

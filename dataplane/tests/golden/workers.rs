@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tidegate_dataplane::limits;
 use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::expect::{expect_overlay, from_peer};
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
@@ -337,6 +338,103 @@ fn one_way_traffic_between_workers_starves_no_fill_ring() {
     assert_eq!(starved, 0, "turns without a frame for a fill ring");
     fleet.expect_ports_balance();
     fleet.expect_all_frames_home();
+}
+
+/// A clock that goes 100 ns on between any two readings after the first four.
+fn ticking() -> impl FnMut() -> u64 {
+    let mut readings: u64 = 0;
+    move || {
+        readings += 1;
+        readings.saturating_sub(4) * 100
+    }
+}
+
+#[test]
+fn a_turn_that_is_measured_does_what_others_do_and_says_how_long_each_stage_took() {
+    for (net, workers) in Net::BOTH.into_iter().flat_map(|net| WORKERS.map(|workers| (net, workers))) {
+        let mut fleet = fleet(workers);
+        connect(&mut fleet, net, 0, 0);
+        let owner = fleet.owner(&to_web(net), Domain::Wire);
+        let packet = to_web(net).ack(101, 501);
+        for _ in 0..5 {
+            assert!(fleet.inject(0, WAN, &packet.frame(FROM_ROUTER)));
+        }
+        // What is handed over is published at the end of the turn that took it in, and its owner turns after that.
+        let now_ns = fleet.now_ns;
+        for worker in &mut fleet.workers {
+            worker.time_by(ticking());
+            worker.timed_turn(now_ns);
+        }
+        let sent = fleet.sent(LAN);
+        fleet.rx_wan(0, &packet);
+        let in_another_turn = fleet.sent(LAN);
+        assert_eq!((sent.len(), in_another_turn.len()), (5, 1));
+        assert!(sent.iter().all(|frame| *frame == in_another_turn[0]));
+        let told = |worker: usize| fleet.stages(worker);
+        let own: Vec<_> = told(owner).into_iter().map(|(stage, spent)| (stage, spent.time_ns)).collect();
+        // Ports, two of them, are asked also when they have nothing.
+        let expected: &[_] = match (workers, owner) {
+            (1, _) => &[
+                ("receive", 200),
+                ("parse", 100),
+                ("look_up", 100),
+                ("forward", 100),
+                ("upkeep", 200),
+                ("transmit", 100),
+            ],
+            (_, 0) => &[
+                ("hand_over", 100),
+                ("receive", 200),
+                ("parse", 100),
+                ("look_up", 100),
+                ("forward", 100),
+                ("upkeep", 200),
+                ("transmit", 100),
+            ],
+            (..) => &[
+                ("hand_over", 200),
+                ("receive", 200),
+                ("look_up", 100),
+                ("forward", 100),
+                ("upkeep", 200),
+                ("transmit", 100),
+            ],
+        };
+        assert_eq!(own, expected, "{workers} workers, {net:?}");
+        for (stage, spent) in told(owner) {
+            // 100 ns for five packets: up to 32 ns each; 200 ns: up to 64.
+            let bucket = if spent.time_ns == 100 { 3 } else { 4 };
+            assert_eq!((spent.packets[bucket], spent.packets.iter().sum::<u64>()), (5, 5), "{stage}");
+        }
+        let bystander = (0..usize::from(workers)).find(|worker| ![0, owner].contains(worker));
+        assert!(bystander.is_none_or(|worker| told(worker).is_empty()), "who has no packets has no times");
+        fleet.expect_all_frames_home();
+    }
+}
+
+#[test]
+fn one_turn_in_a_thousand_is_measured() {
+    let mut fleet = fleet(1);
+    let stop = AtomicBool::new(false);
+    let frame = to_names(Net::BOTH[0]).frame(FROM_ROUTER);
+    let turns = 2 * limits::TURNS_PER_TIMED;
+    std::thread::scope(|scope| {
+        let worker = &mut fleet.workers[0];
+        let thread = scope.spawn(|| wheel::turn_until(worker, Idle::Poll, &stop));
+        for _ in 0..turns {
+            assert!(fleet.peers[0][0].inject(&frame));
+            while fleet.peers[0][1].take_sent().is_none() && !thread.is_finished() {
+                std::thread::yield_now();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let stages = fleet.stages(0);
+    let names: Vec<_> = stages.iter().map(|(stage, _)| *stage).collect();
+    assert_eq!(names, ["receive", "parse", "look_up", "forward", "upkeep", "transmit"]);
+    let packets: Vec<u64> = stages.iter().map(|(_, spent)| spent.packets.iter().sum()).collect();
+    // Chance could have it that the next one is due at once, again and again, but not so often.
+    assert!(packets.iter().all(|count| *count == packets[0] && (1..turns / 20).contains(count)), "{stages:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use tidegate_api::show::{Counters, PortRow};
+use tidegate_api::show::{Counters, PortRow, Show, Shown, StageRow};
 
 use crate::capture::Capture;
 use crate::check::{Found, Row};
@@ -184,8 +184,23 @@ fn floods(rig: &Rig) -> Found {
         rows.push(one_flood(rig, family, "UDP", "udp", VIP_ECHO.at(family, ECHO_PORT).to_string())?);
         rows.push(one_flood(rig, family, "SYN", "tcp-syn", VIP_EMPTY.at(family, WEB_PORT).to_string())?);
     }
+    rows.push(stages(rig)?);
     rows.extend(books(rig)?);
     Ok(rows)
+}
+
+/// Some of so many turns were measured: how long a packet was at each stage, and all of them saw the same packets.
+fn stages(rig: &Rig) -> Result<Row> {
+    let Shown::Workers(workers) = rig.gateway.show(Show::Workers)? else { bail!("asked for workers") };
+    let measured: Vec<&StageRow> =
+        workers.iter().flat_map(|row| &row.stages).filter(|stage| stage.each_ns().is_some()).collect();
+    let told: Vec<String> =
+        measured.iter().map(|row| format!("{} {:.0}", row.stage, row.each_ns().unwrap_or_default())).collect();
+    let packets = measured.first().map_or(0, |row| row.packets.iter().sum::<u64>());
+    let is_sane = |row: &&&StageRow| row.each_ns().is_some_and(|each_ns| each_ns > 0.0 && each_ns < 1e6);
+    let pass = measured.iter().filter(is_sane).count() >= 6 && workers.iter().all(|row| row.stages.len() == 7);
+    let measured = format!("ns of {packets} packets: {}", told.join(", "));
+    Ok(Row::new("stages of measured turns", measured, "six and more, all below 1 ms", pass))
 }
 
 /// The books balance once nothing is on its way (design 9).

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tidegate_api::show::{Show, Shown};
+use tidegate_api::show::{FlowFilter, Show, Shown};
 
 use super::carrier::{Scene, api_of_worker, by_node};
 use super::egress::{
@@ -170,7 +170,10 @@ fn reached(rig: &Rig, family: Family, what: &str, address: Vip, (tcp, udp): (u16
 fn returned(rig: &Rig, check: String, client: SocketAddr, to: SocketAddr) -> Result<Row> {
     let mut measured = "no such flow".to_owned();
     let found = wait_until(Duration::from_secs(3), || {
-        let Shown::Flows(flows) = rig.gateway.show(Show::Flows { limit: 100_000 })? else { bail!("asked for flows") };
+        let Shown::Flows(flows) = rig.gateway.show(Show::Flows { limit: 100_000, filter: FlowFilter::default() })?
+        else {
+            bail!("asked for flows")
+        };
         let pair = |(address, port): (IpAddr, u16)| SocketAddr::new(address, port);
         let ours = flows.iter().find(|flow| pair(flow.client) == client && pair(flow.vip) == to);
         measured = ours.map_or(measured.clone(), |flow| flow.state.clone());

@@ -19,6 +19,8 @@ mod doctor;
 pub mod broken;
 /// A real Prometheus, the dashboard and the alerts.
 pub mod prometheus;
+/// Commands of the documents, typed at the gateway.
+mod documented;
 /// Watching: `tidegate capture` and `tidegate top`.
 mod watching;
 /// Flow export, heard by a collector.
@@ -151,6 +153,10 @@ pub const CHECKS: &[Check] = &[
         ..check("flow-export", "flows told in files and over IPFIX, read by nfcapd", flows::export)
     },
     check("top", "one frame of `tidegate top` about each subject", watching::top),
+    Check {
+        in_demo: false,
+        ..check("documented", "commands of the documents, typed at the gateway", documented::typed)
+    },
     check("flood", "64-byte frames counted by the generator, the sockets and the pinhole", accounting::flood),
     Check {
         in_demo: false,

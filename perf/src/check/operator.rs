@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tidegate_api::show::FlowRow;
 
 use crate::check::serving::told as outcome_told;
 use crate::check::{Found, Row};
@@ -49,7 +50,33 @@ pub(super) fn show(rig: &mut Rig) -> Found {
     }
     let pass = troubles.is_empty();
     let measured = if pass { told.join(", ") } else { troubles.join("; ") };
-    Ok(vec![Row::new("all questions", measured, "rows, as text and JSON", pass), nobody_there(rig)?])
+    let mut rows = vec![Row::new("all questions", measured, "rows, as text and JSON", pass), nobody_there(rig)?];
+    for family in FAMILIES {
+        rows.push(flows_of_one(rig, family)?);
+    }
+    Ok(rows)
+}
+
+/// Flows are asked for by everything that a flow has; all that is shown fits, and the one that was begun is among it.
+fn flows_of_one(rig: &Rig, family: Family) -> Result<Row> {
+    let (vip, source) = (VIP_ECHO.at(family, ECHO_PORT), rig.source(family));
+    let outcome: Outcome = rig.client("udp", &way(vip, source, 2000))?;
+    let (client, address) = (source.ip().to_string(), vip.ip().to_string());
+    let by = ["--client", &client, "--vip", &address, "--protocol", "udp", "--service", "shop/echo"];
+    let ask = |arguments: &[&str]| -> Result<Vec<FlowRow>> {
+        let arguments: Vec<&str> = ["show", "flows", "--json"].iter().chain(arguments).copied().collect();
+        let text = rig.gateway.command(&arguments)?.success("show flows")?;
+        // Protocols are named for people and programs alike.
+        Ok(serde_json::from_str(&text.replace("\"UDP\"", "17").replace("\"TCP\"", "6"))?)
+    };
+    let found = ask(&by)?;
+    let fit =
+        found.iter().all(|row| (row.client.0, row.vip, row.protocol) == (source.ip(), (vip.ip(), vip.port()), 17));
+    let is_there = found.iter().any(|row| row.client == (source.ip(), source.port()));
+    let other = ask(&[&by[..6], &["--service", "shop/web"]].concat())?;
+    let pass = outcome.ok && fit && is_there && other.is_empty();
+    let measured = format!("{} flows; of another Service {}", found.len(), other.len());
+    Ok(Row::new(format!("{family} flows of one client"), measured, "those alone; none", pass))
 }
 
 /// Number of rows of one answer, after both forms have been looked at.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tidegate_api::show::{Show, Shown};
+use tidegate_api::show::{FlowFilter, Show, Shown};
 
 use super::nodes::{PER_POD, PROVEN_LIMIT, frontends, judge, keep};
 use crate::check::serving::told;
@@ -115,7 +115,9 @@ fn await_mode(rig: &Rig, expected: &str) -> Result<Row> {
 /// Every flow has its client's address behind the gateway too, and the gateway sees the pods' answers. How many packets a flow
 /// tells of begins anew now and then, so that not each of them has one to tell of.
 fn both_ways(rig: &Rig) -> Result<Row> {
-    let Shown::Flows(flows) = rig.gateway.show(Show::Flows { limit: 100_000 })? else { bail!("asked for flows") };
+    let Shown::Flows(flows) = rig.gateway.show(Show::Flows { limit: 100_000, filter: FlowFilter::default() })? else {
+        bail!("asked for flows")
+    };
     let vips = FAMILIES.map(|family| VIP_KEEP.of(family));
     let flows: Vec<_> = flows.iter().filter(|flow| vips.contains(&flow.vip.0)).collect();
     let answered = flows.iter().filter(|flow| flow.packets.1 > 0).count();

@@ -1,7 +1,7 @@
 //! Checks of watching: what `tidegate capture` writes while packets pass, read back by tcpdump; what it leaves out under load;
 //! captures that are killed; and what `tidegate top` prints.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,14 +11,17 @@ use rustix::process::Signal;
 use crate::check::serving::told;
 use crate::check::{Found, Row};
 use crate::client::Outcome;
+use crate::picture::svg;
 use crate::process::{self, Daemon, in_namespace};
 use crate::rig::Rig;
-use crate::topology::{CLIENT, ECHO_PORT, FAMILIES, VIP_ECHO};
+use crate::topology::{CLIENT, ECHO_PORT, FAMILIES, VIP_ECHO, VIP_WEB, WEB_PORT};
 
 /// Longest wait for a capture to begin, to end, and for tcpdump to read a file.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Frames of the flood.
 const FLOOD: &str = "20000";
+/// Names the file that the check of `tidegate top` draws a frame into, if it is there.
+const PICTURE: &str = "TIDEGATE_PICTURE";
 /// Captures that a dataplane has at once.
 const CAPTURES: usize = 4;
 
@@ -153,11 +156,7 @@ pub(super) fn top(rig: &mut Rig) -> Found {
         ("drops", "REASON"),
         ("nat", "ADDRESS OR POD"),
     ] {
-        let (download, _) = rig.start_download(
-            crate::topology::VIP_WEB.at(FAMILIES[0], crate::topology::WEB_PORT),
-            3_000_000,
-            1_000_000,
-        )?;
+        let (download, _) = rig.start_download(VIP_WEB.at(FAMILIES[0], WEB_PORT), 3_000_000, 1_000_000)?;
         let text = rig.gateway.command(&["top", subject, "--once"])?.success("top --once")?;
         download.outcome()?;
         let rate = text.lines().find(|line| line.starts_with("per second:")).unwrap_or_default().to_owned();
@@ -165,5 +164,33 @@ pub(super) fn top(rig: &mut Rig) -> Found {
         let measured = if pass { rate } else { text };
         rows.push(Row::new(subject, measured, "a frame with rates", pass));
     }
+    if let Some(file) = std::env::var_os(PICTURE) {
+        rows.push(drawn(rig, Path::new(&file))?);
+    }
     Ok(rows)
+}
+
+/// A frame about Services while clients of both families connect and download, as a picture for the documents.
+fn drawn(rig: &Rig, file: &Path) -> Result<Row> {
+    const CONNECTIONS: u32 = 300;
+    const PAUSE_MS: u32 = 20;
+    let web = |family| VIP_WEB.at(family, WEB_PORT);
+    let _clients: Vec<_> = FAMILIES
+        .into_iter()
+        .map(|family| rig.start_spread(web(family), CONNECTIONS, PAUSE_MS))
+        .collect::<Result<_>>()?;
+    let mut downloads = Vec::new();
+    for family in FAMILIES {
+        downloads.push(rig.start_download(web(family), 6_000_000, 2_000_000)?.0);
+    }
+    let frame = rig.gateway.command(&["top", "services", "--once"])?.success("top services --once")?;
+    for download in downloads {
+        download.outcome()?;
+    }
+    let lines: Vec<&str> = frame.lines().map(str::trim_end).collect();
+    let headings = lines.iter().position(|line| line.starts_with("SERVICE"));
+    let bold: Vec<usize> = headings.into_iter().chain([0]).collect();
+    std::fs::write(file, svg(&lines, &bold)).with_context(|| format!("{}", file.display()))?;
+    let measured = format!("{} lines in {}", lines.len(), file.display());
+    Ok(Row::new("picture", measured, "a frame with a table", headings.is_some()))
 }

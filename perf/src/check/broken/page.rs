@@ -11,7 +11,7 @@ pub fn document() -> String {
          (`perf/src/check/broken/faults.rs`); a test compares. Addresses are those of the lab.\n\nA line that begins \
          with `differs` has the object and both values: what the tables have, and what the packet carries; in one \
          that begins with `lacks` they are how something is and how it would have to be. [`tidegate explain \
-         --pcap`](explain.md) says so of every frame that [`tidegate capture`](capture.md) or tcpdump has recorded, \
+         --pcap FILE`](explain.md) says so of every frame that [`tidegate capture`](capture.md) or tcpdump has recorded, \
          dropped or not.\n\n\
          | what is wrong, and what you see | ask | it says | do |\n|---|---|---|---|\n",
     );
