@@ -16,7 +16,6 @@ use super::question::{End, Meant, Question, Rests, has_ports};
 use crate::model::Name;
 use crate::model::pod::Pod;
 use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, Rule};
-use crate::policies::NAME_LABEL;
 
 impl Offline {
     /// Says in words whether and why a connection may pass. `question.to` may also be a Service, as `namespace/name` or
@@ -255,12 +254,7 @@ impl Offline {
         let namespace = &pod.name.namespace;
         let in_namespace = match &pods.namespaces {
             Namespaces::One(name) => name == namespace,
-            Namespaces::Matching(selector) => {
-                let known = self.model.namespaces().find(|known| known.name == *namespace);
-                let mut labels = known.map(|known| known.labels.clone()).unwrap_or_default();
-                labels.insert(NAME_LABEL.into(), namespace.clone());
-                selector.matches(&labels)
-            }
+            Namespaces::Matching(selector) => selector.matches(self.model.namespace(namespace).labels()),
         };
         in_namespace && pods.pods.matches(&pod.labels)
     }
