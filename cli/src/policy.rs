@@ -81,7 +81,12 @@ pub fn answer(offline: &Offline, mut questions: impl BufRead, out: &mut dyn Writ
             true if !line.trim_ascii_start().starts_with(b"{") => {
                 Err("not a question: a JSON object with from, to, protocol and port is one".into())
             }
-            true => serde_json::from_slice::<Question>(&line).map_err(|error| format!("not a question: {error}")),
+            true => serde_json::from_slice::<Question>(&line).map_err(|error| {
+                // The parser counts lines from the start of the question; the answer has the number of its line.
+                let (message, column) = (error.to_string(), error.column());
+                let message = message.split(" at line ").next().unwrap_or_default();
+                format!("not a question: {message} (column {column})")
+            }),
             false => {
                 questions.skip_until(b'\n').context("reading questions")?;
                 Err(format!("longer than {LINE_BYTES_MAX} bytes"))

@@ -107,6 +107,7 @@ fn each_question_that_cannot_be_answered_says_why() {
             assert_eq!(error["line"], 2 * at + 1, "{rest}");
             let why = error["error"].as_str().unwrap();
             assert!(words.iter().all(|word| why.contains(word)), "{rest}: {why}");
+            assert!(!why.contains(" at line "), "the number of the line is told beside it: {why}");
             assert_eq!((&answer["combined"], &answer["protocol"]), (&good.into(), &"6".into()), "after {rest}");
         }
         let all = tidegate(folder.path(), &["eval", "--queries", "-"], &fine);
@@ -139,5 +140,7 @@ fn words_and_reports_go_to_standard_output() {
     let text = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(told.status.success() && text.contains("ALLOWED") && text.contains("rule 0 matches and accepts"), "{text}");
     let report = tidegate(folder.path(), &["report"], "");
-    assert_eq!(String::from_utf8_lossy(&report.stdout), "policies: 1 (1 whole, 0 in part, 0 between pods alone)\n");
+    let report = String::from_utf8_lossy(&report.stdout).into_owned();
+    assert!(report.contains("NetworkPolicy shop/clients: in part: isolation for ingress, isolation for egress also"));
+    assert!(report.ends_with("policies: 1 (0 whole, 1 in part, 0 inside the cluster alone)\n"), "{report}");
 }

@@ -24,6 +24,7 @@ use tidegate_control::saved::Saved;
 use tidegate_control::session::link;
 use tidegate_control::source::directory::Directory;
 use tidegate_control::source::kubernetes::{Access, Kubernetes, Refresh};
+use tidegate_control::source::nevergood::NeverGood;
 use tidegate_control::source::scan::Scan;
 use tidegate_control::source::{Batch, Source};
 use tidegate_control::status::StatusWriter;
@@ -115,10 +116,11 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     let (inbox, taken) = channel();
     stop_on_signals(inbox.clone())?;
     let mut traffic = None;
+    let never_good = NeverGood::default();
     let (source, writer): (Box<dyn Source>, _) = match &file.control.source {
         SourceChoice::Directory(directory) => {
             tracing::info!(node = %file.node, directory = %directory.display(), "tidegate-control started");
-            (Box::new(Directory::new(directory).guarding(&file.node)), None)
+            (Box::new(Directory::new(directory).guarding(&file.node).letting_go(never_good.clone())), None)
         }
         SourceChoice::Kubernetes(choice) => {
             let access = Access::new(choice.kubeconfig.as_deref()).context("cannot reach the Kubernetes API")?;
@@ -133,7 +135,7 @@ fn run(file: NodeFile) -> anyhow::Result<ExitCode> {
     let saved = Saved::open(&file.state_dir, alone.has_predecessor()).context("cannot save policies")?;
     let board = Arc::new(Board::default());
     let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status).remembering(saved);
-    reconciler = reconciler.counting(Arc::clone(&board));
+    reconciler = reconciler.counting(Arc::clone(&board)).naming(never_good);
     let served = match file.control.metrics {
         Some(at) => {
             let served = metrics::start(at, inbox.clone(), Arc::clone(&board), traffic);

@@ -4,6 +4,7 @@
 //! Refuses to know where objects came from. A change costs what it touches: [`Model::apply`] tells which Services and
 //! Nodes must be resolved again, found through an index from Service to slices, never by a walk over all objects.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -349,9 +350,9 @@ impl Model {
         self.static_nats.values()
     }
 
-    /// The Namespace of that name.
-    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
-        self.namespaces.get(name)
+    /// The Namespace of that name; one without an object has its name alone.
+    pub fn namespace(&self, name: &str) -> Cow<'_, Namespace> {
+        self.namespaces.get(name).map_or_else(|| Cow::Owned(Namespace::bare(name)), Cow::Borrowed)
     }
 
     /// All Namespaces in name order.
@@ -373,7 +374,7 @@ impl Model {
     pub fn resolve_policies(&self, index: &mut policies::Policies, changed: &policies::Changed) -> policies::Resolved {
         let objects = policies::Objects {
             pods: &self.pods,
-            namespaces: &|name| self.namespaces.get(name).map(|namespace| &namespace.labels),
+            namespaces: &|name| self.namespace(name),
             policies: &|key| self.policies.get(key),
             nodes: &|| self.nodes.values().collect(),
         };

@@ -4,20 +4,23 @@
 //! that a gateway uses, made by the very code that makes them. Refuses to know how questions arrive and answers leave. The
 //! words of [`explain`] come from another reading of the same objects, rule by rule, which says what did not match and why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use hashbrown::HashMap;
 use serde_json::Value;
+use tidegate_api::resource::Tier;
 use tidegate_policy::{Compiler, Table};
 
+use crate::model::policy::{Policy, PolicyKey, PolicyKind};
 use crate::model::{Dirty, Model, Name, Object};
 use crate::policies::Policies;
 use crate::problem::{Place, Problem, Severity};
-use crate::reconcile::kept_words;
+use crate::reconcile::{equal_priorities, kept_words};
 use crate::resolve;
+use crate::source::manifest::Stranger;
 use crate::source::{Manifest, ObjectKey, ObjectKind, manifest, scan};
 use crate::watch::{self, Dialect, Exposed};
 
@@ -25,6 +28,8 @@ use crate::watch::{self, Dialect, Exposed};
 pub mod question;
 /// Why an answer is what it is, in words.
 pub mod explain;
+/// Services, by name or address.
+mod service;
 /// What GatewayPolicies say, in words.
 mod gate;
 /// Which rules a gateway can enforce.
@@ -39,7 +44,11 @@ pub struct Offline {
     pub(crate) services: BTreeMap<Name, Value>,
     /// Their labels.
     pub(crate) service_labels: BTreeMap<Name, BTreeMap<String, String>>,
+    /// Where they are reached.
+    service_addresses: service::Addresses,
     problems: Vec<Problem>,
+    /// Kinds of policies that are not read.
+    ignored: BTreeSet<String>,
 }
 
 impl Offline {
@@ -57,7 +66,9 @@ impl Offline {
             compiler: Compiler::default(),
             services: BTreeMap::new(),
             service_labels: BTreeMap::new(),
+            service_addresses: service::Addresses::default(),
             problems: Vec::new(),
+            ignored: BTreeSet::new(),
         };
         let mut places = HashMap::new();
         let mut dirty = Dirty::default();
@@ -65,6 +76,7 @@ impl Offline {
             match fs::read_to_string(folder.join(&file)).map(|text| manifest::parse(&file, &text)) {
                 Ok(Ok(content)) => {
                     offline.problems.extend(content.nameless);
+                    offline.tell_ignored(&file, content.strangers.keys());
                     for manifest in content.manifests {
                         offline.take(manifest, &mut places, &mut dirty);
                     }
@@ -77,9 +89,27 @@ impl Offline {
             }
         }
         offline.problems.extend(resolve::pod::contested(offline.model.pods()));
+        offline.tell_equal_priorities(&places);
         let resolved = offline.model.resolve_policies(&mut offline.index, &dirty.policies);
         offline.compiler.update(resolved.iter().map(|(key, resource)| (key, resource.as_ref())));
         Ok(offline)
+    }
+
+    /// Kinds of policies that are not read, each where it is met first. Other kinds are nobody's business here.
+    fn tell_ignored<'a>(&mut self, file: &str, strangers: impl Iterator<Item = &'a Stranger>) {
+        for stranger in strangers.filter(|stranger| manifest::is_policy(&stranger.types)) {
+            let met = self.ignored.insert(stranger.types.clone());
+            self.problems.extend(met.then(|| manifest::unread_kind(&stranger.types, file)));
+        }
+    }
+
+    fn tell_equal_priorities(&mut self, places: &HashMap<ObjectKey, Place>) {
+        let mut tiers: BTreeMap<Tier, BTreeSet<PolicyKey>> = BTreeMap::new();
+        let of_clusters = |policy: &&Policy| policy.key.kind == PolicyKind::ClusterNetworkPolicy;
+        for policy in self.model.policies().values().filter(of_clusters) {
+            tiers.entry(policy.tier).or_default().insert(policy.key.clone());
+        }
+        self.problems.extend(tiers.values().filter_map(|keys| equal_priorities(keys, |key| places.get(key).cloned())));
     }
 
     fn take(&mut self, manifest: Manifest, places: &mut HashMap<ObjectKey, Place>, dirty: &mut Dirty) {
@@ -98,6 +128,7 @@ impl Offline {
                 let labels = value.pointer("/metadata/labels").cloned().unwrap_or_default();
                 self.service_labels.insert(key.name(), serde_json::from_value(labels).unwrap_or_default());
                 self.services.insert(key.name(), spec);
+                self.find_addresses(&key, &value, &tell);
                 return;
             }
             ObjectKind::AddressPool => return,
@@ -120,6 +151,20 @@ impl Offline {
             let problem =
                 Problem::new(Severity::Warning, "UnknownField", "is no field of this kind: nobody looks at it");
             self.problems.push(tell(problem).in_field(field));
+        }
+    }
+
+    /// Where a Service is reached, with whatever a gateway may be told to serve.
+    fn find_addresses(&mut self, key: &ObjectKey, value: &Value, tell: &dyn Fn(Problem) -> Problem) {
+        let read = |exposed| watch::read(key, value, Dialect::Files, exposed, &mut Vec::new());
+        let all = Exposed { external_ips: true, cluster_ips: true, node_ports: true, metallb_annotations: true };
+        match read(all).or_else(|_| read(Exposed::default())) {
+            Ok(Object::Service(service)) => self.service_addresses.insert(&service),
+            Ok(_) => {}
+            Err(error) => {
+                let message = format!("{}; where it is reached is not known", error.message);
+                self.problems.push(tell(Problem::new(Severity::Error, "Invalid", message)).in_field(error.field));
+            }
         }
     }
 

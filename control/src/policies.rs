@@ -9,6 +9,7 @@
 //! rule names. It has a number only while some set holds it or some rule names a port of it: nobody else asks. Pods with
 //! their node's addresses and pods that have ended have none (P-009, P-105).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use hashbrown::{HashMap, HashSet};
 use tidegate_api::resource::{Body, IdentitySet, Kind, NamedPort, PortMatch, Resource, ResourceKey};
 
 use crate::model::Name;
+use crate::model::namespace::Namespace;
 use crate::model::node::Node;
 use crate::model::pod::{Pod, Pods};
 use crate::model::policy::{Peer, Pods as Selected, Policy, PolicyKey};
@@ -34,9 +36,6 @@ mod meaning;
 mod numbering;
 /// What selectors and rules look at.
 mod vocabulary;
-
-/// The label that every Namespace has (P-010).
-pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// What all pods of an identity have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,8 +79,8 @@ pub struct Changed {
 pub struct Objects<'a> {
     /// Pods.
     pub pods: &'a Pods,
-    /// Labels of Namespaces by name.
-    pub namespaces: &'a dyn Fn(&str) -> Option<&'a BTreeMap<String, String>>,
+    /// The Namespace of a name, be there an object or not.
+    pub namespaces: &'a dyn Fn(&str) -> Cow<'a, Namespace>,
     /// Policies by key.
     pub policies: &'a dyn Fn(&PolicyKey) -> Option<&'a Policy>,
     /// Nodes in the order of their names.
@@ -297,13 +296,6 @@ fn port_names(policy: &Policy) -> impl Iterator<Item = &str> {
         PortMatch::Named(name) => Some(name.as_str()),
         PortMatch::Range(..) => None,
     })
-}
-
-/// Labels of a Namespace as selectors see them (P-010).
-fn labels_of(namespace: &str, objects: &Objects<'_>) -> BTreeMap<String, String> {
-    let mut labels = (objects.namespaces)(namespace).cloned().unwrap_or_default();
-    labels.insert(NAME_LABEL.into(), namespace.into());
-    labels
 }
 
 fn put(resolved: &mut Resolved, kind: Kind, resource: Resource) {

@@ -44,6 +44,7 @@ use crate::resolve::service::Outcome;
 use crate::resolve::site::Site;
 use crate::session::link::News;
 use crate::session::{Session, Standing};
+use crate::source::nevergood::NeverGood;
 use crate::source::{Batch, Manifest, ObjectKey, ObjectKind, Reading};
 use crate::status::StatusWriter;
 use crate::status::conflict::Conflicts;
@@ -82,6 +83,7 @@ mod early;
 mod policies;
 
 pub use latency::Told as Latency;
+pub(crate) use policies::equal_priorities;
 
 /// How often a dataplane that owes an answer is looked after.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
@@ -140,6 +142,8 @@ pub struct Reconciler {
     invalid: BTreeMap<ObjectKey, Problem>,
     /// Those of them that something stands in for.
     stood_in: BTreeSet<ObjectKey>,
+    /// Objects of which no good version has come, but for those that are used without a field.
+    never_good: NeverGood,
     /// Objects with fields that their kinds do not have.
     unknown_fields: BTreeMap<ObjectKey, Vec<Problem>>,
     /// Where Services and Nodes stand, for what is found wrong with them later.
@@ -190,6 +194,7 @@ impl Reconciler {
             board: Arc::default(),
             invalid: BTreeMap::new(),
             stood_in: BTreeSet::new(),
+            never_good: NeverGood::default(),
             unknown_fields: BTreeMap::new(),
             places: HashMap::new(),
             source_problems: Vec::new(),
@@ -213,6 +218,12 @@ impl Reconciler {
     #[must_use]
     pub fn counting(self, board: Arc<Board>) -> Self {
         Reconciler { board, ..self }
+    }
+
+    /// Says in `never_good` which objects were never good. Before the first batch.
+    #[must_use]
+    pub fn naming(self, never_good: NeverGood) -> Self {
+        Reconciler { never_good, ..self }
     }
 
     /// Runs until [`Input::Stop`] or until nobody can send any more. Of portions, as long as the source is not known as a
@@ -283,6 +294,7 @@ impl Reconciler {
                 self.keep_record(&key.name(), None);
             }
             self.settle(key, &mut restated);
+            self.never_good.remove(key);
             self.unknown_fields.remove(key);
             self.places.remove(key);
             self.forget_good(key);
@@ -431,11 +443,14 @@ impl Reconciler {
             Ok(object) => {
                 self.settle(&key, restated);
                 self.keep_good(&key, &object);
+                let partly = matches!(&object, Object::Policy(policy) if !policy.complaints.is_empty());
+                self.judge(&key, !partly);
                 self.model.apply(object, dirty);
             }
             Err(error) => {
                 let held =
                     self.restore_good(&key, dirty) || (self.model.holds_good(&key) && !self.stood_in.contains(&key));
+                self.judge(&key, held);
                 let kept = kept_words(key.kind, held, error.stand_in.is_some());
                 match error.stand_in.filter(|_| !held) {
                     Some(stand_in) => {
@@ -465,6 +480,16 @@ impl Reconciler {
                 }
                 self.invalid.insert(key, problem);
             }
+        }
+    }
+
+    /// Notes whether an object has, or had, a good version, before its present one is taken in. A Pod or Namespace that is used
+    /// without a field tells policies who somebody is, and counts as good.
+    fn judge(&mut self, key: &ObjectKey, good: bool) {
+        if good {
+            self.never_good.remove(key);
+        } else if !self.model.holds(key) && !lastgood::is_subject(key.kind) {
+            self.never_good.insert(key);
         }
     }
 

@@ -24,6 +24,8 @@ use record::Record;
 pub mod directory;
 /// What is in a directory and what became of it since the last look.
 pub mod scan;
+/// Objects of which no good version has come.
+pub mod nevergood;
 /// A text of YAML or JSON taken apart into objects.
 pub mod manifest;
 /// The Kubernetes API.

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tidegate_control::problem::Severity;
 use tidegate_control::source::directory::Directory;
+use tidegate_control::source::nevergood::NeverGood;
 use tidegate_control::source::scan::{CONFIRM_FILE, Look, Scan, is_manifest};
-use tidegate_control::source::{Batch, Running, Source};
+use tidegate_control::source::{Batch, ObjectKey, ObjectKind, Running, Source};
 
 /// Longest wait for something that must happen; never waited for when it does.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -480,6 +481,55 @@ fn the_own_node_stays_until_its_deletion_is_confirmed() {
     place.write(CONFIRM_FILE, "");
     let batch = place.look();
     assert_eq!((deleted(&batch), batch.problems.len()), (vec!["Node gw-1".into()], 0));
+}
+
+/// What was never good does not count, be it heard of before or after it goes, and stays with a directory that is empty.
+#[test]
+fn what_was_never_good_waits_for_nobody() {
+    let mut place = Place::new();
+    let never_good = NeverGood::default();
+    place.scan = Scan::new(place.directory.path()).guarding("gw-1").letting_go(never_good.clone());
+    let policies = |names: &[&str]| names.iter().map(|name| policy(name)).collect::<String>();
+    place.write("node.yaml", &node("gw-1"));
+    place.write("good.yaml", &policies(&["g1", "g2", "g3", "g4", "g5"]));
+    place.write("bad.yaml", &policies(&["b1", "b2", "b3", "b4"]));
+    let keys = place.look().applied.into_iter().map(|manifest| manifest.key);
+    let bad: Vec<ObjectKey> = keys.filter(|key| key.name.starts_with('b')).collect();
+    assert_eq!(bad.len(), 4);
+    // Only some is known of in time.
+    bad[..2].iter().for_each(|key| never_good.insert(key));
+    place.remove("bad.yaml");
+    assert_eq!(deleted(&place.look()).len(), 4, "two of the others may go as ever");
+    // Of one it is known in time, of another one after it went, and of two never.
+    bad.iter().for_each(|key| never_good.remove(key));
+    place.write("bad.yaml", &policies(&["b1", "b2", "b3", "b4"]));
+    place.look();
+    place.remove("bad.yaml");
+    place.write("good.yaml", &policies(&["g1"]));
+    never_good.insert(&bad[0]);
+    let batch = place.look();
+    assert_eq!(deleted(&batch), [bad[0].to_string()]);
+    assert!(problems(&batch).iter().any(|told| told.contains("7 of 8 objects of kind NetworkPolicy")), "{batch:?}");
+    never_good.insert(&bad[1]);
+    assert_eq!(deleted(&place.look()), [bad[1].to_string()], "told only now");
+    // Of good ones alone it is too much, though it is not half of all.
+    place.write(CONFIRM_FILE, "");
+    place.look();
+    place.write("good.yaml", &policies(&["g1", "g2", "g3", "g4", "g5"]));
+    place.write("bad.yaml", &policies(&["b1", "b2", "b3", "b4"]));
+    bad.iter().for_each(|key| never_good.insert(key));
+    place.look();
+    place.write("good.yaml", &policies(&["g1", "g2"]));
+    assert!(deleted(&place.look()).is_empty(), "three of five");
+    place.write("good.yaml", &policies(&["g1", "g2", "g3", "g4", "g5"]));
+    assert!(place.look().problems.is_empty());
+    // The own Node, whatever it is; and a directory with nothing left.
+    never_good.insert(&ObjectKey { kind: ObjectKind::Node, namespace: String::new(), name: "gw-1".into() });
+    place.remove("node.yaml");
+    assert!(deleted(&place.look()).is_empty());
+    place.remove("good.yaml");
+    place.remove("bad.yaml");
+    assert!(deleted(&place.look()).is_empty() && deleted(&place.look()).is_empty());
 }
 
 #[test]

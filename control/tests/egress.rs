@@ -89,6 +89,34 @@ fn a_selected_pod_leaves_by_its_policy_and_nobody_else_does() {
     assert_eq!((egress(&rig, "out"), pod(&rig, "lab/web-0")), (None, None));
 }
 
+/// P-010: every namespace has the label of its name, without an object, without labels, and whatever the object says.
+#[test]
+fn a_namespace_is_selected_by_its_name() {
+    let by_name = |operator: &str| {
+        let expression = format!("{{ key: kubernetes.io/metadata.name, operator: {operator}, values: [shop] }}");
+        policy("out", &format!("{BOTH}, namespaceSelector: {{ matchExpressions: [{expression}] }}"))
+    };
+    let bare = |name: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name} }}\n---\n");
+    let wrong = namespace("shop", "kubernetes.io/metadata.name: lab");
+    for objects in [String::new(), bare("shop") + &bare("lab"), namespace("shop", "team: a"), wrong] {
+        let mut rig = Rig::new();
+        let pods = [pod_of("shop/web-0", "", 5, ""), pod_of("lab/web-0", "", 6, "")].concat();
+        rig.apply(&[node("gw-1", 9), node("w1", 1), objects.clone(), pods, by_name("In")].concat());
+        let leaving = |rig: &Rig| ["shop/web-0", "lab/web-0"].map(|name| pod(rig, name).map(|pod| pod.egress));
+        let by_out = || Some(vec!["out".to_string()]);
+        assert_eq!(leaving(&rig), [by_out(), None], "{objects}");
+        rig.apply(&by_name("NotIn"));
+        assert_eq!(leaving(&rig), [None, by_out()], "{objects}");
+        // An object that comes or goes changes nothing about it.
+        for name in ["shop", "lab"] {
+            rig.apply(&bare(name));
+            assert_eq!(leaving(&rig), [None, by_out()], "{objects}");
+            rig.delete(ObjectKind::Namespace, name);
+            assert_eq!(leaving(&rig), [None, by_out()], "{objects}");
+        }
+    }
+}
+
 /// The same with an age and an identity.
 fn aged(pod: String, created: &str, uid: &str) -> String {
     pod.replace("metadata: {", &format!("metadata: {{ creationTimestamp: \"{created}\", uid: \"{uid}\","))

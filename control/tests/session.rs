@@ -23,6 +23,7 @@ use tidegate_api::resource::{Body, DeliveryMode, Protocol, Resource, ResourceKey
 use tidegate_control::reconcile::{Input, Reconciler};
 use tidegate_control::session::link::keep_connected;
 use tidegate_control::source::directory::Directory;
+use tidegate_control::source::nevergood::NeverGood;
 use tidegate_control::source::scan::CONFIRM_FILE;
 use tidegate_control::source::{Running, Source};
 use tidegate_control::status::StatusWriter;
@@ -52,9 +53,11 @@ impl Control {
     fn start_with(home: TempDir, extra: &str) -> Self {
         let file = node_file(home.path(), extra);
         let (inbox, taken) = channel();
-        let source = Box::new(Directory::new(file.control.source.directory().unwrap()));
+        let never_good = NeverGood::default();
+        let directory = Directory::new(file.control.source.directory().unwrap());
+        let source = Box::new(directory.letting_go(never_good.clone()));
         let status = StatusWriter::start(&file.state_dir).unwrap();
-        let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status);
+        let mut reconciler = Reconciler::new(file.clone(), source.dialect(), status).naming(never_good);
         let batches = inbox.clone();
         let source = source.start(Box::new(move |batch| batches.send(Input::Source(batch)).is_ok())).unwrap();
         let news = inbox.clone();
@@ -634,6 +637,66 @@ fn pods_of_a_policy_that_only_the_dataplane_has_stay_with_it() {
         control.expect_no_problem("DeletesHeld");
         control.stop();
     }
+}
+
+/// P-109: what stands in for policies that were never good ends with them, however many go at once; those that were good
+/// wait for a person.
+#[test]
+fn policies_that_were_never_good_go_without_asking() {
+    let policy = |name: &str, clients: &str| {
+        format!(
+            "apiVersion: tidegate.io/v1alpha1\nkind: GatewayPolicy\nmetadata: {{ name: {name} }}\n\
+             spec: {{ rules: [{{ action: Deny, clients: [{clients}] }}] }}\n---\n"
+        )
+    };
+    let of_pods = |name: &str, prefix: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: {name}, namespace: shop }}\n\
+             spec: {{ podSelector: {{}}, ingress: [{{ from: [{{ ipBlock: {{ cidr: '{prefix}' }} }}] }}] }}\n---\n"
+        )
+    };
+    let names_of = |kind: &str| (1..=4).map(|n| format!("{kind}{n}")).collect::<Vec<_>>();
+    let all = |kind: &str, of: &dyn Fn(&str) -> String| names_of(kind).iter().map(|name| of(name)).collect::<String>();
+    let home = Control::home();
+    write(home.path(), "web.yaml", &web(1));
+    let dataplane = Dataplane::listen(home.path());
+    let control = Control::start(home);
+    let talk = dataplane.accept(&Versions::new(), 0);
+    let full = talk.update();
+    talk.accept(&full, 1);
+    let good = all("good", &|name| policy(name, "{ cidr: 192.0.2.0/24 }, { cidr: '2001:db8::/32' }"));
+    // A mistake that leaves nothing readable of a rule, and one of which the rest is used.
+    for (generation, bad) in [
+        (2, all("bad", &|name| policy(name, ""))),
+        (4, all("bad", &|name| of_pods(name, "2001:db8::/129"))),
+        (6, all("bad", &|name| of_pods(name, "192.0.2.0/33"))),
+    ] {
+        control.write("bad.yaml", &bad);
+        let update = talk.update();
+        assert!(names(&update).iter().filter(|name| name.contains("bad")).count() == 4, "{update:?}");
+        talk.accept(&update, generation);
+        control.remove("bad.yaml");
+        let update = talk.update();
+        assert!(removed(&update).iter().filter(|name| name.contains("bad")).count() == 4, "{update:?}");
+        talk.accept(&update, generation + 1);
+        control.expect_no_problem("DeletesHeld");
+    }
+    // One that was good stays so for this, whatever it became.
+    control.write("good.yaml", &good);
+    let update = talk.update();
+    talk.accept(&update, 8);
+    let mistaken = all("good", &|name| policy(name, ""));
+    control.write("good.yaml", &(mistaken + &policy("bad", "")));
+    let update = talk.update();
+    assert_eq!(names(&update), ["gateway policy bad"]);
+    talk.accept(&update, 9);
+    control.remove("good.yaml");
+    let update = talk.update();
+    assert_eq!(removed(&update), ["gateway policy bad"], "the others wait, and it does not with them");
+    talk.accept(&update, 10);
+    assert!(control.problem("DeletesHeld").contains("4 of 4 objects of kind GatewayPolicy"));
+    talk.expect_silence();
+    control.stop();
 }
 
 #[test]

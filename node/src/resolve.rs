@@ -11,7 +11,6 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use tidegate_control::model::Model;
 use tidegate_control::model::egresspolicy::{Addresses, EgressPolicy, Remembered};
-use tidegate_control::model::namespace::Namespace;
 use tidegate_control::model::node::Node;
 use tidegate_control::model::staticnat::{StaticNat, Target};
 use tidegate_control::resolve::egress::{inside, leads_to, selecting};
@@ -199,9 +198,7 @@ pub fn resolve(
     for pod in pods {
         let is_its_own = |address: &&IpAddr| model.pods().at(**address).is_some_and(|owner| owner.name == pod.name);
         let addresses: Vec<IpAddr> = pod.addresses.iter().filter(is_its_own).copied().collect();
-        let nameless = Namespace { name: pod.name.namespace.clone(), labels: BTreeMap::new() };
-        let namespace = model.namespace(&pod.name.namespace).unwrap_or(&nameless);
-        let names = selecting(model.egress(), namespace, pod);
+        let names = selecting(model.egress(), &model.namespace(&pod.name.namespace), pod);
         let name = pod.name.to_string();
         let is_certain = |address: &IpAddr| {
             let goes_by_something = !names.is_empty() || led.whole.contains_key(address);

@@ -12,8 +12,9 @@ use kube::core::SelectorExt;
 use super::request::Request;
 use super::reserved::Reserved;
 use crate::model::addresspool::{AddressPool, AddressRange};
+use crate::model::namespace::Namespace;
 
-/// Labels of namespaces, by name.
+/// Labels of namespaces, by name; one that is not here has its name alone.
 pub(super) type Namespaces = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Something that is wrong with a pool.
@@ -76,8 +77,11 @@ impl Pool {
         let namespace = &request.name.namespace;
         let anywhere = pinning.namespaces.is_empty() && pinning.namespace_selectors.is_empty();
         let by_labels = || {
-            let labels = namespaces.get(namespace);
-            labels.is_some_and(|labels| pinning.namespace_selectors.iter().any(|selector| selector.matches(labels)))
+            let selects = |labels| pinning.namespace_selectors.iter().any(|selector| selector.matches(labels));
+            match namespaces.get(namespace) {
+                Some(labels) => selects(labels),
+                None => selects(Namespace::bare(namespace).labels()),
+            }
         };
         let namespace_fits = anywhere || pinning.namespaces.contains(namespace) || by_labels();
         let mut selectors = pinning.service_selectors.iter();

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use tidegate_api::resource::Protocol;
 
 use super::*;
 use crate::model::addresspool::Pinning;
+use crate::model::namespace::Namespace;
 use crate::model::service::FamilyPolicy;
 
 /// The same in fifty lines that walk over every address.
@@ -272,7 +274,7 @@ fn labels_of_services_and_namespaces_decide_who_may() {
     };
     let mut allocator = allocator(&[AddressPool { pinning: Some(pinning), ..pool("p", "192.0.2.1-192.0.2.2") }]);
     let web = Request { labels: labels("tier", "web"), ..request("a") };
-    assert_eq!(words(&allocator.assign(web.clone())), "NoPoolPermits", "the namespace is not known");
+    assert_eq!(words(&allocator.assign(web.clone())), "NoPoolPermits", "of the namespace only the name is known");
     allocator.set_namespaces([("shop".to_string(), labels("team", "a"))].into());
     assert_eq!(told(&allocator.reconsider()), ["a 192.0.2.1"]);
     assert_eq!(words(&allocator.assign(Request { labels: labels("tier", "db"), ..request("b") })), "NoPoolPermits");
@@ -284,6 +286,27 @@ fn labels_of_services_and_namespaces_decide_who_may() {
     let decisions = allocator.reconsider();
     assert_eq!(told(&decisions), ["a NoPoolPermits"]);
     assert!(decisions[0].1.cleared[0].why.contains("not for this Service any more"));
+}
+
+/// P-010 for pools: a namespace without an object, or whose object has no labels, has its name.
+#[test]
+fn a_pool_for_namespaces_by_their_name_needs_no_object() {
+    let by_name = |operator: &str| {
+        let expression =
+            serde_json::json!({ "key": "kubernetes.io/metadata.name", "operator": operator, "values": ["shop"] });
+        let written: LabelSelector =
+            serde_json::from_value(serde_json::json!({ "matchExpressions": [expression] })).unwrap();
+        Pinning { namespace_selectors: vec![written.try_into().unwrap()], ..Pinning::default() }
+    };
+    for (operator, expected) in [("In", "192.0.2.1 2001:db8::1"), ("NotIn", "NoPoolPermits")] {
+        for namespaces in [vec![], vec![Namespace::bare("shop")]] {
+            let range = pool("p", "192.0.2.1 2001:db8::1");
+            let mut allocator = allocator(&[AddressPool { pinning: Some(by_name(operator)), ..range }]);
+            allocator.set_namespaces(namespaces.iter().map(|it| (it.name.clone(), it.labels().clone())).collect());
+            let decision = allocator.assign(dual("a", FamilyPolicy::RequireDualStack));
+            assert_eq!(words(&decision), expected, "{operator} {namespaces:?}");
+        }
+    }
 }
 
 #[test]

@@ -142,7 +142,7 @@ impl EgressPolicy {
 
     /// Whether it selects a pod that lives in `namespace`. One with its node's addresses it never does (N-114).
     pub fn selects(&self, namespace: &Namespace, pod: &Pod) -> bool {
-        pod.owns_addresses() && self.pods.matches(&pod.labels) && self.namespaces.matches(&namespace.labels)
+        pod.owns_addresses() && self.pods.matches(&pod.labels) && self.namespaces.matches(namespace.labels())
     }
 
     /// Whether it asks the same as another one, whatever has been told of them.

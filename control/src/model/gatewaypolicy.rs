@@ -22,6 +22,9 @@ pub struct GatewayPolicy {
     pub audit: bool,
     /// Rules in order.
     pub rules: Vec<Rule>,
+    /// Of rules that cannot be read and are closed, by number: field and reason. A good version has none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mistakes: BTreeMap<usize, (String, String)>,
 }
 
 /// One rule.

@@ -7,26 +7,23 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde_json::Value;
 use tidegate_api::resource::{Action, PolicyPort, PortMatch, Tier};
 use tidegate_policy::{Decided, Direction, Verdict};
 
 use super::Offline;
 use super::question::{End, Meant, Question, Rests, has_ports};
-use crate::model::Name;
 use crate::model::pod::Pod;
-use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, Rule};
-use crate::policies::NAME_LABEL;
+use crate::model::policy::{Namespaces, Peer, Pods, Policy, PolicyKey, PolicyKind, Rule};
 
 impl Offline {
-    /// Says in words whether and why a connection may pass. `question.to` may also be a Service, as `namespace/name` or
-    /// `service/namespace/name`, with its port: then each pod behind it is told.
+    /// Says in words whether and why a connection may pass. `question.to` may also be a Service, as `namespace/name`,
+    /// `service/namespace/name` or an address that it is reached at, with its port: then each pod behind it is told.
     ///
     /// # Errors
     /// Why there is nothing to say.
     pub fn explain(&self, question: &Question) -> Result<String, String> {
-        if let Some(name) = self.service_meant(&question.to) {
-            return self.explain_service(&name, question);
+        if let Some((name, at)) = self.service_meant(question)? {
+            return self.explain_service(name, at, question);
         }
         let meant = self.understand(question)?;
         let mut text = String::new();
@@ -35,81 +32,7 @@ impl Offline {
         Ok(text)
     }
 
-    fn service_meant(&self, to: &str) -> Option<Name> {
-        let forced = to.strip_prefix("service/");
-        let (namespace, name) = forced.unwrap_or(to).split_once('/')?;
-        let name = Name { namespace: namespace.into(), name: name.into() };
-        let is_pod = forced.is_none() && self.model.pods().get(&name).is_some();
-        (!is_pod && self.services.contains_key(&name)).then_some(name)
-    }
-
-    fn explain_service(&self, name: &Name, question: &Question) -> Result<String, String> {
-        let port = question.port.ok_or("port is missing: that of the Service")?;
-        let spec = &self.services[name];
-        let listed = spec.get("ports").and_then(Value::as_array).into_iter().flatten();
-        let protocol_of = |entry: &Value| entry.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_owned();
-        let mut entries = listed.filter(|entry| entry.get("port").and_then(Value::as_u64) == Some(port.into()));
-        let entry = entries
-            .find(|entry| protocol_of(entry).eq_ignore_ascii_case(&question.protocol))
-            .ok_or(format!("Service {name} has no port {port}/{}", question.protocol))?;
-        let mut text = format!("Service {name} port {port}/{}:\n", question.protocol);
-        // Before anything is translated: at the Service itself, by each address that the client may come with.
-        let port = u16::try_from(port).map_err(|_| format!("{port} is not a port"))?;
-        let at = (super::question::protocol(&question.protocol)?, port);
-        let clients = self.addresses_of(&question.from)?;
-        let may_pass =
-            clients.iter().map(|client| self.write_gate(&mut text, *client, name, at)).fold(false, |a, b| a | b);
-        if !may_pass && !clients.is_empty() {
-            return Ok(text);
-        }
-        let ends = self.pods_behind(name, spec, entry);
-        if ends.is_empty() {
-            text.push_str("  no pod is behind it\n");
-        }
-        for (address, port) in ends {
-            let question = Question { to: address, port: Some(port.into()), ..question.clone() };
-            match self.understand(&question) {
-                Ok(meant) => {
-                    let meant = Meant { through_service: true, ..meant };
-                    let _ = self.write(&mut text, &question, &meant);
-                }
-                Err(error) => drop(writeln!(text, "{} port {port}: {error}", question.to)),
-            }
-        }
-        Ok(text)
-    }
-
-    /// Address or name, and port, of what is behind a port of a Service: its endpoints, or where manifests have none, the
-    /// pods that it selects.
-    fn pods_behind(&self, name: &Name, spec: &Value, entry: &Value) -> Vec<(String, u16)> {
-        let port_name = entry.get("name").and_then(Value::as_str).unwrap_or_default();
-        let mut ends: Vec<(String, u16)> = Vec::new();
-        for slice in self.model.slices_of(name) {
-            for port in slice.ports.iter().filter(|port| port.name == port_name) {
-                let serving = slice.endpoints.iter().filter(|endpoint| endpoint.serving);
-                ends.extend(serving.map(|endpoint| (endpoint.address.to_string(), port.port)));
-            }
-        }
-        let selector = spec.get("selector").and_then(Value::as_object).filter(|selector| !selector.is_empty());
-        if let (true, Some(selector)) = (ends.is_empty(), selector) {
-            let number = |value: &Value| value.as_u64().and_then(|number| u16::try_from(number).ok());
-            let selected = self.model.pods().iter().filter(|pod| pod.name.namespace == name.namespace);
-            let has = |pod: &Pod| {
-                selector.iter().all(|(key, value)| pod.labels.get(key).map(String::as_str) == value.as_str())
-            };
-            for pod in selected.filter(|pod| has(pod) && !pod.ended) {
-                let target = entry.get("targetPort").or_else(|| entry.get("port")).unwrap_or(&Value::Null);
-                let named = || pod.ports.iter().find(|port| Some(port.name.as_str()) == target.as_str());
-                let port = number(target).or_else(|| named().map(|port| port.port));
-                ends.extend(port.map(|port| (pod.name.to_string(), port)));
-            }
-        }
-        ends.sort();
-        ends.dedup();
-        ends
-    }
-
-    fn write(&self, text: &mut String, question: &Question, meant: &Meant<'_>) -> std::fmt::Result {
+    pub(super) fn write(&self, text: &mut String, question: &Question, meant: &Meant<'_>) -> std::fmt::Result {
         let [ingress, egress] = self.decide(meant);
         let allows = |rests: Rests| !matches!(rests, Rests::On(Verdict { allow: false, .. }));
         let combined = if allows(ingress) && allows(egress) { "ALLOWED" } else { "DENIED" };
@@ -191,11 +114,16 @@ impl Offline {
             for (number, rule) in rules.iter().enumerate() {
                 let label = if rule.name.is_empty() { String::new() } else { format!(" {:?}", rule.name) };
                 let at = format!("    {} ({tier}) rule {number}{label}", policy.key);
-                match (self.lacks(rule, direction, meant), rule.action) {
-                    (Some(why), _) => writeln!(text, "{at} does not match: {why}")?,
-                    (None, Action::Accept) => return writeln!(text, "{at} matches and accepts"),
-                    (None, Action::Deny) => return writeln!(text, "{at} matches and denies"),
-                    (None, Action::Pass) => {
+                match (self.lacks(rule, direction, meant), rule.action, mistake(policy, direction, number)) {
+                    (Some(why), _, Some(mistake)) => writeln!(text, "{at} does not match: {why}; {mistake}")?,
+                    (Some(why), ..) => writeln!(text, "{at} does not match: {why}")?,
+                    // Closed: as it is written it may do something else.
+                    (None, Action::Deny, Some(mistake)) if rule.peers.is_none() => {
+                        return writeln!(text, "{at} denies everything, since it cannot be read: {mistake}");
+                    }
+                    (None, Action::Accept, _) => return writeln!(text, "{at} matches and accepts"),
+                    (None, Action::Deny, _) => return writeln!(text, "{at} matches and denies"),
+                    (None, Action::Pass, _) => {
                         writeln!(text, "{at} matches and passes to the next tier")?;
                         skipped = Some(tier);
                         break;
@@ -255,15 +183,32 @@ impl Offline {
         let namespace = &pod.name.namespace;
         let in_namespace = match &pods.namespaces {
             Namespaces::One(name) => name == namespace,
-            Namespaces::Matching(selector) => {
-                let known = self.model.namespaces().find(|known| known.name == *namespace);
-                let mut labels = known.map(|known| known.labels.clone()).unwrap_or_default();
-                labels.insert(NAME_LABEL.into(), namespace.clone());
-                selector.matches(&labels)
-            }
+            Namespaces::Matching(selector) => selector.matches(self.model.namespace(namespace).labels()),
         };
         in_namespace && pods.pods.matches(&pod.labels)
     }
+}
+
+/// What is wrong with a rule, by number: a complaint about it, or about what all rules stand in if it is closed.
+fn mistake(policy: &Policy, direction: Direction, number: usize) -> Option<String> {
+    let side = match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    };
+    let rule = rules(policy, direction).get(number)?;
+    let at = format!("spec.{side}[{number}]");
+    let is_of_rule =
+        |field: &str| field.strip_prefix(&at).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    let is_of_rules = |field: &str| !field.starts_with("spec.ingress[") && !field.starts_with("spec.egress[");
+    let is_closed = match (rule.action, &rule.peers) {
+        (Action::Accept, Some(peers)) => peers.is_empty(),
+        (Action::Deny, peers) => policy.key.kind == PolicyKind::ClusterNetworkPolicy && peers.is_none(),
+        _ => false,
+    };
+    let mut complaints = policy.complaints.iter();
+    let own = complaints.clone().find(|(field, _)| is_of_rule(field));
+    let found = own.or_else(|| complaints.find(|(field, _)| is_closed && is_of_rules(field)));
+    found.map(|(field, message)| format!("{field}: {message}"))
 }
 
 fn rules(policy: &Policy, direction: Direction) -> &[Rule] {

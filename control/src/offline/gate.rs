@@ -49,8 +49,12 @@ impl Offline {
             for (number, rule) in policy.rules.iter().enumerate() {
                 let label = if rule.name.is_empty() { String::new() } else { format!(" {:?}", rule.name) };
                 let at = format!("    GatewayPolicy {} (order {}) rule {number}{label}", policy.name, policy.order);
+                let mistake = policy.mistakes.get(&number).map(|(field, message)| format!("{field}: {message}"));
                 let does = match (&rule.action, self.gate_lacks(rule, client, service, port)) {
-                    (_, Some(why)) => format!("does not match: {why}"),
+                    (_, Some(why)) => match mistake {
+                        Some(mistake) => format!("does not match: {why}; {mistake}"),
+                        None => format!("does not match: {why}"),
+                    },
                     (_, None) if policy.audit && audited => {
                         "matches; it is in audit, and another one before it too".into()
                     }
@@ -59,7 +63,11 @@ impl Offline {
                     }
                     (_, None) if policy.audit => "matches; it is in audit and decides nothing".into(),
                     (GatewayAction::Allow, None) => "matches and allows".into(),
-                    (GatewayAction::Deny, None) => "matches and denies".into(),
+                    // Closed: as it is written it may do something else.
+                    (GatewayAction::Deny, None) => match mistake {
+                        Some(mistake) => format!("denies what it may mean, since it cannot be read: {mistake}"),
+                        None => "matches and denies".into(),
+                    },
                     (GatewayAction::Limit(limits), None) => {
                         let rate = limits
                             .rate_per_s

@@ -130,6 +130,9 @@ impl Offline {
     /// Why it has no answer, in words.
     pub fn ask(&self, question: &Question) -> Result<Answer, String> {
         let meant = self.understand(question)?;
+        if let (None, Some(service)) = (meant.to.pod, self.service_addresses.at(meant.to.address).next()) {
+            return Err(of_service(&format!("{} is an address of Service {service}", meant.to.address)));
+        }
         let [ingress, egress] = self.decide(&meant);
         let allows = |rests: Rests| !matches!(rests, Rests::On(Verdict { allow: false, .. }));
         let word = |allow: bool| if allow { "allow" } else { "deny" };
@@ -203,7 +206,7 @@ impl Offline {
             text.split_once('/').ok_or(format!("{text:?} is neither an address nor namespace/pod"))?;
         let name = Name { namespace: namespace.into(), name: name.into() };
         self.model.pods().get(&name).map(|pod| Whom::Pod(pod, None)).ok_or_else(|| match self.services.get(&name) {
-            Some(_) => format!("{name} is a Service, not a pod: `tidegate policy explain` tells of the pods behind it"),
+            Some(_) => of_service(&format!("{name} is a Service")),
             None => format!("there is no pod {name}"),
         })
     }
@@ -294,6 +297,11 @@ fn family(from: &Whom<'_>, to: &Whom<'_>) -> Result<bool, String> {
         [false, true] => Ok(false),
         [false, false] => Err("from and to have no address family in common".into()),
     }
+}
+
+/// Why a question about a Service has no answer.
+fn of_service(what: &str) -> String {
+    format!("{what}, not a pod: `tidegate policy explain` tells of the pods behind it")
 }
 
 pub(crate) fn has_ports(protocol: u8) -> bool {

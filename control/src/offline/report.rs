@@ -1,76 +1,124 @@
-//! Which rules a gateway can enforce.
+//! Which policies a gateway can enforce whole.
 //!
-//! A gateway sees what enters and leaves the cluster, and pods that reach Services through it. Packets between two pods go
-//! from node to node without it, and are the business of the CNI on workers (P-045, P-112). A rule that speaks of pods alone
-//! is therefore enforced for what passes the gateway, which between pods is little.
+//! A gateway sees what enters and leaves the cluster, and pods that reach Services through it. Packets between two pods, or a
+//! node and a pod, go from node to node without it, and are the business of the CNI on workers (P-045, P-112). Every policy
+//! is in force for what crosses a gateway; what is told here is where something of it does not. Whoever is inside is known by
+//! pod prefixes and addresses of Nodes, and addresses of Pods.
 
 use std::fmt::Write;
 
+use ipnet::IpNet;
+
 use super::Offline;
 use crate::model::policy::{Peer, Policy, Rule};
+use crate::resolve::egress;
 
 /// How much of a policy can be enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
-    /// Nothing: every rule speaks of pods alone, and nothing is isolated.
-    PodsAlone,
-    /// What it says of the outside; some rules speak of pods alone.
+    /// What it says is about pods and nodes alone: it is in force for those that cross a gateway, as pods do that reach a
+    /// Service through it.
+    Inside,
+    /// What it says of the outside, and of pods and nodes as far as they cross a gateway.
     InPart,
-    /// All of it is about what passes a gateway.
+    /// All of it is about the outside.
     Whole,
 }
 
+/// Which of the two something is about.
+#[derive(Clone, Copy, Default)]
+struct About {
+    outside: bool,
+    inside: bool,
+}
+
 impl Offline {
-    /// Every policy that cannot be enforced whole at a gateway, with the rules that speak of pods alone.
+    /// Every policy that cannot be enforced whole at a gateway, with the parts that are about traffic inside the cluster.
     pub fn report(&self) -> String {
-        let mut text = String::new();
-        let mut counts = [0usize; 3];
+        let (mut text, mut counts) = (String::new(), [0usize; 3]);
+        let inside = self.inside();
         for policy in self.model.policies().values() {
-            let (reach, rules) = reach(policy);
+            let (reach, parts) = reach(policy, &inside);
             counts[reach as usize] += 1;
             // Writing into a String cannot fail.
             let _ = match reach {
                 Reach::Whole => Ok(()),
-                Reach::PodsAlone => writeln!(text, "{}: pods alone: it has no effect at a gateway", policy.key),
+                Reach::Inside => writeln!(
+                    text,
+                    "{}: inside the cluster alone: in force for what crosses a gateway, such as a pod that reaches a Service \
+                     through it; all else is enforced by the CNI on workers",
+                    policy.key
+                ),
                 Reach::InPart => writeln!(
                     text,
-                    "{}: in part: {} between pods {} enforced by the CNI on workers",
+                    "{}: in part: {} also between pods and nodes that reach each other without a gateway, which is enforced \
+                     by the CNI on workers",
                     policy.key,
-                    rules.join(", "),
-                    if rules.len() == 1 { "is" } else { "are" }
+                    parts.join(", "),
                 ),
             };
         }
         let _ = writeln!(
             text,
-            "policies: {} ({} whole, {} in part, {} between pods alone)",
+            "policies: {} ({} whole, {} in part, {} inside the cluster alone)",
             counts.iter().sum::<usize>(),
             counts[Reach::Whole as usize],
             counts[Reach::InPart as usize],
-            counts[Reach::PodsAlone as usize],
+            counts[Reach::Inside as usize],
         );
         text
     }
+
+    /// Prefixes and addresses that are inside the cluster.
+    fn inside(&self) -> Vec<IpNet> {
+        let mut inside = egress::inside(self.model.nodes());
+        let nodes = self.model.nodes().flat_map(|node| &node.all_addresses);
+        let pods = self.model.pods().iter().flat_map(|pod| &pod.addresses);
+        inside.extend(nodes.chain(pods).map(|address| IpNet::from(*address)));
+        inside
+    }
 }
 
-/// How much of a policy a gateway can enforce, and its rules that speak of pods alone.
-pub fn reach(policy: &Policy) -> (Reach, Vec<String>) {
-    let of_pods = |rule: &Rule| {
-        let peers = rule.peers.as_deref().unwrap_or_default();
-        !peers.is_empty() && peers.iter().all(|peer| matches!(peer, Peer::Pods(_)))
-    };
-    let listed = [("ingress", &policy.ingress), ("egress", &policy.egress)];
-    let numbered = listed.into_iter().flat_map(|(name, rules)| {
+/// How much of a policy a gateway can enforce, and its parts that are about what is `inside`, at least among others: its
+/// isolation, and rules by number.
+pub fn reach(policy: &Policy, inside: &[IpNet]) -> (Reach, Vec<String>) {
+    let mut all = About::default();
+    let mut parts = Vec::new();
+    for (direction, isolates, rules) in
+        [("ingress", policy.isolates[0], &policy.ingress), ("egress", policy.isolates[1], &policy.egress)]
+    {
+        let isolation = isolates.then(|| (format!("isolation for {direction}"), About { outside: true, inside: true }));
         let numbered = rules.iter().enumerate();
-        numbered.filter(|(_, rule)| of_pods(rule)).map(move |(number, _)| format!("{name}[{number}]"))
-    });
-    let pods_alone: Vec<String> = numbered.collect();
-    let all = policy.ingress.len() + policy.egress.len();
-    let isolates = policy.isolates != [false; 2];
-    let reach = match pods_alone.len() {
-        0 => Reach::Whole,
-        some if some == all && !isolates => Reach::PodsAlone,
+        let rules = numbered.map(|(number, rule)| (format!("{direction}[{number}]"), about(rule, inside)));
+        for (part, about) in isolation.into_iter().chain(rules) {
+            all = About { outside: all.outside | about.outside, inside: all.inside | about.inside };
+            parts.extend(about.inside.then_some(part));
+        }
+    }
+    let reach = match all {
+        About { inside: false, .. } => Reach::Whole,
+        About { outside: false, .. } => Reach::Inside,
         _ => Reach::InPart,
     };
-    (reach, pods_alone)
+    (reach, parts)
+}
+
+fn about(rule: &Rule, inside: &[IpNet]) -> About {
+    let Some(peers) = &rule.peers else { return About { outside: true, inside: true } };
+    let is_inside = |peer: &Peer| match peer {
+        Peer::Pods(_) | Peer::Nodes(_) => true,
+        Peer::Network(prefix, except) => {
+            let common = inside.iter().filter_map(|inside| match (prefix.contains(inside), inside.contains(prefix)) {
+                (true, _) => Some(inside),
+                (false, true) => Some(prefix),
+                (false, false) => None,
+            });
+            common.into_iter().any(|common| !except.iter().any(|except| except.contains(common)))
+        }
+    };
+    let is_outside = |peer: &Peer| match peer {
+        Peer::Pods(_) | Peer::Nodes(_) => false,
+        Peer::Network(prefix, _) => !inside.iter().any(|inside| inside.contains(prefix)),
+    };
+    About { outside: peers.iter().any(is_outside), inside: peers.iter().any(is_inside) }
 }

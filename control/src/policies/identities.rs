@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 use tidegate_api::resource::{Body, Identity, Kind, ResourceKey};
 
-use super::{Known, Nature, Objects, Policies, Selected, Touched, labels_of, put};
+use super::{Known, Nature, Objects, Policies, Selected, Touched, put};
 use crate::model::Name;
 use crate::model::pod::Pod;
 use crate::model::policy::Namespaces;
@@ -84,7 +84,7 @@ impl Policies {
     pub(super) fn meet(&mut self, nature: Nature, objects: &Objects<'_>, touched: &mut Touched) -> Arc<Nature> {
         let namespace = nature.namespace.clone();
         if !self.labels.contains_key(&namespace) {
-            self.labels.insert(namespace.clone(), labels_of(&namespace, objects));
+            self.labels.insert(namespace.clone(), (objects.namespaces)(&namespace).labels().clone());
             let wide = self.wide.iter().filter(|selected| self.looks_into(selected, &namespace));
             let wide: Vec<Arc<Selected>> = wide.cloned().collect();
             if !wide.is_empty() {

@@ -9,7 +9,8 @@ use hashbrown::HashSet;
 use tidegate_api::resource::{Kind, ResourceKey};
 
 use super::vocabulary::Scope;
-use super::{NAME_LABEL, Objects, Policies, Selected, Set, Touched, labels_of};
+use super::{Objects, Policies, Selected, Set, Touched};
+use crate::model::namespace::NAME_LABEL;
 use crate::model::policy::Namespaces;
 use crate::model::selector::Selector;
 
@@ -19,7 +20,7 @@ impl Policies {
         if !self.labels.contains_key(namespace) {
             return; // nobody is in it
         }
-        self.labels.insert(namespace.to_owned(), labels_of(namespace, objects));
+        self.labels.insert(namespace.to_owned(), (objects.namespaces)(namespace).labels().clone());
         let wide: Vec<Arc<Selected>> = self.wide.iter().cloned().collect();
         for selected in wide {
             let looks = self.looks_into(&selected, namespace);

@@ -161,7 +161,7 @@ impl Reconciler {
 
     /// Pools, the labels of namespaces, and what is never given out.
     fn rule_allocation(&mut self) {
-        let labels = self.model.namespaces().map(|namespace| (namespace.name.clone(), namespace.labels.clone()));
+        let labels = self.model.namespaces().map(|namespace| (namespace.name.clone(), namespace.labels().clone()));
         let namespaces = labels.collect();
         let pools = self.model.pools().cloned().collect();
         let never = reserved(&self.model, &self.file.control);

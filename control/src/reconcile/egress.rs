@@ -14,7 +14,6 @@ use tidegate_api::resource::{Body, Kind, Resource, ResourceKey, StaticNat, Unkno
 use super::Reconciler;
 use crate::model::addresspool::AddressPool;
 use crate::model::egresspolicy::{Addresses, EgressPolicy};
-use crate::model::namespace::Namespace;
 use crate::model::pod::{Pod, Pods};
 use crate::model::staticnat::Target;
 use crate::model::{Dirty, Name};
@@ -220,9 +219,7 @@ impl Reconciler {
 
     fn pod_resource(&self, name: &Name) -> Option<Resource> {
         let pod = self.model.pods().get(name)?;
-        let nameless = Namespace { name: name.namespace.clone(), labels: BTreeMap::new() };
-        let namespace = self.model.namespace(&name.namespace).unwrap_or(&nameless);
-        let egress = egress::selecting(self.model.egress(), namespace, pod);
+        let egress = egress::selecting(self.model.egress(), &self.model.namespace(&name.namespace), pod);
         let is_its_own = |address| self.model.pods().has(pod, address);
         let all = self.file.control.policy.unknown_pod == UnknownPod::Deny;
         let is_known = all || self.leaving.targets.holds(pod);

@@ -178,6 +178,6 @@ fn is_kept(kind: ObjectKind) -> bool {
 }
 
 /// Whether objects of a kind say whom policies are about.
-fn is_subject(kind: ObjectKind) -> bool {
+pub(super) fn is_subject(kind: ObjectKind) -> bool {
     matches!(kind, ObjectKind::Pod | ObjectKind::Namespace)
 }

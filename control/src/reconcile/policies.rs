@@ -13,7 +13,7 @@ use super::Reconciler;
 use crate::model::Name;
 use crate::model::policy::{Policy, PolicyKey, PolicyKind};
 use crate::policies::{Changed, Policies as Index};
-use crate::problem::{Problem, Severity};
+use crate::problem::{Place, Problem, Severity};
 use crate::resolve::note::Note;
 use crate::source::{ObjectKey, ObjectKind};
 
@@ -118,19 +118,9 @@ impl Reconciler {
             let message = format!("{more} more policies have fields that cannot be worked with");
             problems.push(Problem::new(Severity::Error, "PolicyPartlyUnreadable", message));
         }
-        let shared = self.policies.priorities.values().filter(|keys| keys.len() > 1);
-        for keys in shared.take(POLICIES_TOLD_MAX) {
-            let names: Vec<&str> = keys.iter().take(NAMES_TOLD_MAX).map(|key| key.name.as_str()).collect();
-            let more = if keys.len() > NAMES_TOLD_MAX { " and others" } else { "" };
-            let message = format!(
-                "{}{more} of one tier share a priority: their rules are asked in the order of their names, and elsewhere \
-                 perhaps in another",
-                names.join(", ")
-            );
-            if let Some(first) = keys.first() {
-                problems.push(at(Problem::new(Severity::Warning, "EqualPriorities", message), first));
-            }
-        }
+        let place = |object: &ObjectKey| self.places.get(object).cloned();
+        let shared = self.policies.priorities.values().filter_map(|keys| equal_priorities(keys, place));
+        problems.extend(shared.take(POLICIES_TOLD_MAX));
         problems
     }
 }
@@ -163,6 +153,23 @@ impl Policies {
             None => drop(self.complaints.remove(key)),
         }
     }
+}
+
+/// What is wrong with policies of one tier and priority, if they are more than one.
+pub(crate) fn equal_priorities(
+    keys: &BTreeSet<PolicyKey>,
+    place: impl Fn(&ObjectKey) -> Option<Place>,
+) -> Option<Problem> {
+    let first = object_key(keys.first().filter(|_| keys.len() > 1)?);
+    let names: Vec<&str> = keys.iter().take(NAMES_TOLD_MAX).map(|key| key.name.as_str()).collect();
+    let more = if keys.len() > NAMES_TOLD_MAX { " and others" } else { "" };
+    let message = format!(
+        "{}{more} of one tier share a priority: their rules are asked in the order of their names, and elsewhere perhaps in \
+         another",
+        names.join(", ")
+    );
+    let problem = Problem::new(Severity::Warning, "EqualPriorities", message).about(&first);
+    Some(Problem { place: place(&first), ..problem })
 }
 
 /// The object that a policy is.

@@ -195,7 +195,7 @@ mod tests {
         let all = |created| policy(&format!("p{created}"), created, Selector::default(), Addresses::Listed(Vec::new()));
         let web: Selector = [("app".to_string(), "web".to_string())].into_iter().collect();
         let policies = [all(3), policy("other", 2, web, Addresses::Listed(Vec::new())), all(1)];
-        let namespace = Namespace { name: "shop".into(), labels: Default::default() };
+        let namespace = Namespace::bare("shop");
         let mut pod = Pod {
             name: Name { namespace: "shop".into(), name: "web-0".into() },
             uid: "".into(),

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
+use super::nevergood::NeverGood;
 use super::scan::{CONFIRM_FILE, Look, Scan, is_manifest};
 use super::{Deliver, Running, Source};
 use crate::problem::{Problem, Severity};
@@ -35,6 +36,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 pub struct Directory {
     path: PathBuf,
     own_node: Option<String>,
+    never_good: NeverGood,
     rescan_every: Duration,
 }
 
@@ -52,7 +54,7 @@ enum Wake {
 impl Directory {
     /// The manifests in `path`.
     pub fn new(path: &Path) -> Self {
-        Directory { path: path.into(), own_node: None, rescan_every: RESCAN_EVERY }
+        Directory { path: path.into(), own_node: None, never_good: NeverGood::default(), rescan_every: RESCAN_EVERY }
     }
 
     /// The same, where the deletion of the Node `own` waits for a confirmation.
@@ -60,6 +62,12 @@ impl Directory {
     pub fn guarding(mut self, own: &str) -> Self {
         self.own_node = Some(own.into());
         self
+    }
+
+    /// The same, where the deletion of what is in `never_good` does not wait for one.
+    #[must_use]
+    pub fn letting_go(self, never_good: NeverGood) -> Self {
+        Directory { never_good, ..self }
     }
 }
 
@@ -72,7 +80,7 @@ impl Source for Directory {
         let (wake, woken) = channel();
         let stop = wake.clone();
         let thread = thread::Builder::new().name("source".into()).spawn(move || {
-            let scan = Scan::new(&self.path);
+            let scan = Scan::new(&self.path).letting_go(self.never_good.clone());
             let scan = match &self.own_node {
                 Some(own) => scan.guarding(own),
                 None => scan,

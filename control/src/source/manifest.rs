@@ -22,6 +22,8 @@ const OPEN_BRACKETS_MAX: usize = 500;
 pub const NAMELESS: &str = "Nameless";
 /// Reason of a problem: the type of a document is almost one of ours.
 pub const MISSPELT: &str = "MisspeltKind";
+/// Reason of a problem: objects of a kind are not read.
+pub const UNKNOWN_KIND: &str = "UnknownKind";
 /// Reason of a problem: a document is nothing that could be an object.
 pub const STRAY: &str = "NoManifest";
 
@@ -122,6 +124,28 @@ pub fn has_almost(strangers: &BTreeSet<Stranger>, key: &ObjectKey) -> bool {
     let first = Stranger { name: key.name.clone(), namespace: String::new(), types: String::new() };
     let of_the_name = strangers.range(first..).take_while(|stranger| stranger.name == key.name);
     of_the_name.into_iter().any(|stranger| stranger.is_almost(key))
+}
+
+/// Whether `apiVersion kind`, which is none of ours, is a kind of policies that say who may reach whom: ours would have been
+/// looked for in them.
+pub fn is_policy(types: &str) -> bool {
+    types.ends_with("NetworkPolicy") || types.starts_with("policy.networking.k8s.io/")
+}
+
+/// That objects of the kind `apiVersion kind` are not read. `file` has one.
+pub fn unread_kind(types: &str, file: &str) -> Problem {
+    if !is_policy(types) {
+        let message = format!("objects of kind {types} are not read (first seen in {file})");
+        return Problem::new(Severity::Notice, UNKNOWN_KIND, message);
+    }
+    let instead = match types.starts_with("policy.networking.k8s.io/") {
+        true => format!("; write them anew as {}", ObjectKind::ClusterNetworkPolicy.type_words()),
+        false => String::new(),
+    };
+    let message = format!(
+        "policies of kind {types} are not read, and nothing of what they say is in force (first seen in {file}){instead}"
+    );
+    Problem::new(Severity::Warning, UNKNOWN_KIND, message)
 }
 
 /// Takes a text apart. `file` names it in errors and decides by its ending whether it is JSON.

@@ -3,7 +3,7 @@
 //! Owns the rules that make files a trustworthy source: a broken or empty file keeps the objects it had, and so does
 //! one in which an object is now of a kind that nobody reads; an object that no file has stays while some file may have
 //! it hidden; an object in two files is taken from the first file by name; deleting more than half of the objects of a
-//! kind waits for a person, and whatever else goes at once with it. Refuses to know when to look: [`super::directory`]
+//! kind waits for a person, and whatever else goes at once with it but objects that were never good. Refuses to know when to look: [`super::directory`]
 //! does. Contents are not kept, only which file holds which object; when the first of two files goes, the second is read
 //! again.
 
@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use hashbrown::HashMap;
 
 use super::manifest::{self, Content, MISSPELT, STRAY, Stranger, Suspect};
+use super::nevergood::NeverGood;
 use super::{Batch, Manifest, ObjectKey, ObjectKind};
 use crate::problem::{Place, Problem, Severity};
 
@@ -98,6 +99,8 @@ pub struct Scan {
     appeared: Vec<Stranger>,
     /// An object whose deletion always waits: everything hangs on it.
     guarded: Option<ObjectKey>,
+    /// Objects whose deletion does not wait, unless nothing is left at all.
+    never_good: NeverGood,
     /// Objects held by more than one file.
     contested: BTreeSet<ObjectKey>,
     /// Objects of other kinds that were there at the first look, and still are.
@@ -126,6 +129,7 @@ impl Scan {
             displaced: BTreeMap::new(),
             appeared: Vec::new(),
             guarded: None,
+            never_good: NeverGood::default(),
             contested: BTreeSet::new(),
             initial: BTreeSet::new(),
             trouble: None,
@@ -139,6 +143,12 @@ impl Scan {
     pub fn guarding(mut self, own: &str) -> Self {
         self.guarded = Some(ObjectKey { kind: ObjectKind::Node, namespace: String::new(), name: own.into() });
         self
+    }
+
+    /// The same, where the deletion of what is in `never_good` does not wait.
+    #[must_use]
+    pub fn letting_go(self, never_good: NeverGood) -> Self {
+        Scan { never_good, ..self }
     }
 
     /// Whether everything has been looked at once.
@@ -164,6 +174,7 @@ impl Scan {
                     }
                 }
                 self.first_look = false;
+                self.let_go(&mut batch);
                 self.confirm(&mut batch);
             }
             Err(error) => {
@@ -417,23 +428,42 @@ impl Scan {
 
     /// Deletes, or holds all of it back when that is more than half of a kind, or everything there is: whatever took so much
     /// away, a mount that is gone or a copy that was cut off, may have taken the rest as well.
+    /// What was never good neither waits nor counts, as long as anything is left.
     fn delete(&mut self, mut gone: BTreeSet<ObjectKey>, batch: &mut Batch) {
         self.held.extend(self.guarded.as_ref().and_then(|guarded| gone.take(guarded)));
+        let never_good = self.never_good.all();
         let is_too_much = |kind: &ObjectKind| {
-            let of_kind = |key: &&ObjectKey| key.kind == *kind;
-            let going = gone.iter().filter(of_kind).count();
+            let counts = |key: &&ObjectKey| key.kind == *kind && !never_good.contains(*key);
+            let going = gone.iter().filter(counts).count();
             let waiting = going + self.held_by_number(*kind).count();
-            let present = self.delivered.keys().filter(of_kind).count();
+            let present = self.delivered.keys().filter(counts).count();
             going > 0 && waiting >= DELETES_HELD_MIN && waiting * 2 > present
         };
         if self.holders.is_empty() || ObjectKind::ALL.iter().any(is_too_much) {
             self.held.extend(gone);
+            self.let_go(batch);
             return;
         }
         for key in gone {
             self.delivered.remove(&key);
             batch.deleted.push(key);
         }
+    }
+
+    /// Deletes what waits and was never good: whoever reads objects may say so after they went.
+    fn let_go(&mut self, batch: &mut Batch) {
+        if self.held.is_empty() || self.holders.is_empty() {
+            return;
+        }
+        let mut never_good = self.never_good.all();
+        if let Some(guarded) = &self.guarded {
+            never_good.remove(guarded);
+        }
+        for key in never_good.intersection(&self.held) {
+            self.delivered.remove(key);
+            batch.deleted.push(key.clone());
+        }
+        self.held.retain(|key| !never_good.contains(key));
     }
 
     /// Deletions that wait because they are so many.
@@ -468,8 +498,7 @@ impl Scan {
             }
         }
         for (kind, file) in unknown {
-            let message = format!("objects of kind {kind} are not read (first seen in {file})");
-            problems.push(Problem::new(Severity::Notice, "UnknownKind", message));
+            problems.push(manifest::unread_kind(kind, file));
         }
         for key in &self.contested {
             problems.extend(self.contest(key));

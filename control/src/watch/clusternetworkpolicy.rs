@@ -320,7 +320,22 @@ fn peer(entry: &ListedPeer, ingress: bool, field: &str, peers: &mut Vec<Peer>) -
                 peers.push(Peer::Network(cidr(text, format!("{field}.networks[{index}]"))?, Vec::new()));
             }
         }
-        _ => return Err(Invalid::new(field, "has nothing that this version knows")),
+        _ => {
+            let listed = [
+                ("nodes", entry.nodes.is_some()),
+                ("networks", entry.networks.is_some()),
+                ("domainNames", entry.domain_names.is_some()),
+            ];
+            return Err(match listed.into_iter().find(|(_, is_there)| *is_there) {
+                Some((name, _)) if ingress => {
+                    let message = "is no peer of ingress: this kind cannot name who is outside the cluster there, a \
+                                   NetworkPolicy or GatewayPolicy can";
+                    Invalid::new(format!("{field}.{name}"), message)
+                }
+                Some((name, _)) => Invalid::new(format!("{field}.{name}"), "is no peer of a rule with this action"),
+                None => Invalid::new(field, "has nothing that this version knows"),
+            });
+        }
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! A GatewayPolicy read from its manifest.
 
+use std::collections::BTreeMap;
+
 use ipnet::IpNet;
 use kube::core::Selector;
 use serde_json::{Map, Value, json};
@@ -70,9 +72,15 @@ fn piecewise(name: &str, value: &Value, strict: bool) -> Option<GatewayPolicy> {
     };
     for (index, rule) in listed.iter().enumerate().take(RULES_MAX) {
         let field = format!("spec.rules[{index}]");
-        let whole = pieces.reads::<crd::ClientRule>(rule, &field).then(|| typed(rule, None).ok()).flatten();
-        let read = whole.and_then(|rule| read_rule(&rule, &field).ok());
-        policy.rules.push(read.unwrap_or_else(|| closed(&mut pieces, rule, &field)));
+        let read = match pieces.reads::<crd::ClientRule>(rule, &field) {
+            true => typed(rule, None).and_then(|rule| read_rule(&rule, &field)),
+            false => Err(pieces.complaints.last().cloned().unwrap_or_else(|| Invalid::new(&field, "cannot be read"))),
+        };
+        let read = read.unwrap_or_else(|mistake| {
+            policy.mistakes.insert(index, (mistake.field, mistake.message));
+            closed(&mut pieces, rule, &field)
+        });
+        policy.rules.push(read);
     }
     Some(policy)
 }
@@ -120,6 +128,7 @@ pub(super) fn read(name: &str, object: &crd::GatewayPolicy) -> Result<GatewayPol
         order,
         audit: spec.mode == crd::Mode::Audit,
         rules: rules.collect::<Result<_, _>>()?,
+        mistakes: BTreeMap::new(),
     })
 }
 

@@ -9,6 +9,7 @@ use tidegate_api::resource::Protocol;
 
 use super::*;
 use crate::model::addresspool::{after, is_buggy};
+use crate::model::namespace::NAME_LABEL;
 
 /// Services with what they hold, in no clever order.
 #[derive(Default)]
@@ -36,13 +37,13 @@ impl Naive {
     fn permits(&self, pool: &AddressPool, request: &Request) -> bool {
         let Some(pinning) = &pool.pinning else { return true };
         let (by_name, by_label) = (&pinning.namespaces, &pinning.namespace_selectors);
-        let nothing = BTreeMap::new();
-        let labels = self.namespaces.get(&request.name.namespace);
+        let bare = BTreeMap::from([(NAME_LABEL.to_string(), request.name.namespace.clone())]);
+        let labels = self.namespaces.get(&request.name.namespace).unwrap_or(&bare);
         let selected =
             |selectors: &[Selector], labels: &BTreeMap<_, _>| selectors.iter().any(|one| one.matches(labels));
         let namespace = (by_name.is_empty() && by_label.is_empty())
             || by_name.contains(&request.name.namespace)
-            || (labels.is_some() && selected(by_label, labels.unwrap_or(&nothing)));
+            || selected(by_label, labels);
         namespace && (pinning.service_selectors.is_empty() || selected(&pinning.service_selectors, &request.labels))
     }
 
@@ -250,12 +251,14 @@ fn a_pool(name: &'static str) -> impl Strategy<Value = Option<AddressPool>> {
         "2001:db8::2",
     ]);
     let selectors = |team: &str| -> Vec<Selector> { vec![labels(team).into_iter().collect()] };
+    let of_shop = vec![[(NAME_LABEL.to_string(), "shop".to_string())].into_iter().collect()];
     let pinning = prop::sample::select(vec![
         None,
         None,
         Some(Pinning::default()),
         Some(Pinning { priority: 1, namespaces: vec!["shop".into()], ..Pinning::default() }),
         Some(Pinning { priority: 2, namespace_selectors: selectors("bankers"), ..Pinning::default() }),
+        Some(Pinning { priority: 2, namespace_selectors: of_shop, ..Pinning::default() }),
         Some(Pinning { priority: 2, service_selectors: selectors("web"), ..Pinning::default() }),
     ]);
     (prop::bool::weighted(0.8), ranges, prop::bool::weighted(0.8), any::<bool>(), pinning, 0i64..3).prop_map(

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use crate::model::{Name, Object};
+use crate::model::{self, Name, Object};
 use crate::source::record::Record;
 use crate::source::{ObjectKey, ObjectKind, Reading};
 use crate::watch::networkpolicy::AUDIT;
@@ -153,8 +153,7 @@ impl Watched for Namespace {
     const NEEDED: bool = false;
 
     fn read(self, key: ObjectKey, _: Exposed) -> Reading {
-        let labels = self.metadata.labels.unwrap_or_default();
-        let namespace = watch::namespace::read(&key.name, labels);
+        let namespace = model::namespace::Namespace::new(&key.name, self.metadata.labels.unwrap_or_default());
         reading(key, Ok(Object::Namespace(namespace)))
     }
 }
