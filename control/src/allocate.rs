@@ -127,8 +127,8 @@ impl Allocator {
         self.pool_problems.clone()
     }
 
-    /// Replaces the labels of all namespaces, which `namespaceSelectors` of pools look at; one that is not among them has its
-    /// name alone.
+    /// Replaces the labels of all namespaces, which `namespaceSelectors` of pools look at; one that is not among them
+    /// has its name alone.
     pub fn set_namespaces(&mut self, namespaces: BTreeMap<String, BTreeMap<String, String>>) {
         if self.namespaces != namespaces {
             self.namespaces = namespaces;

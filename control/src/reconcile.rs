@@ -483,8 +483,8 @@ impl Reconciler {
         }
     }
 
-    /// Notes whether an object has, or had, a good version, before its present one is taken in. A Pod or Namespace that is used
-    /// without a field tells policies who somebody is, and counts as good.
+    /// Notes whether an object has, or had, a good version, before its present one is taken in. A Pod or Namespace that
+    /// is used without a field tells policies who somebody is, and counts as good.
     fn judge(&mut self, key: &ObjectKey, good: bool) {
         if good {
             self.never_good.remove(key);

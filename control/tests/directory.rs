@@ -483,7 +483,8 @@ fn the_own_node_stays_until_its_deletion_is_confirmed() {
     assert_eq!((deleted(&batch), batch.problems.len()), (vec!["Node gw-1".into()], 0));
 }
 
-/// What was never good does not count, be it heard of before or after it goes, and stays with a directory that is empty.
+/// What was never good does not count, be it heard of before or after it goes, and stays with a directory that is
+/// empty.
 #[test]
 fn what_was_never_good_waits_for_nobody() {
     let mut place = Place::new();

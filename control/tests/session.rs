@@ -639,8 +639,8 @@ fn pods_of_a_policy_that_only_the_dataplane_has_stay_with_it() {
     }
 }
 
-/// P-109: what stands in for policies that were never good ends with them, however many go at once; those that were good
-/// wait for a person.
+/// P-109: what stands in for policies that were never good ends with them, however many go at once; those that were
+/// good wait for a person.
 #[test]
 fn policies_that_were_never_good_go_without_asking() {
     let policy = |name: &str, clients: &str| {

@@ -1,7 +1,7 @@
 //! A Namespace: the labels that selectors of namespaces look at.
 //!
-//! Owns the label that every Namespace has, whatever its manifest says and whether there is one (P-010): a Namespace cannot be
-//! made without it.
+//! Owns the label that every Namespace has, whatever its manifest says and whether there is one (P-010): a Namespace
+//! cannot be made without it.
 
 use std::collections::BTreeMap;
 

@@ -1,9 +1,9 @@
 //! Which policies a gateway can enforce whole.
 //!
-//! A gateway sees what enters and leaves the cluster, and pods that reach Services through it. Packets between two pods, or a
-//! node and a pod, go from node to node without it, and are the business of the CNI on workers (P-045, P-112). Every policy
-//! is in force for what crosses a gateway; what is told here is where something of it does not. Whoever is inside is known by
-//! pod prefixes and addresses of Nodes, and addresses of Pods.
+//! A gateway sees what enters and leaves the cluster, and pods that reach Services through it. Packets between two
+//! pods, or a node and a pod, go from node to node without it, and are the business of the CNI on workers (P-045,
+//! P-112). Every policy is in force for what crosses a gateway; what is told here is where something of it does not.
+//! Whoever is inside is known by pod prefixes and addresses of Nodes, and addresses of Pods.
 
 use std::fmt::Write;
 
@@ -16,8 +16,8 @@ use crate::resolve::egress;
 /// How much of a policy can be enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
-    /// What it says is about pods and nodes alone: it is in force for those that cross a gateway, as pods do that reach a
-    /// Service through it.
+    /// What it says is about pods and nodes alone: it is in force for those that cross a gateway, as pods do that reach
+    /// a Service through it.
     Inside,
     /// What it says of the outside, and of pods and nodes as far as they cross a gateway.
     InPart,
@@ -33,7 +33,8 @@ struct About {
 }
 
 impl Offline {
-    /// Every policy that cannot be enforced whole at a gateway, with the parts that are about traffic inside the cluster.
+    /// Every policy that cannot be enforced whole at a gateway, with the parts that are about traffic inside the
+    /// cluster.
     pub fn report(&self) -> String {
         let (mut text, mut counts) = (String::new(), [0usize; 3]);
         let inside = self.inside();
@@ -79,8 +80,8 @@ impl Offline {
     }
 }
 
-/// How much of a policy a gateway can enforce, and its parts that are about what is `inside`, at least among others: its
-/// isolation, and rules by number.
+/// How much of a policy a gateway can enforce, and its parts that are about what is `inside`, at least among others:
+/// its isolation, and rules by number.
 pub fn reach(policy: &Policy, inside: &[IpNet]) -> (Reach, Vec<String>) {
     let mut all = About::default();
     let mut parts = Vec::new();

@@ -1,7 +1,7 @@
 //! Services as people speak of them: by name, or by an address that they are reached at.
 //!
-//! A gateway does not look at selectors, and who asks about a folder of manifests often has no EndpointSlices: then the pods
-//! that a Service selects are behind it.
+//! A gateway does not look at selectors, and who asks about a folder of manifests often has no EndpointSlices: then the
+//! pods that a Service selects are behind it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -46,8 +46,8 @@ impl Addresses {
 }
 
 impl Offline {
-    /// The Service that is meant by whom a question is to, and the address if one was given. Of several that share an address
-    /// it is the one with the port.
+    /// The Service that is meant by whom a question is to, and the address if one was given. Of several that share an
+    /// address it is the one with the port.
     ///
     /// # Errors
     /// When the address is one of Services alone, and none of them has the port.
@@ -82,8 +82,8 @@ impl Offline {
         })
     }
 
-    /// What GatewayPolicies say of a connection to a Service, and then what policies say of it to each pod behind. `at`: the
-    /// address that it is reached at, whose family decides.
+    /// What GatewayPolicies say of a connection to a Service, and then what policies say of it to each pod behind.
+    /// `at`: the address that it is reached at, whose family decides.
     ///
     /// # Errors
     /// Why there is nothing to say.
@@ -162,8 +162,8 @@ impl Offline {
         own.filter(|own| own.is_ipv4() == v4).map(|own| *end = own.to_string()).is_some()
     }
 
-    /// Address or name, and port, of what is behind a port of a Service: its endpoints, or where manifests have none, the
-    /// pods that it selects.
+    /// Address or name, and port, of what is behind a port of a Service: its endpoints, or where manifests have none,
+    /// the pods that it selects.
     fn pods_behind(&self, name: &Name, spec: &Value, entry: &Value) -> Vec<(String, u16)> {
         let port_name = entry.get("name").and_then(Value::as_str).unwrap_or_default();
         let mut ends: Vec<(String, u16)> = Vec::new();

@@ -126,8 +126,8 @@ pub fn has_almost(strangers: &BTreeSet<Stranger>, key: &ObjectKey) -> bool {
     of_the_name.into_iter().any(|stranger| stranger.is_almost(key))
 }
 
-/// Whether `apiVersion kind`, which is none of ours, is a kind of policies that say who may reach whom: ours would have been
-/// looked for in them.
+/// Whether `apiVersion kind`, which is none of ours, is a kind of policies that say who may reach whom: ours would have
+/// been looked for in them.
 pub fn is_policy(types: &str) -> bool {
     types.ends_with("NetworkPolicy") || types.starts_with("policy.networking.k8s.io/")
 }

@@ -1,7 +1,8 @@
 //! Objects of which no good version has come.
 //!
-//! Owns what one who reads objects tells a source that holds deletions back: of these nobody had anything, so that nothing
-//! waits for a person when they go. What stands in for one of them, such as a rule that denies everybody, would stay with it.
+//! Owns what one who reads objects tells a source that holds deletions back: of these nobody had anything, so that
+//! nothing waits for a person when they go. What stands in for one of them, such as a rule that denies everybody, would
+//! stay with it.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -3,9 +3,9 @@
 //! Owns the rules that make files a trustworthy source: a broken or empty file keeps the objects it had, and so does
 //! one in which an object is now of a kind that nobody reads; an object that no file has stays while some file may have
 //! it hidden; an object in two files is taken from the first file by name; deleting more than half of the objects of a
-//! kind waits for a person, and whatever else goes at once with it but objects that were never good. Refuses to know when to look: [`super::directory`]
-//! does. Contents are not kept, only which file holds which object; when the first of two files goes, the second is read
-//! again.
+//! kind waits for a person, and whatever else goes at once with it but objects that were never good. Refuses to know
+//! when to look: [`super::directory`] does. Contents are not kept, only which file holds which object; when the first
+//! of two files goes, the second is read again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, Metadata};

@@ -226,7 +226,8 @@ fn a_question_about_an_address_of_two_pods_is_about_the_newest() {
     }
 }
 
-/// P-045, P-112: the report says of each policy what the CNI on workers has to do with it, and of none that it does nothing.
+/// P-045, P-112: the report says of each policy what the CNI on workers has to do with it, and of none that it does
+/// nothing.
 #[test]
 fn policies_about_the_inside_of_the_cluster_are_reported() {
     const NODE: &str =
@@ -276,7 +277,8 @@ fn policies_about_the_inside_of_the_cluster_are_reported() {
     }
 }
 
-/// Kinds of policies that are not read, and priorities that two have in common, are told as they are by a running control.
+/// Kinds of policies that are not read, and priorities that two have in common, are told as they are by a running
+/// control.
 #[test]
 fn what_is_ignored_or_without_order_is_told() {
     let folder = tempfile::tempdir().unwrap();
@@ -456,7 +458,8 @@ fn an_explanation_tells_what_closed_a_rule() {
     }
 }
 
-/// The example of policies of the whole cluster says what the page about policies says of it, and stands there word for word.
+/// The example of policies of the whole cluster says what the page about policies says of it, and stands there word for
+/// word.
 #[test]
 fn the_example_of_cluster_policies_does_what_is_said_of_it() {
     let at = |path: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).unwrap();
