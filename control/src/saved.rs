@@ -222,6 +222,11 @@ impl Saved {
         }
     }
 
+    /// Whether there is a version of an object on disk.
+    pub fn has_saved(&self, key: &ObjectKey) -> bool {
+        self.written.contains_key(key)
+    }
+
     /// How many objects of a kind the run before had.
     pub fn had(&self, kind: ObjectKind) -> usize {
         self.had.get(&kind).copied().unwrap_or_default()

@@ -113,7 +113,7 @@ pub struct Session {
     /// Removals held back until they are confirmed.
     held_back: BTreeSet<ResourceKey>,
     confirmed: bool,
-    /// Policies that have changed and stay as they were, since something about them is not certain.
+    /// Policies and sets that have changed and stay as they were, since something about them is not certain.
     postponed: BTreeSet<ResourceKey>,
     synced: bool,
     /// A question of the read side is on its way.
@@ -187,7 +187,7 @@ impl Session {
         &self.held_back
     }
 
-    /// Policies whose change waits.
+    /// Policies and sets whose change waits.
     pub fn postponed(&self) -> &BTreeSet<ResourceKey> {
         &self.postponed
     }
@@ -345,7 +345,9 @@ impl Session {
             if let Some(held) = held
                 && wanted.uncertain(key)
             {
-                if key.kind == Kind::Policy && ours.get(key).is_some_and(|ours| ours.version != held.version) {
+                if matches!(key.kind, Kind::Policy | Kind::IdentitySet)
+                    && ours.get(key).is_some_and(|ours| ours.version != held.version)
+                {
                     self.postponed.insert(key.clone());
                 }
                 continue;

@@ -79,6 +79,7 @@ impl Reconciler {
     ) {
         let but = (unlisted, strangers);
         if self.last_good.settled.as_ref() == Some(&but) && !confirmed {
+            self.have_all(&but.0);
             return;
         }
         let (unlisted, strangers) = &but;
@@ -109,13 +110,22 @@ impl Reconciler {
         let (model, invalid) = (&self.model, &self.invalid);
         let is_there = |key: &ObjectKey| model.holds(key) || invalid.contains_key(key);
         self.last_good.saved.settle(|key| is_there(key) || is_unknown(key));
+        self.have_all(unlisted);
+        self.last_good.settled = Some(but);
+    }
+
+    /// What is saved is all there is, unless a kind is withheld, or something cannot be worked with of which nothing is saved:
+    /// the next run knows no more of it than this one.
+    fn have_all(&mut self, unlisted: &Unlisted) {
         let is_missed = |(kind, why): (&ObjectKind, &Unavailable)| {
             is_subject(*kind) || (is_kept(*kind) && *why == Unavailable::Forbidden)
         };
-        if !unlisted.iter().any(is_missed) {
+        let saved = &self.last_good.saved;
+        let is_unknown =
+            |key: &ObjectKey| is_subject(key.kind) && !self.stood_in.contains(key) && !saved.has_saved(key);
+        if !unlisted.iter().any(is_missed) && !self.invalid.keys().any(is_unknown) {
             self.last_good.saved.have_all();
         }
-        self.last_good.settled = Some(but);
     }
 
     /// Whether what this run has not seen is so much that whatever took it away may have taken all of it: the measure is the

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use tidegate_api::resource::ResourceKey;
+use tidegate_api::resource::{Kind, ResourceKey};
 
 use super::{Reconciler, kept_words, object_key};
 use crate::health::Health;
@@ -63,15 +63,31 @@ impl Reconciler {
             );
             problems.insert(Problem::new(Severity::Error, "DeletesHeld", message));
         }
-        for key in self.session.postponed() {
+        problems.extend(self.changes_that_wait());
+        problems
+    }
+
+    /// Policies, and whom they mean, that only the dataplane knows as a whole.
+    fn changes_that_wait(&self) -> Vec<Problem> {
+        let (policies, sets): (Vec<_>, Vec<_>) =
+            self.session.postponed().iter().partition(|key| key.kind == Kind::Policy);
+        let of_policy = |key: &ResourceKey| {
             let message = "its change waits until Pods, Namespaces and policies can all be read: the version that the \
                            dataplane has stays in force, since nobody else knows whom it is about";
             let object = object_key(key);
             let mut problem = Problem::new(Severity::Warning, "ChangeWaits", message).about(&object);
             problem.place = self.places.get(&object).cloned();
-            problems.insert(problem);
-        }
-        problems
+            problem
+        };
+        let of_sets = (!sets.is_empty()).then(|| {
+            let message = format!(
+                "{} selections of pods stay as the dataplane has them until Pods, Namespaces and policies can all be read: \
+                 policies may not be about Pods that are new",
+                sets.len()
+            );
+            Problem::new(Severity::Warning, "SelectionsWait", message)
+        });
+        policies.into_iter().map(of_policy).chain(of_sets).collect()
     }
 
     /// What is wrong with an object, with what becomes of it: of one that was wrong when this run began the dataplane may
