@@ -149,6 +149,11 @@ pub fn climb(options: &LadderOptions) -> Result<Ladder> {
     ensure!((1..=100).contains(&options.trials), "trials are 1 to 100, not {}", options.trials);
     ensure!(options.services.iter().all(|count| (1..=50_000).contains(count)), "Services are 1 to 50000");
     let seconds = crate::pktgen::options::seconds(options.seconds)?;
+    // Before minutes are spent on figures that could not be kept.
+    for file in options.record.iter().chain(&options.plot) {
+        let opened = std::fs::File::options().create(true).append(true).open(file);
+        opened.with_context(|| format!("writing {}", file.display()))?;
+    }
     let mut rig = Rig::up(&LabOptions::default())?;
     let before = receiving_threads();
     for (namespace, device) in [(GATEWAY, "wan0"), (GATEWAY, "lan0"), (FABRIC, GATEWAY)] {

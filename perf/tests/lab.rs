@@ -260,6 +260,16 @@ fn a_flood_is_accounted_for() {
     check(&["overlay", "flood", "books"]);
 }
 
+#[test]
+fn a_ladder_whose_figures_could_not_be_kept_is_not_climbed() {
+    for place in ["--record=/nonexistent/it", "--plot=/nonexistent/it"] {
+        let output = lab(&["ladder", place]).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && errors.contains("writing /nonexistent/it"), "{errors}");
+        assert!(!errors.contains("raw AF_XDP"), "{errors}");
+    }
+}
+
 /// Every rung carries packets in both families, and is told and drawn. Nothing is said of how fast.
 #[test]
 fn the_ladder_can_be_climbed() {
