@@ -1,10 +1,11 @@
 //! Courses: one way that packets take, flows that are ready for it, and packets of these flows.
 //!
 //! Owns the list of ways whose cost is looked after ([`Path`]), and what it takes to get there: handshakes, answers, ports
-//! given out. The worker is the real one, its ports are those of [`crate::field`].
+//! given out. The worker is the real one, its ports are those of [`crate::field`]. Several workers take their turns one after
+//! the other on one thread, where work is counted, or each on a thread and core of its own, where it is timed.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
 use anyhow::ensure;
 use tidegate_dataplane::counters::Event;
@@ -19,7 +20,8 @@ use tidegate_dataplane::table::owner::OwnerTable;
 use tidegate_dataplane::table::publish::Publisher;
 use tidegate_dataplane::table::{DeviceId, Tables};
 use tidegate_dataplane::worker::Worker;
-use tidegate_io::mem::now_ns;
+use tidegate_io::mem::{PaddedCounter, now_ns};
+use tidegate_io::pin::{cores, pin_to};
 use tidegate_io::{HugePages, Magazine, Mode, Pool, Port, PortCounters, PortFacts};
 
 use crate::field::{Field, Stock, StockPort};
@@ -28,6 +30,9 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// First sequence numbers of client and server.
 const SEQUENCES: [u32; 2] = [1000, 5000];
+
+/// How long a worker waits for others before it is told that packets are lost.
+const PATIENCE_NS: u64 = 10_000_000_000;
 
 /// A way that packets take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,10 +101,6 @@ impl Path {
         }
     }
 
-    fn workers(self) -> u16 {
-        if self == Path::HandedOver { 2 } else { 1 }
-    }
-
     /// Whether the packets belong to flows that are there.
     pub fn is_established(self) -> bool {
         !matches!(self, Path::New | Path::NewUdp | Path::NobodyHere)
@@ -113,6 +114,44 @@ impl Path {
     fn direction(self) -> Direction {
         if matches!(self, Path::ToClient | Path::EgressBack) { Direction::Reply } else { Direction::Original }
     }
+}
+
+/// What a course is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Which way the packets go.
+    pub path: Path,
+    /// Their family.
+    pub net: Net,
+    /// Flows that are ready; of paths that begin flows there are none yet.
+    pub flows: u32,
+    /// Packets of a pass, at most.
+    pub frames: usize,
+    /// How many workers there are.
+    pub workers: u16,
+    /// Where packets arrive.
+    pub arrival: Arrival,
+    /// Pages under frames and tables.
+    pub huge: HugePages,
+}
+
+impl Plan {
+    /// As many workers as the path takes, and the pages that a gateway asks for.
+    pub fn new(path: Path, net: Net, flows: u32, frames: usize) -> Plan {
+        let (workers, arrival) = if path == Path::HandedOver { (2, Arrival::Elsewhere) } else { (1, Arrival::AtOwner) };
+        Plan { path, net, flows, frames, workers, arrival, huge: HugePages::Auto }
+    }
+}
+
+/// Which worker receives a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// The one that owns its flow.
+    AtOwner,
+    /// Any, each as often.
+    Anywhere,
+    /// Another one.
+    Elsewhere,
 }
 
 /// One packet to make: where it arrives, and between whom it goes.
@@ -150,8 +189,7 @@ struct Gate {
 
 /// Workers with flows, and frames for their packets.
 pub struct Course {
-    path: Path,
-    net: Net,
+    plan: Plan,
     gates: Vec<Gate>,
     known: Vec<Known>,
     /// Flows begun so far.
@@ -163,16 +201,19 @@ pub struct Course {
 }
 
 impl Course {
-    /// A course of `flows` flows, with frames for passes of `frames` packets. Of paths that begin flows there are none yet.
+    /// A course as planned.
     ///
     /// # Errors
     /// When the system has no memory, or a flow was not to be had.
-    pub fn new(path: Path, net: Net, flows: u32, frames: usize) -> anyhow::Result<Course> {
-        let tables = Course::tables(path, net);
+    pub fn new(plan: Plan) -> anyhow::Result<Course> {
+        let Plan { path, flows, frames, huge, .. } = plan;
+        let tables = Course::tables(&plan);
         let (publisher, readers) = Publisher::new(tables);
-        let pool = Pool::new(u32::try_from(frames)? + 1024, 2048, HugePages::Auto)?;
+        let pool = Pool::new(u32::try_from(frames)? + 1024, 2048, huge)?;
         let mut gates = Vec::new();
-        for (id, links) in (0..).zip(handover::matrix(path.workers(), 4096)?) {
+        // Rings that hold a whole pass: a worker that the system does not let run loses nothing meanwhile.
+        let ring = frames.next_power_of_two().max(4096);
+        for (id, links) in (0..).zip(handover::matrix(plan.workers, ring)?) {
             let stocks = [(); 2].map(|()| Arc::new(Mutex::new(Stock::default())));
             let port = |name: &str, ifindex, mac, stock: &Arc<Mutex<Stock>>| -> Box<dyn Port> {
                 let group = pool.group();
@@ -190,7 +231,7 @@ impl Course {
             let exits = Exits::new(ports, vec![pool.magazine()]).map_err(anyhow::Error::msg)?;
             let ingress = vec![Ingress { device: WAN, mac: WAN_MAC }, Ingress { device: LAN, mac: LAN_MAC }];
             let room = flows.max(8192) * 2;
-            let capacity = Capacity { flows_v4: room, flows_v6: room, backends: 1 << 20, huge: HugePages::Auto };
+            let capacity = Capacity { flows_v4: room, flows_v6: room, backends: 1 << 20, huge };
             let mut state = State::new(capacity, [3, 5], 1 << 40)?;
             // Handshakes may use all of the table: what is measured is not who gives way.
             state.set_half_open_percent(100);
@@ -202,8 +243,7 @@ impl Course {
             gates.push(Gate { worker, stocks });
         }
         let mut course = Course {
-            path,
-            net,
+            plan,
             gates,
             known: Vec::new(),
             begun: 0,
@@ -218,7 +258,8 @@ impl Course {
         Ok(course)
     }
 
-    fn tables(path: Path, net: Net) -> Tables {
+    fn tables(plan: &Plan) -> Tables {
+        let Plan { path, net, .. } = *plan;
         let mut tables = if path.is_egress() { outside::town().0 } else { rig::tables() };
         if path != Path::NobodyHere {
             let pods = Field::pods(net);
@@ -227,15 +268,15 @@ impl Course {
         if path == Path::NodeDsr {
             rig::deliver_to_nodes(&mut tables, 1, &[(0, 1), (1, 1)]);
         }
-        tables.owners = OwnerTable::new(path.workers(), [13, 17]).into();
+        tables.owners = OwnerTable::new(plan.workers, [13, 17]).into();
         tables
     }
 
     /// The first packet of flow `n`.
     fn opening(&self, n: u32) -> Ends {
         let [low, high] = [n & 0xffff, n >> 16].map(|half| u16::try_from(half).unwrap_or_default());
-        let (net, protocol) = (self.net, self.path.protocol());
-        let (domain, from, to) = match self.path {
+        let (net, protocol) = (self.plan.net, self.plan.path.protocol());
+        let (domain, from, to) = match self.plan.path {
             Path::EgressOut | Path::EgressBack => {
                 (Domain::Overlay, (net.pod(0, 5), 1024 + low % 60_000), (net.client(low), 443 + high))
             }
@@ -260,9 +301,9 @@ impl Course {
         if ends.domain == Domain::Wire {
             return bare;
         }
-        let is_peer = |peer: &u8| (0..=255).any(|pod| self.net.pod(*peer, pod) == ends.from.0);
+        let is_peer = |peer: &u8| (0..=255).any(|pod| self.plan.net.pod(*peer, pod) == ends.from.0);
         let peer = (0..rig::PEERS).find(is_peer).unwrap_or_default();
-        rig::from_peer(self.net, peer, &bare[14..])
+        rig::from_peer(self.plan.net, peer, &bare[14..])
     }
 
     /// Lays a frame before a worker.
@@ -323,12 +364,12 @@ impl Course {
         }
         self.known = self.flows();
         ensure!(self.known.len() == flows as usize, "{} of {flows} flows: {}", self.known.len(), self.told());
-        if self.path.protocol() != TCP {
+        if self.plan.path.protocol() != TCP {
             return Ok(());
         }
         let known = std::mem::take(&mut self.known);
         for (direction, segment) in [(Direction::Reply, SYN_ACK), (Direction::Original, ACK)] {
-            if self.path == Path::NodeDsr && direction == Direction::Reply {
+            if self.plan.path == Path::NodeDsr && direction == Direction::Reply {
                 continue;
             }
             for part in known.chunks(frames) {
@@ -370,7 +411,7 @@ impl Course {
             [Segment("A", SEQUENCES[0] + 1, SEQUENCES[1] + 1), Segment("A", SEQUENCES[1] + 1, SEQUENCES[0] + 1)];
         self.collect();
         for _ in 0..count {
-            if !self.path.is_established() {
+            if !self.plan.path.is_established() {
                 let ends = self.opening(self.begun);
                 self.begun = (self.begun + 1) % 4_000_000;
                 self.lay(0, ends.domain, &self.frame(&ends, Segment("S", SEQUENCES[0], 0)))?;
@@ -378,12 +419,23 @@ impl Course {
             }
             let at = self.random.draw() % self.known.len().max(1) as u64;
             let flow = self.known.get(usize::try_from(at)?).copied().ok_or_else(|| anyhow::anyhow!("no flow"))?;
-            let at = self.path.direction().index();
+            let at = self.plan.path.direction().index();
             let ends = flow.arriving[at];
-            let worker = if self.path == Path::HandedOver { 1 - flow.worker } else { flow.worker };
+            let worker = self.receiver(flow.worker);
             self.lay(worker, ends.domain, &self.frame(&ends, DATA[at]))?;
         }
         Ok(())
+    }
+
+    /// Who receives a packet of a flow that `owner` owns.
+    fn receiver(&mut self, owner: usize) -> usize {
+        let workers = self.gates.len();
+        let draw = |random: &mut Entropy, below: usize| usize::try_from(random.draw()).unwrap_or(0) % below.max(1);
+        match self.plan.arrival {
+            Arrival::AtOwner => owner,
+            Arrival::Anywhere => draw(&mut self.random, workers),
+            Arrival::Elsewhere => (owner + 1 + draw(&mut self.random, workers - 1)) % workers,
+        }
     }
 
     /// One pass of `count` packets, counted by whoever looks at [`Course::counted_turns`]. Nanoseconds.
@@ -397,13 +449,56 @@ impl Course {
         self.counted_turns();
         let spent_ns = now_ns() - begun;
         let went = self.went() - before;
-        ensure!(went == count as u64, "{went} of {count} packets went {:?}: {}", self.path, self.told());
+        ensure!(went == count as u64, "{went} of {count} packets went {:?}: {}", self.plan.path, self.told());
         Ok(spent_ns)
+    }
+
+    /// One pass of `count` packets with each worker on a thread and core of its own. Nanoseconds from the first turn of any
+    /// to the last of all.
+    ///
+    /// # Errors
+    /// When there are not as many cores, or a packet went another way than this one.
+    pub fn pass_side_by_side(&mut self, count: usize) -> anyhow::Result<u64> {
+        let numbers = cores();
+        ensure!(numbers.len() >= self.gates.len(), "{} workers need as many cores", self.gates.len());
+        self.prepare(count)?;
+        let (before, start_ns, count) = (self.went(), self.now_ns, count as u64);
+        let barrier = Barrier::new(self.gates.len());
+        // Packets sent, by worker: each is looked at by the others once a turn, on a line of its own.
+        let sent: Vec<PaddedCounter> = self.gates.iter().map(|_| PaddedCounter::new()).collect();
+        let run = |worker: &mut Worker, core: usize, own: &PaddedCounter| -> std::io::Result<(u64, u64)> {
+            let pinned = pin_to(core);
+            let first = worker.counters().events(Event::Sent);
+            barrier.wait();
+            pinned?;
+            let (begun, mut now) = (now_ns(), start_ns);
+            while sent.iter().map(PaddedCounter::load).sum::<u64>() < count {
+                now += 10_000;
+                if worker.turn(now) == 0 && now_ns() - begun > PATIENCE_NS {
+                    break;
+                }
+                own.store(worker.counters().events(Event::Sent) - first);
+            }
+            Ok((begun, now_ns()))
+        };
+        let spans: Vec<(u64, u64)> = std::thread::scope(|scope| {
+            let (run, gates) = (&run, self.gates.iter_mut().zip(&sent).zip(numbers));
+            let threads: Vec<_> =
+                gates.map(|((gate, own), core)| scope.spawn(move || run(&mut gate.worker, core, own))).collect();
+            let ended =
+                threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a worker panicked")));
+            ended.map(|ended| Ok(ended??)).collect::<anyhow::Result<_>>()
+        })?;
+        self.now_ns += 1_000_000_000;
+        let went = self.went() - before;
+        ensure!(went == count, "{went} of {count} packets went {:?}: {}", self.plan.path, self.told());
+        let begun = spans.iter().map(|(begun, _)| *begun).min().unwrap_or_default();
+        Ok(spans.iter().map(|(_, ended)| *ended).max().unwrap_or_default() - begun)
     }
 
     /// Ends the flows that passes have begun.
     pub fn rest(&mut self) {
-        if matches!(self.path, Path::New | Path::NewUdp) {
+        if matches!(self.plan.path, Path::New | Path::NewUdp) {
             self.now_ns += 1_800_000_000_000;
             while self.gates.iter().any(|gate| gate.worker.state().live() > 0) {
                 self.now_ns += 10_000_000_000;
@@ -420,7 +515,7 @@ impl Course {
         let drops =
             |reason: DropReason| self.gates.iter().map(|gate| gate.worker.counters().drops(reason)).sum::<u64>();
         let sent = events(Event::Sent);
-        match self.path {
+        match self.plan.path {
             Path::NobodyHere => drops(DropReason::NotOurs),
             Path::New | Path::NewUdp => sent.min(events(Event::FlowInstalled)),
             Path::HandedOver => sent.min(events(Event::FlowHit)).min(events(Event::HandedOver)),

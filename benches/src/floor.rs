@@ -5,7 +5,7 @@
 use std::io;
 
 use tidegate_dataplane::state::Entropy;
-use tidegate_io::mem::{Slab, now_ns};
+use tidegate_io::mem::{Pages, Slab, now_ns};
 use tidegate_io::{Frame, HugePages, Magazine, Pool};
 use zerocopy::FromZeros;
 
@@ -46,6 +46,11 @@ impl Floor {
             let _fits = frame.fill(&[1; 64]);
         }
         Ok(Floor { index, entries, frames, random: Entropy::new(1), magazine })
+    }
+
+    /// What tables and frames are made of.
+    pub fn pages(&self) -> Pages {
+        self.entries.pages()
     }
 
     /// One pass over all frames; nanoseconds, and packets.

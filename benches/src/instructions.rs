@@ -16,7 +16,7 @@ use anyhow::{Context, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use tidegate_dataplane::rig::Net;
 
-use crate::course::{Course, Path};
+use crate::course::{Course, Path, Plan};
 use crate::rules;
 
 /// Packets of a counted pass.
@@ -67,7 +67,7 @@ fn names() -> impl Iterator<Item = String> {
 /// When packets went another way than that of their path.
 pub fn go(only: Option<&str>) -> anyhow::Result<()> {
     for (path, net, name) in paths().filter(|(_, _, name)| only.is_none_or(|only| only == name)) {
-        let mut course = Course::new(path, net, FLOWS, PACKETS).with_context(|| name.clone())?;
+        let mut course = Course::new(Plan::new(path, net, FLOWS, PACKETS)).with_context(|| name.clone())?;
         course.pass(PACKETS).with_context(|| name.clone())?;
     }
     for (rules, _) in lookups().filter(|(_, name)| only.is_none_or(|only| only == name)) {

@@ -14,7 +14,7 @@ use tidegate_dataplane::state::{Entropy, Tuple};
 use tidegate_io::HugePages;
 use tidegate_io::mem::now_ns;
 
-use crate::course::{Course, Path};
+use crate::course::{Course, Path, Plan};
 use crate::field::{Field, PASS_FRAMES, Way};
 use crate::floor::Floor;
 use crate::summary::CYCLES_PER_NS;
@@ -51,7 +51,7 @@ impl Rung {
 }
 
 /// The best decile and the median.
-fn marks(figures: &mut [f64]) -> (f64, f64) {
+pub fn marks(figures: &mut [f64]) -> (f64, f64) {
     figures.sort_by(f64::total_cmp);
     let at = |part: usize| figures.get(figures.len() / part).copied().unwrap_or_default();
     (at(10), at(2))
@@ -61,13 +61,13 @@ fn marks(figures: &mut [f64]) -> (f64, f64) {
 ///
 /// # Errors
 /// When there is no memory, or packets went another way.
-pub fn path(floor: &mut Floor, path: Path, net: Net, name: &str, flows: u32, passes: usize) -> anyhow::Result<Rung> {
-    let mut course = Course::new(path, net, flows, PASS_FRAMES)?;
+pub fn path(floor: &mut Floor, plan: Plan, name: &str, passes: usize) -> anyhow::Result<Rung> {
+    let mut course = Course::new(plan)?;
     let (mut ours, mut floors) = (Vec::new(), Vec::new());
     for _ in 0..passes {
         let (floor_ns, packets) = floor.pass();
         floors.push(floor_ns as f64 * CYCLES_PER_NS / packets as f64);
-        ours.push(course.pass(PASS_FRAMES)? as f64 * CYCLES_PER_NS / PASS_FRAMES as f64);
+        ours.push(course.pass(plan.frames)? as f64 * CYCLES_PER_NS / plan.frames as f64);
         course.rest();
     }
     Ok(Rung::of(name.to_owned(), ours, floors))
@@ -148,7 +148,7 @@ pub fn climb(flows: u32, passes: usize) -> anyhow::Result<Vec<Rung>> {
     rungs.push(finding(flows, passes)?);
     let mut floor = Floor::new(HugePages::Auto)?;
     for (way, net, name) in crate::instructions::paths().filter(|(way, ..)| PATHS.contains(way)) {
-        rungs.push(path(&mut floor, way, net, &name, flows, passes)?);
+        rungs.push(path(&mut floor, Plan::new(way, net, flows, PASS_FRAMES), &name, passes)?);
     }
     Ok(rungs)
 }

@@ -17,7 +17,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,7 +25,7 @@ use clap::{Args, Parser};
 use serde::{Deserialize, Serialize};
 
 use crate::enclosure;
-use crate::gateway::Program;
+use crate::gateway::{Program, Seat};
 use crate::kube_proxy;
 use crate::lab::{LabOptions, vxlan_device};
 use crate::manifest::{ECHO, LabService};
@@ -42,8 +42,15 @@ use crate::topology::{
     OVERLAY_MTU_V6, Pod, VIP_ECHO, VNI, VXLAN_PORT, Vip, workers,
 };
 
+/// Loss under updates.
+mod updates;
+
+pub use updates::{Trials, UnderUpdates};
+
 /// How long setting a rung up may take: thousands of Services take nftables half a minute.
 const SETUP_LIMIT: Duration = Duration::from_secs(240);
+/// The rung that is Tidegate's.
+const TIDEGATE: &str = "Tidegate fullnat";
 /// Addresses of the kernel's other Services.
 const SERVICES_V6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0);
 /// First rate that is offered.
@@ -130,6 +137,10 @@ pub struct Ladder {
     pub conditions: String,
     /// The rungs.
     pub rungs: Vec<Rung>,
+    /// What Tidegate lost at half of its MRR while a thousand unrelated changes a second were told to it, beside what it lost
+    /// without; a record of before that was measured has none.
+    #[serde(default)]
+    pub updates: Vec<UnderUpdates>,
 }
 
 /// The ladder as options of the generator.
@@ -162,7 +173,7 @@ pub fn climb(options: &LadderOptions) -> Result<Ladder> {
         shell(namespace, &lines)?;
     }
     let mut rungs = Vec::new();
-    let mut measure = |name: &str, pid: Option<u32>| -> Result<()> {
+    let measure = |rungs: &mut Vec<Rung>, name: &str, pid: Option<u32>| -> Result<()> {
         for family in &options.families {
             eprintln!("ladder: {name}, {family}");
             let rung = measure(name, *family, pid, options, seconds, &before);
@@ -173,19 +184,20 @@ pub fn climb(options: &LadderOptions) -> Result<Ladder> {
     {
         let mut forwarder = forwarder(&rig)?;
         forwarder.wait_for_line("forwarding", READY_LIMIT)?;
-        measure("raw AF_XDP forwarding", Some(forwarder.pid()))?;
+        measure(&mut rungs, "raw AF_XDP forwarding", Some(forwarder.pid()))?;
         forwarder.signal(rustix::process::Signal::TERM)?;
         forwarder.wait_for_end(READY_LIMIT)?;
     }
     rig.gateway.start()?;
     rig.await_active_pods("shop/echo", &crate::topology::pods().map(Pod::name).collect::<Vec<_>>(), READY_LIMIT)?;
-    measure("Tidegate fullnat", rig.gateway.pid(Program::Dataplane))?;
+    measure(&mut rungs, TIDEGATE, rig.gateway.pid(Program::Dataplane))?;
     rig.gateway.end(Program::Control)?;
+    let updates = under_updates(&rungs, options, seconds)?;
     rig.gateway.end(Program::Dataplane)?;
     shell(GATEWAY, &kernel_forwards())?;
     for count in &options.services {
         program(*count)?;
-        measure(&format!("kernel nftables, {count} Services"), None)?;
+        measure(&mut rungs, &format!("kernel nftables, {count} Services"), None)?;
     }
     let conditions = format!(
         "veth, AF_XDP copy mode, one queue, frames of {} bytes in {} flows, uniform; {} trials of {} s; processor time: the \
@@ -193,7 +205,7 @@ pub fn climb(options: &LadderOptions) -> Result<Ladder> {
          half of it; idle: the same processor time while nothing is sent, of one core; rare: {RARE_PER_S} packets per second",
         options.sizes, options.flows, options.trials, options.seconds
     );
-    let ladder = Ladder { surroundings: surroundings::here(), conditions, rungs };
+    let ladder = Ladder { surroundings: surroundings::here(), conditions, rungs, updates };
     if let Some(file) = &options.record {
         let text = serde_json::to_string_pretty(&ladder)? + "\n";
         std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
@@ -202,6 +214,22 @@ pub fn climb(options: &LadderOptions) -> Result<Ladder> {
         std::fs::write(file, plot::ladder(&ladder)?).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(ladder)
+}
+
+/// What Tidegate loses at half of what came through, told of changes and left alone.
+fn under_updates(rungs: &[Rung], options: &LadderOptions, seconds: Duration) -> Result<Vec<UnderUpdates>> {
+    let mut changes =
+        updates::Changes::begin(Path::new(Seat::FIRST.socket)).context("telling the dataplane of changes")?;
+    let mut found = Vec::new();
+    for family in &options.families {
+        eprintln!("ladder: {TIDEGATE} under updates, {family}");
+        let rung = rungs.iter().find(|rung| rung.name == TIDEGATE && rung.family == family.to_string());
+        let half = crate::pktgen::search::rounded(rung.map_or(0.0, |rung| rung.mrr_per_s) / 2.0);
+        let mut bench = bench(options, *family, true)?;
+        bench.trial(half, 0, Duration::from_millis(300), false)?;
+        found.push(changes.compare(&mut bench, *family, half, options.trials, seconds)?);
+    }
+    Ok(found)
 }
 
 /// Runs lines of a shell in a namespace.
@@ -431,6 +459,20 @@ impl Ladder {
                 number(rung.idle_percent, 1),
                 rung.rare.p50_us,
                 rung.rare.p99_us,
+            );
+        }
+        for UnderUpdates { family, rate_per_s, quiet, updated, updates, seconds } in &self.updates {
+            let told = *updates as f64 / seconds.max(f64::MIN_POSITIVE);
+            let _ = writeln!(
+                text,
+                "\nTidegate, {family}, {rate_per_s} packets per second: lost {} of {} ({:.1} of a million) under {told:.0} \
+                 updates per second,\n{} of {} ({:.1} of a million) without",
+                updated.lost,
+                updated.sent,
+                updated.lost_ppm(),
+                quiet.lost,
+                quiet.sent,
+                quiet.lost_ppm()
             );
         }
         text

@@ -127,7 +127,8 @@ mod tests {
             rung("<kernel> & co", "IPv6", 321.0, Some(2_345.0)),
         ];
         let surroundings = Surroundings { processor: "a processor".into(), cores: 2, ..Surroundings::default() };
-        let picture = ladder(&Ladder { surroundings, conditions: "veth; and more".into(), rungs }).unwrap();
+        let picture =
+            ladder(&Ladder { surroundings, conditions: "veth; and more".into(), rungs, updates: vec![] }).unwrap();
         for words in [
             "raw, IPv4",
             "raw, IPv6",

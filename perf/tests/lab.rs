@@ -294,6 +294,13 @@ fn the_ladder_can_be_climbed() {
             assert!(rung.pointer(figure).and_then(serde_json::Value::as_f64).unwrap() > 0.0, "{figure} of {rung}");
         }
     }
+    let updates = record["updates"].as_array().unwrap();
+    assert_eq!(updates.iter().map(|found| found["family"].as_str().unwrap()).collect::<Vec<_>>(), ["IPv4", "IPv6"]);
+    for found in updates {
+        for figure in ["/updates", "/quiet/sent", "/updated/sent"] {
+            assert!(found.pointer(figure).and_then(serde_json::Value::as_u64).unwrap() > 0, "{figure} of {found}");
+        }
+    }
 }
 
 #[test]
