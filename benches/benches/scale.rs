@@ -17,7 +17,7 @@ use anyhow::{Context, bail, ensure};
 use crossbeam::channel::bounded;
 use tidegate_api::client::Client;
 use tidegate_api::listen::Listener;
-use tidegate_api::message::{RESOURCES_AT_ONCE, Request, Response, Update};
+use tidegate_api::message::{PREPARED_AT_ONCE, Prepare, Request, Response, Update};
 use tidegate_api::resource::{Backend, Body, Protocol, Resource, Service, ServicePort};
 use tidegate_benches::field::{Field, Way, on_core};
 use tidegate_benches::fleet::{self, ENDPOINTS, SERVICES};
@@ -143,15 +143,25 @@ impl Dataplane {
         Ok(Dataplane { client, seen, stop, reading: Some(reading), _server: server, _compiler: compiler })
     }
 
-    /// Sends an update; the time from then until the reader had it.
-    fn update(&mut self, update: Update) -> anyhow::Result<Duration> {
+    /// Tells everything, as control tells a dataplane that holds nothing; the time from then until the reader had it.
+    fn tell(&mut self, mut everything: Update) -> anyhow::Result<Duration> {
         let begun = Instant::now();
-        // As control sends it.
-        let mut nonce = update.nonce;
-        for part in update.parts(RESOURCES_AT_ONCE) {
-            nonce = part.nonce;
-            self.client.send(&Request::Update(part))?;
+        let mut resources = std::mem::take(&mut everything.resources).into_iter().peekable();
+        while resources.peek().is_some() {
+            let some = resources.by_ref().take(PREPARED_AT_ONCE).collect();
+            self.client.send(&Request::Prepare(Prepare { resources: some }))?;
         }
+        self.finish(Update { prepared: true, ..everything }, begun)
+    }
+
+    /// Sends a change; the time from then until the reader had it.
+    fn update(&mut self, update: Update) -> anyhow::Result<Duration> {
+        self.finish(update, Instant::now())
+    }
+
+    fn finish(&mut self, update: Update, begun: Instant) -> anyhow::Result<Duration> {
+        let nonce = update.nonce;
+        self.client.send(&Request::Update(update))?;
         let generation = loop {
             match self.client.receive()? {
                 Response::Accepted(accepted) if !accepted.rejected.is_empty() => bail!("not taken: {accepted:?}"),
@@ -198,7 +208,7 @@ fn far_end() -> anyhow::Result<()> {
         let directory = tempfile::tempdir()?;
         let mut dataplane = Dataplane::start(directory.path())?;
         let (everything, cpu) = (fleet::full(SERVICES), cpu_ms());
-        full.push(ms(dataplane.update(everything)?));
+        full.push(ms(dataplane.tell(everything)?));
         println!("full sync: {:.0} ms, {:.0} ms of all threads' time on cores", full[round], cpu_ms() - cpu);
         if round == 0 {
             for n in 0..CHANGES {

@@ -313,7 +313,7 @@ impl Course {
         let stock = gate.stocks.get(usize::from(device.0)).ok_or_else(|| anyhow::anyhow!("no {device:?}"))?;
         let mut frame = self.magazine.take().ok_or_else(|| anyhow::anyhow!("no frame is left"))?;
         ensure!(frame.fill(bytes), "a frame holds every packet of a course");
-        stock.lock().unwrap_or_else(PoisonError::into_inner).ready.push(frame);
+        stock.lock().unwrap_or_else(PoisonError::into_inner).lay(frame);
         Ok(())
     }
 
@@ -321,7 +321,7 @@ impl Course {
     fn collect(&mut self) {
         for stock in self.gates.iter().flat_map(|gate| &gate.stocks) {
             let mut stock = stock.lock().unwrap_or_else(PoisonError::into_inner);
-            stock.sent.drain(..).for_each(|frame| self.magazine.give(frame));
+            stock.take_sent().for_each(|frame| self.magazine.give(frame));
         }
     }
 
@@ -534,8 +534,8 @@ impl Drop for Course {
     fn drop(&mut self) {
         for stock in self.gates.iter().flat_map(|gate| &gate.stocks) {
             let mut stock = stock.lock().unwrap_or_else(PoisonError::into_inner);
-            let Stock { ready, sent } = &mut *stock;
-            ready.drain(..).chain(sent.drain(..)).for_each(|frame| self.magazine.give(frame));
+            stock.take_sent().for_each(|frame| self.magazine.give(frame));
+            stock.take_ready().for_each(|frame| self.magazine.give(frame));
         }
     }
 }

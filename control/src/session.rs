@@ -15,15 +15,13 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use tidegate_api::frame;
-use tidegate_api::message::{Accepted, Prepare, Preparing, RESOURCES_AT_ONCE, Request, Update};
+use tidegate_api::message::{Accepted, PREPARED_AT_ONCE, Prepare, Preparing, RESOURCES_AT_ONCE, Request, Update};
 use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 use tidegate_api::show::Show;
 
 /// The connection itself: made, read, made again.
 pub mod link;
 
-/// Objects of one message that tells ahead: the dataplane prepares them while the next are written.
-const PREPARED_AT_ONCE: usize = 1024;
 /// An answer that takes longer than this is a problem.
 const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(20);
 /// How long after a refusal the same version is sent again: what it lacked (an address that came up late, a claim that
@@ -291,7 +289,8 @@ impl Session {
         }
         let Some(stream) = &self.stream else { return Ok(false) };
         let mut stream = stream.try_clone()?;
-        if !self.prepared.is_empty() {
+        // So many are told ahead even if all of them are known already: the dataplane works on each while the next come.
+        if !self.prepared.is_empty() || self.can_prepare() && wanted.all().len() > PREPARED_AT_ONCE {
             return self.bring_in_force(wanted, &mut stream);
         }
         let Some(update) = self.next(wanted) else { return Ok(false) };
@@ -306,7 +305,7 @@ impl Session {
         Ok(true)
     }
 
-    /// The first update, to a dataplane that holds nothing and was told of objects ahead.
+    /// The first update, to a dataplane that holds nothing and is told of objects ahead.
     fn bring_in_force(&mut self, wanted: &impl Wanted, stream: &mut UnixStream) -> io::Result<bool> {
         let ours = wanted.all();
         self.send_ahead(ours.iter())?;
@@ -635,6 +634,36 @@ mod tests {
         session.prepare(&wanted).unwrap(); // from here on updates tell everything
         drop(session);
         assert!(frame::read::<Request>(&mut other).is_err());
+    }
+
+    #[test]
+    fn a_dataplane_that_holds_nothing_is_told_of_very_many_ahead() {
+        let resource = |n: usize| Resource {
+            name: format!("n/{n:06}"),
+            version: "1".into(),
+            body: Body::Service(Service::default()),
+        };
+        let all: BTreeMap<_, _> = (0..=PREPARED_AT_ONCE).map(resource).map(|r| (r.key(), r)).collect();
+        let wanted = Fixed(all);
+        let (stream, mut other) = UnixStream::pair().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut ahead = Vec::new();
+            loop {
+                match frame::read::<Request>(&mut other).unwrap() {
+                    Request::Prepare(told) => ahead.push(told.resources.len()),
+                    Request::Update(update) => return (ahead, update),
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+        let mut session = Session::default();
+        session.connected(1, stream, Versions::new(), 0, true);
+        assert!(session.push(&wanted).unwrap() && !session.is_synced());
+        let (ahead, update) = reader.join().unwrap();
+        assert_eq!(ahead, [PREPARED_AT_ONCE, 1]);
+        assert!(update.prepared && update.full && update.resources.is_empty() && update.removed.is_empty());
+        session.accepted(Accepted { nonce: update.nonce, generation: 1, rejected: vec![] });
+        assert!(session.is_synced() && !session.push(&wanted).unwrap(), "all is held");
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub const CONTRACT_VERSION: u32 = 1;
 /// Objects of one message when a dataplane that holds nothing is told everything: it compiles one message while it reads
 /// the next and control writes the one after that.
 pub const RESOURCES_AT_ONCE: usize = 4096;
+/// Objects of one [`Prepare`]: the dataplane prepares them while the next are written.
+pub const PREPARED_AT_ONCE: usize = 1024;
 
 /// From client to dataplane.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
