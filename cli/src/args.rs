@@ -469,6 +469,8 @@ pub enum What {
         #[arg(long, value_name = "NAME", value_parser = namespace)]
         namespace: Option<String>,
     },
+    /// Whether control is connected, and when the dataplane heard it last
+    Control,
 }
 
 /// Which flows `tidegate show flows` prints: those that everything fits that is given.
@@ -534,6 +536,7 @@ impl What {
             What::Announcements => api::Show::Announcements,
             What::Policies { .. } => api::Show::Policies,
             What::Egress { .. } => api::Show::Egress,
+            What::Control => api::Show::Control,
         }
     }
 }

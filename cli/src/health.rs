@@ -2,15 +2,19 @@
 //!
 //! Asks every worker, each of which answers between two turns: an answer proves that it turns, whatever the threads around
 //! it do. A socket that can be opened would prove less, and counters that move more than an idle gateway can offer.
+//!
+//! How control is stands in a line of its own and decides nothing: what it told last stays in force without it, and a gateway
+//! that works must not be taken out of service for it.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use tidegate_api::client::Client;
+use tidegate_api::client::{Client, ClientError};
 use tidegate_api::resource::Kind;
 use tidegate_api::show::{Show, Shown, WorkerRow};
 
+use crate::show::control;
 use crate::trouble;
 
 /// What to say of a healthy dataplane. `ready`: it also has to know what it is here for.
@@ -31,7 +35,17 @@ pub fn run(socket: &Path, ready: bool, timeout: Duration) -> anyhow::Result<Stri
         bail!("not ready: the workers turn, but control has not told yet what this gateway is; its log says why");
     }
     let (count, s) = (workers.len(), if workers.len() == 1 { "" } else { "s" });
-    Ok(format!("healthy: {count} worker{s} at generation {generation}, {} objects\n", client.holds.len()))
+    let workers = format!("healthy: {count} worker{s} at generation {generation}, {} objects\n", client.holds.len());
+    Ok(workers + &of_control(&mut client))
+}
+
+/// How control is; nothing if a dataplane of another version cannot tell.
+fn of_control(client: &mut Client) -> String {
+    match client.show(Show::Control) {
+        Ok(Shown::Control(shown)) => control::control(&shown),
+        Ok(_) | Err(ClientError::Refused(_)) => String::new(),
+        Err(error) => format!("control: not known, {error}\n"),
+    }
 }
 
 /// The generation all of them have reached.

@@ -34,6 +34,8 @@ mod announcement;
 mod egress;
 /// Network policies.
 mod policy;
+/// Who tells the dataplane what to do.
+pub mod control;
 
 /// Longest wait for one answer.
 const ANSWER_TIMEOUT_S: u64 = 30;
@@ -131,6 +133,7 @@ fn json(answer: &Shown) -> anyhow::Result<String> {
         Shown::Announcements(announcements) => pretty(announcements),
         Shown::Policies(policies) => pretty(policies),
         Shown::Egress(egress) => pretty(egress),
+        Shown::Control(control) => pretty(control),
     }
 }
 
@@ -157,6 +160,7 @@ fn text(answer: &Shown, what: &What) -> String {
         Shown::Announcements(shown) => announcement::announcements(shown),
         Shown::Policies(shown) => policy::policies(shown, is_all(what)),
         Shown::Egress(shown) => egress::egress(shown),
+        Shown::Control(shown) => control::control(shown),
     }
 }
 
@@ -185,6 +189,7 @@ fn name_of_question(question: &Show) -> &'static str {
         Show::Announcements => "announcements",
         Show::Policies => "policies",
         Show::Egress => "egress",
+        Show::Control => "control",
     }
 }
 
@@ -204,5 +209,6 @@ fn name_of_answer(answer: &Shown) -> &'static str {
         Shown::Announcements(_) => "announcements",
         Shown::Policies(_) => "policies",
         Shown::Egress(_) => "egress",
+        Shown::Control(_) => "control",
     }
 }

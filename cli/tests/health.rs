@@ -12,7 +12,7 @@ use tidegate_api::frame;
 use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{Kind, ResourceKey, Versions};
-use tidegate_api::show::{Show, Shown, WorkerRow};
+use tidegate_api::show::{Control, Show, Shown, WorkerRow};
 
 fn worker(number: u32, generation: u64) -> WorkerRow {
     WorkerRow {
@@ -34,8 +34,13 @@ fn worker(number: u32, generation: u64) -> WorkerRow {
 }
 
 /// A dataplane that holds an object of each of these kinds and gives this answer to the question about its workers; without
-/// one it says nothing more.
+/// one it says nothing more. Of control it knows nothing, as one of an older version.
 fn dataplane(kinds: &[Kind], answer: Option<Response>) -> TempDir {
+    dataplane_that_knows(kinds, answer, Response::Error { message: "unknown variant `control`".into() })
+}
+
+/// The same, with what it says of control.
+fn dataplane_that_knows(kinds: &[Kind], answer: Option<Response>, of_control: Response) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let listener = Listener::bind(&directory.path().join("tidegate.sock"), 0o600).unwrap();
     let holds: Versions =
@@ -50,6 +55,10 @@ fn dataplane(kinds: &[Kind], answer: Option<Response>) -> TempDir {
         assert_eq!(question, Request::Show(Show::Workers));
         if let Some(answer) = answer {
             frame::write(&mut stream, &answer).unwrap();
+            if let Ok(question) = frame::read::<Request>(&mut stream) {
+                assert_eq!(question, Request::Show(Show::Control));
+                frame::write(&mut stream, &of_control).unwrap();
+            }
         }
         let _ = stream.read(&mut [0; 1]);
     });
@@ -84,6 +93,36 @@ fn ready_is_who_knows_what_it_is_here_for() {
     let there = dataplane(&[Kind::Peer], workers(vec![worker(0, 1)]));
     let (status, text) = health(there.path(), &["--ready"]);
     assert!(status == Some(1) && text.starts_with("tidegate: not ready") && text.contains("control"), "{text}");
+}
+
+#[test]
+fn a_control_that_is_gone_or_hangs_is_told_and_the_gateway_stays_ready() {
+    let client = || Some("tidegate-control 1".to_owned());
+    let control = |client, has_spoken, silent_ms| Control { client, has_spoken, silent_ms };
+    for (shown, expected, is_well) in [
+        (control(client(), true, 9_000), "control: connected (tidegate-control 1), heard 9 s ago\n", true),
+        (
+            control(client(), true, 61_000),
+            "control: connected (tidegate-control 1), but silent for 61 s: it hangs;",
+            false,
+        ),
+        (control(None, true, 3_000), "control: not connected, heard last 3 s ago;", false),
+        (
+            control(None, false, 4_000),
+            "control: not connected, and not heard since the dataplane started 4 s ago;",
+            false,
+        ),
+    ] {
+        let said = Response::Shown(Shown::Control(shown));
+        let there = dataplane_that_knows(&[Kind::Gateway], workers(vec![worker(0, 1)]), said);
+        let (status, text) = health(there.path(), &["--ready"]);
+        assert_eq!(status, Some(0), "{text}");
+        assert!(
+            text.starts_with("healthy: 1 worker at generation 1, 1 objects\n") && text.contains(expected),
+            "{text}"
+        );
+        assert_eq!(text.contains("`systemctl status tidegate-control`"), !is_well, "{text}");
+    }
 }
 
 #[test]

@@ -21,9 +21,9 @@ use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{MacAddress, Protocol};
 use tidegate_api::show::{
-    AnnouncementRow, Announcements, BackendRow, Counters, DropRow, EgressAddressRow, EgressPodRow, EgressShown,
-    FlowFilter, FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, RouteRow, RulingRow, ServiceRow, Show,
-    Shown, StageRow, TunnelRow, WorkerRow,
+    AnnouncementRow, Announcements, BackendRow, Control, Counters, DropRow, EgressAddressRow, EgressPodRow,
+    EgressShown, FlowFilter, FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, RouteRow, RulingRow,
+    ServiceRow, Show, Shown, StageRow, TunnelRow, WorkerRow,
 };
 
 /// A dataplane's read side for one conversation; the thread returns the question it was asked.
@@ -232,6 +232,11 @@ fn canned(question: &Show) -> Shown {
                 ruling("clusternetworkpolicy/no-metadata", "egress", Some(0), 0, 0),
             ],
         }),
+        Show::Control => Shown::Control(Control {
+            client: Some("tidegate-control 0.1.0".into()),
+            has_spoken: true,
+            silent_ms: 3_200,
+        }),
         Show::Egress => Shown::Egress(EgressShown {
             addresses: vec![
                 external("203.0.113.101", &["shop/out", "blog/out"], "tcp", 700),
@@ -423,6 +428,7 @@ fn empty(question: &Show) -> Shown {
         Show::Announcements => Shown::Announcements(Announcements::default()),
         Show::Policies => Shown::Policies(Policies::default()),
         Show::Egress => Shown::Egress(EgressShown::default()),
+        Show::Control => Shown::Control(Control::default()),
     }
 }
 
@@ -443,6 +449,7 @@ fn subcommands() -> Vec<(&'static str, Show)> {
         ("announcements", Show::Announcements),
         ("policies", Show::Policies),
         ("egress", Show::Egress),
+        ("control", Show::Control),
     ]
 }
 
@@ -492,10 +499,16 @@ fn no_rows_are_said_in_words_and_are_an_empty_list_in_json() {
             "announcements" => "no announcements by route: dataplane.routes is not enabled in the node file\n".into(),
             "egress" => "no egress policy, and no static NAT\n".into(),
             "policies" => "no policies\n".into(),
+            "control" => {
+                "control: not connected, and not heard since the dataplane started 0 s ago; what it told last stays in \
+                 force. Look at `systemctl status tidegate-control`, or in a cluster at `kubectl logs -n tidegate POD -c \
+                 control`\n"
+                    .into()
+            }
             other => format!("no {other}\n"),
         };
         assert_eq!(printed(&output), expected);
-        if !["announcements", "counters", "egress", "gateways", "policies"].contains(&name) {
+        if !["announcements", "control", "counters", "egress", "gateways", "policies"].contains(&name) {
             let dataplane = Dataplane::answering(empty(&question));
             let output = tidegate(&dataplane.socket(), &["show", "--json", name]).output().unwrap();
             assert_eq!(printed(&output), "[]\n", "{name}");

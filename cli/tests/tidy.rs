@@ -201,7 +201,7 @@ const ARROW: [(&str, &[&str]); 13] = [
     ),
     ("metrics/Cargo.toml", &[]),
     ("control/Cargo.toml", &["tidegate-api", "tidegate-metrics", "tidegate-policy"]),
-    ("doctor/Cargo.toml", &["tidegate-io", "tidegate-dataplane"]),
+    ("doctor/Cargo.toml", &["tidegate-io", "tidegate-dataplane", "tidegate-api"]),
     ("cli/Cargo.toml", &["tidegate-api", "tidegate-control", "tidegate-doctor", "tidegate-ledger"]),
     ("node/Cargo.toml", &["tidegate-api", "tidegate-control"]),
     (

@@ -781,6 +781,9 @@ impl Reconciler {
             Problem::new(Severity::Error, "DataplaneSilent", message)
         });
         self.session.ask_again(Instant::now());
+        if let Err(error) = self.session.give_sign(Instant::now()) {
+            tracing::error!(%error, "cannot write to the dataplane; connecting again");
+        }
     }
 
     fn push(&mut self) {

@@ -24,6 +24,8 @@ pub mod link;
 
 /// An answer that takes longer than this is a problem.
 const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(20);
+/// How long control says nothing before it gives a sign of life.
+const SIGN_AFTER: Duration = Duration::from_secs(5);
 /// How long after a refusal the same version is sent again: what it lacked (an address that came up late, a claim that
 /// another gave up) may be there now.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
@@ -91,6 +93,8 @@ pub struct Session {
     theirs: BTreeMap<ResourceKey, Held>,
     /// The dataplane can be told of objects ahead.
     prepares: bool,
+    /// When a sign of life is due, to a dataplane that understands one.
+    sign_due: Option<Instant>,
     /// What it was told of ahead, with versions, until an update brings it in force.
     prepared: BTreeMap<ResourceKey, String>,
     refused: BTreeMap<ResourceKey, Refused>,
@@ -127,6 +131,7 @@ impl Session {
             nonce: self.nonce,
             reached,
             prepares: prepares && holds.is_empty(),
+            sign_due: prepares.then(|| Instant::now() + SIGN_AFTER),
             theirs: holds.into_iter().map(|(key, version)| (key, Held { version, generation: None })).collect(),
             compare_all: true,
             greet: true,
@@ -220,6 +225,21 @@ impl Session {
         let sent = self.in_flight.iter().any(|in_flight| in_flight.sent.contains_key(key));
         let awaited = self.waiting.values().any(|keys| keys.contains(key));
         self.synced && !sent && !awaited && !self.changed.contains(key) && !self.compare_all
+    }
+
+    /// Says that control is here, if that is due: whoever looks at the dataplane can then tell one that has nothing to say
+    /// from one that hangs. Nothing changes by it, and there is no answer.
+    ///
+    /// # Errors
+    /// When the stream fails; the connection is then closed and its reader will tell.
+    pub fn give_sign(&mut self, now: Instant) -> io::Result<()> {
+        let Some(stream) = self.stream.as_ref().filter(|_| self.sign_due.is_some_and(|due| now >= due)) else {
+            return Ok(());
+        };
+        let mut stream = stream.try_clone()?;
+        self.sign_due = Some(now + SIGN_AFTER);
+        frame::write(&mut stream, &Preparing::Prepare(Prepare { resources: Vec::new() }))
+            .inspect_err(|_| drop(stream.shutdown(std::net::Shutdown::Both)))
     }
 
     /// Asks something of the read side; the answer comes as news. While an update is on its way nothing is asked, since a
@@ -680,6 +700,28 @@ mod tests {
             assert!(session.push(&wanted).unwrap());
             let Request::Update(update) = frame::read(&mut other).unwrap() else { panic!("no update") };
             assert!(!update.prepared && update.resources.len() == 1);
+        }
+    }
+
+    #[test]
+    fn signs_of_life_go_to_a_dataplane_that_understands_them_however_little_there_is_to_say() {
+        for (prepares, expected) in [(true, 2), (false, 0)] {
+            let (stream, mut other) = UnixStream::pair().unwrap();
+            let mut session = Session::default();
+            session.give_sign(Instant::now()).unwrap(); // to nobody
+            session.connected(1, stream, Versions::new(), 0, prepares);
+            let start = Instant::now();
+            // Twice in eleven seconds, and not before it is time.
+            for second in [0, 1, 5, 6, 7, 10, 11].map(Duration::from_secs) {
+                session.give_sign(start + second + Duration::from_millis(100)).unwrap();
+            }
+            assert!(session.lost(1));
+            let mut signs = 0;
+            while let Ok(request) = frame::read::<Request>(&mut other) {
+                assert_eq!(request, Request::Prepare(Prepare { resources: vec![] }));
+                signs += 1;
+            }
+            assert_eq!(signs, expected);
         }
     }
 

@@ -371,7 +371,7 @@ fn start(
         .then(|| exporter::start(notes, nat_told, handle.clone(), export_settings(file), tally.clone()))
         .transpose()
         .context("starting the exporter of flows")?;
-    let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone() };
+    let announcers = Announcers { gateways: Some(council.clone()), routes: routes.clone(), ..Announcers::default() };
     let mailboxes = Arc::new(mailboxes);
     let metrics = match section.metrics {
         Some(at) => {

@@ -38,6 +38,8 @@ figures! {
     STARTED,        Gauge, "process_start_time_seconds", ["program"], "When the process began, since 1970.";
     GENERATION,     Gauge, "generation", [], "Generation of the tables that all workers have reached.";
     IMBALANCE,      Gauge, "books_imbalance_packets", [], "Packets that are not accounted for; 0 unless there is a defect.";
+    C_CONNECTED,    Gauge, "dataplane_control_connected", [], "1 while a control is connected that tells this dataplane what to do.";
+    C_SILENCE,      Gauge, "dataplane_control_silence_seconds", [], "Time since control was heard last, which gives a sign of life every ten seconds or sooner; where none has been heard, since the start of the dataplane.";
     SUSPECTED,      Gauge, "nodes_suspected", [], "Nodes that have fallen silent.";
     SUSPICIONS,     Counter, "node_suspicions", [], "Times a node fell silent.";
     DROPS,          Counter, "drops", ["reason", "stage", "severity"], "Packets that ended here, by reason; docs/drops.md says what each means.";
@@ -146,8 +148,16 @@ pub fn collect(
 ) -> Result<Vec<Metric>, String> {
     let ask = |question| show::answer(&question, compiler, workers, announcers);
     let mut page = tidegate_metrics::process("tidegate-dataplane", env!("CARGO_PKG_VERSION"));
-    let questions =
-        [Show::Counters, Show::Drops, Show::Workers, Show::Ports, Show::Egress, Show::Gateways, Show::Announcements];
+    let questions = [
+        Show::Counters,
+        Show::Control,
+        Show::Drops,
+        Show::Workers,
+        Show::Ports,
+        Show::Egress,
+        Show::Gateways,
+        Show::Announcements,
+    ];
     for question in questions {
         page.extend(metrics_of(ask(question)?));
     }
@@ -185,6 +195,10 @@ fn metrics_of(answer: Shown) -> Vec<Metric> {
         Shown::Egress(egress) => of_egress(&egress),
         Shown::Gateways(gateways) => of_gateways(&gateways),
         Shown::Announcements(announcements) => vec![of_routes(&announcements)],
+        Shown::Control(control) => {
+            let is_connected = f64::from(u8::from(control.client.is_some()));
+            vec![C_CONNECTED.single(is_connected), C_SILENCE.single(number(control.silent_ms) / 1e3)]
+        }
         _ => Vec::new(),
     }
 }
@@ -343,7 +357,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use tidegate_api::resource::MacAddress;
-    use tidegate_api::show::{AnnouncementRow, DropRow, EgressAddressRow, GatewayRow};
+    use tidegate_api::show::{AnnouncementRow, Control, DropRow, EgressAddressRow, GatewayRow};
 
     use super::*;
 
@@ -485,6 +499,17 @@ mod tests {
         assert!(!page.contains("gateway_equal{node=\"gw-1\"}") && !page.contains("event=\"vips_withheld\""), "{page}");
     }
 
+    #[test]
+    fn a_control_that_is_gone_or_silent_is_told() {
+        let client = Some("tidegate-control 1".to_owned());
+        let hangs = page(vec![Shown::Control(Control { client, has_spoken: true, silent_ms: 90_500 })]);
+        for line in ["dataplane_control_connected 1.0", "dataplane_control_silence_seconds 90.5"] {
+            assert!(hangs.contains(&format!("\ntidegate_{line}\n")), "{line}: {hangs}");
+        }
+        let gone = page(vec![Shown::Control(Control { client: None, has_spoken: true, silent_ms: 2_000 })]);
+        assert!(gone.contains("\ntidegate_dataplane_control_connected 0.0\n"), "{gone}");
+    }
+
     /// N-042: every port of an address is in one state.
     #[test]
     fn ports_of_an_address_are_used_at_rest_or_free() {
@@ -535,6 +560,7 @@ mod tests {
             Shown::Egress(EgressShown { addresses: vec![egress], ..EgressShown::default() }),
             Shown::Gateways(Gateways::default()),
             Shown::Announcements(Announcements::default()),
+            Shown::Control(Control::default()),
         ];
         let mut page = tidegate_metrics::process("tidegate-dataplane", "1");
         page.extend(answers.into_iter().flat_map(metrics_of));

@@ -38,7 +38,7 @@ mod capture;
 /// Objects of an update that is still to come.
 mod prepared;
 /// Who is connected, and who has the say.
-mod seats;
+pub mod seats;
 #[cfg(test)]
 mod tests;
 
@@ -57,13 +57,15 @@ const UPDATES_AHEAD: usize = 1;
 /// How often a waiting announcer looks whether its connection is still there.
 const ANNOUNCE_CHECK: Duration = Duration::from_secs(1);
 
-/// Who announces VIPs, and can be asked about it.
+/// Whom the read side asks besides the compiler and the workers: who announces VIPs, and who has the say.
 #[derive(Clone, Default)]
 pub struct Announcers {
     /// On links, with other gateways.
     pub gateways: Option<gateways::Handle>,
     /// By route.
     pub routes: Option<routes::Handle>,
+    /// Of the server whose clients these are.
+    pub seats: Seats,
 }
 
 /// What every connection shares.
@@ -72,7 +74,6 @@ struct Served {
     compiler: Handle,
     workers: Arc<dyn WorkerQuery>,
     announcers: Announcers,
-    seats: Seats,
     captures: capture::Places,
 }
 
@@ -97,8 +98,7 @@ impl Server {
         let path = listener.path().to_path_buf();
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
-        let served =
-            Served { compiler, workers, announcers, seats: Seats::default(), captures: capture::Places::default() };
+        let served = Served { compiler, workers, announcers, captures: capture::Places::default() };
         let run = move || listen(&listener, &seen, &served);
         let thread = std::thread::Builder::new().name("contract".into()).spawn(run)?;
         Ok(Server { stop, path, thread: Some(thread) })
@@ -131,7 +131,7 @@ fn listen(listener: &Listener, stop: &AtomicBool, served: &Served) {
             }
         };
         let served = served.clone();
-        let seat = match served.seats.take(&stream) {
+        let seat = match served.announcers.seats.take(&stream) {
             Ok(seat) => seat,
             Err(reason) => {
                 refuse(stream, &reason);

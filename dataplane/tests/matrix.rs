@@ -412,7 +412,8 @@ fn ways(stage: &Stage) -> &'static [Way] {
     if stage.is_two_way() { &[Way::Forth, Way::Back] } else { &[Way::Forth] }
 }
 
-/// Data goes through, of every small length, with DSCP, and with padding behind it that does not travel (T-071).
+/// Data goes through, of every small length, with DSCP, and with padding behind it that does not travel (T-071); between
+/// pods too, by way of their external ports (N-025, RFC 5382 REQ-8).
 fn data(case: Case) {
     for mut stage in stages(case, |_| ()) {
         if case.is_answered_here() {
@@ -439,7 +440,7 @@ fn data(case: Case) {
     }
 }
 
-/// N-094: "Echo request to a VIP: the gateway answers itself"; T-112, T-071, and identifiers at the edges (N-097).
+/// N-094: "Echo request to a VIP: the gateway answers itself"; N-037 (128, 129), T-112, T-071, and identifiers at the edges (N-097).
 fn echo(case: Case) {
     for mut stage in stages(case, |_| ()) {
         for rest in [[0x77, 0x66, 0, 9], [0, 0, 0, 0], [0xff; 4]] {
@@ -486,7 +487,7 @@ fn expect_echo(sent: &[u8], answer: &Sketch, asked: &Sketch) {
 /// An ICMP error without its quote: type, code, bytes five to eight.
 type Form = (u8, u8, [u8; 4]);
 
-/// Every form that RFC 792, 1191, 1812, 5508 and RFC 4443 know.
+/// Every form that RFC 792, 1191, 1812, 5508 and RFC 4443 know (N-037: of ICMPv6 1 to 4).
 fn forms(v4: bool) -> Vec<Form> {
     if v4 {
         let unreachable = [0, 1, 2, 3, 5, 9, 10, 13].map(|code| (3, code, [0; 4]));
@@ -565,7 +566,7 @@ fn error(from: IpAddr, to: IpAddr, form: Form, packet: &Sketch, how: Quote) -> O
     Some(sketch::icmp(from, to, form.0, form.1, rest).data(quoted))
 }
 
-/// L-050, S-075, N-032, N-074, T-070, T-113, T-131, T-132, T-150: an error about what the Service said goes to whoever said
+/// L-050, S-075, N-025 (RFC 5382 REQ-9, REQ-10), N-032, N-037, N-074, T-070, T-113, T-131, T-132, T-150: an error about what the Service said goes to whoever said
 /// it, with the quote as that one knows it; nothing ends by it (N-013).
 fn errors_to_the_service(case: Case) {
     for mut stage in stages(case, |_| ()) {
@@ -602,7 +603,7 @@ fn errors_to_the_service(case: Case) {
     }
 }
 
-/// The same the other way: an error from the pod, its node or a router on the way, about what the client said.
+/// The same the other way (N-025, N-037): an error from the pod, its node or a router on the way, about what the client said.
 fn errors_to_the_client(case: Case) {
     for mut stage in stages(case, |_| ()) {
         if !stage.is_two_way() {
@@ -691,7 +692,7 @@ fn cut(whole: &Sketch, sizes: &[usize]) -> Vec<Sketch> {
 /// Orders in which three pieces can come.
 const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
 
-/// N-060, N-062, V-050, T-081, T-082, T-141: pieces follow the first, in every order, and make the translated whole.
+/// N-015, N-060, N-062, V-050, T-081, T-082, T-141: pieces follow the first, in every order, and make the translated whole.
 fn fragments(case: Case) {
     for mut stage in stages(case, |_| ()) {
         for &way in ways(&stage) {
@@ -755,7 +756,7 @@ fn pieces(whole: &Sketch, mtu: usize) -> Vec<Sketch> {
     if whole.packet().len() <= mtu { vec![whole.clone()] } else { cut(whole, &[(mtu - 20) & !7]) }
 }
 
-/// V-010, V-052, N-014 (13, 13a), T-119, T-151, T-167, T-186: what does not fit is answered with the size that does, or cut
+/// L-051, V-010, V-052, N-014 (13, 13a), T-119, T-151, T-167, T-186: what does not fit is answered with the size that does, or cut
 /// where its sender allows that; IPv6 never is.
 fn sizes(case: Case) {
     for mut stage in stages(case, |_| ()) {

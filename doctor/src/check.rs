@@ -14,6 +14,8 @@ mod devices;
 mod overlay;
 /// What else on this machine handles packets: kube-proxy, the CNI's masquerading, firewalls.
 mod others;
+/// Whether the dataplane that runs here hears its control.
+mod control;
 
 /// A machine that is to be a gateway.
 pub fn gateway(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
@@ -22,6 +24,7 @@ pub fn gateway(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
     findings.extend(devices::look(machine, &file.dataplane));
     findings.extend(overlay::sizes(machine, &file.dataplane));
     findings.extend(others::on_gateway(machine, file));
+    findings.push(control::look(machine, file));
     findings
 }
 
@@ -75,6 +78,10 @@ const WHY: &[(&str, &str)] = &[
         "in mode ipvs it puts every VIP on a device of each node, which then answers ARP for it unless strictARP is on",
     ),
     ("firewall", "packets that Tidegate handles never pass the kernel's firewall on a gateway; policies do its work"),
+    (
+        "control",
+        "without it traffic goes on as it was told last, and nothing that changes in the cluster has any effect",
+    ),
     ("state", "problems that the control process has with objects of the cluster"),
 ];
 

@@ -1,7 +1,8 @@
 //! `tidegate doctor`: a machine looked over before, or while, it is a gateway or a worker.
 //!
 //! Owns the list of what is looked at and the verdict on each, why it matters and the command that mends it. Changes nothing
-//! and sends no packet. Refuses to know what a running dataplane does: that is `tidegate show`.
+//! and sends no packet. Refuses to know what a running dataplane does with packets: that is `tidegate show`. It is asked one
+//! thing, whether it hears control, which nothing on the machine would tell otherwise.
 //!
 //! Facts are read from below a root ([`Machine`]) and from the kernel's answers about devices; every check is a function from
 //! facts to findings, so that a machine that is broken in some way can be made of a few files. Where a fact cannot be had, the

@@ -352,3 +352,36 @@ fn start_pods(state_dir: &Path) -> Result<Vec<Daemon>> {
     }
     Ok(running)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Devices that a script brings up, and those whose checksums it has the kernel finish.
+    fn devices(script: &str) -> [BTreeSet<&str>; 2] {
+        let up = script.lines().filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words.len() > 3 && words[..2] == ["link", "set"] && words.contains(&"up")).then(|| words[2])
+        });
+        let finished = script.lines().filter_map(|line| {
+            let (device, offloads) = line.strip_prefix("ethtool -K ")?.split_once(' ')?;
+            offloads.contains("tx off").then_some(device)
+        });
+        [up.filter(|device| !["lo", "br0"].contains(device)).collect(), finished.collect()]
+    }
+
+    /// N-076: "AF_XDP frames from veth may carry unfinished checksums ⇒ tests must `ethtool -K tx off` on peers".
+    #[test]
+    fn no_device_of_the_lab_sends_unfinished_checksums() {
+        let mut scripts = vec![client_script(), gateway_script(), switch_script(&["p1".into(), "p2".into()])];
+        scripts.extend(workers().map(|worker| worker_script(worker, 2)));
+        scripts.extend(pods().map(pod_script));
+        for script in &scripts {
+            let [up, finished] = devices(script);
+            assert!(!up.is_empty() && up == finished, "{up:?}, {finished:?}:\n{script}");
+        }
+        assert_eq!(devices("link set eth0 up\n"), [BTreeSet::from(["eth0"]), BTreeSet::new()]);
+    }
+}

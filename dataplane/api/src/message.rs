@@ -79,7 +79,8 @@ pub struct Update {
 
 /// Objects that are told before it is known whether they are all, so that the dataplane can do beforehand whatever concerns
 /// one object alone. Nothing of it is in force before an [`Update`] of the same connection says `prepared`. Of an object
-/// that is told twice the later version counts. `R`: an object, or a borrowed one in what is only written.
+/// that is told twice the later version counts. Without objects it is a sign of life: control sends one every few seconds,
+/// so that its silence means that it hangs. `R`: an object, or a borrowed one in what is only written.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Prepare<R = Resource> {
     /// Some of them.

@@ -3,6 +3,7 @@
 //! Answers are rows of plain values, ready for a table or `--json`. Rates are left to the reader: counters only.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -52,6 +53,8 @@ pub enum Show {
     Policies,
     /// Ports of external addresses, and the pods that hold most.
     Egress,
+    /// Whether control is there, and when it was heard last.
+    Control,
 }
 
 /// Which flows are asked for: those that everything fits that is given.
@@ -126,6 +129,43 @@ pub enum Shown {
     Policies(Policies),
     /// Answer to [`Show::Egress`].
     Egress(EgressShown),
+    /// Answer to [`Show::Control`].
+    Control(Control),
+}
+
+/// Who tells the dataplane what to do, as the dataplane hears it.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Control {
+    /// Name and version of the one that is connected and has the say; absent: none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// Whether any has spoken since the dataplane started.
+    pub has_spoken: bool,
+    /// Milliseconds since control was heard last, or since the dataplane started where none has been heard.
+    pub silent_ms: u64,
+}
+
+impl Control {
+    /// Milliseconds without a word after which something is wrong: control gives a sign of life every ten seconds or sooner.
+    pub const SILENT_MS_MAX: u64 = 60_000;
+
+    /// Whether one is connected and was heard of late.
+    pub fn is_well(&self) -> bool {
+        self.client.is_some() && self.silent_ms <= Self::SILENT_MS_MAX
+    }
+}
+
+/// Words for people, without an end of line: `connected (tidegate-control 0.1.0), heard 3 s ago`.
+impl fmt::Display for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let silent_s = self.silent_ms / 1000;
+        match &self.client {
+            Some(client) if self.is_well() => write!(f, "connected ({client}), heard {silent_s} s ago"),
+            Some(client) => write!(f, "connected ({client}), but silent for {silent_s} s: it hangs"),
+            None if self.has_spoken => write!(f, "not connected, heard last {silent_s} s ago"),
+            None => write!(f, "not connected, and not heard since the dataplane started {silent_s} s ago"),
+        }
+    }
 }
 
 /// What is used of external addresses.

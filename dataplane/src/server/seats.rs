@@ -8,7 +8,8 @@
 //! do not take it; control stays.
 //!
 //! One conversation at a time says what the dataplane is to do. A second control would mix its objects with those of the
-//! first, each update of the one against the whole of the other; who is first stays.
+//! first, each update of the one against the whole of the other; who is first stays. When it spoke last is remembered beyond
+//! its end: the tables stay in force without control, so that nothing else would tell that it is gone or hangs.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,6 +17,8 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tidegate_api::show::Control;
 
 /// Connections at once. Control needs one and an operator a few; more is somebody's loop.
 pub const SEATS_MAX: usize = 64;
@@ -30,12 +33,22 @@ const HANDOVER: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default)]
 pub struct Seats(Arc<(Mutex<Taken>, Condvar)>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Taken {
     next: u64,
     seats: BTreeMap<u64, Place>,
     /// Who has the say, and its name.
     control: Option<(u64, String)>,
+    /// When nobody had come yet.
+    begun: Instant,
+    /// When somebody who has the say was heard last, or last got through with what it had said.
+    heard: Option<Instant>,
+}
+
+impl Default for Taken {
+    fn default() -> Self {
+        Taken { next: 0, seats: BTreeMap::new(), control: None, begun: Instant::now(), heard: None }
+    }
 }
 
 #[derive(Debug)]
@@ -81,6 +94,22 @@ impl Seats {
         Ok(Seat { seats: self.clone(), number })
     }
 
+    /// Who has the say, and how long ago it was heard.
+    pub fn control(&self) -> Control {
+        let taken = self.lock();
+        let place = taken.control.as_ref().and_then(|(number, _)| taken.seats.get(number));
+        let silent = match place {
+            // What it has said is being done: it can say no more meanwhile.
+            Some(place) if place.stage == Stage::Asking => Duration::ZERO,
+            _ => taken.heard.unwrap_or(taken.begun).elapsed(),
+        };
+        Control {
+            client: taken.control.as_ref().map(|(_, name)| name.clone()),
+            has_spoken: taken.heard.is_some(),
+            silent_ms: u64::try_from(silent.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Taken> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -107,8 +136,13 @@ impl Taken {
 impl Seat {
     /// Notes what the client does now.
     pub fn turn(&self, stage: Stage) {
-        if let Some(place) = self.seats.lock().seats.get_mut(&self.number) {
-            (place.stage, place.since) = (stage, Instant::now());
+        let (mut taken, now) = (self.seats.lock(), Instant::now());
+        if let Some(place) = taken.seats.get_mut(&self.number) {
+            (place.stage, place.since) = (stage, now);
+        }
+        let is_control = taken.control.as_ref().is_some_and(|(number, _)| *number == self.number);
+        if is_control && stage == Stage::Idle {
+            taken.heard = Some(now);
         }
     }
 
@@ -127,6 +161,7 @@ impl Seat {
             )),
             _ => {
                 taken.control = Some((self.number, name.to_owned()));
+                taken.heard = Some(Instant::now());
                 Ok(())
             }
         }
@@ -267,6 +302,38 @@ mod tests {
         third.speak("third").unwrap();
         drop(second);
         assert!(seats.lock().control.is_some(), "who has not the say takes it from nobody");
+    }
+
+    #[test]
+    fn when_control_was_heard_is_known_beyond_its_end() {
+        let seats = Seats::default();
+        let back = |by: Duration| {
+            let mut taken = seats.lock();
+            taken.begun -= by;
+            taken.heard = taken.heard.map(|at| at - by);
+        };
+        back(Duration::from_secs(7));
+        let never = seats.control();
+        assert!(never.client.is_none() && !never.has_spoken && never.silent_ms >= 7_000, "{never:?}");
+        let (reader, control) = (guests_of(&seats), guests_of(&seats));
+        control.turn(Stage::Asking);
+        control.speak("control 1").unwrap();
+        back(Duration::from_secs(100));
+        assert_eq!(seats.control().silent_ms, 0, "what it said is being done");
+        control.turn(Stage::Idle);
+        back(Duration::from_secs(50));
+        let quiet = seats.control();
+        assert!(quiet.is_well() && (50_000..60_000).contains(&quiet.silent_ms), "{quiet:?}");
+        // Whoever else asks something is not control.
+        reader.turn(Stage::Idle);
+        back(Duration::from_secs(11));
+        let hangs = seats.control();
+        assert!(!hangs.is_well() && hangs.client.as_deref() == Some("control 1"), "{hangs:?}");
+        // The end of a connection is no word.
+        control.turn(Stage::Asking);
+        drop(control);
+        let gone = seats.control();
+        assert!(gone.client.is_none() && gone.has_spoken && gone.silent_ms >= 61_000, "{gone:?}");
     }
 
     fn guests_of(seats: &Seats) -> Seat {

@@ -89,6 +89,7 @@ pub fn answer(
             Shown::Policies(policy::shown(&view(Some(Kind::Policy))?, &gates, &workers.rulings().map_err(told)?))
         }
         Show::Gateways => Shown::Gateways(others.gateways.as_ref().map(gateways::Handle::show).unwrap_or_default()),
+        Show::Control => Shown::Control(others.seats.control()),
         Show::Announcements => {
             Shown::Announcements(others.routes.as_ref().map(routes::Handle::show).unwrap_or_default())
         }

@@ -127,7 +127,7 @@ fn bench_of(pinholes: Box<dyn Pinholes>, late: bool) -> Bench {
     let listener = Listener::bind(&path, 0o600).unwrap();
     let alone = config::Gateways::default();
     let gateways = gateways::Handle::new(gateways::thread::council("gw-1", &alone, 1)).unwrap();
-    let announcers = Announcers { gateways: Some(gateways.clone()), routes: None };
+    let announcers = Announcers { gateways: Some(gateways.clone()), ..Announcers::default() };
     let taps = Taps::default();
     let fixed = Fixed { late, taps: Arc::clone(&taps) };
     let server = Server::start(listener, handle.clone(), Arc::new(fixed), announcers).unwrap();
@@ -196,6 +196,35 @@ fn control_is_told_what_was_accepted_and_what_was_reached() {
     let again = bench.client();
     assert_eq!(again.holds[&key(Kind::Service, "shop/web")], "1");
     assert_eq!((again.holds.len(), again.reached), (3, told.generation));
+}
+
+#[test]
+fn a_sign_of_life_is_heard_and_changes_nothing() {
+    let bench = bench();
+    let asked = |client: &mut Client| match client.show(Show::Control).unwrap() {
+        Shown::Control(control) => control,
+        other => panic!("{other:?}"),
+    };
+    let mut reader = bench.client();
+    let none = asked(&mut reader);
+    assert!(none.client.is_none() && !none.has_spoken, "who only asks is not control: {none:?}");
+    let mut control = Client::connect(&bench.path(), "tidegate-control 7").unwrap();
+    control.set_timeout(Some(Duration::from_secs(20))).unwrap();
+    control.send(&Request::Update(full(everything()))).unwrap();
+    let generation = accepted(&mut control).generation;
+    std::thread::sleep(Duration::from_millis(300));
+    let before = asked(&mut reader);
+    assert!(before.client.as_deref() == Some("tidegate-control 7") && before.silent_ms >= 300, "{before:?}");
+    control.send(&Request::Prepare(Prepare { resources: vec![] })).unwrap();
+    assert!(asked(&mut control).silent_ms < 300, "its sign came before its question");
+    assert_eq!(bench.handle.view(None).unwrap().tables.generation, generation);
+    assert_eq!(bench.client().holds.len(), 3, "all is as it was");
+    drop(control);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while asked(&mut reader).client.is_some() {
+        assert!(Instant::now() < deadline, "it went, and nobody noticed");
+    }
+    assert!(asked(&mut reader).has_spoken);
 }
 
 #[test]

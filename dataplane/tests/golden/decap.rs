@@ -111,6 +111,47 @@ fn what_is_inside_goes_on_as_if_it_had_come_bare() {
 }
 
 #[test]
+fn tunnels_as_katran_makes_them_end_here() {
+    // L-052: outer source in 172.16.0.0/16 or 0100::/64 by a hash of the flow, TTL 64, TOS of the packet, either family in
+    // either; L-053: GUE without a header of its own at a port of choice, the source port by the flow.
+    const PORT: u16 = 9886;
+    for (around, net) in Net::BOTH.into_iter().flat_map(|around| Net::BOTH.map(|net| (around, net))) {
+        let mut tables = crate::tables();
+        let sources = ["172.16.0.0/16", "100::/64"].map(|net| net.parse().unwrap());
+        let decap = Decap::new(&Net::BOTH.map(Net::gateway), &sources, PORT);
+        Arc::make_mut(&mut tables.locals).set_decap(Some(Arc::new(decap)));
+        let mut rig = Rig::new(tables).unwrap();
+        for n in 1..=8u16 {
+            let from: IpAddr = match around.gateway() {
+                IpAddr::V4(_) => [172, 16, (n * 31) as u8, n as u8].into(),
+                IpAddr::V6(_) => [0x100, 0, 0, 0, 0, 0, 0xbeef, n].into(),
+            };
+            let client = (net.client(n), 5_000 + n);
+            let said = udp(client, names(net)).data(*b"who?").tos(0xb8);
+            let outer = match n % 2 {
+                0 => raw(from, around.gateway(), protocol_of(&said.packet())).data(said.packet()),
+                _ => udp((from, 0x8000 ^ client.1), (around.gateway(), PORT)).data(said.packet()),
+            };
+            rig.rx_wan(&outer.ttl(64).tos(0xb8));
+            let expected = udp((net.source(), 0), names_pod(net)).data(*b"who?").tos(0xb8).ttl(63);
+            let (port, _) = rig.expect_overlay(net, 0, &expected);
+            rig.rx_overlay(net, 0, &udp(names_pod(net), (net.source(), port)).data(*b"me"));
+            rig.expect_wan(&udp(names(net), client).data(*b"me").ttl(63));
+        }
+        // Of an address beside them it is a packet as any other.
+        let stranger: IpAddr = match around.gateway() {
+            IpAddr::V4(_) => [172, 17, 0, 1].into(),
+            IpAddr::V6(_) => [0x100, 0, 0, 1, 0, 0, 0, 1].into(),
+        };
+        let said = udp((net.client(99), 5), names(net)).data(*b"who?").packet();
+        rig.moved();
+        rig.rx_wan(&udp((stranger, 0x8000), (around.gateway(), PORT)).data(said));
+        assert_eq!(rig.moved().get("tunnel_ended"), None);
+        rig.expect_all_frames_home();
+    }
+}
+
+#[test]
 fn what_has_expired_is_not_sent_on_and_its_sender_hears_of_it() {
     // T-125: "TTL 1 … expired not forwarded"; the answer takes our own route.
     for (around, net, way) in every_tunnel() {

@@ -66,7 +66,7 @@ fn the_outer_identification_varies() {
 
 #[test]
 fn what_does_not_fit_is_answered_from_the_vip_with_the_size_that_does() {
-    // V-010, V-052, T-119: 1500 bytes with DF ⇒ ICMP 3/4 mtu 1450 quoting the client's own packet; PTB 1430.
+    // L-051, V-010, V-052, T-119: 1500 bytes with DF ⇒ ICMP 3/4 mtu 1450 quoting the client's own packet; PTB 1430.
     for net in Net::BOTH {
         let mut rig = town();
         let too_big = [("received", 1), ("slow_walk", 1), ("answered_too_big", 1), ("sent", 1)];

@@ -66,7 +66,7 @@ impl Talk {
 
 #[test]
 pub(crate) fn only_the_exact_reset_ends_an_established_connection() {
-    // T-180, conntrack_rst_invalid.pkt; N-086
+    // T-180, conntrack_rst_invalid.pkt; N-026 (plausible sequence), N-086
     for mut talk in talks() {
         for sequence in [0, 101 + 1_000_000, 101 + 42, 100] {
             let state = talk.client("R", sequence, 0);

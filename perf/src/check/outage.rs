@@ -6,7 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use tidegate_api::show::{Control, Show, Shown};
 
 use crate::capture::{Capture, Captured, NOT_NEIGHBOUR_DISCOVERY, RST};
 use crate::check::serving::told;
@@ -50,11 +51,69 @@ fn download_rows(downloads: Vec<(Family, RunningClient)>) -> Found {
     Ok(rows)
 }
 
-/// Without control old connections go on and new ones are made; a new control changes nothing for either.
+/// Control gives a sign of life at least this often.
+const SIGN_MAX: Duration = Duration::from_secs(10);
+
+/// What the dataplane says of control.
+fn control_heard(rig: &Rig) -> Result<Control> {
+    match rig.gateway.show(Show::Control)? {
+        Shown::Control(control) => Ok(control),
+        other => bail!("asked for control, got {other:?}"),
+    }
+}
+
+/// Looks until what the dataplane says of control fits.
+fn control_row(
+    rig: &Rig,
+    what: &str,
+    expected: &str,
+    within: Duration,
+    fits: impl Fn(&Control) -> bool,
+) -> Result<Row> {
+    let deadline = Instant::now() + within;
+    loop {
+        let heard = control_heard(rig)?;
+        let is_so = fits(&heard);
+        if is_so || Instant::now() >= deadline {
+            return Ok(Row::new(what, heard.to_string(), expected, is_so));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A control that has nothing to say is told from one that hangs, and one that hangs from one that is gone.
+fn control_listened_to(rig: &mut Rig) -> Found {
+    // Nothing changes in the cluster meanwhile.
+    let far = SIGN_MAX + Duration::from_secs(2);
+    let (mut silent_ms, begun) = (0, Instant::now());
+    while begun.elapsed() < far {
+        silent_ms = silent_ms.max(control_heard(rig)?.silent_ms);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let is_heard = u128::from(silent_ms) <= SIGN_MAX.as_millis();
+    let mut rows = vec![Row::new("idle control", format!("silent for {silent_ms} ms"), "at most 10 s", is_heard)];
+    rig.gateway.stop(Program::Control)?;
+    std::thread::sleep(far);
+    let hangs = control_row(rig, "stopped control", "connected, and silent", Duration::ZERO, |heard| {
+        heard.client.is_some() && u128::from(heard.silent_ms) > SIGN_MAX.as_millis()
+    });
+    // Healed in any case, or every later check would fail for this one.
+    rig.gateway.resume(Program::Control)?;
+    rows.push(hangs?);
+    rows.push(control_row(rig, "resumed control", "heard", SIGN_MAX, |heard| {
+        heard.is_well() && heard.silent_ms < 1000
+    })?);
+    Ok(rows)
+}
+
+/// Without control old connections go on and new ones are made; a new control changes nothing for either. The gateway says
+/// itself how control is.
 pub(super) fn control_killed(rig: &mut Rig) -> Found {
+    let mut rows = control_listened_to(rig)?;
     let downloads = start_downloads(rig)?;
     rig.gateway.kill(Program::Control)?;
-    let mut rows = Vec::new();
+    let gone = |heard: &Control| heard.client.is_none() && heard.has_spoken;
+    rows.push(control_row(rig, "killed control", "not connected", RESUME_LIMIT, gone)?);
     for family in FAMILIES {
         let spread = rig.spread(VIP_WEB.at(family, WEB_PORT), CONNECTIONS)?;
         let measured = format!("{} answered, {} failed", spread.ok, spread.failed);
@@ -67,6 +126,7 @@ pub(super) fn control_killed(rig: &mut Rig) -> Found {
     }
     let ready = rig.gateway.start_program(Program::Control)?;
     rows.push(Row::new("control again", format!("ready after {} ms", ready.as_millis()), "ready", true));
+    rows.push(control_row(rig, "new control", "connected and heard", SIGN_MAX, Control::is_well)?);
     rows.extend(download_rows(downloads)?);
     Ok(rows)
 }

@@ -178,6 +178,7 @@ fn a_thousand_datagrams_are_known_and_the_oldest_make_room_by_time_alone() {
 
 #[test]
 fn frames_that_wait_are_bounded_in_all_and_nothing_allocates() {
+    // N-015 (RFC 4787 REQ-14a)
     let mut table = Fragments::new([5, 6]);
     let room = (table.datagrams.capacity(), table.places.capacity());
     let mut held = 0;

@@ -1,0 +1,114 @@
+//! Whether the dataplane that runs here hears its control.
+//!
+//! Asks the dataplane at its socket, which answers this without its workers. Where none runs there is nothing to hear.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use tidegate_api::client::{Client, ClientError};
+use tidegate_api::show::{Control, Show, Shown};
+use tidegate_dataplane::config::NodeFile;
+
+use super::fine;
+use crate::{Finding, Machine, Verdict};
+
+/// Longest wait for the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Where to look, and what usually helps.
+const FIX: &str = "systemctl status tidegate-control, and systemctl restart tidegate-control if it hangs; in a cluster \
+                   kubectl logs -n tidegate POD -c control";
+
+pub fn look(machine: &Machine, file: &NodeFile) -> Finding {
+    let socket = file.socket.display().to_string();
+    let told = match ask(machine, file) {
+        Ok(told) => told,
+        Err(ClientError::NotRunning { source, .. })
+            if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&source.kind()) =>
+        {
+            return fine("control", socket, "no dataplane runs here that could tell");
+        }
+        Err(error) => {
+            let found = format!("the dataplane does not tell whether it hears control: {error}");
+            return Finding::new("control", socket, Verdict::Note, found);
+        }
+    };
+    match told.is_well() {
+        true => fine("control", socket, told.to_string()),
+        false => Finding::new("control", socket, Verdict::Warn, told.to_string()).mended_by(FIX),
+    }
+}
+
+fn ask(machine: &Machine, file: &NodeFile) -> Result<Control, ClientError> {
+    let name = concat!("tidegate-doctor ", env!("CARGO_PKG_VERSION"));
+    let mut client = Client::connect(&machine.place(&file.socket), name)?;
+    client.set_timeout(Some(PATIENCE))?;
+    match client.show(Show::Control)? {
+        Shown::Control(told) => Ok(told),
+        other => Err(ClientError::Unexpected(format!("{other:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tidegate_api::frame;
+    use tidegate_api::listen::Listener;
+    use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
+    use tidegate_api::resource::Versions;
+
+    use super::super::tests::{machine, told};
+    use super::*;
+
+    const SOCKET: &str = "run/tidegate.sock";
+
+    /// What is found where a dataplane gives this answer; without one, where none runs.
+    fn found(answer: Option<Response>) -> String {
+        let text = format!("node: n\nsocket: /{SOCKET}\ndataplane: {{ interfaces: [{{ name: wan0 }}] }}");
+        let file = NodeFile::parse(&text, Path::new("node.yaml")).unwrap();
+        let (root, machine) = machine(&[("run/keep", "")]);
+        let speaker = answer.map(|answer| {
+            let listener = Listener::bind(&root.path().join(SOCKET), 0o600).unwrap();
+            std::thread::spawn(move || {
+                let mut stream = listener.accept().unwrap();
+                let _hello: Request = frame::read(&mut stream).unwrap();
+                let holds = Versions::new();
+                let server = "t".into();
+                let welcome =
+                    Response::Welcome { contract: CONTRACT_VERSION, server, holds, reached: 1, prepares: true };
+                frame::write(&mut stream, &welcome).unwrap();
+                assert_eq!(frame::read::<Request>(&mut stream).unwrap(), Request::Show(Show::Control));
+                frame::write(&mut stream, &answer).unwrap();
+            })
+        });
+        let found = told(&[look(&machine, &file)], "control").remove(0);
+        if let Some(speaker) = speaker {
+            speaker.join().unwrap();
+        }
+        found
+    }
+
+    #[test]
+    fn a_control_that_is_gone_or_hangs_is_named_with_the_command() {
+        let client = || Some("tidegate-control 1".to_owned());
+        let of = |client, has_spoken, silent_ms| {
+            found(Some(Response::Shown(Shown::Control(Control { client, has_spoken, silent_ms }))))
+        };
+        let well = of(client(), true, 4_000);
+        assert_eq!(well, "Ok /run/tidegate.sock | connected (tidegate-control 1), heard 4 s ago | -");
+        for (told, expected) in [
+            (of(client(), true, 90_000), "connected (tidegate-control 1), but silent for 90 s: it hangs"),
+            (of(None, true, 90_000), "not connected, heard last 90 s ago"),
+            (of(None, false, 5_000), "not connected, and not heard since the dataplane started 5 s ago"),
+        ] {
+            assert_eq!(told, format!("Warn /run/tidegate.sock | {expected} | {FIX}"));
+        }
+    }
+
+    #[test]
+    fn where_no_dataplane_runs_there_is_nothing_to_hear_and_one_that_cannot_tell_is_noted() {
+        assert_eq!(found(None), "Ok /run/tidegate.sock | no dataplane runs here that could tell | -");
+        let older = found(Some(Response::Error { message: "unknown variant `control`".into() }));
+        assert!(older.starts_with("Note ") && older.contains("unknown variant `control`"), "{older}");
+    }
+}
