@@ -44,7 +44,7 @@ pub fn flows(rows: &[FlowRow], limit: u32) -> String {
         ]);
     }
     let mut out = columns.render();
-    out.push_str("packets and bytes: of the last seconds, 4 at most, and none of a handshake; STATE has all of the flow's life\n");
+    out.push_str("\npackets and bytes: of the last seconds, 4 at most, and none of a handshake; STATE has all of the flow's life\n");
     if rows.len() >= limit as usize {
         out.push_str(&format!("stopped at {limit} flows; --limit N asks for more\n"));
     }

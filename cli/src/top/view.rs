@@ -268,7 +268,9 @@ impl State {
                 Subject::Nat => self.nat(now),
             };
             self.columns = table.headings.len();
-            let by = *self.sorting.get_or_insert(table.sorted_by);
+            // There may be fewer columns than at the last look.
+            let by = self.sorting.unwrap_or(table.sorted_by).min(table.headings.len().saturating_sub(1));
+            self.sorting = Some(by);
             table.rows.sort_by(|a, b| match (a.get(by), b.get(by)) {
                 (Some(a), Some(b)) if self.is_reversed => b.order(a),
                 (Some(a), Some(b)) => a.order(b),

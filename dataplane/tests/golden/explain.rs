@@ -405,9 +405,9 @@ fn leaving(told: &Explanation) -> Option<(Vec<String>, Option<String>, Option<st
 fn a_denied_packet_is_told_with_the_pod_that_was_chosen() {
     for (net, number) in Net::BOTH.into_iter().flat_map(|net| [(net, 5u8), (net, 6)]) {
         let mut fleet = Fleet::new(town(), 2).unwrap();
-        let (client, pod) = ((net.client(50), 40_000), net.pod(0, 5));
+        let (client, pod) = (net.client(40), net.pod(0, 5));
         let (from, sketch) = match number {
-            5 => (None, tcp((net.client(30), 40_000), (net.vip(5), 80)).syn(1)),
+            5 => (None, tcp((client, 40_000), (net.vip(5), 80)).syn(1)),
             // Pod six may only send to a few, and pod five is not among them.
             _ => (Some(0), tcp((net.pod(0, 6), 40_000), (net.vip(5), 80)).syn(1)),
         };
@@ -417,14 +417,14 @@ fn a_denied_packet_is_told_with_the_pod_that_was_chosen() {
         };
         let told = fleet.explain(0, if from.is_some() { LAN } else { WAN }, &frame);
         let reason = if number == 5 { "PolicyDeniedIngress" } else { "PolicyDeniedEgress" };
-        assert_eq!(kind(&told), reason, "{client:?} {told:?}");
+        assert_eq!(kind(&told), reason, "{told:?}");
         let backend = |step: &Step| matches!(step, Step::Backend { address, port: 8080, .. } if *address == pod);
         assert_eq!(told.steps.iter().filter(|step| backend(step)).count(), 1, "{told:?}");
         let ends = told.steps.iter().find_map(|step| match step {
             Step::Policy { ends, allowed: false, .. } => *ends,
             _ => None,
         });
-        let source = if number == 5 { net.client(30) } else { net.pod(0, 6) };
+        let source = if number == 5 { client } else { net.pod(0, 6) };
         assert_eq!(ends, Some((SocketAddr::new(source, 40_000), SocketAddr::new(pod, 8080))), "{told:?}");
     }
 }
