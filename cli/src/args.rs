@@ -196,10 +196,10 @@ pub struct ExplainArguments {
     /// Node that sends it in VXLAN [default: the node of the pod that the sender's address is]
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
-    /// TCP flags that are set, as letters: S, A, F, R, P
+    /// TCP flags that are set, as letters: S, A, F, R, P; of SCTP the chunk: S is INIT, A DATA, F SHUTDOWN, R ABORT
     #[arg(long, default_value = "S")]
     pub flags: String,
-    /// Time to live
+    /// Time to live, of IPv6 the hop limit
     #[arg(long, default_value_t = 64)]
     pub ttl: u8,
     /// Bytes of payload
@@ -237,6 +237,8 @@ pub enum ExplainProtocol {
     Udp,
     /// An echo request
     Icmp,
+    /// A packet with an INIT; see --flags
+    Sctp,
 }
 
 /// Arguments of `tidegate capture`.

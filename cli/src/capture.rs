@@ -147,6 +147,9 @@ impl From<io::Error> for Stop {
 }
 
 /// The file, and what is in it.
+/// What is said of an interface whose packets have been done with.
+pub(crate) const AS_IT_LEFT: &str = "as it left";
+
 struct Recording {
     writer: pcapng::Writer<Box<dyn Write>>,
     begun: Begun,
@@ -168,7 +171,7 @@ impl Recording {
             inner => format!("{outer}{}inside: {inner}", if outer.is_empty() { "" } else { "; " }),
         };
         for device in &begun.devices {
-            for (form, description) in [("before", "as it came in"), ("after", "as it left")] {
+            for (form, description) in [("before", "as it came in"), ("after", AS_IT_LEFT)] {
                 let name = format!("{device} {form}");
                 let snap_bytes = wanted.snap_bytes;
                 let interface = pcapng::Interface { name: &name, description, filter: &filter, snap_bytes };

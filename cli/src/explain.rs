@@ -13,11 +13,13 @@ use anyhow::{Context, anyhow, bail};
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep};
 use pcap_file::DataLink;
 use pcap_file::pcap::PcapReader;
+use pcap_file::pcapng::blocks::interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption};
 use pcap_file::pcapng::{Block, PcapNgReader};
 use tidegate_api::client::Client;
 use tidegate_api::explain::{Explanation, Question, Reason, Step, Verdict};
 
 use crate::args::{ExplainArguments, ExplainProtocol};
+use crate::capture::AS_IT_LEFT;
 use crate::trouble;
 use saved::Saved;
 
@@ -26,6 +28,8 @@ mod saved;
 
 /// Longest wait for the answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A worker carries counts of its flows to their backends within so many seconds.
+const COUNTED_S: u32 = 4;
 /// Widest label of a line, and a blank.
 const LABEL_WIDTH: usize = 11;
 /// Largest payload that is put into a packet, bytes.
@@ -43,7 +47,7 @@ const PCAPNG_MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 /// When the packet cannot be put together or read, no answer comes, or the dataplane cannot tell where such a packet would
 /// come from.
 pub fn run(socket: &Path, arguments: &ExplainArguments, as_json: bool) -> anyhow::Result<String> {
-    let question = question(arguments)?;
+    let (question, note) = question(arguments)?;
     let saved = match &arguments.state {
         Some(state) => Some(Saved::start(state, &arguments.config)?),
         None => None,
@@ -52,24 +56,47 @@ pub fn run(socket: &Path, arguments: &ExplainArguments, as_json: bool) -> anyhow
     let told = |error| anyhow!(trouble::explain(&error, socket));
     let mut client = Client::connect(socket, concat!("tidegate ", env!("CARGO_PKG_VERSION"))).map_err(told)?;
     client.set_timeout(Some(ANSWER_TIMEOUT)).context("setting the time limit")?;
-    let explanation = client.explain(question).map_err(told)?;
+    let mut explanation = client.explain(question).map_err(told)?;
+    if saved.is_some() {
+        // Nobody works there.
+        explanation.steps.retain(|step| !matches!(step, Step::Owned { .. }));
+    }
     if as_json {
+        note.iter().for_each(|note| eprintln!("tidegate: {note}"));
         return Ok(serde_json::to_string_pretty(&explanation).context("writing JSON")? + "\n");
     }
-    Ok(text(&explanation))
+    let note = note.map(|note| format!("{:LABEL_WIDTH$}{}\n", "note", printable(&note))).unwrap_or_default();
+    Ok(note + &text(&explanation))
 }
 
-/// The question that a command line asks.
+/// The question that a command line asks, and what is to be known of its packet beside the answer.
 ///
 /// # Errors
 /// What is wrong with the description of the packet.
-pub fn question(arguments: &ExplainArguments) -> anyhow::Result<Question> {
-    let (bytes, is_frame) = match (&arguments.hex, &arguments.pcap) {
-        (Some(hex), _) => (digits(hex)?, !arguments.ip),
+pub fn question(arguments: &ExplainArguments) -> anyhow::Result<(Question, Option<String>)> {
+    let Captured { bytes, is_frame, left_by } = match (&arguments.hex, &arguments.pcap) {
+        (Some(hex), _) => Captured { bytes: digits(hex)?, is_frame: !arguments.ip, left_by: None },
         (None, Some(file)) => captured(file, arguments.number, CAPTURE_BYTES_MAX)?,
-        (None, None) => (described(arguments)?, false),
+        (None, None) => Captured { bytes: described(arguments)?, is_frame: false, left_by: None },
     };
-    Ok(Question { device: arguments.device.clone(), node: arguments.node.clone(), is_frame, bytes })
+    let note = left_by.map(|place| {
+        let number = arguments.number;
+        format!(
+            "packet {number} was recorded as it left ({place}), when all had been done with it: this tells what would \
+             become of it if it came in like that; ask about the one recorded before"
+        )
+    });
+    Ok((Question { device: arguments.device.clone(), node: arguments.node.clone(), is_frame, bytes }, note))
+}
+
+/// A packet of a capture file, or as good as one.
+#[derive(Debug, PartialEq)]
+struct Captured {
+    bytes: Vec<u8>,
+    /// Whether it begins with an Ethernet header.
+    is_frame: bool,
+    /// Where `tidegate capture` saw it leave.
+    left_by: Option<String>,
 }
 
 /// Bytes from hexadecimal digits; blanks, colons and line feeds between them do not count.
@@ -86,9 +113,9 @@ fn digits(text: &str) -> anyhow::Result<Vec<u8>> {
     digits.chunks_exact(2).map(byte).collect()
 }
 
-/// Packet `number` of a capture file, counted from 1 as tcpdump and Wireshark do, and whether it is a frame. Of the
-/// file `bytes_max` bytes are read at most.
-fn captured(path: &Path, number: u32, bytes_max: u64) -> anyhow::Result<(Vec<u8>, bool)> {
+/// Packet `number` of a capture file, counted from 1 as tcpdump and Wireshark do. Of the file `bytes_max` bytes are read at
+/// most.
+fn captured(path: &Path, number: u32, bytes_max: u64) -> anyhow::Result<Captured> {
     let name = path.display();
     let reading = || format!("reading {name}");
     let mut file = File::open(path).with_context(reading)?.take(bytes_max);
@@ -100,7 +127,7 @@ fn captured(path: &Path, number: u32, bytes_max: u64) -> anyhow::Result<(Vec<u8>
         true => from_pcapng(whole, number, &mut passed),
         false => from_pcap(whole, number, &mut passed),
     };
-    let (link, packet) = match found {
+    let Found { link, bytes, left_by } = match found {
         Ok(Some(found)) => found,
         _ if file.limit() == 0 => bail!(
             "the first {bytes_max} bytes of {name}, and no more are read, have {passed} whole packets: {} are left up to \
@@ -111,30 +138,35 @@ fn captured(path: &Path, number: u32, bytes_max: u64) -> anyhow::Result<(Vec<u8>
         Err(error) => return Err(error).with_context(|| format!("{name} as a capture file, after {passed} packets")),
     };
     match link {
-        DataLink::ETHERNET => Ok((packet, true)),
-        DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => Ok((packet, false)),
+        DataLink::ETHERNET => Ok(Captured { bytes, is_frame: true, left_by }),
+        DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => Ok(Captured { bytes, is_frame: false, left_by }),
         other => bail!("{name} has frames of link type {other:?}; Ethernet and raw IP can be read"),
     }
 }
 
-type Captured = Option<(DataLink, Vec<u8>)>;
+/// A packet as a file has it.
+struct Found {
+    link: DataLink,
+    bytes: Vec<u8>,
+    left_by: Option<String>,
+}
 
 /// Reads up to packet `number`; `passed` counts those before it.
-fn from_pcap(file: impl Read, number: u32, passed: &mut u32) -> anyhow::Result<Captured> {
+fn from_pcap(file: impl Read, number: u32, passed: &mut u32) -> anyhow::Result<Option<Found>> {
     let mut reader = PcapReader::new(file)?;
     let link = reader.header().datalink;
     // As it stands there: a packet that was cut when it was captured is one too.
     while let Some(packet) = reader.next_raw_packet() {
         let packet = packet?;
         if *passed + 1 == number {
-            return Ok(Some((link, packet.data.into_owned())));
+            return Ok(Some(Found { link, bytes: packet.data.into_owned(), left_by: None }));
         }
         *passed += 1;
     }
     Ok(None)
 }
 
-fn from_pcapng(file: impl Read, number: u32, passed: &mut u32) -> anyhow::Result<Captured> {
+fn from_pcapng(file: impl Read, number: u32, passed: &mut u32) -> anyhow::Result<Option<Found>> {
     let mut reader = PcapNgReader::new(file)?;
     while let Some(block) = reader.next_block() {
         let is_it = *passed + 1 == number;
@@ -146,8 +178,9 @@ fn from_pcapng(file: impl Read, number: u32, passed: &mut u32) -> anyhow::Result
         match packet {
             Some((interface, Some(data))) => {
                 let interface = usize::try_from(interface)?;
-                let link = reader.interfaces().get(interface).map(|interface| interface.linktype);
-                return Ok(Some((link.ok_or_else(|| anyhow!("interface {interface} is not described"))?, data)));
+                let place = reader.interfaces().get(interface);
+                let place = place.ok_or_else(|| anyhow!("interface {interface} is not described"))?;
+                return Ok(Some(Found { link: place.linktype, bytes: data, left_by: left_by(place) }));
             }
             Some((_, None)) => *passed += 1,
             None if reader.interfaces().len() > INTERFACES_MAX => {
@@ -157,6 +190,16 @@ fn from_pcapng(file: impl Read, number: u32, passed: &mut u32) -> anyhow::Result
         }
     }
     Ok(None)
+}
+
+/// The name of an interface where `tidegate capture` wrote what left.
+fn left_by(interface: &InterfaceDescriptionBlock<'_>) -> Option<String> {
+    let is_after = |option: &InterfaceDescriptionOption<'_>| matches!(option, InterfaceDescriptionOption::IfDescription(text) if text == AS_IT_LEFT);
+    let name = |option: &InterfaceDescriptionOption<'_>| match option {
+        InterfaceDescriptionOption::IfName(name) => Some(name.clone().into_owned()),
+        _ => None,
+    };
+    interface.options.iter().any(is_after).then(|| interface.options.iter().find_map(name).unwrap_or_default())
 }
 
 /// The packet that protocol, ends and options describe.
@@ -184,6 +227,10 @@ fn described(arguments: &ExplainArguments) -> anyhow::Result<Vec<u8>> {
     if protocol == ExplainProtocol::Udp {
         return written(Built::Udp(begun.udp(from.port(), to.port())), &payload);
     }
+    if protocol == ExplainProtocol::Sctp {
+        let segment = sctp(from.port(), to.port(), &arguments.flags, &payload)?;
+        return written(Built::Sctp(begun), &segment);
+    }
     let mut segment = begun.tcp(from.port(), to.port(), 1, 65_000);
     for flag in arguments.flags.chars() {
         segment = match flag.to_ascii_uppercase() {
@@ -198,8 +245,40 @@ fn described(arguments: &ExplainArguments) -> anyhow::Result<Vec<u8>> {
     written(Built::Tcp(segment), &payload)
 }
 
+/// An SCTP packet with one chunk (RFC 9260 section 3), which `flags` names by what TCP would say: INIT opens, DATA goes on,
+/// SHUTDOWN ends and ABORT resets.
+fn sctp(from: u16, to: u16, flags: &str, payload: &[u8]) -> anyhow::Result<Vec<u8>> {
+    // Type, flags, verification tag and value; the initiate tag or transmission sequence number first.
+    let (kind, bits, tag, mut value): (u8, u8, u32, Vec<u8>) = match flags.to_ascii_uppercase().as_str() {
+        "S" => (1, 0, 0, vec![0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]),
+        // Begin and end of a message, stream 0, with no payload protocol.
+        "A" | "PA" | "AP" => (0, 3, 1, vec![0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+        "F" | "FA" | "AF" => (7, 0, 1, vec![0, 0, 0, 1]),
+        "R" => (6, 0, 1, Vec::new()),
+        other => bail!("--flags {other:?} is no chunk of SCTP: S is INIT, A DATA, F SHUTDOWN, R ABORT"),
+    };
+    if kind == 0 {
+        value.extend_from_slice(payload);
+    } else if !payload.is_empty() {
+        bail!("--payload is for DATA: with sctp name --flags A too");
+    }
+    let length = u16::try_from(4 + value.len())?;
+    let mut packet = [from.to_be_bytes(), to.to_be_bytes()].concat();
+    packet.extend(tag.to_be_bytes());
+    packet.extend([0; 4]);
+    packet.extend([kind, bits]);
+    packet.extend(length.to_be_bytes());
+    packet.extend(value);
+    packet.resize(packet.len().next_multiple_of(4), 0);
+    // Least significant byte first (section 6.8, appendix A).
+    let sum = crc32c::crc32c(&packet).to_le_bytes();
+    packet.get_mut(8..12).context("an SCTP header")?.copy_from_slice(&sum);
+    Ok(packet)
+}
+
 /// A packet of one of the kinds that can be described.
 enum Built {
+    Sctp(PacketBuilderStep<etherparse::IpHeaders>),
     Tcp(PacketBuilderStep<etherparse::TcpHeader>),
     Udp(PacketBuilderStep<etherparse::UdpHeader>),
     Icmp4(PacketBuilderStep<etherparse::Icmpv4Header>),
@@ -209,6 +288,7 @@ enum Built {
 fn written(built: Built, payload: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     match built {
+        Built::Sctp(step) => step.write(&mut bytes, IpNumber::SCTP, payload)?,
         Built::Tcp(step) => step.write(&mut bytes, payload)?,
         Built::Udp(step) => step.write(&mut bytes, payload)?,
         Built::Icmp4(step) => step.write(&mut bytes, payload)?,
@@ -264,7 +344,8 @@ fn line(step: &Step) -> (&'static str, String) {
             };
             let (from, to) = (pair(source, source_port), pair(destination, destination_port));
             let fragment = if *fragment { ", a fragment" } else { "" };
-            ("packet", format!("{} {from} -> {to}, {bytes} bytes, TTL {ttl}{fragment}", protocol_name(*protocol)))
+            let (protocol, ttl_name) = (protocol_name(*protocol), if source.is_ipv4() { "TTL" } else { "hop limit" });
+            ("packet", format!("{protocol} {from} -> {to}, {bytes} bytes, {ttl_name} {ttl}{fragment}"))
         }
         Step::Differs { what, tables, packet } => {
             ("differs", format!("{what}: tables have {tables}, the packet carries {packet}"))
@@ -279,17 +360,24 @@ fn line(step: &Step) -> (&'static str, String) {
                 true => format!("pod {client} -> {vip}, seen as {source}"),
                 false => format!("{client} -> {vip} as {source} -> {backend}"),
             };
-            let told = format!("known, {way}: {ends}, {state}, idle {idle_s} s, {there} packets and {back} back");
+            let told = format!(
+                "known, {way}: {ends}, {state}, idle {idle_s} s, in the last {COUNTED_S} s {there} packets and {back} back"
+            );
             ("flow", told)
         }
         Step::NoFlow => ("flow", "none is known".to_owned()),
         Step::Revalidated => ("flow", "something it depends on has changed: all is looked at again".to_owned()),
-        Step::Service { service, port, kind, mode, scheduler, endpoints } => {
+        Step::Service { service, port, kind, mode, scheduler, endpoints, affinity_s, is_remembered } => {
             let port = if *port == 0 { "every port".to_owned() } else { format!("port {port}") };
             let scheduler = serde_json::to_value(scheduler).ok();
             let scheduler = scheduler.as_ref().and_then(serde_json::Value::as_str).unwrap_or("?").to_owned();
+            let affinity = match (affinity_s, is_remembered) {
+                (0, _) => String::new(),
+                (_, true) => format!(", session affinity of {affinity_s} s: this client's endpoint is remembered"),
+                (_, false) => format!(", session affinity of {affinity_s} s: none is remembered of this client"),
+            };
             let told = format!(
-                "{service} {port} by its {} address, {mode}, {scheduler} among {endpoints} endpoints",
+                "{service} {port} by its {} address, {mode}, {scheduler} among {endpoints} endpoints{affinity}",
                 kind_name(kind)
             );
             ("service", told)
@@ -365,7 +453,9 @@ fn verdict(verdict: &Verdict) -> Vec<(&'static str, String)> {
             lines
         }
         Verdict::Followed => {
-            vec![("verdict", "FOLLOWED: it goes where the first fragment of its datagram goes".to_owned())]
+            let told =
+                "FOLLOWED: it goes where the first fragment of its datagram goes, and is held until that has come";
+            vec![("verdict", told.to_owned())]
         }
         Verdict::Dropped(reason) => vec![("verdict", format!("DROPPED by stage {}", reason.stage)), why(reason)],
     }
@@ -375,9 +465,18 @@ fn verdict(verdict: &Verdict) -> Vec<(&'static str, String)> {
 fn egress(pod: IpAddr, policies: &[String], policy: Option<&str>, address: Option<IpAddr>) -> String {
     match (policies, policy, address) {
         (_, None, Some(own)) => format!("pod {pod} by its own address {own} (StaticNat)"),
-        (_, Some(""), _) => format!("pod {pod} by an EgressPolicy that is not known here, which has no address"),
+        (_, Some(""), _) => {
+            format!("pod {pod} by an EgressPolicy that is not in force here, so that it has no address")
+        }
+        (known, Some(policy), _) if !known.iter().any(|name| name == policy) => format!(
+            "pod {pod} by EgressPolicy {policy}, which selects it and is not in force: it is invalid, or was not taken; its \
+             status and control's problems say why"
+        ),
         (_, Some(policy), Some(address)) => format!("pod {pod} by EgressPolicy {policy} with its address {address}"),
-        (_, Some(policy), None) => format!("pod {pod} by EgressPolicy {policy}, which has no address of this family"),
+        (_, Some(policy), None) => format!(
+            "pod {pod} by EgressPolicy {policy}, which has no {} address: it lists none, or is invalid",
+            if pod.is_ipv4() { "IPv4" } else { "IPv6" }
+        ),
         ([], None, None) => format!("pod {pod}, which no EgressPolicy selects"),
         (names, None, None) => format!("pod {pod} by EgressPolicy {}: not for this destination", names.join(", ")),
     }
@@ -407,7 +506,7 @@ fn protocol_name(number: u8) -> String {
         IpNumber::UDP => "UDP".to_owned(),
         IpNumber::ICMP => "ICMP".to_owned(),
         IpNumber::IPV6_ICMP => "ICMPv6".to_owned(),
-        IpNumber(132) => "SCTP".to_owned(),
+        IpNumber::SCTP => "SCTP".to_owned(),
         IpNumber(other) => format!("protocol {other}"),
     }
 }
@@ -422,7 +521,7 @@ mod tests {
     fn asked(line: &str) -> anyhow::Result<Question> {
         let arguments = Arguments::try_parse_from(line.split_whitespace())?;
         let Command::Explain(explain) = arguments.command else { panic!("{line}") };
-        question(&explain)
+        question(&explain).map(|(question, _)| question)
     }
 
     #[test]
@@ -448,6 +547,9 @@ mod tests {
             ("tcp 192.0.2.7 203.0.113.10:80", "with a port"),
             ("tcp 192.0.2.7:1 [2001:db8::1]:80", "same family"),
             ("icmp 192.0.2.7:1 203.0.113.10", "no ports"),
+            ("sctp 192.0.2.7:1 203.0.113.10", "with a port"),
+            ("sctp 192.0.2.7:1 203.0.113.10:80 --flags SA", "INIT"),
+            ("sctp 192.0.2.7:1 203.0.113.10:80 --payload 9", "--flags A"),
             ("tcp 192.0.2.7:1 203.0.113.10:80 --flags SX", "no TCP flag"),
             ("tcp 192.0.2.7:1 203.0.113.10:80 --payload 9001", "more than 9000 bytes"),
             ("udp [2001:db8::7]:1 [2001:db8:f::a]:80 --payload 65536", "more than 9000 bytes"),
@@ -459,8 +561,64 @@ mod tests {
             assert!(error.contains(hint), "{line}: {error}");
         }
         assert!(asked("tidegate explain").is_err());
-        assert!(asked("tidegate explain sctp 192.0.2.7:1 203.0.113.10:80").is_err());
         assert!(asked("tidegate explain --pcap x --number 0").is_err());
+    }
+
+    /// RFC 9260: one chunk, and a CRC32c that holds.
+    #[test]
+    fn sctp_packets_are_whole() {
+        for (from, to) in [("192.0.2.7:5", "203.0.113.10:2905"), ("[2001:db8::7]:5", "[2001:db8:f::a]:2905")] {
+            for (more, kind, length) in
+                [("", 1, 20), ("--flags A --payload 5", 0, 21), ("--flags F", 7, 8), ("--flags R", 6, 4)]
+            {
+                let asked = asked(&format!("tidegate explain sctp {from} {to} {more}")).unwrap();
+                let read = etherparse::SlicedPacket::from_ip(&asked.bytes).unwrap();
+                let payload = read.ip_payload().unwrap();
+                assert_eq!(payload.ip_number, IpNumber::SCTP);
+                let mut bytes = payload.payload.to_vec();
+                assert_eq!(bytes[..4], [0, 5, 0x0b, 0x59]);
+                assert_eq!((bytes[12], u16::from_be_bytes([bytes[14], bytes[15]]), bytes.len() % 4), (kind, length, 0));
+                let sum: [u8; 4] = bytes.splice(8..12, [0; 4]).collect::<Vec<_>>().try_into().unwrap();
+                assert_eq!(u32::from_le_bytes(sum), crc32c::crc32c(&bytes), "{more}");
+            }
+        }
+    }
+
+    /// What `tidegate capture` wrote as it left is not what came in.
+    #[test]
+    fn frames_that_were_recorded_as_they_left_are_told_as_such() {
+        let mut file = Vec::new();
+        let mut writer = crate::capture::pcapng::Writer::new(&mut file, "test").unwrap();
+        for (name, description) in [("wan0 before", "as it came in"), ("wan0 after", AS_IT_LEFT)] {
+            let interface = crate::capture::pcapng::Interface { name, description, filter: "", snap_bytes: 99 };
+            writer.interface(&interface).unwrap();
+        }
+        for interface in [0, 1] {
+            let packet = crate::capture::pcapng::Packet {
+                interface,
+                at_ns: 0,
+                length: 60,
+                bytes: &[7; 60],
+                is_outbound: interface == 1,
+                id: 1,
+                left_out: 0,
+                comment: "",
+            };
+            writer.packet(&packet).unwrap();
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("own.pcapng");
+        std::fs::write(&path, &file).unwrap();
+        let note = |number: u32| {
+            let line = format!("tidegate explain --pcap {} --number {number}", path.display());
+            let Command::Explain(explain) = Arguments::try_parse_from(line.split_whitespace()).unwrap().command else {
+                panic!("{line}")
+            };
+            question(&explain).unwrap().1
+        };
+        assert_eq!(note(1), None);
+        let told = note(2).unwrap();
+        assert!(told.contains("packet 2 was recorded as it left (wan0 after)"), "{told}");
     }
 
     #[test]
@@ -536,7 +694,8 @@ mod tests {
                 writer.join().unwrap();
                 read
             };
-            assert_eq!(read(1000, CAPTURE_BYTES_MAX).unwrap(), (frame.to_vec(), true));
+            let expected = Captured { bytes: frame.to_vec(), is_frame: true, left_by: None };
+            assert_eq!(read(1000, CAPTURE_BYTES_MAX).unwrap(), expected);
             let bytes_max = begin.len() as u64 + 500 * again.len() as u64 + 7;
             let told = read(1000, bytes_max).unwrap_err().to_string();
             assert!(told.contains(&format!("first {bytes_max} bytes")) && told.contains("500 whole packets"), "{told}");
@@ -575,6 +734,26 @@ mod tests {
             packets: (5, 4),
         };
         let names = || vec!["shop".to_owned(), "rest".to_owned()];
+        let served = |affinity_s, is_remembered| Step::Service {
+            service: "shop/web".into(),
+            port: 80,
+            kind: "vip".into(),
+            mode: "fullnat".into(),
+            scheduler: Default::default(),
+            endpoints: 2,
+            affinity_s,
+            is_remembered,
+        };
+        let packet = |source, destination| Step::Packet {
+            protocol: 132,
+            source: ip(source),
+            source_port: Some(5),
+            destination: ip(destination),
+            destination_port: Some(80),
+            bytes: 40,
+            ttl: 9,
+            fragment: false,
+        };
         for (step, line) in [
             (
                 egress(&["out"], Some("out"), Some("192.0.2.10")),
@@ -582,14 +761,19 @@ mod tests {
             ),
             (
                 egress(&["out"], Some("out"), None),
-                "pod 10.244.1.5 by EgressPolicy out, which has no address of this family",
+                "pod 10.244.1.5 by EgressPolicy out, which has no IPv4 address: it lists none, or is invalid",
+            ),
+            (
+                egress(&["rest"], Some("bad"), None),
+                "pod 10.244.1.5 by EgressPolicy bad, which selects it and is not in force: it is invalid, or was not taken; \
+                 its status and control's problems say why",
             ),
             (egress(&["a", "b"], None, None), "pod 10.244.1.5 by EgressPolicy a, b: not for this destination"),
             (egress(&[], None, None), "pod 10.244.1.5, which no EgressPolicy selects"),
             (egress(&["out"], None, Some("192.0.2.30")), "pod 10.244.1.5 by its own address 192.0.2.30 (StaticNat)"),
             (
                 egress(&[], Some(""), None),
-                "pod 10.244.1.5 by an EgressPolicy that is not known here, which has no address",
+                "pod 10.244.1.5 by an EgressPolicy that is not in force here, so that it has no address",
             ),
             (
                 Step::External { address: ip("2001:db8::10"), policies: names() },
@@ -619,7 +803,23 @@ mod tests {
             (
                 flow,
                 "known, the way back: pod 10.244.1.5:40000 -> 198.51.100.7:443, seen as 192.0.2.10:41873, established, idle 2 s, \
-                 5 packets and 4 back",
+                 in the last 4 s 5 packets and 4 back",
+            ),
+            (served(0, false), "shop/web port 80 by its load balancer address, fullnat, mh among 2 endpoints"),
+            (
+                served(10_800, false),
+                "shop/web port 80 by its load balancer address, fullnat, mh among 2 endpoints, session affinity of 10800 s: \
+                 none is remembered of this client",
+            ),
+            (
+                served(10_800, true),
+                "shop/web port 80 by its load balancer address, fullnat, mh among 2 endpoints, session affinity of 10800 s: \
+                 this client's endpoint is remembered",
+            ),
+            (packet("192.0.2.7", "203.0.113.10"), "SCTP 192.0.2.7:5 -> 203.0.113.10:80, 40 bytes, TTL 9"),
+            (
+                packet("2001:db8::7", "2001:db8:f::a"),
+                "SCTP [2001:db8::7]:5 -> [2001:db8:f::a]:80, 40 bytes, hop limit 9",
             ),
         ] {
             assert_eq!(super::line(&step).1, line);
@@ -644,6 +844,7 @@ mod tests {
                 key: 0,
                 rule: None,
                 allowed: false,
+                ends: None,
             },
         ];
         let told = text(&Explanation { worker: 1, generation: 3, steps, verdict: Verdict::Dropped(reason) });

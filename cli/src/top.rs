@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use crossterm::style::{Attribute, Print, SetAttribute};
 use crossterm::{cursor, execute, queue, terminal};
@@ -42,6 +42,9 @@ pub fn run(socket: &Path, arguments: &TopArguments) -> anyhow::Result<String> {
         for wait in [Duration::ZERO, interval] {
             std::thread::sleep(wait);
             state.hear(Ok(asker.ask(&state).map_err(|error| anyhow!(error))?));
+            if let Some(name) = state.unknown_service() {
+                bail!("no Service {name} is served here; `tidegate show services` lists those that are");
+            }
         }
         return Ok(state.frame(PLAIN.0, PLAIN.1).iter().map(|line| line.trim_end().to_owned() + "\n").collect());
     }
@@ -240,7 +243,11 @@ fn questions(state: &State) -> Vec<Show> {
         Subject::Workers => {}
         Subject::Drops => asked.push(Show::Drops),
         Subject::Services => asked.push(Show::Services),
-        Subject::Backends => asked.push(Show::Backends { service: state.service.clone() }),
+        Subject::Backends => {
+            asked.push(Show::Backends { service: state.service.clone() });
+            // Whether there is one of that name.
+            asked.extend(state.service.is_some().then_some(Show::Services));
+        }
         Subject::Flows => asked.push(Show::Flows { limit: FLOWS_MAX, filter: FlowFilter::default() }),
         Subject::Nat => asked.push(Show::Egress),
     }
@@ -293,5 +300,7 @@ mod tests {
             let asked = questions(&State::new(subject, None));
             assert_eq!(asked.len(), if subject == Subject::Workers { 3 } else { 4 }, "{subject:?}");
         }
+        let asked = questions(&State::new(Subject::Workers, Some("shop/web".into())));
+        assert!(matches!(asked.as_slice(), [.., Show::Backends { service: Some(_) }, Show::Services]), "{asked:?}");
     }
 }

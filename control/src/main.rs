@@ -218,7 +218,10 @@ fn check(file: NodeFile) -> anyhow::Result<ExitCode> {
     print!("{report}");
     let whole = reconciler.is_complete() || errors > 0;
     if !whole {
-        println!("not everything could be read within {} s", CHECKED_WITHIN.as_secs());
+        println!(
+            "not everything could be read within {} s: the API did not list all objects",
+            CHECKED_WITHIN.as_secs()
+        );
     }
     Ok(if errors == 0 && whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -227,6 +230,7 @@ fn check(file: NodeFile) -> anyhow::Result<ExitCode> {
 fn check_cluster(file: NodeFile, choice: &KubernetesChoice) -> anyhow::Result<Reconciler> {
     let access = Access::new(choice.kubeconfig.as_deref()).context("cannot reach the Kubernetes API")?;
     let source = Box::new(Kubernetes::new(access, file.control.exposed()));
+    eprintln!("reading all objects from the Kubernetes API, for at most {} s", CHECKED_WITHIN.as_secs());
     let mut reconciler = Reconciler::new(file, source.dialect(), StatusWriter::silent());
     let (batches, taken) = channel();
     let running =

@@ -5,7 +5,7 @@ mod rig;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -170,17 +170,24 @@ fn a_second_one_with_the_same_state_directory_does_not_start() {
     running.terminate();
 }
 
+/// A file that leads to a server that is not there.
+fn kubeconfig_without_a_server(home: &Path) -> PathBuf {
+    let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+                      clusters: [{ name: a, cluster: { server: 'http://127.0.0.1:1' } }]\n\
+                      users: [{ name: a, user: {} }]\ncontexts: [{ name: a, context: { cluster: a, user: a } }]\n";
+    let path = home.join("kubeconfig");
+    fs::write(&path, kubeconfig).unwrap();
+    path
+}
+
 /// What is wrong with the API is told in our words; those of the client behind it would be there once a second.
 #[test]
 fn an_absent_server_is_told_by_us_alone() {
     let home = home();
-    let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
-                      clusters: [{ name: a, cluster: { server: 'http://127.0.0.1:1' } }]\n\
-                      users: [{ name: a, user: {} }]\ncontexts: [{ name: a, context: { cluster: a, user: a } }]\n";
-    fs::write(home.path().join("kubeconfig"), kubeconfig).unwrap();
+    let kubeconfig = kubeconfig_without_a_server(home.path());
     let mut child = program()
         .args(["--config".as_ref(), home.path().join("node.yaml").as_os_str()])
-        .args(["--kubeconfig".as_ref(), home.path().join("kubeconfig").as_os_str()])
+        .args(["--kubeconfig".as_ref(), kubeconfig.as_os_str()])
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
@@ -195,6 +202,23 @@ fn an_absent_server_is_told_by_us_alone() {
     let noise: Vec<&String> = said.iter().filter(|line| line.contains("failed with error")).collect();
     assert!(noise.is_empty(), "{noise:#?}");
     running.terminate();
+}
+
+/// A check of a cluster takes its time, and says at once for what.
+#[test]
+fn check_of_a_cluster_says_what_it_waits_for() {
+    let home = home();
+    let kubeconfig = kubeconfig_without_a_server(home.path());
+    let mut child = program()
+        .args(["--config".as_ref(), home.path().join("node.yaml").as_os_str(), "--check".as_ref()])
+        .args(["--kubeconfig".as_ref(), kubeconfig.as_os_str()])
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(said, "reading all objects from the Kubernetes API, for at most 30 s\n");
 }
 
 #[test]

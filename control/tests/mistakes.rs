@@ -204,7 +204,20 @@ fn endpoints_without_a_node_that_no_tunnel_covers_are_told() {
     let told = |rig: &Rig| rig.note("shop/web", "BackendsReachable").map(|(reason, words)| (reason, words.to_string()));
     let (reason, words) = told(&rig).unwrap();
     assert_eq!(reason, "NotInOverlay");
-    assert!(words.contains("no node (192.0.2.55, 2001:db8:55::5: in no pod CIDR of the overlay)"), "{words}");
+    let cidrs = |numbers: &[u8]| {
+        let v4 = numbers.iter().map(|n| format!("10.244.{n}.0/24"));
+        v4.chain(numbers.iter().map(|n| format!("fd00:10:244:{n}::/64"))).collect::<Vec<_>>().join(", ")
+    };
+    let lost = |numbers: &[u8]| {
+        let known = cidrs(numbers);
+        format!("no node (192.0.2.55, 2001:db8:55::5: in no pod CIDR of the overlay, which has {known})")
+    };
+    assert!(words.contains(&lost(&[1, 9])), "{words}");
+    // What is known of the overlay is what is told, also when that changes.
+    rig.apply(&node("w2", 2));
+    assert!(told(&rig).unwrap().1.contains(&lost(&[1, 2, 9])), "{:?}", told(&rig));
+    rig.delete(ObjectKind::Node, "w2");
+    assert!(told(&rig).unwrap().1.contains(&lost(&[1, 9])), "{:?}", told(&rig));
     rig.apply(&at("10.244.1.5", "fd00:10:244:1::5"));
     assert_eq!(told(&rig), None, "behind w1");
     rig.apply(&at("10.244.9.5", "fd00:10:244:9::5"));
@@ -212,6 +225,28 @@ fn endpoints_without_a_node_that_no_tunnel_covers_are_told() {
     rig.delete(ObjectKind::Node, "w1");
     rig.apply(&at("10.244.1.5", "fd00:10:244:1::5"));
     assert!(told(&rig).is_some());
+}
+
+#[test]
+fn endpoints_outside_the_pod_cidrs_of_their_node_are_told_with_these() {
+    let mut rig = Rig::new();
+    let on_w1 = |v4: &str, v6: &str| {
+        slice("web-4", "web", "IPv4", HTTP, &format!("{{ addresses: [\"{v4}\"], nodeName: w1 }}"))
+            + &slice("web-6", "web", "IPv6", HTTP, &format!("{{ addresses: [\"{v6}\"], nodeName: w1 }}"))
+    };
+    rig.apply(&(node("gw-1", 9) + &node("w1", 1) + &dual() + &on_w1("10.99.1.5", "fd00:99::5")));
+    let told = |rig: &Rig| rig.note("shop/web", "BackendsReachable").map(|(reason, words)| (reason, words.to_string()));
+    let (reason, words) = told(&rig).unwrap();
+    assert_eq!(reason, "NotInOverlay");
+    let why = "w1 (10.99.1.5, fd00:99::5: neither an address of that Node nor in its pod CIDRs, which are 10.244.1.0/24, \
+               fd00:10:244:1::/64)";
+    assert!(words.contains(why), "{words}");
+    rig.apply(&on_w1("10.244.1.5", "fd00:99::5"));
+    assert!(told(&rig).unwrap().1.contains("w1 (fd00:99::5: neither"), "{:?}", told(&rig));
+    rig.apply(&on_w1("198.51.100.1", "2001:db8:2::1"));
+    assert_eq!(told(&rig), None, "the Node's own addresses");
+    rig.apply(&on_w1("10.244.9.5", "fd00:10:244:1::5"));
+    assert_eq!(told(&rig), None, "our own pods and that Node's");
 }
 
 #[test]

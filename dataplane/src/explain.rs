@@ -17,10 +17,12 @@ use crate::pipeline::{self, Answer, Decision};
 use crate::stage::flow::may_cut;
 use crate::stage::policy::{Blame, Decided, Denied, Direction as Side, Passed};
 use crate::stage::route::{self, Hop};
-use crate::stage::{egress, gatepolicy};
+use crate::stage::{egress, gatepolicy, inward};
+use crate::state::affinity::Remembered;
 use crate::state::{Direction, Entry, Hit, State, TICK_NS_LOG2, Tuple, mark, ticks, ticks_since};
 use crate::table::egress::{EgressRow, PortClass};
 use crate::table::owner::{BLOCK_PORTS, WorkerId};
+use crate::table::pod::NO_SERVICE;
 use crate::table::service::{FrontendKind, Mode};
 use crate::table::{BackendId, DeviceId, EgressId, Tables};
 use crate::wire::packet::Fragment;
@@ -115,7 +117,7 @@ impl<'t> Story<'t> {
             }
         }
         if !matches!(decision, Decision::Forward { .. } | Decision::Translate { .. }) {
-            self.asked_for(tuple);
+            self.asked_for(state, tuple, now_ns);
         }
         match decision {
             Decision::Forward { flow, direction, hop, .. } => {
@@ -124,7 +126,7 @@ impl<'t> Story<'t> {
                     Direction::Original => entry.translated_tuple(),
                     Direction::Reply => entry.original_tuple().reversed(tuple.domain),
                 };
-                self.backend(BackendId(entry.backend));
+                self.backend(BackendId(entry.backend), entry.original_tuple().destination_port);
                 self.bound(Bound::by_entry(self.tables, entry), state, now_ns);
                 self.translated((to.source, to.source_port), (to.destination, to.destination_port));
                 self.leaves(packet, *hop, hash)
@@ -135,7 +137,7 @@ impl<'t> Story<'t> {
                 self.leaves(packet, *hop, hash)
             }
             Decision::Start { flow, .. } => {
-                self.backend(flow.backend);
+                self.backend(flow.backend, tuple.destination_port);
                 self.bound(Bound::by_start(self.tables, flow), state, now_ns);
                 self.passed(&flow.passed);
                 self.translated(flow.source, flow.to);
@@ -149,11 +151,15 @@ impl<'t> Story<'t> {
             }
             Decision::Route(hop) => self.leaves(packet, *hop, hash),
             Decision::Pass { backend, hop } => {
-                self.backend(*backend);
+                self.backend(*backend, tuple.destination_port);
                 self.leaves(packet, *hop, hash)
             }
             Decision::Deny(denied) => {
-                self.denied(denied);
+                let ends = match denied.by {
+                    Blame::Gate(_) => None,
+                    _ => self.judged(state, tuple, heard, now_ns),
+                };
+                self.denied(denied, ends);
                 dropped(denied.reason)
             }
             Decision::Refuse(refused) => answered(refused.answer),
@@ -178,7 +184,7 @@ impl<'t> Story<'t> {
     }
 
     /// Whom the packet asks for, as far as anybody is there.
-    fn asked_for<A: Family>(&mut self, tuple: &Tuple<A>) {
+    fn asked_for<A: Family>(&mut self, state: &State, tuple: &Tuple<A>, now_ns: u64) {
         let tables = self.tables;
         let served = tuple.destination.service(tables, tuple.protocol, tuple.destination_port);
         let row = served.and_then(|served| Some((served, tables.services.row(served.service)?)));
@@ -187,6 +193,8 @@ impl<'t> Story<'t> {
             let is_nodes = is_outside && row.mode == Mode::NodeDsr;
             let of_nodes = || tables.services.nodes(served.service).map(|nodes| nodes.members.len());
             let members = is_nodes.then(of_nodes).flatten().unwrap_or(row.cluster.members.len());
+            let affinity_s = row.terms.as_ref().map(|terms| terms.affinity_timeout_s).unwrap_or_default();
+            let remembered = || state.affinity.recall(&tuple.source.mapped(), served.service, ticks(now_ns));
             self.steps.push(Step::Service {
                 service: row.name.to_string(),
                 port: row.port,
@@ -197,6 +205,8 @@ impl<'t> Story<'t> {
                     false => row.terms.as_ref().map(|terms| terms.scheduler).unwrap_or_default(),
                 },
                 endpoints: u32::try_from(members).unwrap_or(u32::MAX),
+                affinity_s,
+                is_remembered: affinity_s > 0 && !is_nodes && matches!(remembered(), Remembered::Backend(_)),
             });
             let is_vip = served.kind == FrontendKind::Vip;
             let ranges = row.terms.as_ref().and_then(|terms| terms.ranges.as_deref()).filter(|_| is_vip);
@@ -254,15 +264,54 @@ impl<'t> Story<'t> {
         });
     }
 
-    fn backend(&mut self, id: BackendId) {
+    /// Who has it; `asked`: the port that the client asked for.
+    fn backend(&mut self, id: BackendId, asked: u16) {
         let Some(row) = self.tables.backends.row(id) else { return };
-        // A pod's own row is told by its address.
-        if row.service.is_none() {
+        // A pod's own row is told by its address, and by what it is seen as.
+        if row.service.is_none() || row.service == NO_SERVICE {
             return;
         }
         let node = self.tables.tunnels.row(row.node).map(|tunnel| tunnel.name.to_string()).unwrap_or_default();
         let address = address_of(&row.address);
-        self.steps.push(Step::Backend { address, port: row.port, node, pod: String::new() });
+        let port = if row.node.is_none() { row.port_for(asked) } else { 0 };
+        self.steps.push(Step::Backend { address, port, node, pod: String::new() });
+    }
+
+    /// To whom it would have gone, and both ends as policies see them; `None`: a node picks the pod.
+    fn judged<A: Family>(
+        &mut self,
+        state: &State,
+        tuple: &Tuple<A>,
+        heard: &[pipeline::Step],
+        now_ns: u64,
+    ) -> Option<(SocketAddr, SocketAddr)> {
+        let tables = self.tables;
+        let pair = |(address, port): (A, u16)| SocketAddr::new(address.ip(), port);
+        let is_hit = |step: &pipeline::Step| matches!(step, pipeline::Step::Hit(_));
+        let known = || A::flows(state).lookup(tuple).filter(|_| heard.iter().any(is_hit));
+        let chosen = heard.iter().find_map(|step| match step {
+            pipeline::Step::Backend(id) => Some(*id),
+            _ => None,
+        });
+        if let Some(id) = chosen {
+            self.backend(id, tuple.destination_port);
+            let row = tables.backends.row(id).filter(|row| row.node.is_none())?;
+            let to = (A::unmapped(&row.address)?, row.port_for(tuple.destination_port));
+            return Some((pair((tuple.source, tuple.source_port)), pair(to)));
+        }
+        if let Some(hit) = known() {
+            let entry = A::flows(state).entry(hit.flow);
+            let (original, translated) = (entry.original_tuple(), entry.translated_tuple());
+            self.backend(BackendId(entry.backend), original.destination_port);
+            let ends = ((original.source, original.source_port), (translated.destination, translated.destination_port));
+            return (!entry.is_one_way()).then(|| (pair(ends.0), pair(ends.1)));
+        }
+        let to = inward::leads_to(tables, state, tuple, ticks(now_ns));
+        if let Some(to) = to {
+            self.bound(Bound::inward(tables, tuple, to), state, now_ns);
+        }
+        let to = to.unwrap_or((tuple.destination, tuple.destination_port));
+        Some((pair((tuple.source, tuple.source_port)), pair(to)))
     }
 
     fn passed(&mut self, passed: &Passed) {
@@ -271,15 +320,15 @@ impl<'t> Story<'t> {
         }
         for (side, by) in [(Side::Egress, passed.egress), (Side::Ingress, passed.ingress)] {
             if let Some(by) = by {
-                self.ruling(side, by, true);
+                self.ruling(side, by, true, None);
             }
         }
     }
 
-    /// Who stopped it.
-    pub fn denied(&mut self, denied: &Denied) {
+    /// Who stopped it; `ends` as policies see them.
+    pub fn denied(&mut self, denied: &Denied, ends: Option<(SocketAddr, SocketAddr)>) {
         match denied.by {
-            Blame::Policy(by) => self.ruling(denied.direction(), by, false),
+            Blame::Policy(by) => self.ruling(denied.direction(), by, false, ends),
             Blame::Gate(key) => self.gate(key, false),
             Blame::Unknown => self.steps.push(Step::Policy {
                 direction: side_name(denied.direction()).to_owned(),
@@ -287,6 +336,7 @@ impl<'t> Story<'t> {
                 key: 0,
                 rule: None,
                 allowed: false,
+                ends,
             }),
         }
     }
@@ -294,10 +344,10 @@ impl<'t> Story<'t> {
     /// Names of gateway policies are not among the tables: whoever has the objects puts them in.
     fn gate(&mut self, key: u64, allowed: bool) {
         let direction = "clients".to_owned();
-        self.steps.push(Step::Policy { direction, policy: String::new(), key, rule: None, allowed });
+        self.steps.push(Step::Policy { direction, policy: String::new(), key, rule: None, allowed, ends: None });
     }
 
-    fn ruling(&mut self, side: Side, by: Decided, allowed: bool) {
+    fn ruling(&mut self, side: Side, by: Decided, allowed: bool, ends: Option<(SocketAddr, SocketAddr)>) {
         let (policy, rule) = match by {
             Decided::Default => (None, None),
             Decided::Isolation(policy) | Decided::Itself(policy) => (Some(policy), None),
@@ -305,7 +355,7 @@ impl<'t> Story<'t> {
         };
         let name = policy.and_then(|policy| self.tables.policy.rules.policy(policy));
         let (direction, policy) = (side_name(side).to_owned(), name.unwrap_or_default().to_owned());
-        self.steps.push(Step::Policy { direction, policy, key: 0, rule, allowed });
+        self.steps.push(Step::Policy { direction, policy, key: 0, rule, allowed, ends });
     }
 
     fn translated<A: Family>(&mut self, source: (A, u16), destination: (A, u16)) {

@@ -1,8 +1,13 @@
 //! tcpdump's filter language, compiled by libpcap into a program that the dataplane runs.
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use pcap::{Capture, Linktype};
 use tidegate_api::capture::Instruction;
+
+/// `BPF_JMP | BPF_JA` (linux/bpf_common.h): goes on `k` instructions further.
+const JUMP_ALWAYS: u16 = 0x05;
+/// From here on `k` is a negative number: libpcap jumps back only for `protochain`.
+const BACKWARD_MIN: u32 = 1 << 31;
 
 /// What a filter looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +33,15 @@ pub fn compile(text: &str, over: Over) -> anyhow::Result<Vec<Instruction>> {
     };
     let compiler = Capture::dead(link).context("starting libpcap's compiler")?;
     let program = compiler.compile(text, true).map_err(|error| anyhow!("the filter {text:?}: {error}"))?;
-    program.get_instructions().iter().map(|one| instruction(&one.to_string())).collect()
+    let instructions: Vec<Instruction> =
+        program.get_instructions().iter().map(|one| instruction(&one.to_string())).collect::<Result<_, _>>()?;
+    if instructions.iter().any(|one| one.code == JUMP_ALWAYS && one.k >= BACKWARD_MIN) {
+        bail!(
+            "the filter {text:?} walks through headers in a loop, as `protochain` does, and a gateway runs no loops: name \
+             the protocol without them, like `ip6 proto 6`, or look at a byte, like `ip6[40] = 6`"
+        );
+    }
+    Ok(instructions)
 }
 
 /// An instruction as it is shown: code, both jumps and the constant.
@@ -64,6 +77,10 @@ mod tests {
         let told = format!("{:#}", compile("hots 192.0.2.7", Over::Frames).unwrap_err());
         assert!(told.contains("hots 192.0.2.7") && told.contains("syntax error"), "{told}");
         assert!(compile("ether host 02:00:00:00:00:01", Over::Packets).is_err());
+        for text in ["ip protochain 6", "ip6 protochain 6"] {
+            let told = format!("{:#}", compile(text, Over::Frames).unwrap_err());
+            assert!(told.contains(text) && told.contains("runs no loops"), "{told}");
+        }
         assert!(
             instruction("1 2 3").is_err() && instruction("1 2 3 4 5").is_err() && instruction("1 2 300 4").is_err()
         );

@@ -22,10 +22,10 @@ pub fn flows(rows: &[FlowRow], limit: u32) -> String {
         text("BACKEND"),
         text("STATE"),
         number("IDLE S"),
-        number("PACKETS"),
-        number("REPLIES"),
-        number("BYTES"),
-        number("REPLY BYTES"),
+        number("PACKETS 4S"),
+        number("REPLIES 4S"),
+        number("BYTES 4S"),
+        number("REPLY BYTES 4S"),
     ]);
     for row in rows {
         columns.row([
@@ -44,6 +44,7 @@ pub fn flows(rows: &[FlowRow], limit: u32) -> String {
         ]);
     }
     let mut out = columns.render();
+    out.push_str("\npackets and bytes: of the last seconds, 4 at most, and none of a handshake; STATE has all of the flow's life\n");
     if rows.len() >= limit as usize {
         out.push_str(&format!("stopped at {limit} flows; --limit N asks for more\n"));
     }

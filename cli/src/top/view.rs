@@ -224,6 +224,13 @@ impl State {
         self.sorting = Some(at.min(self.columns.saturating_sub(1)));
     }
 
+    /// The Service whose backends are to be shown, where the last look has found none of that name.
+    pub fn unknown_service(&self) -> Option<&str> {
+        let (now, name) = (self.now.as_ref()?, self.service.as_deref()?);
+        let is_there = now.services.iter().any(|row| row.service == name) || !now.backends.is_empty();
+        (!is_there).then_some(name)
+    }
+
     /// Line of the marked row in the last frame.
     pub fn marked_line(&self) -> Option<usize> {
         self.marked.as_ref().map(|(_, line)| *line)
@@ -261,7 +268,9 @@ impl State {
                 Subject::Nat => self.nat(now),
             };
             self.columns = table.headings.len();
-            let by = *self.sorting.get_or_insert(table.sorted_by);
+            // There may be fewer columns than at the last look.
+            let by = self.sorting.unwrap_or(table.sorted_by).min(table.headings.len().saturating_sub(1));
+            self.sorting = Some(by);
             table.rows.sort_by(|a, b| match (a.get(by), b.get(by)) {
                 (Some(a), Some(b)) if self.is_reversed => b.order(a),
                 (Some(a), Some(b)) => a.order(b),
@@ -276,7 +285,8 @@ impl State {
             }
             lines.extend(laid_out(&table.headings, shown, by));
             if table.rows.is_empty() {
-                lines.push("nothing".into());
+                let unknown = self.unknown_service().map(|name| format!("no Service {name} is served here"));
+                lines.push(unknown.unwrap_or_else(|| "nothing".into()));
             }
         }
         lines.push(format!("1-{} or Tab: what is shown  ←→: sort  r: reverse  ↑↓: mark  Enter, Esc: into a Service and out  p: pause  q: end", Subject::ALL.len()));
@@ -462,7 +472,8 @@ impl State {
             vec![
                 Cell::Text(row.service.clone()),
                 Cell::Text(SocketAddr::new(row.address, row.backend_port).to_string()),
-                Cell::Text(if row.pod.is_empty() { row.node.clone() } else { row.pod.clone() }),
+                Cell::Text(row.pod.clone()),
+                Cell::Text(row.node.clone()),
                 Cell::Text(row.state.clone()),
                 Cell::Number(row.flows as f64, ""),
                 self.rate(was.map(|was| was.new_flows), row.new_flows, ""),
@@ -470,8 +481,9 @@ impl State {
                 self.rate(was.map(|was| was.bytes.saturating_mul(8)), row.bytes.saturating_mul(8), ""),
             ]
         };
-        let headings = vec!["SERVICE", "BACKEND", "POD", "STATE", "FLOWS", "NEW FLOWS/S", "PACKETS/S", "BITS/S"];
-        Table { headings, rows: now.backends.iter().map(row).collect(), sorted_by: 6 }
+        let headings =
+            vec!["SERVICE", "BACKEND", "POD", "NODE", "STATE", "FLOWS", "NEW FLOWS/S", "PACKETS/S", "BITS/S"];
+        Table { headings, rows: now.backends.iter().map(row).collect(), sorted_by: 7 }
     }
 
     fn nat(&self, now: &Sample) -> Table {
@@ -539,7 +551,7 @@ fn flows(now: &Sample) -> Table {
             Cell::Number((row.bytes.0 + row.bytes.1) as f64, ""),
         ]
     };
-    let headings = vec!["CLIENT", "VIP", "BACKEND", "PROTOCOL", "STATE", "WORKER", "IDLE S", "PACKETS", "BYTES"];
+    let headings = vec!["CLIENT", "VIP", "BACKEND", "PROTOCOL", "STATE", "WORKER", "IDLE S", "PACKETS 4S", "BYTES 4S"];
     Table { headings, rows: now.flows.iter().map(row).collect(), sorted_by: 7 }
 }
 
@@ -719,6 +731,43 @@ worker 0  1     25 %        1000     990          -     10         -        0   
             let lines = state.frame(200, 20);
             let at = if reversed { 7 } else { 5 };
             assert!(!lines[at].starts_with(first), "{lines:#?}");
+        }
+    }
+
+    #[test]
+    fn backends_have_pod_and_node_and_an_unknown_service_is_told() {
+        let row = |address: &str, pod: &str| BackendRow {
+            service: "shop/web".into(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            address: address.parse().unwrap(),
+            backend_port: 8080,
+            weight: 1,
+            state: "active".into(),
+            reason: String::new(),
+            node: "w1".into(),
+            pod: pod.into(),
+            flows: 1,
+            packets: 0,
+            bytes: 0,
+            new_flows: 0,
+        };
+        let backends = vec![row("10.244.1.5", "web-0"), row("2001:db8:1::5", "")];
+        let mut state = State::new(Subject::Backends, Some("shop/web".into()));
+        state.hear(Ok(Sample { backends, ..sample(1) }));
+        let lines = state.frame(200, 20);
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words(&lines[4])[..5], ["SERVICE", "BACKEND", "POD", "NODE", "STATE"]);
+        let found = |address: &str| words(lines.iter().find(|line| line.contains(address)).unwrap());
+        assert_eq!(found("10.244.1.5")[2..5], ["web-0", "w1", "active"]);
+        // A node is no pod.
+        assert_eq!(found("2001:db8:1::5")[2..4], ["w1", "active"]);
+        for (name, told) in [("shop/idle", None), ("shop/wbe", Some("no Service shop/wbe is served here"))] {
+            let mut state = State::new(Subject::Backends, Some(name.into()));
+            assert_eq!(state.unknown_service(), None, "nothing is known yet");
+            state.hear(Ok(sample(1)));
+            assert_eq!(state.unknown_service(), told.map(|_| name));
+            assert!(state.frame(200, 20).iter().any(|line| line == told.unwrap_or("nothing")), "{name}");
         }
     }
 

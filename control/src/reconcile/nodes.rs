@@ -117,7 +117,9 @@ impl Reconciler {
         } else if !changed.is_empty() {
             let on_changed = |backend: &Backend| {
                 let mut cidrs = changed.values().flatten();
-                changed.contains_key(backend.node.as_str()) || cidrs.any(|cidr| cidr.contains(&backend.address))
+                changed.contains_key(backend.node.as_str())
+                    || cidrs.any(|cidr| cidr.contains(&backend.address))
+                    || self.reach.is_lost(backend)
             };
             for (key, resource) in &self.desired.resources {
                 let Body::Service(service) = &resource.body else { continue };

@@ -1,8 +1,8 @@
 //! Which nodes' pods are reached through the overlay, and endpoints that are not.
 //!
-//! Owns what control can know of the way to an endpoint: it names a node, and that node is a peer, or is not; or it names
-//! none, as endpoints do that a person or an importer wrote, and its address is in some node's pod CIDR, or is not. Refuses
-//! to know routes: whether a peer answers is what the dataplane finds.
+//! Owns what control can know of the way to an endpoint: it names a node, and that node is a peer, or is not; its address is
+//! the node's own, or in some node's pod CIDR, or is not, whether it names a node or none, as endpoints do that a person or
+//! an importer wrote. Refuses to know routes: whether a peer answers is what the dataplane finds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,6 +17,8 @@ use crate::model::node::{Node, Tunnel};
 const NODES_TOLD_MAX: usize = 5;
 /// Addresses told of each.
 const ADDRESSES_TOLD_MAX: usize = 3;
+/// Pod CIDRs told of a node, or of all.
+const CIDRS_TOLD_MAX: usize = 6;
 
 /// The way to one Node's pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +33,19 @@ pub struct Way {
     addresses: Vec<IpAddr>,
     /// Why there is no tunnel for IPv4, then for IPv6; absent where there is one.
     why_not: [Option<String>; 2],
+}
+
+/// Why no tunnel leads to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Cause<'r> {
+    /// It names a Node that is not there.
+    NoNode,
+    /// The Node that it names has no tunnel of its family, for this reason.
+    NoTunnel(&'r str),
+    /// It is not where that Node and its pods are.
+    Outside,
+    /// It names none, and is where no Node and no pod is.
+    Nowhere,
 }
 
 /// The ways to all Nodes, by name.
@@ -60,21 +75,16 @@ impl Way {
     }
 
     fn leads_within(&self, address: IpAddr) -> bool {
-        self.reached.iter().chain(&self.unreached).any(|cidr| cidr.contains(&address))
-    }
-
-    fn is_peer(&self) -> bool {
-        !self.reached.is_empty()
+        self.cidrs().any(|cidr| cidr.contains(&address))
     }
 
     /// Whether nothing speaks against an endpoint on this Node.
     fn leads_to(&self, address: IpAddr) -> bool {
-        let within = |cidrs: &[IpNet]| cidrs.iter().any(|cidr| cidr.contains(&address));
-        // A peer's endpoint outside its pod prefixes is in the network of the node itself.
-        self.own
-            || within(&self.reached)
-            || self.addresses.contains(&address)
-            || (self.is_peer() && !within(&self.unreached))
+        self.own || self.reached.iter().any(|cidr| cidr.contains(&address)) || self.addresses.contains(&address)
+    }
+
+    fn cidrs(&self) -> impl Iterator<Item = &IpNet> {
+        self.reached.iter().chain(&self.unreached)
     }
 }
 
@@ -99,32 +109,56 @@ impl Reach {
         self.ways.is_empty()
     }
 
-    /// Why no tunnel leads to an endpoint that has a node.
-    fn why_not(&self, backend: &Backend) -> Option<&str> {
+    /// Whether an address is in a pod prefix that a tunnel leads to, or in our own.
+    fn covers(&self, address: IpAddr) -> bool {
+        let leads = |way: &Way| way.reached.iter().any(|cidr| cidr.contains(&address));
+        self.ways.values().any(|way| leads(way) || (way.own && way.leads_within(address)))
+    }
+
+    /// Whether what is said of an endpoint depends on all Nodes: it names none, and is in no pod prefix.
+    pub fn is_lost(&self, backend: &Backend) -> bool {
+        backend.node.is_empty() && !self.covers(backend.address)
+    }
+
+    /// Why no tunnel leads to an endpoint.
+    fn why_not(&self, backend: &Backend) -> Option<Cause<'_>> {
         let way = self.ways.get(&backend.node);
         if way.is_some_and(|way| way.leads_to(backend.address)) {
             return None;
         }
         // It says the wrong node, or is about to move: what counts is where its address leads.
-        let elsewhere = |way: &Way| way.reached.iter().any(|cidr| cidr.contains(&backend.address));
-        if self.ways.values().any(elsewhere) {
+        if self.covers(backend.address) {
             return None;
         }
         if backend.node.is_empty() {
-            // Our own pods, and the nodes themselves.
-            let known =
-                |way: &Way| way.addresses.contains(&backend.address) || (way.own && way.leads_within(backend.address));
-            return (!self.is_empty() && !self.ways.values().any(known)).then_some("in no pod CIDR of the overlay");
+            let is_nodes = |way: &Way| way.addresses.contains(&backend.address);
+            let is_told = !self.is_empty() && !self.ways.values().any(is_nodes);
+            return is_told.then_some(Cause::Nowhere);
         }
-        match way {
-            None => Some("there is no Node of that name"),
-            Some(way) => Some(way.why_not[usize::from(backend.address.is_ipv6())].as_deref().unwrap_or("no tunnel")),
+        let Some(way) = way else { return Some(Cause::NoNode) };
+        let why_not = way.why_not[usize::from(backend.address.is_ipv6())].as_deref();
+        Some(why_not.map_or(Cause::Outside, Cause::NoTunnel))
+    }
+
+    /// The same for people.
+    fn words(&self, node: &str, cause: &Cause<'_>) -> String {
+        match cause {
+            Cause::NoTunnel(why) => (*why).to_owned(),
+            Cause::NoNode => "there is no Node of that name".to_owned(),
+            Cause::Outside => {
+                let known = some(self.ways.get(node).into_iter().flat_map(Way::cidrs));
+                format!("neither an address of that Node nor in its pod CIDRs, which are {known}")
+            }
+            Cause::Nowhere => {
+                let known = some(self.ways.values().flat_map(Way::cidrs));
+                format!("in no pod CIDR of the overlay, which has {known}")
+            }
         }
     }
 
     /// The condition of a Service with endpoints to which no tunnel leads.
     pub fn note(&self, service: &Service) -> Option<Note> {
-        let mut nodes: BTreeMap<(&str, &str), BTreeSet<IpAddr>> = BTreeMap::new();
+        let mut nodes: BTreeMap<(&str, Cause<'_>), BTreeSet<IpAddr>> = BTreeMap::new();
         for backend in service.ports.iter().flat_map(|port| &port.backends) {
             if let Some(why) = self.why_not(backend) {
                 nodes.entry((&backend.node, why)).or_default().insert(backend.address);
@@ -133,9 +167,8 @@ impl Reach {
         if nodes.is_empty() {
             return None;
         }
-        let more =
-            |all: usize, told: usize| if all > told { format!(" and {} more", all - told) } else { String::new() };
-        let told = |((node, why), addresses): (&(&str, &str), &BTreeSet<IpAddr>)| {
+        let told = |((node, cause), addresses): (&(&str, Cause<'_>), &BTreeSet<IpAddr>)| {
+            let why = self.words(node, cause);
             let some: Vec<String> = addresses.iter().take(ADDRESSES_TOLD_MAX).map(ToString::to_string).collect();
             let node = if node.is_empty() { "no node" } else { node };
             format!("{node} ({}{}: {why})", some.join(", "), more(addresses.len(), ADDRESSES_TOLD_MAX))
@@ -148,5 +181,20 @@ impl Reach {
             more(nodes.len(), NODES_TOLD_MAX)
         );
         Some(Note { kind: "BackendsReachable", reason: "NotInOverlay", message })
+    }
+}
+
+/// How many are left out of those that are told.
+fn more(all: usize, told: usize) -> String {
+    if all > told { format!(" and {} more", all - told) } else { String::new() }
+}
+
+/// Some pod CIDRs, in order.
+fn some<'a>(cidrs: impl Iterator<Item = &'a IpNet>) -> String {
+    let cidrs: BTreeSet<&IpNet> = cidrs.collect();
+    let told: Vec<String> = cidrs.iter().take(CIDRS_TOLD_MAX).map(ToString::to_string).collect();
+    match told.as_slice() {
+        [] => "none".to_owned(),
+        told => format!("{}{}", told.join(", "), more(cidrs.len(), CIDRS_TOLD_MAX)),
     }
 }

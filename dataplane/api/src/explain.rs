@@ -73,7 +73,7 @@ pub enum Step {
         destination_port: Option<u16>,
         /// IP length.
         bytes: u16,
-        /// Time to live.
+        /// Time to live; of IPv6 the hop limit.
         ttl: u8,
         /// Whether it is a fragment.
         fragment: bool,
@@ -124,7 +124,8 @@ pub enum Step {
         backend: SocketAddr,
         /// Since the last packet.
         idle_s: u64,
-        /// Packets so far: the way of the first, and back.
+        /// Packets since the worker last carried its count to the backend, at most four seconds ago: the way of the first, and
+        /// back. None while a handshake goes on.
         packets: (u64, u64),
     },
     /// No flow is known.
@@ -145,15 +146,21 @@ pub enum Step {
         scheduler: Scheduler,
         /// Endpoints that new flows can get.
         endpoints: u32,
+        /// Seconds for which a client stays with its endpoint; 0: no session affinity.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        affinity_s: u32,
+        /// Whether the endpoint of this client is remembered.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        is_remembered: bool,
     },
     /// It is a pod's, on its way to the outside.
     Egress {
         /// The pod's address.
         pod: IpAddr,
-        /// Names of the EgressPolicies that the pod has.
+        /// Names of the EgressPolicies in force that the pod has.
         policies: Vec<String>,
-        /// The one among them that is for this destination, the first such; empty: one that is not known here. Absent: none
-        /// is, or the pod has an address of its own.
+        /// The first that is for this destination. One that is not among `policies` selects the pod and is not in force; empty:
+        /// its name is not known either. Absent: none is, or the pod has an address of its own.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         policy: Option<String>,
         /// The external address that the pod has: of that policy, or its own by a StaticNat (1:1).
@@ -212,6 +219,10 @@ pub enum Step {
         rule: Option<u16>,
         /// Whether it may pass.
         allowed: bool,
+        /// Of what may not pass both ends as the policy sees them: the source before and the destination after translation.
+        /// Absent: it may, or a node picks the pod.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ends: Option<(SocketAddr, SocketAddr)>,
     },
     /// What it leaves with.
     Translated {
@@ -244,6 +255,10 @@ pub enum Step {
         /// Largest packet on the device.
         mtu: u16,
     },
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Where a packet ends.

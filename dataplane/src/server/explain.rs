@@ -1,7 +1,10 @@
 //! What would become of a packet: the question is put to the worker that owns it, and names that only objects have are put in.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use tidegate_api::explain::{Explanation, Question, Step};
-use tidegate_api::resource::{Body, Kind, StaticNat};
+use tidegate_api::resource::{Backend, Body, Kind, Resource, StaticNat};
 
 use super::query::{QueryError, WorkerQuery};
 use crate::compile::thread::{Handle, View};
@@ -29,6 +32,7 @@ pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery)
                 name(&view, &mut explanation);
                 name_gates(compiler, &mut explanation)?;
                 name_static_nat(compiler, &mut explanation)?;
+                name_egress(compiler, &mut explanation)?;
                 lacks::tell(&view, compiler, workers, &mut explanation)?;
                 return Ok(*explanation);
             }
@@ -78,6 +82,31 @@ fn name_static_nat(compiler: &Handle, explanation: &mut Explanation) -> Result<(
     Ok(())
 }
 
+/// And an EgressPolicy that selects a pod and is not in force: its pod names it.
+fn name_egress(compiler: &Handle, explanation: &mut Explanation) -> Result<(), String> {
+    let is_unnamed = |step: &Step| matches!(step, Step::Egress { policy: Some(name), .. } if name.is_empty());
+    if !explanation.steps.iter().any(is_unnamed) {
+        return Ok(());
+    }
+    let view = compiler.view(Some(Kind::Pod)).map_err(|error| error.to_string())?;
+    for step in &mut explanation.steps {
+        let Step::Egress { pod, policies, policy: Some(policy), .. } = step else { continue };
+        if policy.is_empty() {
+            policy.extend(not_in_force(&view.objects, *pod, policies));
+        }
+    }
+    Ok(())
+}
+
+/// The first EgressPolicy that selects the pod of an address and is not among those in force.
+fn not_in_force<'a>(objects: &'a [Arc<Resource>], pod: IpAddr, in_force: &[String]) -> Option<&'a str> {
+    let its = objects.iter().find_map(|resource| match &resource.body {
+        Body::Pod(body) if body.addresses.contains(&pod) => Some(body),
+        _ => None,
+    })?;
+    its.egress.iter().find(|name| !in_force.contains(name)).map(String::as_str)
+}
+
 fn is_by_static_nat(sort: &str) -> bool {
     matches!(sort, "one-to-one" | "forwarded-port")
 }
@@ -91,9 +120,30 @@ fn name(view: &View, explanation: &mut Explanation) {
             _ => None,
         });
         let backends = services.flat_map(|service| &service.ports).flat_map(|port| &port.backends);
-        let mut same = backends.filter(|backend| backend.address == *address && (*port == 0 || backend.port == *port));
+        // A backend without a port has every one.
+        let has_it = |backend: &&Backend| *port == 0 || [0, *port].contains(&backend.port);
+        let mut same = backends.filter(|backend| backend.address == *address && has_it(backend));
         if let Some(backend) = same.next() {
             (*node, *pod) = (backend.node.clone(), backend.pod.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_is_not_in_force_has_the_name_that_its_pod_has() {
+        let addresses = ["10.244.1.5", "fd00:10:244:1::5"];
+        let pod = serde_json::json!({ "addresses": addresses, "node": "w1", "identity": 0, "egress": ["good", "bad"] });
+        let body = serde_json::from_value(serde_json::json!({ "pod": pod })).unwrap();
+        let objects = [Arc::new(Resource { name: "shop/a".into(), version: "1".into(), body })];
+        for address in addresses {
+            let says = |address: &str, known: &[String]| not_in_force(&objects, address.parse().unwrap(), known);
+            assert_eq!(says(address, &["good".into()]), Some("bad"));
+            assert_eq!(says(address, &["good".into(), "bad".into()]), None);
+            assert_eq!(says("192.0.2.1", &[]), None);
         }
     }
 }

@@ -17,8 +17,8 @@ use crate::packet::{Domain, Packet};
 use crate::pipeline::{Moment, NewFlow};
 use crate::stage::flow::{self, Begun};
 use crate::stage::{egress, policy};
-use crate::state::{Learn, State, Tuple, ticks};
-use crate::table::egress::PortClass;
+use crate::state::{Learn, State, Ticks, Tuple, ticks};
+use crate::table::egress::{ExternalRow, PortClass};
 use crate::table::{EgressId, ExternalId, Tables};
 use crate::wire::{protocol, tcp};
 
@@ -33,11 +33,10 @@ pub fn start<A: Family>(
     moment: Moment,
 ) -> Result<Begun<A>, DropReason> {
     let row = tables.egress.external(id).ok_or(DropReason::NoMapping)?;
-    let forwarded = row.forwards.get(&(tuple.protocol, tuple.destination_port)).copied();
     let opens = packet.l3.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN;
     let is_tcp = tuple.protocol == protocol::TCP;
     let is_connected = is_tcp || tuple.protocol == protocol::SCTP;
-    if let Some((pod, port)) = forwarded.or_else(|| row.whole.map(|pod| (pod, tuple.destination_port))) {
+    if let Some((pod, port)) = always(row, tuple) {
         if is_connected && !opens {
             return Err(DropReason::OrphanSegment);
         }
@@ -86,6 +85,23 @@ pub fn later<A: Family>(
     let id = tuple.destination.external(tables).filter(|_| packet.domain == Domain::Wire)?;
     let begun = start(tables, state, packet, tuple, hash, id, moment).ok()?;
     matches!(begun, Begun::Deliver { .. }).then_some(begun)
+}
+
+/// The pod and port that a packet to an external address would be led to.
+pub(crate) fn leads_to<A: Family>(tables: &Tables, state: &State, tuple: &Tuple<A>, now: Ticks) -> Option<(A, u16)> {
+    let row = tables.egress.external(tuple.destination.external(tables)?)?;
+    if let Some((pod, port)) = always(row, tuple) {
+        return Some((A::unmapped(&pod)?, port));
+    }
+    let outside = (tuple.destination, tuple.destination_port);
+    let found = A::mappings(&state.egress).of_outside(outside, tuple.protocol, now);
+    found.filter(|mapping| !mapping.is_resting).map(|mapping| mapping.inside)
+}
+
+/// The pod and port that have this port of an external address whatever happens (N-022).
+fn always<A: Family>(row: &ExternalRow, tuple: &Tuple<A>) -> Option<([u8; 16], u16)> {
+    let forwarded = row.forwards.get(&(tuple.protocol, tuple.destination_port)).copied();
+    forwarded.or_else(|| row.whole.map(|pod| (pod, tuple.destination_port)))
 }
 
 /// A flow that somebody outside begins with a pod: its source stays.

@@ -64,7 +64,7 @@ impl Worker {
             Key::None => match local::decide(tables, &slot.packet, l3) {
                 Ok(answer) => match local::denied(tables, &slot.packet, l3, answer) {
                     Some(denied) => {
-                        story.denied(&denied);
+                        story.denied(&denied, None);
                         dropped(denied.reason)
                     }
                     None => answered(answer),

@@ -400,6 +400,53 @@ fn leaving(told: &Explanation) -> Option<(Vec<String>, Option<String>, Option<st
     })
 }
 
+/// Who was chosen is told also of what a policy denies, with both ends as the policy sees them.
+#[test]
+fn a_denied_packet_is_told_with_the_pod_that_was_chosen() {
+    for (net, number) in Net::BOTH.into_iter().flat_map(|net| [(net, 5u8), (net, 6)]) {
+        let mut fleet = Fleet::new(town(), 2).unwrap();
+        let (client, pod) = (net.client(40), net.pod(0, 5));
+        let (from, sketch) = match number {
+            5 => (None, tcp((client, 40_000), (net.vip(5), 80)).syn(1)),
+            // Pod six may only send to a few, and pod five is not among them.
+            _ => (Some(0), tcp((net.pod(0, 6), 40_000), (net.vip(5), 80)).syn(1)),
+        };
+        let frame = match from {
+            None => sketch.frame(FROM_ROUTER),
+            Some(peer) => rig::expect::from_peer(net, peer, &sketch),
+        };
+        let told = fleet.explain(0, if from.is_some() { LAN } else { WAN }, &frame);
+        let reason = if number == 5 { "PolicyDeniedIngress" } else { "PolicyDeniedEgress" };
+        assert_eq!(kind(&told), reason, "{told:?}");
+        let backend = |step: &Step| matches!(step, Step::Backend { address, port: 8080, .. } if *address == pod);
+        assert_eq!(told.steps.iter().filter(|step| backend(step)).count(), 1, "{told:?}");
+        let ends = told.steps.iter().find_map(|step| match step {
+            Step::Policy { ends, allowed: false, .. } => *ends,
+            _ => None,
+        });
+        let source = if number == 5 { client } else { net.pod(0, 6) };
+        assert_eq!(ends, Some((SocketAddr::new(source, 40_000), SocketAddr::new(pod, 8080))), "{told:?}");
+    }
+}
+
+/// The port at a pod that has all of them is the one that was asked for, and no node's choice.
+#[test]
+fn a_service_of_every_port_names_the_pods_port() {
+    for net in Net::BOTH {
+        let mut tables = rig::tables();
+        rig::add_service(&mut tables, 901, net.vip(150), 0, 6, &[(net.pod(1, 9), 0, 1)]);
+        let mut fleet = Fleet::new(tables, 1).unwrap();
+        let frame = tcp((net.client(7), 9), (net.vip(150), 1234)).syn(1).frame(FROM_ROUTER);
+        for _ in 0..2 {
+            let told = fleet.explain(0, WAN, &frame);
+            let is_it =
+                |step: &Step| matches!(step, Step::Backend { address, port: 1234, .. } if *address == net.pod(1, 9));
+            assert!(told.steps.iter().any(is_it), "{told:?}");
+            fleet.rx(0, WAN, &frame);
+        }
+    }
+}
+
 /// A pod's packet that is no answer to a client goes on to a second worker, which whoever is asked first finds.
 #[test]
 fn a_pods_packets_find_their_second_owner_beside_services_that_keep_clients() {
@@ -447,6 +494,8 @@ fn a_pods_packets_are_told_with_policy_address_and_binding() {
             let expected = (sort.to_owned(), "out".to_owned(), SocketAddr::from(here), left, false);
             assert_eq!(binding(&told), Some(expected.clone()), "{told:?}");
             assert!(told.steps.iter().any(|step| matches!(step, Step::Flow { egress: true, original: true, .. })));
+            // The pod itself is no endpoint of anything.
+            assert!(!told.steps.iter().any(|step| matches!(step, Step::Backend { .. })), "{told:?}");
             let answer = match sort {
                 "endpoint-independent" => udp(there, (ours, left.port())).data(*b"me"),
                 _ => tcp((there.0, 443), (ours, left.port())).syn_ack(5, 2),

@@ -5,12 +5,12 @@
 //! object, value and what is needed behind the story. Refuses to guess: of what is not known nothing is said.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tidegate_api::explain::{Explanation, Step, Verdict};
 use tidegate_api::resource::{
-    Body, Kind, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Resource, Service, ServicePort,
+    Body, Kind, Policy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Protocol, Resource, Service, ServicePort,
 };
 
 use super::WorkerQuery;
@@ -45,6 +45,9 @@ pub fn tell(
     };
     if is(DropReason::PolicyDeniedIngress) || is(DropReason::PolicyDeniedEgress) {
         found.extend(policy(compiler, &explanation.steps)?);
+    }
+    if is(DropReason::NoFrontend) {
+        found.extend(frontends(view, &explanation.steps));
     }
     if is(DropReason::EgressPortsExhausted) || is(DropReason::EgressQuota) {
         let used = workers.egress().map_err(|error| error.to_string())?;
@@ -136,20 +139,60 @@ fn endpoints(view: &View, steps: &[Step], is_local: bool) -> Vec<Step> {
     vec![lacks(format!("{family} endpoints of {name}{which}"), found.join(", "), "1 ready")]
 }
 
+/// Which Services have the address that was asked, and at which ports.
+fn frontends(view: &View, steps: &[Step]) -> Option<Step> {
+    let (protocol, address, port) = steps.iter().find_map(|step| match step {
+        Step::Packet { protocol, destination, destination_port, .. } => {
+            Some((*protocol, *destination, (*destination_port)?))
+        }
+        _ => None,
+    })?;
+    let has_it = |service: &Service| {
+        let lists = [&service.addresses, &service.external_addresses, &service.cluster_addresses];
+        lists.iter().any(|list| list.contains(&address))
+            || service.prefixes.iter().any(|prefix| prefix.contains(&address))
+    };
+    let is_node = |service: &Service| service.node_addresses.contains(&address);
+    let at = |service: &Service| {
+        let ports = service.ports.iter().filter_map(|port| {
+            let number = if has_it(service) { Some(port.port) } else { port.node_port };
+            number.map(|number| format!("{} {number}", port.protocol))
+        });
+        some(ports)
+    };
+    let names = view.objects.iter().filter_map(|resource| match &resource.body {
+        Body::Service(service) if has_it(service) || is_node(service) => {
+            Some((resource.name.as_str(), at(service))).filter(|(_, ports)| !ports.is_empty())
+        }
+        _ => None,
+    });
+    let names = some(names.map(|(name, ports)| format!("{name} at {ports}")));
+    let found = if names.is_empty() { "no Service has the address".to_owned() } else { names };
+    let asked = protocol_name(protocol).map_or_else(|| format!("protocol {protocol}"), |name| name.to_string());
+    Some(lacks(format!("Service at {address} with port {asked} {port}"), found, "one with that port and protocol"))
+}
+
+/// The name of a protocol that Services have.
+fn protocol_name(number: u8) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|protocol| protocol.number() == number)
+}
+
 /// Whom the policy accepts that isolates the pod, and who it is.
 fn policy(compiler: &Handle, steps: &[Step]) -> Result<Option<Step>, String> {
     let denied = steps.iter().rev().find_map(|step| match step {
-        Step::Policy { direction, policy, rule: None, allowed: false, .. } => Some((direction.as_str(), policy)),
+        Step::Policy { direction, policy, rule: None, allowed: false, ends, .. } => {
+            Some((direction.as_str(), policy, *ends))
+        }
         _ => None,
     });
-    let Some((direction, name)) = denied else { return Ok(None) };
+    let Some((direction, name, ends)) = denied else { return Ok(None) };
     let objects = |kind| compiler.view(Some(kind)).map(|view| view.objects).map_err(|error| error.to_string());
     let policies = objects(Kind::Policy)?;
     let Some(Body::Policy(policy)) = policies.iter().find(|each| each.name == *name).map(|each| &each.body) else {
         return Ok(None);
     };
     let (sets, pods) = (objects(Kind::IdentitySet)?, objects(Kind::Pod)?);
-    Ok(accepted(policy, name, direction, steps, &Names { sets: &sets, pods: &pods }))
+    Ok(accepted(policy, name, direction, ends, steps, &Names { sets: &sets, pods: &pods }))
 }
 
 /// Objects that have names for what rules speak of.
@@ -184,26 +227,42 @@ impl Names<'_> {
     }
 }
 
-fn accepted(policy: &Policy, name: &str, direction: &str, steps: &[Step], names: &Names<'_>) -> Option<Step> {
-    let (source, destination) = steps.iter().find_map(|step| match step {
-        Step::Packet { source, destination, .. } => Some((*source, *destination)),
+/// Whom `policy` accepts, and what it met: `ends` as it sees them. Without these a node would pick the pod, and the packet's
+/// own are told.
+fn accepted(
+    policy: &Policy,
+    name: &str,
+    direction: &str,
+    ends: Option<(SocketAddr, SocketAddr)>,
+    steps: &[Step],
+    names: &Names<'_>,
+) -> Option<Step> {
+    let (protocol, came) = steps.iter().find_map(|step| match step {
+        Step::Packet { protocol, source, destination, .. } => Some((*protocol, (*source, *destination))),
         _ => None,
     })?;
-    let (rules, sides, peer) = match direction {
-        "ingress" => (&policy.ingress, "sources", source),
-        _ => (&policy.egress, "destinations", destination),
+    let (source, destination) = ends.map_or(came, |(source, destination)| (source.ip(), destination.ip()));
+    // Of other protocols a port is an identifier, which no rule is about.
+    let port = match ends {
+        None => ", and a node would pick the pod".to_owned(),
+        Some((_, to)) => protocol_name(protocol).map(|name| format!(", {name} {}", to.port())).unwrap_or_default(),
+    };
+    let (rules, sides) = match direction {
+        "ingress" => (&policy.ingress, "sources"),
+        _ => (&policy.egress, "destinations"),
     };
     let accepted = match rules.as_slice() {
         [] => "none".to_owned(),
         rules => some(rules.iter().map(|rule| rule_text(rule, names))),
     };
     // Out of the overlay alone an address tells whose packet it is.
-    let is_inside = direction != "ingress" || steps.iter().any(|step| matches!(step, Step::Decapsulated { .. }));
-    let pod = names.of_address(peer).filter(|_| is_inside).map(|pod| format!(" (pod {pod})")).unwrap_or_default();
+    let is_inside = steps.iter().any(|step| matches!(step, Step::Decapsulated { .. }));
+    let pod = |address| names.of_address(address).map(|pod| format!(" (pod {pod})")).unwrap_or_default();
+    let from = if is_inside { pod(source) } else { String::new() };
     Some(Step::Differs {
         what: format!("{sides} that {name} accepts"),
         tables: accepted,
-        packet: format!("{peer}{pod}"),
+        packet: format!("{source}{from} -> {destination}{}{port}", pod(destination)),
     })
 }
 
@@ -337,6 +396,8 @@ mod tests {
                 mode: "fullnat".into(),
                 scheduler: Default::default(),
                 endpoints,
+                affinity_s: 0,
+                is_remembered: false,
             };
             let of = |backends: &[Backend], not_serving: Vec<NotServing>| {
                 let mut body = service(&[vip], 80, backends);
@@ -373,6 +434,23 @@ mod tests {
             // Where there are some, or the Service is not known, nothing is said.
             assert_eq!(endpoints(&view, &steps(1), false), []);
             assert_eq!(endpoints(&View::default(), &steps(0), false), []);
+        }
+    }
+
+    #[test]
+    fn services_that_have_the_address_at_other_ports_are_named() {
+        for vip in ["203.0.113.10", "2001:db8:f::10"] {
+            let mut nodes = service(&[], 443, &[]);
+            (nodes.node_addresses, nodes.ports[0].node_port) = (vec![ip(vip)], Some(30_443));
+            let objects =
+                [("shop/web", service(&[vip], 81, &[])), ("shop/nodes", nodes), ("shop/far", service(&[], 80, &[]))];
+            let objects = objects.into_iter().map(|(name, body)| Arc::new(named(name, "1", body)));
+            let view = View { objects: objects.collect(), ..View::default() };
+            let says = |view: &View| told(&frontends(view, &[packet(6, "192.0.2.7", vip)]).unwrap());
+            let what = format!("Service at {vip} with port TCP 80");
+            let needed = "needed: one with that port and protocol";
+            assert_eq!(says(&view), format!("{what}: shop/web at TCP 81, shop/nodes at TCP 30443; {needed}"));
+            assert_eq!(says(&View::default()), format!("{what}: no Service has the address; {needed}"));
         }
     }
 
@@ -430,18 +508,34 @@ mod tests {
                        everybody at pods' ports TCP 80, UDP 5-9, TCP http, nobody at no port";
         for (client, vip, pod) in [("192.0.2.7", "203.0.113.10", pods[0]), ("2001:db8:1::7", "2001:db8:f::10", pods[1])]
         {
-            let says = |direction, steps: &[Step]| {
-                told(&super::accepted(policy, "NetworkPolicy/shop/p", direction, steps, &names).unwrap())
+            let told_of = |direction, ends, steps: &[Step]| {
+                told(&super::accepted(policy, "NetworkPolicy/shop/p", direction, ends, steps, &names).unwrap())
             };
+            let ends = |source, to, port| Some((SocketAddr::new(ip(source), 40_000), SocketAddr::new(ip(to), port)));
+            let says = |direction, steps: &[Step]| told_of(direction, None, steps);
+            let picks = ", and a node would pick the pod";
             let what = "sources that NetworkPolicy/shop/p accepts";
-            assert_eq!(says("ingress", &[packet(6, client, vip)]), format!("{what}: {accepts} | {client}"));
+            assert_eq!(
+                says("ingress", &[packet(6, client, vip)]),
+                format!("{what}: {accepts} | {client} -> {vip}{picks}")
+            );
             // On the wire an address does not make a pod of anybody.
-            assert_eq!(says("ingress", &[packet(6, pod, vip)]), format!("{what}: {accepts} | {pod}"));
+            assert_eq!(says("ingress", &[packet(6, pod, vip)]), format!("{what}: {accepts} | {pod} -> {vip}{picks}"));
             let decap = Step::Decapsulated { node: "w3".into(), underlay: ip("198.51.100.13"), vni: 1 };
             let inside = [decap, packet(6, pod, vip)];
-            assert_eq!(says("ingress", &inside), format!("{what}: {accepts} | {pod} (pod shop/friend)"));
-            let outward = says("egress", &[packet(6, client, vip)]);
-            assert_eq!(outward, format!("destinations that NetworkPolicy/shop/p accepts: none | {vip}"));
+            assert_eq!(
+                says("ingress", &inside),
+                format!("{what}: {accepts} | {pod} (pod shop/friend) -> {vip}{picks}")
+            );
+            // As policies see it: the pod that was chosen instead of the VIP, and its port.
+            let chosen = told_of("ingress", ends(client, pod, 8080), &[packet(6, client, vip)]);
+            assert_eq!(chosen, format!("{what}: {accepts} | {client} -> {pod} (pod shop/friend), TCP 8080"));
+            // An identifier of echo is no port.
+            let echo = told_of("ingress", ends(client, pod, 9), &[packet(1, client, vip)]);
+            assert_eq!(echo, format!("{what}: {accepts} | {client} -> {pod} (pod shop/friend)"));
+            let outward = told_of("egress", ends(client, pod, 53), &[packet(17, client, vip)]);
+            let what = "destinations that NetworkPolicy/shop/p accepts";
+            assert_eq!(outward, format!("{what}: none | {client} -> {pod} (pod shop/friend), UDP 53"));
         }
     }
 

@@ -8,7 +8,8 @@ use crate::lab::vxlan_device;
 use crate::manifest::{HTTP, LabService};
 use crate::topology::{
     CLIENT, CLIENT_HOSTS, FABRIC, FAMILIES, Family, GATEWAY, GATEWAY_NODE, GATEWAY_WAN_MAC, GATEWAY_WAN_V4,
-    GATEWAY_WAN_V6, Node, Pod, ROUTER_V4, ROUTER_V6, VNI, VXLAN_PORT, Vip, WEB_PORT, client_address, on_link,
+    GATEWAY_WAN_V6, Node, POD_TCP_PORT, Pod, ROUTER_V4, ROUTER_V6, VNI, VXLAN_PORT, Vip, WEB_PORT, client_address,
+    on_link,
 };
 
 /// Frames that say where they went wrong.
@@ -456,6 +457,23 @@ fn services() -> Vec<Fault> {
             },
         ),
         of_both(
+            "endpoint outside the pod CIDRs",
+            "some connections are not answered: packets to that endpoint follow the kernel's routes",
+            "find out who gave the endpoint that address: a second CNI on the node, or whoever wrote the EndpointSlice; \
+             else add the prefix to the Node's `podCIDRs`",
+            |family| {
+                let wrong = if family == Family::V4 { "10.99.2.11" } else { "fd00:99:2::11" };
+                let known = FAMILIES.map(|family| NODE.pod_cidr(family)).join(", ");
+                let says = format!(
+                    "state Service shop/{SERVICE}: NotInOverlay: no tunnel leads to endpoints on {} ({wrong}: neither an \
+                     address of that Node nor in its pod CIDRs, which are {known})",
+                    NODE.name()
+                );
+                let breaks = edit(slice_file(family), format!("- {}\n", POD.address(family)), format!("- {wrong}\n"));
+                Case { probe: Some(request(family)), ..of_gateway(Some(family), breaks, says) }
+            },
+        ),
+        of_both(
             "source range",
             "some clients get no answer; dropped with `SourceDenied`",
             "correct `spec.loadBalancerSourceRanges` of the Service",
@@ -554,11 +572,14 @@ fn services() -> Vec<Fault> {
                 traffic: None,
                 at: GATEWAY.into(),
                 command: explained(family),
-                says: vec![differs(
-                    "sources that NetworkPolicy/shop/closed accepts",
-                    "10.0.0.0/8",
-                    client_address(family, *CLIENT_HOSTS.start()),
-                )],
+                says: vec![
+                    differs(
+                        "sources that NetworkPolicy/shop/closed accepts",
+                        "10.0.0.0/8",
+                        client_address(family, *CLIENT_HOSTS.start()),
+                    ),
+                    format!("), TCP {POD_TCP_PORT}"),
+                ],
             },
         ),
     ]
