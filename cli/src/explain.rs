@@ -367,6 +367,7 @@ fn verdict(verdict: &Verdict) -> Vec<(&'static str, String)> {
         Verdict::Followed => {
             vec![("verdict", "FOLLOWED: it goes where the first fragment of its datagram goes".to_owned())]
         }
+        Verdict::Kernel { why } => vec![("verdict", "TO THE KERNEL of this machine".to_owned()), ("why", why.clone())],
         Verdict::Dropped(reason) => vec![("verdict", format!("DROPPED by stage {}", reason.stage)), why(reason)],
     }
 }
