@@ -457,6 +457,7 @@ fn verdict(verdict: &Verdict) -> Vec<(&'static str, String)> {
                 "FOLLOWED: it goes where the first fragment of its datagram goes, and is held until that has come";
             vec![("verdict", told.to_owned())]
         }
+        Verdict::Kernel { why } => vec![("verdict", "TO THE KERNEL of this machine".to_owned()), ("why", why.clone())],
         Verdict::Dropped(reason) => vec![("verdict", format!("DROPPED by stage {}", reason.stage)), why(reason)],
     }
 }

@@ -648,8 +648,10 @@ impl Reconciler {
             }
             Response::Conflicts { addresses } => {
                 let concerned = self.conflicts.take(addresses);
-                let names: Vec<Name> =
-                    self.notes.keys().filter(|name| self.has_any(name, &concerned)).cloned().collect();
+                // Sources of `fullnat` concern all Services.
+                let is_all = self.fullnat_sources().iter().any(|source| concerned.contains(source));
+                let of_it = |name: &&Name| is_all || self.has_any(name, &concerned);
+                let names: Vec<Name> = self.notes.keys().filter(of_it).cloned().collect();
                 names.iter().for_each(|name| self.refresh(name));
             }
             Response::Suspects { nodes } => {
@@ -747,7 +749,7 @@ impl Reconciler {
             lost: &lost,
             invalid: invalid.as_deref(),
             delivery: resource.filter(|resource| by_node_dsr(resource)).map(|_| self.deliveries.words(name)),
-            conflict: self.conflicts.words(&service.addresses),
+            conflict: self.conflicts.words(&service.addresses, self.fullnat_sources()),
             suspect: resource.and_then(|resource| match &resource.body {
                 Body::Service(service) => self.suspects.words(service),
                 _ => None,

@@ -871,7 +871,7 @@ fn a_stranger_that_answers_for_an_address_is_named_in_its_service_s_condition() 
     addresses("shop.web2.json");
     let mac = "02:00:00:00:be:ef".parse().unwrap();
     talk.say(&Response::Conflicts {
-        addresses: vec![AddressConflict { address, mac, device: "wan0".into(), withheld: true }],
+        addresses: vec![AddressConflict { address, mac, device: "wan0".into(), withheld: true, kernel: None }],
     });
     let conflict = |status: &Value| condition(status, "AddressesOurs")["reason"] == "AddressConflict";
     let status = control.status("shop.web1.json", conflict);

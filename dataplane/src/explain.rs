@@ -30,6 +30,8 @@ use crate::wire::{Family as Version, ipv4, ipv6, protocol};
 
 /// The frame that a bare packet comes in as.
 pub mod envelope;
+/// What the pinhole leaves to the kernel.
+pub(crate) mod pinhole;
 /// Where a packet and the tables do not say the same.
 pub(crate) mod evidence;
 

@@ -4,6 +4,7 @@
 //! that Services are served at or delivered to, or another gateway of the set.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tidegate_api::resource::{Backend, Body, Kind, ResourceKey};
@@ -21,6 +22,14 @@ const NODES_SOUGHT_MAX: usize = 64;
 impl Reconciler {
     pub(super) fn gateway_key(&self) -> ResourceKey {
         ResourceKey { kind: Kind::Gateway, name: self.file.node.clone() }
+    }
+
+    /// Sources of `fullnat` that the dataplane is told.
+    pub(super) fn fullnat_sources(&self) -> &[IpAddr] {
+        match self.desired.resources.get(&self.gateway_key()).map(|resource| &resource.body) {
+            Some(Body::Gateway(gateway)) => &gateway.fullnat_sources,
+            _ => &[],
+        }
     }
 
     pub(super) fn resolve_nodes(&mut self, nodes: &BTreeSet<String>) {

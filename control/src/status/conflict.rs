@@ -2,7 +2,8 @@
 //!
 //! Owns what the dataplane last told and the words for it. A machine on a link of the gateway that answers for a Service's
 //! address without being a gateway takes some of its clients away: usually a worker whose kube-proxy runs in ipvs mode
-//! without strictARP, or an address given twice.
+//! without strictARP, or an address given twice. An address that the gateway's own kernel has is left to it; a source of
+//! `fullnat` that it has concerns every Service of that family.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,18 +29,46 @@ impl Conflicts {
         addresses.filter(|address| before.get(address) != self.0.get(address)).collect()
     }
 
-    /// The words for a Service with these addresses; `None`: nobody else answers for any.
-    pub fn words(&self, addresses: &[IpAddr]) -> Option<Words> {
-        let told = |conflict: &AddressConflict| {
-            let AddressConflict { address, mac, device, withheld } = conflict;
+    /// The words for a Service with these addresses, at a gateway with these sources of `fullnat`; `None`: nobody else answers
+    /// for any.
+    pub fn words(&self, addresses: &[IpAddr], sources: &[IpAddr]) -> Option<Words> {
+        let (kernels, strangers): (Vec<_>, Vec<_>) =
+            addresses.iter().filter_map(|address| self.0.get(address)).partition(|conflict| conflict.kernel.is_some());
+        let told = |conflict: &&AddressConflict| {
+            let AddressConflict { address, mac, device, withheld, .. } = conflict;
             let what = if *withheld { "it is not announced" } else { "both are announced" };
             format!("{mac} answers for {address} on {device}: {what}")
         };
-        let list: Vec<String> = addresses.iter().filter_map(|address| self.0.get(address)).map(told).collect();
-        let hint = "a worker whose kube-proxy runs in ipvs mode needs strictARP; otherwise find that machine and take the \
-                    address from it. Asked again every 30 s";
-        (!list.is_empty()).then(|| (Holds::False, "AddressConflict", format!("{}; {hint}", list.join("; "))))
+        let mut list: Vec<String> = strangers.iter().map(told).collect();
+        if !list.is_empty() {
+            list.push(
+                "a worker whose kube-proxy runs in ipvs mode needs strictARP; otherwise find that machine and take the \
+                 address from it. Asked again every 30 s"
+                    .into(),
+            );
+        }
+        list.extend(kernels.iter().map(|conflict| {
+            let AddressConflict { address, device, .. } = conflict;
+            let mends = mends(conflict);
+            format!("{address} is also an address of the gateway's own kernel, on {device}, and is left to it; {mends}")
+        }));
+        let concerned = |source: &&IpAddr| addresses.iter().any(|address| address.is_ipv4() == source.is_ipv4());
+        let taken = sources.iter().filter(concerned).filter_map(|source| self.0.get(source));
+        list.extend(taken.filter(|conflict| conflict.kernel.is_some()).map(|conflict| {
+            let AddressConflict { address, device, .. } = conflict;
+            let mends = mends(conflict);
+            format!(
+                "fullnat source {address} is also an address of the gateway's own kernel, on {device}, and is not used; {mends}"
+            )
+        }));
+        (!list.is_empty()).then(|| (Holds::False, "AddressConflict", list.join("; ")))
     }
+}
+
+/// The command that takes an address from a device of the gateway.
+fn mends(AddressConflict { address, device, kernel, .. }: &AddressConflict) -> String {
+    let length = kernel.map(|length| format!("/{length}")).unwrap_or_default();
+    format!("on the gateway: ip address del {address}{length} dev {device}")
 }
 
 #[cfg(test)]
@@ -48,7 +77,7 @@ mod tests {
 
     fn conflict(address: &str, withheld: bool) -> AddressConflict {
         let mac = "02:00:00:00:be:ef".parse().unwrap();
-        AddressConflict { address: address.parse().unwrap(), mac, device: "wan0".into(), withheld }
+        AddressConflict { address: address.parse().unwrap(), mac, device: "wan0".into(), withheld, kernel: None }
     }
 
     #[test]
@@ -56,19 +85,46 @@ mod tests {
         let (v4, v6, other): (IpAddr, IpAddr, IpAddr) =
             ("192.0.2.200".parse().unwrap(), "2001:db8:1::200".parse().unwrap(), "192.0.2.201".parse().unwrap());
         let mut conflicts = Conflicts::default();
-        assert_eq!(conflicts.words(&[v4, v6]), None);
+        assert_eq!(conflicts.words(&[v4, v6], &[]), None);
         let first = vec![conflict("192.0.2.200", true), conflict("2001:db8:1::200", false)];
         assert_eq!(conflicts.take(first.clone()), [v4, v6].into());
-        let (holds, reason, message) = conflicts.words(&[v4, v6]).unwrap();
+        let (holds, reason, message) = conflicts.words(&[v4, v6], &[]).unwrap();
         assert_eq!((holds, reason), (Holds::False, "AddressConflict"));
         for part in
             ["02:00:00:00:be:ef answers for 192.0.2.200 on wan0: it is not announced", "2001:db8:1::200", "strictARP"]
         {
             assert!(message.contains(part), "{message}");
         }
-        assert_eq!(conflicts.words(&[other]), None);
+        assert_eq!(conflicts.words(&[other], &[]), None);
         assert!(conflicts.take(first).is_empty(), "the same again changes nothing");
         assert_eq!(conflicts.take(vec![conflict("2001:db8:1::200", true)]), [v4, v6].into());
         assert_eq!(conflicts.take(vec![]), [v6].into());
+    }
+    #[test]
+    fn what_the_own_kernel_has_is_named_with_its_device_and_the_command() {
+        for (vip, source, other, length) in [
+            ("203.0.113.10", "10.244.9.2", "2001:db8:f::10", 32),
+            ("2001:db8:f::10", "fd00:10:244:9::2", "203.0.113.10", 128),
+        ] {
+            let of_kernel = |address: &str| AddressConflict {
+                device: "lo".into(),
+                kernel: Some(length),
+                ..conflict(address, true)
+            };
+            let [vip_of, source_of, other_of] = [vip, source, other].map(|text| text.parse::<IpAddr>().unwrap());
+            let mut conflicts = Conflicts::default();
+            conflicts.take(vec![of_kernel(vip), of_kernel(source)]);
+            let (holds, reason, message) = conflicts.words(&[vip_of], &[source_of]).unwrap();
+            assert_eq!((holds, reason), (Holds::False, "AddressConflict"));
+            assert_eq!(
+                message,
+                format!(
+                    "{vip} is also an address of the gateway's own kernel, on lo, and is left to it; on the gateway: ip \
+                     address del {vip}/{length} dev lo; fullnat source {source} is also an address of the gateway's own \
+                     kernel, on lo, and is not used; on the gateway: ip address del {source}/{length} dev lo"
+                )
+            );
+            assert_eq!(conflicts.words(&[other_of], &[source_of]), None, "of the other family");
+        }
     }
 }

@@ -29,7 +29,7 @@ pub struct Question {
 /// What would become of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// The worker that owns it, whose tables and state these are.
+    /// The worker that owns it, whose tables and state these are; of what goes to the kernel 0.
     pub worker: u32,
     /// Generation of its tables.
     pub generation: u64,
@@ -290,6 +290,11 @@ pub enum Verdict {
     },
     /// It waits for the first fragment of its datagram, or goes on with that one's ports.
     Followed,
+    /// The pinhole passes it to this machine's kernel; no worker sees it.
+    Kernel {
+        /// Which entry the pinhole would need, and who has the address.
+        why: String,
+    },
     /// It ends here.
     Dropped(Reason),
 }

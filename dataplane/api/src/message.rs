@@ -150,7 +150,7 @@ pub enum Response {
         /// In the order of names.
         services: Vec<ServiceDelivery>,
     },
-    /// Addresses of ours for which a stranger answers: all there are. Told to control when it begins, and when they change.
+    /// Addresses of ours for which a stranger answers, or the gateway's own kernel: all there are. Told to control when it begins, and when they change.
     Conflicts {
         /// In the order of addresses.
         addresses: Vec<AddressConflict>,
@@ -185,17 +185,20 @@ pub enum Response {
     },
 }
 
-/// An address of ours for which somebody answers who is no gateway of the set.
+/// An address of ours for which somebody answers who is no gateway of the set: a VIP, or a source of `fullnat`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressConflict {
     /// The address.
     pub address: IpAddr,
-    /// Who answers.
+    /// Who answers; of a device without one zero.
     pub mac: MacAddress,
-    /// Device that heard it.
+    /// Device that heard it, or that has the address.
     pub device: String,
     /// Whether it is not announced because of that. Otherwise it was announced already, and is defended.
     pub withheld: bool,
+    /// The gateway's own kernel has the address, on `device`, with a prefix of so many bits: it is left to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<u8>,
 }
 
 /// A node that answered and has fallen silent: new flows go elsewhere while there is an elsewhere (S-114).

@@ -44,6 +44,8 @@ pub struct Locals {
     around: Around,
     /// Addresses of Services that the kernel has taken.
     taken: BTreeSet<IpNet>,
+    /// What the kernel has taken is not what it was when that was asked last.
+    taken_moved: bool,
     untold: Untold,
     /// VIPs on links that this gateway answers for; absent: all.
     owned: Option<HashSet<IpNet>>,
@@ -64,6 +66,8 @@ struct Around {
     gateway: BTreeMap<[u8; 16], LocalKind>,
     /// Addresses that the kernel uses.
     kernel: BTreeSet<IpAddr>,
+    /// Sources of `fullnat` among them.
+    sources_taken: BTreeSet<IpAddr>,
     connected: net::Set,
     vtep_v4: Option<VtepRow>,
     vtep_v6: Option<VtepRow>,
@@ -129,7 +133,22 @@ impl Locals {
         self.untold.vteps |= (around.vtep_v4, around.vtep_v6) != (self.around.vtep_v4, self.around.vtep_v6);
         self.untold.vteps |= around.decap_ends != self.around.decap_ends;
         self.around = around;
+        self.taken_moved = true;
         true
+    }
+
+    /// Addresses of ours that the kernel has taken, sources of `fullnat` among them, if they may differ from when this was
+    /// asked last.
+    pub fn take_taken(&mut self) -> Option<BTreeSet<IpAddr>> {
+        std::mem::take(&mut self.taken_moved).then(|| {
+            let of = |whole: &IpNet| self.around.kernel.range(whole.network()..=whole.broadcast());
+            self.taken.iter().flat_map(of).chain(&self.around.sources_taken).copied().collect()
+        })
+    }
+
+    /// Forgets that the kernel has taken an address, where that is no matter any more.
+    fn not_taken(&mut self, whole: &IpNet) {
+        self.taken_moved |= self.taken.remove(whole);
     }
 
     /// Writes all roles there are or were.
@@ -181,7 +200,7 @@ impl Locals {
     fn follow_prefix(&mut self, prefix: IpNet, places: &Places, table: &mut Arc<LocalTable>) -> bool {
         let wanted = places.contains_key(&Place::Vip(prefix));
         if !wanted {
-            self.taken.remove(&prefix);
+            self.not_taken(&prefix);
         }
         let kind = if wanted && !self.is_taken(prefix) { self.vip(prefix) } else { self.no_vip(prefix) };
         let before = self.prefixes.get(&prefix).copied().unwrap_or_default();
@@ -230,7 +249,7 @@ impl Locals {
             return LocalKind::EXTERNAL | self.external(whole).without(LocalKind::VIP);
         }
         if !vip && !service {
-            self.taken.remove(&whole);
+            self.not_taken(&whole);
             return kind | self.no_vip(whole);
         }
         if self.is_taken(whole) {
@@ -301,8 +320,9 @@ impl Locals {
     fn is_taken(&mut self, whole: IpNet) -> bool {
         let taken = self.around.kernel.range(whole.network()..=whole.broadcast()).next().is_some();
         if !taken {
-            self.taken.remove(&whole);
+            self.not_taken(&whole);
         } else if self.taken.insert(whole) {
+            self.taken_moved = true;
             tracing::warn!(address = %whole, "an address of a Service or of pods is also this machine's own kernel's; it is left to the kernel");
         }
         taken
@@ -359,8 +379,10 @@ impl Around {
         let mut around = Around { connected: connected(layout, devices), ..Around::default() };
         let Some(gateway) = gateway else { return Around { kernel, ..around } };
         let mut add = |address: IpAddr, kind| *around.gateway.entry(mapped_ip(address)).or_default() |= kind;
-        for source in gateway.fullnat_sources.iter().filter(|source| !kernel.contains(*source)) {
-            add(*source, LocalKind::FULLNAT_SOURCE);
+        let (sources_taken, sources): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) =
+            gateway.fullnat_sources.iter().partition(|source| kernel.contains(*source));
+        for source in sources {
+            add(source, LocalKind::FULLNAT_SOURCE);
         }
         let mut vtep = |vtep: &Option<Vtep>| {
             let vtep = vtep.as_ref().filter(|vtep| kernel.contains(&vtep.underlay))?;
@@ -378,7 +400,7 @@ impl Around {
         let decap = gateway.decap.as_ref();
         let table = |decap: &Told| Arc::new(Decap::new(&decap.addresses, &decap.sources, decap.gue_port.unwrap_or(0)));
         let decap_ends = decap.map(decap_ends).unwrap_or_default();
-        Around { kernel, vtep_v4, vtep_v6, decap: decap.map(table), decap_ends, ..around }
+        Around { kernel, sources_taken, vtep_v4, vtep_v6, decap: decap.map(table), decap_ends, ..around }
     }
 }
 
@@ -390,9 +412,14 @@ fn decap_ends(decap: &Told) -> Vec<AddressPort> {
     ends.collect()
 }
 
+/// Whether the pinhole hands us everything that is to an address of these roles.
+pub fn is_traffic(kind: LocalKind) -> bool {
+    kind.intersects(LocalKind::VIP | LocalKind::SERVICE | LocalKind::FULLNAT_SOURCE | LocalKind::EXTERNAL)
+}
+
 /// What the pinhole does with packets to an address of these roles.
 fn owned_flags(kind: LocalKind) -> OwnedFlags {
-    if !kind.intersects(LocalKind::VIP | LocalKind::SERVICE | LocalKind::FULLNAT_SOURCE | LocalKind::EXTERNAL) {
+    if !is_traffic(kind) {
         return OwnedFlags::default();
     }
     let announced = if kind.contains(LocalKind::ANNOUNCED) { OwnedFlags::ANNOUNCED } else { OwnedFlags::default() };

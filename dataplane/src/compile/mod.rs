@@ -24,13 +24,13 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tidegate_api::message::{Accepted, NodeSuspicion, Rejection, ServiceDelivery, Update};
-use tidegate_api::resource::{Body, Gateway, Kind, Peer, Resource, ResourceKey, Service};
+use tidegate_api::message::{Accepted, AddressConflict, NodeSuspicion, Rejection, ServiceDelivery, Update};
+use tidegate_api::resource::{Body, Gateway, Kind, MacAddress, Peer, Resource, ResourceKey, Service};
 use tidegate_io::{Owned, OwnedChange};
 
 use crate::gateways::{Herald, Site};
 use crate::kernel::request::NeighbourRequests;
-use crate::kernel::{Change, KernelFacts, NeighbourKey};
+use crate::kernel::{Change, Held, KernelFacts, NeighbourKey};
 use crate::objects::place::{Place, places};
 use crate::objects::{self, InForce, Objects, Outcome, validate};
 use crate::port_office::PortMove;
@@ -454,6 +454,21 @@ impl Compiler {
     /// The same, once after that changed.
     pub fn take_suspects(&mut self) -> Option<Vec<NodeSuspicion>> {
         self.services.suspects_mut().take_news()
+    }
+
+    /// Addresses of ours that this machine's own kernel has taken, with its device, if that may have changed since this was
+    /// asked last.
+    pub fn take_taken(&mut self) -> Option<Vec<AddressConflict>> {
+        let taken = self.locals.take_taken()?;
+        let of_it = self.facts.layout.held().filter(|held| taken.contains(&held.address.addr()));
+        let conflict = |held: Held<'_>| AddressConflict {
+            address: held.address.addr(),
+            mac: MacAddress(held.mac.unwrap_or_default()),
+            device: held.device.to_owned(),
+            withheld: true,
+            kernel: Some(held.address.prefix_len()),
+        };
+        Some(of_it.map(conflict).collect())
     }
 
     /// The generation every worker has reached.

@@ -516,7 +516,19 @@ fn what_the_kernel_uses_itself_is_not_served() {
         facts.addresses.insert(crate::kernel::Address { ifindex, address, prefix: address.into() });
     }
     facts.addresses.retain(|entry| entry.address != "2001:db8:2::1".parse::<IpAddr>().unwrap());
+    assert_eq!(compiler.take_taken(), Some(vec![]));
+    assert_eq!(compiler.take_taken(), None, "nothing has happened since");
     layout(&mut compiler, facts);
+    let taken = compiler.take_taken().unwrap().into_iter().map(|taken| {
+        assert!(taken.withheld && taken.mac.0 != [0; 6], "{taken:?}");
+        (taken.address.to_string(), taken.device, taken.kernel)
+    });
+    let names = |address: &str, device: &str, length| (address.to_owned(), device.to_owned(), Some(length));
+    let both = [names("203.0.113.10", "wan0", 32), names("2001:db8:f::10", "wan0", 128)];
+    assert_eq!(
+        taken.collect::<std::collections::BTreeSet<_>>(),
+        both.into_iter().chain([names("10.244.9.2", "lan0", 32)]).collect()
+    );
     let tables = compiler.tables();
     for address in ["203.0.113.10", "2001:db8:f::10", "10.244.9.2"] {
         assert!(tables.locals.kind(&ip16(address)).is_empty(), "{address}");
@@ -531,6 +543,7 @@ fn what_the_kernel_uses_itself_is_not_served() {
     assert_eq!(owned.vteps.len(), 1);
     layout(&mut compiler, routed());
     assert!(compiler.tables().locals.kind(&ip16("203.0.113.10")).contains(LocalKind::VIP), "and is, once it is free");
+    assert_eq!(compiler.take_taken(), Some(vec![]));
     assert!(compiler.tables().locals.vtep(Family::V6).is_some());
 }
 

@@ -69,6 +69,8 @@ pub struct View {
     pub objects: Vec<Arc<Resource>>,
     /// The kernel's neighbours.
     pub neighbours: HashMap<NeighbourKey, Neighbour>,
+    /// The kernel's own addresses, with names of their devices.
+    pub addresses: Vec<(IpNet, String)>,
     /// How Services that asked for `node-dsr` are delivered, in the order of names.
     pub deliveries: Vec<ServiceDelivery>,
     /// Nodes that do not answer.
@@ -120,8 +122,10 @@ struct Latest {
     edition: u64,
     /// The report about each Service and its edition.
     deliveries: BTreeMap<String, (u64, ServiceDelivery)>,
-    /// Addresses for which strangers answer, and the edition of that; edition 0: nobody looks for any.
+    /// Addresses for which strangers answer, and the edition of that or of `taken`; edition 0: there never were any.
     conflicts: (u64, Vec<AddressConflict>),
+    /// Addresses that this machine's own kernel has taken.
+    taken: Vec<AddressConflict>,
     /// Nodes that do not answer, and the edition of that; edition 0: there never were any.
     suspects: (u64, Vec<NodeSuspicion>),
     /// How many times a node has become one.
@@ -212,10 +216,15 @@ impl Handle {
         self.news.moved.notify_all();
     }
 
-    /// The same, if it is newer than `edition`.
+    /// The same and addresses that the kernel has taken, in the order of addresses, if that is newer than `edition`. Of an
+    /// address that has both the kernel is told: nobody asks who else answers for what is not ours.
     pub fn conflicts(&self, edition: u64) -> Option<Vec<AddressConflict>> {
         let latest = lock(&self.news.latest);
-        (latest.conflicts.0 > edition).then(|| latest.conflicts.1.clone())
+        (latest.conflicts.0 > edition).then(|| {
+            let all =
+                latest.conflicts.1.iter().chain(&latest.taken).map(|conflict| (conflict.address, conflict.clone()));
+            all.collect::<BTreeMap<_, _>>().into_values().collect()
+        })
     }
 
     /// Nodes that do not answer, if that is newer than `edition`.
@@ -440,6 +449,13 @@ impl Run {
                 tables: self.compiler.tables().clone(),
                 objects: kind.into_iter().flat_map(|kind| objects.of_kind(kind)).cloned().collect(),
                 neighbours: self.compiler.facts().neighbours.clone(),
+                addresses: self
+                    .compiler
+                    .facts()
+                    .layout
+                    .held()
+                    .map(|held| (held.address, held.device.to_owned()))
+                    .collect(),
                 deliveries: lock(&self.news.latest).deliveries.values().map(|(_, told)| told.clone()).collect(),
                 suspects: self.compiler.suspects().all(),
                 silences: self.compiler.suspects().silences(now),
@@ -450,7 +466,13 @@ impl Run {
     fn tell_reached(&mut self) {
         let (now, deliveries) = (self.compiler.reached(), self.compiler.take_deliveries());
         let suspects = self.compiler.take_suspects();
+        let taken = self.compiler.take_taken();
         let mut latest = lock(&self.news.latest);
+        if let Some(taken) = taken.filter(|taken| *taken != latest.taken) {
+            latest.edition += 1;
+            (latest.conflicts.0, latest.taken) = (latest.edition, taken);
+            self.news.moved.notify_all();
+        }
         if let Some(suspects) = suspects {
             let fresh = suspects.iter().filter(|suspicion| !latest.suspects.1.contains(suspicion)).count();
             latest.suspicions += u64::try_from(fresh).unwrap_or(u64::MAX);

@@ -341,6 +341,7 @@ impl Run {
             mac: conflict.mac,
             device: conflict.device.to_string(),
             withheld: conflict.withheld,
+            kernel: None,
         });
         self.compiler.tell_conflicts(told.collect());
     }

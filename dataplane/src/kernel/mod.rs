@@ -208,9 +208,31 @@ impl Layout {
 
     /// Name of the link that has `address`, when the kernel itself uses it.
     pub fn owner(&self, address: IpAddr) -> Option<&str> {
-        let owner = self.addresses.iter().find(|entry| entry.address == address)?;
-        Some(self.links.get(&owner.ifindex).map_or("an unnamed link", |link| link.name.as_str()))
+        self.held().find(|held| held.address.addr() == address).map(|held| held.device)
     }
+
+    /// Every address of the kernel's own with the link that has it.
+    pub fn held(&self) -> impl Iterator<Item = Held<'_>> {
+        self.addresses.iter().map(|entry| {
+            let link = self.links.get(&entry.ifindex);
+            Held {
+                address: IpNet::new(entry.address, entry.prefix.prefix_len()).unwrap_or_else(|_| entry.address.into()),
+                device: link.map_or("an unnamed link", |link| link.name.as_str()),
+                mac: link.and_then(|link| link.mac),
+            }
+        })
+    }
+}
+
+/// An address of the kernel's own, and the link that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held<'a> {
+    /// The address, with the length of the prefix that it makes reachable.
+    pub address: IpNet,
+    /// Name of the link.
+    pub device: &'a str,
+    /// Its Ethernet address, if it has one.
+    pub mac: Option<[u8; 6]>,
 }
 
 impl Neighbour {

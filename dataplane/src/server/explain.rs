@@ -13,6 +13,8 @@ use crate::table::policy::gate_ruling_key;
 
 /// What a packet lacks to get through.
 mod lacks;
+/// What the kernel has: packets that never come to a worker, and addresses of ours.
+mod taken;
 
 /// Workers asked at most: one that owns nothing of it, the one it names, and the one that this one names, where affinity of a
 /// Service has come or gone (design 4).
@@ -25,6 +27,9 @@ const ASKED_MAX: usize = 3;
 pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery) -> Result<Explanation, String> {
     let view = compiler.view(Some(Kind::Service)).map_err(|error| error.to_string())?;
     let (device, frame) = envelope::frame(&view.tables, question)?;
+    if let Some(explanation) = taken::by_kernel(&view, compiler, device, &frame)? {
+        return Ok(explanation);
+    }
     let mut worker = 0;
     for asked in 0..ASKED_MAX {
         match workers.explain(worker, device, &frame, asked > 0).map_err(|error: QueryError| error.to_string())? {

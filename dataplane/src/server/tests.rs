@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
@@ -612,6 +613,7 @@ fn control_is_told_of_strangers_whole_and_when_they_change() {
         mac: "02:00:00:00:be:ef".parse().unwrap(),
         device: "wan0".into(),
         withheld: true,
+        kernel: None,
     };
     let told = |client: &mut Client| loop {
         match client.receive().unwrap() {
@@ -774,4 +776,101 @@ fn a_reader_that_never_reads_is_left_out() {
     assert!(bench.client().show(Show::Routes).is_ok(), "others are served");
     drop(sleeper);
     eventually("it ends", || bench.taps.lock().unwrap().is_empty());
+}
+
+/// A bare TCP packet to `port` of an address.
+fn bare_tcp(source: IpAddr, destination: IpAddr, port: u16) -> Vec<u8> {
+    let builder = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            etherparse::PacketBuilder::ipv4(source.octets(), destination.octets(), 64)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            etherparse::PacketBuilder::ipv6(source.octets(), destination.octets(), 64)
+        }
+        _ => panic!("{source} {destination}"),
+    };
+    let mut packet = Vec::new();
+    builder.tcp(40_000, port, 1, 1000).syn().write(&mut packet, &[]).unwrap();
+    packet
+}
+
+#[test]
+fn what_the_kernel_has_is_told_to_control_and_to_whoever_asks() {
+    let bench = bench();
+    let mut client = bench.client();
+    client.send(&Request::Update(full(everything()))).unwrap();
+    accepted(&mut client);
+    let ask = |source: &str, destination: &str, port| {
+        let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+        let question = tidegate_api::explain::Question {
+            device: Some("wan0".into()),
+            bytes: bare_tcp(source, destination, port),
+            ..Default::default()
+        };
+        bench.client().explain(question)
+    };
+    let why = |told: Result<tidegate_api::explain::Explanation, ClientError>| {
+        let told = told.unwrap();
+        let steps: Vec<String> = told
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                tidegate_api::explain::Step::Lacks { what, found, needed } => {
+                    Some(format!("{what}: {found}; {needed}"))
+                }
+                _ => None,
+            })
+            .collect();
+        match told.verdict {
+            tidegate_api::explain::Verdict::Kernel { why } => (why, steps),
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut taking = machine();
+    for (client_address, own, underlay, vip, source, length) in [
+        ("192.0.2.7", "192.0.2.1", "198.51.100.1", "203.0.113.10", "10.244.9.2", 32),
+        ("2001:db8:1::7", "2001:db8:1::1", "2001:db8:2::1", "2001:db8:f::10", "fd00:10:244:9::2", 128),
+    ] {
+        assert_eq!(
+            why(ask(client_address, own, 22)),
+            (
+                format!(
+                    "the pinhole has no entry for {own}, nor for its TCP port 22; {own} is this machine's own, on wan0"
+                ),
+                vec![]
+            )
+        );
+        let (told, _) = why(ask(client_address, underlay, 179));
+        assert!(told.ends_with("on lan0, and of it Tidegate has UDP port 8472 (VXLAN) alone"), "{told}");
+        // Workers of this bench explain nothing: what is ours is put to them.
+        for ours in [vip, source] {
+            let refused = ask(client_address, ours, 80).map(|told| told.verdict);
+            assert!(!matches!(refused, Ok(tidegate_api::explain::Verdict::Kernel { .. })), "{ours}: {refused:?}");
+        }
+        for address in [vip, source] {
+            let address: IpAddr = address.parse().unwrap();
+            taking.addresses.insert(crate::kernel::Address { ifindex: 2, address, prefix: address.into() });
+        }
+        bench.handle.kernel(Change::Layout(taking.clone()));
+        let mends = |address: &str| {
+            format!(
+                "also an address of this machine's kernel, on wan0, and left to it; an address that is Tidegate's alone (ip \
+                 address del {address}/{length} dev wan0)"
+            )
+        };
+        let (_, steps) = why(ask(client_address, vip, 80));
+        assert_eq!(steps, [format!("address {vip} of Service shop/web: {}", mends(vip))]);
+        let (_, steps) = why(ask(client_address, source, 80));
+        assert_eq!(steps, [format!("fullnat source {source} (control.fullnatSources): {}", mends(source))]);
+    }
+    let all = loop {
+        match client.receive().unwrap() {
+            Response::Conflicts { addresses } if addresses.len() == 4 => break addresses,
+            Response::Conflicts { .. } | Response::Reached { .. } | Response::Delivery { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(all.iter().all(|told| told.kernel.is_some() && told.device == "wan0" && told.withheld), "{all:?}");
+    bench.handle.kernel(Change::Layout(machine()));
+    while !matches!(client.receive().unwrap(), Response::Conflicts { addresses } if addresses.is_empty()) {}
 }

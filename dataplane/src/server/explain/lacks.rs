@@ -56,11 +56,14 @@ pub fn tell(
             false => ports(&used, &explanation.steps),
         });
     }
+    if is(DropReason::NoSource) {
+        found.extend(super::taken::sources(view, compiler, &explanation.steps)?);
+    }
     explanation.steps.extend(found);
     Ok(())
 }
 
-fn lacks(what: String, found: String, needed: impl Into<String>) -> Step {
+pub(super) fn lacks(what: String, found: String, needed: impl Into<String>) -> Step {
     Step::Lacks { what, found, needed: needed.into() }
 }
 

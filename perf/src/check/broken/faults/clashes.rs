@@ -1,6 +1,8 @@
 //! What two want and one can have: addresses, prefixes, a device, and two gateways that do not agree.
 
-use super::{Break, Case, Fault, NODE, SERVICE, VIP, by, edit, of_both, of_gateway, request};
+use std::net::IpAddr;
+
+use super::{Break, Case, Fault, NODE, SERVICE, VIP, by, edit, explained, of_both, of_gateway, request};
 use crate::topology::{
     CLIENT, CLIENT_MAC, Family, GATEWAY, GATEWAY_2, GATEWAY_2_NODE, GATEWAY_NODE, Node, Vip, WEB_PORT, on_link,
 };
@@ -22,6 +24,13 @@ fn asks_for(name: &str, address: impl std::fmt::Display) -> Break {
          {WEB_PORT} }}] }}\n"
     );
     Break::Add { file: format!("{name}.yaml"), text }
+}
+
+/// Gives the gateway's kernel an address; and that address and its device, as ip-address(8) has them.
+fn on_loopback(family: Family, address: IpAddr) -> (Break, String) {
+    let nodad = if family == Family::V4 { "" } else { " nodad" };
+    let place = format!("{address}/{} dev lo", if family == Family::V4 { 32 } else { 128 });
+    (by(GATEWAY, format!("ip address add {place}{nodad}"), format!("ip address del {place}")), place)
 }
 
 /// The list, of one gateway.
@@ -107,6 +116,48 @@ pub(super) fn all() -> Vec<Fault> {
                     command,
                     says: vec![says],
                 }
+            },
+        ),
+        of_both(
+            "VIP on the gateway's kernel",
+            "nothing is served at that address: its packets go to the kernel",
+            "take the address from the device; Tidegate needs none there",
+            |family| {
+                let vip = VIP.of(family);
+                let (breaks, mends) = on_loopback(family, vip);
+                let says = vec![
+                    format!(
+                        "lacks      address {vip} of Service shop/{SERVICE}: also an address of this machine's kernel, on lo"
+                    ),
+                    format!("ip address del {mends}"),
+                    "TO THE KERNEL".to_owned(),
+                    format!(
+                        "state Service shop/{SERVICE}: AddressConflict: {vip} is also an address of the gateway's own kernel, \
+                         on lo, and is left to it; on the gateway: ip address del {mends}"
+                    ),
+                ];
+                let command = format!("{}; tidegate doctor --config node.yaml", explained(family));
+                Case { probe: Some(request(family)), command, says, ..of_gateway(Some(family), breaks, String::new()) }
+            },
+        ),
+        of_both(
+            "source of fullnat on the gateway's kernel",
+            "Services in `fullnat` are not served in that family; dropped with `NoSource`",
+            "take the address from the device, or another one into `control.fullnatSources`",
+            |family| {
+                let source = GATEWAY_NODE.fullnat_source(family);
+                let (breaks, mends) = on_loopback(family, source);
+                let says = vec![
+                    format!(
+                        "fullnat source {source} (control.fullnatSources): also an address of this machine's kernel, on lo"
+                    ),
+                    format!(
+                        "state Service shop/{SERVICE}: AddressConflict: fullnat source {source} is also an address of the \
+                         gateway's own kernel, on lo, and is not used; on the gateway: ip address del {mends}"
+                    ),
+                ];
+                let command = format!("{}; tidegate doctor --config node.yaml", explained(family));
+                Case { probe: Some(request(family)), command, says, ..of_gateway(Some(family), breaks, String::new()) }
             },
         ),
         of_both(

@@ -1,0 +1,115 @@
+//! What the kernel has: packets that never come to a worker, and addresses of ours.
+//!
+//! The pinhole leaves an address that the kernel has to it (design 6), also where a Service is reached there; which Service
+//! that is and which device has the address stands with objects and the machine. Refuses to know what the kernel does with
+//! a packet.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tidegate_api::explain::{Explanation, Step, Verdict};
+use tidegate_api::resource::{Body, Kind, Service};
+
+use super::lacks::lacks;
+use crate::compile::thread::{Handle, View};
+use crate::counters::Counters;
+use crate::explain::Story;
+use crate::explain::pinhole::{Passed, passed};
+use crate::packet::Packet;
+use crate::stage::parse::{self, Ingress};
+use crate::table::DeviceId;
+
+/// What becomes of a frame that the pinhole passes to the kernel; `None`: a worker is to be asked.
+///
+/// # Errors
+/// Who has not answered, for people.
+pub fn by_kernel(
+    view: &View,
+    compiler: &Handle,
+    device: DeviceId,
+    frame: &[u8],
+) -> Result<Option<Explanation>, String> {
+    let tables = &view.tables;
+    let mac = tables.devices.row(device).map(|row| row.mac).unwrap_or_default();
+    let (mut packet, mut scratch) = (Packet::NOTHING, Box::<Counters>::default());
+    // What parse refuses has come to a worker, as far as anybody can tell.
+    let Ok(l3) = parse::read(tables, Ingress { device, mac }, frame, &mut scratch, &mut packet) else {
+        return Ok(None);
+    };
+    let Some(passed) = passed(tables, frame, &packet, l3) else { return Ok(None) };
+    let mut story = Story::begin(tables, device, frame.len());
+    story.packet(&packet, l3);
+    let mut steps = story.steps;
+    steps.extend(services(view, passed.address));
+    if is_source(compiler, passed.address)? {
+        steps.extend(source(view, passed.address));
+    }
+    let verdict = Verdict::Kernel { why: why(view, &passed) };
+    Ok(Some(Explanation { worker: 0, generation: tables.generation, steps, verdict }))
+}
+
+/// Sources of `fullnat` that the kernel has, of the packet's family.
+///
+/// # Errors
+/// Who has not answered, for people.
+pub fn sources(view: &View, compiler: &Handle, steps: &[Step]) -> Result<Vec<Step>, String> {
+    let is_v4 = steps.iter().find_map(|step| match step {
+        Step::Packet { destination, .. } => Some(destination.is_ipv4()),
+        _ => None,
+    });
+    let of_family = configured(compiler)?.into_iter().filter(|source| Some(source.is_ipv4()) == is_v4);
+    Ok(of_family.filter_map(|address| source(view, address)).collect())
+}
+
+fn configured(compiler: &Handle) -> Result<Vec<IpAddr>, String> {
+    let gateways = compiler.view(Some(Kind::Gateway)).map_err(|error| error.to_string())?.objects;
+    let sources = gateways.iter().flat_map(|resource| match &resource.body {
+        Body::Gateway(gateway) => gateway.fullnat_sources.clone(),
+        _ => Vec::new(),
+    });
+    Ok(sources.collect())
+}
+
+fn is_source(compiler: &Handle, address: IpAddr) -> Result<bool, String> {
+    Ok(configured(compiler)?.contains(&address))
+}
+
+/// The kernel's own entry of an address, and its device.
+fn holder(view: &View, address: IpAddr) -> Option<&(IpNet, String)> {
+    view.addresses.iter().find(|(held, _)| held.addr() == address)
+}
+
+fn source(view: &View, address: IpAddr) -> Option<Step> {
+    holder(view, address).map(|held| both(format!("fullnat source {address} (control.fullnatSources)"), held))
+}
+
+/// Services that are reached at an address which the kernel has.
+fn services(view: &View, address: IpAddr) -> Vec<Step> {
+    let Some(held) = holder(view, address) else { return Vec::new() };
+    let has_it = |service: &Service| {
+        service.addresses.contains(&address) || service.prefixes.iter().any(|prefix| prefix.contains(&address))
+    };
+    let those =
+        view.objects.iter().filter(|resource| matches!(&resource.body, Body::Service(service) if has_it(service)));
+    those.map(|resource| both(format!("address {address} of Service {}", resource.name), held)).collect()
+}
+
+fn both(what: String, (held, device): &(IpNet, String)) -> Step {
+    let found = format!("also an address of this machine's kernel, on {device}, and left to it");
+    lacks(what, found, format!("an address that is Tidegate's alone (ip address del {held} dev {device})"))
+}
+
+fn why(view: &View, Passed { address, sought, entries }: &Passed) -> String {
+    let who = match holder(view, *address) {
+        Some((_, device)) if entries.is_empty() => format!("{address} is this machine's own, on {device}"),
+        Some((_, device)) => {
+            format!("{address} is this machine's own, on {device}, and of it Tidegate has {} alone", entries.join(", "))
+        }
+        None if address.is_multicast() => format!("{address} is a group"),
+        None => format!(
+            "{address} is no address of Tidegate's and none of this machine's: what the kernel does with it tells ip route get \
+             {address}"
+        ),
+    };
+    format!("the pinhole has no entry for {sought}; {who}")
+}
