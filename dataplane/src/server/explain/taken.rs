@@ -14,6 +14,7 @@ use super::lacks::lacks;
 use crate::compile::thread::{Handle, View};
 use crate::counters::Counters;
 use crate::explain::Story;
+use crate::explain::evidence;
 use crate::explain::pinhole::{Passed, passed};
 use crate::packet::Packet;
 use crate::stage::parse::{self, Ingress};
@@ -33,13 +34,15 @@ pub fn by_kernel(
     let mac = tables.devices.row(device).map(|row| row.mac).unwrap_or_default();
     let (mut packet, mut scratch) = (Packet::NOTHING, Box::<Counters>::default());
     // What parse refuses has come to a worker, as far as anybody can tell.
-    let Ok(l3) = parse::read(tables, Ingress { device, mac }, frame, &mut scratch, &mut packet) else {
+    let ingress = Ingress { device, mac };
+    let Ok(l3) = parse::read(tables, ingress, frame, &mut scratch, &mut packet) else {
         return Ok(None);
     };
     let Some(passed) = passed(tables, frame, &packet, l3) else { return Ok(None) };
     let mut story = Story::begin(tables, device, frame.len());
     story.packet(&packet, l3);
     let mut steps = story.steps;
+    steps.extend(evidence::of_frame(tables, ingress, frame));
     steps.extend(services(view, passed.address));
     if is_source(compiler, passed.address)? {
         steps.extend(source(view, passed.address));
