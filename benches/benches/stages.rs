@@ -5,23 +5,18 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tidegate_benches::field::{Field, Way};
 use tidegate_benches::floor::Floor;
 use tidegate_dataplane::counters::Counters;
-use tidegate_dataplane::family::Family;
-use tidegate_dataplane::packet::{Domain, Key, Packet};
+use tidegate_dataplane::packet::{Key, Packet};
 use tidegate_dataplane::pipeline;
-use tidegate_dataplane::rig::nic::Nic;
 use tidegate_dataplane::rig::{self, LAN, LAN_MAC, Net, WAN, WAN_MAC};
 use tidegate_dataplane::stage::parse::{self, Ingress};
 use tidegate_dataplane::stage::route::{self, Hop};
-use tidegate_dataplane::stage::{encap, owner, rewrite};
-use tidegate_dataplane::state::{Entropy, Tuple};
+use tidegate_dataplane::stage::{encap, rewrite};
+use tidegate_dataplane::state::Tuple;
 use tidegate_dataplane::table::Tables;
-use tidegate_dataplane::table::owner::OwnerTable;
-use tidegate_dataplane::table::spread::Spread;
 use tidegate_io::mem::Slab;
 use tidegate_io::{Frame, HugePages, Pool};
 use zerocopy::FromZeros;
@@ -142,47 +137,6 @@ fn flow_hit(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Whose a client is, by the hash and by a NIC.
-fn owners(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("owner");
-    let hashed = OwnerTable::new(2, [13, 17]);
-    let nic = Nic::new(2, &mut Entropy::new(1));
-    let spread = Spread::new(&nic.rss, &[0, 1], 2).expect("a good spread");
-    for (name, owners) in [("hash", hashed.clone()), ("rss", hashed.with_spread(spread))] {
-        let tables = Tables { owners: owners.into(), ..rig::tables() };
-        owned::<[u8; 4]>(&mut group, &format!("{name}_ipv4"), &tables, |n| [10, n[1], n[2], n[3]]);
-        owned::<[u8; 16]>(&mut group, &format!("{name}_ipv6"), &tables, |n| {
-            [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, n[1], n[2], n[3]]
-        });
-    }
-    group.finish();
-}
-
-fn owned<A: Family>(
-    group: &mut BenchmarkGroup<'_, WallTime>,
-    name: &str,
-    tables: &Tables,
-    address: impl Fn([u8; 4]) -> A,
-) {
-    let to = address([0, 255, 255, 1]);
-    let tuple = |n: u32| Tuple {
-        source: address(n.to_be_bytes()),
-        destination: to,
-        source_port: 1024,
-        destination_port: 443,
-        protocol: 6,
-        domain: Domain::Wire as u8,
-    };
-    let tuples: Vec<Tuple<A>> = (0..1024).map(tuple).collect();
-    let mut at = 0;
-    group.bench_function(name, |bencher| {
-        bencher.iter(|| {
-            at = (at + 1) % tuples.len();
-            owner::of(tables, black_box(&tuples[at]))
-        });
-    });
-}
-
 /// A packet to the Service, with what the stages behind parse want to know of it.
 fn parsed(tables: &Tables, net: Net) -> (Vec<u8>, Packet) {
     let bytes = rig::udp((net.client(1), 1), (net.vip(1), 80), &[0; 22]);
@@ -229,6 +183,6 @@ criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1)).without_plots();
-    targets = floor, dependent_read, parsing, flow_hit, owners, editing
+    targets = floor, dependent_read, parsing, flow_hit, editing
 }
 criterion_main!(benches);

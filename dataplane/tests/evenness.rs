@@ -58,7 +58,7 @@ fn one_flow_each(exponent: f64, random: &mut Entropy) -> Vec<Flow> {
 /// Ten clients (proxies, NATs of others) have half of all flows, and each flow the same packets.
 fn heavy_clients(random: &mut Entropy) -> Vec<Flow> {
     let of = |n: u32| {
-        let client = if n % 2 == 0 { n / 2 % 10 } else { random.draw() as u32 & 0xff_ffff };
+        let client = if n.is_multiple_of(2) { n / 2 % 10 } else { random.draw() as u32 & 0xff_ffff };
         (flow(client, random.draw() as u16 | 1024), 1.0)
     };
     (0..FLOWS).map(of).collect()
