@@ -316,7 +316,7 @@ mod tests {
         };
         let queue = hash.map(|hash| rss.indirection[hash as usize % rss.indirection.len()]);
         let place = queue.and_then(|queue| queues.iter().position(|open| *open == queue));
-        let expected = place.map(|place| WorkerId(place as u16 % workers));
+        let expected = place.map(|place| WorkerId(u16::try_from(place).unwrap() % workers));
         prop_assert_eq!(spread.owner(tuple), expected);
         prop_assert_eq!(spread.owner(&Tuple { domain: DOMAIN_OVERLAY, ..*tuple }), None);
         Ok(())
