@@ -1,16 +1,25 @@
-//! What the compiler thread does: rings, and a publish that costs what changed.
+//! What the compiler thread does: rings, and a publish that costs what changed; and whose a client is.
 
 #![allow(missing_docs)]
 
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
+use tidegate_dataplane::family;
+use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig;
+use tidegate_dataplane::rig::nic::Nic;
+use tidegate_dataplane::stage::owner;
+use tidegate_dataplane::state::{Entropy, Tuple};
 use tidegate_dataplane::table::backend::{BackendRow, BackendState};
 use tidegate_dataplane::table::maglev::{self, Ring};
 use tidegate_dataplane::table::neighbour::NeighbourRow;
+use tidegate_dataplane::table::owner::OwnerTable;
 use tidegate_dataplane::table::publish::Publisher;
+use tidegate_dataplane::table::spread::Spread;
 use tidegate_dataplane::table::tunnel::TunnelRow;
 use tidegate_dataplane::table::{BackendId, Family, ServiceId, Tables, TunnelId};
 
@@ -77,10 +86,51 @@ fn lanes(criterion: &mut Criterion) {
     });
 }
 
+/// Whose a client is, by the hash and by a NIC.
+fn owners(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("owner");
+    let hashed = OwnerTable::new(2, [13, 17]);
+    let nic = Nic::new(2, &mut Entropy::new(1));
+    let spread = Spread::new(&nic.rss, &[0, 1], 2).expect("a good spread");
+    for (name, owners) in [("hash", hashed.clone()), ("rss", hashed.with_spread(spread))] {
+        let tables = Tables { owners: owners.into(), ..rig::tables() };
+        owned::<[u8; 4]>(&mut group, &format!("{name}_ipv4"), &tables, |n| [10, n[1], n[2], n[3]]);
+        owned::<[u8; 16]>(&mut group, &format!("{name}_ipv6"), &tables, |n| {
+            [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, n[1], n[2], n[3]]
+        });
+    }
+    group.finish();
+}
+
+fn owned<A: family::Family>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    tables: &Tables,
+    address: impl Fn([u8; 4]) -> A,
+) {
+    let to = address([0, 255, 255, 1]);
+    let tuple = |n: u32| Tuple {
+        source: address(n.to_be_bytes()),
+        destination: to,
+        source_port: 1024,
+        destination_port: 443,
+        protocol: 6,
+        domain: Domain::Wire as u8,
+    };
+    let tuples: Vec<Tuple<A>> = (0..1024).map(tuple).collect();
+    let mut at = 0;
+    group.bench_function(name, |bencher| {
+        bencher.iter(|| {
+            at = (at + 1) % tuples.len();
+            owner::of(tables, black_box(&tuples[at]))
+        });
+    });
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1)).without_plots();
-    targets = ring, publish, lanes
+    targets = ring, publish, lanes, owners
 }
 criterion_main!(benches);

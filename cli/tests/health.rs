@@ -18,6 +18,7 @@ fn worker(number: u32, generation: u64) -> WorkerRow {
     WorkerRow {
         worker: number,
         core: None,
+        clients: None,
         generation,
         turns: 9,
         idle_turns: 1,

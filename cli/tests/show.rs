@@ -21,9 +21,9 @@ use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{MacAddress, Protocol};
 use tidegate_api::show::{
-    AnnouncementRow, Announcements, BackendRow, Control, Counters, DropRow, EgressAddressRow, EgressPodRow,
-    EgressShown, FlowFilter, FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, RouteRow, RulingRow,
-    ServiceRow, Show, Shown, StageRow, TunnelRow, WorkerRow,
+    AnnouncementRow, Announcements, BackendRow, ClientsByRss, Control, Counters, DropRow, EgressAddressRow,
+    EgressPodRow, EgressShown, FlowFilter, FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, RouteRow,
+    RulingRow, ServiceRow, Show, Shown, StageRow, TunnelRow, WorkerRow,
 };
 
 /// A dataplane's read side for one conversation; the thread returns the question it was asked.
@@ -350,6 +350,7 @@ fn worker(number: u32, core: Option<u32>) -> WorkerRow {
     WorkerRow {
         worker: number,
         core,
+        clients: core.map(|_| ClientsByRss { device: "wan0".into(), entries: 64, of: 128 }),
         generation: 41,
         turns: 123_456_789,
         idle_turns: 1_234,

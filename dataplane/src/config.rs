@@ -69,6 +69,9 @@ pub struct Dataplane {
     /// How many workers; absent: one per entry of `cores`, or one. See [`Dataplane::worker_count`].
     #[serde(default)]
     pub workers: Option<u16>,
+    /// Which worker has which clients.
+    #[serde(default)]
+    pub clients: Clients,
     /// Frames per UMEM.
     #[serde(default = "default_frames")]
     pub frames: u32,
@@ -108,6 +111,27 @@ pub struct Dataplane {
     /// Address and port at which counters are told as OpenMetrics text, `GET /metrics`; absent: nowhere.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,
+}
+
+/// Which worker has which clients. Whatever is said, a packet that another worker has is handed over to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Clients {
+    /// By what they are spread.
+    pub spread: ClientSpread,
+    /// The one of the interfaces that most of them come from; absent: the first.
+    pub interface: Option<String>,
+}
+
+/// By what clients are spread over workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientSpread {
+    /// By the device's own RSS where it can be followed, so that their packets arrive where they belong; else by the hash.
+    #[default]
+    Auto,
+    /// By a keyed hash that nobody outside can compute.
+    Hash,
 }
 
 /// Where records are kept as lines in files, and how many: of who had which external port, for the policies that want that,
@@ -447,6 +471,16 @@ impl Dataplane {
         self.workers.unwrap_or(pinned).max(1)
     }
 
+    /// The interface whose RSS decides whose clients are, if one may: with one worker there is nothing to decide.
+    pub fn spreads_clients(&self) -> Option<&Interface> {
+        if self.worker_count() == 1 || self.clients.spread == ClientSpread::Hash {
+            return None;
+        }
+        let is_named =
+            |interface: &&Interface| self.clients.interface.as_ref().is_none_or(|name| interface.name == *name);
+        self.interfaces.iter().find(is_named)
+    }
+
     /// What `io` is to open.
     pub fn open_config(&self) -> OpenConfig {
         let interfaces = self.interfaces.iter();
@@ -515,6 +549,11 @@ impl Dataplane {
             interface.check(&field)?;
             ensure(names.insert(&interface.name), &format!("{field}.name"), || {
                 format!("{} is listed twice", interface.name)
+            })?;
+        }
+        if let Some(name) = &self.clients.interface {
+            ensure(names.contains(name), "dataplane.clients.interface", || {
+                format!("{name:?} is not one of interfaces")
             })?;
         }
         self.check_workers()?;
@@ -740,6 +779,7 @@ dataplane:
   halfOpenPercent: 10
   idle: poll
   onDeath: pass
+  clients: { spread: hash, interface: lan0 }
   gateways: { keyFile: /etc/tidegate/key, port: 7000, intervalMs: 100, deadAfterMs: 400, drainMs: 0 }
   routes: { enabled: true, device: vips, protocol: 200, table: 100, metric: 50, aggregate: { ipv4: 24 }, withdrawWhenEmpty: true, silenceMs: 400, lingerMs: 0 }
   flows: { sampling: 1000, connections: true, files: { directory: /var/log/flows, totalMibMax: 256 }, json: "unix:/run/flows.sock", ipfix: { collector: "[2001:db8::9]:4739", natEvents: true } }
@@ -761,6 +801,7 @@ control:
         assert_eq!(section.interfaces[1], Interface { name: "lan0".into(), queues: None });
         assert_eq!((section.mode, section.huge_pages), (Mode::ZeroCopy, HugePages::Off));
         assert_eq!((section.idle, section.on_death), (Idle::Poll, OnDeath::Pass));
+        assert_eq!(section.clients, Clients { spread: ClientSpread::Hash, interface: Some("lan0".into()) });
         assert_eq!((section.frames, section.frame_bytes, section.cores.as_slice()), (8192, 4096, &[1][..]));
         assert_eq!((section.flows_max, section.half_open_percent), (FlowsMax { ipv4: 1000, ipv6: 500 }, 10));
         let key_file = Some("/etc/tidegate/key".into());
@@ -828,6 +869,22 @@ control:
     }
 
     #[test]
+    fn the_interface_that_spreads_clients_is_the_first_or_the_named_one() {
+        for (lines, expected) in [
+            ("workers: 2", Some("a0")),
+            ("workers: 2, clients: { spread: auto }", Some("a0")),
+            ("workers: 2, clients: { interface: b0 }", Some("b0")),
+            ("cores: [1, 2]", Some("a0")),
+            ("workers: 2, clients: { spread: hash, interface: b0 }", None),
+            ("workers: 1", None),
+        ] {
+            let text = format!("node: a\ndataplane: {{ interfaces: [{{ name: a0 }}, {{ name: b0 }}], {lines} }}");
+            let section = NodeFile::parse(&text, Path::new("f")).unwrap().dataplane;
+            assert_eq!(section.spreads_clients().map(|interface| interface.name.as_str()), expected, "{lines}");
+        }
+    }
+
+    #[test]
     fn errors_name_file_and_field() {
         let with = |line: &str| format!("node: a\ndataplane:\n  interfaces: [{{ name: eth0 }}]\n{line}\n");
         let table = [
@@ -853,6 +910,9 @@ control:
             (with("  workers: 65"), "dataplane.workers: 65 is outside 1..=64"),
             (with(&format!("  cores: {:?}", (0..65).collect::<Vec<_>>())), "dataplane.cores: 65 cores given"),
             (with("  flowsMax: { ipv4: 0 }"), "dataplane.flowsMax.ipv4: 0 is outside"),
+            (with("  clients: { interface: wan9 }"), "dataplane.clients.interface: \"wan9\" is not one of interfaces"),
+            (with("  clients: { spread: rss }"), "unknown variant `rss`"),
+            (with("  clients: hash"), "dataplane.clients: invalid type"),
             (with("  halfOpenPercent: 0"), "dataplane.halfOpenPercent: 0 is outside 1..=100"),
             (with("  gateways: { keyFile: '' }"), "dataplane.gateways.keyFile: must not be empty"),
             (with("  gateways: { port: 0 }"), "dataplane.gateways.port: 0 is not a port"),

@@ -24,8 +24,10 @@ use clap::Parser;
 use crossbeam::channel::bounded;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tidegate_api::listen::Listener;
+use tidegate_api::show::ClientsByRss;
 use tidegate_io::afxdp::{self, AfXdpPort, Opened};
 use tidegate_io::mem::now_ns;
+use tidegate_io::netdev::NetDevice;
 use tidegate_io::{Guarded, Owned, OwnedChange, Pinhole, Port};
 
 use tidegate_dataplane::compile::thread::CompilerThread;
@@ -50,8 +52,9 @@ use tidegate_dataplane::stage::parse::Ingress;
 use tidegate_dataplane::stage::verdict::Exits;
 use tidegate_dataplane::state::connections::Connections;
 use tidegate_dataplane::state::{Capacity, Entropy, State};
-use tidegate_dataplane::table::owner::OwnerTable;
+use tidegate_dataplane::table::owner::{OwnerTable, WorkerId};
 use tidegate_dataplane::table::publish::Publisher;
+use tidegate_dataplane::table::spread::Spread;
 use tidegate_dataplane::table::{DeviceId, Tables};
 use tidegate_dataplane::wheel::{self, Idle};
 use tidegate_dataplane::worker::Worker;
@@ -265,7 +268,18 @@ fn start(
 ) -> anyhow::Result<Running> {
     let clock = Instant::now();
     let section = &file.dataplane;
-    let owners = Arc::new(OwnerTable::new(section.worker_count(), [secret(4), secret(5)]));
+    let spread = spread_of_clients(section, &opened.ports);
+    let clients_of = |worker| {
+        let (device, spread) = spread.as_ref()?;
+        let (entries, of) = spread.entries_of(WorkerId(worker));
+        Some(ClientsByRss { device: device.clone(), entries, of })
+    };
+    let clients: Vec<_> = (0..section.worker_count()).map(clients_of).collect();
+    let owners = OwnerTable::new(section.worker_count(), [secret(4), secret(5)]);
+    let owners = Arc::new(match spread {
+        Some((_, spread)) => owners.with_spread(spread),
+        None => owners,
+    });
     let (publisher, readers) = Publisher::new(Tables { owners, ..Tables::default() });
     let names = file.dataplane.interfaces.iter().map(|interface| interface.name.as_str());
     let requests = Box::new(Kernel::open().context("opening a netlink socket")?);
@@ -317,7 +331,9 @@ fn start(
         if id == 0 {
             worker.count_records_lost(Arc::clone(&records_lost));
         }
-        mailboxes.push(Mailbox { questions, core: section.cores.get(workers.len()).copied() });
+        let core = section.cores.get(workers.len()).copied();
+        let clients = clients.get(workers.len()).cloned().flatten();
+        mailboxes.push(Mailbox { questions, core, clients });
         workers.push(worker);
     }
     drop((wants, port_wants, outbox));
@@ -574,6 +590,28 @@ fn dealt(section: &config::Dataplane, ports: Vec<AfXdpPort>) -> anyhow::Result<V
         seen[number] += 1;
     }
     Ok(dealt)
+}
+
+/// The device whose RSS decides whose clients are, and how it spreads them over its open queues; says so, or why none does.
+/// It is read once: flows live where it said, whatever becomes of the device's settings.
+fn spread_of_clients(section: &config::Dataplane, ports: &[AfXdpPort]) -> Option<(String, Spread)> {
+    let device = section.spreads_clients()?.name.clone();
+    let queues: Vec<u32> =
+        ports.iter().map(AfXdpPort::facts).filter(|facts| facts.device == device).map(|facts| facts.queue).collect();
+    let rss = NetDevice::query(&device).and_then(|device| device.rss());
+    let spread = rss.map_err(|error| format!("its RSS cannot be read: {error}"));
+    let spread = spread
+        .and_then(|rss| Spread::new(&rss, &queues, section.worker_count()).map_err(|no_spread| no_spread.to_string()));
+    match spread {
+        Ok(spread) => {
+            tracing::info!(device, "clients belong to the worker on whose queue the device's RSS lays their packets");
+            Some((device, spread))
+        }
+        Err(reason) => {
+            tracing::info!(device, reason, "clients are spread over workers by a keyed hash, not by the device's RSS");
+            None
+        }
+    }
 }
 
 fn capacity(section: &config::Dataplane) -> Capacity {

@@ -418,6 +418,7 @@ mod tests {
         WorkerRow {
             worker: 1,
             core: None,
+            clients: None,
             generation: 4,
             turns: 0,
             idle_turns: 0,

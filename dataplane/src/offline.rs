@@ -93,7 +93,7 @@ pub fn answer(file: &NodeFile, directory: &Path, socket: &Path, ready: impl FnOn
     std::thread::scope(|scope| {
         let turning = std::thread::Builder::new().name("worker-0".into());
         let turning = turning.spawn_scoped(scope, || wheel::turn_until(&mut worker, Idle::Sleep, &stop));
-        let mailboxes = Mailboxes::new(vec![Mailbox { questions, core: None }], Arc::new(|_| None));
+        let mailboxes = Mailboxes::new(vec![Mailbox { questions, core: None, clients: None }], Arc::new(|_| None));
         let served = Server::start(listener, handle, Arc::new(mailboxes), Announcers::default());
         let served = turning.context("starting a worker").and(served.context("starting to answer"));
         if served.is_ok() {

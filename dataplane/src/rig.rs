@@ -43,6 +43,8 @@ pub mod outside;
 pub mod policed;
 /// What left, byte for byte, and exactly what was counted.
 pub mod expect;
+/// A NIC that spreads what arrives over its queues.
+pub mod nic;
 /// The same network with several workers.
 pub mod fleet;
 

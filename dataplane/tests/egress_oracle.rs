@@ -426,7 +426,7 @@ fn world(workers: u16, net: Net, seed: u64) -> World {
     let (mut tables, mut outside) = outside::town();
     let addresses = vec![external(net, 1)];
     outside.policy(&mut tables, "out", Some(&Egress { other_protocols: true, ..policy(&addresses) }));
-    let fleet = Fleet::with(tables, Plan { seed, ..Plan::of(workers) }).unwrap();
+    let fleet = Fleet::with(tables, Plan { seed, nic: seed.is_multiple_of(2), ..Plan::of(workers) }).unwrap();
     let oracle = Oracle { addresses, ..Oracle::default() };
     World { fleet, outside, oracle, net, random: seed }
 }

@@ -126,7 +126,9 @@ impl World {
     fn new(workers: u16, seed: u64, faults: bool) -> World {
         let (tables, outside) = tables();
         let faulty = if faults { BAD } else { Faults::default() };
-        let plan = Plan { flows: 512, faults: faulty, hand_over_packets: 64, seed, ..Plan::of(workers) };
+        // Every other world has a NIC that is followed.
+        let nic = seed.is_multiple_of(2);
+        let plan = Plan { flows: 512, faults: faulty, hand_over_packets: 64, seed, nic, ..Plan::of(workers) };
         let fleet = Fleet::with(tables, plan).unwrap();
         World { fleet, outside, random: seed, air: vec![], seen: vec![], faults, left: 0, came: 0, moved: 0 }
     }

@@ -14,17 +14,21 @@ const ETHTOOL_GSTRINGS: u32 = 0x0000_001b;
 const ETHTOOL_GSSET_INFO: u32 = 0x0000_0037;
 const ETHTOOL_GFEATURES: u32 = 0x0000_003a;
 const ETHTOOL_GCHANNELS: u32 = 0x0000_003c;
+const ETHTOOL_GRSSH: u32 = 0x0000_0046;
 const ETH_SS_FEATURES: u32 = 4;
-const UDP_V4_FLOW: u32 = 0x02;
-const UDP_V6_FLOW: u32 = 0x06;
-/// Bytes 0 and 1, and 2 and 3 of the transport header: both ports.
-const RXH_L4_B_0_1: u32 = 1 << 6;
-const RXH_L4_B_2_3: u32 = 1 << 7;
+/// Source and destination of the IP header (`RXH_IP_SRC`, `RXH_IP_DST`).
+const RXH_ADDRESSES: u32 = 1 << 4 | 1 << 5;
+/// Bytes 0 and 1, and 2 and 3 of the transport header (`RXH_L4_B_0_1`, `RXH_L4_B_2_3`): both ports.
+const RXH_PORTS: u32 = 1 << 6 | 1 << 7;
+/// `ETH_RSS_HASH_TOP`.
+const HASH_TOEPLITZ: u8 = 1;
 const ETH_GSTRING_LEN: usize = 32;
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
 
 /// More features than any kernel has; bounds what is allocated on the kernel's word.
 const FEATURES_MAX: usize = 1024;
+/// More than any device has of entries in its indirection table, and of bytes in its key; for the same purpose.
+const RSS_WORDS_MAX: usize = 1 << 16;
 
 /// What Tidegate wants to know about a device before it opens it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,20 +81,46 @@ impl NetDevice {
         })
     }
 
-    /// Whether the device looks at both ports of UDP when it chooses a queue, over IPv4 and over IPv6 (`ethtool -n DEV
-    /// rx-flow-hash udp4`); none where it does not say. Many do not until told: all tunnels of one node then share a queue.
+    /// What the device looks at when it chooses a queue for packets of one sort (`ethtool -n DEV rx-flow-hash udp4`); `None`
+    /// where it does not say.
     #[must_use]
-    pub fn spreads_udp_by_ports(&self) -> [Option<bool>; 2] {
-        let asked = |flow_type: u32| {
-            let control = Control::new(&CString::new(self.name.as_str()).ok()?).ok()?;
-            // struct ethtool_rxnfc: cmd, flow_type, data (64 bits), and room for the rest of it
-            let mut words = [0; 64];
-            (words[0], words[1]) = (ETHTOOL_GRXFH, flow_type);
-            control.ethtool(&mut words).ok()?;
-            let low = if cfg!(target_endian = "big") { words[3] } else { words[2] };
-            Some(low & (RXH_L4_B_0_1 | RXH_L4_B_2_3) == RXH_L4_B_0_1 | RXH_L4_B_2_3)
-        };
-        [UDP_V4_FLOW, UDP_V6_FLOW].map(asked)
+    pub fn hashed(&self, flows: FlowType) -> Option<Hashed> {
+        let control = Control::new(&CString::new(self.name.as_str()).ok()?).ok()?;
+        // struct ethtool_rxnfc: cmd, flow_type, data (64 bits), and room for the rest of it
+        let mut words = [0; 64];
+        (words[0], words[1]) = (ETHTOOL_GRXFH, flows as u32);
+        control.ethtool(&mut words).ok()?;
+        let [low, high] = if cfg!(target_endian = "big") { [words[3], words[2]] } else { [words[2], words[3]] };
+        Some(match (high, low) {
+            (0, RXH_ADDRESSES) => Hashed::Addresses,
+            (0, both) if both == RXH_ADDRESSES | RXH_PORTS => Hashed::Ends,
+            (0, some) if some & RXH_PORTS == RXH_PORTS => Hashed::PortsAndMore,
+            _ => Hashed::Other,
+        })
+    }
+
+    /// How the device spreads what it receives over its queues (`ethtool -x DEV`).
+    ///
+    /// # Errors
+    ///
+    /// What ioctl(2) reports; [`io::ErrorKind::Unsupported`] from a device without such a spread.
+    pub fn rss(&self) -> io::Result<Rss> {
+        let name = CString::new(self.name.as_str()).map_err(|_| io::ErrorKind::NotFound)?;
+        let control = Control::new(&name)?;
+        // struct ethtool_rxfh: cmd, rss_context, indir_size, key_size, { hfunc, input_xfrm, two reserved bytes }, reserved,
+        // then indir_size words and key_size bytes. With both sizes 0 the kernel tells them.
+        let mut sizes = [ETHTOOL_GRSSH, 0, 0, 0, 0, 0];
+        control.ethtool(&mut sizes)?;
+        let (entries, key_bytes) = (sizes[2] as usize, sizes[3] as usize);
+        if entries > RSS_WORDS_MAX || key_bytes > RSS_WORDS_MAX {
+            return Err(io::Error::other(format!(
+                "the kernel claims {entries} entries and a key of {key_bytes} bytes"
+            )));
+        }
+        let mut words = vec![0; 6 + entries + key_bytes.div_ceil(4)];
+        words[..4].copy_from_slice(&[ETHTOOL_GRSSH, 0, sizes[2], sizes[3]]);
+        control.ethtool(&mut words)?;
+        Ok(rss(&words, entries, key_bytes, FlowType::ALL.map(|flows| self.hashed(flows))))
     }
 
     /// Whether an offload is on.
@@ -98,6 +128,86 @@ impl NetDevice {
     pub fn has(&self, feature: &str) -> bool {
         self.features.iter().any(|name| name == feature)
     }
+}
+
+/// A sort of packets that a device can treat by itself when it chooses a queue (`TCP_V4_FLOW` and its kin).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FlowType {
+    /// TCP over IPv4.
+    Tcp4 = 0x01,
+    /// UDP over IPv4.
+    Udp4 = 0x02,
+    /// SCTP over IPv4.
+    Sctp4 = 0x03,
+    /// TCP over IPv6.
+    Tcp6 = 0x05,
+    /// UDP over IPv6.
+    Udp6 = 0x06,
+    /// SCTP over IPv6.
+    Sctp6 = 0x07,
+}
+
+impl FlowType {
+    /// All of them.
+    pub const ALL: [FlowType; 6] =
+        [FlowType::Tcp4, FlowType::Udp4, FlowType::Sctp4, FlowType::Tcp6, FlowType::Udp6, FlowType::Sctp6];
+}
+
+/// What of a packet goes into the hash that chooses its queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hashed {
+    /// Source and destination address (`sd`).
+    Addresses,
+    /// Both addresses and both ports (`sdfn`).
+    Ends,
+    /// Both ports, with more or less than both addresses.
+    PortsAndMore,
+    /// Anything else.
+    Other,
+}
+
+impl Hashed {
+    /// Whether both ports are among it.
+    #[must_use]
+    pub fn has_ports(self) -> bool {
+        matches!(self, Hashed::Ends | Hashed::PortsAndMore)
+    }
+}
+
+/// How a device spreads what it receives over its queues: receive-side scaling.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Rss {
+    /// The key of its hash; empty if the device does not tell it.
+    pub key: Vec<u8>,
+    /// Number of a queue, by the low bits of the hash.
+    pub indirection: Vec<u32>,
+    /// Whether the hash is Toeplitz's, of the packet's fields as they are.
+    pub is_toeplitz: bool,
+    /// What is hashed of packets of each sort, in the order of [`FlowType::ALL`]; `None` where the device does not say.
+    pub hashed: [Option<Hashed>; 6],
+}
+
+impl std::fmt::Debug for Rss {
+    /// Without the key, by which a sender could choose a queue.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Rss { key, indirection, is_toeplitz, hashed } = self;
+        let mut told = out.debug_struct("Rss");
+        told.field("key_bytes", &key.len()).field("indirection", indirection).field("is_toeplitz", is_toeplitz);
+        told.field("hashed", hashed).finish()
+    }
+}
+
+/// What the kernel's answer says: `words` are six of `struct ethtool_rxfh`, the indirection table and the key.
+fn rss(words: &[u32], entries: usize, key_bytes: usize, hashed: [Option<Hashed>; 6]) -> Rss {
+    let (header, rest) = words.split_at(6);
+    let (indirection, key) = rest.split_at(entries);
+    // Kernels before 6.8 know no input_xfrm and leave 0, which is none.
+    let [function, transformed, ..] = header[4].to_ne_bytes();
+    let mut key = bytes_of(key);
+    key.truncate(key_bytes);
+    let is_toeplitz = function == HASH_TOEPLITZ && transformed == 0;
+    Rss { key, indirection: indirection.to_vec(), is_toeplitz, hashed }
 }
 
 /// A socket to ask through, and the request with the device's name in it.
@@ -246,6 +356,34 @@ mod tests {
         assert!(device.mtu >= 1500);
         // Loopback never checks sums, on any kernel.
         assert!(device.has("loopback") || device.has("rx-checksum"), "{:?}", device.features);
+    }
+
+    #[test]
+    fn the_kernels_answer_about_rss_is_taken_apart() {
+        // Two entries and a key of six bytes, the last word of which is half unused.
+        let bytes = |bytes: [u8; 4]| u32::from_ne_bytes(bytes);
+        let words = |function, transform| {
+            let header = [ETHTOOL_GRSSH, 0, 2, 6, bytes([function, transform, 0, 0]), 0];
+            [&header[..], &[3, 1, bytes([1, 2, 3, 4]), bytes([5, 6, 0, 0])]].concat()
+        };
+        let hashed = [Some(Hashed::Ends), None, None, Some(Hashed::Addresses), None, None];
+        let told = rss(&words(HASH_TOEPLITZ, 0), 2, 6, hashed);
+        let expected = Rss { key: vec![1, 2, 3, 4, 5, 6], indirection: vec![3, 1], is_toeplitz: true, hashed };
+        assert_eq!(told, expected);
+        assert!(!format!("{told:?}").contains("[1, 2, 3, 4"), "the key is not told");
+        // XOR (bit 1), CRC32 (bit 2), nothing said; and the symmetric transforms of Linux 6.8 and 6.15.
+        for (function, transform) in [(2, 0), (4, 0), (0, 0), (1, 1), (1, 2)] {
+            assert!(!rss(&words(function, transform), 2, 6, hashed).is_toeplitz, "{function} {transform}");
+        }
+        let none = rss(&words(HASH_TOEPLITZ, 0)[..6], 0, 0, [None; 6]);
+        assert_eq!((none.key.len(), none.indirection.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_device_without_rss_says_so() {
+        let device = NetDevice::query("lo").unwrap();
+        assert_eq!(device.rss().unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
+        assert!(FlowType::ALL.iter().all(|flows| device.hashed(*flows).is_none()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Who does the work: workers and ports.
 
-use tidegate_api::show::{PortRow, WorkerRow};
+use tidegate_api::show::{ClientsByRss, PortRow, WorkerRow};
 
 use crate::columns::{Columns, number, text};
 
@@ -21,6 +21,7 @@ pub fn workers(rows: &[WorkerRow]) -> String {
         number("HALF OPEN"),
         number("HALF OPEN MAX"),
         number("HELD"),
+        text("CLIENTS BY"),
         text("PORTS"),
     ]);
     for row in rows {
@@ -36,10 +37,16 @@ pub fn workers(rows: &[WorkerRow]) -> String {
             row.half_open.to_string(),
             row.half_open_max.to_string(),
             row.held.to_string(),
+            row.clients.as_ref().map_or_else(|| "hash".into(), clients),
             row.ports.join(", "),
         ]);
     }
     columns.render() + &stages(rows)
+}
+
+/// Which part of a device's RSS is the worker's.
+fn clients(rss: &ClientsByRss) -> String {
+    format!("{} rss {}/{}", rss.device, rss.entries, rss.of)
 }
 
 fn stages(rows: &[WorkerRow]) -> String {

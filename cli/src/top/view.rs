@@ -592,6 +592,7 @@ mod tests {
         let worker = WorkerRow {
             worker: 0,
             core: Some(1),
+            clients: None,
             generation: 7,
             turns: 1000 * n,
             idle_turns: 900 * n,

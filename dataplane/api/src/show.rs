@@ -371,6 +371,9 @@ pub struct WorkerRow {
     pub worker: u32,
     /// Core it is pinned to.
     pub core: Option<u32>,
+    /// The device whose RSS gives it clients; absent: a keyed hash does, or there is one worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<ClientsByRss>,
     /// Generation it has reached.
     pub generation: u64,
     /// Turns made.
@@ -399,6 +402,17 @@ pub struct WorkerRow {
     /// How long packets were at each part of a turn, in the order of a turn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StageRow>,
+}
+
+/// What a device's RSS gives a worker of clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientsByRss {
+    /// Name of the device.
+    pub device: String,
+    /// Entries of its indirection table that lead to this worker.
+    pub entries: u32,
+    /// All its entries.
+    pub of: u32,
 }
 
 /// How long packets were at one stage of a worker, in one turn of about a thousand.

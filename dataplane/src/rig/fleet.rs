@@ -13,6 +13,7 @@ use tidegate_io::memory::{self, MemoryPeer};
 use tidegate_io::{HugePages, Pool, Port};
 
 use super::expect::{expect_overlay, from_peer, same};
+use super::nic::Nic;
 use super::sketch::Sketch;
 use super::{FROM_ROUTER, LAN, LAN_MAC, Net, ROUTER_MAC, WAN, WAN_MAC, mapped};
 use crate::compile;
@@ -30,6 +31,7 @@ use crate::stage::verdict::Exits;
 use crate::state::{Capacity, Direction, Entropy, FlowTable, State, Tuple};
 use crate::table::owner::OwnerTable;
 use crate::table::publish::Publisher;
+use crate::table::spread::Spread;
 use crate::table::{self, DeviceId, Tables};
 use crate::worker::stages::Spent;
 use crate::worker::{PortWant, Want, Worker};
@@ -51,6 +53,8 @@ pub struct Plan {
     pub faults: Faults,
     /// Where everything random comes from.
     pub seed: u64,
+    /// Whether a NIC spreads clients, and is followed: a queue for each worker, and the worker of a queue owns its clients.
+    pub nic: bool,
 }
 
 impl Plan {
@@ -64,6 +68,7 @@ impl Plan {
             hand_over_packets: 256,
             faults: Faults::default(),
             seed: 1,
+            nic: false,
         }
     }
 }
@@ -86,6 +91,8 @@ pub struct Fleet {
     pub pool: Pool,
     /// The time they are given, nanoseconds.
     pub now_ns: u64,
+    /// The NIC, if one is followed.
+    pub nic: Option<Nic>,
     random: Entropy,
     seen: BTreeMap<&'static str, u64>,
 }
@@ -107,7 +114,13 @@ impl Fleet {
         let now_ns = 1 << 40;
         let mut random = Entropy::new(plan.seed);
         let pool = Pool::new(plan.frames, 2048, HugePages::Off)?;
-        tables.owners = OwnerTable::new(plan.workers, [random.draw(), random.draw()]).into();
+        let owners = OwnerTable::new(plan.workers, [random.draw(), random.draw()]);
+        let nic = plan.nic.then(|| Nic::new(plan.workers, &mut random));
+        let queues: Vec<u32> = (0..plan.workers.into()).collect();
+        tables.owners = match &nic {
+            Some(nic) => owners.with_spread(Spread::new(&nic.rss, &queues, plan.workers)?).into(),
+            None => owners.into(),
+        };
         let (publisher, readers) = Publisher::new(tables);
         let (want, wants) = bounded(1024);
         let (port_want, port_wants) = bounded(1024);
@@ -149,6 +162,7 @@ impl Fleet {
             mailboxes,
             pool,
             now_ns,
+            nic,
             random,
             seen: BTreeMap::new(),
         })
@@ -246,6 +260,14 @@ impl Fleet {
     /// As [`Fleet::rx`], for a packet from the clients' router.
     pub fn rx_wan(&mut self, queue: usize, packet: &Sketch) {
         self.rx(queue, WAN, &packet.frame(FROM_ROUTER));
+    }
+
+    /// As [`Fleet::rx_wan`], on the queue that the NIC chooses; which one that is.
+    pub fn rx_nic(&mut self, packet: &Sketch) -> usize {
+        let frame = packet.frame(FROM_ROUTER);
+        let queue = self.nic.as_ref().map_or(0, |nic| nic.queue(&frame)) as usize;
+        self.rx(queue, WAN, &frame);
+        queue
     }
 
     /// As [`Fleet::rx`], for a packet out of the overlay, from peer `n`.

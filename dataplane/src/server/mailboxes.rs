@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use tidegate_api::resource::MacAddress;
-use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, StageRow, WorkerRow};
+use tidegate_api::show::{ClientsByRss, Counters, DropRow, FlowRow, PortRow, StageRow, WorkerRow};
 use tidegate_io::PinholeCounters;
 
 use super::query::{BackendUsage, QueryError, WorkerQuery};
@@ -40,6 +40,8 @@ pub struct Mailbox {
     pub questions: Sender<Request>,
     /// The core the worker is pinned to.
     pub core: Option<usize>,
+    /// The device whose RSS gives it clients, if one does.
+    pub clients: Option<ClientsByRss>,
 }
 
 /// Reads the pinhole's counters of a device by name.
@@ -171,7 +173,7 @@ impl WorkerQuery for Mailboxes {
 
     fn workers(&self) -> Result<Vec<WorkerRow>, QueryError> {
         let rows =
-            self.statuses()?.into_iter().zip(&self.workers).map(|(status, mailbox)| worker_row(&status, mailbox.core));
+            self.statuses()?.into_iter().zip(&self.workers).map(|(status, mailbox)| worker_row(&status, mailbox));
         Ok(rows.collect())
     }
 
@@ -223,10 +225,11 @@ fn event(status: &Status, event: Event) -> u64 {
     status.events.iter().find(|(name, _)| *name == event.name()).map_or(0, |(_, count)| *count)
 }
 
-fn worker_row(status: &Status, core: Option<usize>) -> WorkerRow {
+fn worker_row(status: &Status, mailbox: &Mailbox) -> WorkerRow {
     WorkerRow {
         worker: status.worker,
-        core: core.and_then(|core| u32::try_from(core).ok()),
+        core: mailbox.core.and_then(|core| u32::try_from(core).ok()),
+        clients: mailbox.clients.clone(),
         generation: status.generation,
         turns: event(status, Event::Turns),
         idle_turns: event(status, Event::IdleTurns),
@@ -360,7 +363,8 @@ mod tests {
 
     fn pair() -> (Mailboxes, crossbeam::channel::Receiver<Request>) {
         let (questions, mailbox) = bounded(1);
-        (Mailboxes::new(vec![Mailbox { questions, core: Some(1) }], Arc::new(|_| None)), mailbox)
+        let clients = Some(ClientsByRss { device: "wan0".into(), entries: 64, of: 128 });
+        (Mailboxes::new(vec![Mailbox { questions, core: Some(1), clients }], Arc::new(|_| None)), mailbox)
     }
 
     #[test]
@@ -426,7 +430,8 @@ mod tests {
                 }
             }
         });
-        assert_eq!(mailboxes.workers().unwrap()[0].core, Some(1));
+        let row = mailboxes.workers().unwrap().remove(0);
+        assert_eq!((row.core, row.clients.map(|clients| (clients.entries, clients.of))), (Some(1), Some((64, 128))));
         assert_eq!(mailboxes.explain(0, DeviceId(0), &[], false), Ok(Told::Theirs(WorkerId(7))));
         assert_eq!(mailboxes.explain(7, DeviceId(0), &[], false), Err(QueryError::Ended { worker: 7 }));
         assert_eq!(mailboxes.counters().unwrap().imbalance, 0);

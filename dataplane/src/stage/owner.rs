@@ -2,7 +2,8 @@
 //!
 //! reads   `table::owner`, `table::nat`, `table::egress`, `table::local`, `table::service`     writes  nothing; returns a worker
 //! drops   none
-//! cost    one worker: one branch. Several: a few comparisons with the translated addresses, or one keyed hash
+//! cost    one worker: one branch. Several: a few comparisons with the translated addresses, or one keyed hash, or that of
+//!         the NIC
 //! spec    design 4, rules 1 to 6; S-090, N-090     tests   `dataplane/tests/golden/workers.rs`, `egress.rs`
 //!
 //! A pure function of the tables and the tuple a packet is looked up by, so every worker gives the same answer. An ICMP
@@ -115,9 +116,13 @@ pub fn of_fragments(tables: &Tables, key: &FragmentKey) -> WorkerId {
     tables.owners.of_hash(key.hash(tables.owners.keys()))
 }
 
-/// H(client address, client port, protocol); without the port where all connections of a client must meet (S-090).
+/// The worker whose queue the NIC chooses, where that is known; else H(client address, client port, protocol), without the
+/// port where all connections of a client must meet (S-090): there the NIC, which looks at ports, cannot be followed.
 #[inline]
 fn by_client<A: Family>(tables: &Tables, tuple: &Tuple<A>, sticky: bool) -> WorkerId {
+    if !sticky && let Some(owner) = tables.owners.of_queue(tuple) {
+        return owner;
+    }
     let port = if sticky { 0 } else { tuple.source_port };
     let rest = u64::from(port) | u64::from(tuple.protocol) << 16;
     tables.owners.of_hash(A::mix(tuple.source, A::new_zeroed(), rest, tables.owners.keys()))

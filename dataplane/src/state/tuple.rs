@@ -13,6 +13,7 @@ use std::hash::Hash;
 use zerocopy::{FromZeros, Immutable};
 
 use crate::table::Family;
+use crate::table::spread::INPUT_WORDS;
 
 /// `Tuple::domain` of packets that arrive or leave bare.
 pub const DOMAIN_WIRE: u8 = 0;
@@ -35,6 +36,10 @@ pub trait Address: sealed::Sealed + Copy + Ord + Hash + Debug + Send + Sync + Fr
 
     /// Zero for equal pairs of addresses.
     fn differ(one: (Self, Self), other: (Self, Self)) -> u64;
+
+    /// What a NIC hashes to choose a queue, bit 63 of word 0 first: both addresses and both ports in network order, the source
+    /// before the destination; zeroes after them. `ports`: the source port in the upper half.
+    fn rss_input(source: Self, destination: Self, ports: u32) -> [u64; INPUT_WORDS];
 }
 
 impl Address for [u8; 4] {
@@ -51,6 +56,12 @@ impl Address for [u8; 4] {
     fn differ(one: (Self, Self), other: (Self, Self)) -> u64 {
         let word = u32::from_ne_bytes;
         u64::from(word(one.0) ^ word(other.0)) | u64::from(word(one.1) ^ word(other.1))
+    }
+
+    #[inline(always)]
+    fn rss_input(source: Self, destination: Self, ports: u32) -> [u64; INPUT_WORDS] {
+        let addresses = u64::from(u32::from_be_bytes(source)) << 32 | u64::from(u32::from_be_bytes(destination));
+        [addresses, u64::from(ports) << 32, 0, 0, 0]
     }
 }
 
@@ -71,6 +82,12 @@ impl Address for [u8; 16] {
         let (a, b) = (halves(one.0), halves(other.0));
         let (c, d) = (halves(one.1), halves(other.1));
         (a.0 ^ b.0) | (a.1 ^ b.1) | (c.0 ^ d.0) | (c.1 ^ d.1)
+    }
+
+    #[inline(always)]
+    fn rss_input(source: Self, destination: Self, ports: u32) -> [u64; INPUT_WORDS] {
+        let [source, destination] = [source, destination].map(u128::from_be_bytes);
+        [low(source >> 64), low(source), low(destination >> 64), low(destination), u64::from(ports) << 32]
     }
 }
 

@@ -63,6 +63,8 @@ pub mod policy;
 pub mod gatepolicy;
 /// Which worker owns a block of translated ports.
 pub mod owner;
+/// How a NIC spreads clients over its queues.
+pub mod spread;
 /// Network devices of the gateway.
 pub mod device;
 /// Pods that policies select.

@@ -1,8 +1,8 @@
 //! Which worker owns what: blocks of translated ports, and clients.
 //!
 //! Owns two answers of design 4: a packet to a translated address belongs to the worker that hands out the ports of its
-//! block (rule 1), and a hash of a client is scaled to a worker (rule 2). It refuses to know packets: the rules themselves
-//! are `stage/owner.rs`.
+//! block (rule 1), and a client to the worker on whose queue the NIC lays its packets, where that is known, else a hash of
+//! it is scaled to a worker (rule 2). It refuses to know packets: the rules themselves are `stage/owner.rs`.
 //!
 //! Blocks are dealt one after the other to all workers, so that each has a share of every range of ports; the list of a
 //! worker's own blocks is what it chooses ports from. Blocks move by publishing another table.
@@ -10,7 +10,8 @@
 use std::sync::Arc;
 
 use super::nat::{PORT_MAX, PORT_MIN};
-use crate::state::tuple::HashKeys;
+use super::spread::Spread;
+use crate::state::tuple::{Address, HashKeys, Tuple};
 
 /// Most workers of one process: the rings between them grow with the square.
 pub const WORKERS_MAX: u16 = 64;
@@ -37,6 +38,9 @@ pub struct OwnerTable {
     blocks: Arc<[u16]>,
     /// The blocks of each worker from `BLOCK_FIRST` on, ascending; one list per worker.
     own: Arc<[Box<[u16]>]>,
+    /// How the NIC spreads clients. It stays for the life of the process, whatever becomes of the NIC's settings: flows live
+    /// where it says.
+    spread: Option<Arc<Spread>>,
 }
 
 /// The translated ports that one worker may give out.
@@ -65,7 +69,24 @@ impl OwnerTable {
         let blocks: Arc<[u16]> = (0..BLOCKS).map(owner_of).collect();
         let of = |worker| (BLOCK_FIRST..BLOCKS).filter(|block| owner_of(*block) == worker).collect();
         let own = (0..workers).map(of).collect();
-        OwnerTable { workers, keys: HashKeys::new(secret), blocks, own }
+        OwnerTable { workers, keys: HashKeys::new(secret), blocks, own, spread: None }
+    }
+
+    /// The same, with clients where `spread` says.
+    #[must_use]
+    pub fn with_spread(self, spread: Spread) -> OwnerTable {
+        OwnerTable { spread: Some(Arc::new(spread)), ..self }
+    }
+
+    /// How the NIC spreads clients, if that decides whose they are.
+    pub fn spread(&self) -> Option<&Spread> {
+        self.spread.as_deref()
+    }
+
+    /// The worker on whose queue packets with `tuple` arrive, if that is known and decides. Read side.
+    #[inline]
+    pub fn of_queue<A: Address>(&self, tuple: &Tuple<A>) -> Option<WorkerId> {
+        self.spread.as_ref()?.owner(tuple)
     }
 
     /// How many workers there are. Read side.

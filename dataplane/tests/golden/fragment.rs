@@ -3,14 +3,12 @@
 
 use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::expect::{expect_overlay, from_peer, identification, same};
-use tidegate_dataplane::rig::fleet::Fleet;
+use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::sketch::{End, Sketch, tcp, udp};
 use tidegate_dataplane::rig::{self, FROM_ROUTER, LAN, Net, ROUTER_MAC, WAN, WAN_MAC};
 use tidegate_dataplane::state::fragment::{DATAGRAMS_MAX, PIECES_MAX, WAIT_NS};
 
 use crate::{client, names, names_pod, to_names, town, web, web_pod};
-
-const WORKERS: [u16; 3] = [1, 2, 3];
 
 /// Cuts what `whole` carries behind its IP header into fragments of so many bytes; the first has the L4 header, checksum of
 /// the whole included, as etherparse wrote it.
@@ -145,10 +143,10 @@ fn those_that_come_before_the_first_wait_and_follow_in_the_order_they_came() {
 #[test]
 fn every_order_on_every_queue_reaches_one_backend() {
     // Rule 5: who follows the datagram is one worker, who owns its flow perhaps another: at most two hand-overs.
-    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+    for ((workers, nic), net) in crate::everywhere() {
         for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
             for shift in 0..usize::from(workers) {
-                let mut fleet = Fleet::new(crate::tables(), workers).unwrap();
+                let mut fleet = Fleet::with(crate::tables(), Plan { nic, ..Plan::of(workers) }).unwrap();
                 let (whole, pieces) = question(net);
                 for (at, n) in order.into_iter().enumerate() {
                     fleet.rx_wan((at + shift) % usize::from(workers), &pieces[n]);
@@ -240,11 +238,11 @@ fn fragments_that_overlap_end_their_datagram() {
 #[test]
 fn pieces_that_overlap_on_different_queues_meet_and_end_their_datagram() {
     // N-061; rule 5 of design 4: whichever workers they come to, one knows them all
-    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+    for ((workers, nic), net) in crate::everywhere() {
         let (_, pieces) = question(net);
         let evil = pieces[1].clone().fragment(1352, true);
         for start in 0..usize::from(workers) {
-            let mut fleet = Fleet::new(crate::tables(), workers).unwrap();
+            let mut fleet = Fleet::with(crate::tables(), Plan { nic, ..Plan::of(workers) }).unwrap();
             for (n, piece) in [&pieces[2], &evil, &pieces[1], &pieces[0]].into_iter().enumerate() {
                 fleet.rx_wan((start + n) % usize::from(workers), piece);
             }

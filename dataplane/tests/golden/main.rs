@@ -37,6 +37,7 @@ mod fragment;
 mod sctp;
 mod tcp;
 mod workers;
+mod nic;
 mod sticky;
 mod books;
 mod drops;
@@ -59,6 +60,12 @@ fn tables() -> Tables {
         rig::add_service(&mut tables, base + 5, net.vip(200), 80, 6, &[(net.pod(1, 6), 8080, 1)]);
     }
     tables
+}
+
+/// One to three workers, and whether a NIC is followed that spreads clients over them; both families.
+fn everywhere() -> impl Iterator<Item = ((u16, bool), Net)> {
+    const TEAMS: [(u16, bool); 5] = [(1, false), (2, false), (3, false), (2, true), (3, true)];
+    TEAMS.into_iter().flat_map(|team| Net::BOTH.map(|net| (team, net)))
 }
 
 fn town() -> Rig {

@@ -6,11 +6,9 @@ use std::collections::BTreeSet;
 use tidegate_api::resource::{Protocol, Service};
 use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::catalog::{Catalog, pod, service};
-use tidegate_dataplane::rig::fleet::Fleet;
+use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::sketch::{Sketch, raw, tcp};
 use tidegate_dataplane::rig::{self, LAN, Net, WAN};
-
-const WORKERS: [u16; 3] = [1, 2, 3];
 
 /// TCP 80 on so many pods, with or without affinity.
 fn web(net: Net, pods: u8, keeps: bool) -> Service {
@@ -20,10 +18,10 @@ fn web(net: Net, pods: u8, keeps: bool) -> Service {
     service
 }
 
-fn town(net: Net, workers: u16, pods: u8, keeps: bool) -> (Fleet, Catalog) {
+fn town(net: Net, (workers, nic): (u16, bool), pods: u8, keeps: bool) -> (Fleet, Catalog) {
     let (mut tables, mut catalog) = (rig::tables(), Catalog::default());
     catalog.put(&mut tables, "shop/web", &web(net, pods, keeps));
-    (Fleet::new(tables, workers).unwrap(), catalog)
+    (Fleet::with(tables, Plan { nic, ..Plan::of(workers) }).unwrap(), catalog)
 }
 
 fn from(net: Net, client: u16, port: u16) -> Sketch {
@@ -47,8 +45,8 @@ fn arrived(net: Net, fleet: &mut Fleet) -> ((std::net::IpAddr, u16), u16) {
 #[test]
 fn all_connections_of_a_client_meet_one_worker_and_one_pod() {
     // S-090, S-095: whatever port and queue, also when others of its connections are old.
-    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
-        let (mut fleet, _) = town(net, workers, 6, true);
+    for ((workers, nic), net) in crate::everywhere() {
+        let (mut fleet, _) = town(net, (workers, nic), 6, true);
         let mut pods = BTreeSet::new();
         for client in 0..12 {
             let mut own = BTreeSet::new();
@@ -70,9 +68,9 @@ fn all_connections_of_a_client_meet_one_worker_and_one_pod() {
 #[test]
 fn connections_from_before_affinity_was_toggled_go_on() {
     // S-094, S-100
-    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+    for ((workers, nic), net) in crate::everywhere() {
         for keeps in [false, true] {
-            let (mut fleet, mut catalog) = town(net, workers, 1, keeps);
+            let (mut fleet, mut catalog) = town(net, (workers, nic), 1, keeps);
             let mut open = Vec::new();
             for port in 3000..3012 {
                 fleet.rx_wan(0, &from(net, 5, port).syn(100).mss(500));
@@ -114,7 +112,7 @@ fn connections_from_before_affinity_was_toggled_go_on() {
 fn a_segment_that_nobody_knows_ends_once() {
     // S-077: asked for at both owners, it is one drop and no loop.
     for net in Net::BOTH {
-        let (mut fleet, mut catalog) = town(net, 3, 1, true);
+        let (mut fleet, mut catalog) = town(net, (3, net == Net::BOTH[0]), 1, true);
         fleet.publish(|tables| catalog.put(tables, "shop/web", &web(net, 1, false)));
         fleet.settle();
         for port in 0..60 {
@@ -138,7 +136,7 @@ fn first_fragment(whole: &Sketch, id: u16) -> Sketch {
 fn a_packet_changes_hands_twice_at_most() {
     // A fragment of a segment whose flow lives with the owner of the other rule may need a third: a counted drop.
     for net in Net::BOTH {
-        let (mut fleet, mut catalog) = town(net, 3, 1, false);
+        let (mut fleet, mut catalog) = town(net, (3, net == Net::BOTH[0]), 1, false);
         let port = (3000..4000)
             .find(|port| {
                 let now = fleet.owner(&from(net, 5, *port), Domain::Wire);

@@ -20,6 +20,12 @@ fn tables() -> Tables {
     tables
 }
 
+/// Several workers, and whether a NIC is followed that spreads clients over them; both families.
+fn teams() -> impl Iterator<Item = ((u16, bool), Net)> {
+    let teams = [(2, false), (3, false), (8, false), (3, true), (8, true)];
+    teams.into_iter().flat_map(|team| Net::BOTH.map(|net| (team, net)))
+}
+
 fn town() -> Rig {
     Rig::new(tables()).unwrap()
 }
@@ -129,8 +135,8 @@ fn a_connection_outlives_a_change_of_mode() {
 #[test]
 fn connections_outlive_a_change_of_mode_on_every_worker() {
     // S-094, S-100: both directions are looked for where they began.
-    for (workers, net) in [2u16, 3, 8].into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
-        let mut fleet = Fleet::with(tables(), Plan::of(workers)).unwrap();
+    for ((workers, nic), net) in teams() {
+        let mut fleet = Fleet::with(tables(), Plan { nic, ..Plan::of(workers) }).unwrap();
         let (queues, clients) = (usize::from(workers), (0..24).map(|n| (net.client(n), 2000 + n)));
         let clients: Vec<End> = clients.collect();
         for (queue, from) in clients.iter().enumerate() {
@@ -178,12 +184,12 @@ fn answers_in_fragments_and_errors_find_the_client() {
 #[test]
 fn every_queue_leads_to_the_clients_worker_and_pods_leave_as_before() {
     // Design 4 rules 2 and 3: answers at the client's worker; a pod's own flows to the outside go on to the pod's.
-    for (workers, net) in [2u16, 3, 8].into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+    for ((workers, nic), net) in teams() {
         let (mut tables, _) = outside::town();
         let id = if net == Net::BOTH[0] { 2 } else { 12 };
         rig::add_service(&mut tables, id, net.vip(1), 53, 17, &[(net.pod(0, 5), 5353, 1)]);
         rig::deliver_symmetric(&mut tables, id);
-        let mut fleet = Fleet::with(tables, Plan::of(workers)).unwrap();
+        let mut fleet = Fleet::with(tables, Plan { nic, ..Plan::of(workers) }).unwrap();
         let (queues, ours, mut ports) = (usize::from(workers), external(net, 1), Vec::new());
         for n in 0..48u16 {
             let (from, queue) = ((net.client(n / 4), 1000 + n), usize::from(n));

@@ -1,6 +1,6 @@
 //! Several workers: whatever queue a packet arrives on, it meets the worker that owns it (design 4).
 //!
-//! Every test runs with 1, 2 and 3 workers, in both families, on every queue.
+//! Tests run with 1, 2 and 3 workers, with clients spread by the hash and by a NIC, in both families, on every queue.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,8 @@ use crate::{client, names, names_pod, to_names, to_web, web, web_pod};
 
 const WORKERS: [u16; 3] = [1, 2, 3];
 
-fn fleet(workers: u16) -> Fleet {
-    Fleet::new(crate::tables(), workers).unwrap()
+fn fleet(workers: u16, nic: bool) -> Fleet {
+    Fleet::with(crate::tables(), Plan { nic, ..Plan::of(workers) }).unwrap()
 }
 
 /// Every pair of queues of so many workers.
@@ -39,7 +39,7 @@ const ANSWERS: &[(&str, u64)] =
     &[("received", 1), ("slow_walk", 1), ("decapsulated", 1), ("mss_clamped", 1), ("sent", 1)];
 
 /// Opens the connection of [`to_web`], the client on queue `out`, the pod on queue `back`; the source port.
-fn connect(fleet: &mut Fleet, net: Net, out: usize, back: usize) -> u16 {
+pub(crate) fn connect(fleet: &mut Fleet, net: Net, out: usize, back: usize) -> u16 {
     let owner = fleet.owner(&to_web(net), Domain::Wire);
     fleet.rx_wan(out, &to_web(net).syn(100));
     let syn = tcp((net.source(), 0), web_pod(net)).syn(100).mss(crate::mss(net)).ttl(63);
@@ -63,9 +63,9 @@ fn connect(fleet: &mut Fleet, net: Net, out: usize, back: usize) -> u16 {
 #[test]
 fn a_connection_goes_through_whatever_queues_it_arrives_on() {
     // Design 4, rules 1 and 2: SYNs and replies on wrong queues.
-    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+    for ((workers, nic), net) in crate::everywhere() {
         for (out, back) in queues(workers) {
-            let mut fleet = fleet(workers);
+            let mut fleet = fleet(workers, nic);
             let port = connect(&mut fleet, net, out, back);
             let owner = fleet.owner(&to_web(net), Domain::Wire);
             // From now on each on the other's queue.
@@ -89,7 +89,7 @@ fn a_connection_goes_through_whatever_queues_it_arrives_on() {
 #[test]
 fn one_worker_never_hands_anything_over() {
     for net in Net::BOTH {
-        let mut fleet = fleet(1);
+        let mut fleet = fleet(1, false);
         for n in 0..100u16 {
             fleet.rx_wan(0, &udp((net.client(n), 9), names(net)).data(*b"x"));
         }
@@ -102,8 +102,8 @@ fn one_worker_never_hands_anything_over() {
 #[test]
 fn clients_are_spread_over_all_workers_and_ports_never_meet() {
     // Rule 2 spreads; N-004 and RFC 6056 hold for all workers together: no pair is given out twice.
-    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
-        let mut fleet = fleet(workers);
+    for ((workers, nic), net) in crate::everywhere() {
+        let mut fleet = fleet(workers, nic);
         let mut ports = BTreeSet::new();
         for n in 0..600u16 {
             let asked = udp((net.client(n % 300), 1000 + n), names(net)).data(*b"x");
@@ -122,9 +122,9 @@ fn clients_are_spread_over_all_workers_and_ports_never_meet() {
 #[test]
 fn an_error_finds_the_flow_it_quotes_from_any_queue() {
     // Rule 4: the same on the reversed quote, from the wire and out of the overlay.
-    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+    for ((workers, nic), net) in crate::everywhere() {
         for (queue, _) in queues(workers).filter(|(queue, other)| queue == other) {
-            let mut fleet = fleet(workers);
+            let mut fleet = fleet(workers, nic);
             let port = connect(&mut fleet, net, 0, 0);
             let owner = fleet.owner(&to_web(net), Domain::Wire);
             let seen = tcp(web(net), client(net)).segment("PA", 501, 101).data([7; 40]).ttl(60);
@@ -153,12 +153,12 @@ fn an_error_finds_the_flow_it_quotes_from_any_queue() {
 #[test]
 fn a_pod_reaches_itself_and_its_neighbours_through_the_service_from_any_queue() {
     // S-061, rule 6: pod -> VIP -> pod, out of the overlay and back into it, both halves on wrong queues.
-    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+    for ((workers, nic), net) in crate::everywhere() {
         for (out, back) in queues(workers) {
             for pod in [net.pod(1, 9), web_pod(net).0] {
                 let peer = u8::from(pod != web_pod(net).0);
                 let from: End = (pod, 33_000);
-                let mut fleet = fleet(workers);
+                let mut fleet = fleet(workers, nic);
                 let owner = fleet.owner(&tcp(from, web(net)), Domain::Overlay);
                 fleet.rx_overlay(out, net, peer, &tcp(from, web(net)).syn(5).mss(500));
                 let (port, _) =
@@ -178,8 +178,8 @@ fn a_pod_reaches_itself_and_its_neighbours_through_the_service_from_any_queue() 
 
 #[test]
 fn what_belongs_to_no_flow_is_answered_where_it_arrives() {
-    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
-        let mut fleet = fleet(workers);
+    for ((workers, nic), net) in crate::everywhere() {
+        let mut fleet = fleet(workers, nic);
         for queue in 0..usize::from(workers) {
             fleet.rx_wan(queue, &ping(net.client(7), net.vip(1)));
             fleet.expect_wan(&pong(net.vip(1), net.client(7)));
@@ -191,11 +191,11 @@ fn what_belongs_to_no_flow_is_answered_where_it_arrives() {
 #[test]
 fn many_datagrams_of_one_tuple_on_all_queues_at_once_are_one_flow() {
     // T-188: three backends; exactly one gets them, one flow entry, every datagram is answered.
-    for (workers, net) in WORKERS.into_iter().flat_map(|workers| Net::BOTH.map(|net| (workers, net))) {
+    for ((workers, nic), net) in crate::everywhere() {
         let mut tables = rig::tables();
         let pods = [(net.pod(0, 5), 5353, 1), (net.pod(1, 6), 5353, 1), (net.pod(1, 7), 5353, 1)];
         rig::add_service(&mut tables, 1, net.vip(1), 53, 17, &pods);
-        let mut fleet = Fleet::new(tables, workers).unwrap();
+        let mut fleet = Fleet::with(tables, Plan { nic, ..Plan::of(workers) }).unwrap();
         let queues = usize::from(workers);
         for n in 0..40 {
             for queue in 0..queues {
@@ -269,7 +269,7 @@ fn a_full_ring_between_workers_is_a_counted_drop_and_no_frame_is_lost() {
 #[test]
 fn packets_on_their_way_at_the_end_are_accounted_for() {
     for net in Net::BOTH {
-        let mut fleet = fleet(2);
+        let mut fleet = fleet(2, false);
         let owner = fleet.owner(&to_names(net), Domain::Wire);
         for _ in 0..5 {
             assert!(fleet.inject(1 - owner, WAN, &to_names(net).frame(FROM_ROUTER)));
@@ -288,7 +288,7 @@ fn packets_on_their_way_at_the_end_are_accounted_for() {
 fn a_worker_that_is_gone_costs_packets_and_no_frames() {
     // Its ring fills up and is a counted drop; what lies in it goes home with the ring.
     let net = Net::BOTH[0];
-    let mut fleet = fleet(2);
+    let mut fleet = fleet(2, false);
     let owner = fleet.owner(&to_names(net), Domain::Wire);
     for _ in 0..40 {
         for _ in 0..20 {
@@ -352,7 +352,7 @@ fn ticking() -> impl FnMut() -> u64 {
 #[test]
 fn a_turn_that_is_measured_does_what_others_do_and_says_how_long_each_stage_took() {
     for (net, workers) in Net::BOTH.into_iter().flat_map(|net| WORKERS.map(|workers| (net, workers))) {
-        let mut fleet = fleet(workers);
+        let mut fleet = fleet(workers, false);
         connect(&mut fleet, net, 0, 0);
         let owner = fleet.owner(&to_web(net), Domain::Wire);
         let packet = to_web(net).ack(101, 501);
@@ -414,7 +414,7 @@ fn a_turn_that_is_measured_does_what_others_do_and_says_how_long_each_stage_took
 
 #[test]
 fn one_turn_in_a_thousand_is_measured() {
-    let mut fleet = fleet(1);
+    let mut fleet = fleet(1, false);
     let stop = AtomicBool::new(false);
     let frame = to_names(Net::BOTH[0]).frame(FROM_ROUTER);
     let turns = 2 * limits::TURNS_PER_TIMED;
@@ -442,7 +442,7 @@ fn threads_that_hand_over_sleep_and_wake_lose_nothing() {
     // T-188 with real threads: datagrams of one tuple on both queues while both workers turn, sleep and are rung for.
     const DATAGRAMS: usize = 2000;
     for net in Net::BOTH {
-        let mut fleet = fleet(2);
+        let mut fleet = fleet(2, false);
         let stop = AtomicBool::new(false);
         let frame = to_names(net).frame(FROM_ROUTER);
         let mut arrived = Vec::new();

@@ -1,8 +1,9 @@
 //! Devices that a gateway opens.
 
 use tidegate_dataplane::config::{Dataplane, Interface, Mode};
+use tidegate_dataplane::table::spread::Spread;
 use tidegate_io::afxdp::{self, OpenConfig, OpenError};
-use tidegate_io::netdev::NetDevice;
+use tidegate_io::netdev::{FlowType, NetDevice, Rss};
 
 use super::fine;
 use crate::{Finding, Machine, Verdict};
@@ -24,6 +25,7 @@ pub fn look(machine: &Machine, dataplane: &Dataplane) -> Vec<Finding> {
             findings.extend(facts(machine, dataplane, interface, &device));
         }
     }
+    findings.extend(clients(machine, dataplane));
     let few = afxdp::preflight(&whole).into_iter().filter(|error| matches!(error, OpenError::FewFrames { .. }));
     findings.extend(few.map(|error| refusal("", &error)));
     findings
@@ -99,9 +101,10 @@ fn spread(device: &NetDevice) -> Vec<Finding> {
     if device.rx_queues < 2 {
         return Vec::new();
     }
-    let families = [("udp4", "IPv4"), ("udp6", "IPv6")].into_iter().zip(device.spreads_udp_by_ports());
+    let families = [("udp4", "IPv4", FlowType::Udp4), ("udp6", "IPv6", FlowType::Udp6)];
     families
-        .filter_map(|((flow, family), spread)| match spread? {
+        .into_iter()
+        .filter_map(|(flow, family, sort)| match device.hashed(sort)?.has_ports() {
             true => Some(fine("rss", &device.name, format!("UDP over {family} is spread by ports"))),
             false => {
                 let found =
@@ -111,6 +114,47 @@ fn spread(device: &NetDevice) -> Vec<Finding> {
             }
         })
         .collect()
+}
+
+/// Whether packets of clients arrive where they belong, by the devices' own answers.
+fn clients(machine: &Machine, dataplane: &Dataplane) -> Vec<Finding> {
+    let Some(deciding) = dataplane.spreads_clients() else { return Vec::new() };
+    let Ok(device) = machine.device(&deciding.name) else { return Vec::new() };
+    let queues = deciding.queues.clone().unwrap_or_else(|| (0..device.rx_queues).collect());
+    let rss = match device.rss() {
+        Ok(rss) => rss,
+        Err(error) => return vec![hashed(&device.name, &format!("its RSS cannot be read: {error}"))],
+    };
+    let others = dataplane.interfaces.iter().filter(|other| other.name != deciding.name);
+    let others = others.filter_map(|other| Some((other.name.as_str(), machine.device(&other.name).ok()?.rss().ok()?)));
+    follows((&device.name, &rss), &queues, dataplane.worker_count(), &others.collect::<Vec<_>>())
+}
+
+/// The same by their RSS: that of the device that decides, with its open queues, and those of the others.
+fn follows(deciding: (&str, &Rss), queues: &[u32], workers: u16, others: &[(&str, Rss)]) -> Vec<Finding> {
+    let (name, rss) = deciding;
+    if let Err(reason) = Spread::new(rss, queues, workers) {
+        return vec![hashed(name, &reason.to_string())];
+    }
+    let mut findings = vec![fine("rss", name, "clients belong to the worker on whose queue they arrive")];
+    let differ = others.iter().filter(|(_, other)| (&other.key, &other.indirection) != (&rss.key, &rss.indirection));
+    findings.extend(differ.map(|(other, _)| {
+        let found = format!("spreads otherwise than {name}: what clients send to this device is handed over");
+        let queues = rss.indirection.iter().max().map_or(1, |last| last + 1);
+        let is_even = rss.indirection.iter().zip((0..queues).cycle()).all(|(queue, even)| *queue == even);
+        let table = if is_even { format!("equal {queues}") } else { format!("and the weights of {name}") };
+        // The key itself is nothing for a report.
+        let key = format!("$(ethtool -x {name} | grep -A1 'hash key' | tail -n1)");
+        Finding::new("rss", *other, Verdict::Note, found)
+            .mended_by(format!("where clients come here too: ethtool -X {other} hkey {key} {table}"))
+    }));
+    findings
+}
+
+fn hashed(device: &str, reason: &str) -> Finding {
+    let found =
+        format!("clients are spread by a keyed hash, and handed over where it differs from the NIC's: {reason}");
+    Finding::new("rss", device, Verdict::Note, found)
 }
 
 /// Cores and device on one memory node.
@@ -136,6 +180,7 @@ mod tests {
     use std::path::Path;
 
     use tidegate_dataplane::config::NodeFile;
+    use tidegate_io::netdev::Hashed;
 
     use super::super::tests::{machine, told};
     use super::*;
@@ -173,6 +218,39 @@ mod tests {
         let findings = look(&Machine::default(), &dataplane("interfaces: [{ name: lo }], frames: 4096, workers: 1"));
         let text = told(&findings, "interface").join("\n");
         assert!(text.contains("lo | up, MTU"), "{text}");
+    }
+
+    #[test]
+    fn clients_belong_where_they_arrive_if_the_nic_can_be_followed() {
+        let wan = Rss {
+            key: (0..40).collect(),
+            indirection: (0..128).map(|n| n % 2).collect(),
+            is_toeplitz: true,
+            hashed: [Some(Hashed::Ends); 6],
+        };
+        let findings = follows(("wan0", &wan), &[0, 1], 2, &[("lan0", wan.clone())]);
+        assert_eq!(told(&findings, "rss"), ["Ok wan0 | clients belong to the worker on whose queue they arrive | -"]);
+
+        let other = Rss { key: vec![7; 40], ..wan.clone() };
+        let lines = told(&follows(("wan0", &wan), &[0, 1], 2, &[("lan0", other)]), "rss");
+        assert!(lines[1].starts_with("Note lan0 | spreads otherwise than wan0"), "{lines:?}");
+        assert!(lines[1].contains("ethtool -X lan0 hkey $(ethtool -x wan0 |"), "{lines:?}");
+        assert!(lines[1].ends_with("equal 2"), "{lines:?}");
+
+        let xor = Rss { is_toeplitz: false, ..wan.clone() };
+        let lines = told(&follows(("wan0", &xor), &[0, 1], 2, &[]), "rss");
+        assert!(lines[0].starts_with("Note wan0 | clients are spread by a keyed hash"), "{lines:?}");
+        assert!(lines[0].contains("is not Toeplitz's"), "{lines:?}");
+
+        // Loopback has no RSS; with one worker, or where it is not wanted, nobody asks.
+        for (section, told_of) in [
+            ("interfaces: [{ name: lo }], workers: 2", 1),
+            ("interfaces: [{ name: lo }], workers: 1", 0),
+            ("interfaces: [{ name: lo }], workers: 2, clients: { spread: hash }", 0),
+        ] {
+            let findings = clients(&Machine::default(), &dataplane(section));
+            assert_eq!(told(&findings, "rss").len(), told_of, "{section}: {findings:?}");
+        }
     }
 
     #[test]

@@ -1,0 +1,136 @@
+//! How evenly sixteen workers are loaded: by the keyed hash, and by a NIC's RSS with 128 entries, under traffic that is not
+//! even itself.
+//!
+//! Every line is the busiest worker's share against an even one, over many keys: 1.00 is perfect. `cargo test --test evenness
+//! -- --nocapture` prints them; docs/benchmarks.md quotes them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "a test that cannot go on fails"
+)]
+
+use tidegate_dataplane::packet::Domain;
+use tidegate_dataplane::rig::nic::Nic;
+use tidegate_dataplane::rig::{self, Net};
+use tidegate_dataplane::stage::owner;
+use tidegate_dataplane::state::{Entropy, Tuple};
+use tidegate_dataplane::table::Tables;
+use tidegate_dataplane::table::owner::OwnerTable;
+use tidegate_dataplane::table::spread::Spread;
+use tidegate_io::netdev::Hashed;
+
+const WORKERS: u16 = 16;
+const FLOWS: u32 = 100_000;
+/// Keys that each figure is had over.
+const KEYS: u32 = 20;
+
+/// By what clients are spread.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum By {
+    Hash,
+    Ends,
+    Addresses,
+}
+
+/// One flow, and its share of the packets.
+type Flow = (Tuple<[u8; 4]>, f64);
+
+fn flow(client: u32, port: u16) -> Tuple<[u8; 4]> {
+    let [_, a, b, c] = client.to_be_bytes();
+    let destination = match Net::BOTH[0].vip(1) {
+        std::net::IpAddr::V4(vip) => vip.octets(),
+        std::net::IpAddr::V6(_) => unreachable!("the first family is IPv4"),
+    };
+    let domain = Domain::Wire as u8;
+    Tuple { source: [100, a, b, c], destination, source_port: port, destination_port: 443, protocol: 6, domain }
+}
+
+/// Each from a client of its own; flow n has a share of packets by 1 / n^`exponent` (Zipf), or all the same for 0.
+fn one_flow_each(exponent: f64, random: &mut Entropy) -> Vec<Flow> {
+    let of = |n: u32| {
+        (flow(random.draw() as u32 & 0xff_ffff, random.draw() as u16 | 1024), f64::from(n + 1).powf(-exponent))
+    };
+    (0..FLOWS).map(of).collect()
+}
+
+/// Ten clients (proxies, NATs of others) have half of all flows, and each flow the same packets.
+fn heavy_clients(random: &mut Entropy) -> Vec<Flow> {
+    let of = |n: u32| {
+        let client = if n.is_multiple_of(2) { n / 2 % 10 } else { random.draw() as u32 & 0xff_ffff };
+        (flow(client, random.draw() as u16 | 1024), 1.0)
+    };
+    (0..FLOWS).map(of).collect()
+}
+
+fn tables(by: By, random: &mut Entropy) -> Tables {
+    let owners = OwnerTable::new(WORKERS, [random.draw(), random.draw()]);
+    let mut nic = Nic::new(WORKERS, random);
+    let queues: Vec<u32> = (0..WORKERS.into()).collect();
+    if by == By::Addresses {
+        nic.rss.hashed = [Some(Hashed::Addresses); 6];
+    }
+    let owners = match by {
+        By::Hash => owners,
+        _ => owners.with_spread(Spread::new(&nic.rss, &queues, WORKERS).unwrap()),
+    };
+    Tables { owners: owners.into(), ..rig::tables() }
+}
+
+/// Shares of the busiest worker against an even one: of flows, of packets.
+fn busiest(tables: &Tables, flows: &[Flow]) -> [f64; 2] {
+    let mut loads = [[0.0; 2]; WORKERS as usize];
+    for (tuple, packets) in flows {
+        let load = &mut loads[usize::from(owner::of(tables, tuple).0)];
+        load[0] += 1.0;
+        load[1] += packets;
+    }
+    [0, 1].map(|what| {
+        let all: f64 = loads.iter().map(|load| load[what]).sum();
+        loads.iter().map(|load| load[what]).fold(0.0, f64::max) * f64::from(WORKERS) / all
+    })
+}
+
+/// The mean over keys, of flows and of packets.
+fn mean(by: By, make: impl Fn(&mut Entropy) -> Vec<Flow>) -> [f64; 2] {
+    let mut random = Entropy::new(1);
+    let mut sums = [0.0; 2];
+    for _ in 0..KEYS {
+        let flows = make(&mut random);
+        let shares = busiest(&tables(by, &mut random), &flows);
+        sums.iter_mut().zip(shares).for_each(|(sum, share)| *sum += share);
+    }
+    sums.map(|sum| sum / f64::from(KEYS))
+}
+
+#[test]
+fn the_nics_spread_is_as_even_as_the_hash_where_it_looks_at_ports() {
+    println!("busiest of {WORKERS} workers against an even share, {FLOWS} flows, mean of {KEYS} keys");
+    println!("{:<30}{:<12}{:>8}{:>10}", "traffic", "by", "flows", "packets");
+    let told = |name: &str, make: &dyn Fn(&mut Entropy) -> Vec<Flow>| {
+        [By::Hash, By::Ends, By::Addresses].map(|by| {
+            let [flows, packets] = mean(by, make);
+            println!("{name:<30}{:<12}{flows:>8.2}{packets:>10.2}", format!("{by:?}").to_lowercase());
+            [flows, packets]
+        })
+    };
+    let even = told("all flows alike", &|random| one_flow_each(0.0, random));
+    let zipf = told("Zipf, exponent 0.8", &|random| one_flow_each(0.8, random));
+    let steep = told("Zipf, exponent 1.1", &|random| one_flow_each(1.1, random));
+    let heavy = told("10 clients with half of all", &heavy_clients);
+    // 6,250 flows a worker, deviation 77: the largest of sixteen is about 1.8 of them above the mean, four never by chance.
+    for flows in [even, zipf, steep].as_flattened().iter().map(|shares| shares[0]) {
+        assert!((1.0..1.05).contains(&flows), "{flows}");
+    }
+    // Few flows that carry much cannot be split by anybody; the busiest worker has the largest flow, 2.2 % of packets with
+    // exponent 0.8 and 13 % with 1.1, on top of its share.
+    for [hash, nic, _] in [zipf, steep] {
+        assert!((nic[1] - hash[1]).abs() < hash[1] * 0.15, "the NIC {nic:?}, the hash {hash:?}");
+    }
+    assert!((1.1..1.7).contains(&zipf[0][1]) && (2.0..5.0).contains(&steep[0][1]), "{zipf:?} {steep:?}");
+    // What looks at addresses alone cannot split a client: a tenth of a half is 80 % of a worker's even share.
+    let [hash, ends, addresses] = heavy.map(|shares| shares[0]);
+    assert!(hash < 1.05 && ends < 1.05, "{hash} {ends}");
+    assert!((1.3..3.0).contains(&addresses), "{addresses}");
+}
