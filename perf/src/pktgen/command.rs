@@ -2,6 +2,7 @@
 //!
 //! Owns what each subcommand does; what may be asked is in [`options`](crate::pktgen::options).
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +19,7 @@ use crate::pktgen::options::{
     DeviceOptions, ModeOption, RateOptions, SearchOptions, StatefulOptions, StatefulWhat, TrafficOptions, host,
     seconds, wanted_back,
 };
+use crate::pktgen::plot;
 use crate::pktgen::report::{self, Report, Side};
 use crate::pktgen::search;
 use crate::pktgen::stateful::{self, Sides};
@@ -37,6 +39,9 @@ pub enum Command {
         /// How fast and how long
         #[command(flatten)]
         rate: RateOptions,
+        /// Draw what became of the packets into this file, as SVG
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
     },
     /// Search for a rate, or measure latency at half of the maximum receive rate
     Search {
@@ -52,6 +57,9 @@ pub enum Command {
         /// How to search
         #[command(flatten)]
         search: SearchOptions,
+        /// Draw the trials, or the latency, into this file, as SVG
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
     },
     /// Try what keeps connections, in two phases (RFC 9693): how many begin in a second, how many are held
     Rfc9693 {
@@ -301,6 +309,21 @@ fn run_before(command: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Fails if a picture could not be written, before anything is measured. What is in the file stays for now.
+fn can_be_written(file: Option<&Path>) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let opened = std::fs::File::options().create(true).append(true).open(file);
+    opened.map(drop).with_context(|| format!("writing {}", file.display()))
+}
+
+/// A report, of which a picture goes into `file`.
+fn drawn(report: Report, file: Option<&Path>) -> Result<Told> {
+    if let Some(file) = file {
+        std::fs::write(file, plot::picture(&report)?).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(Told::Report(Box::new(report)))
+}
+
 /// Does what was asked for.
 ///
 /// # Errors
@@ -308,15 +331,17 @@ fn run_before(command: Option<&str>) -> Result<()> {
 pub fn perform(command: &Command, stop: &AtomicBool) -> Result<Told> {
     let report = |bench: &Bench, result| Ok(Told::Report(Box::new(bench.report(result))));
     match command {
-        Command::Run { device, traffic, rate } => {
+        Command::Run { device, traffic, rate, plot } => {
+            can_be_written(plot.as_deref())?;
             let mut bench = Bench::open(device, traffic)?;
             let outcome = bench.trial(rate.rate, rate.packets, seconds(rate.seconds)?, rate.verify)?;
-            report(&bench, report::Result::Trial(outcome))
+            drawn(bench.report(report::Result::Trial(outcome)), plot.as_deref())
         }
-        Command::Search { what, device, traffic, search } => {
+        Command::Search { what, device, traffic, search, plot } => {
+            can_be_written(plot.as_deref())?;
             let mut bench = Bench::open(device, traffic)?;
             let result = bench.search(*what, search)?;
-            report(&bench, result)
+            drawn(bench.report(result), plot.as_deref())
         }
         Command::Rfc9693 { stateful, device, traffic } => {
             let mut bench = Bench::open(device, traffic)?;
