@@ -69,11 +69,11 @@ impl Chains {
     /// The packets in order, each as its frames.
     #[inline]
     pub fn iter(&self) -> impl Iterator<Item = &[Frame]> {
-        let mut at = 0;
+        let (mut frames, mut goes_on) = (&self.frames[..], self.goes_on);
         std::iter::from_fn(move || {
-            let count = (self.goes_on.checked_shr(at)?.trailing_ones() + 1) as usize;
-            let packet = self.frames.get(at as usize..at as usize + count)?;
-            at += packet.len() as u32;
+            let count = goes_on.trailing_ones() + 1;
+            let (packet, after) = frames.split_at_checked(count as usize)?;
+            (frames, goes_on) = (after, goes_on >> count);
             Some(packet)
         })
     }
@@ -93,7 +93,7 @@ impl Chains {
             count -= 1;
         }
         let goes_on = self.goes_on;
-        self.goes_on = goes_on.checked_shr(count as u32).unwrap_or(0);
+        self.goes_on = if count < self.frames.len() { goes_on >> count } else { 0 };
         self.frames.drain(..count).enumerate().map(move |(at, frame)| (frame, goes_on >> at & 1 == 1))
     }
 }

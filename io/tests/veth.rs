@@ -1169,7 +1169,7 @@ fn jumbo() -> (Wire, Opened) {
 /// A packet of `length` bytes that no other number has.
 fn numbered(family: usize, from: [&str; 2], to: [&str; 2], number: u16, length: usize) -> Vec<u8> {
     let headers = [14 + 20 + 8, 14 + 40 + 8][family];
-    let payload: Vec<u8> = (0..length - headers).map(|at| (at * 7 + usize::from(number)) as u8).collect();
+    let payload: Vec<u8> = (0..length - headers).map(|at| (at * 7 + usize::from(number)).to_le_bytes()[0]).collect();
     udp(from[family], to[family], (1024 + number, 80), &payload)
 }
 

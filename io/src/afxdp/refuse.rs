@@ -216,8 +216,9 @@ fn mtu_fix(device: &str, frame_bytes: u32, mtu: u32, mtu_max: u32) -> String {
 }
 
 /// Largest MTU whose packets, with two VLAN tags, fit so many frames behind the standard headroom of each.
-fn mtu_limit(frame_bytes: u32, frames: u32) -> u32 {
-    (frame_bytes.saturating_sub(u32::from(HEADROOM)) * frames).saturating_sub(LINK_BYTES_MAX)
+fn mtu_limit(frame_bytes: u32, frames: usize) -> u32 {
+    let frames = u32::try_from(frames).unwrap_or(u32::MAX);
+    frame_bytes.saturating_sub(u32::from(HEADROOM)).saturating_mul(frames).saturating_sub(LINK_BYTES_MAX)
 }
 
 /// What can be told from the facts alone; the first of it.
@@ -251,7 +252,8 @@ pub(super) fn refusals(device: &NetDevice, queues: &[u32], frame_bytes: u32, mul
     }
     let joins = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")].into_iter().filter(|(feature, _)| device.has(feature));
     refusals.extend(joins.map(|(feature, switch)| OpenError::LargeReceive { device: name(), feature, switch }));
-    let mtu_max = mtu_limit(frame_bytes, if multi_buffer { CHAIN_FRAMES_MAX as u32 } else { 1 });
+    let frames = if multi_buffer { CHAIN_FRAMES_MAX } else { 1 };
+    let mtu_max = mtu_limit(frame_bytes, frames);
     if device.mtu > mtu_max {
         refusals.push(OpenError::Mtu { device: name(), mtu: device.mtu, frame_bytes, mtu_max });
     }

@@ -23,7 +23,7 @@ use crate::pktgen::size::FCS_BYTES;
 /// Where `ip netns` keeps names.
 const NAMESPACES: &str = "/run/netns";
 /// Bytes of VLAN tags that an arriving packet may have, two of them.
-const TAGS_BYTES_MAX: u32 = 8;
+const TAGS_BYTES_MAX: usize = 8;
 /// Frames of a device, for each queue.
 const FRAMES_PER_QUEUE: u32 = 8192;
 
@@ -210,9 +210,9 @@ impl Drop for Station {
 
 /// Refuses a device whose MTU the largest frame does not fit.
 fn refuse_small_mtu(device: &str, mtu: u32, size_bytes_max: u16) -> Result<()> {
-    let needed = u32::from(size_bytes_max.saturating_sub(FCS_BYTES)).saturating_sub(ETHERNET_BYTES as u32);
+    let needed = usize::from(size_bytes_max.saturating_sub(FCS_BYTES)).saturating_sub(ETHERNET_BYTES);
     ensure!(
-        needed <= mtu,
+        needed <= mtu as usize,
         "{device} has an MTU of {mtu} bytes, and frames of {size_bytes_max} bytes need one of {needed}: run \
          `ip link set dev {device} mtu {needed}` (for a veth at both ends), or send smaller ones"
     );
@@ -221,9 +221,9 @@ fn refuse_small_mtu(device: &str, mtu: u32, size_bytes_max: u16) -> Result<()> {
 
 /// Bytes of a frame of memory for what is sent and for what the device lets in, and whether one is not enough.
 fn memory_for(manner: &Manner, mtu: u32) -> (u32, bool) {
-    let arriving = mtu.saturating_add(ETHERNET_BYTES as u32 + TAGS_BYTES_MAX);
-    let longest = arriving.max(u32::from(manner.size_bytes_max.saturating_sub(FCS_BYTES)));
-    let holds = |frame_bytes: u32| frame_bytes - HEADROOM_BYTES as u32;
+    let arriving = mtu as usize + ETHERNET_BYTES + TAGS_BYTES_MAX;
+    let longest = arriving.max(usize::from(manner.size_bytes_max.saturating_sub(FCS_BYTES)));
+    let holds = |frame_bytes: u32| frame_bytes as usize - HEADROOM_BYTES;
     let frame_bytes = if longest <= holds(FRAME_BYTES_MIN) { FRAME_BYTES_MIN } else { KERNEL_FRAME_BYTES_MAX };
     (frame_bytes, manner.several_frames && longest > holds(frame_bytes))
 }
