@@ -497,6 +497,7 @@ impl Dataplane {
             workers: self.worker_count().into(),
             frames: self.frames,
             frame_bytes: self.frame_bytes,
+            multi_buffer: false,
             huge: self.huge(),
             on_death: match self.on_death {
                 OnDeath::Drop => tidegate_io::OnDeath::Drop,

@@ -17,6 +17,10 @@
 //! **What the kernel says is checked.** Each port knows which chunks it has lent to the kernel, one bit each (2 KiB for
 //! 16,384 frames, so it stays in the first-level cache). A descriptor for a chunk that was not lent, or whose packet
 //! leaves its chunk, is counted and makes no frame: two tokens for one chunk can not come into being.
+//!
+//! **A packet in several frames** is several descriptors (Documentation/networking/af_xdp.rst, "Multi-Buffer Support"),
+//! and only a port that was opened for such has them. Both rings may end in the middle of one: what was received of it waits
+//! in the port for the rest, and of what is sent no part is written before there is room for all.
 
 mod refuse;
 mod open;
@@ -26,6 +30,7 @@ mod socket;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use crate::chain::{CHAIN_FRAMES_MAX, Chains};
 use crate::frame::{Batch, Frame};
 use crate::pinhole::Connection;
 use crate::pool::{Depot, Magazine};
@@ -34,7 +39,7 @@ use crate::port::{Port, PortCounters, PortFacts, RingLevels, SocketStatistics};
 pub use open::{InterfaceConfig, ModeChoice, OpenConfig, Opened, open, preflight};
 pub use refuse::OpenError;
 
-/// A packet continues in the next descriptor (`XDP_PKT_CONTD`, include/uapi/linux/if_xdp.h). Not asked for, so never set.
+/// A packet continues in the next descriptor (`XDP_PKT_CONTD`, include/uapi/linux/if_xdp.h). Never set unless asked for.
 const PACKET_CONTINUES: u32 = 1;
 
 /// Shortest packet that is sent: an Ethernet header.
@@ -71,6 +76,8 @@ pub struct AfXdpPort {
     chunk_shift: u32,
     /// Longest packet that is sent, in bytes.
     packet_bytes_max: usize,
+    /// What there is to know of packets in several frames, if such were asked for.
+    pieces: Option<Box<Pieces>>,
     /// Packets may wait in the send ring for the kernel to be woken.
     sends_wait: bool,
     busy_poll: bool,
@@ -80,11 +87,22 @@ pub struct AfXdpPort {
     socket: Option<SocketOwner>,
 }
 
+/// Packets in several frames that are not through.
+struct Pieces {
+    /// Frames of the packet that is being received.
+    received: Batch,
+    /// Something was wrong with it, which is counted: the rest of it is dropped.
+    is_broken: bool,
+    /// Chunks lent for sending whose packet goes on in another.
+    go_on: Lent,
+}
+
 /// What a port is made of.
 struct Parts {
     facts: PortFacts,
     depot: Depot,
     ring_entries: u32,
+    multi_buffer: bool,
     busy_poll: bool,
     connection: Connection,
     descriptor: OwnedFd,
@@ -95,7 +113,8 @@ impl AfXdpPort {
     /// Maps the rings of a bound socket and fills the fill ring.
     fn new(parts: Parts) -> io::Result<AfXdpPort> {
         use std::os::fd::AsFd;
-        let Parts { facts, depot, ring_entries, busy_poll, connection, descriptor, socket } = parts;
+        let Parts { facts, depot, ring_entries, multi_buffer, busy_poll, connection, descriptor, socket } = parts;
+        let pieces = || Pieces { received: Batch::new(), is_broken: false, go_on: Lent::new(depot.frames()) };
         let fd = descriptor.as_fd();
         let mut port = AfXdpPort {
             rx: ring::Consumer::new(fd, ring::Which::Rx, ring_entries)?,
@@ -108,6 +127,7 @@ impl AfXdpPort {
             chunk_shift: depot.frame_bytes().trailing_zeros(),
             packet_bytes_max: (facts.mtu + LINK_BYTES_MAX) as usize,
             counters: PortCounters::default(),
+            pieces: multi_buffer.then(|| Box::new(pieces())),
             sends_wait: false,
             busy_poll,
             connection: Some(connection),
@@ -175,13 +195,83 @@ impl AfXdpPort {
         copy
     }
 
-    fn complete(&mut self, magazine: &mut Magazine) {
+    /// Receives whole packets from at most so many frames; those in several frames are dropped if each is to be `alone`.
+    fn receive(&mut self, chains: &mut Chains, frames_max: usize, alone: bool) -> usize {
+        let Some(mut pieces) = self.pieces.take() else { return 0 };
+        let (before, ready) = (chains.len(), self.rx.ready(frames_max.saturating_sub(pieces.received.len())));
+        for _ in 0..ready {
+            let descriptor = self.rx.read();
+            let goes_on = descriptor.options & PACKET_CONTINUES != 0;
+            match self.received(libc::xdp_desc { options: descriptor.options & !PACKET_CONTINUES, ..descriptor }) {
+                None => pieces.is_broken = true,
+                Some(frame) if pieces.is_broken || pieces.received.len() == CHAIN_FRAMES_MAX => {
+                    self.counters.rx_violations += u64::from(!pieces.is_broken);
+                    pieces.is_broken = true;
+                    self.spare.give(frame);
+                }
+                Some(frame) => pieces.received.push(frame),
+            }
+            if goes_on {
+                continue;
+            }
+            if alone && pieces.received.len() > 1 && !pieces.is_broken {
+                self.counters.rx_violations += 1;
+                pieces.is_broken = true;
+            }
+            let bytes: usize = pieces.received.iter().map(Frame::len).sum();
+            if !pieces.is_broken && chains.push(&mut pieces.received) {
+                self.counters.rx_packets += 1;
+                self.counters.rx_bytes += bytes as u64;
+            }
+            pieces.received.drain(..).for_each(|frame| self.spare.give(frame));
+            pieces.is_broken = false;
+        }
+        if ready > 0 {
+            self.rx.release();
+        }
+        self.pieces = Some(pieces);
+        chains.len() - before
+    }
+
+    /// Writes the frames of a packet into the send ring, which has room for them, or discards a packet that cannot be sent.
+    fn send_packet(&mut self, packet: &mut Batch) {
+        if packet.len() == 1 {
+            let frame = packet.pop().and_then(|frame| self.sendable(frame));
+            packet.extend(frame);
+        }
+        if packet.is_empty() {
+            return;
+        }
+        let bytes: usize = packet.iter().map(Frame::len).sum();
+        let is_ours = packet.iter().all(|frame| frame.group() == self.facts.group && !frame.is_empty());
+        if !is_ours || !(PACKET_BYTES_MIN..=self.packet_bytes_max).contains(&bytes) {
+            packet.drain(..).for_each(|frame| self.spare.give(frame));
+            self.counters.tx_rejected += 1;
+            return;
+        }
+        self.counters.tx_packets += 1;
+        self.counters.tx_bytes += bytes as u64;
+        let count = packet.len();
+        for (number, frame) in packet.drain(..).enumerate() {
+            let (addr, len) = self.lend(frame);
+            let goes_on = number + 1 < count;
+            if goes_on && let Some(pieces) = &mut self.pieces {
+                pieces.go_on.put(addr >> self.chunk_shift);
+            }
+            self.tx.write(libc::xdp_desc { addr, len, options: if goes_on { PACKET_CONTINUES } else { 0 } });
+        }
+    }
+
+    /// Takes back what was sent. With packets in several frames, the last frame of each counts.
+    fn complete<const PIECES: bool>(&mut self, magazine: &mut Magazine) {
         let ready = self.completion.ready(usize::MAX);
         for _ in 0..ready {
             let address = self.completion.read();
             match self.lent.take(address >> self.chunk_shift) {
                 Some(index) => {
-                    self.counters.tx_completed += 1;
+                    let pieces = if PIECES { self.pieces.as_mut() } else { None };
+                    let goes_on = pieces.is_some_and(|pieces| pieces.go_on.take(u64::from(index)).is_some());
+                    self.counters.tx_completed += u64::from(!goes_on);
                     // SAFETY: as in `received`; an empty packet fits any chunk.
                     magazine.give(unsafe { self.depot.token(index, 0, 0) });
                 }
@@ -246,6 +336,12 @@ impl AfXdpPort {
 
 impl Port for AfXdpPort {
     fn rx(&mut self, batch: &mut Batch) -> usize {
+        if self.pieces.is_some() {
+            let mut chains = Chains::new();
+            let count = self.receive(&mut chains, batch.remaining_capacity(), true);
+            batch.extend(chains.drain());
+            return count;
+        }
         let (before, bytes_before) = (batch.len(), self.counters.rx_bytes);
         let ready = self.rx.ready(batch.remaining_capacity());
         if ready == 0 {
@@ -283,8 +379,43 @@ impl Port for AfXdpPort {
         count
     }
 
+    fn has_chains(&self) -> bool {
+        self.pieces.is_some()
+    }
+
+    fn rx_chains(&mut self, chains: &mut Chains) -> usize {
+        match &self.pieces {
+            Some(_) => self.receive(chains, chains.room(), false),
+            None => self.rx(&mut chains.frames),
+        }
+    }
+
+    fn tx_chains(&mut self, chains: &mut Chains) -> usize {
+        if self.pieces.is_none() && chains.len() < chains.frames.len() {
+            return 0;
+        }
+        let before = chains.len();
+        let free = self.tx.free(chains.frames.len());
+        let mut packet = Batch::new();
+        for (frame, goes_on) in chains.take(free) {
+            packet.push(frame);
+            if !goes_on {
+                self.send_packet(&mut packet);
+            }
+        }
+        let count = before - chains.len();
+        if count > 0 {
+            self.tx.publish();
+            self.sends_wait = true;
+        }
+        count
+    }
+
     fn recycle(&mut self, magazine: &mut Magazine) {
-        self.complete(magazine);
+        match &self.pieces {
+            None => self.complete::<false>(magazine),
+            Some(_) => self.complete::<true>(magazine),
+        }
         if magazine.group() == self.facts.group {
             self.refill(magazine);
         }
@@ -325,6 +456,9 @@ impl Port for AfXdpPort {
 
 impl Drop for AfXdpPort {
     fn drop(&mut self) {
+        if let Some(mut pieces) = self.pieces.take() {
+            pieces.received.drain(..).for_each(|frame| self.spare.give(frame));
+        }
         drop(self.connection.take());
         drop(self.socket.take());
         // The descriptor of the first socket of a group is that of the UMEM, so closing the socket need not have ended

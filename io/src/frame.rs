@@ -60,8 +60,11 @@ pub(crate) const HEADROOM: u16 = 256;
 /// Smallest chunk (the kernel's `XDP_UMEM_MIN_CHUNK_SIZE`, net/xdp/xdp_umem.c).
 pub const FRAME_BYTES_MIN: u32 = 2048;
 
-/// Largest chunk: a page, as an AF_XDP chunk never crosses one.
-pub const FRAME_BYTES_MAX: u32 = 4096;
+/// Largest chunk.
+pub const FRAME_BYTES_MAX: u32 = 16384;
+
+/// Largest chunk that the kernel takes: a page, as an AF_XDP chunk never crosses one.
+pub const KERNEL_FRAME_BYTES_MAX: u32 = 4096;
 
 /// Which memory a frame belongs to: one value per pool that lives in this process.
 ///
@@ -242,6 +245,13 @@ impl Frame {
         }
     }
 
+    /// Longest packet that [`fill`](Self::fill) can make, in bytes.
+    #[inline]
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        (self.chunk_bytes - HEADROOM) as usize
+    }
+
     /// Makes the packet a copy of `bytes`, with the standard headroom before it; false (and nothing changes) if they
     /// do not fit.
     #[must_use]
@@ -334,8 +344,9 @@ mod tests {
             (0usize..300).prop_map(Op::GrowFront),
             (0usize..300).prop_map(Op::TrimFront),
             (0u16..300, 0u16..600, 0u16..2000).prop_map(|(off, on, len)| Op::ExchangeFront(off, on, len)),
-            (0usize..4200).prop_map(Op::SetLen),
+            (0usize..17_000).prop_map(Op::SetLen),
             prop::collection::vec(any::<u8>(), 0..1900).prop_map(Op::Fill),
+            (0usize..17_000).prop_map(|len| Op::Fill(vec![7; len])),
             any::<u8>().prop_map(Op::Write),
         ]
     }
@@ -376,8 +387,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_frame_is_a_range_of_its_chunk(large in any::<bool>(), ops in prop::collection::vec(op(), 0..60)) {
-            let size = if large { FRAME_BYTES_MAX } else { FRAME_BYTES_MIN };
+        fn a_frame_is_a_range_of_its_chunk(doublings in 0..4u32, ops in prop::collection::vec(op(), 0..60)) {
+            let size = FRAME_BYTES_MIN << doublings;
             let pool = Pool::new(3, size, HugePages::Off).unwrap();
             let mut magazine = pool.magazine();
             let (before, mut frame, after) = (magazine.take().unwrap(), magazine.take().unwrap(), magazine.take().unwrap());

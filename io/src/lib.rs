@@ -25,6 +25,7 @@
 
 pub mod mem;
 pub mod frame;
+pub mod chain;
 pub mod pool;
 pub mod port;
 pub mod memory;
@@ -38,6 +39,7 @@ pub mod fault;
 pub mod pin;
 pub mod clock;
 
+pub use chain::Chains;
 pub use frame::{BATCH_MAX, Batch, Frame, GroupId, HEADROOM_BYTES};
 pub use mem::HugePages;
 pub use pinhole::{Guarded, OnDeath, Owned, OwnedChange, OwnedFlags, Pinhole, PinholeCounters};

@@ -196,11 +196,21 @@ pub struct Pinhole {
 impl Pinhole {
     /// Loads the program for a device, with the maps of the one that `found` says is there, if that is ours.
     ///
-    /// It is not attached yet, and will be pinned where `pins` says before it is.
-    pub(crate) fn load(device: &str, ifindex: u32, found: Option<&Found>, pins: Option<Pins>) -> io::Result<Pinhole> {
+    /// It is not attached yet, and will be pinned where `pins` says before it is. With `multi_buffer` packets may lie in several
+    /// buffers of the driver; addresses and ports are in the first.
+    pub(crate) fn load(
+        device: &str,
+        ifindex: u32,
+        found: Option<&Found>,
+        pins: Option<Pins>,
+        multi_buffer: bool,
+    ) -> io::Result<Pinhole> {
         let ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
         let mut object = MaybeUninit::uninit();
         let mut open = skeleton::PinholeSkelBuilder::default().open(&mut object).map_err(with_log)?;
+        if multi_buffer {
+            open.progs.tidegate.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
+        }
         let adopted = found.is_some_and(Found::is_ours);
         if let Some(found) = found.filter(|found| found.is_ours()) {
             let maps = &mut open.maps;

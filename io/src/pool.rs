@@ -92,13 +92,13 @@ pub struct Magazine {
 }
 
 impl Pool {
-    /// Maps `frames` chunks of `frame_bytes` (2048 or 4096) each.
+    /// Maps `frames` chunks of `frame_bytes` (2048, 4096, 8192 or 16384) each.
     ///
     /// # Errors
     ///
     /// For sizes out of range, and what mmap(2) reports.
     pub fn new(frames: u32, frame_bytes: u32, huge: HugePages) -> io::Result<Pool> {
-        check_size(frames, frame_bytes)?;
+        check_size(frames, frame_bytes, FRAME_BYTES_MAX)?;
         let mapping = Mapping::new(frames as usize * frame_bytes as usize, huge)?;
         let (start, pages) = (mapping.start(), mapping.pages());
         // SAFETY: the mapping is new, long enough, zeroed, and nobody else has its address.
@@ -199,11 +199,15 @@ impl Pool {
     }
 }
 
-/// Refuses chunk counts and sizes that frames cannot express.
-pub(crate) fn check_size(frames: u32, frame_bytes: u32) -> io::Result<()> {
+/// Refuses chunk counts and sizes that frames cannot express, or that are above `frame_bytes_max`.
+pub(crate) fn check_size(frames: u32, frame_bytes: u32, frame_bytes_max: u32) -> io::Result<()> {
     let invalid = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    if frame_bytes != FRAME_BYTES_MIN && frame_bytes != FRAME_BYTES_MAX {
-        return invalid(format!("frames of {frame_bytes} bytes; choose {FRAME_BYTES_MIN} or {FRAME_BYTES_MAX}"));
+    if !frame_bytes.is_power_of_two() || !(FRAME_BYTES_MIN..=frame_bytes_max).contains(&frame_bytes) {
+        let choices = match frame_bytes_max / FRAME_BYTES_MIN {
+            ..=2 => format!("{FRAME_BYTES_MIN} or {frame_bytes_max}"),
+            _ => format!("a power of two from {FRAME_BYTES_MIN} to {frame_bytes_max}"),
+        };
+        return invalid(format!("frames of {frame_bytes} bytes; choose {choices}"));
     }
     if frames == 0 || frames > FRAMES_MAX {
         return invalid(format!("{frames} frames; choose 1 to {FRAMES_MAX}"));
@@ -394,6 +398,12 @@ impl Magazine {
         None
     }
 
+    /// Bytes of a chunk.
+    #[must_use]
+    pub fn frame_bytes(&self) -> u32 {
+        self.depot.frame_bytes()
+    }
+
     /// Frames in stock here, without the depot's.
     #[inline]
     #[must_use]
@@ -499,7 +509,7 @@ mod tests {
 
     #[test]
     fn sizes_out_of_range_are_refused_with_the_choices() {
-        for (frames, bytes) in [(0, 2048), (FRAMES_MAX + 1, 2048), (64, 1024), (64, 3000), (64, 8192)] {
+        for (frames, bytes) in [(0, 2048), (FRAMES_MAX + 1, 2048), (64, 1024), (64, 3000), (64, 32768)] {
             let error = Pool::new(frames, bytes, HugePages::Off).unwrap_err();
             assert!(error.to_string().contains("choose"), "{error}");
         }

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::chain::Chains;
 use crate::frame::{Batch, GroupId};
 use crate::pool::Magazine;
 
@@ -70,13 +71,14 @@ pub struct PortCounters {
     pub rx_packets: u64,
     /// Bytes received.
     pub rx_bytes: u64,
-    /// Received descriptors that were refused: chunk not lent to the kernel, or a packet that leaves its chunk.
+    /// Received descriptors that were refused: chunk not lent to the kernel, a packet that leaves its chunk, or one in more
+    /// frames than were asked for.
     pub rx_violations: u64,
     /// Packets accepted for sending.
     pub tx_packets: u64,
     /// Bytes accepted for sending.
     pub tx_bytes: u64,
-    /// Packets whose frame came back from the device after [`Port::tx`] accepted it.
+    /// Packets whose frames came back from the device after [`Port::tx`] accepted them.
     pub tx_completed: u64,
     /// Completions that were refused: chunk not lent to the kernel.
     pub tx_violations: u64,
@@ -146,6 +148,28 @@ pub trait Port: Send {
     ///
     /// A packet that this port could never send leaves too, and is counted as `tx_rejected`.
     fn tx(&mut self, batch: &mut Batch) -> usize;
+
+    /// Whether packets may lie in several frames: [`rx_chains`](Self::rx_chains) gives such, and
+    /// [`tx_chains`](Self::tx_chains) takes them.
+    fn has_chains(&self) -> bool {
+        false
+    }
+
+    /// As [`rx`](Self::rx), with packets in several frames among them; each is there whole. Returns how many packets.
+    ///
+    /// [`rx`](Self::rx) itself never gives a part of one: it drops such packets, counted as `rx_violations`.
+    fn rx_chains(&mut self, chains: &mut Chains) -> usize {
+        self.rx(&mut chains.frames)
+    }
+
+    /// As [`tx`](Self::tx), with packets in several frames among them, which leave `chains` whole or not at all. Returns how
+    /// many packets left.
+    ///
+    /// A port without [`has_chains`](Self::has_chains) takes nothing as long as one of them lies in several frames. One
+    /// with it copies no such packet: from frames of another group it is discarded, counted as `tx_rejected`.
+    fn tx_chains(&mut self, chains: &mut Chains) -> usize {
+        if chains.len() == chains.frames.len() { self.tx(&mut chains.frames) } else { 0 }
+    }
 
     /// Moves frames whose packets were sent into `magazine`, and frames from `magazine` to where packets are received.
     ///

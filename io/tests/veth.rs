@@ -13,8 +13,8 @@ use std::time::Duration;
 use support::{Namespace, Wire, config, forward, isolated, run, tagged, udp, until, veth};
 use tidegate_io::afxdp::{InterfaceConfig, ModeChoice, OpenConfig, OpenError, Opened, open};
 use tidegate_io::{
-    BATCH_MAX, Batch, Guarded, HugePages, Mode, OnDeath, Owned, OwnedFlags, Pinhole, PinholeCounters, Pool, Port,
-    PortCounters,
+    BATCH_MAX, Batch, Chains, Guarded, HugePages, Magazine, Mode, OnDeath, Owned, OwnedFlags, Pinhole, PinholeCounters,
+    Pool, Port, PortCounters,
 };
 
 const CLIENTS: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
@@ -908,6 +908,11 @@ fn what_cannot_work_is_refused_with_the_fix() {
         drop(open(&OpenConfig { frame_bytes: 4096, ..config(&["wan0"]) }).unwrap());
         run("ip link set wan0 xdp off; ip link set wan0 mtu 1500");
 
+        run("ip link set wan0 mtu 9000");
+        check(&OpenConfig { frame_bytes: 4096, ..config(&["wan0"]) }, &["MTU of 9000", "at most 3818", "mtu 3818"]);
+        check(&OpenConfig { frame_bytes: 8192, ..config(&["wan0"]) }, &["8192 bytes", "2048 or 4096"]);
+        run("ip link set wan0 mtu 1500");
+
         // What only the driver knows.
         run("ip link set wan1 mtu 9000");
         check(&config(&["wan0"]), &["wan0 cannot run XDP at this MTU", "peer"]);
@@ -1151,4 +1156,165 @@ fn fragment_v6(packet: &[u8], field: u16) -> Vec<u8> {
     let mut head = head.to_vec();
     let next = std::mem::replace(&mut head[20], 44);
     [&head[..], &[next, 0], &field.to_be_bytes(), &[0, 0, 0, 1], rest].concat()
+}
+
+/// A veth pair of an MTU of 9000, its near end open for packets in several frames.
+fn jumbo() -> (Wire, Opened) {
+    veth("wan0", "wan1", 1);
+    run("ip link set wan0 mtu 9000; ip link set wan1 mtu 9000");
+    let opened = open(&OpenConfig { frame_bytes: 4096, multi_buffer: true, ..config(&["wan0"]) }).unwrap();
+    (Wire::open("wan1"), opened)
+}
+
+/// A packet of `length` bytes that no other number has.
+fn numbered(family: usize, from: [&str; 2], to: [&str; 2], number: u16, length: usize) -> Vec<u8> {
+    let headers = [14 + 20 + 8, 14 + 40 + 8][family];
+    let payload: Vec<u8> = (0..length - headers).map(|at| (at * 7 + usize::from(number)).to_le_bytes()[0]).collect();
+    udp(from[family], to[family], (1024 + number, 80), &payload)
+}
+
+/// A packet in as many frames as it takes.
+fn in_frames(magazine: &mut Magazine, packet: &[u8]) -> Batch {
+    let mut frames = Batch::new();
+    for piece in packet.chunks(4096 - 256) {
+        let mut frame = magazine.take().unwrap();
+        assert!(frame.fill(piece));
+        frames.push(frame);
+    }
+    frames
+}
+
+const LENGTHS: [usize; 7] = [9014, 100, 3840, 3841, 7680, 7681, 9014];
+
+#[test]
+fn packets_in_several_frames_are_received_whole() {
+    isolated("packets_in_several_frames_are_received_whole", || {
+        let (client, Opened { mut ports, pools, mut pinholes }) = jumbo();
+        pinholes[0].update(&vips()).unwrap();
+        let port = &mut ports[0];
+        assert!(port.has_chains());
+        let sent: Vec<Vec<u8>> = (0..140)
+            .map(|number| numbered(usize::from(number % 2), CLIENTS, VIPS, number, LENGTHS[usize::from(number) % 7]))
+            .collect();
+        let (mut magazine, mut chains, mut arrived) = (pools[0].magazine(), Chains::new(), Vec::new());
+        for some in sent.chunks(70) {
+            // More than a batch holds at once, so batches end in the middle of packets.
+            some.iter().for_each(|packet| client.send(packet));
+            until("all of them", || {
+                let count = port.rx_chains(&mut chains);
+                assert_eq!(count, chains.len());
+                arrived.extend(chains.iter().map(|packet| {
+                    let bytes: Vec<u8> = packet.iter().flat_map(|frame| frame.bytes().to_vec()).collect();
+                    assert_eq!(packet.len(), bytes.len().div_ceil(4096 - 256));
+                    bytes
+                }));
+                chains.drain().for_each(|frame| magazine.give(frame));
+                port.recycle(&mut magazine);
+                port.kick();
+                arrived.len() % 70 == 0
+            });
+        }
+        assert!(arrived == sent, "{} of {}", arrived.len(), sent.len());
+        let counters = port.counters();
+        let bytes: usize = sent.iter().map(Vec::len).sum();
+        assert_eq!((counters.rx_packets, counters.rx_bytes, counters.rx_violations), (140, bytes as u64, 0));
+
+        // Who asks for single frames gets those, and no part of others.
+        sent[..14].iter().for_each(|packet| client.send(packet));
+        let single: Vec<Vec<u8>> = sent[..14].iter().filter(|packet| packet.len() <= 3840).cloned().collect();
+        assert_eq!(single.len(), 4);
+        assert_eq!(receive_all(&mut ports, &pools[0]), single);
+        assert_eq!((ports[0].counters().rx_violations, ports[0].counters().rx_packets), (10, 144));
+        assert_eq!(ports[0].socket_statistics().unwrap(), Some(Default::default()));
+        drop((ports, magazine));
+        assert_eq!(pools[0].outstanding(), 0);
+    });
+}
+
+#[test]
+fn packets_in_several_frames_are_sent_whole() {
+    isolated("packets_in_several_frames_are_sent_whole", || {
+        let (client, Opened { mut ports, pools, pinholes: _pinholes }) = jumbo();
+        let port = &mut ports[0];
+        let mut magazine = pools[0].magazine();
+        let packet =
+            |number: u16| numbered(usize::from(number % 2), VIPS, CLIENTS, number, LENGTHS[usize::from(number) % 7]);
+        // Until the ring is full: what has no room for all of it stays where it is.
+        let (mut chains, mut next, mut stuck) = (Chains::new(), 0, false);
+        while !stuck {
+            while chains.room() >= 3 {
+                assert!(chains.push(&mut in_frames(&mut magazine, &packet(next))));
+                next += 1;
+            }
+            let before = chains.len();
+            let taken = port.tx_chains(&mut chains);
+            assert_eq!(chains.len(), before - taken);
+            stuck = taken == 0;
+        }
+        let accepted = u64::from(next) - chains.len() as u64;
+        assert_eq!(port.counters().tx_packets, accepted);
+        assert!(accepted > 300 && port.levels().unwrap().tx.0 > 1020, "{:?}", port.levels());
+        let mut arrived = Vec::new();
+        until("the rest to go, and all to arrive", || {
+            port.tx_chains(&mut chains);
+            port.kick();
+            port.recycle(&mut magazine);
+            arrived.extend(client.drain());
+            arrived.len() == usize::from(next) && port.counters().tx_completed == u64::from(next)
+        });
+        assert!(arrived.iter().zip(0..).all(|(bytes, number)| *bytes == packet(number)));
+
+        // Too long for the device, and of memory that is not the port's.
+        let theirs = Pool::new(64, 4096, HugePages::Off).unwrap();
+        let mut foreign = theirs.magazine();
+        let long = vec![0x55; 9023];
+        assert!(chains.push(&mut in_frames(&mut magazine, &long)));
+        assert!(chains.push(&mut in_frames(&mut foreign, &packet(0))));
+        assert!(chains.push(&mut in_frames(&mut foreign, &packet(1))));
+        assert_eq!((port.tx_chains(&mut chains), chains.len()), (3, 0));
+        port.kick();
+        until("the copy", || {
+            arrived = client.drain();
+            !arrived.is_empty()
+        });
+        assert!(arrived == [packet(1)]);
+        until("its completion", || {
+            port.recycle(&mut magazine);
+            port.counters().tx_completed == u64::from(next) + 1
+        });
+        let counters = port.counters();
+        assert_eq!((counters.tx_rejected, counters.tx_copied, counters.tx_packets), (2, 1, u64::from(next) + 1));
+        assert_eq!((counters.tx_violations, counters.kick_errors), (0, 0));
+        drop((ports, magazine, foreign));
+        assert_eq!(pools[0].outstanding(), 0);
+    });
+}
+
+/// A port that was not opened for such leaves them with whoever has them.
+#[test]
+fn packets_in_several_frames_need_a_port_for_such() {
+    isolated("packets_in_several_frames_need_a_port_for_such", || {
+        veth("wan0", "wan1", 1);
+        let client = Wire::open("wan1");
+        let Opened { mut ports, pools, mut pinholes } = open(&config(&["wan0"])).unwrap();
+        pinholes[0].update(&vips()).unwrap();
+        let (port, mut magazine, mut chains) = (&mut ports[0], pools[0].magazine(), Chains::new());
+        assert!(!port.has_chains());
+        let packet = numbered(0, VIPS, CLIENTS, 1, 1000);
+        let mut pieces = in_frames(&mut magazine, &packet[..500]);
+        pieces.extend(in_frames(&mut magazine, &packet[500..]));
+        assert!(chains.push(&mut in_frames(&mut magazine, &packet)) && chains.push(&mut pieces));
+        assert_eq!((port.tx_chains(&mut chains), chains.len()), (0, 2));
+        chains.drain().for_each(|frame| magazine.give(frame));
+        assert!(chains.push(&mut in_frames(&mut magazine, &packet)));
+        assert_eq!((port.tx_chains(&mut chains), chains.len()), (1, 0));
+        port.kick();
+        until("one in one frame", || client.drain() == [packet.clone()]);
+        to_vips(&client, 4);
+        until("those that arrive", || {
+            port.rx_chains(&mut chains);
+            chains.len() == 4
+        });
+        chains.drain().for_each(|frame| magazine.give(frame));
+    });
 }

@@ -34,5 +34,7 @@ pub mod surroundings;
 pub mod options;
 /// What is told: JSON, and a table for people.
 pub mod report;
+/// What is told: pictures.
+pub mod plot;
 /// The command itself.
 pub mod command;

@@ -11,7 +11,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::ladder::{Ladder, Rung};
 
 /// Width of a picture, pixels.
-const WIDTH: u32 = 960;
+pub(crate) const WIDTH: u32 = 960;
 /// Height of a bar with what is around it, pixels.
 const ROW: i32 = 22;
 /// Height of a panel's title, pixels.
@@ -21,7 +21,7 @@ const NAMES: i32 = 300;
 /// What is left for the value behind the longest bar, pixels.
 const VALUES: i32 = 90;
 /// Colours that people who do not see all colours can tell apart (Okabe and Ito).
-const COLOURS: [RGBColor; 5] = [
+pub(crate) const COLOURS: [RGBColor; 5] = [
     RGBColor(0x99, 0x99, 0x99),
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xe6, 0x9f, 0x00),
@@ -56,8 +56,8 @@ pub fn ladder(ladder: &Ladder) -> Result<String> {
     Ok(text)
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Failure<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
+pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(crate) type Failure<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
 
 fn draw<'a>(area: &Area<'a>, ladder: &Ladder, height: i32) -> Result<(), Failure<'a>> {
     area.fill(&WHITE)?;
@@ -93,7 +93,7 @@ fn draw<'a>(area: &Area<'a>, ladder: &Ladder, height: i32) -> Result<(), Failure
 }
 
 /// A figure with three digits that count.
-fn said(value: f64) -> String {
+pub(crate) fn said(value: f64) -> String {
     match value {
         1_000_000.0.. => format!("{:.2} M", value / 1e6),
         10_000.0.. => format!("{:.0} k", value / 1e3),

@@ -18,6 +18,7 @@ use xsk_rs::{Socket, Umem};
 
 use super::refuse::{OpenError, attach_error, enough_queues, permission, refusals, refuse};
 use super::{AfXdpPort, Parts, SocketOwner, socket};
+use crate::frame::KERNEL_FRAME_BYTES_MAX;
 use crate::mem::{HugePages, Pages};
 use crate::netdev::NetDevice;
 use crate::pinhole::{self, Attachment, Found, OnDeath, Pinhole, Pins};
@@ -77,6 +78,9 @@ pub struct OpenConfig {
     pub frames: u32,
     /// Bytes of a frame: 2048 or 4096.
     pub frame_bytes: u32,
+    /// Packets may lie in several frames ([`Port::has_chains`](crate::Port::has_chains)), so a device's MTU may be larger than a
+    /// frame. Needs Linux 6.6.
+    pub multi_buffer: bool,
     /// Pages of each group's memory.
     pub huge: HugePages,
     /// What becomes of our packets when no worker lives.
@@ -96,6 +100,7 @@ impl Default for OpenConfig {
             workers: 1,
             frames: 16384,
             frame_bytes: 2048,
+            multi_buffer: false,
             huge: HugePages::Auto,
             on_death: OnDeath::Drop,
             busy_poll: false,
@@ -141,7 +146,7 @@ struct Bound {
 pub fn open(config: &OpenConfig) -> Result<Opened, OpenError> {
     pinhole::keep_log();
     let memory_error = |source| OpenError::Memory { frames: config.frames, frame_bytes: config.frame_bytes, source };
-    pool::check_size(config.frames, config.frame_bytes).map_err(memory_error)?;
+    pool::check_size(config.frames, config.frame_bytes, KERNEL_FRAME_BYTES_MAX).map_err(memory_error)?;
     let candidates = candidates(config)?;
     enough_frames(config, candidates.iter().map(|candidate| candidate.queues.len()).sum())?;
 
@@ -158,7 +163,7 @@ pub fn open(config: &OpenConfig) -> Result<Opened, OpenError> {
         let pool = packet_memory(config, config.frames, config.huge, entries)?;
         for (index, candidate) in members() {
             for &queue in &candidate.queues {
-                let (owner, descriptor) = bind(&pool, candidate, queue, config.mode, entries)?;
+                let (owner, descriptor) = bind(config, &pool, candidate, queue, entries)?;
                 bound.push(Bound { candidate: index, queue, group, owner, descriptor });
             }
         }
@@ -187,7 +192,7 @@ fn candidates(config: &OpenConfig) -> Result<Vec<Candidate>, OpenError> {
     let mut candidates: Vec<Candidate> = Vec::new();
     for interface in &config.interfaces {
         let (device, queues) = named(interface)?;
-        refuse(&device, &queues, config.frame_bytes)?;
+        refuse(&device, &queues, config.frame_bytes, config.multi_buffer)?;
         enough_queues(&device, &queues, config.workers)?;
         if let (Some(_), Some(queue)) = (candidates.iter().find(|one| one.device.name == device.name), queues.first()) {
             return Err(OpenError::Twice { device: device.name, queue: *queue });
@@ -215,7 +220,7 @@ pub fn preflight(config: &OpenConfig) -> Vec<OpenError> {
             }
         };
         sockets += queues.len();
-        refused.extend(refusals(&device, &queues, config.frame_bytes));
+        refused.extend(refusals(&device, &queues, config.frame_bytes, config.multi_buffer));
         refused.extend(enough_queues(&device, &queues, config.workers).err());
         refused.extend(program_on(&device, config).err());
     }
@@ -263,7 +268,7 @@ fn can_zero_copy(config: &OpenConfig, candidate: &Candidate) -> Result<bool, Ope
         return Ok(false);
     }
     let pool = packet_memory(config, PROBE_FRAMES, HugePages::Off, RING_ENTRIES_MIN)?;
-    match bind(&pool, candidate, queue, config.mode, RING_ENTRIES_MIN) {
+    match bind(config, &pool, candidate, queue, RING_ENTRIES_MIN) {
         Ok((_owner, descriptor)) => socket::is_zero_copy(descriptor.as_fd()).map_err(|source| OpenError::Other {
             what: format!("asking {} for its AF_XDP mode", candidate.device.name),
             source,
@@ -342,13 +347,13 @@ fn packet_memory(config: &OpenConfig, frames: u32, huge: HugePages, entries: u32
 
 /// Binds a socket to a queue, waiting a while for one that is busy.
 fn bind(
+    config: &OpenConfig,
     pool: &Pool,
     candidate: &Candidate,
     queue: u32,
-    mode: ModeChoice,
     entries: u32,
 ) -> Result<(SocketOwner, OwnedFd), OpenError> {
-    let device = &candidate.device;
+    let (device, mode) = (&candidate.device, config.mode);
     let what = || format!("opening queue {queue} of {}", device.name);
     let other = |source| OpenError::Other { what: what(), source };
     let force = match mode {
@@ -356,12 +361,13 @@ fn bind(
         ModeChoice::ZeroCopy => BindFlags::XDP_ZEROCOPY,
         ModeChoice::Copy | ModeChoice::Skb => BindFlags::XDP_COPY,
     };
+    let several = if config.multi_buffer { BindFlags::XDP_USE_SG } else { BindFlags::empty() };
     let ring = QueueSize::new(entries).map_err(|cause| other(io::Error::other(cause.to_string())))?;
-    let config = SocketConfig::builder()
+    let socket_config = SocketConfig::builder()
         .rx_queue_size(ring)
         .tx_queue_size(ring)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(BindFlags::XDP_USE_NEED_WAKEUP | force)
+        .bind_flags(BindFlags::XDP_USE_NEED_WAKEUP | force | several)
         .build();
     let name: Interface = device.name.parse().map_err(|_| OpenError::Missing { device: device.name.clone() })?;
     let depot = pool.depot();
@@ -369,7 +375,7 @@ fn bind(
     let give_up = Instant::now() + BUSY_RETRY;
     loop {
         // SAFETY: INHIBIT_PROG_LOAD is set, which is all that the contract asks for.
-        let cause = match unsafe { Socket::new(config, umem, &name, queue) } {
+        let cause = match unsafe { Socket::new(socket_config, umem, &name, queue) } {
             Ok((tx, rx, Some((fill, completion)))) => {
                 // SAFETY: the queues keep the descriptor open while it is duplicated.
                 let borrowed = unsafe { BorrowedFd::borrow_raw(rx.fd().as_raw_fd()) };
@@ -386,6 +392,10 @@ fn bind(
             // drivers/net/virtio_net.c). What else that could mean was refused before.
             Some(libc::EOPNOTSUPP | libc::EINVAL) if mode == ModeChoice::ZeroCopy => {
                 return Err(OpenError::NoZeroCopy { device: device.name.clone(), driver: device.driver.clone() });
+            }
+            // A flag that older kernels do not know.
+            Some(libc::EINVAL) if config.multi_buffer => {
+                return Err(OpenError::NoMultiBuffer { device: device.name.clone(), mtu: device.mtu });
             }
             _ => return Err(permission(what(), cause)),
         }
@@ -406,7 +416,8 @@ fn assemble(
         let device = &candidate.device;
         let what = |doing: &str| format!("{doing} {}", device.name);
         let found = candidate.found.as_ref();
-        let mut pinhole = Pinhole::load(&device.name, device.ifindex, found, candidate.pins.clone())
+        let pins = candidate.pins.clone();
+        let mut pinhole = Pinhole::load(&device.name, device.ifindex, found, pins, config.multi_buffer)
             .map_err(|source| permission(what("loading the XDP program for"), source))?;
         let other = |source| OpenError::Other { what: what("preparing"), source };
         pinhole.set_on_death(config.on_death).map_err(other)?;
@@ -476,6 +487,7 @@ fn port(
         facts,
         depot: pool.depot(),
         ring_entries: entries,
+        multi_buffer: config.multi_buffer,
         busy_poll,
         connection,
         descriptor: bound.descriptor,

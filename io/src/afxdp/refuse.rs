@@ -6,6 +6,7 @@
 use std::io;
 
 use super::LINK_BYTES_MAX;
+use crate::chain::CHAIN_FRAMES_MAX;
 use crate::frame::HEADROOM;
 use crate::netdev::NetDevice;
 
@@ -100,6 +101,16 @@ pub enum OpenError {
         frame_bytes: u32,
         /// Largest MTU that such frames can hold.
         mtu_max: u32,
+    },
+    /// The kernel knows no packets in several frames.
+    #[error(
+        "{device} has an MTU of {mtu} bytes, and this kernel takes no packets in several frames, which were asked for; use Linux 6.6 or newer, or packets and an MTU that fit into one frame"
+    )]
+    NoMultiBuffer {
+        /// Device.
+        device: String,
+        /// Its MTU.
+        mtu: u32,
     },
     /// A program that is not ours is attached.
     #[error(
@@ -201,21 +212,27 @@ pub enum OpenError {
 
 fn mtu_fix(device: &str, frame_bytes: u32, mtu: u32, mtu_max: u32) -> String {
     let lower = format!("run `ip link set dev {device} mtu {mtu_max}`");
-    if frame_bytes < 4096 && mtu <= mtu_limit(4096) { format!("set frameBytes: 4096 or {lower}") } else { lower }
+    if frame_bytes < 4096 && mtu <= mtu_limit(4096, 1) { format!("set frameBytes: 4096 or {lower}") } else { lower }
 }
 
-/// Largest MTU whose packets, with two VLAN tags, fit a frame behind the standard headroom.
-fn mtu_limit(frame_bytes: u32) -> u32 {
-    frame_bytes.saturating_sub(u32::from(HEADROOM) + LINK_BYTES_MAX)
+/// Largest MTU whose packets, with two VLAN tags, fit so many frames behind the standard headroom of each.
+fn mtu_limit(frame_bytes: u32, frames: usize) -> u32 {
+    let frames = u32::try_from(frames).unwrap_or(u32::MAX);
+    frame_bytes.saturating_sub(u32::from(HEADROOM)).saturating_mul(frames).saturating_sub(LINK_BYTES_MAX)
 }
 
 /// What can be told from the facts alone; the first of it.
-pub(super) fn refuse(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> Result<(), OpenError> {
-    refusals(device, queues, frame_bytes).into_iter().next().map_or(Ok(()), Err)
+pub(super) fn refuse(
+    device: &NetDevice,
+    queues: &[u32],
+    frame_bytes: u32,
+    multi_buffer: bool,
+) -> Result<(), OpenError> {
+    refusals(device, queues, frame_bytes, multi_buffer).into_iter().next().map_or(Ok(()), Err)
 }
 
 /// All of what can be told from the facts alone.
-pub(super) fn refusals(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> Vec<OpenError> {
+pub(super) fn refusals(device: &NetDevice, queues: &[u32], frame_bytes: u32, multi_buffer: bool) -> Vec<OpenError> {
     let name = || device.name.clone();
     let mut refusals = Vec::new();
     for (at, &queue) in queues.iter().enumerate() {
@@ -235,7 +252,8 @@ pub(super) fn refusals(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> 
     }
     let joins = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")].into_iter().filter(|(feature, _)| device.has(feature));
     refusals.extend(joins.map(|(feature, switch)| OpenError::LargeReceive { device: name(), feature, switch }));
-    let mtu_max = mtu_limit(frame_bytes);
+    let frames = if multi_buffer { CHAIN_FRAMES_MAX } else { 1 };
+    let mtu_max = mtu_limit(frame_bytes, frames);
     if device.mtu > mtu_max {
         refusals.push(OpenError::Mtu { device: name(), mtu: device.mtu, frame_bytes, mtu_max });
     }
@@ -290,13 +308,14 @@ mod tests {
     }
 
     fn refusal(device: &NetDevice, queues: &[u32], frame_bytes: u32) -> String {
-        refuse(device, queues, frame_bytes).unwrap_err().to_string()
+        refuse(device, queues, frame_bytes, false).unwrap_err().to_string()
     }
 
     #[test]
     fn a_plain_device_is_not_refused() {
-        refuse(&device(), &[0, 1], 2048).unwrap();
-        refuse(&NetDevice { mtu: 1770, ..device() }, &[], 2048).unwrap();
+        refuse(&device(), &[0, 1], 2048, false).unwrap();
+        refuse(&NetDevice { mtu: 1770, ..device() }, &[], 2048, false).unwrap();
+        refuse(&NetDevice { mtu: 65_535, ..device() }, &[], 4096, true).unwrap();
     }
 
     #[test]
@@ -331,6 +350,6 @@ mod tests {
     #[test]
     fn a_veth_is_not_refused_for_an_offload_it_does_not_have() {
         let veth = NetDevice { driver: "veth".to_owned(), features: vec!["rx-vlan-hw-parse".to_owned()], ..device() };
-        refuse(&veth, &[0], 2048).unwrap();
+        refuse(&veth, &[0], 2048, false).unwrap();
     }
 }

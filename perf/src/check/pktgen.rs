@@ -2,16 +2,19 @@
 //!
 //! Nothing about speed is asked. What is sent is received or lost and nothing else, no packet comes twice or as another,
 //! and the gateway, which counts for itself, has seen at least as many as the sink, and at most as many as were sent.
+//!
+//! Frames of 9,000 bytes are sent without the gateway, which takes no packets in several frames: between two devices of an
+//! MTU of their own.
 
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::check::accounting::{at_rest, books, pin_neighbours};
 use crate::check::{Found, Row};
 use crate::pktgen::report::{self, Report};
-use crate::process;
+use crate::process::{self, in_namespace};
 use crate::rig::Rig;
 use crate::topology::{
     CLIENT, ECHO_PORT, FABRIC, FAMILIES, Family, GATEWAY, GATEWAY_WAN_MAC, VIP_ECHO, VIP_WEB, VXLAN_PORT, WEB_PORT,
@@ -27,7 +30,12 @@ const RATE: u64 = 10_000;
 /// Connections of those that are begun.
 const CONNECTIONS: u32 = 500;
 
-/// A trial, a search, connections by handshake and by two phases: both families.
+/// Devices for large frames, both in the client's namespace.
+const JUMBO: [&str; 2] = ["jumbo0", "jumbo1"];
+/// Packets of a trial with large frames.
+const JUMBO_PACKETS: u64 = 1_000;
+
+/// A trial, a search, connections by handshake and by two phases, frames of 9,000 bytes: both families.
 pub(super) fn pktgen(rig: &mut Rig) -> Found {
     pin_neighbours(true)?;
     let rows = all(rig);
@@ -44,7 +52,83 @@ fn all(rig: &Rig) -> Found {
         rows.push(two_phases(rig, family)?);
     }
     rows.extend(books(rig)?);
+    let made = ip(&format!(
+        "link add {} mtu 9000 type veth peer name {} mtu 9000\nlink set {} up\nlink set {} up\n",
+        JUMBO[0], JUMBO[1], JUMBO[0], JUMBO[1]
+    ));
+    let large = made.and_then(|()| jumbo(rig));
+    ip(&format!("link del {}\n", JUMBO[0]))?;
+    rows.extend(large?);
     Ok(rows)
+}
+
+/// Runs lines of ip(8) in the client's namespace.
+fn ip(lines: &str) -> Result<()> {
+    let mut command = in_namespace(CLIENT, "ip");
+    command.args(["-batch", "-"]);
+    process::run(command, lines, LIMIT)?.success("devices for large frames").map(drop)
+}
+
+/// Frames of up to 9,000 bytes from one device to the other: plain and in VXLAN, received or only counted.
+fn jumbo(rig: &Rig) -> Found {
+    let mut rows = Vec::new();
+    for family in FAMILIES {
+        let (target, ends) = match family {
+            Family::V4 => ("203.0.113.10:80", ["198.51.100.1", "198.51.100.2"]),
+            Family::V6 => ("[2001:db8:f::10]:80", ["2001:db8:2::1", "2001:db8:2::2"]),
+        };
+        let vxlan = [
+            format!("--vxlan-from={}", ends[0]),
+            format!("--vxlan-to={}", ends[1]),
+            "--inner-mac=02:00:00:00:00:07".into(),
+        ];
+        let kinds: [(&str, &str, u64, &[String]); 4] = [
+            ("9000", "--verify", 9_000, &[]),
+            ("64:1,1518:1,3845:1,9000:3", "--verify", 0, &[]),
+            ("9000", "--verify", 9_000, &vxlan),
+            ("9000", "--count-only", 9_000, &[]),
+        ];
+        for (sizes, how, size_bytes, more) in kinds {
+            let mut command = Command::new(rig.gateway.program("tidegate-pktgen"));
+            command.args(["--json", "run", how, "--to-mac=02:00:00:00:00:02", "--flows=100", "--rate=5000"]);
+            command.args([format!("--tx={}@{CLIENT}", JUMBO[0]), format!("--rx={}@{CLIENT}", JUMBO[1])]);
+            command.args([format!("--target={target}"), format!("--sizes={sizes}")]);
+            command.arg(format!("--packets={JUMBO_PACKETS}")).args(more);
+            let text = process::run(command, "", LIMIT)?.success("tidegate-pktgen")?;
+            let report: Report =
+                serde_json::from_str(&text).with_context(|| format!("tidegate-pktgen said {text:?}"))?;
+            let report::Result::Trial(outcome) = report.result else { bail!("a trial told {:?}", report.result) };
+            let measured = format!(
+                "{} sent, {} bytes = {} received + {} lost, {} corrupt, {} of others",
+                outcome.sent, outcome.sent_bytes, outcome.received, outcome.lost, outcome.corrupt, outcome.foreign
+            );
+            let others = outcome.corrupt + outcome.foreign + outcome.duplicates + outcome.rejected;
+            let pass = outcome.sent == JUMBO_PACKETS
+                && (size_bytes == 0 || outcome.sent_bytes == JUMBO_PACKETS * size_bytes)
+                && outcome.received > JUMBO_PACKETS / 2
+                && outcome.sent == outcome.received + outcome.lost
+                && others == 0;
+            let tunnel = if more.is_empty() { "" } else { " in VXLAN" };
+            let what = format!("{family} frames of {sizes}{tunnel} {how}");
+            rows.push(Row::new(what, measured, "whole and right, sent = received + lost", pass));
+        }
+    }
+    let refused = small(rig)?;
+    let pass =
+        refused.contains("jumbo0 has an MTU of 1500") && refused.contains("frames of 9000 bytes need one of 8982");
+    rows.push(Row::new("frames of 9000 at an MTU of 1500", refused, "refused with device, size and fix", pass));
+    Ok(rows)
+}
+
+/// What is said of frames that a device is too small for.
+fn small(rig: &Rig) -> Result<String> {
+    ip(&format!("link set {} mtu 1500\n", JUMBO[0]))?;
+    let mut command = Command::new(rig.gateway.program("tidegate-pktgen"));
+    command.args(["run", "--sizes=9000", "--target=203.0.113.10:80", "--to-mac=02:00:00:00:00:02"]);
+    command.args([format!("--tx={}@{CLIENT}", JUMBO[0]), format!("--rx={}@{CLIENT}", JUMBO[1])]);
+    let finished = process::run(command, "", LIMIT)?;
+    ensure!(!finished.status.success(), "frames of 9000 bytes were sent by a device with an MTU of 1500");
+    Ok(finished.stderr.trim().to_owned())
 }
 
 /// Runs the generator between the client's end of `wan0` and the workers' end of `lan0`.

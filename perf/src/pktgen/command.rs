@@ -2,6 +2,7 @@
 //!
 //! Owns what each subcommand does; what may be asked is in [`options`](crate::pktgen::options).
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +19,7 @@ use crate::pktgen::options::{
     DeviceOptions, ModeOption, RateOptions, SearchOptions, StatefulOptions, StatefulWhat, TrafficOptions, host,
     seconds, wanted_back,
 };
+use crate::pktgen::plot;
 use crate::pktgen::report::{self, Report, Side};
 use crate::pktgen::search;
 use crate::pktgen::stateful::{self, Sides};
@@ -37,6 +39,9 @@ pub enum Command {
         /// How fast and how long
         #[command(flatten)]
         rate: RateOptions,
+        /// Draw what became of the packets into this file, as SVG
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
     },
     /// Search for a rate, or measure latency at half of the maximum receive rate
     Search {
@@ -52,6 +57,9 @@ pub enum Command {
         /// How to search
         #[command(flatten)]
         search: SearchOptions,
+        /// Draw the trials, or the latency, into this file, as SVG
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
     },
     /// Try what keeps connections, in two phases (RFC 9693): how many begin in a second, how many are held
     Rfc9693 {
@@ -153,7 +161,9 @@ impl WantedOptions {
             ModeOption::Skb => tidegate_io::afxdp::ModeChoice::Skb,
         };
         let overrule_default_route = self.i_know_it_is_the_default_route;
-        Station::open(place, &wanted, &Manner { mode, frame_bytes: 2048, overrule_default_route })
+        // What is passed on or answered is one frame.
+        let manner = Manner { mode, size_bytes_max: 0, several_frames: false, overrule_default_route };
+        Station::open(place, &wanted, &manner)
     }
 }
 
@@ -186,7 +196,11 @@ impl Bench {
         // Nothing is opened for what would be refused anyway.
         let checked = traffic.traffic([2, 0, 0, 0, 0, 0])?;
         let least = Mould::new(&checked).map(|_| checked.size_bytes_min())?;
-        let manner = device.manner(checked.sizes.largest().max(least))?;
+        let manner = device.manner(checked.sizes.largest().max(least));
+        // What is expected to be something else than was sent has another size, too.
+        let is_changed = !(device.expect.is_empty() && device.expect_vxlan.is_empty());
+        let size_bytes_max = if is_changed { 0 } else { manner.size_bytes_max };
+        let manner_rx = Manner { size_bytes_max, ..manner.clone() };
         let wanted = device.wanted(&checked)?;
         let rx = device.rx.as_ref().filter(|rx| **rx != device.tx);
         ensure!(rx.is_some() || !device.count_only, "--count-only needs a receiving device of its own (--rx)");
@@ -196,7 +210,7 @@ impl Bench {
         );
         let back = if rx.is_some() { wanted_back(&checked) } else { wanted.clone() };
         let mut stations = vec![Station::open(&device.tx, &back, &manner)?];
-        stations.extend(rx.map(|rx| Station::open(rx, &wanted, &manner)).transpose()?);
+        stations.extend(rx.map(|rx| Station::open(rx, &wanted, &manner_rx)).transpose()?);
         let traffic = traffic.traffic(stations[0].mac())?;
         let mut sinks = Vec::new();
         if let Some(station) = stations.get_mut(1) {
@@ -295,6 +309,21 @@ fn run_before(command: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Fails if a picture could not be written, before anything is measured. What is in the file stays for now.
+fn can_be_written(file: Option<&Path>) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let opened = std::fs::File::options().create(true).append(true).open(file);
+    opened.map(drop).with_context(|| format!("writing {}", file.display()))
+}
+
+/// A report, of which a picture goes into `file`.
+fn drawn(report: Report, file: Option<&Path>) -> Result<Told> {
+    if let Some(file) = file {
+        std::fs::write(file, plot::picture(&report)?).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(Told::Report(Box::new(report)))
+}
+
 /// Does what was asked for.
 ///
 /// # Errors
@@ -302,15 +331,17 @@ fn run_before(command: Option<&str>) -> Result<()> {
 pub fn perform(command: &Command, stop: &AtomicBool) -> Result<Told> {
     let report = |bench: &Bench, result| Ok(Told::Report(Box::new(bench.report(result))));
     match command {
-        Command::Run { device, traffic, rate } => {
+        Command::Run { device, traffic, rate, plot } => {
+            can_be_written(plot.as_deref())?;
             let mut bench = Bench::open(device, traffic)?;
             let outcome = bench.trial(rate.rate, rate.packets, seconds(rate.seconds)?, rate.verify)?;
-            report(&bench, report::Result::Trial(outcome))
+            drawn(bench.report(report::Result::Trial(outcome)), plot.as_deref())
         }
-        Command::Search { what, device, traffic, search } => {
+        Command::Search { what, device, traffic, search, plot } => {
+            can_be_written(plot.as_deref())?;
             let mut bench = Bench::open(device, traffic)?;
             let result = bench.search(*what, search)?;
-            report(&bench, result)
+            drawn(bench.report(result), plot.as_deref())
         }
         Command::Rfc9693 { stateful, device, traffic } => {
             let mut bench = Bench::open(device, traffic)?;
@@ -336,7 +367,7 @@ pub fn perform(command: &Command, stop: &AtomicBool) -> Result<Told> {
                 trial: 1,
                 verify: rate.verify,
             };
-            let outcome = Wire::new(Faults::default(), traffic.seed)?.run(&plan)?;
+            let outcome = Wire::for_size(plan.mould.size_bytes_max(), Faults::default(), traffic.seed)?.run(&plan)?;
             let side = Side { driver: "none".into(), mode: "memory".into(), queues: 1 };
             Ok(Told::Report(Box::new(Report::new(side.clone(), side, &traffic, report::Result::Trial(outcome)))))
         }

@@ -11,10 +11,19 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tidegate_io::afxdp::{self, AfXdpPort, InterfaceConfig, ModeChoice, OpenConfig};
-use tidegate_io::{HugePages, Magazine, OnDeath, Owned, OwnedFlags, Pinhole, PinholeCounters, Pool, Port};
+use tidegate_io::frame::{FRAME_BYTES_MIN, KERNEL_FRAME_BYTES_MAX};
+use tidegate_io::netdev::NetDevice;
+use tidegate_io::{
+    HEADROOM_BYTES, HugePages, Magazine, OnDeath, Owned, OwnedFlags, Pinhole, PinholeCounters, Pool, Port,
+};
+
+use crate::pktgen::layout::ETHERNET_BYTES;
+use crate::pktgen::size::FCS_BYTES;
 
 /// Where `ip netns` keeps names.
 const NAMESPACES: &str = "/run/netns";
+/// Bytes of VLAN tags that an arriving packet may have, two of them.
+const TAGS_BYTES_MAX: usize = 8;
 /// Frames of a device, for each queue.
 const FRAMES_PER_QUEUE: u32 = 8192;
 
@@ -77,8 +86,10 @@ pub fn within<T: Send>(namespace: Option<&str>, what: impl FnOnce() -> Result<T>
 pub struct Manner {
     /// AF_XDP mode.
     pub mode: ModeChoice,
-    /// Bytes of a frame: 2048 or 4096.
-    pub frame_bytes: u32,
+    /// Largest frame on the wire that is sent or arrives, in bytes with its check sequence; 0: what the device's MTU allows.
+    pub size_bytes_max: u16,
+    /// Packets may lie in several frames of memory, where one is too small for them or for the device's MTU.
+    pub several_frames: bool,
     /// A device that leads to the default route is no reason to refuse.
     pub overrule_default_route: bool,
 }
@@ -113,25 +124,33 @@ impl Station {
     /// When the device is refused, by us or by the kernel.
     pub fn open(place: &Place, wanted: &Wanted, manner: &Manner) -> Result<Station> {
         let one = || Station::open_here(place, wanted, manner);
-        within(place.namespace.as_deref(), one).with_context(|| format!("opening {place}"))
+        within(place.namespace.as_deref(), one).with_context(|| match manner.size_bytes_max {
+            0 => format!("opening {place}"),
+            size => format!("opening {place} for frames of {size} bytes"),
+        })
     }
 
     fn open_here(place: &Place, wanted: &Wanted, manner: &Manner) -> Result<Station> {
         if !manner.overrule_default_route {
             refuse_default_route(place)?;
         }
+        // A device that is not there is refused below.
+        let mtu = NetDevice::query(&place.device).map_or(u32::MAX, |device| device.mtu);
+        refuse_small_mtu(&place.device, mtu, manner.size_bytes_max)?;
+        let (frame_bytes, multi_buffer) = memory_for(manner, mtu);
         let queues = u32::try_from(place.queues.len())?;
         let interface = InterfaceConfig { name: place.device.clone(), queues: Some(place.queues.clone()) };
         let mut opened = afxdp::open(&OpenConfig {
             interfaces: vec![interface],
             mode: manner.mode,
             frames: FRAMES_PER_QUEUE * queues,
-            frame_bytes: manner.frame_bytes,
+            frame_bytes,
+            multi_buffer,
             huge: HugePages::Auto,
             on_death: OnDeath::Drop,
             ..OpenConfig::default()
         })?;
-        let driver = tidegate_io::netdev::NetDevice::query(&place.device)?.driver;
+        let driver = NetDevice::query(&place.device)?.driver;
         let mode = opened.ports.first().map_or("none", |port| port.facts().mode.name());
         let prefixes = wanted.prefixes.iter().map(|(address, length)| (*address, *length, OwnedFlags::TRAFFIC));
         let owned = Owned { prefixes: prefixes.collect(), vteps: wanted.endpoints.clone(), ports: Vec::new() };
@@ -187,6 +206,26 @@ impl Drop for Station {
             eprintln!("{}: {error:#}; take it off with `ip link set dev {} xdp off`", self.place, self.place.device);
         }
     }
+}
+
+/// Refuses a device whose MTU the largest frame does not fit.
+fn refuse_small_mtu(device: &str, mtu: u32, size_bytes_max: u16) -> Result<()> {
+    let needed = usize::from(size_bytes_max.saturating_sub(FCS_BYTES)).saturating_sub(ETHERNET_BYTES);
+    ensure!(
+        needed <= mtu as usize,
+        "{device} has an MTU of {mtu} bytes, and frames of {size_bytes_max} bytes need one of {needed}: run \
+         `ip link set dev {device} mtu {needed}` (for a veth at both ends), or send smaller ones"
+    );
+    Ok(())
+}
+
+/// Bytes of a frame of memory for what is sent and for what the device lets in, and whether one is not enough.
+fn memory_for(manner: &Manner, mtu: u32) -> (u32, bool) {
+    let arriving = mtu as usize + ETHERNET_BYTES + TAGS_BYTES_MAX;
+    let longest = arriving.max(usize::from(manner.size_bytes_max.saturating_sub(FCS_BYTES)));
+    let holds = |frame_bytes: u32| frame_bytes as usize - HEADROOM_BYTES;
+    let frame_bytes = if longest <= holds(FRAME_BYTES_MIN) { FRAME_BYTES_MIN } else { KERNEL_FRAME_BYTES_MAX };
+    (frame_bytes, manner.several_frames && longest > holds(frame_bytes))
 }
 
 /// Refuses a device by which this machine reaches the world.
@@ -268,6 +307,39 @@ mod tests {
         assert_eq!("eth1".parse::<Place>().unwrap().queues, [0]);
         for text in ["", "@x", "eth1:", "eth1:a", "eth1@../x", "eth1@"] {
             assert!(text.parse::<Place>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_is_for_the_largest_packet_and_for_the_mtu() {
+        let manner = |size_bytes_max, several_frames| Manner {
+            mode: ModeChoice::Auto,
+            size_bytes_max,
+            several_frames,
+            overrule_default_route: false,
+        };
+        for (size, mtu, expected) in [
+            (64, 1500, (2048, false)),
+            (1518, 1770, (2048, false)),
+            (64, 1771, (4096, false)),
+            (3800, 3818, (4096, false)),
+            (64, 3819, (4096, true)),
+            (9000, 9000, (4096, true)),
+            (0, 9000, (4096, true)),
+        ] {
+            assert_eq!(memory_for(&manner(size, true), mtu), expected, "{size} at {mtu}");
+            assert!(!memory_for(&manner(size, false), mtu).1);
+        }
+    }
+
+    #[test]
+    fn a_device_too_small_for_the_frames_is_refused_with_the_fix() {
+        refuse_small_mtu("eth1", 1500, 1518).unwrap();
+        refuse_small_mtu("eth1", 8982, 9000).unwrap();
+        refuse_small_mtu("eth1", 68, 0).unwrap();
+        let error = refuse_small_mtu("eth1", 8981, 9000).unwrap_err().to_string();
+        for part in ["eth1 has an MTU of 8981", "frames of 9000 bytes", "`ip link set dev eth1 mtu 8982`"] {
+            assert!(error.contains(part), "{error}");
         }
     }
 

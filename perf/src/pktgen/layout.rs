@@ -40,19 +40,25 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 /// The layout of a frame, with the innermost packet of one in VXLAN.
 #[inline]
 pub fn find(bytes: &[u8]) -> Option<Layout> {
-    let outer = find_at(bytes, 0)?;
+    find_first(bytes, bytes.len())
+}
+
+/// The same of a frame of `frame_len` bytes that begins with `bytes` and goes on elsewhere.
+#[inline]
+pub fn find_first(bytes: &[u8], frame_len: usize) -> Option<Layout> {
+    let outer = find_at(bytes, 0, frame_len)?;
     let is_vxlan = outer.protocol == UDP
         && VXLAN_PORTS.contains(&u16_at(bytes, outer.transport + 2)?)
         && bytes.get(outer.payload).is_some_and(|flags| flags & 0x08 != 0);
     if !is_vxlan {
         return Some(outer);
     }
-    let inner = find_at(bytes, outer.payload + 8)?;
+    let inner = find_at(bytes, outer.payload + 8, frame_len)?;
     (inner.end <= outer.end).then_some(Layout { outer: Some((outer.network, outer.v6)), ..inner })
 }
 
-/// The layout of the Ethernet frame that begins at `start`.
-fn find_at(bytes: &[u8], start: usize) -> Option<Layout> {
+/// The layout of the Ethernet frame that begins at `start` and ends at `frame_len` at the latest.
+fn find_at(bytes: &[u8], start: usize, frame_len: usize) -> Option<Layout> {
     let network = start + ETHERNET_BYTES;
     let first = *bytes.get(network)?;
     let (v6, protocol, transport, end) = match u16_at(bytes, start + 12)? {
@@ -75,7 +81,7 @@ fn find_at(bytes: &[u8], start: usize) -> Option<Layout> {
         _ => return None,
     };
     let payload = transport + header_len;
-    let whole = header_len >= header_len_min && payload <= end && end <= bytes.len();
+    let whole = header_len >= header_len_min && payload <= end && end <= frame_len;
     whole.then_some(Layout { v6, network, protocol, transport, payload, end, outer: None })
 }
 
@@ -96,7 +102,7 @@ impl Layout {
         if let Some(place) = bytes.get_mut(at..at + 2) {
             place.fill(0);
         }
-        let sum = match !self.sum(bytes).unwrap_or(0) {
+        let sum = match !self.sum(std::iter::once(&*bytes)).unwrap_or(0) {
             0 if self.protocol == UDP => 0xffff,
             sum => sum,
         };
@@ -106,20 +112,36 @@ impl Layout {
     }
 
     /// The sum of pseudo-header and segment (RFC 9293, section 3.1; RFC 768; RFC 8200, section 8.1).
-    fn sum(&self, bytes: &[u8]) -> Option<u16> {
+    fn sum<'a>(&self, mut pieces: impl Iterator<Item = &'a [u8]> + Clone) -> Option<u16> {
         let (length, first) = self.addresses();
-        let addresses = bytes.get(first..first + 2 * length)?;
-        let segment = bytes.get(self.transport..self.end)?;
-        let length = u32::try_from(segment.len()).ok()?;
-        Some(fold(add(add(u32::from(self.protocol) + (length >> 16) + (length & 0xffff), addresses), segment)))
+        let addresses = pieces.clone().next()?.get(first..first + 2 * length)?;
+        let length = u32::try_from(self.end.checked_sub(self.transport)?).ok()?;
+        let header = add(u32::from(self.protocol) + (length >> 16) + (length & 0xffff), addresses);
+        let (mut at, mut sum) = (0, header);
+        while at < self.end {
+            let piece = pieces.next()?;
+            let (from, to) = (self.transport.saturating_sub(at).min(piece.len()), piece.len().min(self.end - at));
+            let part = fold(add(0, piece.get(from..to)?));
+            // Words that begin at an odd place have their bytes exchanged (RFC 1071, section 2, B).
+            let is_odd = (at + from).saturating_sub(self.transport) % 2 == 1;
+            sum += u32::from(if is_odd { part.swap_bytes() } else { part });
+            at += piece.len();
+        }
+        Some(fold(sum))
     }
 
     /// Whether the checksum of UDP or TCP is right; that of a datagram over IPv4 may be absent (RFC 768).
     pub fn is_intact(&self, bytes: &[u8]) -> bool {
-        if self.protocol == UDP && !self.v6 && u16_at(bytes, self.checksum()) == Some(0) {
+        self.is_intact_over(std::iter::once(bytes))
+    }
+
+    /// The same of a frame in pieces; its headers are in the first.
+    pub fn is_intact_over<'a>(&self, pieces: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
+        let sum = pieces.clone().next().and_then(|first| u16_at(first, self.checksum()));
+        if self.protocol == UDP && !self.v6 && sum == Some(0) {
             return true;
         }
-        self.sum(bytes) == Some(0xffff)
+        self.sum(pieces) == Some(0xffff)
     }
 }
 
@@ -217,6 +239,30 @@ mod tests {
         let mut without_sum = plain(false, false, b"pay");
         without_sum[40..42].fill(0);
         assert!(find(&without_sum).unwrap().is_intact(&without_sum));
+    }
+
+    /// However a frame is cut, a wrong byte is found wherever it is.
+    #[test]
+    fn sums_are_checked_over_pieces() {
+        for mut bytes in all() {
+            let layout = find(&bytes).unwrap();
+            for (at, is_right) in [(layout.payload, true), (layout.payload, false), (layout.end - 1, false)] {
+                bytes[at] ^= u8::from(!is_right);
+                for size in layout.payload..=bytes.len() {
+                    let (first, rest) = bytes.split_at(size);
+                    assert_eq!(find_first(first, bytes.len()), Some(layout));
+                    for after in 1..=3 {
+                        let pieces = || std::iter::once(first).chain(rest.chunks(after));
+                        assert_eq!(layout.is_intact_over(pieces()), is_right, "cut at {size}, then every {after}");
+                        // Without its end it is not right.
+                        if size < layout.end {
+                            assert!(!layout.is_intact_over(std::iter::once(first)));
+                        }
+                    }
+                }
+                bytes[at] ^= u8::from(!is_right);
+            }
+        }
     }
 
     #[test]

@@ -7,17 +7,26 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tidegate_io::fault::{FaultPort, Faults};
+use tidegate_io::frame::FRAME_BYTES_MAX;
 use tidegate_io::memory::{self, MemoryPeer, MemoryPort};
-use tidegate_io::{HugePages, Pool};
+use tidegate_io::{HEADROOM_BYTES, HugePages, Pool};
 
 use crate::pktgen::mould::Mould;
+use crate::pktgen::size::{FCS_BYTES, SIZE_BYTES_MAX};
 use crate::pktgen::stateful::{self, Handshakes, Sides, Validated};
 use crate::pktgen::trial::{self, Lane, Outcome, Plan};
 
 /// Frames of each side.
 const FRAMES: u32 = 4096;
-/// Bytes of a frame: as much as a page holds.
-const FRAME_BYTES: u32 = 4096;
+/// Bytes of a frame: a page, or several where packets are longer.
+const FRAME_BYTES: [u32; 2] = [4096, FRAME_BYTES_MAX];
+
+/// Largest size on the wire that a frame holds, in bytes.
+const fn holds(frame_bytes: u32) -> u64 {
+    frame_bytes as u64 - HEADROOM_BYTES as u64 + FCS_BYTES as u64
+}
+
+const _: () = assert!(SIZE_BYTES_MAX as u64 <= holds(FRAME_BYTES_MAX));
 
 /// A sender and a receiver with a wire between them; what the receiver gets suffers faults.
 #[derive(Debug)]
@@ -56,12 +65,25 @@ impl Way {
 }
 
 impl Wire {
-    /// A wire on which packets suffer `faults`, as `seed` has it, on arrival.
+    /// A wire for frames of a page, on which packets suffer `faults`, as `seed` has it, on arrival.
     ///
     /// # Errors
     /// When there is no memory.
     pub fn new(faults: Faults, seed: u64) -> Result<Wire> {
-        let pools = [(); 2].map(|()| Pool::new(FRAMES, FRAME_BYTES, HugePages::Auto));
+        Wire::of(FRAME_BYTES[0], faults, seed)
+    }
+
+    /// The same for packets of at most this size on the wire, in bytes.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn for_size(size_bytes_max: u64, faults: Faults, seed: u64) -> Result<Wire> {
+        let [page, large] = FRAME_BYTES;
+        Wire::of(if size_bytes_max <= holds(page) { page } else { large }, faults, seed)
+    }
+
+    fn of(frame_bytes: u32, faults: Faults, seed: u64) -> Result<Wire> {
+        let pools = [(); 2].map(|()| Pool::new(FRAMES, frame_bytes, HugePages::Auto));
         let [ours, theirs] = pools;
         let (ours, theirs) = (ours?, theirs?);
         let config = || memory::Config { ring_entries: 1024, mtu: 9000, ..memory::Config::default() };
@@ -135,6 +157,25 @@ mod tests {
             assert!(outcome.latency.p50_us > 0.0 && outcome.latency.p50_us <= outcome.latency.max_us);
             let bytes: u64 = (0..3_000).map(|number| Mould::new(&traffic).unwrap().size_bytes(number)).take(12).sum();
             assert_eq!(outcome.sent_bytes, bytes * 250);
+        }
+    }
+
+    #[test]
+    fn frames_of_9000_bytes_pass_in_memory() {
+        for sizes in ["9000", "64:3,3844:1,3845:1,9000:2"] {
+            for traffic in every_kind(sizes) {
+                let plan = plan(&traffic, 700, 0);
+                let mut wire = Wire::for_size(plan.mould.size_bytes_max(), Faults::default(), 1).unwrap();
+                let outcome = wire.run(&plan).unwrap();
+                let told = (outcome.sent, outcome.received, outcome.corrupt, outcome.foreign, outcome.duplicates);
+                assert_eq!(told, (700, 700, 0, 0, 0), "{traffic:?}");
+                assert_eq!(outcome.sent_bytes, (0..700).map(|number| plan.mould.size_bytes(number)).sum::<u64>());
+            }
+        }
+        // What a page holds stays in one.
+        for (size, page) in [(3844, true), (3845, false)] {
+            let wire = Wire::for_size(size, Faults::default(), 1).unwrap();
+            assert_eq!(wire.lane.magazine.frame_bytes() == 4096, page, "{size}");
         }
     }
 

@@ -254,6 +254,12 @@ impl Mould {
         self.templates.get(*self.cycle.get(place)?)
     }
 
+    /// Bytes of the largest packet on the wire, check sequence included.
+    pub fn size_bytes_max(&self) -> u64 {
+        let largest = self.templates.iter().map(|template| template.bytes.len()).max();
+        largest.map_or(0, |bytes| bytes as u64 + u64::from(FCS_BYTES))
+    }
+
     /// Makes `frame` packet `number`, which belongs to `flow`; false if a frame cannot hold it.
     #[inline]
     #[must_use]
@@ -264,6 +270,37 @@ impl Mould {
         }
         self.fill_in(frame.bytes_mut(), template, flow, stamp);
         true
+    }
+
+    /// Frames of so many bytes that packet `number` fills.
+    #[inline]
+    pub fn frames(&self, number: u64, capacity: usize) -> usize {
+        self.template(number).map_or(0, |template| template.bytes.len().div_ceil(capacity.max(1)))
+    }
+
+    /// Makes `frames`, as many as [`Mould::frames`] says, packet `number`, which belongs to `flow`; false if they cannot
+    /// hold it, or one is left over.
+    ///
+    /// What differs between packets has to lie in the first of them, as in any frame of a kernel.
+    #[must_use]
+    pub fn write_over(&self, frames: &mut [Frame], number: u64, flow: u32, stamp: Stamp) -> bool {
+        let Some(template) = self.template(number) else { return false };
+        let mut rest = &template.bytes[..];
+        for frame in frames.iter_mut() {
+            let (piece, after) = rest.split_at(rest.len().min(frame.capacity()));
+            if piece.is_empty() || !frame.fill(piece) {
+                return false;
+            }
+            rest = after;
+        }
+        let variable = self.traffic.headers() + if self.traffic.stamped { STAMP_BYTES } else { 0 };
+        match frames.first_mut() {
+            Some(first) if rest.is_empty() && first.len() >= variable => {
+                self.fill_in(first.bytes_mut(), template, flow, stamp);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Fills in what differs between packets.
@@ -504,6 +541,41 @@ pub(crate) mod tests {
             }
         }
         magazine.give(frame);
+    }
+
+    /// A packet in several frames has the bytes of the same packet in one.
+    #[test]
+    fn packets_over_several_frames_are_the_same_packets() {
+        let (small, large) =
+            (Pool::new(64, 4096, HugePages::Off).unwrap(), Pool::new(64, 16_384, HugePages::Off).unwrap());
+        let (mut pieces, mut whole) = (small.magazine(), large.magazine());
+        let mut one = whole.take().unwrap();
+        for traffic in every_kind("64:1,3844:1,3845:1,7684:1,7685:1,9000:2") {
+            let mould = Mould::new(&traffic).unwrap();
+            assert_eq!(mould.size_bytes_max(), 9000);
+            for number in 0..7 {
+                let stamp = Stamp { trial: 3, stream: 9, sequence: 70_000, sent_ns: 0x1234_5678_9abc_def0 + number };
+                assert!(mould.write(&mut one, number, 5, stamp));
+                assert_eq!(one.len() as u64 + 4, mould.size_bytes(number));
+                let mut told = read(one.bytes());
+                if traffic.tunnel.is_some() {
+                    told = read(&told.2[8..]);
+                }
+                assert_eq!((told.0, Stamp::read(&told.2)), (traffic.source(5), Some(stamp)));
+                let count = mould.frames(number, 4096 - 256);
+                assert_eq!(count, one.len().div_ceil(3840));
+                let mut frames: Vec<Frame> = std::iter::from_fn(|| pieces.take()).take(count).collect();
+                assert!(mould.write_over(&mut frames, number, 5, stamp));
+                let joined: Vec<u8> = frames.iter().flat_map(|frame| frame.bytes().to_vec()).collect();
+                assert_eq!(joined, one.bytes());
+                // Neither fewer frames nor more.
+                assert!(!mould.write_over(&mut frames[1..], number, 5, stamp));
+                frames.extend(pieces.take());
+                assert!(!mould.write_over(&mut frames, number, 5, stamp));
+                frames.into_iter().for_each(|frame| pieces.give(frame));
+            }
+        }
+        whole.give(one);
     }
 
     #[test]

@@ -17,11 +17,6 @@ use crate::pktgen::search;
 use crate::pktgen::size::Sizes;
 use crate::topology::{FLOOD_NET_V4, FLOOD_NET_V6};
 
-/// Bytes that frames of a page hold, headroom taken off, with the check sequence they do not hold.
-const LARGE_FRAME_BYTES: u16 = 4096 - 256 + 4;
-/// The same for frames of half a page.
-const SMALL_FRAME_BYTES: u16 = 2048 - 256 + 4;
-
 /// What is sent.
 #[derive(Debug, Clone, Args)]
 pub struct TrafficOptions {
@@ -43,7 +38,7 @@ pub struct TrafficOptions {
     /// What packets carry
     #[arg(long, value_enum, default_value = "udp")]
     pub protocol: Protocol,
-    /// Size of frames with their check sequence, or a mixture: imix, SIZE:WEIGHT,… or a genome of RFC 6985
+    /// Size of frames with their check sequence, 64 to 9000, or a mixture: imix, SIZE:WEIGHT,… or a genome of RFC 6985
     #[arg(long, default_value = "64", value_name = "SIZES")]
     pub sizes: Sizes,
     /// Distinct flows
@@ -168,24 +163,16 @@ pub struct DeviceOptions {
 }
 
 impl DeviceOptions {
-    /// How devices are opened for frames of this size.
-    ///
-    /// # Errors
-    /// When no frame of memory can hold them.
-    pub fn manner(&self, largest_bytes: u16) -> Result<Manner> {
-        ensure!(
-            largest_bytes <= LARGE_FRAME_BYTES,
-            "frames of {largest_bytes} bytes do not fit into one page, and this generator sends no packets that span several \
-             buffers: {LARGE_FRAME_BYTES} bytes is the most"
-        );
+    /// How devices are opened for frames of at most this size on the wire.
+    pub fn manner(&self, size_bytes_max: u16) -> Manner {
         let mode = match self.mode {
             ModeOption::Auto => ModeChoice::Auto,
             ModeOption::ZeroCopy => ModeChoice::ZeroCopy,
             ModeOption::Copy => ModeChoice::Copy,
             ModeOption::Skb => ModeChoice::Skb,
         };
-        let frame_bytes = if largest_bytes <= SMALL_FRAME_BYTES { 2048 } else { 4096 };
-        Ok(Manner { mode, frame_bytes, overrule_default_route: self.i_know_it_is_the_default_route })
+        let overrule_default_route = self.i_know_it_is_the_default_route;
+        Manner { mode, size_bytes_max, several_frames: true, overrule_default_route }
     }
 
     /// What arrives of this traffic.
@@ -347,7 +334,6 @@ mod tests {
         let words = ["x", "--tx=eth1", "--to-mac=02:00:00:00:01:01"];
         let line = Line::try_parse_from(words.iter().chain(more))?;
         let traffic = line.traffic.traffic([2, 0, 0, 0, 0, 9])?;
-        line.device.manner(traffic.sizes.largest())?;
         let wanted = line.device.wanted(&traffic)?;
         Ok((traffic, wanted))
     }
@@ -374,7 +360,7 @@ mod tests {
             // The last of the targets counts as well.
             (&["--target=198.19.255.255:53", "--targets=2"], "198.20.0.0 may be somebody's"),
             (&["--target=10.0.0.1:53", "--expect=0.0.0.0/0"], "8 to 32 bits"),
-            (&["--target=10.0.0.1:53", "--sizes=9000"], "3844 bytes is the most"),
+            (&["--target=10.0.0.1:53", "--sizes=9001"], "64 to 9000 bytes"),
             (&["--target=10.0.0.1:53", "--vxlan-to=10.0.0.2"], "--vxlan-from"),
             (&["--target=10.0.0.1:53", "--targets=0"], "targets are"),
         ] {

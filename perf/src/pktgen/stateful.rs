@@ -18,6 +18,7 @@ use crate::pktgen::layout::{self, Layout, TCP};
 use crate::pktgen::mould::{Mould, Stamp};
 use crate::pktgen::pace::Pace;
 use crate::pktgen::search::rounded;
+use crate::pktgen::size::FCS_BYTES;
 use crate::pktgen::trial::Lane;
 
 /// Connections of one trial, at most: the responder keeps a packet of each.
@@ -100,6 +101,8 @@ impl<'a, P: Port> Sides<'a, P> {
         let connections = mould.traffic().flows;
         ensure!(connections <= CONNECTIONS_MAX, "a trial has at most {CONNECTIONS_MAX} connections, not {connections}");
         ensure!(mould.traffic().stamped, "connections are told apart by stamps");
+        let (largest, most) = (mould.size_bytes_max(), KEPT_BYTES_MAX + usize::from(FCS_BYTES));
+        ensure!(largest <= most as u64, "the responder keeps frames of at most {most} bytes, not of {largest}");
         self.kept.clear();
         self.kept.resize_with(connections as usize, || None);
         let took_ns = self.begin(mould, number, rate_per_s, between)?;
@@ -490,6 +493,14 @@ mod tests {
             let forgets = forgets.unwrap();
             assert_eq!((forgets.arrived, forgets.validated, forgets.is_whole()), (70_000, 63_000, false));
         }
+    }
+
+    #[test]
+    fn connections_of_packets_that_are_not_kept_are_refused() {
+        let mut wire = Wire::new(Faults::default(), 1).unwrap();
+        let large = traffic(true, Protocol::Udp, None, "517");
+        let error = wire.stateful(&Mould::new(&large).unwrap(), 0, &mut |_| true).unwrap_err().to_string();
+        assert!(error.contains("at most 516 bytes, not of 517"), "{error}");
     }
 
     #[test]

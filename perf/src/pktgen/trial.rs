@@ -10,14 +10,16 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use tidegate_io::chain::CHAIN_FRAMES_MAX;
 use tidegate_io::mem::now_ns;
-use tidegate_io::{BATCH_MAX, Batch, Magazine, Port, PortCounters};
+use tidegate_io::{BATCH_MAX, Batch, Chains, Frame, HEADROOM_BYTES, Magazine, Port, PortCounters};
 
 use crate::pktgen::flows::Picker;
 use crate::pktgen::histogram::{Histogram, Quantiles};
-use crate::pktgen::layout;
+use crate::pktgen::layout::{self, Layout};
 use crate::pktgen::mould::{Mould, Stamp};
 use crate::pktgen::pace::Pace;
+use crate::pktgen::size::FCS_BYTES;
 use crate::pktgen::tracker::{Seen, Tracker};
 
 /// Packets that are sent between two looks at the clock.
@@ -114,8 +116,11 @@ struct Course<'a> {
     sequences: Vec<u32>,
     written: u64,
     tracker: Tracker,
-    batch: Batch,
-    arrived: Batch,
+    /// Bytes that a frame holds, and how many of them the largest packet takes.
+    capacity: usize,
+    frames_max: usize,
+    leaving: Chains,
+    arrived: Chains,
 }
 
 /// Runs a trial on every lane, each on a thread of its own unless there is but one.
@@ -163,6 +168,14 @@ impl<P: Port> Lane<P> {
     fn run(&mut self, plan: &Plan, number: u64, between: &mut dyn FnMut()) -> Result<Part> {
         ensure!(plan.duration <= DURATION_MAX, "a trial lasts at most {} h", DURATION_MAX.as_secs() / 3600);
         let traffic = plan.mould.traffic();
+        let capacity = self.magazine.frame_bytes() as usize - HEADROOM_BYTES;
+        let largest = plan.mould.size_bytes_max();
+        let frames_max = usize::try_from(largest - u64::from(FCS_BYTES))?.div_ceil(capacity);
+        ensure!(
+            frames_max == 1 || self.port.has_chains() && frames_max <= CHAIN_FRAMES_MAX,
+            "a frame of memory cannot hold {largest} bytes, and {} sends no packets in several",
+            self.port.facts().device
+        );
         let began_ns = now_ns();
         let mut course = Course {
             plan,
@@ -171,16 +184,17 @@ impl<P: Port> Lane<P> {
             sequences: vec![0; traffic.streams() as usize],
             written: 0,
             tracker: Tracker::new(plan.trial, traffic.streams()),
-            batch: Batch::new(),
-            arrived: Batch::new(),
+            capacity,
+            frames_max,
+            leaving: Chains::new(),
+            arrived: Chains::new(),
         };
         let before = self.port.counters();
         let sent = self.send(&mut course, began_ns, between);
         let took_ns = now_ns() - began_ns;
         // What was not sent was not promised either: nobody waits for it.
-        course.batch.drain(..).for_each(|frame| self.magazine.give(frame));
+        course.leaving.drain().for_each(|frame| self.magazine.give(frame));
         let drained = sent.and_then(|()| self.drain(&mut course, &before, between));
-        course.arrived.drain(..).for_each(|frame| self.magazine.give(frame));
         drained?;
         let after = self.port.counters();
         Ok(Part {
@@ -199,14 +213,15 @@ impl<P: Port> Lane<P> {
         loop {
             let now = now_ns();
             if now - began_ns >= limit_ns
-                || plan.packets > 0 && course.written == plan.packets && course.batch.is_empty()
+                || plan.packets > 0 && course.written == plan.packets && course.leaving.is_empty()
             {
                 return Ok(());
             }
             let left = if plan.packets == 0 { u64::MAX } else { plan.packets - course.written };
-            let room = BATCH.saturating_sub(course.batch.len()).min(usize::try_from(left).unwrap_or(BATCH));
+            let room = BATCH.saturating_sub(course.leaving.len()).min(course.leaving.room() / course.frames_max);
+            let room = room.min(usize::try_from(left).unwrap_or(BATCH));
             course.write(&mut self.magazine, now, room)?;
-            self.port.tx(&mut course.batch);
+            self.port.tx_chains(&mut course.leaving);
             self.port.kick();
             self.port.recycle(&mut self.magazine);
             between();
@@ -220,13 +235,13 @@ impl<P: Port> Lane<P> {
             Some((port, magazine)) => (port, magazine),
             None => (&mut self.port, &mut self.magazine),
         };
-        let count = port.rx(&mut course.arrived);
+        let count = port.rx_chains(&mut course.arrived);
         if count > 0 {
             let now = now_ns();
-            for frame in std::mem::take(&mut course.arrived) {
-                course.look_at(frame.bytes(), now);
-                magazine.give(frame);
+            for packet in course.arrived.iter() {
+                look_at(&mut course.tracker, packet, course.plan.verify, now);
             }
+            course.arrived.drain().for_each(|frame| magazine.give(frame));
         }
         port.recycle(magazine);
         port.kick();
@@ -265,7 +280,13 @@ impl Course<'_> {
         let mut due = self.pace.due(now, room);
         let streams = u32::try_from(self.sequences.len()).unwrap_or(u32::MAX);
         while due > 0 {
-            let Some(mut frame) = magazine.take() else { return Ok(()) };
+            let count = if self.frames_max == 1 { 1 } else { self.plan.mould.frames(self.written, self.capacity) };
+            let mut packet = Batch::new();
+            packet.extend(std::iter::from_fn(|| magazine.take()).take(count));
+            if packet.len() < count {
+                packet.drain(..).for_each(|frame| magazine.give(frame));
+                return Ok(());
+            }
             let flow = self.picker.pick();
             let stream = flow % streams;
             let Some(sequence) = self.sequences.get_mut(stream as usize) else { bail!("stream {stream}") };
@@ -275,26 +296,37 @@ impl Course<'_> {
                 sequence: *sequence,
                 sent_ns: now,
             };
-            let fits = self.plan.mould.write(&mut frame, self.written, flow, stamp);
-            self.batch.push(frame);
-            ensure!(fits, "a frame of memory cannot hold {} bytes", self.plan.mould.size_bytes(self.written));
+            let fits = match &mut packet[..] {
+                [frame] => self.plan.mould.write(frame, self.written, flow, stamp),
+                frames => self.plan.mould.write_over(frames, self.written, flow, stamp),
+            };
+            let has_room = self.leaving.push(&mut packet);
+            packet.drain(..).for_each(|frame| magazine.give(frame));
+            ensure!(
+                fits && has_room,
+                "a frame of memory cannot hold {} bytes",
+                self.plan.mould.size_bytes(self.written)
+            );
             *sequence = sequence.wrapping_add(1);
             self.written += 1;
             due -= 1;
         }
         Ok(())
     }
+}
 
-    /// Looks at a packet that arrived.
-    #[inline]
-    fn look_at(&mut self, bytes: &[u8], now: u64) {
-        let layout = layout::find(bytes);
-        let stamp = layout.and_then(|layout| Stamp::read(bytes.get(layout.payload..layout.end)?));
-        match (layout, stamp) {
-            (Some(layout), Some(_)) if self.plan.verify && !layout.is_intact(bytes) => self.tracker.seen.corrupt += 1,
-            (_, Some(stamp)) => self.tracker.note(stamp, bytes.len(), now),
-            _ => self.tracker.seen.foreign += 1,
-        }
+/// Looks at a packet that arrived, in one frame or in several; headers and stamp are in the first.
+#[inline]
+fn look_at(tracker: &mut Tracker, packet: &[Frame], verify: bool, now: u64) {
+    let first = packet.first().map_or(&[][..], Frame::bytes);
+    let len = packet.iter().map(Frame::len).sum();
+    let layout = layout::find_first(first, len);
+    let stamp = layout.and_then(|layout| Stamp::read(first.get(layout.payload..layout.end.min(first.len()))?));
+    let is_intact = |layout: Layout| layout.is_intact_over(packet.iter().map(Frame::bytes));
+    match (layout, stamp) {
+        (Some(layout), Some(_)) if verify && !is_intact(layout) => tracker.seen.corrupt += 1,
+        (_, Some(stamp)) => tracker.note(stamp, len, now),
+        _ => tracker.seen.foreign += 1,
     }
 }
 
@@ -310,7 +342,7 @@ impl Outcome {
             asked_per_s: plan.rate_per_s,
             sent,
             rejected: sum(|part| part.rejected),
-            sent_bytes: sum(|part| part.bytes) + sent * u64::from(crate::pktgen::size::FCS_BYTES),
+            sent_bytes: sum(|part| part.bytes) + sent * u64::from(FCS_BYTES),
             took_s,
             sent_per_s: sent as f64 / took_s,
             duplicates,
@@ -332,5 +364,42 @@ impl Outcome {
         self.lost = self.sent.saturating_sub(received);
         self.loss_ratio = self.lost as f64 / self.sent.max(1) as f64;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pktgen::mould::tests::every_kind;
+    use tidegate_io::{HugePages, Pool};
+
+    /// A packet in several frames is one packet with all of its bytes, and wrong if any of them is.
+    #[test]
+    fn packets_over_several_frames_are_looked_at_as_one() {
+        let pool = Pool::new(64, 4096, HugePages::Off).unwrap();
+        let mut magazine = pool.magazine();
+        for traffic in every_kind("9000") {
+            let mould = Mould::new(&traffic).unwrap();
+            let mut tracker = Tracker::new(3, traffic.streams());
+            let mut frames: Vec<Frame> = std::iter::from_fn(|| magazine.take()).take(3).collect();
+            let stamp = |sequence| Stamp { trial: 3, stream: 1, sequence, sent_ns: 5 };
+            assert!(mould.write_over(&mut frames, 0, 1, stamp(0)));
+            look_at(&mut tracker, &frames, true, 9);
+            assert_eq!((tracker.seen.received, tracker.seen.bytes, tracker.seen.corrupt), (1, 8996, 0), "{traffic:?}");
+            // A wrong byte in any of them, which only a sum shows.
+            for piece in 0..3 {
+                let last = frames[piece].len() - 1;
+                frames[piece].bytes_mut()[last] ^= 1;
+                look_at(&mut tracker, &frames, true, 9);
+                look_at(&mut tracker, &frames, false, 9);
+                frames[piece].bytes_mut()[last] ^= 1;
+                let corrupt = piece as u64 + 1;
+                assert_eq!((tracker.seen.corrupt, tracker.seen.received), (corrupt, corrupt + 1), "{traffic:?}");
+            }
+            // Without its end it is none of ours.
+            look_at(&mut tracker, &frames[..2], true, 9);
+            assert_eq!((tracker.seen.foreign, tracker.seen.received), (1, 4));
+            frames.into_iter().for_each(|frame| magazine.give(frame));
+        }
     }
 }
