@@ -106,10 +106,18 @@ pub fn translate<A: Family>(
 /// # Errors
 /// `otherwise` when the segment must not be answered.
 pub fn reset(packet: &Packet, frame: &mut Frame, otherwise: DropReason) -> Result<(), DropReason> {
-    replace(packet, frame, otherwise, |out, original| match packet.l3.protocol {
-        protocol::SCTP => sctp::emit_abort(out, original, &packet.l3),
-        _ => reset::emit(out, original, &packet.l3),
-    })
+    // What is acknowledged is the whole segment, however long it is; the answer itself is short.
+    let whole = answerable(packet, frame, otherwise)?;
+    let mut answer = [0u8; reset::LEN_V6];
+    let len = match packet.l3.protocol {
+        protocol::SCTP => sctp::emit_abort(&mut answer, whole, &packet.l3),
+        _ => reset::emit(&mut answer, whole, &packet.l3),
+    };
+    let answer = answer.get(..len.ok_or(otherwise)?).ok_or(otherwise)?;
+    let at = usize::from(packet.l3_offset);
+    encap::resize(frame, at + answer.len())?;
+    frame.bytes_mut().get_mut(at..).ok_or(otherwise)?.copy_from_slice(answer);
+    Ok(())
 }
 
 /// Turns a datagram into the port unreachable that answers it, from the address it asked.
@@ -203,6 +211,17 @@ fn own_address(tables: &Tables, packet: &Packet) -> Option<[u8; 16]> {
     (!unspecified).then_some(address)
 }
 
+/// The packet in the frame, if it may be answered.
+fn answerable<'f>(packet: &Packet, frame: &'f Frame, refused: DropReason) -> Result<&'f [u8], DropReason> {
+    let at = usize::from(packet.l3_offset);
+    let whole = frame.bytes().get(at..at + usize::from(packet.l3.total_len)).ok_or(refused)?;
+    let may_be = match packet.l3.family {
+        Version::V4 => icmp::may_answer(whole, &packet.l3),
+        Version::V6 => icmpv6::may_answer(whole, &packet.l3),
+    };
+    if may_be { Ok(whole) } else { Err(refused) }
+}
+
 /// Replaces the packet in the frame by what `make(out, original)` writes and returns the length of.
 fn replace(
     packet: &Packet,
@@ -212,14 +231,7 @@ fn replace(
 ) -> Result<(), DropReason> {
     let at = usize::from(packet.l3_offset);
     let mut original = [0u8; QUOTE_BYTES_MAX];
-    let whole = frame.bytes().get(at..at + usize::from(packet.l3.total_len)).ok_or(refused)?;
-    let answerable = match packet.l3.family {
-        Version::V4 => icmp::may_answer(whole, &packet.l3),
-        Version::V6 => icmpv6::may_answer(whole, &packet.l3),
-    };
-    if !answerable {
-        return Err(refused);
-    }
+    let whole = answerable(packet, frame, refused)?;
     let quoted = whole.len().min(QUOTE_BYTES_MAX);
     let original = original.get_mut(..quoted).ok_or(refused)?;
     original.copy_from_slice(whole.get(..quoted).ok_or(refused)?);

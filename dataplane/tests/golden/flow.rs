@@ -21,6 +21,12 @@ fn a_segment_without_a_flow_is_dropped_or_reset_as_configured() {
         rig.rx_wan(&to_web(net).segment("A", 7, 9));
         rig.expect_wan(&tcp(web(net), client(net)).segment("R", 9, 0).window(0).ours());
         rig.expect_counted(&[("received", 1), ("slow_walk", 1), ("answered_reset", 1), ("sent", 1)]);
+        // An upload that goes on after the gateway has forgotten it comes in segments as long as the path takes.
+        for length in [1, 1200, 1240, 1241, 1400, 1440] {
+            rig.rx_wan(&to_web(net).segment("PA", 7, 9).data(vec![b'x'; length]));
+            rig.expect_wan(&tcp(web(net), client(net)).segment("R", 9, 0).window(0).ours());
+            rig.expect_counted(&[("received", 1), ("slow_walk", 1), ("answered_reset", 1), ("sent", 1)]);
+        }
         rig.rx_wan(&to_web(net).segment("R", 7, 9));
         rig.expect_silence();
         rig.expect_counted(&walked("OrphanSegment"));

@@ -415,6 +415,8 @@ fn a_packet_without_an_association_is_dropped_or_aborted_as_configured() {
         let packets = [
             (data(ask(net)), Some((ABORT, 1, TAGS.1))),
             (ask(net).chunk(COOKIE_ECHO, 0, b"stale"), Some((ABORT, 1, TAGS.1))),
+            // Longer than any error would quote.
+            (ask(net).chunk(COOKIE_ECHO, 0, &[7; 1400]), Some((ABORT, 1, TAGS.1))),
             (ask(net).chunk(SHUTDOWN_ACK, 0, &[]), Some((SHUTDOWN_COMPLETE, 1, TAGS.1))),
             (ask(net).init(INIT_ACK, 4), Some((ABORT, 1, TAGS.1))),
             (ask(net).chunk(COOKIE_ACK, 0, &[]), None),

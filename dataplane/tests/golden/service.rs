@@ -91,6 +91,10 @@ fn a_service_without_endpoints_refuses_at_once_and_works_as_soon_as_it_has_one()
         let reset = tcp((net.vip(1), 81), client(net)).segment("RA", 0, 101).window(0).ours();
         rig.expect_wan(&reset);
         rig.expect_counted(&[("received", 1), ("slow_walk", 1), ("answered_reset", 1), ("sent", 1)]);
+        // All of what it carries is acknowledged (RFC 9293 section 3.10.7.1), also what no error would quote.
+        rig.rx_wan(&syn.clone().data(vec![b'x'; 1400]));
+        rig.expect_wan(&tcp((net.vip(1), 81), client(net)).segment("RA", 0, 101 + 1400).window(0).ours());
+        rig.expect_counted(&[("received", 1), ("slow_walk", 1), ("answered_reset", 1), ("sent", 1)]);
         let datagram = udp(client(net), (net.vip(1), 54)).data(*b"anyone?");
         rig.rx_wan(&datagram);
         let expected = our_trouble(net.vip(1), net.client(7), Trouble::Port, &datagram.packet());
