@@ -343,7 +343,8 @@ pub fn handshakes<P: Port>(
     let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
     let mut told = Handshakes { asked_per_s: rate_per_s, ..Handshakes::default() };
     let mut pace = Pace::new(rate_per_s, began_ns);
-    let (mut batch, mut answers, mut replies) = (Batch::new(), Batch::new(), Batch::new());
+    let (mut batch, mut answers) = (Batch::new(), Batch::new());
+    let (mut replies, mut ends) = (Batch::new(), Batch::new());
     let (flows, mut took_ns, mut last_ns) = (u64::from(mould.traffic().flows), 0, began_ns);
     let mut fits = true;
     loop {
@@ -351,7 +352,11 @@ pub fn handshakes<P: Port>(
         let is_sending = told.begun < flows && now - began_ns < limit_ns;
         let left = usize::try_from(flows - told.begun).unwrap_or(BATCH);
         // Acknowledgements first: a client that begins more than it can finish measures itself.
-        let room = if is_sending && replies.is_empty() { BATCH.saturating_sub(batch.len()).min(left) } else { 0 };
+        let room = if is_sending && replies.is_empty() && ends.is_empty() {
+            BATCH.saturating_sub(batch.len()).min(left)
+        } else {
+            0
+        };
         for _ in 0..pace.due(now, room) {
             let Some(mut frame) = magazine.take() else { break };
             let flow = u32::try_from(told.begun).unwrap_or(u32::MAX);
@@ -360,6 +365,9 @@ pub fn handshakes<P: Port>(
             told.begun += 1;
         }
         port.tx(&mut replies);
+        if replies.is_empty() {
+            port.tx(&mut ends);
+        }
         port.tx(&mut batch);
         port.kick();
         port.recycle(magazine);
@@ -367,7 +375,7 @@ pub fn handshakes<P: Port>(
         let (came_there, completed) = answer(responder, stock, &mut answers);
         told.answered += came_there;
         told.completed += completed;
-        let came_back = acknowledge(port, magazine, &mut replies, reset);
+        let came_back = acknowledge(port, magazine, &mut replies, reset.then_some(&mut ends));
         told.established += came_back;
         if is_sending || !batch.is_empty() {
             (took_ns, last_ns) = (now_ns() - began_ns, now_ns());
@@ -379,7 +387,8 @@ pub fn handshakes<P: Port>(
             break;
         }
     }
-    batch.drain(..).chain(replies.drain(..)).for_each(|frame| magazine.give(frame));
+    let left = batch.drain(..).chain(replies.drain(..)).chain(ends.drain(..));
+    left.for_each(|frame| magazine.give(frame));
     answers.drain(..).for_each(|frame| stock.give(frame));
     ensure!(fits, "a frame cannot hold a SYN");
     told.took_s = took_ns.max(1) as f64 / 1e9;
@@ -415,11 +424,17 @@ pub fn answer<P: Port>(port: &mut P, magazine: &mut Magazine, answers: &mut Batc
     (answered, completed)
 }
 
-/// The client's turn: acknowledges SYN-ACKs; with `reset` it ends the connection in the next segment.
-fn acknowledge<P: Port>(port: &mut P, magazine: &mut Magazine, replies: &mut Batch, reset: bool) -> u64 {
+/// The client's turn: acknowledges SYN-ACKs once `replies` and `ends` are sent; what ends each connection goes into `ends`, to
+/// be sent after the replies.
+fn acknowledge<P: Port>(
+    port: &mut P,
+    magazine: &mut Magazine,
+    replies: &mut Batch,
+    mut ends: Option<&mut Batch>,
+) -> u64 {
     let mut established = 0;
     let mut arrived = Batch::new();
-    if replies.is_empty() {
+    if replies.is_empty() && ends.as_ref().is_none_or(|ends| ends.is_empty()) {
         port.rx(&mut arrived);
     }
     for mut frame in arrived.drain(..) {
@@ -431,15 +446,15 @@ fn acknowledge<P: Port>(port: &mut P, magazine: &mut Magazine, replies: &mut Bat
         };
         turn_segment(frame.bytes_mut(), &layout, ACK);
         established += 1;
-        let end = reset.then(|| magazine.take()).flatten().filter(|_| replies.remaining_capacity() > 1);
-        let acknowledgement = frame.bytes().to_vec();
-        replies.push(frame);
-        if let Some(mut end) = end {
-            if end.fill(&acknowledgement) {
+        if let Some(ends) = &mut ends
+            && let Some(mut end) = magazine.take()
+        {
+            if end.fill(frame.bytes()) {
                 set_flags(end.bytes_mut(), &layout, RST | ACK);
             }
-            replies.push(end);
+            ends.push(end);
         }
+        replies.push(frame);
     }
     established
 }
@@ -471,6 +486,7 @@ mod tests {
     use crate::pktgen::memory::Wire;
     use crate::pktgen::mould::{Protocol, Traffic, tests::traffic};
     use tidegate_io::fault::Faults;
+    use tidegate_io::{HugePages, Pool, memory};
 
     fn kind(v6: bool, protocol: Protocol, flows: u32, stamped: bool) -> Mould {
         let kind = traffic(v6, protocol, None, "64");
@@ -518,6 +534,41 @@ mod tests {
             told.answered < 5_000 && told.completed < told.established && told.established == told.answered,
             "{told:?}"
         );
+    }
+
+    /// As many as a batch holds come back at once, as after a pause, and each connection is ended.
+    #[test]
+    fn every_connection_is_ended_however_many_come_back_at_once() {
+        let pool = Pool::new(1024, 2048, HugePages::Off).unwrap();
+        let (mut port, mut peer) = memory::pair(&pool, memory::Config::default());
+        let mut magazine = pool.magazine();
+        for v6 in [false, true] {
+            let mould = kind(v6, Protocol::TcpSyn, 100, false);
+            let (mut replies, mut ends) = (Batch::new(), Batch::new());
+            let mut frame = magazine.take().unwrap();
+            for flow in 0..u32::try_from(BATCH_MAX).unwrap() {
+                assert!(mould.write(&mut frame, 0, flow, Stamp { trial: 0, stream: 0, sequence: 0, sent_ns: 0 }));
+                let layout = layout::find(frame.bytes()).unwrap();
+                turn_segment(frame.bytes_mut(), &layout, SYN | ACK);
+                assert!(peer.inject(frame.bytes()));
+            }
+            magazine.give(frame);
+            let established = acknowledge(&mut port, &mut magazine, &mut replies, Some(&mut ends));
+            assert_eq!((established, replies.len(), ends.len()), (64, 64, 64));
+            for (reply, end) in replies.iter().zip(&ends) {
+                let layout = layout::find(reply.bytes()).unwrap();
+                let flags = |frame: &Frame| frame.bytes()[layout.transport + 13];
+                assert_eq!((flags(reply), flags(end)), (ACK, RST | ACK));
+                assert!(layout.is_intact(reply.bytes()) && layout.is_intact(end.bytes()));
+                assert_eq!(reply.bytes()[..layout.transport + 12], end.bytes()[..layout.transport + 12]);
+            }
+            // Nothing more is taken in before they are sent.
+            assert!(peer.inject(b"fourteen bytes"));
+            assert_eq!(acknowledge(&mut port, &mut magazine, &mut Batch::new(), Some(&mut ends)), 0);
+            assert_eq!(port.counters().rx_packets, 64 * (1 + u64::from(v6)) + u64::from(v6));
+            replies.drain(..).chain(ends.drain(..)).for_each(|frame| magazine.give(frame));
+            acknowledge(&mut port, &mut magazine, &mut replies, Some(&mut ends));
+        }
     }
 
     /// A device that takes so many connections per second, and holds so many.
