@@ -77,6 +77,20 @@ pub fn translate<A: Family>(
     let at = usize::from(packet.l3_offset);
     encap::resize(frame, at + usize::from(packet.l3.total_len))?;
     let l3 = frame.bytes_mut().get_mut(at..).ok_or(DropReason::QuoteMalformed)?;
+    translate_in(tables, packet, l3, entry, direction)
+}
+
+/// The same in a packet that begins at `l3[0]` and has nothing after it.
+///
+/// # Errors
+/// As [`translate`].
+pub(crate) fn translate_in<A: Family>(
+    tables: &Tables,
+    packet: &Packet,
+    l3: &mut [u8],
+    entry: &Entry<A>,
+    direction: Direction,
+) -> Result<(), DropReason> {
     // N-031 REQ-3: an edit of a checksum that was wrong would only move the mistake to somebody else.
     if !l4_checksum_verifies(l3, &packet.l3) && !mutation::is(Mutation::ErrorUnchecked) {
         return Err(DropReason::IcmpBadChecksum);
@@ -203,6 +217,15 @@ fn own_address(tables: &Tables, packet: &Packet) -> Option<[u8; 16]> {
     (!unspecified).then_some(address)
 }
 
+/// Whether whoever sent this packet, which begins at `l3[0]`, may be told of an error (RFC 1812 section 4.3.2.7, RFC 4443
+/// section 2.4).
+pub(crate) fn may_answer(packet: &Packet, l3: &[u8]) -> bool {
+    match packet.l3.family {
+        Version::V4 => icmp::may_answer(l3, &packet.l3),
+        Version::V6 => icmpv6::may_answer(l3, &packet.l3),
+    }
+}
+
 /// Replaces the packet in the frame by what `make(out, original)` writes and returns the length of.
 fn replace(
     packet: &Packet,
@@ -213,11 +236,7 @@ fn replace(
     let at = usize::from(packet.l3_offset);
     let mut original = [0u8; QUOTE_BYTES_MAX];
     let whole = frame.bytes().get(at..at + usize::from(packet.l3.total_len)).ok_or(refused)?;
-    let answerable = match packet.l3.family {
-        Version::V4 => icmp::may_answer(whole, &packet.l3),
-        Version::V6 => icmpv6::may_answer(whole, &packet.l3),
-    };
-    if !answerable {
+    if !may_answer(packet, whole) {
         return Err(refused);
     }
     let quoted = whole.len().min(QUOTE_BYTES_MAX);
