@@ -102,6 +102,7 @@ fn answered(packet: &Packet, frame: &[u8], answer: Answer) -> Result<(), DropRea
         Answer::Echo => local::echo_in(packet, &mut l3(packet, frame).to_vec()),
         // What these need has been looked at by who decided.
         Answer::Arp | Answer::Advertise => Ok(()),
+        Answer::Reset { otherwise } if !error::may_reset(packet, l3(packet, frame)) => Err(otherwise),
         _ if error::may_answer(packet, l3(packet, frame)) => Ok(()),
         _ => Err(unanswered(answer)),
     }

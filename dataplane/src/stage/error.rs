@@ -120,10 +120,22 @@ pub(crate) fn translate_in<A: Family>(
 /// # Errors
 /// `otherwise` when the segment must not be answered.
 pub fn reset(packet: &Packet, frame: &mut Frame, otherwise: DropReason) -> Result<(), DropReason> {
-    replace(packet, frame, otherwise, |out, original| match packet.l3.protocol {
+    replace(packet, frame, otherwise, |out, original| reset_in(packet, out, original))
+}
+
+/// Writes the answer to the segment that begins at `original[0]`; `None` when it must not be answered.
+fn reset_in(packet: &Packet, out: &mut [u8], original: &[u8]) -> Option<usize> {
+    match packet.l3.protocol {
         protocol::SCTP => sctp::emit_abort(out, original, &packet.l3),
         _ => reset::emit(out, original, &packet.l3),
-    })
+    }
+}
+
+/// Whether [`reset`] answers the segment that begins at `l3[0]`.
+#[cold]
+pub(crate) fn may_reset(packet: &Packet, l3: &[u8]) -> bool {
+    let original = l3.get(..l3.len().min(QUOTE_BYTES_MAX)).unwrap_or_default();
+    may_answer(packet, l3) && reset_in(packet, &mut [0; QUOTE_BYTES_MAX], original).is_some()
 }
 
 /// Turns a datagram into the port unreachable that answers it, from the address it asked.

@@ -283,10 +283,7 @@ fn what_is_said_is_what_happens() {
             "SctpFragment",
             if workers == 1 { "OrphanSegment" } else { "SCTP ABORT" },
             "IcmpBadChecksum",
-            "FragmentUntracked",
-            "FragmentOverlap",
             "fragment sent by lan0",
-            "fragment sent by lan0, known",
             "fragment sent by wan0, known",
             "Followed",
         ] {
