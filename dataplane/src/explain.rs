@@ -19,6 +19,7 @@ use crate::stage::policy::{Blame, Decided, Denied, Direction as Side, Passed};
 use crate::stage::route::{self, Hop};
 use crate::stage::{egress, gatepolicy, inward};
 use crate::state::affinity::Remembered;
+use crate::state::fragment::Ports;
 use crate::state::{Direction, Entry, Hit, State, TICK_NS_LOG2, Tuple, mark, ticks, ticks_since};
 use crate::table::egress::{EgressRow, PortClass};
 use crate::table::owner::{BLOCK_PORTS, WorkerId};
@@ -41,7 +42,16 @@ pub enum Told {
     /// It is this worker's, and this becomes of it.
     Mine(Box<Explanation>),
     /// It is that one's.
-    Theirs(WorkerId),
+    Theirs(Handed),
+}
+
+/// How a packet comes to a worker from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handed {
+    /// To whom.
+    pub to: WorkerId,
+    /// The ports that it is looked up by; only of a fragment.
+    pub ports: Option<Ports>,
 }
 
 /// Steps as they are told, and the tables that have the names.
@@ -164,14 +174,14 @@ impl<'t> Story<'t> {
                 self.denied(denied, ends);
                 dropped(denied.reason)
             }
-            Decision::Refuse(refused) => answered(refused.answer),
+            Decision::Refuse(refused) => answered(refused.answer, packet.l3.protocol),
             Decision::Answer(answer) => {
                 self.steps.extend(match answer {
                     Answer::TimeExceeded => Some(evidence::of_ttl(packet)),
                     Answer::TooBig { mtu } => Some(evidence::of_length(packet, *mtu)),
                     _ => None,
                 });
-                answered(*answer)
+                answered(*answer, packet.l3.protocol)
             }
             Decision::Drop(reason) => {
                 let backend = heard.iter().find_map(|step| match step {
@@ -498,12 +508,13 @@ pub(crate) fn dropped(reason: DropReason) -> Verdict {
     Verdict::Dropped(of_reason(reason))
 }
 
-/// The end of a packet that is answered.
-pub(crate) fn answered(answer: Answer) -> Verdict {
+/// The end of a packet of this protocol that is answered.
+pub(crate) fn answered(answer: Answer, number: u8) -> Verdict {
     let (with, reason) = match answer {
         Answer::Arp => ("ARP reply".to_owned(), None),
         Answer::Advertise => ("neighbour advertisement".to_owned(), None),
         Answer::Echo => ("echo reply".to_owned(), None),
+        Answer::Reset { otherwise } if number == protocol::SCTP => ("SCTP ABORT".to_owned(), Some(otherwise)),
         Answer::Reset { otherwise } => ("TCP reset".to_owned(), Some(otherwise)),
         Answer::Unreachable => ("ICMP port unreachable".to_owned(), None),
         Answer::Prohibited { otherwise } => ("ICMP administratively prohibited".to_owned(), Some(otherwise)),

@@ -13,7 +13,7 @@ use tidegate_io::{PortCounters, PortFacts, RingLevels, SocketStatistics};
 use crate::capture::Tap;
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
-use crate::explain::Told;
+use crate::explain::{Handed, Told};
 use crate::family::Family;
 use crate::limits;
 use crate::state::ports::{Holder, Tally};
@@ -86,8 +86,8 @@ pub enum Request {
         device: DeviceId,
         /// The frame.
         frame: Vec<u8>,
-        /// Whether another worker has handed it over.
-        is_handed: bool,
+        /// How another worker has handed it over, if one has.
+        handed: Option<Handed>,
         /// Where the answer goes.
         reply: Sender<Told>,
     },
@@ -231,8 +231,8 @@ pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
         Request::Rulings { reply } => {
             let _gone = reply.try_send(worker.state.rulings.all().collect());
         }
-        Request::Explain { device, frame, is_handed, reply } => {
-            let _gone = reply.try_send(worker.explain(device, &frame, is_handed, now_ns));
+        Request::Explain { device, frame, handed, reply } => {
+            let _gone = reply.try_send(worker.explain(device, &frame, handed, now_ns));
         }
         Request::Capture { tap, reply } => {
             let begun = tap.is_some_and(|tap| worker.begin_capture(tap).is_ok());

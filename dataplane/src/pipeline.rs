@@ -34,11 +34,14 @@ use crate::wire::{Family as Version, edit, protocol, tcp as segment};
 mod answer;
 /// What a decision may say.
 mod decision;
+/// What applying a decision would refuse.
+mod objection;
 /// The way of SCTP packets of a known flow.
 mod sctp;
 
 pub use answer::answer;
 pub use decision::{Answer, Decision, Granted, Moment, NewFlow, Refresh, Refused, Silent, Step, Trace, Verdict};
+pub use objection::{objection, objection_to_answer};
 
 /// The lookup key of a packet whose IP header starts at `l3[0]`.
 #[inline(always)]
@@ -133,7 +136,7 @@ pub fn apply<A: Family>(
     now_ns: u64,
 ) -> Verdict {
     let said = match packet.l3.protocol {
-        protocol::SCTP => stage::sctp::read(packet, frame),
+        protocol::SCTP => stage::sctp::read(packet, frame.bytes()),
         _ => Ok(None),
     };
     let said = match said {

@@ -1,8 +1,9 @@
 //! What the pinhole leaves to the kernel, told from the tables that it is made from.
 //!
-//! Owns the rules of `io/bpf/pinhole.bpf.c` in the words of tables, for packets that parse can read: a worker that is asked
-//! about a packet which never comes to it would call it not ours, and that sounds like a loss. Refuses to know what the
-//! kernel does with it.
+//! Owns the rules of `io/bpf/pinhole.bpf.c` in the words of tables: a worker that is asked about a packet which never comes to
+//! it would call it not ours, and that sounds like a loss. What parse can read is told with what would have to be there
+//! ([`passed`]); what it refuses is walked as the program does, which reads less than parse and passes what it cannot read
+//! ([`unread`]). Refuses to know what the kernel does with it.
 
 use std::net::IpAddr;
 
@@ -86,14 +87,150 @@ pub fn passed(tables: &Tables, frame: &[u8], packet: &Packet, l3: &[u8]) -> Opti
     }
 }
 
+/// Why the pinhole passes a frame that parse refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// It carries something else than IP or ARP: this EtherType, or length (IEEE 802.3), host order.
+    Ethertype(u16),
+    /// Its headers end too early, or are none.
+    Malformed,
+    /// It has no entry for it.
+    Passed(Passed),
+}
+
+/// Why the pinhole passes a frame that parse refuses; `None`: it comes to a worker.
+pub fn unread(tables: &Tables, frame: &[u8]) -> Option<Unread> {
+    ours(tables, frame).err()
+}
+
+/// So many bytes from `at` on.
+fn field<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], Unread> {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).copied().ok_or(Unread::Malformed)
+}
+
+/// The walk of `owner` there.
+fn ours(tables: &Tables, frame: &[u8]) -> Result<(), Unread> {
+    let mut at = 14;
+    let mut ethertype = u16::from_be_bytes(field(frame, at - 2)?);
+    for _ in 0..2 {
+        if ethernet::is_tag(ethertype) {
+            at += 4;
+            ethertype = u16::from_be_bytes(field(frame, at - 2)?);
+        }
+    }
+    let l3 = frame.get(at..).unwrap_or_default();
+    match ethertype {
+        ethernet::IPV4 => ours_v4(tables, l3),
+        ethernet::IPV6 => ours_v6(tables, l3),
+        ethernet::ARP => {
+            let target = IpAddr::from(field::<4>(l3, 24)?);
+            let [.., high, low] = field::<8>(l3, 0)?;
+            let is_request = field::<4>(l3, 2)? == [8, 0, 6, 4] && [high, low] == [0, 1];
+            let is_ours = is_request && kind(tables, target).contains(LocalKind::ANNOUNCED);
+            of(is_ours, tables, target, format!("ARP about {target}"))
+        }
+        other => Err(Unread::Ethertype(other)),
+    }
+}
+
+fn ours_v4(tables: &Tables, l3: &[u8]) -> Result<(), Unread> {
+    let header = field::<20>(l3, 0)?;
+    let len = usize::from(header[0] & 0x0f) * 4;
+    if header[0] >> 4 != 4 || len < header.len() {
+        return Err(Unread::Malformed);
+    }
+    let destination = IpAddr::from(field::<4>(l3, 16)?);
+    let is_later = u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0;
+    match header[9] {
+        _ if is_traffic(kind(tables, destination)) => Ok(()),
+        protocol::IPIP | protocol::IPV6 => {
+            of(is_end(tables, destination), tables, destination, destination.to_string())
+        }
+        _ if is_later => of(false, tables, destination, destination.to_string()),
+        protocol::ICMP => {
+            let is_error = matches!(field::<8>(l3, len)?[0], 3 | 11 | 12);
+            of(is_error && quotes_v4(tables, destination, l3, len + 8), tables, destination, destination.to_string())
+        }
+        number => port(tables, destination, number, l3, len),
+    }
+}
+
+fn ours_v6(tables: &Tables, l3: &[u8]) -> Result<(), Unread> {
+    let header = field::<40>(l3, 0)?;
+    if header[0] >> 4 != 6 {
+        return Err(Unread::Malformed);
+    }
+    let destination = IpAddr::from(field::<16>(l3, 24)?);
+    let no_entry = || destination.to_string();
+    match header[6] {
+        _ if is_traffic(kind(tables, destination)) => Ok(()),
+        protocol::ICMPV6 if field::<24>(l3, 40).is_ok_and(|message| message[0] == ndp::SOLICITATION) => {
+            let target = IpAddr::from(field::<16>(l3, 48)?);
+            let is_ours = kind(tables, target).contains(LocalKind::ANNOUNCED);
+            of(is_ours, tables, target, format!("neighbour solicitations for {target}"))
+        }
+        protocol::ICMPV6 => {
+            let is_error = matches!(field::<8>(l3, 40)?[0], 1..=4);
+            of(is_error && quotes_v6(tables, destination, l3, 48), tables, destination, no_entry())
+        }
+        protocol::IPIP | protocol::IPV6 => of(is_end(tables, destination), tables, destination, no_entry()),
+        protocol::FRAGMENT => {
+            let [next, _, high, low, ..] = field::<8>(l3, 40)?;
+            let is_later = u16::from_be_bytes([high, low]) & 0xfff8 != 0;
+            match next {
+                protocol::IPIP | protocol::IPV6 => of(is_end(tables, destination), tables, destination, no_entry()),
+                _ if is_later => of(false, tables, destination, no_entry()),
+                next => port(tables, destination, next, l3, 48),
+            }
+        }
+        number => port(tables, destination, number, l3, 40),
+    }
+}
+
+/// Whether it is ours; otherwise what there would have to be.
+fn of(is_ours: bool, tables: &Tables, address: IpAddr, sought: String) -> Result<(), Unread> {
+    if is_ours { Ok(()) } else { Err(Unread::Passed(told(tables, address, sought))) }
+}
+
+fn port(tables: &Tables, address: IpAddr, number: u8, l3: &[u8], at: usize) -> Result<(), Unread> {
+    let is_ours = has_ports(number) && is_endpoint(tables, address, number, u16::from_be_bytes(field(l3, at + 2)?));
+    of(is_ours, tables, address, address.to_string())
+}
+
+fn has_ports(number: u8) -> bool {
+    matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP)
+}
+
+/// Whether an error quotes what was sent from one of our ports; `at`: where the quote begins.
+fn quotes_v4(tables: &Tables, address: IpAddr, l3: &[u8], at: usize) -> bool {
+    let Ok(quoted) = field::<20>(l3, at) else { return false };
+    let len = usize::from(quoted[0] & 0x0f) * 4;
+    let is_first = u16::from_be_bytes([quoted[6], quoted[7]]) & 0x1fff == 0;
+    is_first && len >= quoted.len() && quotes_port(tables, address, quoted[9], l3, at + len)
+}
+
+fn quotes_v6(tables: &Tables, address: IpAddr, l3: &[u8], at: usize) -> bool {
+    field::<40>(l3, at).is_ok_and(|quoted| quotes_port(tables, address, quoted[6], l3, at + quoted.len()))
+}
+
+fn quotes_port(tables: &Tables, address: IpAddr, number: u8, l3: &[u8], at: usize) -> bool {
+    let Ok([high, low, ..]) = field::<4>(l3, at) else { return false };
+    has_ports(number) && is_endpoint(tables, address, number, u16::from_be_bytes([high, low]))
+}
+
+/// Whether a tunnel without ports ends at an address.
+fn is_end(tables: &Tables, address: IpAddr) -> bool {
+    tables.locals.decap().is_some_and(|decap| decap.ends_at(&mapped_ip(address)))
+}
+
 fn kind(tables: &Tables, address: IpAddr) -> LocalKind {
     tables.locals.kind(&mapped_ip(address))
 }
 
-/// Whether a tunnel without ports ends at an address.
+/// Whether a packet is one of a tunnel without ports that ends at an address.
 fn ends(tables: &Tables, at: &L3, address: IpAddr) -> bool {
     let is_tunnel = matches!(at.protocol, protocol::IPIP | protocol::IPV6);
-    is_tunnel && tables.locals.decap().is_some_and(|decap| decap.ends_at(&mapped_ip(address)))
+    is_tunnel && is_end(tables, address)
 }
 
 /// Whether one port of the kernel's address is ours.

@@ -88,7 +88,7 @@ fn homeward_to<A: Family>(tables: &Tables, destination: A, hash: u64) -> Result<
 }
 
 /// Why a packet ends here that would have been answered, had there not been so many.
-fn unanswered(answer: Answer) -> DropReason {
+pub(super) fn unanswered(answer: Answer) -> DropReason {
     match answer {
         Answer::TimeExceeded => DropReason::TtlExpired,
         Answer::TooBig { .. } => DropReason::TooBig,

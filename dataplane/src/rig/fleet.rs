@@ -291,10 +291,11 @@ impl Fleet {
     /// What would become of a frame: worker `first` is asked, and then the one that it names.
     #[track_caller]
     pub fn explain(&mut self, first: usize, device: DeviceId, frame: &[u8]) -> Explanation {
-        let mut worker = first;
-        for asked in 0..self.workers.len() + 1 {
+        let (mut worker, mut handed) = (first, None);
+        // Somebody, the owner of its fragments, its own, and the one of before.
+        for _ in 0..4 {
             let (reply, answer) = bounded(1);
-            let question = Request::Explain { device, frame: frame.to_vec(), is_handed: asked > 0, reply };
+            let question = Request::Explain { device, frame: frame.to_vec(), handed, reply };
             let asked = self.mailboxes.get(worker).map(|mailbox| mailbox.try_send(question));
             assert!(matches!(asked, Some(Ok(()))), "worker {worker} cannot be asked");
             if let Some(worker) = self.workers.get_mut(worker) {
@@ -302,7 +303,7 @@ impl Fleet {
             }
             match answer.try_recv() {
                 Ok(Told::Mine(explanation)) => return *explanation,
-                Ok(Told::Theirs(owner)) => worker = owner.0.into(),
+                Ok(Told::Theirs(other)) => (worker, handed) = (other.to.0.into(), Some(other)),
                 Err(error) => panic!("worker {worker} does not answer: {error}"),
             }
         }

@@ -321,7 +321,7 @@ impl Sketch {
         header.acknowledgment_number = *acknowledgement;
         let set = |letter| flags.contains(letter);
         (header.syn, header.ack, header.fin) = (set('S'), set('A'), set('F'));
-        (header.rst, header.psh) = (set('R'), set('P'));
+        (header.rst, header.psh, header.urg) = (set('R'), set('P'), set('U'));
         if let Some(mss) = mss {
             let fits = header.set_options(&[TcpOptionElement::MaximumSegmentSize(*mss)]);
             assert!(fits.is_ok(), "one option fits");

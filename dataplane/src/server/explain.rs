@@ -16,9 +16,9 @@ mod lacks;
 /// What the kernel has: packets that never come to a worker, and addresses of ours.
 mod taken;
 
-/// Workers asked at most: one that owns nothing of it, the one it names, and the one that this one names, where affinity of a
-/// Service has come or gone (design 4).
-const ASKED_MAX: usize = 3;
+/// Workers asked at most: one that owns nothing of it, the one it names, of a fragment the one that owns its flow, and the one
+/// that this one names, where affinity of a Service has come or gone (design 4).
+const ASKED_MAX: usize = 4;
 
 /// The answer to `question`.
 ///
@@ -30,9 +30,9 @@ pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery)
     if let Some(explanation) = taken::by_kernel(&view, compiler, device, &frame)? {
         return Ok(explanation);
     }
-    let mut worker = 0;
-    for asked in 0..ASKED_MAX {
-        match workers.explain(worker, device, &frame, asked > 0).map_err(|error: QueryError| error.to_string())? {
+    let (mut worker, mut handed) = (0, None);
+    for _ in 0..ASKED_MAX {
+        match workers.explain(worker, device, &frame, handed).map_err(|error: QueryError| error.to_string())? {
             Told::Mine(mut explanation) => {
                 name(&view, &mut explanation);
                 name_gates(compiler, &mut explanation)?;
@@ -41,7 +41,7 @@ pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery)
                 lacks::tell(&view, compiler, workers, &mut explanation)?;
                 return Ok(*explanation);
             }
-            Told::Theirs(other) => worker = usize::from(other.0),
+            Told::Theirs(other) => (worker, handed) = (usize::from(other.to.0), Some(other)),
         }
     }
     Err("workers do not agree whose packet it is: tables are changing, ask again".into())

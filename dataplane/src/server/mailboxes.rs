@@ -17,7 +17,7 @@ use super::query::{BackendUsage, QueryError, WorkerQuery};
 use crate::capture::Tap;
 use crate::counters::Event;
 use crate::drops::DropReason;
-use crate::explain::Told;
+use crate::explain::{Handed, Told};
 use crate::limits;
 use crate::mailbox::{EgressUse, FlowsFrom, FlowsWanted, PortStatus, Request, Status};
 use crate::port_office::Lenders;
@@ -190,8 +190,14 @@ impl WorkerQuery for Mailboxes {
         self.ask(|reply| Request::Egress { reply })
     }
 
-    fn explain(&self, worker: usize, device: DeviceId, frame: &[u8], is_handed: bool) -> Result<Told, QueryError> {
-        self.ask_one(worker, |reply| Request::Explain { device, frame: frame.to_vec(), is_handed, reply })
+    fn explain(
+        &self,
+        worker: usize,
+        device: DeviceId,
+        frame: &[u8],
+        handed: Option<Handed>,
+    ) -> Result<Told, QueryError> {
+        self.ask_one(worker, |reply| Request::Explain { device, frame: frame.to_vec(), handed, reply })
     }
 
     fn workers_count(&self) -> usize {
@@ -420,7 +426,9 @@ mod tests {
                     }
                     Request::Flows { reply, .. } => drop(reply.send((vec![], None))),
                     Request::Rulings { reply } => drop(reply.send(vec![])),
-                    Request::Explain { reply, .. } => drop(reply.send(Told::Theirs(WorkerId(7)))),
+                    Request::Explain { reply, .. } => {
+                        drop(reply.send(Told::Theirs(Handed { to: WorkerId(7), ports: None })))
+                    }
                     Request::Release { reply, .. } => drop(reply.send(vec![])),
                     Request::LendQuota { reply, .. } => drop(reply.send(0)),
                     Request::GrantQuota { .. } => {}
@@ -432,8 +440,11 @@ mod tests {
         });
         let row = mailboxes.workers().unwrap().remove(0);
         assert_eq!((row.core, row.clients.map(|clients| (clients.entries, clients.of))), (Some(1), Some((64, 128))));
-        assert_eq!(mailboxes.explain(0, DeviceId(0), &[], false), Ok(Told::Theirs(WorkerId(7))));
-        assert_eq!(mailboxes.explain(7, DeviceId(0), &[], false), Err(QueryError::Ended { worker: 7 }));
+        assert_eq!(
+            mailboxes.explain(0, DeviceId(0), &[], None),
+            Ok(Told::Theirs(Handed { to: WorkerId(7), ports: None }))
+        );
+        assert_eq!(mailboxes.explain(7, DeviceId(0), &[], None), Err(QueryError::Ended { worker: 7 }));
         assert_eq!(mailboxes.counters().unwrap().imbalance, 0);
         assert_eq!(mailboxes.drops().unwrap().iter().map(|row| row.packets).sum::<u64>(), 8);
         assert_eq!(mailboxes.drops().unwrap().len(), DropReason::COUNT);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
 
 use crate::capture::Tap;
-use crate::explain::Told;
+use crate::explain::{Handed, Told};
 use crate::mailbox::{EgressUse, FlowsWanted};
 use crate::state::ruling::Ruling;
 use crate::table::{BackendId, DeviceId};
@@ -103,7 +103,13 @@ pub trait WorkerQuery: Send + Sync {
     ///
     /// # Errors
     /// When it does not answer.
-    fn explain(&self, worker: usize, _device: DeviceId, _frame: &[u8], _is_handed: bool) -> Result<Told, QueryError> {
+    fn explain(
+        &self,
+        worker: usize,
+        _device: DeviceId,
+        _frame: &[u8],
+        _handed: Option<Handed>,
+    ) -> Result<Told, QueryError> {
         Err(QueryError::Ended { worker })
     }
 

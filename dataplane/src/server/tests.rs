@@ -794,6 +794,56 @@ fn bare_tcp(source: IpAddr, destination: IpAddr, port: u16) -> Vec<u8> {
     packet
 }
 
+/// Frames that parse refuses: what has no address of Tidegate's where the XDP program looks goes to the kernel, and what has
+/// one comes to a worker, however wrong it is further in.
+#[test]
+fn what_cannot_be_read_is_told_as_the_kernels_unless_it_has_an_address_of_ours() {
+    let bench = bench();
+    let mut client = bench.client();
+    client.send(&Request::Update(full(everything()))).unwrap();
+    accepted(&mut client);
+    let ask = |bytes: Vec<u8>| {
+        let question = tidegate_api::explain::Question {
+            device: Some("wan0".into()),
+            is_frame: true,
+            bytes,
+            ..Default::default()
+        };
+        bench.client().explain(question).map(|told| told.verdict)
+    };
+    let kernels = |bytes: Vec<u8>| match ask(bytes.clone()) {
+        Ok(tidegate_api::explain::Verdict::Kernel { why }) => why,
+        other => panic!("{bytes:02x?}: {other:?}"),
+    };
+    let frame =
+        |ethertype: &[u8], rest: &[u8]| [&[1, 0x80, 0xc2, 0, 0, 14, 2, 0, 0, 0, 0, 9], ethertype, rest].concat();
+    assert!(kernels(frame(&[0x88, 0xcc], &[0; 46])).ends_with("EtherType 0x88cc is neither"), "LLDP");
+    assert!(kernels(frame(&[0x00, 0x26], &[0x42; 38])).ends_with("EtherType 0x0026 is neither"), "STP");
+    let twice = [0x88, 0xa8, 0, 5, 0x81, 0, 0, 6];
+    assert!(kernels(frame(&twice, &[0x88, 0xcc, 0, 0])).ends_with("EtherType 0x88cc is neither"), "802.1ad");
+    assert!(kernels(frame(&twice, &[0x81, 0, 0, 7, 8, 0])).ends_with("EtherType 0x8100 is neither"), "a third tag");
+    assert!(kernels(frame(&[0x81, 0, 0, 5], &[])).contains("cannot read"), "a tag that ends");
+    for (ethertype, own, vip, outside, header) in [
+        ([0x08, 0x00], "192.0.2.1", "203.0.113.10", "192.0.2.7", 20),
+        ([0x86, 0xdd], "2001:db8:1::1", "2001:db8:f::10", "2001:db8:1::7", 40),
+    ] {
+        let packet = |to: &str| bare_tcp(outside.parse().unwrap(), to.parse().unwrap(), 80);
+        for cut in 0..header {
+            assert!(kernels(frame(&ethertype, &packet(vip)[..cut])).contains("cannot read"), "{vip}, {cut} bytes");
+        }
+        let mut other = packet(vip);
+        other[0] = 0x50;
+        assert!(kernels(frame(&ethertype, &other)).contains("cannot read"), "no such version");
+        // Whole as far as the address: ours come, and of the kernel's own what ends before its ports is passed too.
+        for cut in header..packet(vip).len() {
+            let come = ask(frame(&ethertype, &packet(vip)[..cut]));
+            assert!(!matches!(come, Ok(tidegate_api::explain::Verdict::Kernel { .. })), "{vip}, {cut} bytes: {come:?}");
+            let why = kernels(frame(&ethertype, &packet(own)[..cut]));
+            assert_eq!(why.contains("cannot read"), cut < header + 4, "{own}, {cut} bytes: {why}");
+        }
+    }
+}
+
 #[test]
 fn what_the_kernel_has_is_told_to_control_and_to_whoever_asks() {
     let bench = bench();

@@ -77,6 +77,20 @@ pub fn translate<A: Family>(
     let at = usize::from(packet.l3_offset);
     encap::resize(frame, at + usize::from(packet.l3.total_len))?;
     let l3 = frame.bytes_mut().get_mut(at..).ok_or(DropReason::QuoteMalformed)?;
+    translate_in(tables, packet, l3, entry, direction)
+}
+
+/// The same in a packet that begins at `l3[0]` and has nothing after it.
+///
+/// # Errors
+/// As [`translate`].
+pub(crate) fn translate_in<A: Family>(
+    tables: &Tables,
+    packet: &Packet,
+    l3: &mut [u8],
+    entry: &Entry<A>,
+    direction: Direction,
+) -> Result<(), DropReason> {
     // N-031 REQ-3: an edit of a checksum that was wrong would only move the mistake to somebody else.
     if !l4_checksum_verifies(l3, &packet.l3) && !mutation::is(Mutation::ErrorUnchecked) {
         return Err(DropReason::IcmpBadChecksum);
@@ -109,15 +123,26 @@ pub fn reset(packet: &Packet, frame: &mut Frame, otherwise: DropReason) -> Resul
     // What is acknowledged is the whole segment, however long it is; the answer itself is short.
     let whole = answerable(packet, frame, otherwise)?;
     let mut answer = [0u8; reset::LEN_V6];
-    let len = match packet.l3.protocol {
-        protocol::SCTP => sctp::emit_abort(&mut answer, whole, &packet.l3),
-        _ => reset::emit(&mut answer, whole, &packet.l3),
-    };
-    let answer = answer.get(..len.ok_or(otherwise)?).ok_or(otherwise)?;
+    let len = reset_in(packet, &mut answer, whole).ok_or(otherwise)?;
+    let answer = answer.get(..len).ok_or(otherwise)?;
     let at = usize::from(packet.l3_offset);
-    encap::resize(frame, at + answer.len())?;
+    encap::resize(frame, at + len)?;
     frame.bytes_mut().get_mut(at..).ok_or(otherwise)?.copy_from_slice(answer);
     Ok(())
+}
+
+/// Writes the answer to the segment that begins at `original[0]`; `None` when it must not be answered.
+fn reset_in(packet: &Packet, out: &mut [u8], original: &[u8]) -> Option<usize> {
+    match packet.l3.protocol {
+        protocol::SCTP => sctp::emit_abort(out, original, &packet.l3),
+        _ => reset::emit(out, original, &packet.l3),
+    }
+}
+
+/// Whether [`reset`] answers the segment that begins at `l3[0]`.
+#[cold]
+pub(crate) fn may_reset(packet: &Packet, l3: &[u8]) -> bool {
+    may_answer(packet, l3) && reset_in(packet, &mut [0; reset::LEN_V6], l3).is_some()
 }
 
 /// Turns a datagram into the port unreachable that answers it, from the address it asked.
@@ -211,15 +236,20 @@ fn own_address(tables: &Tables, packet: &Packet) -> Option<[u8; 16]> {
     (!unspecified).then_some(address)
 }
 
+/// Whether whoever sent this packet, which begins at `l3[0]`, may be told of an error (RFC 1812 section 4.3.2.7, RFC 4443
+/// section 2.4).
+pub(crate) fn may_answer(packet: &Packet, l3: &[u8]) -> bool {
+    match packet.l3.family {
+        Version::V4 => icmp::may_answer(l3, &packet.l3),
+        Version::V6 => icmpv6::may_answer(l3, &packet.l3),
+    }
+}
+
 /// The packet in the frame, if it may be answered.
 fn answerable<'f>(packet: &Packet, frame: &'f Frame, refused: DropReason) -> Result<&'f [u8], DropReason> {
     let at = usize::from(packet.l3_offset);
     let whole = frame.bytes().get(at..at + usize::from(packet.l3.total_len)).ok_or(refused)?;
-    let may_be = match packet.l3.family {
-        Version::V4 => icmp::may_answer(whole, &packet.l3),
-        Version::V6 => icmpv6::may_answer(whole, &packet.l3),
-    };
-    if may_be { Ok(whole) } else { Err(refused) }
+    if may_answer(packet, whole) { Ok(whole) } else { Err(refused) }
 }
 
 /// Replaces the packet in the frame by what `make(out, original)` writes and returns the length of.

@@ -18,7 +18,7 @@ use crate::mutation::{self, Mutation};
 use crate::packet::{Domain, Kind, Packet};
 use crate::stage::{portless, route};
 use crate::state::Tuple;
-use crate::state::fragment::{FragmentKey, Piece, Ports};
+use crate::state::fragment::{FragmentKey, Piece, Ports, Refusal};
 use crate::table::Tables;
 use crate::table::local::LocalKind;
 use crate::wire::packet::{Fragment, L3, icmp_of};
@@ -81,6 +81,15 @@ pub fn admit<A: Family>(tables: &Tables, packet: &Packet, l3: &[u8]) -> Result<(
         return Err(DropReason::SpoofedSource); // P-047
     }
     Ok(())
+}
+
+/// What a fragment that is not followed any further is counted as.
+#[cold]
+pub fn reason(refusal: Refusal) -> DropReason {
+    match refusal {
+        Refusal::Overlap => DropReason::FragmentOverlap,
+        Refusal::Full => DropReason::FragmentsFull,
+    }
 }
 
 /// The ports that the packet itself names.

@@ -145,6 +145,14 @@ pub fn echo(packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
     let at = usize::from(packet.l3_offset);
     encap::resize(frame, at + usize::from(packet.l3.total_len))?;
     let l3 = frame.bytes_mut().get_mut(at..).ok_or(DropReason::IcmpUnhandled)?;
+    echo_in(packet, l3)
+}
+
+/// The same in a packet that begins at `l3[0]` and has nothing after it.
+///
+/// # Errors
+/// As [`echo`].
+pub(crate) fn echo_in(packet: &Packet, l3: &mut [u8]) -> Result<(), DropReason> {
     if !l4_checksum_verifies(l3, &packet.l3) {
         return Err(DropReason::IcmpBadChecksum); // N-031
     }

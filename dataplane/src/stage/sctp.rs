@@ -10,8 +10,6 @@
 //! as they are and are refused where these would change, since the checksum over all of them would have to change with
 //! them (N-075).
 
-use tidegate_io::Frame;
-
 use crate::drops::DropReason;
 use crate::packet::Packet;
 use crate::state::{Address, Tuple};
@@ -23,13 +21,13 @@ use crate::wire::sctp::{self, Saying};
 /// # Errors
 /// `SctpBadChecksum`, `SctpInvalid`.
 #[cold]
-pub fn read(packet: &Packet, frame: &Frame) -> Result<Option<(Saying, u32)>, DropReason> {
+pub fn read(packet: &Packet, frame: &[u8]) -> Result<Option<(Saying, u32)>, DropReason> {
     if packet.l3.fragment != Fragment::None {
         return Ok(None);
     }
     let at = usize::from(packet.l3_offset);
     let (start, end) = (at + usize::from(packet.l3.l4_offset), at + usize::from(packet.l3.total_len));
-    let whole = frame.bytes().get(start..end).ok_or(DropReason::SctpInvalid)?;
+    let whole = frame.get(start..end).ok_or(DropReason::SctpInvalid)?;
     if !sctp::checksum_verifies(whole) {
         return Err(DropReason::SctpBadChecksum);
     }

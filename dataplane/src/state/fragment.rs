@@ -210,25 +210,14 @@ impl<T> Fragments<T> {
             return Outcome::Refused(item, Refusal::Full, Released { head: NONE });
         };
         let known = &mut self.datagrams[usize::from(at)];
-        if known.refused {
-            return Outcome::Refused(item, Refusal::Overlap, Released { head: NONE });
-        }
-        let must_wait = first.is_none() && known.ports.is_none();
-        if must_wait && (known.waiting_len >= PIECES_MAX || self.waiting >= WAITING_MAX) {
-            return Outcome::Refused(item, Refusal::Full, Released { head: NONE });
-        }
-        match known.note(piece) {
-            Ok(()) => {}
-            Err(Refusal::Full) => return Outcome::Refused(item, Refusal::Full, Released { head: NONE }),
-            Err(Refusal::Overlap) => {
-                known.refused = true;
-                return Outcome::Refused(item, Refusal::Overlap, self.release(at));
+        let ports = match known.take(piece, first, self.waiting) {
+            Ok(Some(ports)) => ports,
+            Ok(None) => {
+                self.hold(at, item);
+                return Outcome::Held;
             }
-        }
-        known.ports = known.ports.or(first);
-        let Some(ports) = known.ports else {
-            self.hold(at, item);
-            return Outcome::Held;
+            Err(Refusal::Full) => return Outcome::Refused(item, Refusal::Full, Released { head: NONE }),
+            Err(Refusal::Overlap) => return Outcome::Refused(item, Refusal::Overlap, self.release(at)),
         };
         let complete = known.is_complete();
         let released = self.release(at);
@@ -236,6 +225,17 @@ impl<T> Fragments<T> {
             self.end(at);
         }
         Outcome::Pass(item, ports, released)
+    }
+
+    /// What [`Fragments::arrive`] would do with a fragment: with ports it goes on, without it waits.
+    ///
+    /// # Errors
+    /// Why it would be dropped.
+    #[cold]
+    pub fn foresee(&self, key: &FragmentKey, piece: Piece, first: Option<Ports>) -> Result<Option<Ports>, Refusal> {
+        let known = self.find(self.chain(key), key).and_then(|at| self.datagrams.get(usize::from(at)).copied());
+        let begun = || self.free_row().map(|_| Datagram::new(key, 0));
+        known.or_else(begun).ok_or(Refusal::Full)?.take(piece, first, self.waiting)
     }
 
     /// The next of those that waited.
@@ -292,29 +292,18 @@ impl<T> Fragments<T> {
         None
     }
 
-    /// A datagram of which nothing has come yet, if there is room for it.
-    fn begin(&mut self, chain: usize, key: &FragmentKey, now_ns: u64) -> Option<u16> {
+    /// The row of the next datagram, if there is room for one.
+    fn free_row(&self) -> Option<u16> {
         let fresh = u16::try_from(self.datagrams.len()).unwrap_or(NONE);
         let at = if self.free == NONE { fresh } else { self.free };
-        if at >= DATAGRAMS_MAX {
-            return None;
-        }
-        let new = Datagram {
-            key: *key,
-            since_ns: now_ns,
-            ports: None,
-            total: None,
-            ranges: [(0, 0); PIECES_MAX],
-            ranges_len: 0,
-            waiting_len: 0,
-            refused: false,
-            head: NONE,
-            tail: NONE,
-            chain: self.chains[chain],
-            older: self.newest,
-            newer: NONE,
-        };
-        if at == fresh {
+        (at < DATAGRAMS_MAX).then_some(at)
+    }
+
+    /// A datagram of which nothing has come yet, if there is room for it.
+    fn begin(&mut self, chain: usize, key: &FragmentKey, now_ns: u64) -> Option<u16> {
+        let at = self.free_row()?;
+        let new = Datagram { chain: self.chains[chain], older: self.newest, ..Datagram::new(key, now_ns) };
+        if usize::from(at) == self.datagrams.len() {
             self.datagrams.push(new);
         } else {
             self.free = self.datagrams[usize::from(at)].chain;
@@ -388,6 +377,39 @@ impl<T> Fragments<T> {
 }
 
 impl Datagram {
+    /// One of which nothing has come yet.
+    fn new(key: &FragmentKey, since_ns: u64) -> Datagram {
+        Datagram {
+            key: *key,
+            since_ns,
+            ports: None,
+            total: None,
+            ranges: [(0, 0); PIECES_MAX],
+            ranges_len: 0,
+            waiting_len: 0,
+            refused: false,
+            head: NONE,
+            tail: NONE,
+            chain: NONE,
+            older: NONE,
+            newer: NONE,
+        }
+    }
+
+    /// Takes note of a fragment while so many frames wait in all. It goes on with these ports; without any, it is to wait.
+    fn take(&mut self, piece: Piece, first: Option<Ports>, waiting: u16) -> Result<Option<Ports>, Refusal> {
+        let ports = self.ports.or(first);
+        if self.refused {
+            return Err(Refusal::Overlap);
+        }
+        if ports.is_none() && (self.waiting_len >= PIECES_MAX || waiting >= WAITING_MAX) {
+            return Err(Refusal::Full);
+        }
+        self.note(piece).inspect_err(|why| self.refused = *why == Refusal::Overlap)?;
+        self.ports = ports;
+        Ok(ports)
+    }
+
     /// Adds the bytes of `piece` to those that have come.
     fn note(&mut self, piece: Piece) -> Result<(), Refusal> {
         let (mut start, mut end) = (u32::from(piece.offset), u32::from(piece.offset) + u32::from(piece.len));

@@ -16,7 +16,7 @@ use crate::packet::{Domain, Key, Packet};
 use crate::pipeline::{self, Moment, Silent, Verdict, fresh_identification};
 use crate::stage::verdict::{self, Exits};
 use crate::stage::{encap, fragment, local, owner, portless};
-use crate::state::fragment::{Outcome, Ports, Refusal, Waiting};
+use crate::state::fragment::{Outcome, Ports, Waiting};
 use crate::state::hold::Outlook;
 use crate::state::{Entropy, State, Tuple};
 use crate::table::neighbour::{NeighbourRow, NeighbourState};
@@ -172,10 +172,7 @@ impl Hands<'_> {
                 }
             }
             Outcome::Refused(Waiting { frame, .. }, refusal, mut released) => {
-                let reason = match refusal {
-                    Refusal::Overlap => DropReason::FragmentOverlap,
-                    Refusal::Full => DropReason::FragmentsFull,
-                };
+                let reason = fragment::reason(refusal);
                 self.exits.discard(frame, reason, self.counters);
                 while let Some(Waiting { frame, .. }) = self.state.fragments.next(&mut released) {
                     self.exits.discard(frame, reason, self.counters);

@@ -12,10 +12,10 @@ use tidegate_dataplane::explain::envelope;
 use tidegate_dataplane::rig::fleet::Fleet;
 use tidegate_dataplane::rig::outside::{self, external};
 use tidegate_dataplane::rig::policed::{Policed, at, clients, everybody, gateway, near, of, pod, policy, set};
-use tidegate_dataplane::rig::sketch::{Sketch, ping, tcp, udp};
+use tidegate_dataplane::rig::sketch::{Sketch, Trouble, ping, sctp, tcp, trouble, udp};
 use tidegate_dataplane::rig::{self, FROM_ROUTER, LAN, Net, WAN};
 use tidegate_dataplane::state::Entropy;
-use tidegate_dataplane::table::{DeviceId, Tables};
+use tidegate_dataplane::table::{DeviceId, OrphanTcp, Tables};
 
 const PODS: [(u8, u8, u32, &str); 3] = [(5, 0, 105, "shop/five"), (6, 0, 106, "shop/six"), (7, 1, 107, "blog/seven")];
 
@@ -26,7 +26,7 @@ fn service(number: u8, peer: u8) -> Body {
         ServicePort { protocol, port, backends: Net::BOTH.map(backend).to_vec(), ..ServicePort::default() }
     };
     let empty = ServicePort { protocol: Protocol::Tcp, port: 81, ..ServicePort::default() };
-    let ports = [(Protocol::Tcp, 80, 8080), (Protocol::Udp, 53, 5353)];
+    let ports = [(Protocol::Tcp, 80, 8080), (Protocol::Udp, 53, 5353), (Protocol::Sctp, 132, 132)];
     Body::Service(Service {
         uid: format!("uid-{number}"),
         addresses: Net::BOTH.map(|net| net.vip(number)).to_vec(),
@@ -58,18 +58,52 @@ fn town() -> Tables {
     tables
 }
 
+/// SCTP as it begins and goes on, and as nobody may send it (RFC 9260 sections 3.2 and 6.10).
+fn association(packet: Sketch, number: u64) -> Sketch {
+    match number {
+        0 => packet.tag(0).init(1, 7),
+        1 => packet.chunk(10, 0, &[1; 8]),
+        2 => packet.chunk(0, 3, &[0; 16]),
+        3 => packet.chunk(6, 0, &[]),
+        4 => packet.tag(0).init(1, 7).chunk(0, 3, &[0; 16]),
+        _ => packet.data([0, 3, 0, 0]),
+    }
+}
+
+/// One of the fragments of a datagram.
+fn piece(packet: Sketch, number: u64) -> Sketch {
+    let header = u16::try_from(packet.packet().len()).unwrap() - if packet.from.0.is_ipv4() { 20 } else { 40 };
+    let filled = 64 - header;
+    match number {
+        0 | 1 if packet.number() == 132 => packet.fragment(0, true),
+        0 | 1 => packet.data(vec![1; filled.into()]).fragment(0, true),
+        _ => packet.data([2; 24]).fragment(64, false),
+    }
+}
+
 /// A packet that might come: where from (a peer, or the clients' router), and what.
 fn packet(random: &mut Entropy, ports: &[(Net, u16, u8, u8)]) -> (Net, Option<u8>, Sketch) {
     let mut pick = |below: u64| random.draw() % below;
     let net = Net::BOTH[usize::try_from(pick(2)).unwrap()];
     let client = (net.client(u16::try_from(pick(60)).unwrap()), 40_000 + u16::try_from(pick(4)).unwrap());
     let vip = net.vip(u8::try_from(4 + pick(5)).unwrap());
-    let flags = ["S", "A", "PA", "R", "SA", "FA"][usize::try_from(pick(6)).unwrap()];
+    let flags = ["S", "A", "PA", "R", "SA", "FA", "", "F", "SR", "FPU", "SF"][usize::try_from(pick(11)).unwrap()];
     let (number, peer, ..) = PODS[usize::try_from(pick(3)).unwrap()];
     let here = net.pod(peer, number);
     // Some come from where they cannot be.
     let via = if pick(12) == 0 { 1 - peer } else { peer };
-    let sketch = match pick(9) {
+    let sketch = match pick(13) {
+        9 => (None, association(sctp(client, (vip, 132)).tag(7), pick(7))),
+        10 => (None, piece(udp(client, (vip, 53)), pick(3))),
+        11 => match pick(3) {
+            0 => (None, piece(sctp(client, (vip, 132)).init(1, 7), pick(2))),
+            1 => (Some(via), piece(udp((here, 40_000), (net.client(9), 53)), pick(3))),
+            _ => (None, piece(tcp(client, (vip, 80)).segment("PA", 100, 7), pick(3))),
+        },
+        12 => {
+            let quoted = tcp((vip, 80), client).segment("PA", 5, 6);
+            (None, trouble(client.0, vip, Trouble::Port, &quoted.packet()))
+        }
         0 | 1 => (None, tcp(client, (vip, 80)).syn(100)),
         2 => (None, tcp(client, (vip, 80 + u16::try_from(pick(3)).unwrap())).segment(flags, 100, 7)),
         3 => (None, udp(client, (vip, 53)).data(*b"who?")),
@@ -84,7 +118,8 @@ fn packet(random: &mut Entropy, ports: &[(Net, u16, u8, u8)]) -> (Net, Option<u8
             many => {
                 // An answer of a pod to what it was sent before.
                 let (net, port, peer, number) = ports[usize::try_from(pick(many as u64)).unwrap()];
-                let answer = tcp((net.pod(peer, number), 8080), (net.source(), port)).syn_ack(500, 101);
+                let answer = tcp((net.pod(peer, number), 8080), (net.source(), port));
+                let answer = if pick(3) == 0 { answer.segment(flags, 500, 101) } else { answer.syn_ack(500, 101) };
                 return (net, Some(peer), answer);
             }
         },
@@ -123,11 +158,14 @@ struct Seen {
 
 fn check(told: &Explanation, seen: &Seen, packet: &Sketch) {
     let about = || format!("{packet:?}\n{told:#?}\ncounted {:?}", seen.moved);
+    let is_fragment = told.steps.iter().any(|step| matches!(step, Step::Packet { fragment: true, .. }));
     match &told.verdict {
         Verdict::Sent { device, .. } => {
             let device = if device == "wan0" { WAN } else { LAN };
             let [of_it, other] = if device == WAN { [&seen.wan, &seen.lan] } else { [&seen.lan, &seen.wan] };
-            assert_eq!((of_it.len(), other.len()), (1, 0), "{}", about());
+            // Those that waited for a first fragment go after it.
+            let others = if is_fragment { of_it.len().saturating_sub(1) } else { 0 };
+            assert_eq!((of_it.len(), other.len()), (1 + others, 0), "{}", about());
             let said = told.steps.iter().find_map(|step| match step {
                 Step::Translated { source, destination } => Some((*source, *destination)),
                 _ => None,
@@ -153,9 +191,14 @@ fn check(told: &Explanation, seen: &Seen, packet: &Sketch) {
         Verdict::Answered { .. } => assert_eq!(seen.wan.len() + seen.lan.len(), 1, "{}", about()),
         Verdict::Dropped(reason) => {
             assert!(seen.wan.is_empty() && seen.lan.is_empty(), "{}", about());
-            assert_eq!(seen.moved.get(reason.reason.as_str()), Some(&1), "{}", about());
+            let counted = seen.moved.get(reason.reason.as_str()).copied().unwrap_or(0);
+            assert!(counted == 1 || is_fragment && counted > 1, "{}", about());
         }
-        Verdict::Waits { .. } | Verdict::Returns | Verdict::Followed | Verdict::Kernel { .. } => {
+        Verdict::Followed => {
+            assert!(is_fragment && seen.wan.is_empty() && seen.lan.is_empty(), "{}", about());
+            assert_eq!(seen.moved.get("fragment_held"), Some(&1), "{}", about());
+        }
+        Verdict::Waits { .. } | Verdict::Returns | Verdict::Kernel { .. } => {
             panic!("nothing here does that: {}", about())
         }
     }
@@ -165,7 +208,9 @@ fn kind(told: &Explanation) -> String {
     match &told.verdict {
         Verdict::Sent { device, .. } => {
             let hit = told.steps.iter().any(|step| matches!(step, Step::Flow { .. }));
-            format!("sent by {device}{}", if hit { ", known" } else { "" })
+            let is_fragment = told.steps.iter().any(|step| matches!(step, Step::Packet { fragment: true, .. }));
+            let what = if is_fragment { "fragment " } else { "" };
+            format!("{what}sent by {device}{}", if hit { ", known" } else { "" })
         }
         Verdict::Answered { with, .. } => with.clone(),
         Verdict::Dropped(reason) => reason.reason.clone(),
@@ -176,16 +221,25 @@ fn kind(told: &Explanation) -> String {
 #[test]
 fn what_is_said_is_what_happens() {
     for (seed, workers) in [(1, 1), (2, 2), (3, 3)] {
-        let mut fleet = Fleet::new(town(), workers).unwrap();
+        let mut tables = town();
+        if workers > 1 {
+            tables.settings.orphan_tcp = OrphanTcp::Reset;
+        }
+        let mut fleet = Fleet::new(tables, workers).unwrap();
         let mut random = Entropy::new(seed);
         let mut ports = Vec::new();
         let mut met: BTreeMap<String, u32> = BTreeMap::new();
         for _ in 0..1500 {
             let (net, via, sketch) = packet(&mut random, &ports);
-            let (device, frame) = match via {
+            let (device, mut frame) = match via {
                 None => (WAN, sketch.frame(FROM_ROUTER)),
                 Some(peer) => (LAN, rig::expect::from_peer(net, peer, &sketch)),
             };
+            if random.draw() % 6 == 0 {
+                // No checksum is right any more.
+                let end = if via.is_none() { 14 + sketch.packet().len() } else { frame.len() };
+                frame[end - 1] ^= 1;
+            }
             // Answers are limited per second.
             fleet.now_ns += 50_000_000;
             fleet.turn();
@@ -223,6 +277,15 @@ fn what_is_said_is_what_happens() {
             "ICMP time exceeded",
             "NotOurs",
             "NoFlow",
+            "TcpInvalid",
+            "SctpBadChecksum",
+            "SctpInvalid",
+            "SctpFragment",
+            if workers == 1 { "OrphanSegment" } else { "SCTP ABORT" },
+            "IcmpBadChecksum",
+            "fragment sent by lan0",
+            "fragment sent by wan0, known",
+            "Followed",
         ] {
             assert!(met.contains_key(kind), "{kind} was never met: {met:?}");
         }

@@ -15,7 +15,7 @@ use crate::compile::thread::{Handle, View};
 use crate::counters::Counters;
 use crate::explain::Story;
 use crate::explain::evidence;
-use crate::explain::pinhole::{Passed, passed};
+use crate::explain::pinhole::{Passed, Unread, passed, unread};
 use crate::packet::Packet;
 use crate::stage::parse::{self, Ingress};
 use crate::table::DeviceId;
@@ -33,22 +33,38 @@ pub fn by_kernel(
     let tables = &view.tables;
     let mac = tables.devices.row(device).map(|row| row.mac).unwrap_or_default();
     let (mut packet, mut scratch) = (Packet::NOTHING, Box::<Counters>::default());
-    // What parse refuses has come to a worker, as far as anybody can tell.
     let ingress = Ingress { device, mac };
-    let Ok(l3) = parse::read(tables, ingress, frame, &mut scratch, &mut packet) else {
-        return Ok(None);
-    };
-    let Some(passed) = passed(tables, frame, &packet, l3) else { return Ok(None) };
     let mut story = Story::begin(tables, device, frame.len());
-    story.packet(&packet, l3);
+    let unread = match parse::read(tables, ingress, frame, &mut scratch, &mut packet) {
+        Ok(l3) => {
+            story.packet(&packet, l3);
+            passed(tables, frame, &packet, l3).map(Unread::Passed)
+        }
+        Err(_) => unread(tables, frame),
+    };
+    let Some(unread) = unread else { return Ok(None) };
     let mut steps = story.steps;
     steps.extend(evidence::of_frame(tables, ingress, frame));
+    let told = |steps, why| {
+        Ok(Some(Explanation { worker: 0, generation: tables.generation, steps, verdict: Verdict::Kernel { why } }))
+    };
+    let passed = match unread {
+        Unread::Ethertype(ethertype) => {
+            return told(
+                steps,
+                format!("the pinhole takes IPv4, IPv6 and ARP alone; EtherType {ethertype:#06x} is neither"),
+            );
+        }
+        Unread::Malformed => {
+            return told(steps, "the pinhole cannot read it: its headers end too early, or are none".to_owned());
+        }
+        Unread::Passed(passed) => passed,
+    };
     steps.extend(services(view, passed.address));
     if is_source(compiler, passed.address)? {
         steps.extend(source(view, passed.address));
     }
-    let verdict = Verdict::Kernel { why: why(view, &passed) };
-    Ok(Some(Explanation { worker: 0, generation: tables.generation, steps, verdict }))
+    told(steps, why(view, &passed))
 }
 
 /// Sources of `fullnat` that the kernel has, of the packet's family.
