@@ -235,7 +235,7 @@ fn what_is_said_is_what_happens() {
                 None => (WAN, sketch.frame(FROM_ROUTER)),
                 Some(peer) => (LAN, rig::expect::from_peer(net, peer, &sketch)),
             };
-            if random.draw() % 6 == 0 {
+            if random.draw().is_multiple_of(6) {
                 // No checksum is right any more.
                 let end = if via.is_none() { 14 + sketch.packet().len() } else { frame.len() };
                 frame[end - 1] ^= 1;
