@@ -1,7 +1,7 @@
 //! # Fragment: the later ones follow the first
 //!
 //! reads   `table::local`, `route`, `service`, `egress`     writes  nothing; returns keys, pieces and tuples for `state::fragment`
-//! drops   `NotOurs`, `SpoofedSource`, `FragmentUntracked`
+//! drops   `NotOurs`, `SpoofedSource`, `FragmentUntracked`, `FragmentOverlap`, `FragmentsFull`
 //! cost    cold; two hash lookups per fragment, no allocation
 //! spec    S-076, N-046, N-060 … N-063, V-050, L-056, T-081, T-141     tests   `dataplane/tests/golden/fragment.rs`
 //!
