@@ -246,9 +246,6 @@ impl Cluster {
             .and(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &read)
             .and(&["tidegate.io"], &["addresspools", "egresspolicies", "gatewaypolicies", "staticnats"], &read);
         server.add_user("gw-1", rules);
-        for n in 0..NODES {
-            server.apply(&node(n))?;
-        }
         let half = services / 2;
         let bulk = |namespace: &str, first, v6| Bulk {
             namespace: namespace.into(),
@@ -260,6 +257,9 @@ impl Cluster {
             ..Bulk::default()
         };
         let bulks = [bulk("scale-v4", 0, false), bulk("scale-v6", half, true)];
+        for n in 0..NODES {
+            server.apply(&node(n, &bulks))?;
+        }
         bulks.iter().for_each(|bulk| server.create_bulk(bulk));
         let this = std::env::current_exe()?;
         let environment = (DATAPLANE_IN, directory.path().as_os_str());
@@ -351,8 +351,9 @@ fn lines<T: Send + 'static>(
     told
 }
 
-/// A Node of the overlay.
-fn node(n: u32) -> String {
+/// A Node of the overlay, with the endpoints that are on it in its pod CIDRs.
+fn node(n: u32, bulks: &[Bulk; 2]) -> String {
+    let [v4, v6] = bulks.each_ref().map(|bulk| bulk.pod_cidr(n));
     format!(
         "apiVersion: v1\nkind: Node\nmetadata:\n  name: node-{n}\n  annotations:\n    \
          flannel.alpha.coreos.com/kube-subnet-manager: 'true'\n    \
@@ -361,7 +362,7 @@ fn node(n: u32) -> String {
          flannel.alpha.coreos.com/backend-v6-data: '{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:06:{n:02x}\"}}'\n    \
          flannel.alpha.coreos.com/public-ip: 198.51.100.{n}\n    \
          flannel.alpha.coreos.com/public-ipv6: 2001:db8:2::{n:x}\n\
-         spec: {{ podCIDRs: [192.168.{n}.0/24, \"fd00:10:244:{n:x}::/64\"] }}\n"
+         spec: {{ podCIDRs: [{v4}, \"{v6}\"] }}\n"
     )
 }
 

@@ -19,7 +19,7 @@ use tidegate_api::client::Client;
 use tidegate_api::listen::Listener;
 use tidegate_api::message::{PREPARED_AT_ONCE, Prepare, Request, Response, Update};
 use tidegate_api::resource::{Backend, Body, Protocol, Resource, Service, ServicePort};
-use tidegate_benches::field::{Field, Way, on_core};
+use tidegate_benches::field::{BACKENDS, Field, Way, on_core};
 use tidegate_benches::fleet::{self, ENDPOINTS, SERVICES};
 use tidegate_benches::summary;
 use tidegate_dataplane::compile::Compiler;
@@ -232,7 +232,7 @@ fn of_field(net: Net) -> Resource {
         node: String::new(),
         pod: String::new(),
     };
-    let backends = Field::pods(net).into_iter().map(backend).collect();
+    let backends = Field::pods(net, BACKENDS).into_iter().map(backend).collect();
     let port = ServicePort { protocol: Protocol::Udp, port: 80, backends, ..ServicePort::default() };
     let body = Service { uid: "field".into(), addresses: vec![net.vip(1)], ports: vec![port], ..Service::default() };
     Resource { name: "bench/field".into(), version: "1".into(), body: Body::Service(body) }

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use tidegate_dataplane::counters::Event;
 use tidegate_dataplane::drops::DropReason;
 use tidegate_dataplane::handover;
@@ -22,9 +22,9 @@ use tidegate_dataplane::table::{DeviceId, Tables};
 use tidegate_dataplane::worker::Worker;
 use tidegate_io::mem::{PaddedCounter, now_ns};
 use tidegate_io::pin::{cores, pin_to};
-use tidegate_io::{HugePages, Magazine, Mode, Pool, Port, PortCounters, PortFacts};
+use tidegate_io::{Frame, HugePages, Magazine, Mode, Pool, Port, PortCounters, PortFacts};
 
-use crate::field::{Field, Stock, StockPort};
+use crate::field::{BACKENDS, Field, Stock, StockPort};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -185,6 +185,8 @@ struct Known {
 struct Gate {
     worker: Worker,
     stocks: [Arc<Mutex<Stock>>; 2],
+    /// Frames for what arrives here: memory of its own, as every queue's fill ring has.
+    home: Vec<Frame>,
 }
 
 /// Workers with flows, and frames for their packets.
@@ -197,6 +199,8 @@ pub struct Course {
     now_ns: u64,
     random: Entropy,
     magazine: Magazine,
+    /// Frames that are in nobody's home.
+    spare: Vec<Frame>,
     _publisher: Publisher,
 }
 
@@ -240,8 +244,10 @@ impl Course {
             let entropy = Entropy::new(7);
             let mut worker = Worker::new(id, readers(), exits, ingress, state, entropy, wants, mailbox);
             worker.link(links);
-            gates.push(Gate { worker, stocks });
+            gates.push(Gate { worker, stocks, home: Vec::new() });
         }
+        let mut magazine = pool.magazine();
+        let spare = std::iter::from_fn(|| magazine.take()).take(frames).collect();
         let mut course = Course {
             plan,
             gates,
@@ -249,20 +255,27 @@ impl Course {
             begun: 0,
             now_ns: 1 << 40,
             random: Entropy::new(11),
-            magazine: pool.magazine(),
+            magazine,
+            spare,
             _publisher: publisher,
         };
+        course.collect();
         if path.is_established() {
             course.establish(flows, frames)?;
         }
         Ok(course)
     }
 
+    /// So many that a third of the ports of the one source address is used towards each.
+    fn backends(flows: u32) -> u16 {
+        u16::try_from(flows / 20_000).unwrap_or(u16::MAX).max(BACKENDS)
+    }
+
     fn tables(plan: &Plan) -> Tables {
         let Plan { path, net, .. } = *plan;
         let mut tables = if path.is_egress() { outside::town().0 } else { rig::tables() };
         if path != Path::NobodyHere {
-            let pods = Field::pods(net);
+            let pods = Field::pods(net, Course::backends(plan.flows));
             rig::add_service(&mut tables, 1, net.vip(1), 80, path.protocol(), &pods);
         }
         if path == Path::NodeDsr {
@@ -308,20 +321,32 @@ impl Course {
 
     /// Lays a frame before a worker.
     fn lay(&mut self, worker: usize, domain: Domain, bytes: &[u8]) -> anyhow::Result<()> {
-        let gate = self.gates.get(worker).ok_or_else(|| anyhow::anyhow!("no worker {worker}"))?;
+        let gate = self.gates.get_mut(worker).with_context(|| format!("no worker {worker}"))?;
         let device = if domain == Domain::Wire { WAN } else { LAN };
-        let stock = gate.stocks.get(usize::from(device.0)).ok_or_else(|| anyhow::anyhow!("no {device:?}"))?;
-        let mut frame = self.magazine.take().ok_or_else(|| anyhow::anyhow!("no frame is left"))?;
+        let stock = gate.stocks.get(usize::from(device.0)).map(Arc::clone).with_context(|| format!("no {device:?}"))?;
+        let mut frame = match gate.home.pop() {
+            Some(frame) => frame,
+            // It is packets of somebody else that it gets more of than its share.
+            None => self.gates.iter_mut().find_map(|gate| gate.home.pop()).context("no frame is left")?,
+        };
         ensure!(frame.fill(bytes), "a frame holds every packet of a course");
         stock.lock().unwrap_or_else(PoisonError::into_inner).lay(frame);
         Ok(())
     }
 
-    /// Takes back what was sent.
+    /// Takes back what was sent, and deals all frames to the gates anew: to each a stretch of memory, in its order, so that
+    /// passes of one worker and of several, handed over or not, differ by nothing that a frame has been through.
     fn collect(&mut self) {
-        for stock in self.gates.iter().flat_map(|gate| &gate.stocks) {
-            let mut stock = stock.lock().unwrap_or_else(PoisonError::into_inner);
-            stock.take_sent().for_each(|frame| self.magazine.give(frame));
+        for gate in &mut self.gates {
+            for stock in &gate.stocks {
+                self.spare.extend(stock.lock().unwrap_or_else(PoisonError::into_inner).take_sent());
+            }
+            self.spare.append(&mut gate.home);
+        }
+        self.spare.sort_by_key(|frame| frame.bytes().as_ptr().addr());
+        let share = self.spare.len().div_ceil(self.gates.len().max(1));
+        for gate in &mut self.gates {
+            gate.home = self.spare.split_off(self.spare.len().saturating_sub(share));
         }
     }
 
@@ -356,8 +381,8 @@ impl Course {
                 let ends = self.opening(n);
                 self.lay(0, ends.domain, &self.frame(&ends, SYN))?;
             }
-            // A handful at a time: a thousand flows to nodes begin in 8 ms.
-            self.now_ns += 1_000_000_000;
+            // A thousand flows to nodes begin in 8 ms; of others ten million are to begin before the first goes.
+            self.now_ns += if self.plan.path == Path::NodeDsr { 1_000_000_000 } else { 10_000_000 };
             self.turns();
             self.collect();
             self.begun += count;
@@ -459,20 +484,34 @@ impl Course {
     /// # Errors
     /// When there are not as many cores, or a packet went another way than this one.
     pub fn pass_side_by_side(&mut self, count: usize) -> anyhow::Result<u64> {
-        let numbers = cores();
-        ensure!(numbers.len() >= self.gates.len(), "{} workers need as many cores", self.gates.len());
-        self.prepare(count)?;
-        let (before, start_ns, count) = (self.went(), self.now_ns, count as u64);
-        let barrier = Barrier::new(self.gates.len());
+        Course::pass_of_strangers(std::slice::from_mut(self), count)
+    }
+
+    /// As [`Course::pass_side_by_side`] of several courses at once, each with so many packets: their workers share nothing
+    /// but the machine.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pass_of_strangers(courses: &mut [Course], count: usize) -> anyhow::Result<u64> {
+        let (numbers, workers) = (cores(), courses.iter().map(|course| course.gates.len()).sum());
+        ensure!(numbers.len() >= workers, "{workers} workers need as many cores");
+        let mut before = Vec::new();
+        for course in courses.iter_mut() {
+            course.prepare(count)?;
+            before.push(course.went());
+        }
+        let start_ns = courses.iter().map(|course| course.now_ns).max().unwrap_or_default();
+        let all = (count * courses.len()) as u64;
+        let barrier = Barrier::new(workers);
         // Packets sent, by worker: each is looked at by the others once a turn, on a line of its own.
-        let sent: Vec<PaddedCounter> = self.gates.iter().map(|_| PaddedCounter::new()).collect();
+        let sent: Vec<PaddedCounter> = (0..workers).map(|_| PaddedCounter::new()).collect();
         let run = |worker: &mut Worker, core: usize, own: &PaddedCounter| -> std::io::Result<(u64, u64)> {
             let pinned = pin_to(core);
             let first = worker.counters().events(Event::Sent);
             barrier.wait();
             pinned?;
             let (begun, mut now) = (now_ns(), start_ns);
-            while sent.iter().map(PaddedCounter::load).sum::<u64>() < count {
+            while sent.iter().map(PaddedCounter::load).sum::<u64>() < all {
                 now += 10_000;
                 if worker.turn(now) == 0 && now_ns() - begun > PATIENCE_NS {
                     break;
@@ -482,16 +521,19 @@ impl Course {
             Ok((begun, now_ns()))
         };
         let spans: Vec<(u64, u64)> = std::thread::scope(|scope| {
-            let (run, gates) = (&run, self.gates.iter_mut().zip(&sent).zip(numbers));
+            let gates = courses.iter_mut().flat_map(|course| &mut course.gates);
+            let (run, gates) = (&run, gates.zip(&sent).zip(numbers));
             let threads: Vec<_> =
                 gates.map(|((gate, own), core)| scope.spawn(move || run(&mut gate.worker, core, own))).collect();
             let ended =
                 threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a worker panicked")));
             ended.map(|ended| Ok(ended??)).collect::<anyhow::Result<_>>()
         })?;
-        self.now_ns += 1_000_000_000;
-        let went = self.went() - before;
-        ensure!(went == count, "{went} of {count} packets went {:?}: {}", self.plan.path, self.told());
+        for (course, before) in courses.iter_mut().zip(before) {
+            course.now_ns = start_ns + 1_000_000_000;
+            let went = course.went() - before;
+            ensure!(went == count as u64, "{went} of {count} packets went {:?}: {}", course.plan.path, course.told());
+        }
         let begun = spans.iter().map(|(begun, _)| *begun).min().unwrap_or_default();
         Ok(spans.iter().map(|(_, ended)| *ended).max().unwrap_or_default() - begun)
     }
@@ -532,11 +574,15 @@ impl Course {
 /// Every frame goes home.
 impl Drop for Course {
     fn drop(&mut self) {
-        for stock in self.gates.iter().flat_map(|gate| &gate.stocks) {
-            let mut stock = stock.lock().unwrap_or_else(PoisonError::into_inner);
-            stock.take_sent().for_each(|frame| self.magazine.give(frame));
-            stock.take_ready().for_each(|frame| self.magazine.give(frame));
+        self.collect();
+        for gate in &mut self.gates {
+            gate.home.drain(..).for_each(|frame| self.magazine.give(frame));
+            for stock in &gate.stocks {
+                let mut stock = stock.lock().unwrap_or_else(PoisonError::into_inner);
+                stock.take_ready().for_each(|frame| self.magazine.give(frame));
+            }
         }
+        self.spare.drain(..).for_each(|frame| self.magazine.give(frame));
     }
 }
 

@@ -22,8 +22,8 @@ use tidegate_io::{
 pub const PASS_FRAMES: usize = 16_384;
 /// Bytes of a frame.
 const FRAME_BYTES: u32 = 2048;
-/// Backends behind the Service.
-const BACKENDS: u8 = 100;
+/// Backends behind the Service, unless more flows want more of them.
+pub const BACKENDS: u16 = 100;
 /// Pods of each peer that are clients through the overlay.
 const PODS: u32 = 90;
 /// External addresses of the policy of [`Way::Egress`]: so many that no crowd of pods uses one up.
@@ -179,7 +179,7 @@ impl Field {
         if way.is_egress() {
             Field::add_policy(&mut tables, net);
         } else {
-            let pods = Field::pods(net);
+            let pods = Field::pods(net, BACKENDS);
             rig::add_service(&mut tables, 1, net.vip(1), 80, 17, &pods);
             rig::add_service(&mut tables, 2, net.vip(1), 80, 6, &pods);
         }
@@ -199,9 +199,13 @@ impl Field {
         outside.policy(tables, "out", Some(&outside::policy(&addresses)));
     }
 
-    /// The endpoints of the Service that flows of a field belong to: UDP port 80 at the first VIP of its net.
-    pub fn pods(net: Net) -> Vec<rig::Endpoint> {
-        (1..=BACKENDS).map(|n| (net.pod(n % rig::PEERS, 100 + n % 100), 8080 + u16::from(n), 1)).collect()
+    /// So many endpoints of the Service that flows belong to: port 80 at the first VIP of its net.
+    pub fn pods(net: Net, count: u16) -> Vec<rig::Endpoint> {
+        let pod = |n: u16| {
+            let [at, _] = (n % 100).to_le_bytes();
+            (net.pod(at % rig::PEERS, 100 + at), 8080 + n, 1)
+        };
+        (1..=count).map(pod).collect()
     }
 
     /// A worker over tables that somebody else publishes, with that Service among them, and no flow yet.

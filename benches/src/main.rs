@@ -10,19 +10,26 @@ use tidegate_benches::summary;
 fn main() -> anyhow::Result<ExitCode> {
     let target = summary::target();
     let figures = summary::figures(&target)?;
-    println!("{:<36} {:>12} {:>10}  {:<20} met", "figure", "measured", "budget", "unit");
+    println!(
+        "{:<36} {:>12} {:>12} {:>10} {:>9} {:>8}  {:<20} met",
+        "figure", "median", "best decile", "budget", "of budget", "x floor", "unit"
+    );
     for figure in &figures {
         let number = |value: Option<f64>| match value {
             None => "-".to_string(),
             Some(value) if value != 0.0 && value.abs() < 1.0 => format!("{value:.3}"),
             Some(value) => format!("{value:.1}"),
         };
+        let ratio = |value: Option<f64>| value.map_or_else(|| "-".to_string(), |value| format!("{value:.2}"));
         let met = figure.met.map_or("", |met| if met { "yes" } else { "NO" });
         println!(
-            "{:<36} {:>12} {:>10}  {:<20} {met}",
+            "{:<36} {:>12} {:>12} {:>10} {:>9} {:>8}  {:<20} {met}",
             figure.name,
             number(figure.figure),
+            number(figure.best),
             number(figure.budget),
+            ratio(figure.of_budget),
+            ratio(figure.of_floor),
             figure.unit
         );
     }

@@ -50,9 +50,6 @@ pub const ANSWERS_PER_S: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
 /// addresses can fill a table of a million only in eight seconds then, and loses nobody anything by it.
 pub const PINS_PER_S: NonZeroU32 = NonZeroU32::new(125_000).expect("not zero");
 
-/// Nanoseconds a worker stays awake without a packet before it sleeps on its descriptors.
-pub const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
-
 /// Longest sleep; bounds how late a timer, a request or a publish is noticed.
 pub const SLEEP_MAX: Duration = Duration::from_millis(10);
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use tidegate_io::mem::{now_ns, sleep_on};
+use tidegate_io::mem::{IDLE_BEFORE_SLEEP_NS, now_ns, sleep_on};
 
 use crate::counters::Event;
 use crate::limits;
@@ -25,7 +25,7 @@ use crate::worker::Worker;
 pub enum Idle {
     /// Turns on: least latency, most power.
     Poll,
-    /// Sleeps on its descriptors after [`limits::IDLE_BEFORE_SLEEP_NS`] without a packet.
+    /// Sleeps on its descriptors after [`IDLE_BEFORE_SLEEP_NS`] without a packet.
     Sleep,
 }
 
@@ -45,7 +45,7 @@ pub fn turn_until(worker: &mut Worker, idle: Idle, stop: &AtomicBool) {
         if had_packets {
             busy_ns = now;
             until_timed = until_timed.checked_sub(1).unwrap_or_else(|| turns_until_timed(&mut entropy));
-        } else if idle == Idle::Sleep && now.saturating_sub(busy_ns) > limits::IDLE_BEFORE_SLEEP_NS {
+        } else if idle == Idle::Sleep && now.saturating_sub(busy_ns) > IDLE_BEFORE_SLEEP_NS {
             sleep(worker);
         }
     }

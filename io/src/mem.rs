@@ -15,7 +15,7 @@ pub use lanes::{LANE_BITS, equal_lanes};
 pub use map::{HugePages, Pages};
 pub use prefetch::{prefetch_read, prefetch_write};
 pub use slab::Slab;
-pub use wait::{now_ns, sleep_on};
+pub use wait::{IDLE_BEFORE_SLEEP_NS, now_ns, sleep_on};
 
 pub(crate) use map::Mapping;
 pub(crate) use prefetch::{prefetch_line, prefetch_line_write};

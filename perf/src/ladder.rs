@@ -49,6 +49,8 @@ pub use updates::{Trials, UnderUpdates};
 
 /// How long setting a rung up may take: thousands of Services take nftables half a minute.
 const SETUP_LIMIT: Duration = Duration::from_secs(240);
+/// The rung that decides nothing: it exchanges link-layer addresses.
+const RAW: &str = "raw AF_XDP forwarding";
 /// The rung that is Tidegate's.
 const TIDEGATE: &str = "Tidegate fullnat";
 /// Addresses of the kernel's other Services.
@@ -76,6 +78,9 @@ pub struct LadderOptions {
     /// ends
     #[arg(long, default_value_t = 3)]
     pub trials: u32,
+    /// How many times raw forwarding and Tidegate take turns; of each the round with the median rate is told
+    #[arg(long, default_value_t = 1)]
+    pub rounds: u32,
     /// Distinct flows, uniformly mixed
     #[arg(long, default_value_t = 10_000)]
     pub flows: u32,
@@ -126,6 +131,19 @@ pub struct Rung {
     pub idle_percent: Option<f64>,
     /// From the generator to the sink at a hundred packets per second: each finds everybody asleep.
     pub rare: Quantiles,
+    /// The rates of all rounds in their order, of which this is the one with the median; one round where it is empty.
+    #[serde(default)]
+    pub rounds_mrr_per_s: Vec<f64>,
+}
+
+impl Rung {
+    /// Of several rounds of the same rung, the one with the median rate, and all their rates.
+    fn median(mut rounds: Vec<Self>) -> Option<Self> {
+        let rates: Vec<f64> = rounds.iter().map(|round| round.mrr_per_s).collect();
+        rounds.sort_by(|a, b| a.mrr_per_s.total_cmp(&b.mrr_per_s));
+        let middle = rounds.len().checked_sub(1)? / 2;
+        Some(Self { rounds_mrr_per_s: rates, ..rounds.swap_remove(middle) })
+    }
 }
 
 /// The ladder.
@@ -158,6 +176,7 @@ struct Line {
 /// When a rung cannot be set up, or a trial fails.
 pub fn climb(options: &LadderOptions) -> Result<Ladder> {
     ensure!((1..=100).contains(&options.trials), "trials are 1 to 100, not {}", options.trials);
+    ensure!((1..=100).contains(&options.rounds), "rounds are 1 to 100, not {}", options.rounds);
     ensure!(options.services.iter().all(|count| (1..=50_000).contains(count)), "Services are 1 to 50000");
     let seconds = crate::pktgen::options::seconds(options.seconds)?;
     // Before minutes are spent on figures that could not be kept.
@@ -172,38 +191,46 @@ pub fn climb(options: &LadderOptions) -> Result<Ladder> {
         let lines = format!("ethtool -K {device} gro on >/dev/null\necho 1 > /sys/class/net/{device}/threaded\n");
         shell(namespace, &lines)?;
     }
-    let mut rungs = Vec::new();
-    let measure = |rungs: &mut Vec<Rung>, name: &str, pid: Option<u32>| -> Result<()> {
-        for family in &options.families {
+    let climbed = |name: &str, pid: Option<u32>| -> Result<Vec<Rung>> {
+        let of = |family: &Family| {
             eprintln!("ladder: {name}, {family}");
             let rung = measure(name, *family, pid, options, seconds, &before);
-            rungs.push(rung.with_context(|| format!("rung {name:?} over {family}"))?);
-        }
-        Ok(())
+            rung.with_context(|| format!("rung {name:?} over {family}"))
+        };
+        options.families.iter().map(of).collect()
     };
-    {
+    let (mut raw, mut tidegate) = (Vec::new(), Vec::new());
+    for round in 1..=options.rounds {
         let mut forwarder = forwarder(&rig)?;
         forwarder.wait_for_line("forwarding", READY_LIMIT)?;
-        measure(&mut rungs, "raw AF_XDP forwarding", Some(forwarder.pid()))?;
+        raw.push(climbed(RAW, Some(forwarder.pid()))?);
         forwarder.signal(rustix::process::Signal::TERM)?;
         forwarder.wait_for_end(READY_LIMIT)?;
+        rig.gateway.start()?;
+        rig.await_active_pods("shop/echo", &crate::topology::pods().map(Pod::name).collect::<Vec<_>>(), READY_LIMIT)?;
+        tidegate.push(climbed(TIDEGATE, rig.gateway.pid(Program::Dataplane))?);
+        rig.gateway.end(Program::Control)?;
+        if round < options.rounds {
+            rig.gateway.end(Program::Dataplane)?;
+            shell(GATEWAY, WITHOUT_PINHOLE)?;
+        }
     }
-    rig.gateway.start()?;
-    rig.await_active_pods("shop/echo", &crate::topology::pods().map(Pod::name).collect::<Vec<_>>(), READY_LIMIT)?;
-    measure(&mut rungs, TIDEGATE, rig.gateway.pid(Program::Dataplane))?;
-    rig.gateway.end(Program::Control)?;
+    let mut rungs = medians(raw);
+    rungs.extend(medians(tidegate));
     let updates = under_updates(&rungs, options, seconds)?;
     rig.gateway.end(Program::Dataplane)?;
+    shell(GATEWAY, WITHOUT_PINHOLE)?;
     shell(GATEWAY, &kernel_forwards())?;
     for count in &options.services {
         program(*count)?;
-        measure(&mut rungs, &format!("kernel nftables, {count} Services"), None)?;
+        rungs.extend(climbed(&format!("kernel nftables, {count} Services"), None)?);
     }
     let conditions = format!(
         "veth, AF_XDP copy mode, one queue, frames of {} bytes in {} flows, uniform; {} trials of {} s; processor time: the \
          forwarder's threads and the kernel's threads that receive for wan0, at 0.7 of the most that came through; latency at \
-         half of it; idle: the same processor time while nothing is sent, of one core; rare: {RARE_PER_S} packets per second",
-        options.sizes, options.flows, options.trials, options.seconds
+         half of it; idle: the same processor time while nothing is sent, of one core; rare: {RARE_PER_S} packets per second; \
+         raw forwarding and Tidegate by turns, {} rounds, the one with the median rate of each",
+        options.sizes, options.flows, options.trials, options.seconds, options.rounds
     );
     let ladder = Ladder { surroundings: surroundings::here(), conditions, rungs, updates };
     if let Some(file) = &options.record {
@@ -214,6 +241,18 @@ pub fn climb(options: &LadderOptions) -> Result<Ladder> {
         std::fs::write(file, plot::ladder(&ladder)?).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(ladder)
+}
+
+/// Of each family the median round; rounds have their families in one order.
+fn medians(rounds: Vec<Vec<Rung>>) -> Vec<Rung> {
+    let mut families: Vec<Vec<Rung>> = Vec::new();
+    for round in rounds {
+        families.resize_with(families.len().max(round.len()), Vec::new);
+        for (family, rung) in families.iter_mut().zip(round) {
+            family.push(rung);
+        }
+    }
+    families.into_iter().filter_map(Rung::median).collect()
 }
 
 /// What Tidegate loses at half of what came through, told of changes and left alone.
@@ -247,9 +286,12 @@ fn forwarder(rig: &Rig) -> Result<Daemon> {
     Daemon::start("tidegate-pktgen", command, &rig.lab.state_dir.join("forwarder.log"))
 }
 
+/// Takes the programs from the gateway's devices that stay when the dataplane ends.
+const WITHOUT_PINHOLE: &str = "ip link set dev wan0 xdp off\nip link set dev lan0 xdp off\n";
+
 /// Makes the gateway's kernel a forwarder: its own VXLAN devices, as workers have them.
 fn kernel_forwards() -> String {
-    let mut lines = "ip link set dev wan0 xdp off\nip link set dev lan0 xdp off\n".to_owned();
+    let mut lines = String::new();
     let node = GATEWAY_NODE;
     for family in FAMILIES {
         let device = vxlan_device(family);
@@ -373,6 +415,7 @@ fn measure(
         latency,
         idle_percent: visible.then_some(idle_percent),
         rare,
+        rounds_mrr_per_s: vec![],
     })
 }
 
@@ -461,6 +504,11 @@ impl Ladder {
                 rung.rare.p99_us,
             );
         }
+        for (number, rung) in self.rungs.iter().filter(|rung| rung.rounds_mrr_per_s.len() > 1).enumerate() {
+            let rates: Vec<String> = rung.rounds_mrr_per_s.iter().map(|rate| format!("{rate:.0}")).collect();
+            let apart = if number == 0 { "\n" } else { "" };
+            let _ = writeln!(text, "{apart}{}, {}, round by round: {} /s", rung.name, rung.family, rates.join(", "));
+        }
         for UnderUpdates { family, rate_per_s, quiet, updated, updates, seconds } in &self.updates {
             let told = *updates as f64 / seconds.max(f64::MIN_POSITIVE);
             let _ = writeln!(
@@ -494,4 +542,34 @@ pub fn run(options: &LadderOptions) -> Result<()> {
         print!("{}", ladder.table());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_each_family_the_round_with_the_median_rate_is_told() {
+        let round = |rates: [f64; 2]| {
+            let rung = |(family, mrr_per_s): (&str, f64)| Rung {
+                name: RAW.into(),
+                family: family.into(),
+                mrr_per_s,
+                offered_per_s: mrr_per_s + 1.0,
+                cpu_ns_per_packet: None,
+                of_it_receiving_ns: None,
+                latency: Quantiles::default(),
+                idle_percent: None,
+                rare: Quantiles::default(),
+                rounds_mrr_per_s: vec![],
+            };
+            ["IPv4", "IPv6"].into_iter().zip(rates).map(rung).collect::<Vec<_>>()
+        };
+        let told = medians(vec![round([3.0, 50.0]), round([1.0, 70.0]), round([2.0, 60.0])]);
+        let figures: Vec<_> =
+            told.iter().map(|rung| (rung.family.as_str(), rung.mrr_per_s, rung.offered_per_s)).collect();
+        assert_eq!(figures, [("IPv4", 2.0, 3.0), ("IPv6", 60.0, 61.0)]);
+        assert_eq!(told[1].rounds_mrr_per_s, [50.0, 70.0, 60.0], "in their order");
+        assert!(medians(vec![]).is_empty());
+    }
 }

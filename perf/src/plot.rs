@@ -120,6 +120,7 @@ mod tests {
             latency: Quantiles { p99_us: 71.5, ..Quantiles::default() },
             idle_percent: Some(0.4),
             rare: Quantiles { p50_us: 33.25, ..Quantiles::default() },
+            rounds_mrr_per_s: vec![],
         };
         let rungs = vec![
             rung("raw", "IPv4", 1_234_567.0, Some(812.0)),

@@ -277,7 +277,7 @@ fn the_ladder_can_be_climbed() {
     turn.lock().unwrap();
     let home = tempfile::tempdir().unwrap();
     let files = ["ladder.json", "ladder.svg"].map(|name| home.path().join(name));
-    let mut command = lab(&["ladder", "--seconds=0.1", "--trials=1", "--services=1,10"]);
+    let mut command = lab(&["ladder", "--seconds=0.1", "--trials=1", "--rounds=2", "--services=1,10"]);
     command.arg("--record").arg(&files[0]).arg("--plot").arg(&files[1]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -293,6 +293,9 @@ fn the_ladder_can_be_climbed() {
         {
             assert!(rung.pointer(figure).and_then(serde_json::Value::as_f64).unwrap() > 0.0, "{figure} of {rung}");
         }
+        let rounds = rung["rounds_mrr_per_s"].as_array().unwrap();
+        assert_eq!(rounds.len(), if name.starts_with("kernel") { 0 } else { 2 }, "{rung}");
+        assert!(rounds.is_empty() || rounds.contains(&rung["mrr_per_s"]), "{rung}");
     }
     let updates = record["updates"].as_array().unwrap();
     assert_eq!(updates.iter().map(|found| found["family"].as_str().unwrap()).collect::<Vec<_>>(), ["IPv4", "IPv6"]);

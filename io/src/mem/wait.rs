@@ -18,6 +18,10 @@ pub fn now_ns() -> u64 {
     u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Nanoseconds that whoever turns over ports stays awake without a packet before it sleeps on their descriptors. Who stays
+/// awake longer takes more from those that share its core, so whatever is compared on shared cores keeps to the same.
+pub const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
+
 /// Sleeps until one of `descriptors` is readable or `timeout` has passed, and returns how many are readable.
 ///
 /// Only the first 64 descriptors are waited for. Allocates nothing. An interrupted sleep is an early, empty one.

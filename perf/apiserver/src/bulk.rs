@@ -27,7 +27,7 @@ pub struct Bulk {
     pub v6: bool,
     /// `loadBalancerClass` of the Services; empty for none.
     pub class: String,
-    /// How many nodes the endpoints are spread over, `node-0` and on.
+    /// How many nodes the endpoints are spread over by turns, `node-0` and on.
     pub nodes: u32,
     /// Whether the Services have addresses of a load balancer in their status already.
     pub with_status: bool,
@@ -54,10 +54,38 @@ impl Bulk {
         if self.v6 { v6(0xfd00_0002, number) } else { IpAddr::V4(Ipv4Addr::from(0xac10_0000 + number)) }
     }
 
-    /// Address of endpoint `index` of Service `number`: 10.128.0.0/9 or fd00:1::/64 and on.
+    /// Address of endpoint `index` of Service `number`, in the pod CIDR of its node.
     pub fn endpoint(&self, number: u32, index: u32) -> IpAddr {
-        let at = number * self.endpoints + index;
-        if self.v6 { v6(0xfd00_0001, at) } else { IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + at)) }
+        let (node, at) = (self.node(number, index), (number * self.endpoints + index) / self.nodes.max(1));
+        match self.v6 {
+            true => IpAddr::V6(Ipv6Addr::from(self.pod_block_v6(node) | u128::from(at))),
+            false => IpAddr::V4(Ipv4Addr::from(self.pod_block_v4(node) + at)),
+        }
+    }
+
+    /// What pods of node `node` have addresses of: a part of 10.128.0.0/9, or a /64 of fd00:1::/32.
+    pub fn pod_cidr(&self, node: u32) -> String {
+        match self.v6 {
+            true => format!("{}/64", Ipv6Addr::from(self.pod_block_v6(node))),
+            false => format!("{}/{}", Ipv4Addr::from(self.pod_block_v4(node)), 32 - self.pod_bits_v4()),
+        }
+    }
+
+    fn node(&self, number: u32, index: u32) -> u32 {
+        (number * self.endpoints + index) % self.nodes.max(1)
+    }
+
+    fn pod_block_v6(&self, node: u32) -> u128 {
+        0xfd00_0001 << 96 | u128::from(node) << 64
+    }
+
+    fn pod_block_v4(&self, node: u32) -> u32 {
+        0x0a80_0000 + (node << self.pod_bits_v4())
+    }
+
+    /// Bits that tell the pods of one node from each other.
+    fn pod_bits_v4(&self) -> u32 {
+        23_u32.saturating_sub(self.nodes.max(1).next_power_of_two().trailing_zeros())
     }
 
     /// From the end of the ranges, which the server gives out from the beginning; beyond them when they are full.
@@ -111,7 +139,7 @@ impl Bulk {
         );
         for index in 0..self.endpoints {
             let comma = if index == 0 { "" } else { "," };
-            let (address, node) = (self.endpoint(number, index), (number + index) % self.nodes.max(1));
+            let (address, node) = (self.endpoint(number, index), self.node(number, index));
             // Writing into a String cannot fail.
             let _ = write!(
                 rest,
@@ -169,6 +197,36 @@ impl ApiServer {
                     &rest,
                 )
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn endpoints_are_many_and_in_the_pod_cidr_of_their_node() {
+        for (v6, nodes) in [(false, 100), (true, 100), (false, 7), (true, 7), (false, 1), (true, 1)] {
+            let bulk = Bulk { services: 5000, first: 3000, v6, nodes, ..Bulk::default() };
+            let mut seen = HashSet::new();
+            for number in bulk.first..bulk.first + bulk.services {
+                for index in 0..bulk.endpoints {
+                    let (address, node) = (bulk.endpoint(number, index), bulk.node(number, index));
+                    assert!(seen.insert(address), "{address} twice");
+                    let cidr = bulk.pod_cidr(node);
+                    let (base, length) = cidr.split_once('/').unwrap();
+                    let (base, length): (IpAddr, u32) = (base.parse().unwrap(), length.parse().unwrap());
+                    let same = match (base, address) {
+                        (IpAddr::V4(base), IpAddr::V4(at)) => (base.to_bits() ^ at.to_bits()) >> (32 - length) == 0,
+                        (IpAddr::V6(base), IpAddr::V6(at)) => (base.to_bits() ^ at.to_bits()) >> (128 - length) == 0,
+                        _ => false,
+                    };
+                    assert!(same, "{address} of node {node} is not in {cidr}");
+                }
+            }
         }
     }
 }

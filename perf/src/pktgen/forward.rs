@@ -7,14 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use tidegate_io::mem::sleep_on;
+use tidegate_io::mem::{IDLE_BEFORE_SLEEP_NS, now_ns, sleep_on};
 use tidegate_io::{Batch, Magazine, Port};
 
 use crate::pktgen::layout;
 use crate::pktgen::stateful;
 
-/// Turns without a packet after which the forwarder sleeps, as a worker does.
-const IDLE_TURNS: u32 = 200;
 /// Longest sleep: how soon a flag is seen.
 const SLEEP: Duration = Duration::from_millis(20);
 
@@ -34,7 +32,7 @@ pub struct Passed {
 pub fn forward<P: Port>(ports: &mut [(P, Magazine); 2], stop: &AtomicBool) -> Result<Passed> {
     let mut passed = Passed::default();
     let mut batches = [Batch::new(), Batch::new()];
-    let mut idle = 0;
+    let mut busy_ns = now_ns();
     while !stop.load(Ordering::Relaxed) {
         let [near, far] = ports;
         let [there, back] = &mut batches;
@@ -45,8 +43,10 @@ pub fn forward<P: Port>(ports: &mut [(P, Magazine); 2], stop: &AtomicBool) -> Re
             port.kick();
             port.recycle(magazine);
         }
-        idle = if one + other > 0 { 0 } else { idle + 1 };
-        if idle > IDLE_TURNS {
+        let now = now_ns();
+        if one + other > 0 {
+            busy_ns = now;
+        } else if now.saturating_sub(busy_ns) > IDLE_BEFORE_SLEEP_NS {
             let descriptors: Vec<_> = ports.iter().filter_map(|(port, _)| port.descriptor()).collect();
             sleep_on(&descriptors, SLEEP)?;
         }
