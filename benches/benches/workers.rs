@@ -2,8 +2,9 @@
 //!
 //! Each worker has a thread and a core of its own; tables, readers and counters are shared as in a gateway. Passes of one
 //! worker and of two take turns in one run, and so do the floor on one thread and on two, which share nothing but the
-//! machine: what the floor loses to its neighbour is the memory's, and what workers lose beyond that would be lines that
-//! they take from each other.
+//! machine. The floor says what the memory allows. Two gateways of one worker each, which share neither tables nor frames nor
+//! counters, say what the cores allow: virtual ones may be halves of one, which the floor, who mostly waits, does not notice.
+//! What the workers of one gateway lose beyond those would be lines that they take from each other.
 
 #![allow(missing_docs)]
 
@@ -46,22 +47,28 @@ fn compare(net: Net, family: &str) -> anyhow::Result<()> {
         Course::new(Plan { workers: WORKERS, ..plan })?,
         Course::new(Plan { workers: WORKERS, arrival: Arrival::Anywhere, ..plan })?,
     ];
+    let half = Plan { flows: FLOWS / u32::from(WORKERS), frames: PASS_FRAMES, ..plan };
+    let mut strangers = [Course::new(half)?, Course::new(half)?];
     let mut floors = [Floor::new(HugePages::Auto)?, Floor::new(HugePages::Auto)?];
-    let [mut one, mut owned, mut blind, mut alone, mut together] = [const { Vec::new() }; 5];
+    let [mut one, mut owned, mut blind, mut apart, mut alone, mut together] = [const { Vec::new() }; 6];
     for _ in 0..ROUNDS {
         for (course, figures) in courses.iter_mut().zip([&mut one, &mut owned, &mut blind]) {
             figures.push(course.pass_side_by_side(frames)? as f64 * CYCLES_PER_NS / frames as f64);
         }
+        apart.push(Course::pass_apart(&mut strangers, PASS_FRAMES)? as f64 * CYCLES_PER_NS / frames as f64);
         let [first, _] = &mut floors;
         alone.push(floor(std::slice::from_mut(first))?);
         together.push(floor(&mut floors)?);
     }
     // Of each the best decile: packets of all workers by the time that the last one ended.
-    let [one, owned, blind, alone, together] =
-        [one, owned, blind, alone, together].map(|mut figures| marks(&mut figures).0);
+    let [one, owned, blind, apart, alone, together] =
+        [one, owned, blind, apart, alone, together].map(|mut figures| marks(&mut figures).0);
     println!("{family}: one worker {one:.1} cycles per packet, two {owned:.1}, half of them handed over {blind:.1}");
+    println!("{family}: two gateways of one worker each {apart:.1}");
     println!("{family}: the floor on one thread {alone:.1}, on two {together:.1}");
-    for (name, figure) in [("owned", one / owned), ("handed_over", one / blind), ("floor", alone / together)] {
+    let figures =
+        [("owned", one / owned), ("handed_over", one / blind), ("apart", one / apart), ("floor", alone / together)];
+    for (name, figure) in figures {
         println!("workers/{name}_{family}: {figure:.2} times the packets of one");
         summary::count(&summary::target(), &format!("workers/{name}_{family}"), figure)?;
     }

@@ -459,14 +459,24 @@ impl Course {
     /// # Errors
     /// When there are not as many cores, or a packet went another way than this one.
     pub fn pass_side_by_side(&mut self, count: usize) -> anyhow::Result<u64> {
+        Course::pass_apart(std::slice::from_mut(self), count)
+    }
+
+    /// The same of several courses at once, `count` packets of each: their workers share nothing but the machine.
+    ///
+    /// # Errors
+    /// As [`Course::pass_side_by_side`].
+    pub fn pass_apart(courses: &mut [Course], count: usize) -> anyhow::Result<u64> {
         let numbers = cores();
-        ensure!(numbers.len() >= self.gates.len(), "{} workers need as many cores", self.gates.len());
-        self.prepare(count)?;
-        let (before, start_ns, count) = (self.went(), self.now_ns, count as u64);
-        let barrier = Barrier::new(self.gates.len());
-        // Packets sent, by worker: each is looked at by the others once a turn, on a line of its own.
-        let sent: Vec<PaddedCounter> = self.gates.iter().map(|_| PaddedCounter::new()).collect();
-        let run = |worker: &mut Worker, core: usize, own: &PaddedCounter| -> std::io::Result<(u64, u64)> {
+        let workers = courses.iter().map(|course| course.gates.len()).sum();
+        ensure!(numbers.len() >= workers, "{workers} workers need as many cores");
+        courses.iter_mut().try_for_each(|course| course.prepare(count))?;
+        let (before, count): (Vec<u64>, _) = (courses.iter().map(Course::went).collect(), count as u64);
+        let barrier = Barrier::new(workers);
+        // Packets sent, by course and worker: each is looked at by the others once a turn, on a line of its own.
+        let counters = |course: &Course| course.gates.iter().map(|_| PaddedCounter::new()).collect();
+        let sent: Vec<Vec<PaddedCounter>> = courses.iter().map(counters).collect();
+        let run = |worker: &mut Worker, core, start_ns, own: &PaddedCounter, sent: &[PaddedCounter]| {
             let pinned = pin_to(core);
             let first = worker.counters().events(Event::Sent);
             barrier.wait();
@@ -479,19 +489,25 @@ impl Course {
                 }
                 own.store(worker.counters().events(Event::Sent) - first);
             }
-            Ok((begun, now_ns()))
+            std::io::Result::Ok((begun, now_ns()))
         };
         let spans: Vec<(u64, u64)> = std::thread::scope(|scope| {
-            let (run, gates) = (&run, self.gates.iter_mut().zip(&sent).zip(numbers));
-            let threads: Vec<_> =
-                gates.map(|((gate, own), core)| scope.spawn(move || run(&mut gate.worker, core, own))).collect();
+            let (run, mut numbers, mut threads) = (&run, numbers.into_iter(), Vec::new());
+            for (course, sent) in courses.iter_mut().zip(&sent) {
+                let start_ns = course.now_ns;
+                for ((gate, own), core) in course.gates.iter_mut().zip(sent).zip(&mut numbers) {
+                    threads.push(scope.spawn(move || run(&mut gate.worker, core, start_ns, own, sent)));
+                }
+            }
             let ended =
                 threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a worker panicked")));
             ended.map(|ended| Ok(ended??)).collect::<anyhow::Result<_>>()
         })?;
-        self.now_ns += 1_000_000_000;
-        let went = self.went() - before;
-        ensure!(went == count, "{went} of {count} packets went {:?}: {}", self.plan.path, self.told());
+        for (course, before) in courses.iter_mut().zip(before) {
+            course.now_ns += 1_000_000_000;
+            let went = course.went() - before;
+            ensure!(went == count, "{went} of {count} packets went {:?}: {}", course.plan.path, course.told());
+        }
         let begun = spans.iter().map(|(begun, _)| *begun).min().unwrap_or_default();
         Ok(spans.iter().map(|(_, ended)| *ended).max().unwrap_or_default() - begun)
     }
