@@ -350,7 +350,14 @@ fn worker(number: u32, core: Option<u32>) -> WorkerRow {
     WorkerRow {
         worker: number,
         core,
-        clients: core.map(|_| ClientsByRss { device: "wan0".into(), entries: 64, of: 128 }),
+        clients: core.map(|_| ClientsByRss {
+            device: "wan0".into(),
+            entries: 64,
+            of: 128,
+            places: (0..128).step_by(2).collect(),
+            key_digest: "e3b0c44298fc1c14".into(),
+            fields: [("tcp4".into(), "sdfn".into()), ("udp4".into(), "sd".into())].into(),
+        }),
         generation: 41,
         turns: 123_456_789,
         idle_turns: 1_234,

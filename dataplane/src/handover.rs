@@ -111,6 +111,12 @@ pub fn matrix(workers: u16, capacity: usize) -> io::Result<Vec<Links>> {
 }
 
 impl Links {
+    /// What this worker writes here, for a test of what lies beside it.
+    #[cfg(test)]
+    pub(crate) fn written(&self) -> [std::ops::Range<usize>; 2] {
+        [crate::worker::lines::of(&*self.outbound), crate::worker::lines::of(&*self.inbound)]
+    }
+
     /// Whether there is no other worker.
     #[inline]
     pub fn is_alone(&self) -> bool {

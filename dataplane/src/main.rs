@@ -54,7 +54,7 @@ use tidegate_dataplane::state::connections::Connections;
 use tidegate_dataplane::state::{Capacity, Entropy, State};
 use tidegate_dataplane::table::owner::{OwnerTable, WorkerId};
 use tidegate_dataplane::table::publish::Publisher;
-use tidegate_dataplane::table::spread::Spread;
+use tidegate_dataplane::table::spread::{Spread, digest};
 use tidegate_dataplane::table::{DeviceId, Tables};
 use tidegate_dataplane::wheel::{self, Idle};
 use tidegate_dataplane::worker::Worker;
@@ -270,9 +270,9 @@ fn start(
     let section = &file.dataplane;
     let spread = spread_of_clients(section, &opened.ports);
     let clients_of = |worker| {
-        let (device, spread) = spread.as_ref()?;
+        let (read, spread) = spread.as_ref()?;
         let (entries, of) = spread.entries_of(WorkerId(worker));
-        Some(ClientsByRss { device: device.clone(), entries, of })
+        Some(ClientsByRss { entries, of, places: spread.places_of(WorkerId(worker)), ..read.clone() })
     };
     let clients: Vec<_> = (0..section.worker_count()).map(clients_of).collect();
     let owners = OwnerTable::new(section.worker_count(), [secret(4), secret(5)]);
@@ -593,19 +593,24 @@ fn dealt(section: &config::Dataplane, ports: Vec<AfXdpPort>) -> anyhow::Result<V
 }
 
 /// The device whose RSS decides whose clients are, and how it spreads them over its open queues; says so, or why none does.
-/// It is read once: flows live where it said, whatever becomes of the device's settings.
-fn spread_of_clients(section: &config::Dataplane, ports: &[AfXdpPort]) -> Option<(String, Spread)> {
+/// It is read once: flows live where it said, whatever becomes of the device's settings. What is told of it is the same for
+/// all workers, but for their shares.
+fn spread_of_clients(section: &config::Dataplane, ports: &[AfXdpPort]) -> Option<(ClientsByRss, Spread)> {
     let device = section.spreads_clients()?.name.clone();
     let queues: Vec<u32> =
         ports.iter().map(AfXdpPort::facts).filter(|facts| facts.device == device).map(|facts| facts.queue).collect();
     let rss = NetDevice::query(&device).and_then(|device| device.rss());
     let spread = rss.map_err(|error| format!("its RSS cannot be read: {error}"));
-    let spread = spread
-        .and_then(|rss| Spread::new(&rss, &queues, section.worker_count()).map_err(|no_spread| no_spread.to_string()));
+    let spread = spread.and_then(|rss| {
+        let spread = Spread::new(&rss, &queues, section.worker_count()).map_err(|no_spread| no_spread.to_string())?;
+        Ok((rss, spread))
+    });
     match spread {
-        Ok(spread) => {
+        Ok((rss, spread)) => {
             tracing::info!(device, "clients belong to the worker on whose queue the device's RSS lays their packets");
-            Some((device, spread))
+            let fields =
+                rss.told().map(|(flows, hashed)| (flows.name().to_owned(), hashed.name().to_owned())).collect();
+            Some((ClientsByRss { device, key_digest: digest(&rss.key), fields, ..ClientsByRss::default() }, spread))
         }
         Err(reason) => {
             tracing::info!(device, reason, "clients are spread over workers by a keyed hash, not by the device's RSS");

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::channel::{Receiver, Sender};
+use crossbeam::utils::CachePadded;
 use tidegate_io::{Batch, Frame};
 
 use crate::counters::{Counters, Event};
@@ -42,6 +43,9 @@ mod other;
 mod cut;
 /// What would become of a packet.
 mod explain;
+/// Where what a worker writes lies in memory.
+#[cfg(test)]
+pub(crate) mod lines;
 /// Packets that somebody captures.
 mod capture;
 /// How large batches are.
@@ -86,7 +90,8 @@ pub enum PortWant {
     },
 }
 
-/// One worker.
+/// One worker. What it writes with every packet lies in pairs of cache lines that no other worker writes to.
+#[repr(align(128))]
 pub struct Worker {
     /// Number of this worker.
     pub id: u32,
@@ -96,9 +101,9 @@ pub struct Worker {
     pub(crate) counters: Counters,
     ingress: Vec<Ingress>,
     pub(crate) links: Links,
-    parcels: Box<Parcels>,
+    parcels: Box<CachePadded<Parcels>>,
     received: Batch,
-    slots: Box<[Slot; limits::BATCH_PACKETS]>,
+    slots: Box<CachePadded<[Slot; limits::BATCH_PACKETS]>>,
     entropy: Entropy,
     wants: Sender<Want>,
     port_wants: Option<Sender<PortWant>>,
@@ -162,7 +167,7 @@ impl Worker {
     ) -> Worker {
         let counters = Counters::default();
         state.worker = WorkerId(u16::try_from(id).unwrap_or(u16::MAX));
-        let (received, slots) = (Batch::new(), Box::new([Slot::EMPTY; limits::BATCH_PACKETS]));
+        let (received, slots) = (Batch::new(), Box::new(CachePadded::new([Slot::EMPTY; limits::BATCH_PACKETS])));
         Worker {
             id,
             reader,

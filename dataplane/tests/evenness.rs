@@ -64,23 +64,31 @@ fn heavy_clients(random: &mut Entropy) -> Vec<Flow> {
     (0..FLOWS).map(of).collect()
 }
 
-fn tables(by: By, random: &mut Entropy) -> Tables {
-    let owners = OwnerTable::new(WORKERS, [random.draw(), random.draw()]);
-    let mut nic = Nic::new(WORKERS, random);
-    let queues: Vec<u32> = (0..WORKERS.into()).collect();
+/// So many clients, which have the same number of flows each, and each flow the same packets.
+fn few_clients(clients: u32, random: &mut Entropy) -> Vec<Flow> {
+    let names: Vec<u32> = (0..clients).map(|_| random.draw() as u32 & 0xff_ffff).collect();
+    let of = |n: u32| (flow(names[(n % clients) as usize], random.draw() as u16 | 1024), 1.0);
+    (0..FLOWS / 5).map(of).collect()
+}
+
+fn tables(by: By, workers: u16, random: &mut Entropy) -> Tables {
+    let owners = OwnerTable::new(workers, [random.draw(), random.draw()]);
+    let mut nic = Nic::new(workers, random);
+    let queues: Vec<u32> = (0..workers.into()).collect();
     if by == By::Addresses {
         nic.rss.hashed = [Some(Hashed::Addresses); 6];
     }
     let owners = match by {
         By::Hash => owners,
-        _ => owners.with_spread(Spread::new(&nic.rss, &queues, WORKERS).unwrap()),
+        _ => owners.with_spread(Spread::new(&nic.rss, &queues, workers).unwrap()),
     };
     Tables { owners: owners.into(), ..rig::tables() }
 }
 
 /// Shares of the busiest worker against an even one: of flows, of packets.
 fn busiest(tables: &Tables, flows: &[Flow]) -> [f64; 2] {
-    let mut loads = [[0.0; 2]; WORKERS as usize];
+    let workers = tables.owners.workers();
+    let mut loads = vec![[0.0; 2]; usize::from(workers)];
     for (tuple, packets) in flows {
         let load = &mut loads[usize::from(owner::of(tables, tuple).0)];
         load[0] += 1.0;
@@ -88,17 +96,17 @@ fn busiest(tables: &Tables, flows: &[Flow]) -> [f64; 2] {
     }
     [0, 1].map(|what| {
         let all: f64 = loads.iter().map(|load| load[what]).sum();
-        loads.iter().map(|load| load[what]).fold(0.0, f64::max) * f64::from(WORKERS) / all
+        loads.iter().map(|load| load[what]).fold(0.0, f64::max) * f64::from(workers) / all
     })
 }
 
 /// The mean over keys, of flows and of packets.
-fn mean(by: By, make: impl Fn(&mut Entropy) -> Vec<Flow>) -> [f64; 2] {
+fn mean(by: By, workers: u16, make: impl Fn(&mut Entropy) -> Vec<Flow>) -> [f64; 2] {
     let mut random = Entropy::new(1);
     let mut sums = [0.0; 2];
     for _ in 0..KEYS {
         let flows = make(&mut random);
-        let shares = busiest(&tables(by, &mut random), &flows);
+        let shares = busiest(&tables(by, workers, &mut random), &flows);
         sums.iter_mut().zip(shares).for_each(|(sum, share)| *sum += share);
     }
     sums.map(|sum| sum / f64::from(KEYS))
@@ -110,7 +118,7 @@ fn the_nics_spread_is_as_even_as_the_hash_where_it_looks_at_ports() {
     println!("{:<30}{:<12}{:>8}{:>10}", "traffic", "by", "flows", "packets");
     let told = |name: &str, make: &dyn Fn(&mut Entropy) -> Vec<Flow>| {
         [By::Hash, By::Ends, By::Addresses].map(|by| {
-            let [flows, packets] = mean(by, make);
+            let [flows, packets] = mean(by, WORKERS, make);
             println!("{name:<30}{:<12}{flows:>8.2}{packets:>10.2}", format!("{by:?}").to_lowercase());
             [flows, packets]
         })
@@ -133,4 +141,58 @@ fn the_nics_spread_is_as_even_as_the_hash_where_it_looks_at_ports() {
     let [hash, ends, addresses] = heavy.map(|shares| shares[0]);
     assert!(hash < 1.05 && ends < 1.05, "{hash} {ends}");
     assert!((1.3..3.0).contains(&addresses), "{addresses}");
+}
+
+/// Instructions of a client's datagram on the main path, by benches/instructions.json.
+struct Cost {
+    /// By the worker whose queue it arrives on: the port's and parsing (docs/benchmarks.md, *Where the cycles go*).
+    arrival: f64,
+    /// By its owner.
+    rest: f64,
+    /// Of changing hands, half on each side.
+    hand_over: f64,
+}
+
+impl Cost {
+    fn recorded() -> Cost {
+        const ARRIVAL: f64 = 250.0;
+        let text = include_str!("../../benches/instructions.json");
+        let record: serde_json::Value = serde_json::from_str(text).unwrap();
+        let of = |name: &str| record["paths"][name].as_f64().unwrap();
+        let hand_over = of("handed_over_tcp_ipv4") - of("to_pod_tcp_ipv4");
+        Cost { arrival: ARRIVAL, rest: of("to_pod_udp_ipv4") - ARRIVAL, hand_over }
+    }
+
+    /// What the busiest worker spends on a packet of an even share, where the busiest queue has `uneven` times its share:
+    /// with clients that belong to the worker of their queue, and with clients by a hash.
+    fn of_busiest(&self, uneven: f64, workers: u16) -> [f64; 2] {
+        let strangers = 1.0 - 1.0 / f64::from(workers);
+        let side = self.hand_over / 2.0 * strangers;
+        [uneven * (self.arrival + self.rest), uneven * (self.arrival + side) + self.rest + side]
+    }
+}
+
+/// Decision 0025: where a NIC looks at addresses alone, should its spread be followed? The packets arrive unevenly either
+/// way, and the hash costs hand-overs of nearly all of them.
+#[test]
+fn a_spread_by_addresses_is_worth_following_unless_clients_are_few() {
+    let cost = Cost::recorded();
+    println!("instructions of the busiest worker by packets of an even share; a NIC that hashes addresses alone");
+    println!("{:>8}{:>9}{:>18}{:>10}{:>8}", "workers", "clients", "busiest queue", "followed", "hash");
+    let mut told = Vec::new();
+    for workers in [2, 4, 16] {
+        for clients in [1, 3, 10, 30, 100, 1_000, 10_000] {
+            let [_, uneven] = mean(By::Addresses, workers, |random| few_clients(clients, random));
+            let [followed, hash] = cost.of_busiest(uneven, workers);
+            println!("{workers:>8}{clients:>9}{uneven:>18.2}{followed:>10.0}{hash:>8.0}");
+            told.push((workers, clients, followed / hash));
+        }
+    }
+    for (workers, clients, ratio) in told {
+        match clients {
+            1 => assert!(ratio > 1.1, "{workers} workers, one client: {ratio}"),
+            100.. => assert!(ratio < 1.0, "{workers} workers, {clients} clients: {ratio}"),
+            _ => {}
+        }
+    }
 }

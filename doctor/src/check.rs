@@ -16,12 +16,14 @@ mod overlay;
 mod others;
 /// Whether the dataplane that runs here hears its control.
 mod control;
+/// What that dataplane tells of itself.
+mod running;
 
 /// A machine that is to be a gateway.
 pub fn gateway(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
     let mut findings = kernel::look(machine, Some(file));
     findings.extend(cores::look(machine, &file.dataplane));
-    findings.extend(devices::look(machine, &file.dataplane));
+    findings.extend(devices::look(machine, file));
     findings.extend(overlay::sizes(machine, &file.dataplane));
     findings.extend(others::on_gateway(machine, file));
     findings.push(control::look(machine, file));

@@ -23,6 +23,11 @@ pub(crate) use prefetch::{prefetch_line, prefetch_line_write};
 /// Bytes of a cache line on every machine Tidegate runs on; what structures are aligned to.
 pub const CACHE_LINE_BYTES: usize = 64;
 
+/// Bytes that one core's writing takes from the others: two cache lines, which processors of today fetch together. What
+/// different threads write to lies in different pairs (crossbeam's `CachePadded` has the same idea of it).
+pub const LINE_PAIR_BYTES: usize = 128;
+const _: () = assert!(align_of::<crossbeam::utils::CachePadded<u8>>() >= LINE_PAIR_BYTES);
+
 /// One counter that shares its cache line with nobody: written by one worker, read by whoever asks.
 ///
 /// The writer adds up in a plain `u64` and stores it here every so many turns, so a load and a store suffice and no

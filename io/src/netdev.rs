@@ -152,6 +152,19 @@ impl FlowType {
     /// All of them.
     pub const ALL: [FlowType; 6] =
         [FlowType::Tcp4, FlowType::Udp4, FlowType::Sctp4, FlowType::Tcp6, FlowType::Udp6, FlowType::Sctp6];
+
+    /// Its name in `ethtool -n DEV rx-flow-hash NAME`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            FlowType::Tcp4 => "tcp4",
+            FlowType::Udp4 => "udp4",
+            FlowType::Sctp4 => "sctp4",
+            FlowType::Tcp6 => "tcp6",
+            FlowType::Udp6 => "udp6",
+            FlowType::Sctp6 => "sctp6",
+        }
+    }
 }
 
 /// What of a packet goes into the hash that chooses its queue.
@@ -173,6 +186,17 @@ impl Hashed {
     pub fn has_ports(self) -> bool {
         matches!(self, Hashed::Ends | Hashed::PortsAndMore)
     }
+
+    /// In the letters of `ethtool -N DEV rx-flow-hash`, where there are some.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Hashed::Addresses => "sd",
+            Hashed::Ends => "sdfn",
+            Hashed::PortsAndMore => "fn and other fields",
+            Hashed::Other => "other fields",
+        }
+    }
 }
 
 /// How a device spreads what it receives over its queues: receive-side scaling.
@@ -186,6 +210,13 @@ pub struct Rss {
     pub is_toeplitz: bool,
     /// What is hashed of packets of each sort, in the order of [`FlowType::ALL`]; `None` where the device does not say.
     pub hashed: [Option<Hashed>; 6],
+}
+
+impl Rss {
+    /// What is hashed of each sort of packets that the device tells of.
+    pub fn told(&self) -> impl Iterator<Item = (FlowType, Hashed)> {
+        FlowType::ALL.into_iter().zip(self.hashed).filter_map(|(flows, hashed)| Some((flows, hashed?)))
+    }
 }
 
 impl std::fmt::Debug for Rss {

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
 
 use crate::frame::{BATCH_MAX, Batch, FRAME_BYTES_MAX, FRAME_BYTES_MIN, Frame, GroupId, HEADROOM};
 use crate::mem::{HugePages, Mapping, Pages};
@@ -38,6 +39,9 @@ pub fn frames_dropped() -> u64 {
     FRAMES_DROPPED.load(Ordering::Relaxed)
 }
 
+/// Frames that a magazine holds: written with every frame, so that no other worker's lie in its lines.
+type Stack = CachePadded<Batch>;
+
 /// What a pool's chunks lie in.
 pub(crate) enum Memory {
     /// Ordinary anonymous memory; held, not used.
@@ -55,9 +59,9 @@ struct Shared {
     pages: Pages,
     group: GroupId,
     /// Batches of exactly `BATCH_MAX` frames.
-    full: ArrayQueue<Box<Batch>>,
+    full: ArrayQueue<Box<Stack>>,
     /// Batches of none: so that an exchange never allocates.
-    empty: ArrayQueue<Box<Batch>>,
+    empty: ArrayQueue<Box<Stack>>,
     /// Frames that came in ones: leftovers of magazines, strays, and the last few of a pool.
     loose: Mutex<Vec<Frame>>,
     /// Chunks that the kernel keeps until the memory itself is closed.
@@ -86,9 +90,9 @@ pub struct Depot(Arc<Shared>);
 pub struct Magazine {
     depot: Depot,
     /// Where frames are taken from and given to.
-    current: Box<Batch>,
+    current: Box<Stack>,
     /// Full or empty, so that a worker that takes and gives around a boundary does not exchange every time.
-    previous: Box<Batch>,
+    previous: Box<Stack>,
 }
 
 impl Pool {
@@ -139,12 +143,12 @@ impl Pool {
         groups.insert(group.0, Arc::downgrade(&shared));
         drop(groups);
         let depot = Depot(shared);
-        let mut batch = Box::new(Batch::new());
+        let mut batch: Box<Stack> = Box::default();
         for index in 0..frames {
             // SAFETY: chunk `index` is inside the memory and no token for it exists yet.
             batch.push(unsafe { depot.token(index, HEADROOM, 0) });
             if batch.is_full() {
-                let full = std::mem::replace(&mut batch, Box::new(Batch::new()));
+                let full = std::mem::take(&mut batch);
                 depot.put_full(full);
             }
         }
@@ -219,7 +223,7 @@ impl Depot {
     /// A new, empty magazine.
     #[must_use]
     pub fn magazine(&self) -> Magazine {
-        Magazine { depot: self.clone(), current: Box::new(Batch::new()), previous: Box::new(Batch::new()) }
+        Magazine { depot: self.clone(), current: Box::default(), previous: Box::default() }
     }
 
     /// What the frames call it.
@@ -302,18 +306,18 @@ impl Depot {
         self.0.loose.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put_full(&self, batch: Box<Batch>) {
+    fn put_full(&self, batch: Box<Stack>) {
         if let Err(mut batch) = self.0.full.push(batch) {
             // Cannot happen: the queue holds as many batches as there are frames for.
             self.loose().extend(batch.drain(..));
         }
     }
 
-    fn put_empty(&self, batch: Box<Batch>) {
+    fn put_empty(&self, batch: Box<Stack>) {
         drop(self.0.empty.push(batch));
     }
 
-    fn take_empty(&self) -> Box<Batch> {
+    fn take_empty(&self) -> Box<Stack> {
         self.0.empty.pop().unwrap_or_default()
     }
 }

@@ -15,7 +15,7 @@
 //!                                                        └───────────────────────┘
 //! ```
 //!
-//! The tap spreads flows over the queues as a NIC does. The guest runs the same two programs with the lab's own node
+//! The tap spreads flows over the queues, and where the device has RSS, the device does, as a NIC. The guest runs the same two programs with the lab's own node
 //! file, manifests and addresses; one word of the node file differs, `mode: zero-copy`, with which the dataplane does
 //! not start unless every queue has it. A second machine has one device that cannot, and `mode: auto`.
 
@@ -42,6 +42,8 @@ mod gateway;
 mod wire;
 /// What is asked of it.
 mod trial;
+/// What is asked where the device spreads flows by RSS.
+mod rss;
 
 use gateway::GuestGateway;
 use image::Kernel;
@@ -82,13 +84,16 @@ struct Scene {
     name: &'static str,
     /// Whether each device, `wan0` and `lan0`, lets the guest map its memory, without which it has no zero-copy.
     mapped: [bool; 2],
+    /// Whether the devices spread what they receive by RSS.
+    rss: bool,
     trials: &'static [Trial],
 }
 
-/// Both devices can do it; then only one of them, so that frames cross between two memories.
-const SCENES: [Scene; 2] = [
-    Scene { name: "both", mapped: [true, true], trials: trial::BOTH },
-    Scene { name: "mixed", mapped: [false, true], trials: trial::MIXED },
+/// Both devices can do it; then only one of them, so that frames cross between two memories; then both, with RSS.
+const SCENES: [Scene; 3] = [
+    Scene { name: "both", mapped: [true, true], rss: false, trials: trial::BOTH },
+    Scene { name: "mixed", mapped: [false, true], rss: false, trials: trial::MIXED },
+    Scene { name: "rss", mapped: [true, true], rss: true, trials: rss::RSS },
 ];
 
 /// Runs all trials and returns whether all passed; the last line says PASS or FAIL.
@@ -113,8 +118,9 @@ fn play_all(options: &GuestOptions, began: Instant, stop: &AtomicBool) -> Result
     let image = image::build(&kernel, &rig)?;
     eprintln!("{:>8.1} s  lab up, image of {} MB", began.elapsed().as_secs_f32(), image.bytes / 1_000_000);
     let mut rows = Vec::new();
-    for scene in &SCENES {
-        let machine = Machine::start(&kernel, &image, scene.mapped, &rig.lab.state_dir)?;
+    // One worker owns everything, wherever it arrives.
+    for scene in SCENES.iter().filter(|scene| !scene.rss || options.workers > 1) {
+        let machine = Machine::start(&kernel, &image, scene, &rig.lab.state_dir)?;
         eprintln!("{:>8.1} s  {}: Linux {} up", began.elapsed().as_secs_f32(), scene.name, kernel.version);
         let mut stage = Stage { rig: &rig, gateway: GuestGateway::new(machine), scene, workers: options.workers };
         let found = play(&mut stage, began, stop);

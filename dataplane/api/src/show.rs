@@ -404,8 +404,8 @@ pub struct WorkerRow {
     pub stages: Vec<StageRow>,
 }
 
-/// What a device's RSS gives a worker of clients.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a device's RSS gives a worker of clients, as it was when the dataplane started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientsByRss {
     /// Name of the device.
     pub device: String,
@@ -413,6 +413,15 @@ pub struct ClientsByRss {
     pub entries: u32,
     /// All its entries.
     pub of: u32,
+    /// Which entries lead to this worker, ascending from 0; none from a dataplane that does not tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<u32>,
+    /// A digest of its hash key, which itself is not told; empty from a dataplane that does not tell.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub key_digest: String,
+    /// What it hashes of packets of each sort: `tcp4` and its kin to `sd` (both addresses), `sdfn` (both ports as well), or other words.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, String>,
 }
 
 /// How long packets were at one stage of a worker, in one turn of about a thousand.

@@ -369,7 +369,7 @@ mod tests {
 
     fn pair() -> (Mailboxes, crossbeam::channel::Receiver<Request>) {
         let (questions, mailbox) = bounded(1);
-        let clients = Some(ClientsByRss { device: "wan0".into(), entries: 64, of: 128 });
+        let clients = Some(ClientsByRss { device: "wan0".into(), entries: 64, of: 128, ..ClientsByRss::default() });
         (Mailboxes::new(vec![Mailbox { questions, core: Some(1), clients }], Arc::new(|_| None)), mailbox)
     }
 

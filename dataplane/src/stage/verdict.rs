@@ -14,7 +14,8 @@ use crate::pipeline::Verdict;
 use crate::state::State;
 use crate::table::DeviceId;
 
-/// A port with what waits to be sent on it in this turn.
+/// A port with what waits to be sent on it in this turn. Written with every packet, so no other worker's lie in its lines.
+#[repr(align(128))]
 pub struct Exit {
     /// The port.
     pub port: Box<dyn Port>,

@@ -45,7 +45,8 @@ struct Shared<T> {
     seats: Mutex<Vec<Arc<Seat>>>,
 }
 
-/// Where one reader writes the generation it works with, or [`OFFLINE`].
+/// Where one reader writes the generation it works with, or [`OFFLINE`]; its neighbours' seats are in other lines.
+#[repr(align(128))]
 struct Seat {
     seen: AtomicU64,
 }
@@ -163,6 +164,12 @@ impl<T: Snapshot> Reader<T> {
     pub fn go_offline(&mut self) {
         self.online = false;
         self.seat.seen.store(OFFLINE, Ordering::Release);
+    }
+
+    /// Where this reader writes, for a test of what lies beside it.
+    #[cfg(test)]
+    pub(crate) fn written(&self) -> std::ops::Range<usize> {
+        crate::worker::lines::of(&*self.seat)
     }
 
     #[cold]

@@ -10,6 +10,7 @@
 //! 64-bit words for IPv4 and over five for IPv6, from masks of 40 bytes each. Tables by nibble, the usual way, need a load for
 //! each of 24 or 72 nibbles.
 
+use sha2::{Digest, Sha256};
 use tidegate_io::netdev::{FlowType, Hashed, Rss};
 
 use super::Family;
@@ -36,6 +37,12 @@ enum Fields {
     Addresses,
     /// Both addresses and both ports.
     Ends,
+}
+
+/// What tells a hash key from others: the first 64 bits of its SHA-256, in hexadecimal digits. It is nothing to choose a
+/// queue by, unlike the key.
+pub fn digest(key: &[u8]) -> String {
+    Sha256::digest(key).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Which worker's queue packets of a client arrive on.
@@ -127,6 +134,11 @@ impl Spread {
     pub fn entries_of(&self, worker: WorkerId) -> (u32, u32) {
         let count = |matching: usize| u32::try_from(matching).unwrap_or(u32::MAX);
         (count(self.workers.iter().filter(|of| **of == worker.0).count()), count(self.workers.len()))
+    }
+
+    /// Which entries of the indirection table lead to `worker`, ascending from 0.
+    pub fn places_of(&self, worker: WorkerId) -> Vec<u32> {
+        (0..).zip(&self.workers).filter(|(_, of)| **of == worker.0).map(|(place, _)| place).collect()
     }
 
     /// The worker whose queue packets with `tuple` arrive on, if they come from the wire and the device is known to hash such
@@ -379,12 +391,25 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_told_by_its_digest() {
+        // `printf '' | sha256sum`
+        assert_eq!(digest(&[]), "e3b0c44298fc1c14");
+        let mut other = KEY;
+        other[39] ^= 1;
+        assert_ne!(digest(&KEY), digest(&other));
+    }
+
+    #[test]
     fn queues_are_dealt_by_their_place_and_those_of_nobody_say_nothing() {
         // Queues 5, 2, 9 and 7 are open, in this order: workers 0, 1, 0 and 1.
         let rss = Rss { indirection: [5, 2, 9, 7, 5, 2, 3, 7].into(), ..plain(8, Hashed::Ends) };
         let spread = Spread::new(&rss, &[5, 2, 9, 7], 2).unwrap();
         assert_eq!(*spread.workers, [0, 1, 0, 1, 0, 1, NOBODY, 1]);
         assert_eq!([0, 1, 2].map(|worker| spread.entries_of(WorkerId(worker))), [(3, 8), (4, 8), (0, 8)]);
+        assert_eq!(
+            [0, 1, 2].map(|worker| spread.places_of(WorkerId(worker))),
+            [vec![0, 2, 4], vec![1, 3, 5, 7], vec![]]
+        );
         assert!(!format!("{spread:?}").contains("masks"));
     }
 }

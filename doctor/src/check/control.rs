@@ -2,49 +2,31 @@
 //!
 //! Asks the dataplane at its socket, which answers this without its workers. Where none runs there is nothing to hear.
 
-use std::io::ErrorKind;
-use std::time::Duration;
-
-use tidegate_api::client::{Client, ClientError};
-use tidegate_api::show::{Control, Show, Shown};
+use tidegate_api::show::{Show, Shown};
 use tidegate_dataplane::config::NodeFile;
 
-use super::fine;
+use super::{fine, running};
 use crate::{Finding, Machine, Verdict};
 
-/// Longest wait for the answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Where to look, and what usually helps.
 const FIX: &str = "systemctl status tidegate-control, and systemctl restart tidegate-control if it hangs; in a cluster \
                    kubectl logs -n tidegate POD -c control";
 
 pub fn look(machine: &Machine, file: &NodeFile) -> Finding {
     let socket = file.socket.display().to_string();
-    let told = match ask(machine, file) {
-        Ok(told) => told,
-        Err(ClientError::NotRunning { source, .. })
-            if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&source.kind()) =>
-        {
-            return fine("control", socket, "no dataplane runs here that could tell");
-        }
-        Err(error) => {
-            let found = format!("the dataplane does not tell whether it hears control: {error}");
-            return Finding::new("control", socket, Verdict::Note, found);
-        }
+    let untold = |error: String| {
+        let found = format!("the dataplane does not tell whether it hears control: {error}");
+        Finding::new("control", &socket, Verdict::Note, found)
+    };
+    let told = match running::ask(machine, file, Show::Control) {
+        Ok(Some(Shown::Control(told))) => told,
+        Ok(None) => return fine("control", socket, "no dataplane runs here that could tell"),
+        Ok(Some(other)) => return untold(format!("{other:?}")),
+        Err(error) => return untold(error.to_string()),
     };
     match told.is_well() {
         true => fine("control", socket, told.to_string()),
         false => Finding::new("control", socket, Verdict::Warn, told.to_string()).mended_by(FIX),
-    }
-}
-
-fn ask(machine: &Machine, file: &NodeFile) -> Result<Control, ClientError> {
-    let name = concat!("tidegate-doctor ", env!("CARGO_PKG_VERSION"));
-    let mut client = Client::connect(&machine.place(&file.socket), name)?;
-    client.set_timeout(Some(PATIENCE))?;
-    match client.show(Show::Control)? {
-        Shown::Control(told) => Ok(told),
-        other => Err(ClientError::Unexpected(format!("{other:?}"))),
     }
 }
 
@@ -56,6 +38,7 @@ mod tests {
     use tidegate_api::listen::Listener;
     use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
     use tidegate_api::resource::Versions;
+    use tidegate_api::show::Control;
 
     use super::super::tests::{machine, told};
     use super::*;

@@ -1,11 +1,12 @@
 //! Devices that a gateway opens.
 
-use tidegate_dataplane::config::{Dataplane, Interface, Mode};
-use tidegate_dataplane::table::spread::Spread;
+use tidegate_api::show::{Show, Shown, WorkerRow};
+use tidegate_dataplane::config::{Dataplane, Interface, Mode, NodeFile};
+use tidegate_dataplane::table::spread::{Spread, digest};
 use tidegate_io::afxdp::{self, OpenConfig, OpenError};
 use tidegate_io::netdev::{FlowType, NetDevice, Rss};
 
-use super::fine;
+use super::{fine, running};
 use crate::{Finding, Machine, Verdict};
 
 /// Drivers with AF_XDP zero-copy in Linux (those that implement XDP_SETUP_XSK_POOL). A driver that is not here may have
@@ -13,7 +14,12 @@ use crate::{Finding, Machine, Verdict};
 const ZERO_COPY_DRIVERS: [&str; 11] =
     ["dpaa2-eth", "i40e", "ice", "idpf", "igb", "igc", "ixgbe", "mlx5_core", "nfp", "stmmac", "ti_prueth"];
 
-pub fn look(machine: &Machine, dataplane: &Dataplane) -> Vec<Finding> {
+/// What helps where a device's RSS is no longer what the dataplane follows.
+const FOLLOW: &str = "set it back with ethtool; or systemctl restart tidegate-dataplane, after which connections by \
+                      fullnat begin anew; or live with hand-overs; dataplane.clients: { spread: hash } never depends on it";
+
+pub fn look(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
+    let dataplane = &file.dataplane;
     let whole = dataplane.open_config();
     let mut findings = Vec::new();
     for (interface, opened) in dataplane.interfaces.iter().zip(&whole.interfaces) {
@@ -25,7 +31,7 @@ pub fn look(machine: &Machine, dataplane: &Dataplane) -> Vec<Finding> {
             findings.extend(facts(machine, dataplane, interface, &device));
         }
     }
-    findings.extend(clients(machine, dataplane));
+    findings.extend(clients(machine, file));
     let few = afxdp::preflight(&whole).into_iter().filter(|error| matches!(error, OpenError::FewFrames { .. }));
     findings.extend(few.map(|error| refusal("", &error)));
     findings
@@ -116,18 +122,128 @@ fn spread(device: &NetDevice) -> Vec<Finding> {
         .collect()
 }
 
-/// Whether packets of clients arrive where they belong, by the devices' own answers.
-fn clients(machine: &Machine, dataplane: &Dataplane) -> Vec<Finding> {
+/// Whether packets of clients arrive where they belong, by the devices' own answers and by what a dataplane that runs made
+/// of them when it started.
+fn clients(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
+    let dataplane = &file.dataplane;
     let Some(deciding) = dataplane.spreads_clients() else { return Vec::new() };
     let Ok(device) = machine.device(&deciding.name) else { return Vec::new() };
     let queues = deciding.queues.clone().unwrap_or_else(|| (0..device.rx_queues).collect());
-    let rss = match device.rss() {
+    let untold = |error: String| {
+        let found = format!("the dataplane does not tell what it made of this device's RSS when it started: {error}");
+        vec![Finding::new("rss", &device.name, Verdict::Note, found)]
+    };
+    let (workers, mut findings) = match running::ask(machine, file, Show::Workers) {
+        Ok(Some(Shown::Workers(workers))) => (workers, Vec::new()),
+        Ok(None) => (Vec::new(), Vec::new()),
+        Ok(Some(other)) => (Vec::new(), untold(format!("{other:?}"))),
+        Err(error) => (Vec::new(), untold(error.to_string())),
+    };
+    let rss = device.rss().map_err(|error| format!("its RSS cannot be read: {error}"));
+    if let Some(changed) = changed(&device.name, rss.as_ref(), &queues, &workers) {
+        findings.push(changed);
+        return findings;
+    }
+    let rss = match rss {
         Ok(rss) => rss,
-        Err(error) => return vec![hashed(&device.name, &format!("its RSS cannot be read: {error}"))],
+        Err(reason) => {
+            findings.push(hashed(&device.name, &reason));
+            return findings;
+        }
     };
     let others = dataplane.interfaces.iter().filter(|other| other.name != deciding.name);
     let others = others.filter_map(|other| Some((other.name.as_str(), machine.device(&other.name).ok()?.rss().ok()?)));
-    follows((&device.name, &rss), &queues, dataplane.worker_count(), &others.collect::<Vec<_>>())
+    let others: Vec<_> = others.collect();
+    findings.extend(follows((&device.name, &rss), &queues, dataplane.worker_count(), &others));
+    findings
+}
+
+/// What of a device's RSS is not as it was when the dataplane with these workers started: it was read then, and packets of
+/// clients that arrive otherwise now are handed over. Without workers, or where both agree, nothing.
+fn changed(name: &str, rss: Result<&Rss, &String>, queues: &[u32], workers: &[WorkerRow]) -> Option<Finding> {
+    let count = u16::try_from(workers.len()).ok().filter(|count| *count > 1)?;
+    let now = rss.map_err(Clone::clone).and_then(|rss| {
+        Spread::new(rss, queues, count).map_err(|no_spread| no_spread.to_string())?;
+        Ok(rss)
+    });
+    let is_followed = workers.iter().any(|row| row.clients.is_some());
+    let found = match now {
+        Err(reason) if is_followed => {
+            format!(
+                "clients belong where its RSS laid them when the dataplane started, which cannot be told now: {reason}"
+            )
+        }
+        Err(_) => return None,
+        Ok(_) if !is_followed => {
+            "clients are spread by a keyed hash since the dataplane started, and its RSS could be followed now"
+                .to_owned()
+        }
+        Ok(rss) => {
+            let differences = differences(name, rss, queues, workers);
+            if differences.is_empty() {
+                return None;
+            }
+            let differences = differences.join("; ");
+            format!("not spread as when the dataplane started, so that clients' packets are handed over: {differences}")
+        }
+    };
+    Some(Finding::new("rss", name, Verdict::Warn, found).mended_by(FOLLOW))
+}
+
+/// Each with both values. What a dataplane of another version does not tell is not compared.
+fn differences(name: &str, rss: &Rss, queues: &[u32], workers: &[WorkerRow]) -> Vec<String> {
+    let Some(then) = workers.iter().find_map(|row| row.clients.as_ref()) else { return Vec::new() };
+    if then.device != name {
+        return vec![format!("the node file names {name}, at start it was {}", then.device)];
+    }
+    let mut found = Vec::new();
+    let key = digest(&rss.key);
+    if !then.key_digest.is_empty() && then.key_digest != key {
+        found.push(format!("a hash key of digest {key}, at start {}", then.key_digest));
+    }
+    for (flows, hashed) in rss.told() {
+        match then.fields.get(flows.name()) {
+            Some(then) if then != hashed.name() => {
+                found.push(format!("{} hashed by {}, at start by {then}", flows.name(), hashed.name()));
+            }
+            _ => {}
+        }
+    }
+    let opened: Vec<(u32, u32)> = workers
+        .iter()
+        .flat_map(|row| row.ports.iter().map(move |port| (row.worker, port)))
+        .filter_map(|(worker, port)| {
+            let (device, queue) = port.rsplit_once('/')?;
+            (device == name).then_some((queue.parse().ok()?, worker))
+        })
+        .collect();
+    if opened.len() != queues.len() {
+        found.push(format!("{} queues, at start {}", queues.len(), opened.len()));
+    }
+    if rss.indirection.len() != then.of as usize {
+        found.push(format!("an indirection table of {} entries, at start {}", rss.indirection.len(), then.of));
+        return found;
+    }
+    let owner_then = |place: u32| {
+        let has = |row: &&WorkerRow| row.clients.as_ref().is_some_and(|clients| clients.places.contains(&place));
+        workers.iter().find(has).map(|row| row.worker)
+    };
+    let owner_now = |queue: u32| opened.iter().find(|(open, _)| *open == queue).map(|(_, worker)| *worker);
+    let moved = (0..).zip(&rss.indirection).filter(|(place, queue)| owner_now(**queue) != owner_then(*place));
+    let moved: Vec<_> = moved.collect();
+    let tells_places = workers.iter().filter_map(|row| row.clients.as_ref()).any(|clients| !clients.places.is_empty());
+    if let Some((place, queue)) = moved.first().filter(|_| tells_places) {
+        let whose = |worker: Option<u32>| worker.map_or("nobody".to_owned(), |worker| format!("worker {worker}"));
+        found.push(format!(
+            "{} of {} entries of its indirection table lead elsewhere, the first of them, {place}, to queue {queue} of {}, \
+             at start to {}",
+            moved.len(),
+            then.of,
+            whose(owner_now(**queue)),
+            whose(owner_then(*place))
+        ));
+    }
+    found
 }
 
 /// The same by their RSS: that of the device that decides, with its open queues, and those of the others.
@@ -179,14 +295,18 @@ fn numa(machine: &Machine, dataplane: &Dataplane, device: &str) -> Option<Findin
 mod tests {
     use std::path::Path;
 
-    use tidegate_dataplane::config::NodeFile;
+    use tidegate_api::show::ClientsByRss;
     use tidegate_io::netdev::Hashed;
 
     use super::super::tests::{machine, told};
     use super::*;
 
+    fn node_file(text: &str) -> NodeFile {
+        NodeFile::parse(&format!("node: n\ndataplane: {{ {text} }}"), Path::new("node.yaml")).unwrap()
+    }
+
     fn dataplane(text: &str) -> Dataplane {
-        NodeFile::parse(&format!("node: n\ndataplane: {{ {text} }}"), Path::new("node.yaml")).unwrap().dataplane
+        node_file(text).dataplane
     }
 
     fn nic() -> NetDevice {
@@ -204,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_there_is_told_once_with_what_to_do() {
-        let findings = look(&Machine::default(), &dataplane("interfaces: [{ name: no-such0 }]"));
+        let findings = look(&Machine::below("/nowhere"), &node_file("interfaces: [{ name: no-such0 }]"));
         assert_eq!(
             told(&findings, "interface"),
             [
@@ -215,19 +335,15 @@ mod tests {
 
     #[test]
     fn too_few_frames_are_told_for_all_devices_together() {
-        let findings = look(&Machine::default(), &dataplane("interfaces: [{ name: lo }], frames: 4096, workers: 1"));
+        let findings =
+            look(&Machine::below("/nowhere"), &node_file("interfaces: [{ name: lo }], frames: 4096, workers: 1"));
         let text = told(&findings, "interface").join("\n");
         assert!(text.contains("lo | up, MTU"), "{text}");
     }
 
     #[test]
     fn clients_belong_where_they_arrive_if_the_nic_can_be_followed() {
-        let wan = Rss {
-            key: (0..40).collect(),
-            indirection: (0..128).map(|n| n % 2).collect(),
-            is_toeplitz: true,
-            hashed: [Some(Hashed::Ends); 6],
-        };
+        let wan = wan();
         let findings = follows(("wan0", &wan), &[0, 1], 2, &[("lan0", wan.clone())]);
         assert_eq!(told(&findings, "rss"), ["Ok wan0 | clients belong to the worker on whose queue they arrive | -"]);
 
@@ -248,9 +364,108 @@ mod tests {
             ("interfaces: [{ name: lo }], workers: 1", 0),
             ("interfaces: [{ name: lo }], workers: 2, clients: { spread: hash }", 0),
         ] {
-            let findings = clients(&Machine::default(), &dataplane(section));
+            let findings = clients(&Machine::below("/nowhere"), &node_file(section));
             assert_eq!(told(&findings, "rss").len(), told_of, "{section}: {findings:?}");
         }
+    }
+
+    fn wan() -> Rss {
+        Rss {
+            key: (0..40).collect(),
+            indirection: (0..128).map(|n| n % 2).collect(),
+            is_toeplitz: true,
+            hashed: [Some(Hashed::Ends); 6],
+        }
+    }
+
+    /// Two workers of a dataplane that follows what it read of `wan0` when it started, or nothing.
+    fn running(read: Option<&Rss>) -> Vec<WorkerRow> {
+        let row = |worker: u32| {
+            let clients = read.map(|rss| {
+                let places = (0..).zip(&rss.indirection).filter(|(_, queue)| **queue == worker).map(|(at, _)| at);
+                let places: Vec<u32> = places.collect();
+                let fields = rss.told().map(|(flows, hashed)| (flows.name().into(), hashed.name().into())).collect();
+                let entries = u32::try_from(places.len()).unwrap();
+                let of = u32::try_from(rss.indirection.len()).unwrap();
+                ClientsByRss { device: "wan0".into(), entries, of, places, key_digest: digest(&rss.key), fields }
+            });
+            WorkerRow {
+                worker,
+                core: None,
+                clients,
+                generation: 1,
+                turns: 0,
+                idle_turns: 0,
+                sleeps: 0,
+                flows: 0,
+                flows_max: 1,
+                half_open: 0,
+                half_open_max: 1,
+                held: 0,
+                ports: vec![format!("wan0/{worker}"), format!("lan0/{worker}")],
+                counters: Default::default(),
+                stages: Vec::new(),
+            }
+        };
+        (0..2).map(row).collect()
+    }
+
+    #[test]
+    fn rss_that_changed_since_the_start_is_told_with_both_values_and_the_command() {
+        let wan = wan();
+        let told = |rss: Result<&Rss, &String>, queues: &[u32], workers: &[WorkerRow]| {
+            let found = changed("wan0", rss, queues, workers);
+            told(&found.into_iter().collect::<Vec<_>>(), "rss").pop()
+        };
+        let followed = running(Some(&wan));
+        assert_eq!(told(Ok(&wan), &[0, 1], &followed), None);
+        // One worker, or none that runs: there is nothing that could differ.
+        assert_eq!(told(Ok(&Rss { key: vec![7; 40], ..wan.clone() }), &[0, 1], &followed[..1]), None);
+        assert_eq!(told(Ok(&wan), &[0, 1], &[]), None);
+
+        let [mut weights, mut fields] = [wan.clone(), wan.clone()];
+        weights.indirection[5..8].copy_from_slice(&[0, 1, 9]);
+        (fields.hashed[1], fields.hashed[4]) = (Some(Hashed::Addresses), Some(Hashed::Addresses));
+        let (old, new) = (digest(&wan.key), digest(&[7; 40]));
+        for (now, queues, expected) in [
+            (Rss { key: vec![7; 40], ..wan.clone() }, vec![0, 1], format!("a hash key of digest {new}, at start {old}")),
+            (fields, vec![0, 1], "udp4 hashed by sd, at start by sdfn; udp6 hashed by sd, at start by sdfn".into()),
+            (
+                weights,
+                vec![0, 1],
+                "3 of 128 entries of its indirection table lead elsewhere, the first of them, 5, to queue 0 of worker 0, \
+                 at start to worker 1"
+                    .into(),
+            ),
+            (
+                Rss { indirection: wan.indirection.repeat(2), ..wan.clone() },
+                vec![0, 1],
+                "an indirection table of 256 entries, at start 128".into(),
+            ),
+            (wan.clone(), vec![0, 1, 2], "3 queues, at start 2".into()),
+        ] {
+            let found = told(Ok(&now), &queues, &followed).unwrap();
+            let start = "not spread as when the dataplane started, so that clients' packets are handed over";
+            assert_eq!(found, format!("Warn wan0 | {start}: {expected} | {FOLLOW}"));
+        }
+        // It could be followed then and cannot now, and the other way round.
+        let xor = Rss { is_toeplitz: false, ..wan.clone() };
+        let found = told(Ok(&xor), &[0, 1], &followed).unwrap();
+        assert!(found.starts_with("Warn wan0 | clients belong where its RSS laid them") && found.contains("Toeplitz"));
+        let gone = "its RSS cannot be read: gone".to_owned();
+        assert!(
+            told(Err(&gone), &[0, 1], &followed).unwrap().contains("cannot be told now: its RSS cannot be read: gone")
+        );
+        let hashed = running(None);
+        assert!(told(Ok(&wan), &[0, 1], &hashed).unwrap().contains("by a keyed hash since the dataplane started"));
+        assert_eq!(told(Ok(&xor), &[0, 1], &hashed), None);
+        // Another version's dataplane tells less: what it does not tell is not compared.
+        let mut older = followed.clone();
+        for row in &mut older {
+            let clients = row.clients.as_mut().unwrap();
+            (clients.places, clients.key_digest, clients.fields) = Default::default();
+        }
+        assert_eq!(told(Ok(&Rss { key: vec![7; 40], ..wan.clone() }), &[0, 1], &older), None);
     }
 
     #[test]

@@ -73,7 +73,8 @@ impl<T> Drop for Shared<T> {
     }
 }
 
-/// The sending end. There is one.
+/// The sending end. There is one. It is written with every element, so it shares no pair of lines with another end.
+#[repr(align(128))]
 pub struct Producer<T> {
     shared: Arc<Shared<T>>,
     /// Next slot to write; ahead of the shared `tail` by what is staged.
@@ -85,7 +86,8 @@ pub struct Producer<T> {
     mask: usize,
 }
 
-/// The receiving end. There is one.
+/// The receiving end. There is one. It is written with every element, as the other.
+#[repr(align(128))]
 pub struct Consumer<T> {
     shared: Arc<Shared<T>>,
     head: usize,
@@ -253,9 +255,21 @@ impl<T> std::fmt::Debug for Consumer<T> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::mem::LINE_PAIR_BYTES;
     use proptest::prelude::*;
     use std::collections::VecDeque;
     use std::rc::Rc;
+
+    #[test]
+    fn cursors_and_ends_have_pairs_of_lines_to_themselves() {
+        let (producer, consumer) = ring::<u32>(4);
+        let pair = |address: usize| address / LINE_PAIR_BYTES;
+        let [head, tail] =
+            [&producer.shared.head, &producer.shared.tail].map(|cursor| pair(std::ptr::from_ref(&**cursor).addr()));
+        let slots = pair(producer.shared.slots.as_ptr().addr());
+        assert!(head != tail && head != slots && tail != slots);
+        assert_eq!((align_of_val(&producer), align_of_val(&consumer)), (LINE_PAIR_BYTES, LINE_PAIR_BYTES));
+    }
 
     #[derive(Clone, Debug)]
     enum Op {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::image::{END, Image, Kernel, READY};
-use super::{QUEUES, devices};
+use super::{QUEUES, Scene, devices};
 use crate::process::{self, in_namespace};
 use crate::topology::GATEWAY;
 
@@ -61,11 +61,11 @@ impl Answer {
 }
 
 impl Machine {
-    /// Starts a machine and waits for its shell. `mapped` says of each device whether it can do zero-copy.
-    pub(super) fn start(kernel: &Kernel, image: &Image, mapped: [bool; 2], state_dir: &Path) -> Result<Machine> {
+    /// Starts the machine of a scene and waits for its shell.
+    pub(super) fn start(kernel: &Kernel, image: &Image, scene: &Scene, state_dir: &Path) -> Result<Machine> {
         let (console, errors) = (state_dir.join("console.log"), state_dir.join("qemu.log"));
         let mut command = in_namespace(GATEWAY, "qemu-system-x86_64");
-        command.args(arguments(mapped, &console)).arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&image.file);
+        command.args(arguments(scene, &console)).arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&image.file);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(std::fs::File::create(&errors)?);
         let mut child = command.spawn().context("starting QEMU (Debian package qemu-system-x86)")?;
         let input = child.stdin.take().context("no standard input")?;
@@ -147,7 +147,10 @@ impl Drop for Machine {
 /// `iommu_platform` makes the guest map memory for the device, without which its driver refuses to lend queues to a
 /// socket; `queue_reset`, on by default since QEMU 7.2, lets it do so while the device runs. Received packets are left
 /// as they were sent (`guest_…=off`), which is also what XDP demands.
-fn arguments(mapped: [bool; 2], console: &Path) -> Vec<String> {
+///
+/// With `rss` the device hashes what it receives by a key that the guest chooses; with `hash`, which also tells the hash,
+/// QEMU itself does so and not a program in the tap's kernel.
+fn arguments(scene: &Scene, console: &Path) -> Vec<String> {
     let mut all: Vec<String> =
         ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(Into::into).into();
     let machine = ["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-rtc", "clock=vm"];
@@ -157,16 +160,17 @@ fn arguments(mapped: [bool; 2], console: &Path) -> Vec<String> {
     all.extend(["-serial".into(), format!("file:{}", console.display())]);
     all.extend(["-chardev", "stdio,id=shell,signal=off", "-device", "virtio-serial-pci"].map(Into::into));
     all.extend(["-device", "virtserialport,chardev=shell"].map(Into::into));
-    for ((tap, mac), mapped) in devices().into_iter().zip(mapped) {
+    for ((tap, mac), mapped) in devices().into_iter().zip(scene.mapped) {
         let vectors = 2 * QUEUES + 2;
         let platform = if mapped { "on" } else { "off" };
+        let rss = if scene.rss { "on" } else { "off" };
         all.extend([
             "-netdev".into(),
             format!("tap,id={tap},ifname={tap},queues={QUEUES},vhost=off,script=no,downscript=no"),
             "-device".into(),
             format!(
                 "virtio-net-pci,netdev={tap},mac={mac},mq=on,vectors={vectors},iommu_platform={platform},disable-legacy=on,\
-                 guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,romfile="
+                 rss={rss},hash={rss},guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,romfile="
             ),
         ]);
     }

@@ -49,11 +49,11 @@ pub(super) struct Trial {
     pub(super) run: fn(&mut Stage<'_>) -> Found,
 }
 
-const fn needed(name: &'static str, about: &'static str, run: fn(&mut Stage<'_>) -> Found) -> Trial {
+pub(super) const fn needed(name: &'static str, about: &'static str, run: fn(&mut Stage<'_>) -> Found) -> Trial {
     Trial { name, about, needed: true, run }
 }
 
-const fn trial(name: &'static str, about: &'static str, run: fn(&mut Stage<'_>) -> Found) -> Trial {
+pub(super) const fn trial(name: &'static str, about: &'static str, run: fn(&mut Stage<'_>) -> Found) -> Trial {
     Trial { name, about, needed: false, run }
 }
 
@@ -80,7 +80,7 @@ pub(super) const MIXED: &[Trial] = &[
 impl Stage<'_> {
     /// The answer to a question when it is as it should be at rest, or what it is after a while: the device tells that
     /// it has sent something when it comes to it.
-    fn settled<T: DeserializeOwned>(&mut self, question: &str, at_rest: impl Fn(&T) -> bool) -> Result<T> {
+    pub(super) fn settled<T: DeserializeOwned>(&mut self, question: &str, at_rest: impl Fn(&T) -> bool) -> Result<T> {
         let deadline = Instant::now() + AT_REST_LIMIT;
         loop {
             let answer = self.gateway.show(question)?;
@@ -102,7 +102,7 @@ fn header(stage: &mut Stage<'_>) -> Result<Row> {
     Ok(Row::new("the driver's header", told, "none, or in memory kept zero", kept))
 }
 
-fn start(stage: &mut Stage<'_>) -> Found {
+pub(super) fn start(stage: &mut Stage<'_>) -> Found {
     let mut rows = vec![header(stage)?];
     for program in [Program::Dataplane, Program::Control] {
         stage.gateway.start(program)?;
@@ -129,7 +129,7 @@ fn start_auto(stage: &mut Stage<'_>) -> Found {
 }
 
 /// The mode of every queue, as the kernel tells it (getsockopt XDP_OPTIONS behind `tidegate show ports`).
-fn mode(stage: &mut Stage<'_>) -> Found {
+pub(super) fn mode(stage: &mut Stage<'_>) -> Found {
     let rows: Vec<PortRow> = stage.gateway.show("ports")?;
     let found: BTreeMap<String, String> =
         rows.into_iter().map(|row| (format!("{}/{}", row.device, row.queue), row.mode)).collect();
@@ -148,7 +148,7 @@ fn mode(stage: &mut Stage<'_>) -> Found {
 }
 
 /// Real clients and pods, captured on both sides of the guest.
-fn traffic(stage: &mut Stage<'_>) -> Found {
+pub(super) fn traffic(stage: &mut Stage<'_>) -> Found {
     await_service(stage)?;
     let state_dir = stage.rig.lab.state_dir.clone();
     let wan = Capture::start_whole(&state_dir, CLIENT, "eth0", "guest-wan", WAN_FILTER)?;
@@ -174,7 +174,7 @@ fn traffic(stage: &mut Stage<'_>) -> Found {
 const BYTES_EXPECTED: &str = "same packets out as in, checksums right";
 
 /// Waits until Services and neighbours are known: control reads its directory after it is ready.
-fn await_service(stage: &Stage<'_>) -> Result<()> {
+pub(super) fn await_service(stage: &Stage<'_>) -> Result<()> {
     for family in FAMILIES {
         let mut arguments = stage.rig.way(VIP_WEB.at(family, WEB_PORT), 2000);
         // A fresh source port for every attempt.
@@ -283,7 +283,7 @@ fn check_sent(packet: &Packet, family: Family) -> Result<()> {
 }
 
 /// The dataplane's own accounts, which must agree with themselves.
-fn books(stage: &mut Stage<'_>) -> Result<Row> {
+pub(super) fn books(stage: &mut Stage<'_>) -> Result<Row> {
     let counters: Counters = stage.settled("counters", |counters: &Counters| counters.imbalance == 0)?;
     let drops: Vec<DropRow> = stage.gateway.show("drops")?;
     let drops = drops.iter().filter(|row| row.packets > 0).map(|row| format!("{} {}", row.packets, row.reason));
@@ -293,7 +293,7 @@ fn books(stage: &mut Stage<'_>) -> Result<Row> {
 
 /// Every queue received; nothing was refused or lost in a ring. Frames are copied where they cross between devices of
 /// different modes, which have memories of their own, and nowhere else.
-fn queues(stage: &mut Stage<'_>) -> Found {
+pub(super) fn queues(stage: &mut Stage<'_>) -> Found {
     let mut rows = Vec::new();
     let at_rest = |rows: &Vec<PortRow>| rows.iter().all(|row| count(row, "tx_packets") == count(row, "tx_completed"));
     for port in stage.settled("ports", at_rest)? {
@@ -312,7 +312,7 @@ fn queues(stage: &mut Stage<'_>) -> Found {
 }
 
 /// A counter of a port; one that is missing is beyond every bound.
-fn count(port: &PortRow, name: &str) -> u64 {
+pub(super) fn count(port: &PortRow, name: &str) -> u64 {
     port.counters.get(name).copied().unwrap_or(u64::MAX)
 }
 
@@ -344,7 +344,7 @@ fn sent_on(stage: &mut Stage<'_>, queue: u32) -> Result<Row> {
     Ok(Row::new(format!("sent on queue {queue}"), format!("{sent:?}"), "some on both devices", pass))
 }
 
-fn end(stage: &mut Stage<'_>) -> Found {
+pub(super) fn end(stage: &mut Stage<'_>) -> Found {
     let mut rows = Vec::new();
     for program in [Program::Control, Program::Dataplane] {
         let status = stage.gateway.end(program, "TERM")?;
