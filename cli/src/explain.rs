@@ -475,7 +475,7 @@ fn egress(pod: IpAddr, policies: &[String], policy: Option<&str>, address: Optio
         ),
         (_, Some(policy), Some(address)) => format!("pod {pod} by EgressPolicy {policy} with its address {address}"),
         (_, Some(policy), None) => format!(
-            "pod {pod} by EgressPolicy {policy}, which has no {} address: it lists none, or is invalid",
+            "pod {pod} by EgressPolicy {policy}, which has no {} address here",
             if pod.is_ipv4() { "IPv4" } else { "IPv6" }
         ),
         ([], None, None) => format!("pod {pod}, which no EgressPolicy selects"),
@@ -762,7 +762,7 @@ mod tests {
             ),
             (
                 egress(&["out"], Some("out"), None),
-                "pod 10.244.1.5 by EgressPolicy out, which has no IPv4 address: it lists none, or is invalid",
+                "pod 10.244.1.5 by EgressPolicy out, which has no IPv4 address here",
             ),
             (
                 egress(&["rest"], Some("bad"), None),

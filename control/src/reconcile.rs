@@ -648,6 +648,9 @@ impl Reconciler {
             }
             Response::Conflicts { addresses } => {
                 let concerned = self.conflicts.take(addresses);
+                if !concerned.is_empty() {
+                    self.leaving.touch();
+                }
                 // Sources of `fullnat` concern all Services.
                 let is_all = self.fullnat_sources().iter().any(|source| concerned.contains(source));
                 let of_it = |name: &&Name| is_all || self.has_any(name, &concerned);

@@ -39,6 +39,7 @@ impl Reconciler {
         problems.extend(self.office.problems());
         problems.extend(self.allocation.problems());
         problems.extend(self.leaving.problems().cloned());
+        problems.extend(self.conflicts_of_leaving());
         problems.extend(self.policy_problems());
         problems.extend(resolve::pod::contested(self.model.pods()));
         problems.extend(self.saved_problems());
