@@ -61,12 +61,14 @@ pub fn run(socket: &Path, arguments: &ExplainArguments, as_json: bool) -> anyhow
         // Nobody works there.
         explanation.steps.retain(|step| !matches!(step, Step::Owned { .. }));
     }
+    let of_state = saved.iter().map(|saved| saved.note().to_owned()).filter(|note| !note.is_empty());
+    let notes = note.into_iter().chain(of_state);
     if as_json {
-        note.iter().for_each(|note| eprintln!("tidegate: {note}"));
+        notes.for_each(|note| eprintln!("tidegate: {note}"));
         return Ok(serde_json::to_string_pretty(&explanation).context("writing JSON")? + "\n");
     }
-    let note = note.map(|note| format!("{:LABEL_WIDTH$}{}\n", "note", printable(&note))).unwrap_or_default();
-    Ok(note + &text(&explanation))
+    let notes: String = notes.map(|note| format!("{:LABEL_WIDTH$}{}\n", "note", printable(&note))).collect();
+    Ok(notes + &text(&explanation))
 }
 
 /// The question that a command line asks, and what is to be known of its packet beside the answer.
