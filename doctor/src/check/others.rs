@@ -175,12 +175,12 @@ fn state(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
     let more = told.len().saturating_sub(PROBLEMS_MAX);
     told.truncate(PROBLEMS_MAX);
     let finding = |(object, words, path): (String, String, PathBuf)| {
-        Finding::new("state", object, Verdict::Warn, words).mended_by(format!("read {}", path.display()))
+        Finding::new("state", object, Verdict::Warn, words).mended_by(format!("cat {}", path.display()))
     };
     let mut findings: Vec<Finding> = told.into_iter().map(finding).collect();
     if more > 0 {
         let found = format!("control has {more} more problems");
-        let fix = format!("read the files in {}", directory.display());
+        let fix = format!("cat {}/*.json", directory.display());
         findings.push(Finding::new("state", directory.display().to_string(), Verdict::Warn, found).mended_by(fix));
     }
     findings
@@ -308,9 +308,9 @@ mod tests {
         assert_eq!(
             told(&state(&some, &file), "state"),
             [
-                "Warn Node w3 | Refused: no | read /var/lib/tidegate/status/problems.json",
-                "Warn a.yaml | UnknownField: spec.x: is none | read /var/lib/tidegate/status/problems.json",
-                "Warn Service shop/web | AddressConflict: 02:.. answers | read /var/lib/tidegate/status/shop.web.json",
+                "Warn Node w3 | Refused: no | cat /var/lib/tidegate/status/problems.json",
+                "Warn a.yaml | UnknownField: spec.x: is none | cat /var/lib/tidegate/status/problems.json",
+                "Warn Service shop/web | AddressConflict: 02:.. answers | cat /var/lib/tidegate/status/shop.web.json",
             ]
         );
         let one = r#"{"severity": "error", "reason": "A", "message": "b"}"#;
