@@ -507,7 +507,7 @@ mod tests {
         assert!(!asked("tidegate explain --hex 4500 --ip").unwrap().is_frame);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("two.pcap");
-        let mut writer = pcap_file::pcap::PcapWriter::new(File::create(&path).unwrap()).unwrap();
+        let mut writer = pcap_file::pcap::PcapWriter::new(std::fs::File::create(&path).unwrap()).unwrap();
         for byte in [1u8, 2] {
             let data = [byte; 60];
             let packet = pcap_file::pcap::PcapPacket::new(Duration::ZERO, 60, &data);
@@ -585,10 +585,7 @@ mod tests {
                 egress(&["out"], Some("out"), Some("192.0.2.10")),
                 "pod 10.244.1.5 by EgressPolicy out with its address 192.0.2.10",
             ),
-            (
-                egress(&["out"], Some("out"), None),
-                "pod 10.244.1.5 by EgressPolicy out, which has no IPv4 address here",
-            ),
+            (egress(&["out"], Some("out"), None), "pod 10.244.1.5 by EgressPolicy out, which has no IPv4 address here"),
             (
                 egress(&["rest"], Some("bad"), None),
                 "pod 10.244.1.5 by EgressPolicy bad, which selects it and is not in force: it is invalid, or was not taken; \

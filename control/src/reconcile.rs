@@ -775,9 +775,12 @@ impl Reconciler {
     fn look_after(&mut self) {
         for ((what, reason), left_out) in self.chorus.take_left_out(Instant::now()) {
             tracing::warn!(
-                what, reason, left_out,
+                what,
+                reason,
+                left_out,
                 "more lines like these were left out ({} are written in {} s); problems.json and status have all",
-                chorus::LINES_MAX, chorus::WITHIN.as_secs()
+                chorus::LINES_MAX,
+                chorus::WITHIN.as_secs()
             );
         }
         self.look_after_office();

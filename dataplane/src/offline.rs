@@ -79,7 +79,10 @@ fn machine(directory: &Path) -> anyhow::Result<(KernelFacts, String)> {
             return Ok((machine.facts(), note));
         }
         Ok(Some(machine)) => format!("{} routes were too many to be saved", machine.routes_left_out()),
-        Ok(None) => format!("there is no {}, which a dataplane writes ten seconds after it began, and an older one never", saved_machine::FILE_NAME),
+        Ok(None) => format!(
+            "there is no {}, which a dataplane writes ten seconds after it began, and an older one never",
+            saved_machine::FILE_NAME
+        ),
         Err(error) => format!("{}: {error}", saved_machine::FILE_NAME),
     };
     let (facts, _) = Monitor::start(None, |_| false).context("reading this machine's links and routes")?;

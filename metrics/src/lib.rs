@@ -27,7 +27,6 @@ pub use histogram::{Distribution, Histogram};
 pub use process::process;
 pub use serve::Served;
 
-
 /// What the page is, for whoever fetches it.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 

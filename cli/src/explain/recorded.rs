@@ -249,7 +249,8 @@ mod tests {
         let mut writer = Writer::new(&mut file, "test").unwrap();
         for device in ["wan0", "lan0"] {
             for (form, description) in [(BEFORE, AS_IT_CAME), (AFTER, AS_IT_LEFT)] {
-                let interface = Interface { name: &format!("{device} {form}"), description, filter: "", snap_bytes: 99 };
+                let interface =
+                    Interface { name: &format!("{device} {form}"), description, filter: "", snap_bytes: 99 };
                 writer.interface(&interface).unwrap();
             }
         }
@@ -312,11 +313,20 @@ mod tests {
         let mut writer = Writer::new(&mut file, "dumpcap").unwrap();
         let interface = Interface { name: "lan0", description: "", filter: "", snap_bytes: 99 };
         writer.interface(&interface).unwrap();
-        let packet =
-            Packet { interface: 0, at_ns: 0, length: 4, bytes: &[9; 4], is_outbound: false, id: 1, left_out: 0, comment: "" };
+        let packet = Packet {
+            interface: 0,
+            at_ns: 0,
+            length: 4,
+            bytes: &[9; 4],
+            is_outbound: false,
+            id: 1,
+            left_out: 0,
+            comment: "",
+        };
         writer.packet(&packet).unwrap();
         std::fs::write(&path, &file).unwrap();
-        let expected = Captured { bytes: vec![9; 4], is_frame: true, recorded_by: Some("lan0".into()), ..Captured::default() };
+        let expected =
+            Captured { bytes: vec![9; 4], is_frame: true, recorded_by: Some("lan0".into()), ..Captured::default() };
         assert_eq!(read(&path, 1), expected);
     }
 

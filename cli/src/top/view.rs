@@ -677,8 +677,8 @@ mod tests {
 
     #[test]
     fn policies_stand_beside_external_addresses_and_pods_have_their_own() {
-        let [(v4, pod_v4), (v6, pod_v6)] =
-            [("192.0.2.240", "10.244.1.5"), ("2001:db8:1::240", "fd00:10:244:1::5")].map(|(address, pod)| {
+        let [(v4, pod_v4), (v6, pod_v6)] = [("192.0.2.240", "10.244.1.5"), ("2001:db8:1::240", "fd00:10:244:1::5")]
+            .map(|(address, pod)| {
                 let of = |text: &str| text.parse::<IpAddr>().unwrap();
                 (of(address), of(pod))
             });
@@ -692,12 +692,8 @@ mod tests {
             held: 7,
             refused: 0,
         };
-        let pod = |name: &str, address| tidegate_api::show::EgressPodRow {
-            pod: name.into(),
-            address,
-            held: 3,
-            refused: 0,
-        };
+        let pod =
+            |name: &str, address| tidegate_api::show::EgressPodRow { pod: name.into(), address, held: 3, refused: 0 };
         let mut state = State::new(Subject::Nat, None);
         let mut looked = sample(1);
         looked.egress.addresses = vec![address(v4), address(v6)];

@@ -310,11 +310,11 @@ impl Reconciler {
 
     /// External addresses for which somebody else answers, one problem per object that has any.
     pub(super) fn conflicts_of_leaving(&self) -> impl Iterator<Item = Problem> + '_ {
-        let policies = self.model.egress().map(|policy| {
-            (own_key(ObjectKind::EgressPolicy, &policy.name), self.addresses_of(&policy.name).to_vec())
-        });
-        let nats =
-            self.model.static_nats().map(|nat| (own_key(ObjectKind::StaticNat, &nat.name), vec![nat.external]));
+        let policies = self
+            .model
+            .egress()
+            .map(|policy| (own_key(ObjectKind::EgressPolicy, &policy.name), self.addresses_of(&policy.name).to_vec()));
+        let nats = self.model.static_nats().map(|nat| (own_key(ObjectKind::StaticNat, &nat.name), vec![nat.external]));
         policies.chain(nats).filter_map(|(about, addresses)| {
             let (message, ends) = self.conflicts.of_external(&addresses)?;
             let severity = if ends { Severity::Error } else { Severity::Warning };

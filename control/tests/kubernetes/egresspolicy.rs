@@ -184,8 +184,9 @@ fn an_address_that_the_kernel_has_is_told_in_status() {
         withheld: true,
         kernel: Some(length),
     };
-    gateway.dataplane().conflicts =
-        [(V4, 32), (V6, 128), (fixed_v4, 32), (fixed_v6, 128)].map(|(address, length)| of_kernel(address, length)).into();
+    gateway.dataplane().conflicts = [(V4, 32), (V6, 128), (fixed_v4, 32), (fixed_v6, 128)]
+        .map(|(address, length)| of_kernel(address, length))
+        .into();
     let is_false = |told: &Value| told["status"] == "False";
     for (told, addresses) in [
         (of_policy(&server, &is_false), vec![(V4, 32), (V6, 128)]),
@@ -197,7 +198,10 @@ fn an_address_that_the_kernel_has_is_told_in_status() {
             let mends = format!("on the gateway: ip address del {address}/{length} dev wan0");
             let family = if length == 32 { "IPv4" } else { "IPv6" };
             let message = told["message"].as_str().unwrap();
-            assert!(message.contains(&mends) && message.contains(&format!("gets out by it over {family}")), "{message}");
+            assert!(
+                message.contains(&mends) && message.contains(&format!("gets out by it over {family}")),
+                "{message}"
+            );
         }
     }
     assert!(gateway.problem("AddressConflict").contains("also an address of the gateway's own kernel"));

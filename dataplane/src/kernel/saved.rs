@@ -105,8 +105,8 @@ pub fn read(directory: &Path) -> io::Result<Option<Machine>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::nud;
     use crate::compile::tests::routed;
+    use crate::kernel::nud;
 
     #[test]
     fn what_is_read_is_what_was_saved() {

@@ -145,7 +145,12 @@ fn state(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
     let relative = |path: &Path| path.strip_prefix("/").unwrap_or(path).display().to_string();
     let directory = file.state_dir.join("status");
     let list = directory.join(PROBLEMS_FILE);
-    let Some(text) = machine.text(&relative(&list)) else { return Vec::new() };
+    let text = match machine.read(&relative(&list)) {
+        Ok(Some(text)) => text,
+        // No control has been here.
+        Ok(None) => return Vec::new(),
+        Err(error) => return vec![Finding::new("state", list.display().to_string(), Verdict::Warn, error.to_string())],
+    };
     let Ok(Problems { problems }) = serde_json::from_str(&text) else {
         return vec![Finding::new("state", list.display().to_string(), Verdict::Warn, "is no list of problems")];
     };

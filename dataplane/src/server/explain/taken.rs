@@ -145,7 +145,7 @@ pub fn egress(view: &View, compiler: &Handle, steps: &[Step]) -> Result<Vec<Step
         _ => None,
     });
     let Some((is_v4, policy)) = asked else { return Ok(Vec::new()) };
-    let objects = |kind| Ok(compiler.view(Some(kind)).map_err(|error| error.to_string())?.objects);
+    let objects = |kind| compiler.view(Some(kind)).map(|view| view.objects).map_err(|error| error.to_string());
     let policies = objects(Kind::Egress)?;
     let found = policies.iter().find_map(|resource| match &resource.body {
         Body::Egress(egress) if resource.name == *policy => Some(egress),

@@ -535,19 +535,17 @@ fn services() -> Vec<Fault> {
                 "ports of an egress policy are used up",
                 "new connections of a pod to the outside are refused; counted as `EgressQuota`",
                 "raise `spec.limits`, or find out what the pod does with its connections",
-                |family| {
-                    Case {
-                        family: Some(family),
-                        breaks: vec![edit("egress.yaml", "limits: {}", "limits: { portsPerPod: 1 }")],
-                        probe: Some(leaves(family)),
-                        traffic: None,
-                        at: GATEWAY.into(),
-                        command: explained_leaving(family),
-                        says: vec![
-                            format!("ports of pod {}: ", POD.address(family)),
-                            " held; needed: fewer than 1, the most that EgressPolicy out allows".into(),
-                        ],
-                    }
+                |family| Case {
+                    family: Some(family),
+                    breaks: vec![edit("egress.yaml", "limits: {}", "limits: { portsPerPod: 1 }")],
+                    probe: Some(leaves(family)),
+                    traffic: None,
+                    at: GATEWAY.into(),
+                    command: explained_leaving(family),
+                    says: vec![
+                        format!("ports of pod {}: ", POD.address(family)),
+                        " held; needed: fewer than 1, the most that EgressPolicy out allows".into(),
+                    ],
                 },
             )
         },
