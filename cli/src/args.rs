@@ -598,6 +598,15 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    #[test]
+    fn a_capture_of_nothing_is_refused() {
+        for (option, value) in [("--rate", "0"), ("--snaplen", "0"), ("-c", "0"), ("--seconds", "0")] {
+            let refused = Arguments::try_parse_from(["tidegate", "capture", "-w", "a.pcapng", option, value]);
+            let told = refused.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(told.contains("invalid value '0'") && told.contains(option), "{option}: {told}");
+        }
+    }
+
     /// The contract's own list of questions, read from the error its decoder gives for an unknown one.
     fn questions_of_the_contract() -> BTreeSet<String> {
         let error = serde_json::from_str::<api::Show>(r#"{"what":"?"}"#).unwrap_err().to_string();

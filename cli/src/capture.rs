@@ -146,10 +146,14 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// The file, and what is in it.
-/// What is said of an interface whose packets have been done with.
+/// What is said of an interface whose packets come in, and of one whose packets have been done with.
+pub(crate) const AS_IT_CAME: &str = "as it came in";
 pub(crate) const AS_IT_LEFT: &str = "as it left";
+/// What stands behind the device in the name of such an interface.
+pub(crate) const BEFORE: &str = "before";
+pub(crate) const AFTER: &str = "after";
 
+/// The file, and what is in it.
 struct Recording {
     writer: pcapng::Writer<Box<dyn Write>>,
     begun: Begun,
@@ -171,7 +175,7 @@ impl Recording {
             inner => format!("{outer}{}inside: {inner}", if outer.is_empty() { "" } else { "; " }),
         };
         for device in &begun.devices {
-            for (form, description) in [("before", "as it came in"), ("after", AS_IT_LEFT)] {
+            for (form, description) in [(BEFORE, AS_IT_CAME), (AFTER, AS_IT_LEFT)] {
                 let name = format!("{device} {form}");
                 let snap_bytes = wanted.snap_bytes;
                 let interface = pcapng::Interface { name: &name, description, filter: &filter, snap_bytes };

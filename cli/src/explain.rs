@@ -3,26 +3,22 @@
 //! Owns how a packet is described on the command line and how the answer reads. The packet itself is put together by
 //! etherparse, or read from hexadecimal digits or a capture file; the dataplane says the rest.
 
-use std::fs::File;
-use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep};
-use pcap_file::DataLink;
-use pcap_file::pcap::PcapReader;
-use pcap_file::pcapng::blocks::interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption};
-use pcap_file::pcapng::{Block, PcapNgReader};
-use tidegate_api::client::Client;
+use tidegate_api::client::{Client, ClientError};
 use tidegate_api::explain::{Explanation, Question, Reason, Step, Verdict};
 
 use crate::args::{ExplainArguments, ExplainProtocol};
-use crate::capture::AS_IT_LEFT;
 use crate::trouble;
+use recorded::{CAPTURE_BYTES_MAX, Captured, captured};
 use saved::Saved;
 
+/// Packets of capture files.
+mod recorded;
 /// A dataplane without devices, about saved objects.
 mod saved;
 
@@ -34,12 +30,6 @@ const COUNTED_S: u32 = 4;
 const LABEL_WIDTH: usize = 11;
 /// Largest payload that is put into a packet, bytes.
 const PAYLOAD_MAX: usize = 9000;
-/// Most bytes of a capture file that are looked through for a packet: some seconds. A file may have no end.
-const CAPTURE_BYTES_MAX: u64 = 1 << 30;
-/// Most interfaces of a capture file; all that are described are kept.
-const INTERFACES_MAX: usize = 65_536;
-/// What a file of pcapng begins with.
-const PCAPNG_MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 
 /// Asks the dataplane at `socket` and returns the text to print, or the answer as JSON.
 ///
@@ -47,7 +37,7 @@ const PCAPNG_MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 /// When the packet cannot be put together or read, no answer comes, or the dataplane cannot tell where such a packet would
 /// come from.
 pub fn run(socket: &Path, arguments: &ExplainArguments, as_json: bool) -> anyhow::Result<String> {
-    let (question, note) = question(arguments)?;
+    let asked = question(arguments)?;
     let saved = match &arguments.state {
         Some(state) => Some(Saved::start(state, &arguments.config)?),
         None => None,
@@ -56,47 +46,62 @@ pub fn run(socket: &Path, arguments: &ExplainArguments, as_json: bool) -> anyhow
     let told = |error| anyhow!(trouble::explain(&error, socket));
     let mut client = Client::connect(socket, concat!("tidegate ", env!("CARGO_PKG_VERSION"))).map_err(told)?;
     client.set_timeout(Some(ANSWER_TIMEOUT)).context("setting the time limit")?;
-    let mut explanation = client.explain(question).map_err(told)?;
+    let note = asked.note.clone();
+    let mut explanation = asked.of(&mut client).map_err(told)?;
     if saved.is_some() {
         // Nobody works there.
         explanation.steps.retain(|step| !matches!(step, Step::Owned { .. }));
     }
+    let of_state = saved.iter().map(|saved| saved.note().to_owned()).filter(|note| !note.is_empty());
+    let notes = note.into_iter().chain(of_state);
     if as_json {
-        note.iter().for_each(|note| eprintln!("tidegate: {note}"));
+        notes.for_each(|note| eprintln!("tidegate: {note}"));
         return Ok(serde_json::to_string_pretty(&explanation).context("writing JSON")? + "\n");
     }
-    let note = note.map(|note| format!("{:LABEL_WIDTH$}{}\n", "note", printable(&note))).unwrap_or_default();
-    Ok(note + &text(&explanation))
+    let notes: String = notes.map(|note| format!("{:LABEL_WIDTH$}{}\n", "note", printable(&note))).collect();
+    Ok(notes + &text(&explanation))
 }
 
-/// The question that a command line asks, and what is to be known of its packet beside the answer.
+/// The question that a command line asks.
 ///
 /// # Errors
 /// What is wrong with the description of the packet.
-pub fn question(arguments: &ExplainArguments) -> anyhow::Result<(Question, Option<String>)> {
-    let Captured { bytes, is_frame, left_by } = match (&arguments.hex, &arguments.pcap) {
-        (Some(hex), _) => Captured { bytes: digits(hex)?, is_frame: !arguments.ip, left_by: None },
+pub fn question(arguments: &ExplainArguments) -> anyhow::Result<Asked> {
+    let bare = |bytes, is_frame| Captured { bytes, is_frame, ..Captured::default() };
+    let Captured { bytes, is_frame, device, recorded_by, note } = match (&arguments.hex, &arguments.pcap) {
+        (Some(hex), _) => bare(digits(hex)?, !arguments.ip),
         (None, Some(file)) => captured(file, arguments.number, CAPTURE_BYTES_MAX)?,
-        (None, None) => Captured { bytes: described(arguments)?, is_frame: false, left_by: None },
+        (None, None) => bare(described(arguments)?, false),
     };
-    let note = left_by.map(|place| {
-        let number = arguments.number;
-        format!(
-            "packet {number} was recorded as it left ({place}), when all had been done with it: this tells what would \
-             become of it if it came in like that; ask about the one recorded before"
-        )
-    });
-    Ok((Question { device: arguments.device.clone(), node: arguments.node.clone(), is_frame, bytes }, note))
+    let question =
+        Question { device: arguments.device.clone().or(device), node: arguments.node.clone(), is_frame, bytes };
+    let or_by = recorded_by.filter(|_| arguments.device.is_none());
+    Ok(Asked { question, or_by, note })
 }
 
-/// A packet of a capture file, or as good as one.
-#[derive(Debug, PartialEq)]
-struct Captured {
-    bytes: Vec<u8>,
-    /// Whether it begins with an Ethernet header.
-    is_frame: bool,
-    /// Where `tidegate capture` saw it leave.
-    left_by: Option<String>,
+/// What a command line asks.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The question.
+    pub question: Question,
+    /// The device of the question, if the dataplane finds none by itself: of that name it was somewhere.
+    pub or_by: Option<String>,
+    /// What is to be known of the packet beside the answer.
+    pub note: Option<String>,
+}
+
+impl Asked {
+    /// Asks.
+    fn of(self, client: &mut Client) -> Result<Explanation, ClientError> {
+        let Asked { question, or_by, .. } = self;
+        match (client.explain(question.clone()), or_by) {
+            (Err(ClientError::Refused(why)), Some(device)) => {
+                let again = client.explain(Question { device: Some(device), ..question });
+                again.map_err(|_| ClientError::Refused(why))
+            }
+            (answer, _) => answer,
+        }
+    }
 }
 
 /// Bytes from hexadecimal digits; blanks, colons and line feeds between them do not count.
@@ -111,95 +116,6 @@ fn digits(text: &str) -> anyhow::Result<Vec<u8>> {
         Ok(u8::try_from(high << 4 | low)?)
     };
     digits.chunks_exact(2).map(byte).collect()
-}
-
-/// Packet `number` of a capture file, counted from 1 as tcpdump and Wireshark do. Of the file `bytes_max` bytes are read at
-/// most.
-fn captured(path: &Path, number: u32, bytes_max: u64) -> anyhow::Result<Captured> {
-    let name = path.display();
-    let reading = || format!("reading {name}");
-    let mut file = File::open(path).with_context(reading)?.take(bytes_max);
-    let mut begin = Vec::new();
-    file.by_ref().take(PCAPNG_MAGIC.len() as u64).read_to_end(&mut begin).with_context(reading)?;
-    let whole = begin.as_slice().chain(&mut file);
-    let mut passed = 0;
-    let found = match begin == PCAPNG_MAGIC {
-        true => from_pcapng(whole, number, &mut passed),
-        false => from_pcap(whole, number, &mut passed),
-    };
-    let Found { link, bytes, left_by } = match found {
-        Ok(Some(found)) => found,
-        _ if file.limit() == 0 => bail!(
-            "the first {bytes_max} bytes of {name}, and no more are read, have {passed} whole packets: {} are left up to \
-             packet {number}",
-            number - passed
-        ),
-        Ok(None) => bail!("{name} has no packet {number}: it has {passed}"),
-        Err(error) => return Err(error).with_context(|| format!("{name} as a capture file, after {passed} packets")),
-    };
-    match link {
-        DataLink::ETHERNET => Ok(Captured { bytes, is_frame: true, left_by }),
-        DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => Ok(Captured { bytes, is_frame: false, left_by }),
-        other => bail!("{name} has frames of link type {other:?}; Ethernet and raw IP can be read"),
-    }
-}
-
-/// A packet as a file has it.
-struct Found {
-    link: DataLink,
-    bytes: Vec<u8>,
-    left_by: Option<String>,
-}
-
-/// Reads up to packet `number`; `passed` counts those before it.
-fn from_pcap(file: impl Read, number: u32, passed: &mut u32) -> anyhow::Result<Option<Found>> {
-    let mut reader = PcapReader::new(file)?;
-    let link = reader.header().datalink;
-    // As it stands there: a packet that was cut when it was captured is one too.
-    while let Some(packet) = reader.next_raw_packet() {
-        let packet = packet?;
-        if *passed + 1 == number {
-            return Ok(Some(Found { link, bytes: packet.data.into_owned(), left_by: None }));
-        }
-        *passed += 1;
-    }
-    Ok(None)
-}
-
-fn from_pcapng(file: impl Read, number: u32, passed: &mut u32) -> anyhow::Result<Option<Found>> {
-    let mut reader = PcapNgReader::new(file)?;
-    while let Some(block) = reader.next_block() {
-        let is_it = *passed + 1 == number;
-        let packet = match block? {
-            Block::EnhancedPacket(packet) => Some((packet.interface_id, is_it.then(|| packet.data.into_owned()))),
-            Block::SimplePacket(packet) => Some((0, is_it.then(|| packet.data.into_owned()))),
-            _ => None,
-        };
-        match packet {
-            Some((interface, Some(data))) => {
-                let interface = usize::try_from(interface)?;
-                let place = reader.interfaces().get(interface);
-                let place = place.ok_or_else(|| anyhow!("interface {interface} is not described"))?;
-                return Ok(Some(Found { link: place.linktype, bytes: data, left_by: left_by(place) }));
-            }
-            Some((_, None)) => *passed += 1,
-            None if reader.interfaces().len() > INTERFACES_MAX => {
-                bail!("it describes over {INTERFACES_MAX} interfaces")
-            }
-            None => {}
-        }
-    }
-    Ok(None)
-}
-
-/// The name of an interface where `tidegate capture` wrote what left.
-fn left_by(interface: &InterfaceDescriptionBlock<'_>) -> Option<String> {
-    let is_after = |option: &InterfaceDescriptionOption<'_>| matches!(option, InterfaceDescriptionOption::IfDescription(text) if text == AS_IT_LEFT);
-    let name = |option: &InterfaceDescriptionOption<'_>| match option {
-        InterfaceDescriptionOption::IfName(name) => Some(name.clone().into_owned()),
-        _ => None,
-    };
-    interface.options.iter().any(is_after).then(|| interface.options.iter().find_map(name).unwrap_or_default())
 }
 
 /// The packet that protocol, ends and options describe.
@@ -475,7 +391,7 @@ fn egress(pod: IpAddr, policies: &[String], policy: Option<&str>, address: Optio
         ),
         (_, Some(policy), Some(address)) => format!("pod {pod} by EgressPolicy {policy} with its address {address}"),
         (_, Some(policy), None) => format!(
-            "pod {pod} by EgressPolicy {policy}, which has no {} address: it lists none, or is invalid",
+            "pod {pod} by EgressPolicy {policy}, which has no {} address here",
             if pod.is_ipv4() { "IPv4" } else { "IPv6" }
         ),
         ([], None, None) => format!("pod {pod}, which no EgressPolicy selects"),
@@ -522,7 +438,7 @@ mod tests {
     fn asked(line: &str) -> anyhow::Result<Question> {
         let arguments = Arguments::try_parse_from(line.split_whitespace())?;
         let Command::Explain(explain) = arguments.command else { panic!("{line}") };
-        question(&explain).map(|(question, _)| question)
+        question(&explain).map(|asked| asked.question)
     }
 
     #[test]
@@ -585,50 +501,13 @@ mod tests {
         }
     }
 
-    /// What `tidegate capture` wrote as it left is not what came in.
-    #[test]
-    fn frames_that_were_recorded_as_they_left_are_told_as_such() {
-        let mut file = Vec::new();
-        let mut writer = crate::capture::pcapng::Writer::new(&mut file, "test").unwrap();
-        for (name, description) in [("wan0 before", "as it came in"), ("wan0 after", AS_IT_LEFT)] {
-            let interface = crate::capture::pcapng::Interface { name, description, filter: "", snap_bytes: 99 };
-            writer.interface(&interface).unwrap();
-        }
-        for interface in [0, 1] {
-            let packet = crate::capture::pcapng::Packet {
-                interface,
-                at_ns: 0,
-                length: 60,
-                bytes: &[7; 60],
-                is_outbound: interface == 1,
-                id: 1,
-                left_out: 0,
-                comment: "",
-            };
-            writer.packet(&packet).unwrap();
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("own.pcapng");
-        std::fs::write(&path, &file).unwrap();
-        let note = |number: u32| {
-            let line = format!("tidegate explain --pcap {} --number {number}", path.display());
-            let Command::Explain(explain) = Arguments::try_parse_from(line.split_whitespace()).unwrap().command else {
-                panic!("{line}")
-            };
-            question(&explain).unwrap().1
-        };
-        assert_eq!(note(1), None);
-        let told = note(2).unwrap();
-        assert!(told.contains("packet 2 was recorded as it left (wan0 after)"), "{told}");
-    }
-
     #[test]
     fn digits_and_captures_are_read() {
         assert_eq!(asked("tidegate explain --hex 02:0A:ff").unwrap().bytes, [2, 10, 255]);
         assert!(!asked("tidegate explain --hex 4500 --ip").unwrap().is_frame);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("two.pcap");
-        let mut writer = pcap_file::pcap::PcapWriter::new(File::create(&path).unwrap()).unwrap();
+        let mut writer = pcap_file::pcap::PcapWriter::new(std::fs::File::create(&path).unwrap()).unwrap();
         for byte in [1u8, 2] {
             let data = [byte; 60];
             let packet = pcap_file::pcap::PcapPacket::new(Duration::ZERO, 60, &data);
@@ -648,60 +527,6 @@ mod tests {
         }
         std::fs::write(&path, b"neither").unwrap();
         assert!(format!("{:#}", read(1).unwrap_err()).contains("capture file"));
-    }
-
-    /// Frames without end, as a capture that goes on, in both formats: what is asked for is found, or it is said how
-    /// much further it would have been.
-    #[test]
-    fn a_capture_without_end_is_read_to_a_bound() {
-        let frame = [7u8; 60];
-        let empty = pcap_file::pcap::PcapWriter::new(Vec::new()).unwrap().into_writer();
-        let mut pcap = pcap_file::pcap::PcapWriter::new(Vec::new()).unwrap();
-        pcap.write_packet(&pcap_file::pcap::PcapPacket::new(Duration::ZERO, 60, &frame)).unwrap();
-        let record = pcap.into_writer().split_off(empty.len());
-        let mut next = pcap_file::pcapng::PcapNgWriter::new(Vec::new()).unwrap();
-        let described = pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionBlock {
-            linktype: DataLink::ETHERNET,
-            snaplen: 0,
-            options: vec![],
-        };
-        next.write_pcapng_block(described).unwrap();
-        let begun = next.get_ref().len();
-        let block = pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock {
-            interface_id: 0,
-            timestamp: Duration::ZERO,
-            original_len: 60,
-            data: frame.as_slice().into(),
-            options: vec![],
-        };
-        next.write_pcapng_block(block).unwrap();
-        let mut next = next.into_inner();
-        let block = next.split_off(begun);
-        let directory = tempfile::tempdir().unwrap();
-        for (at, (begin, again)) in [(empty, record), (next, block)].into_iter().enumerate() {
-            let path = directory.path().join(format!("{at}.cap"));
-            assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
-            // Whoever writes is told when nobody reads any more.
-            let read = |number, bytes_max| {
-                let (pipe, begin, again) = (path.clone(), begin.clone(), again.clone());
-                let writer = std::thread::spawn(move || {
-                    let mut pipe = std::fs::OpenOptions::new().write(true).open(pipe).unwrap();
-                    let mut written = std::io::Write::write_all(&mut pipe, &begin);
-                    while written.is_ok() {
-                        written = std::io::Write::write_all(&mut pipe, &again);
-                    }
-                });
-                let read = captured(&path, number, bytes_max);
-                writer.join().unwrap();
-                read
-            };
-            let expected = Captured { bytes: frame.to_vec(), is_frame: true, left_by: None };
-            assert_eq!(read(1000, CAPTURE_BYTES_MAX).unwrap(), expected);
-            let bytes_max = begin.len() as u64 + 500 * again.len() as u64 + 7;
-            let told = read(1000, bytes_max).unwrap_err().to_string();
-            assert!(told.contains(&format!("first {bytes_max} bytes")) && told.contains("500 whole packets"), "{told}");
-            assert!(told.contains("500 are left up to packet 1000"), "{told}");
-        }
     }
 
     #[test]
@@ -760,10 +585,7 @@ mod tests {
                 egress(&["out"], Some("out"), Some("192.0.2.10")),
                 "pod 10.244.1.5 by EgressPolicy out with its address 192.0.2.10",
             ),
-            (
-                egress(&["out"], Some("out"), None),
-                "pod 10.244.1.5 by EgressPolicy out, which has no IPv4 address: it lists none, or is invalid",
-            ),
+            (egress(&["out"], Some("out"), None), "pod 10.244.1.5 by EgressPolicy out, which has no IPv4 address here"),
             (
                 egress(&["rest"], Some("bad"), None),
                 "pod 10.244.1.5 by EgressPolicy bad, which selects it and is not in force: it is invalid, or was not taken; \

@@ -18,6 +18,8 @@ pub mod crd;
 pub mod problem;
 /// How long to wait before something that failed is tried again.
 pub mod backoff;
+/// Lines of the log that say the same of many objects.
+pub mod chorus;
 /// Where objects come from: a trait, the watched directory, the Kubernetes API.
 pub mod source;
 /// One raw object read into a typed, validated one.

@@ -29,6 +29,7 @@ use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, Resour
 use tidegate_api::show::Shown;
 use tidegate_metrics::Metric;
 
+use crate::chorus::{self, Chorus};
 use crate::config::NodeFile;
 use crate::health::{Check, Health};
 use crate::lease::Word;
@@ -152,6 +153,8 @@ pub struct Reconciler {
     node_problems: BTreeMap<String, Vec<Problem>>,
     dataplane_problem: Option<Problem>,
     told: BTreeSet<Problem>,
+    /// What the log tells of many objects at once.
+    chorus: Chorus,
     /// The source has been read once.
     complete: bool,
     /// What the portions before that have touched.
@@ -201,6 +204,7 @@ impl Reconciler {
             node_problems: BTreeMap::new(),
             dataplane_problem: None,
             told: BTreeSet::new(),
+            chorus: Chorus::default(),
             complete: false,
             unresolved: Dirty::default(),
             early: Early::default(),
@@ -588,9 +592,12 @@ impl Reconciler {
             self.notes.remove(name);
             return;
         };
-        let before = self.notes(name);
+        let before = self.notes.get(name).map_or(&[][..], Vec::as_slice);
+        let now = Instant::now();
         for note in notes.iter().filter(|note| self.complete && !before.contains(note)) {
-            warn_of(name, note);
+            if self.chorus.admits(("condition", note.reason), now) {
+                warn_of(name, note);
+            }
         }
         self.notes.insert(name.clone(), notes);
     }
@@ -648,6 +655,9 @@ impl Reconciler {
             }
             Response::Conflicts { addresses } => {
                 let concerned = self.conflicts.take(addresses);
+                if !concerned.is_empty() {
+                    self.leaving.touch();
+                }
                 // Sources of `fullnat` concern all Services.
                 let is_all = self.fullnat_sources().iter().any(|source| concerned.contains(source));
                 let of_it = |name: &&Name| is_all || self.has_any(name, &concerned);
@@ -763,6 +773,16 @@ impl Reconciler {
     }
 
     fn look_after(&mut self) {
+        for ((what, reason), left_out) in self.chorus.take_left_out(Instant::now()) {
+            tracing::warn!(
+                what,
+                reason,
+                left_out,
+                "more lines like these were left out ({} are written in {} s); problems.json and status have all",
+                chorus::LINES_MAX,
+                chorus::WITHIN.as_secs()
+            );
+        }
         self.look_after_office();
         self.tell_pools();
         self.ask_of_carrying();

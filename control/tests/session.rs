@@ -893,3 +893,37 @@ fn a_stranger_that_answers_for_an_address_is_named_in_its_service_s_condition() 
     control.status("shop.web1.json", quiet);
     control.stop();
 }
+
+/// In a directory there is no status of policies: the list of problems tells it, for `tidegate doctor` too.
+#[test]
+fn an_external_address_that_the_kernel_has_is_a_problem_of_its_policy() {
+    for (external, length) in [("192.0.2.240", 32), ("2001:db8:1::240", 128)] {
+        let home = Control::home();
+        let out = format!(
+            "apiVersion: tidegate.io/v1alpha1\nkind: EgressPolicy\nmetadata: {{ name: out }}\n\
+             spec: {{ addresses: [\"{external}\"] }}\n"
+        );
+        write(home.path(), "out.yaml", &out);
+        let dataplane = Dataplane::listen(home.path());
+        let control = Control::start(home);
+        let talk = dataplane.accept(&Versions::new(), 0);
+        let full = talk.update();
+        talk.accept(&full, 1);
+        talk.reached(1);
+        let conflict = AddressConflict {
+            address: external.parse().unwrap(),
+            mac: "02:00:00:00:01:01".parse().unwrap(),
+            device: "wan0".into(),
+            withheld: true,
+            kernel: Some(length),
+        };
+        talk.say(&Response::Conflicts { addresses: vec![conflict] });
+        let told = control.problem("AddressConflict");
+        let mends = format!("on the gateway: ip address del {external}/{length} dev wan0");
+        assert!(told.contains("EgressPolicy out") && told.contains(&mends) && told.contains("\"error\""), "{told}");
+        assert!(told.contains("out.yaml"), "{told}");
+        talk.say(&Response::Conflicts { addresses: vec![] });
+        control.status("problems.json", |list| !list.to_string().contains("AddressConflict"));
+        control.stop();
+    }
+}

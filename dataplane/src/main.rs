@@ -440,8 +440,8 @@ fn export_settings(file: &NodeFile) -> exporter::Settings {
 
 /// This program as one that knows what was saved; it says so by a line, and ends with whoever holds its standard input.
 fn answer_from(file: &NodeFile, state: &Path, socket: &Path) -> anyhow::Result<()> {
-    tidegate_dataplane::offline::answer(file, state, socket, || {
-        println!("ready");
+    tidegate_dataplane::offline::answer(file, state, socket, |note| {
+        println!("ready {note}");
         // However it ends, nobody asks any more.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
     })

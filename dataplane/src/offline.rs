@@ -1,9 +1,10 @@
 //! Saved objects, asked about where no dataplane runs.
 //!
-//! Owns a compiler and one worker without devices: tables made of the objects that a dataplane has saved and of this
-//! machine's links, routes and neighbours, and the socket's answers about them. Refuses to touch anything: the saved files
-//! are only read, the kernel is asked for nothing, no frame comes or goes, and what a client might tell it is forgotten
-//! with it. There are no flows; every packet that is asked about is a first one.
+//! Owns a compiler and one worker without devices: tables made of the objects that a dataplane has saved and of the links,
+//! routes and neighbours that it had, and the socket's answers about them. Where those are not saved they are this
+//! machine's. Refuses to touch anything: the saved files are only read, the kernel is asked for nothing, no frame comes or
+//! goes, and what a client might tell it is forgotten with it. There are no flows; every packet that is asked about is a
+//! first one.
 
 use std::io;
 use std::path::Path;
@@ -13,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use crossbeam::channel::bounded;
+use jiff::Timestamp;
 use tidegate_api::listen::Listener;
 use tidegate_io::mem::now_ns;
 use tidegate_io::{HugePages, Owned, OwnedChange};
@@ -20,9 +22,10 @@ use tidegate_io::{HugePages, Owned, OwnedChange};
 use crate::compile::thread::CompilerThread;
 use crate::compile::{Compiler, Pinholes};
 use crate::config::NodeFile;
-use crate::kernel::NeighbourKey;
 use crate::kernel::monitor::Monitor;
 use crate::kernel::request::NeighbourRequests;
+use crate::kernel::saved as saved_machine;
+use crate::kernel::{KernelFacts, NeighbourKey};
 use crate::objects::saved;
 use crate::server::mailboxes::{Mailbox, Mailboxes};
 use crate::server::{Announcers, Server};
@@ -64,12 +67,34 @@ impl NeighbourRequests for Nobody {
     }
 }
 
+/// The machine as it was, or else as this one is; and which it is, for people.
+///
+/// # Errors
+/// When it is neither saved nor to be had from the kernel.
+fn machine(directory: &Path) -> anyhow::Result<(KernelFacts, String)> {
+    let instead = match saved_machine::read(directory) {
+        Ok(Some(machine)) if machine.routes_left_out() == 0 => {
+            let since = Timestamp::try_from(machine.since()).map(|since| since.to_string()).unwrap_or_default();
+            let note = format!("links, routes and neighbours are as the dataplane saw them last, since {since}");
+            return Ok((machine.facts(), note));
+        }
+        Ok(Some(machine)) => format!("{} routes were too many to be saved", machine.routes_left_out()),
+        Ok(None) => format!(
+            "there is no {}, which a dataplane writes ten seconds after it began, and an older one never",
+            saved_machine::FILE_NAME
+        ),
+        Err(error) => format!("{}: {error}", saved_machine::FILE_NAME),
+    };
+    let (facts, _) = Monitor::start(None, |_| false).context("reading this machine's links and routes")?;
+    Ok((facts, format!("links, routes and neighbours are those of this machine now: {instead}")))
+}
+
 /// Answers at `socket` about the objects saved in `directory`, for a gateway of this node file. Calls `ready` when it does,
-/// and ends when that returns.
+/// with what is to be known of its answers, one line for people; and ends when that returns.
 ///
 /// # Errors
 /// When nothing usable is saved there, or the system refuses a socket, a thread or its facts.
-pub fn answer(file: &NodeFile, directory: &Path, socket: &Path, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub fn answer(file: &NodeFile, directory: &Path, socket: &Path, ready: impl FnOnce(&str)) -> anyhow::Result<()> {
     let objects = saved::read(directory).with_context(|| format!("objects saved in {}", directory.display()))?;
     let Some(objects) = objects else { bail!("nothing is saved in {}: no {}", directory.display(), saved::FILE_NAME) };
     let listener = Listener::bind(socket, 0o600).with_context(|| format!("listening at {}", socket.display()))?;
@@ -84,7 +109,7 @@ pub fn answer(file: &NodeFile, directory: &Path, socket: &Path, ready: impl FnOn
     let state = State::new(capacity, [3, 4], now_ns()).context("memory for a worker")?;
     let exits = Exits::new(vec![], vec![]).map_err(anyhow::Error::msg)?;
     let mut worker = Worker::new(0, readers(), exits, vec![], state, Entropy::new(5), wants, mailbox);
-    let (facts, _) = Monitor::start(None, |_| false).context("reading this machine's links and routes")?;
+    let (facts, note) = machine(directory)?;
     compiler.restore(facts, objects, 0);
     let (_compiler, handle) =
         CompilerThread::start(compiler, wanted, None, Instant::now()).context("starting the compiler")?;
@@ -97,7 +122,7 @@ pub fn answer(file: &NodeFile, directory: &Path, socket: &Path, ready: impl FnOn
         let served = Server::start(listener, handle, Arc::new(mailboxes), Announcers::default());
         let served = turning.context("starting a worker").and(served.context("starting to answer"));
         if served.is_ok() {
-            ready();
+            ready(&note.replace('\n', " "));
         }
         stop.store(true, Ordering::Relaxed);
         served.map(drop)

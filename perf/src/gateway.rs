@@ -16,7 +16,7 @@ use crate::cluster::LEASE_NAMESPACE;
 use crate::enclosure::{self, BPF_DIR};
 use crate::lab::LabOptions;
 use crate::process::{self, Daemon, Finished, in_namespace};
-use crate::topology::{Family, GATEWAY, GATEWAY_2, GATEWAY_2_NODE, GATEWAY_NODE, Node};
+use crate::topology::{CLIENT, Family, GATEWAY, GATEWAY_2, GATEWAY_2_NODE, GATEWAY_NODE, Node};
 
 /// Longest wait for a program to say that it is ready.
 pub const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -353,13 +353,14 @@ impl Gateway {
         process::run(command, "", COMMAND_LIMIT)
     }
 
-    /// Runs `tidegate explain` where the gateway is, about what its dataplane has saved, or what is in another directory.
+    /// Runs `tidegate explain` about what the gateway's dataplane has saved, or what is in another directory, where clients
+    /// are: of the machine the gateway's files tell, or nobody.
     ///
     /// # Errors
     /// As [`Gateway::command`].
     pub fn explain_saved(&self, directory: Option<&Path>, arguments: &[&str]) -> Result<Finished> {
         let saved = self.state_dir.join("saved");
-        let mut command = process::in_namespace(self.seat.namespace, self.bin_dir.join("tidegate"));
+        let mut command = in_namespace(CLIENT, self.bin_dir.join("tidegate"));
         command.arg("explain").args(arguments).arg("--state").arg(directory.unwrap_or(&saved));
         command.arg("--config").arg(&self.config);
         process::run(command, "", COMMAND_LIMIT)

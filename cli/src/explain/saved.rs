@@ -17,6 +17,7 @@ const PROGRAM: &str = "tidegate-dataplane";
 pub(super) struct Saved {
     process: Child,
     socket: PathBuf,
+    note: String,
     _directory: TempDir,
 }
 
@@ -36,12 +37,12 @@ impl Saved {
         // What it warns of concerns a gateway that runs.
         command.env("RUST_LOG", "error").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let process = command.spawn().with_context(|| format!("starting {PROGRAM}, which knows what is saved"))?;
-        let mut saved = Saved { process, socket, _directory: directory };
+        let mut saved = Saved { process, socket, note: String::new(), _directory: directory };
         let mut line = String::new();
         if let Some(out) = saved.process.stdout.take() {
             BufReader::new(out).read_line(&mut line).with_context(|| format!("hearing {PROGRAM}"))?;
         }
-        if line.trim() != "ready" {
+        let Some(note) = line.strip_prefix("ready") else {
             let mut said = String::new();
             if let Some(err) = &mut saved.process.stderr {
                 err.read_to_string(&mut said).with_context(|| format!("hearing {PROGRAM}"))?;
@@ -50,8 +51,14 @@ impl Saved {
             // Its log puts time, level and module before the text.
             let text = said.split_once("ERROR ").map_or(said, |(_, text)| text);
             bail!("{}", text.split_once("dataplane: ").map_or(text, |(_, text)| text));
-        }
+        };
+        note.trim().clone_into(&mut saved.note);
         Ok(saved)
+    }
+
+    /// What is to be known of its answers, for people.
+    pub(super) fn note(&self) -> &str {
+        &self.note
     }
 
     /// Where it answers.

@@ -510,12 +510,10 @@ impl State {
             ]
         };
         let pod = |row: &tidegate_api::show::EgressPodRow| {
+            let name = if row.pod.is_empty() { String::new() } else { format!(" {}", row.pod) };
             vec![
-                Cell::Text(format!(
-                    "pod {}",
-                    if row.pod.is_empty() { row.address.to_string() } else { row.pod.clone() }
-                )),
-                Cell::Text(row.address.to_string()),
+                Cell::Text(format!("pod{name} {}", row.address)),
+                Cell::Text(String::new()),
                 Cell::Nothing,
                 Cell::Nothing,
                 Cell::Number(row.held as f64, ""),
@@ -675,6 +673,41 @@ mod tests {
         state.hear(Ok(sample(3)));
         let lines = state.frame(200, 20);
         (state, lines)
+    }
+
+    #[test]
+    fn policies_stand_beside_external_addresses_and_pods_have_their_own() {
+        let [(v4, pod_v4), (v6, pod_v6)] = [("192.0.2.240", "10.244.1.5"), ("2001:db8:1::240", "fd00:10:244:1::5")]
+            .map(|(address, pod)| {
+                let of = |text: &str| text.parse::<IpAddr>().unwrap();
+                (of(address), of(pod))
+            });
+        let address = |address| tidegate_api::show::EgressAddressRow {
+            address,
+            policies: vec!["out".into()],
+            protocol: "tcp".into(),
+            ports: 64_512,
+            used: 7,
+            resting: 0,
+            held: 7,
+            refused: 0,
+        };
+        let pod =
+            |name: &str, address| tidegate_api::show::EgressPodRow { pod: name.into(), address, held: 3, refused: 0 };
+        let mut state = State::new(Subject::Nat, None);
+        let mut looked = sample(1);
+        looked.egress.addresses = vec![address(v4), address(v6)];
+        looked.egress.pods = vec![pod("shop/web-1", pod_v4), pod("", pod_v6)];
+        state.hear(Ok(looked));
+        let lines = state.frame(200, 20);
+        let words = |first: &str| {
+            let line = lines.iter().find(|line| line.starts_with(first));
+            line.unwrap_or_else(|| panic!("{lines:#?}")).split_whitespace().collect::<Vec<_>>()
+        };
+        assert_eq!(words("192.0.2.240")[..3], ["192.0.2.240", "tcp", "out"]);
+        assert_eq!(words("2001:db8:1::240")[..3], ["2001:db8:1::240", "tcp", "out"]);
+        assert_eq!(words("pod shop/web-1")[..4], ["pod", "shop/web-1", "10.244.1.5", "-"]);
+        assert_eq!(words("pod fd00")[..3], ["pod", "fd00:10:244:1::5", "-"]);
     }
 
     /// The documents' picture is of a real run, whose figures nobody can foresee, but it has today's headings.

@@ -156,7 +156,8 @@ impl Reconciler {
         self.carrying.sums.retain(|name, _| is_there(name));
     }
 
-    fn addresses_of(&self, policy: &str) -> &[std::net::IpAddr] {
+    /// Addresses that the dataplane is to use of a policy.
+    pub(super) fn addresses_of(&self, policy: &str) -> &[std::net::IpAddr] {
         let key = ResourceKey { kind: Kind::Egress, name: policy.into() };
         match self.desired.resources.get(&key).map(|resource| &resource.body) {
             Some(Body::Egress(egress)) => &egress.addresses,
@@ -178,6 +179,7 @@ impl Reconciler {
         let trouble = self.trouble(&about);
         let mut conditions = vec![own::valid(policy.generation, trouble, "pods leave with these addresses", before)];
         conditions.extend(self.programmed(policy, before));
+        conditions.extend(self.not_ours(used.addresses, policy.generation, before));
         let refused = sums.and_then(|sums| sums.refused_at).is_some_and(|at| at.elapsed() < REFUSED_FOR);
         conditions.push(match refused {
             true => own::named(

@@ -20,6 +20,7 @@ use crate::model::{Dirty, Name};
 use crate::problem::{Problem, Severity};
 use crate::resolve::{self, egress, pod};
 use crate::source::{ObjectKey, ObjectKind};
+use crate::status::conflict::{ADDRESS_CONFLICT, ADDRESSES_OURS};
 use crate::status::own::{self, OwnStatus};
 
 /// Statuses are told at most so often.
@@ -85,7 +86,7 @@ impl Leaving {
         self.moved = true;
     }
 
-    /// What is wrong with policies and static translations.
+    /// What is wrong with policies and static translations as they are written.
     pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.problems.values()
     }
@@ -281,7 +282,9 @@ impl Reconciler {
         }
         for nat in self.model.static_nats() {
             let about = own_key(ObjectKind::StaticNat, &nat.name);
-            let status = own::static_nat(nat.generation, self.trouble(&about), self.leaving.before(&about));
+            let before = self.leaving.before(&about);
+            let mut status = own::static_nat(nat.generation, self.trouble(&about), before);
+            status.conditions.extend(self.not_ours(&[nat.external], nat.generation, before));
             statuses.push((OwnStatus::new(about.kind, &about.name, &status), about, status.conditions));
         }
         let is_ours = |key: &&ObjectKey| matches!(key.kind, ObjectKind::EgressPolicy | ObjectKind::StaticNat);
@@ -303,6 +306,33 @@ impl Reconciler {
         let invalid = self.invalid.get(about).map(|problem| ("Invalid", problem.to_string()));
         let resolved = || self.leaving.problems.get(about).map(|problem| (problem.reason, problem.message.clone()));
         invalid.or_else(resolved)
+    }
+
+    /// External addresses for which somebody else answers, one problem per object that has any.
+    pub(super) fn conflicts_of_leaving(&self) -> impl Iterator<Item = Problem> + '_ {
+        let policies = self
+            .model
+            .egress()
+            .map(|policy| (own_key(ObjectKind::EgressPolicy, &policy.name), self.addresses_of(&policy.name).to_vec()));
+        let nats = self.model.static_nats().map(|nat| (own_key(ObjectKind::StaticNat, &nat.name), vec![nat.external]));
+        policies.chain(nats).filter_map(|(about, addresses)| {
+            let (message, ends) = self.conflicts.of_external(&addresses)?;
+            let severity = if ends { Severity::Error } else { Severity::Warning };
+            let mut problem = Problem::new(severity, ADDRESS_CONFLICT, message).about(&about);
+            problem.place = self.places.get(&about).cloned();
+            Some(problem)
+        })
+    }
+
+    /// The condition that tells of such addresses; `None`: there are none.
+    pub(super) fn not_ours(
+        &self,
+        addresses: &[IpAddr],
+        generation: Option<i64>,
+        before: &[Condition],
+    ) -> Option<Condition> {
+        let (message, _) = self.conflicts.of_external(addresses)?;
+        Some(own::named(ADDRESSES_OURS, generation, ("False", ADDRESS_CONFLICT, &message), before))
     }
 
     pub(super) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = ResourceKey> {

@@ -3,6 +3,7 @@
 //! Owns the list and when it is written; each problem is found by whose subject it is.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use tidegate_api::resource::{Kind, ResourceKey};
 
@@ -39,6 +40,7 @@ impl Reconciler {
         problems.extend(self.office.problems());
         problems.extend(self.allocation.problems());
         problems.extend(self.leaving.problems().cloned());
+        problems.extend(self.conflicts_of_leaving());
         problems.extend(self.policy_problems());
         problems.extend(resolve::pod::contested(self.model.pods()));
         problems.extend(self.saved_problems());
@@ -151,7 +153,11 @@ impl Reconciler {
         if problems == self.told {
             return;
         }
+        let now = Instant::now();
         for problem in problems.difference(&self.told) {
+            if !self.chorus.admits(("problem", problem.reason), now) {
+                continue;
+            }
             match problem.severity {
                 Severity::Error => tracing::error!("{problem}"),
                 Severity::Warning => tracing::warn!("{problem}"),
@@ -159,7 +165,9 @@ impl Reconciler {
             }
         }
         for problem in self.told.difference(&problems) {
-            tracing::info!("no longer so: {problem}");
+            if self.chorus.admits(("problem that is no longer so", problem.reason), now) {
+                tracing::info!("no longer so: {problem}");
+            }
         }
         self.status.problems(problems.iter().cloned().collect());
         self.told = problems;

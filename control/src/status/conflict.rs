@@ -3,7 +3,7 @@
 //! Owns what the dataplane last told and the words for it. A machine on a link of the gateway that answers for a Service's
 //! address without being a gateway takes some of its clients away: usually a worker whose kube-proxy runs in ipvs mode
 //! without strictARP, or an address given twice. An address that the gateway's own kernel has is left to it; a source of
-//! `fullnat` that it has concerns every Service of that family.
+//! `fullnat` that it has concerns every Service of that family, and an external address those who leave by it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,6 +15,8 @@ use super::service::Holds;
 
 /// Type of the condition.
 pub const ADDRESSES_OURS: &str = "AddressesOurs";
+/// Why it does not hold.
+pub const ADDRESS_CONFLICT: &str = "AddressConflict";
 
 /// What was told, by address.
 #[derive(Debug, Default)]
@@ -61,7 +63,22 @@ impl Conflicts {
                 "fullnat source {address} is also an address of the gateway's own kernel, on {device}, and is not used; {mends}"
             )
         }));
-        (!list.is_empty()).then(|| (Holds::False, "AddressConflict", list.join("; ")))
+        (!list.is_empty()).then(|| (Holds::False, ADDRESS_CONFLICT, list.join("; ")))
+    }
+
+    /// The words for an object by whose external addresses pods leave, and whether that leaves no address of a family.
+    pub fn of_external(&self, addresses: &[IpAddr]) -> Option<(String, bool)> {
+        let (_, _, mut message) = self.words(addresses, &[])?;
+        let is_kernels = |address: &IpAddr| self.0.get(address).is_some_and(|conflict| conflict.kernel.is_some());
+        let mut ends = false;
+        for (family, is_ipv4) in [("IPv4", true), ("IPv6", false)] {
+            let mut of_family = addresses.iter().filter(|address| address.is_ipv4() == is_ipv4).peekable();
+            if of_family.peek().is_some() && of_family.all(is_kernels) {
+                message.push_str(&format!("; no pod gets out by it over {family}"));
+                ends = true;
+            }
+        }
+        Some((message, ends))
     }
 }
 
@@ -125,6 +142,27 @@ mod tests {
                 )
             );
             assert_eq!(conflicts.words(&[other_of], &[source_of]), None, "of the other family");
+        }
+    }
+
+    #[test]
+    fn of_external_addresses_it_is_told_when_a_family_has_none_left() {
+        for (first, second, other, family) in [
+            ("192.0.2.240", "192.0.2.241", "2001:db8:1::240", "IPv4"),
+            ("2001:db8:1::240", "2001:db8:1::241", "192.0.2.240", "IPv6"),
+        ] {
+            let of_kernel = |address: &str| AddressConflict { kernel: Some(32), ..conflict(address, true) };
+            let all = [first, second, other].map(|text| text.parse::<IpAddr>().unwrap());
+            let mut conflicts = Conflicts::default();
+            conflicts.take(vec![of_kernel(first)]);
+            let (told, ends) = conflicts.of_external(&all).unwrap();
+            assert!(!ends && told.contains(&format!("{first} is also")) && !told.contains("gets out"), "{told}");
+            conflicts.take(vec![of_kernel(first), conflict(second, true)]);
+            assert!(!conflicts.of_external(&all).unwrap().1, "a stranger's may still be announced");
+            conflicts.take(vec![of_kernel(first), of_kernel(second)]);
+            let (told, ends) = conflicts.of_external(&all).unwrap();
+            assert!(ends && told.ends_with(&format!("no pod gets out by it over {family}")), "{told}");
+            assert_eq!(conflicts.of_external(&all[2..]), None);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tidegate_api::message::AddressConflict;
 use tidegate_api::resource::{Body, Kind, ResourceKey};
 use tidegate_api::show::{EgressAddressRow, EgressShown};
 use tidegate_apiserver::ApiServer;
@@ -147,5 +148,67 @@ fn what_a_dead_gateway_said_goes() {
         let gateways = status["gateways"].as_array().map_or(0, Vec::len);
         gateways == 1 && status["gateways"][0]["name"] == "gw-1" && status["portsUsed"] == 7
     });
+    expect_nothing_denied(&server);
+}
+
+/// An external address that the gateway's own kernel has is told in the status of the policy or the StaticNat.
+#[test]
+fn an_address_that_the_kernel_has_is_told_in_status() {
+    let server = cluster();
+    let gateway = Gateway::start(&server, "gw-1", "");
+    let (fixed_v4, fixed_v6) = ("192.0.2.99", "2001:db8::99");
+    let nat = |name: &str, address: &str, pod: &str| {
+        format!(
+            "apiVersion: tidegate.io/v1alpha1\nkind: StaticNat\nmetadata: {{ name: {name} }}\n\
+             spec: {{ address: \"{address}\", internalAddress: \"{pod}\" }}\n---\n"
+        )
+    };
+    let nats = nat("door-v4", fixed_v4, "10.244.1.11") + &nat("door-v6", fixed_v6, "fd00:10:244:1::11");
+    server.apply(&(policy("out") + pod() + &nats)).unwrap();
+    let ours = |kind: &'static str, name: &'static str| {
+        let told = move |object: &Value| condition(object, "AddressesOurs").clone();
+        move |server: &ApiServer, fits: &dyn Fn(&Value) -> bool| {
+            let object = server.wait_for(kind, "", name, PATIENCE, |object| {
+                condition(object, "Valid")["status"] == "True" && fits(&told(object))
+            });
+            told(&object.unwrap())
+        }
+    };
+    let (of_policy, of_v4, of_v6) =
+        (ours("egresspolicies", "out"), ours("staticnats", "door-v4"), ours("staticnats", "door-v6"));
+    of_policy(&server, &Value::is_null);
+    let of_kernel = |address: &str, length| AddressConflict {
+        address: address.parse().unwrap(),
+        mac: "02:00:00:00:01:01".parse().unwrap(),
+        device: "wan0".into(),
+        withheld: true,
+        kernel: Some(length),
+    };
+    gateway.dataplane().conflicts = [(V4, 32), (V6, 128), (fixed_v4, 32), (fixed_v6, 128)]
+        .map(|(address, length)| of_kernel(address, length))
+        .into();
+    let is_false = |told: &Value| told["status"] == "False";
+    for (told, addresses) in [
+        (of_policy(&server, &is_false), vec![(V4, 32), (V6, 128)]),
+        (of_v4(&server, &is_false), vec![(fixed_v4, 32)]),
+        (of_v6(&server, &is_false), vec![(fixed_v6, 128)]),
+    ] {
+        assert_eq!(told["reason"], "AddressConflict");
+        for (address, length) in addresses {
+            let mends = format!("on the gateway: ip address del {address}/{length} dev wan0");
+            let family = if length == 32 { "IPv4" } else { "IPv6" };
+            let message = told["message"].as_str().unwrap();
+            assert!(
+                message.contains(&mends) && message.contains(&format!("gets out by it over {family}")),
+                "{message}"
+            );
+        }
+    }
+    assert!(gateway.problem("AddressConflict").contains("also an address of the gateway's own kernel"));
+    gateway.dataplane().conflicts.clear();
+    for told in [&of_policy as &dyn Fn(&ApiServer, &dyn Fn(&Value) -> bool) -> Value, &of_v4, &of_v6] {
+        told(&server, &Value::is_null);
+    }
+    gateway.without_problem("\"AddressConflict\"");
     expect_nothing_denied(&server);
 }

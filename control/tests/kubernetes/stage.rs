@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tidegate_api::frame;
 use tidegate_api::listen::Listener;
-use tidegate_api::message::{Accepted, Request, Response};
+use tidegate_api::message::{Accepted, AddressConflict, Request, Response};
 use tidegate_api::resource::{Body, Resource, ResourceKey, Service, Versions};
 use tidegate_api::show::{EgressShown, Show, Shown};
 use tidegate_apiserver::rbac::Rules;
@@ -125,6 +125,8 @@ pub struct Dataplane {
     pub gone: bool,
     /// What external addresses are used for.
     pub egress: EgressShown,
+    /// Addresses for which somebody else answers; told with that.
+    pub conflicts: Vec<AddressConflict>,
     streams: Vec<UnixStream>,
 }
 
@@ -351,7 +353,9 @@ fn converse(state: &Mutex<Dataplane>, stream: UnixStream) -> Option<()> {
                 Vec::new()
             }
             Request::Show(Show::Egress) => {
-                vec![Response::Shown(Shown::Egress(state.lock().ok()?.egress.clone()))]
+                let dataplane = state.lock().ok()?;
+                let conflicts = Response::Conflicts { addresses: dataplane.conflicts.clone() };
+                vec![Response::Shown(Shown::Egress(dataplane.egress.clone())), conflicts]
             }
             _ => Vec::new(),
         };

@@ -42,7 +42,7 @@ pub struct Locals {
     prefixes: BTreeMap<IpNet, LocalKind>,
     node_ports: BTreeSet<AddressPort>,
     around: Around,
-    /// Addresses of Services that the kernel has taken.
+    /// Addresses of Services, and external ones of pods, that the kernel has taken.
     taken: BTreeSet<IpNet>,
     /// What the kernel has taken is not what it was when that was asked last.
     taken_moved: bool,
@@ -244,9 +244,13 @@ impl Locals {
         let vip = places.contains_key(&Place::Vip(whole));
         let service = places.contains_key(&Place::Service(address));
         // What is a Service's, or has another role here, is nobody's external address.
-        let external = places.contains_key(&Place::External(address)) && !vip && !service && kind.is_empty();
-        if external && !self.is_taken(whole) {
-            return LocalKind::EXTERNAL | self.external(whole).without(LocalKind::VIP);
+        if places.contains_key(&Place::External(address)) && !vip && !service {
+            // Asked whatever else it is: that the kernel has it is told.
+            let taken = self.is_taken(whole);
+            return match taken || !kind.is_empty() {
+                true => kind | self.no_vip(whole),
+                false => LocalKind::EXTERNAL | self.external(whole).without(LocalKind::VIP),
+            };
         }
         if !vip && !service {
             self.not_taken(&whole);

@@ -30,6 +30,7 @@ use tidegate_io::{Owned, OwnedChange};
 
 use crate::gateways::{Herald, Site};
 use crate::kernel::request::NeighbourRequests;
+use crate::kernel::saved::Machine;
 use crate::kernel::{Change, Held, KernelFacts, NeighbourKey};
 use crate::objects::place::{Place, places};
 use crate::objects::{self, InForce, Objects, Outcome, validate};
@@ -494,6 +495,11 @@ impl Compiler {
     /// What the kernel said.
     pub fn facts(&self) -> &KernelFacts {
         &self.facts
+    }
+
+    /// This machine, as far as packets depend on it.
+    pub fn machine(&self) -> Machine {
+        Machine::of(&self.facts.layout, self.neighbours.known(&self.facts, &self.devices))
     }
 
     /// Folds news from the kernel in. Neighbours are written at once; the rest is noted in `moved`.

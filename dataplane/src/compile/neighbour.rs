@@ -194,6 +194,17 @@ impl Neighbours {
         self.entries.len() != before
     }
 
+    /// What the kernel knows of those that somebody needs.
+    pub fn known<'a>(
+        &'a self,
+        facts: &'a KernelFacts,
+        devices: &'a Devices,
+    ) -> impl Iterator<Item = (NeighbourKey, Neighbour)> + 'a {
+        let needed = self.entries.values().filter(|entry| !entry.is_idle());
+        let keys = needed.filter_map(|entry| key_of(entry.place, devices));
+        keys.filter_map(|key| Some((key, *facts.neighbours.get(&key)?)))
+    }
+
     /// Whether [`Neighbours::tick`] should be called now rather than in time.
     pub fn is_fresh(&self) -> bool {
         self.fresh

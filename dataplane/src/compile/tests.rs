@@ -1060,3 +1060,32 @@ fn external_addresses_are_ours_like_vips_and_pods_find_their_policy() {
     let told: BTreeMap<_, _> = ear.take().into_iter().collect();
     assert_eq!(told.get(&"203.0.113.99/32".parse().unwrap()), Some(&Wanted::No));
 }
+
+/// Also where the kernel is given it after the policy: control hears of it, and of its end.
+#[test]
+fn external_addresses_that_the_kernel_has_taken_are_told() {
+    for (external, device, ifindex) in [("192.0.2.99", "wan0", 2), ("2001:db8:f::99", "lan0", 3)] {
+        let (mut compiler, _) = on_machine();
+        update(&mut compiler, full(everything()));
+        let policy = Resource { name: "out".into(), version: "1".into(), body: egress(&[external, "192.0.2.98"]) };
+        assert_eq!(update(&mut compiler, incremental(vec![policy])).rejected, []);
+        compiler.take_taken();
+        let mut facts = routed();
+        let address: IpAddr = external.parse().unwrap();
+        facts.addresses.insert(crate::kernel::Address { ifindex, address, prefix: address.into() });
+        layout(&mut compiler, facts);
+        let taken = compiler.take_taken().unwrap();
+        assert_eq!(taken.len(), 1, "{taken:?}");
+        assert_eq!((taken[0].address, taken[0].device.as_str(), taken[0].withheld), (address, device, true));
+        assert_eq!(taken[0].kernel, Some(if address.is_ipv4() { 32 } else { 128 }));
+        assert!(compiler.tables().egress.external_at(&ip16(external)).is_none());
+        assert!(compiler.tables().egress.external_at(&ip16("192.0.2.98")).is_some());
+        layout(&mut compiler, routed());
+        assert_eq!(compiler.take_taken(), Some(vec![]));
+        assert!(compiler.tables().egress.external_at(&ip16(external)).is_some(), "and is used, once it is free");
+        let mut removal = incremental(vec![]);
+        removal.removed.push(key(Kind::Egress, "out"));
+        update(&mut compiler, removal);
+        assert_eq!(compiler.take_taken(), None);
+    }
+}

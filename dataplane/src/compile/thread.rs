@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select_biased};
 use ipnet::IpNet;
@@ -17,6 +17,7 @@ use tidegate_api::resource::{Kind, Resource, ResourceKey, Versions};
 
 use super::draft::Told;
 use super::{Arrived, Compiler, Nanos};
+use crate::kernel::saved::Machine;
 use crate::kernel::{Change, Neighbour, NeighbourKey};
 use crate::objects::saved::Saver;
 use crate::port_office::{PortMove, Recorded, Registrar};
@@ -35,6 +36,8 @@ const TICK: Duration = Duration::from_millis(250);
 const TICK_BEHIND: Duration = Duration::from_millis(2);
 /// After a change, how long further ones are waited for before objects are saved.
 const SAVE_AFTER: Duration = Duration::from_millis(500);
+/// How often it is looked whether the machine is still as it was saved.
+const SAVE_MACHINE_EVERY: Duration = Duration::from_secs(10);
 /// How long the compiler may take to answer before the asker is told so.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -331,7 +334,9 @@ impl CompilerThread {
         let news = Arc::new(News { latest: Mutex::new(latest), moved: Condvar::new() });
         let handle = Handle { events: events.clone(), news: Arc::clone(&news) };
         let (unsaved, now) = (HashMap::new(), Instant::now());
-        let run = Run { compiler, arriving, wants, saver, clock, news, unsaved, unsaved_since: now, ticked: now };
+        let machine = (Machine::default(), now);
+        let run =
+            Run { compiler, arriving, wants, saver, clock, news, unsaved, unsaved_since: now, machine, ticked: now };
         let thread = std::thread::Builder::new().name("compiler".into()).spawn(move || run.run())?;
         Ok((CompilerThread { events, thread: Some(thread) }, handle))
     }
@@ -361,6 +366,9 @@ struct Run {
     /// What has not been saved yet, and when the first of it happened.
     unsaved: HashMap<ResourceKey, Option<Arc<Resource>>>,
     unsaved_since: Instant,
+    /// The machine as it was saved last, and when that was looked at. Neighbours take a while to answer: what a run begins
+    /// with is not worth the place of what the one before it saw.
+    machine: (Machine, Instant),
     ticked: Instant,
 }
 
@@ -492,6 +500,14 @@ impl Run {
         let due = !self.unsaved.is_empty() && (at_once || self.unsaved_since.elapsed() >= SAVE_AFTER);
         if let Some(saver) = self.saver.as_ref().filter(|_| due) {
             saver.save(std::mem::take(&mut self.unsaved).into_iter().collect());
+        }
+        let (saved, looked_at) = &mut self.machine;
+        let Some(saver) = self.saver.as_ref().filter(|_| looked_at.elapsed() >= SAVE_MACHINE_EVERY) else { return };
+        *looked_at = Instant::now();
+        let machine = self.compiler.machine();
+        if !machine.says_the_same(saved) {
+            *saved = machine.clone();
+            saver.save_machine(machine.at(SystemTime::now()));
         }
     }
 }

@@ -36,6 +36,8 @@ const REST: Duration = Duration::from_millis(10);
 const NAT_EVENTS_MAX: usize = 16_384;
 /// How long a record may wait until it can be read.
 const FLUSH_EVERY_NS: u64 = 200_000_000;
+/// Longest time between two messages of templates while a collector is not sure to be there.
+const TEMPLATES_WHILE_FAILING_EVERY: Duration = Duration::from_secs(1);
 /// What cannot be done while a disk refuses records.
 const TROUBLE: &str = "flows cannot be recorded";
 
@@ -243,9 +245,13 @@ impl Ipfix {
         }
     }
 
-    /// Templates come before what needs them.
+    /// Templates come before what needs them; to a collector that may have begun anew, which knows none, they come soon.
     fn tell_templates(&mut self) {
-        if self.told_templates.is_none_or(|at| at.elapsed() >= self.templates_every) {
+        let every = match self.datagrams.is_failing() {
+            true => self.templates_every.min(TEMPLATES_WHILE_FAILING_EVERY),
+            false => self.templates_every,
+        };
+        if self.told_templates.is_none_or(|at| at.elapsed() >= every) {
             for message in self.encoder.templates(Timestamp::now()) {
                 self.datagrams.send(&message, 0);
             }
@@ -578,6 +584,45 @@ mod tests {
             assert_eq!(heard[..4], [2, 3, 260, 261], "{heard:?}");
             assert_eq!(tally.records(Destination::Ipfix), 2);
             assert!(Loss::ALL.iter().all(|why| tally.lost(Destination::Ipfix, *why) == 0));
+        }
+    }
+
+    /// A collector that begins anew knows no templates: they do not wait for their time.
+    #[test]
+    fn a_collector_that_was_away_is_told_the_templates_again() {
+        for own in ["127.0.0.1:0", "[::1]:0"] {
+            let collector = std::net::UdpSocket::bind(own).unwrap();
+            let at = collector.local_addr().unwrap();
+            let hour = Duration::from_secs(3600);
+            let to = IpfixTo { collector: at, domain: 7, enterprise: 32473, templates_every: hour };
+            let mut ipfix = Ipfix::new(to, 1, Tally::default());
+            let mut bytes = [0; 2048];
+            let mut templates = |collector: &std::net::UdpSocket, ipfix: &mut Ipfix, within: Duration| {
+                collector.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+                let begun = Instant::now();
+                while begun.elapsed() < within {
+                    ipfix.flush(Timestamp::now());
+                    if collector.recv(&mut bytes).is_ok_and(|length| sets(&bytes[..length]).contains(&2)) {
+                        return true;
+                    }
+                }
+                false
+            };
+            assert!(templates(&collector, &mut ipfix, hour));
+            while templates(&collector, &mut ipfix, Duration::from_millis(200)) {}
+            drop(collector);
+            // Refused is what was sent before.
+            for _ in 0..2 {
+                ipfix.datagrams.send(b"a record", 1);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let collector = std::net::UdpSocket::bind(at).unwrap();
+            assert!(templates(&collector, &mut ipfix, 10 * TEMPLATES_WHILE_FAILING_EVERY));
+            let quiet = 10 * TEMPLATES_WHILE_FAILING_EVERY;
+            let begun = Instant::now();
+            while templates(&collector, &mut ipfix, 2 * TEMPLATES_WHILE_FAILING_EVERY) {
+                assert!(begun.elapsed() < quiet, "it goes on as if the collector were away");
+            }
         }
     }
 }

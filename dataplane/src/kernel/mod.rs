@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// A request/answer netlink socket: dumps and acknowledged commands.
 pub mod netlink;
@@ -21,6 +22,8 @@ mod parse;
 pub mod monitor;
 /// Wishes about neighbours: resolve, keep resolved, forget.
 pub mod request;
+/// The machine as it was, on disk.
+pub mod saved;
 #[cfg(test)]
 #[cfg(feature = "kernel-tests")]
 pub(crate) mod tests;
@@ -35,7 +38,7 @@ pub struct KernelFacts {
 }
 
 /// Links, addresses and routes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     /// Links by interface index.
     pub links: BTreeMap<u32, Link>,
@@ -46,7 +49,7 @@ pub struct Layout {
 }
 
 /// One link (RTM_NEWLINK).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     /// Interface name.
     pub name: String,
@@ -59,7 +62,7 @@ pub struct Link {
 }
 
 /// One address of a link (RTM_NEWADDR).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Address {
     /// Interface index.
     pub ifindex: u32,
@@ -70,7 +73,7 @@ pub struct Address {
 }
 
 /// Which routing table a route stands in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Table {
     /// RT_TABLE_LOCAL (255): consulted first.
     Local,
@@ -79,7 +82,7 @@ pub enum Table {
 }
 
 /// What a route does (`RTN_*`, uapi/linux/rtnetlink.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RouteKind {
     /// Forwards to its hops.
     Unicast,
@@ -90,7 +93,7 @@ pub enum RouteKind {
 }
 
 /// One route (RTM_NEWROUTE).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Destination prefix; host bits are zero.
     pub prefix: IpNet,
@@ -107,7 +110,7 @@ pub struct Route {
 }
 
 /// One way out of a [`Route`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hop {
     /// Router address, of either family (RFC 5549 style routes included); `None`: the destination is on the link.
     pub gateway: Option<IpAddr>,
@@ -120,7 +123,7 @@ pub struct Hop {
 }
 
 /// Interface index and address of a neighbour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NeighbourKey {
     /// Interface index.
     pub ifindex: u32,
@@ -129,7 +132,7 @@ pub struct NeighbourKey {
 }
 
 /// One entry of a neighbour cache (RTM_NEWNEIGH).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Neighbour {
     /// Its Ethernet address, if known.
     pub mac: Option<[u8; 6]>,
@@ -244,6 +247,18 @@ impl Neighbour {
     /// True when the kernel tried and gave up.
     pub fn failed(&self) -> bool {
         self.state & nud::FAILED != 0
+    }
+
+    /// The same without how sure the kernel is of it at the moment, and by whose wish it is there.
+    #[must_use]
+    pub fn lasting(self) -> Neighbour {
+        let state = match self.usable_mac() {
+            Some(_) if self.state & (nud::PERMANENT | nud::NOARP) != 0 => self.state,
+            Some(_) => nud::STALE,
+            None if self.failed() => nud::FAILED,
+            None => nud::INCOMPLETE,
+        };
+        Neighbour { mac: self.usable_mac(), state, managed: false }
     }
 
     /// The kernel's name of the state, as iproute2 prints it.

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_api::resource::{Resource, ResourceKey};
 
 use super::InForce;
+use crate::kernel::saved::{self as machine, Machine};
 
 /// Name of the file with every object inside the state directory.
 pub const FILE_NAME: &str = "objects.json";
@@ -66,19 +68,32 @@ enum Line<R, K> {
 /// # Errors
 /// What the system says; the file from before is then still there.
 pub fn save(directory: &Path, resources: &[Arc<Resource>]) -> io::Result<(u64, u64)> {
-    fs::create_dir_all(directory)?;
-    let hidden = directory.join(format!("{FILE_NAME}.new"));
     // A number that no earlier writing has: the standard library keys its hash with randomness of the system.
     let writing = RandomState::new().hash_one(resources.len()) | 1;
     let whole = Written { format: FORMAT, writing, resources: resources.iter().map(Arc::as_ref).collect() };
+    let bytes = replace(directory, FILE_NAME, |buffer| Ok(serde_json::to_writer(buffer, &whole)?))?;
+    Ok((writing, bytes))
+}
+
+/// Replaces the file `name` of `directory`, all or nothing, and returns how many bytes long it is.
+///
+/// # Errors
+/// What the system or `write` says; the file from before is then still there.
+pub(crate) fn replace(
+    directory: &Path,
+    name: &str,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<u64> {
+    fs::create_dir_all(directory)?;
+    let hidden = directory.join(format!("{name}.new"));
     let mut buffer = BufWriter::with_capacity(1 << 20, File::create(&hidden)?);
-    serde_json::to_writer(&mut buffer, &whole)?;
+    write(&mut buffer)?;
     let file = buffer.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     let bytes = file.metadata()?.len();
-    fs::rename(&hidden, directory.join(FILE_NAME))?;
+    fs::rename(&hidden, directory.join(name))?;
     File::open(directory)?.sync_all()?;
-    Ok((writing, bytes))
+    Ok(bytes)
 }
 
 /// Whether objects can be saved in `directory`, found out by writing there.
@@ -159,10 +174,17 @@ fn put_aside(path: &Path, reason: &str) {
     );
 }
 
+/// What is to be saved.
+#[derive(Debug)]
+enum Order {
+    Objects(Vec<InForce>),
+    Machine(Box<Machine>),
+}
+
 /// The thread that saves; it writes what it still has when dropped.
 #[derive(Debug)]
 pub struct Saver {
-    queue: Option<Sender<Vec<InForce>>>,
+    queue: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -182,7 +204,14 @@ impl Saver {
     /// Asks that `changes` be saved, each object named once. The caller does not wait.
     pub fn save(&self, changes: Vec<InForce>) {
         if let Some(queue) = &self.queue {
-            let _ = queue.send(changes);
+            let _ = queue.send(Order::Objects(changes));
+        }
+    }
+
+    /// Asks that the machine be saved as it is now. The caller does not wait.
+    pub fn save_machine(&self, machine: Machine) {
+        if let Some(queue) = &self.queue {
+            let _ = queue.send(Order::Machine(Box::new(machine)));
         }
     }
 }
@@ -211,12 +240,23 @@ struct Log {
 }
 
 impl Files {
-    fn run(mut self, orders: &Receiver<Vec<InForce>>) {
-        while let Ok(mut changes) = orders.recv() {
-            orders.try_iter().for_each(|more| changes.extend(more));
-            if let Err(error) = self.take(&changes) {
+    fn run(mut self, orders: &Receiver<Order>) {
+        while let Ok(first) = orders.recv() {
+            let (mut changes, mut machine) = (Vec::new(), None);
+            for order in iter::once(first).chain(orders.try_iter()) {
+                match order {
+                    Order::Objects(more) => changes.extend(more),
+                    Order::Machine(now) => machine = Some(now),
+                }
+            }
+            if !changes.is_empty()
+                && let Err(error) = self.take(&changes)
+            {
                 self.log = None;
                 tracing::warn!(directory = %self.directory.display(), %error, "cannot save the accepted objects");
+            }
+            if let Some(Err(error)) = machine.map(|machine| machine::save(&self.directory, &machine)) {
+                tracing::warn!(directory = %self.directory.display(), %error, "cannot save how the machine is");
             }
         }
     }

@@ -124,6 +124,11 @@ pub(super) fn run(
 
 /// Has all workers begin.
 fn begin<'s>(wanted: &Wanted, served: &'s Served) -> Result<(Tables, Running<'s>), String> {
+    for (field, value) in [("snap_bytes", wanted.snap_bytes), ("rate_per_s", wanted.rate_per_s)] {
+        if value == 0 {
+            return Err(format!("{field} is 0, and at least 1 is needed"));
+        }
+    }
     let place = served.captures.take()?;
     let tables = served.compiler.view(None).map_err(|error| error.to_string())?.tables;
     let device = match &wanted.device {

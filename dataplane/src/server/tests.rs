@@ -740,6 +740,8 @@ fn wrong_filters_and_devices_are_refused_and_leave_nothing_behind() {
         (r#"{"inner": [[52, 0, 0, 0], [6, 0, 0, 1]]}"#, "divides by zero"),
         (r#"{"inner": [[255, 0, 0, 0], [6, 0, 0, 1]]}"#, "none of classic BPF"),
         (r#"{"device": "wan9"}"#, "wan9 is no device"),
+        (r#"{"snap_bytes": 0}"#, "snap_bytes is 0"),
+        (r#"{"rate_per_s": 0}"#, "rate_per_s is 0"),
         (r#"{"filter": "tcp port 80"}"#, "not understood"),
     ];
     for _ in 0..CAPTURES_MAX {

@@ -145,7 +145,12 @@ fn state(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
     let relative = |path: &Path| path.strip_prefix("/").unwrap_or(path).display().to_string();
     let directory = file.state_dir.join("status");
     let list = directory.join(PROBLEMS_FILE);
-    let Some(text) = machine.text(&relative(&list)) else { return Vec::new() };
+    let text = match machine.read(&relative(&list)) {
+        Ok(Some(text)) => text,
+        // No control has been here.
+        Ok(None) => return Vec::new(),
+        Err(error) => return vec![Finding::new("state", list.display().to_string(), Verdict::Warn, error.to_string())],
+    };
     let Ok(Problems { problems }) = serde_json::from_str(&text) else {
         return vec![Finding::new("state", list.display().to_string(), Verdict::Warn, "is no list of problems")];
     };
@@ -175,12 +180,12 @@ fn state(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
     let more = told.len().saturating_sub(PROBLEMS_MAX);
     told.truncate(PROBLEMS_MAX);
     let finding = |(object, words, path): (String, String, PathBuf)| {
-        Finding::new("state", object, Verdict::Warn, words).mended_by(format!("read {}", path.display()))
+        Finding::new("state", object, Verdict::Warn, words).mended_by(format!("cat {}", path.display()))
     };
     let mut findings: Vec<Finding> = told.into_iter().map(finding).collect();
     if more > 0 {
         let found = format!("control has {more} more problems");
-        let fix = format!("read the files in {}", directory.display());
+        let fix = format!("cat {}/*.json", directory.display());
         findings.push(Finding::new("state", directory.display().to_string(), Verdict::Warn, found).mended_by(fix));
     }
     findings
@@ -308,9 +313,9 @@ mod tests {
         assert_eq!(
             told(&state(&some, &file), "state"),
             [
-                "Warn Node w3 | Refused: no | read /var/lib/tidegate/status/problems.json",
-                "Warn a.yaml | UnknownField: spec.x: is none | read /var/lib/tidegate/status/problems.json",
-                "Warn Service shop/web | AddressConflict: 02:.. answers | read /var/lib/tidegate/status/shop.web.json",
+                "Warn Node w3 | Refused: no | cat /var/lib/tidegate/status/problems.json",
+                "Warn a.yaml | UnknownField: spec.x: is none | cat /var/lib/tidegate/status/problems.json",
+                "Warn Service shop/web | AddressConflict: 02:.. answers | cat /var/lib/tidegate/status/shop.web.json",
             ]
         );
         let one = r#"{"severity": "error", "reason": "A", "message": "b"}"#;

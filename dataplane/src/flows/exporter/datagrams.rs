@@ -185,6 +185,11 @@ impl Datagrams {
         }
     }
 
+    /// Whether something was lost, and it is not sure yet that all is well again: a collector that comes back may be another.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failed_at.is_some()
+    }
+
     fn lose(&mut self, reason: Loss, records: u64, why: &dyn std::fmt::Display) {
         self.tally.lose(self.destination, reason, records);
         self.untold = self.untold.saturating_add(records);

@@ -22,7 +22,7 @@ use crate::mailbox::EgressUse;
 use crate::table::egress::PortClass;
 
 /// Endpoints, rules, peers or pods that are named; of more, how many there are.
-const NAMED_MAX: usize = 4;
+pub(super) const NAMED_MAX: usize = 4;
 
 /// Puts what is missing behind the steps of `explanation`. `view` has the Services.
 ///
@@ -58,6 +58,9 @@ pub fn tell(
     }
     if is(DropReason::NoSource) {
         found.extend(super::taken::sources(view, compiler, &explanation.steps)?);
+    }
+    if is(DropReason::EgressNoAddress) {
+        found.extend(super::taken::egress(view, compiler, &explanation.steps)?);
     }
     explanation.steps.extend(found);
     Ok(())

@@ -1,16 +1,18 @@
 //! What the kernel has: packets that never come to a worker, and addresses of ours.
 //!
-//! The pinhole leaves an address that the kernel has to it (design 6), also where a Service is reached there; which Service
-//! that is and which device has the address stands with objects and the machine. Refuses to know what the kernel does with
-//! a packet.
+//! The pinhole leaves an address that the kernel has to it (design 6), also where a Service is reached there or pods leave
+//! by it; whose it is and which device has the address stands with objects and the machine. Refuses to know what the kernel
+//! does with a packet.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use tidegate_api::explain::{Explanation, Step, Verdict};
-use tidegate_api::resource::{Body, Kind, Service};
+use tidegate_api::resource::{Body, Kind, Resource, Service};
 
-use super::lacks::lacks;
+use super::lacks::{NAMED_MAX, lacks};
+use crate::compile::mapped_ip;
 use crate::compile::thread::{Handle, View};
 use crate::counters::Counters;
 use crate::explain::Story;
@@ -19,6 +21,7 @@ use crate::explain::pinhole::{Passed, Unread, passed, unread};
 use crate::packet::Packet;
 use crate::stage::parse::{self, Ingress};
 use crate::table::DeviceId;
+use crate::table::local::LocalKind;
 
 /// What becomes of a frame that the pinhole passes to the kernel; `None`: a worker is to be asked.
 ///
@@ -61,6 +64,7 @@ pub fn by_kernel(
         Unread::Passed(passed) => passed,
     };
     steps.extend(services(view, passed.address));
+    steps.extend(externals(view, compiler, passed.address)?);
     if is_source(compiler, passed.address)? {
         steps.extend(source(view, passed.address));
     }
@@ -111,6 +115,66 @@ fn services(view: &View, address: IpAddr) -> Vec<Step> {
     let those =
         view.objects.iter().filter(|resource| matches!(&resource.body, Body::Service(service) if has_it(service)));
     those.map(|resource| both(format!("address {address} of Service {}", resource.name), held)).collect()
+}
+
+/// EgressPolicies and StaticNats by whose address, which the kernel has, pods leave.
+fn externals(view: &View, compiler: &Handle, address: IpAddr) -> Result<Vec<Step>, String> {
+    let Some(held) = holder(view, address) else { return Ok(Vec::new()) };
+    let mut steps = Vec::new();
+    for kind in [Kind::Egress, Kind::StaticNat] {
+        for resource in &compiler.view(Some(kind)).map_err(|error| error.to_string())?.objects {
+            let name = &resource.name;
+            let whose = match &resource.body {
+                Body::Egress(egress) if egress.addresses.contains(&address) => format!("EgressPolicy {name}"),
+                Body::StaticNat(nat) if nat.external == address => format!("StaticNat {name}"),
+                _ => continue,
+            };
+            steps.push(both(format!("address {address} of {whose}"), held));
+        }
+    }
+    Ok(steps)
+}
+
+/// What stands against the addresses of an EgressPolicy that has none of the pod's family here.
+///
+/// # Errors
+/// Who has not answered, for people.
+pub fn egress(view: &View, compiler: &Handle, steps: &[Step]) -> Result<Vec<Step>, String> {
+    let asked = steps.iter().find_map(|step| match step {
+        Step::Egress { pod, policy: Some(policy), address: None, .. } => Some((pod.is_ipv4(), policy)),
+        _ => None,
+    });
+    let Some((is_v4, policy)) = asked else { return Ok(Vec::new()) };
+    let objects = |kind| compiler.view(Some(kind)).map(|view| view.objects).map_err(|error| error.to_string());
+    let policies = objects(Kind::Egress)?;
+    let found = policies.iter().find_map(|resource| match &resource.body {
+        Body::Egress(egress) if resource.name == *policy => Some(egress),
+        _ => None,
+    });
+    let Some(egress) = found else { return Ok(Vec::new()) };
+    let listed: Vec<IpAddr> = egress.addresses.iter().copied().filter(|address| address.is_ipv4() == is_v4).collect();
+    if listed.is_empty() {
+        let family = if is_v4 { "IPv4" } else { "IPv6" };
+        return Ok(vec![lacks(format!("{family} addresses of EgressPolicy {policy}"), "it has none".into(), "one")]);
+    }
+    let nats = objects(Kind::StaticNat)?;
+    let against = |address: &IpAddr| {
+        let what = format!("address {address} of EgressPolicy {policy}");
+        if let Some(held) = holder(view, *address) {
+            return Some(both(what, held));
+        }
+        let is_whole = |resource: &&Arc<Resource>| matches!(&resource.body, Body::StaticNat(nat) if nat.external == *address && nat.ports.is_empty());
+        let roles = view.tables.locals.kind(&mapped_ip(*address));
+        let whose = match nats.iter().find(is_whole) {
+            Some(nat) => format!("it is a pod's own by StaticNat {}", nat.name),
+            None if roles.intersects(LocalKind::VIP | LocalKind::SERVICE) && !roles.contains(LocalKind::EXTERNAL) => {
+                "a Service is reached there".to_owned()
+            }
+            None => return None,
+        };
+        Some(lacks(what, whose, "an address that is the policy's"))
+    };
+    Ok(listed.iter().filter_map(against).take(NAMED_MAX).collect())
 }
 
 fn both(what: String, (held, device): &(IpNet, String)) -> Step {

@@ -530,31 +530,22 @@ fn services() -> Vec<Fault> {
             },
         ),
         Fault {
-            given: vec![
-                Break::Add { file: "egress.yaml".into(), text: egress_objects() },
-                by(NODE.name(), outward("add"), outward("del")),
-            ],
+            given: way_out(),
             ..of_both(
                 "ports of an egress policy are used up",
                 "new connections of a pod to the outside are refused; counted as `EgressQuota`",
                 "raise `spec.limits`, or find out what the pod does with its connections",
-                |family| {
-                    let (pod, outside) = (POD.address(family), outside(family));
-                    let [from, to] =
-                        [(pod, 40_000), (outside, 9)].map(|(address, port)| SocketAddr::new(address, port));
-                    Case {
-                        family: Some(family),
-                        breaks: vec![edit("egress.yaml", "limits: {}", "limits: { portsPerPod: 1 }")],
-                        // Nobody listens there: the answer is a reset, unless the gateway refuses first.
-                        probe: Some(line(POD.name(), format!("curl -g -v -m 1 'http://{to}/' 2>&1 | grep refused"))),
-                        traffic: None,
-                        at: GATEWAY.into(),
-                        command: format!("tidegate explain tcp '{from}' '{to}'"),
-                        says: vec![
-                            format!("ports of pod {pod}: "),
-                            " held; needed: fewer than 1, the most that EgressPolicy out allows".into(),
-                        ],
-                    }
+                |family| Case {
+                    family: Some(family),
+                    breaks: vec![edit("egress.yaml", "limits: {}", "limits: { portsPerPod: 1 }")],
+                    probe: Some(leaves(family)),
+                    traffic: None,
+                    at: GATEWAY.into(),
+                    command: explained_leaving(family),
+                    says: vec![
+                        format!("ports of pod {}: ", POD.address(family)),
+                        " held; needed: fewer than 1, the most that EgressPolicy out allows".into(),
+                    ],
                 },
             )
         },
@@ -585,9 +576,32 @@ fn services() -> Vec<Fault> {
     ]
 }
 
+/// The addresses with which the pod leaves.
+const EXTERNAL: Vip = on_link(241);
+
+/// A policy by which the pod leaves, and the way.
+fn way_out() -> Vec<Break> {
+    vec![
+        Break::Add { file: "egress.yaml".into(), text: egress_objects() },
+        by(NODE.name(), outward("add"), outward("del")),
+    ]
+}
+
+/// The pod speaks to somebody outside at a port where nobody listens: the answer is a reset, unless the gateway refuses first.
+fn leaves(family: Family) -> Line {
+    let to = SocketAddr::new(outside(family), 9);
+    line(POD.name(), format!("curl -g -v -m 1 'http://{to}/' 2>&1 | grep refused"))
+}
+
+/// What becomes of that.
+fn explained_leaving(family: Family) -> String {
+    let (from, to) = (SocketAddr::new(POD.address(family), 40_000), SocketAddr::new(outside(family), 9));
+    format!("tidegate explain tcp '{from}' '{to}'")
+}
+
 /// A policy by which the pod leaves, and the pod.
 fn egress_objects() -> String {
-    let external = on_link(241);
+    let external = EXTERNAL;
     format!(
         "apiVersion: tidegate.io/v1alpha1\nkind: EgressPolicy\nmetadata: {{ name: out }}\nspec:\n  \
          podSelector: {{ matchLabels: {{ leaves: by-gateway }} }}\n  addresses: [\"{}\", \"{}\"]\n  limits: {{}}\n---\n\

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::{Break, Case, Fault, NODE, SERVICE, VIP, by, edit, explained, of_both, of_gateway, request};
+use super::{
+    Break, Case, EXTERNAL, Fault, NODE, SERVICE, VIP, by, edit, explained, explained_leaving, leaves, of_both,
+    of_gateway, request, way_out,
+};
 use crate::topology::{
     CLIENT, CLIENT_MAC, Family, GATEWAY, GATEWAY_2, GATEWAY_2_NODE, GATEWAY_NODE, Node, Vip, WEB_PORT, on_link,
 };
@@ -160,6 +163,37 @@ pub(super) fn all() -> Vec<Fault> {
                 Case { probe: Some(request(family)), command, says, ..of_gateway(Some(family), breaks, String::new()) }
             },
         ),
+        Fault {
+            given: way_out(),
+            ..of_both(
+                "address of an egress policy on the gateway's kernel",
+                "pods of that policy are refused in that family; counted as `EgressNoAddress`",
+                "take the address from the device; Tidegate needs none there",
+                |family| {
+                    let address = EXTERNAL.of(family);
+                    let (breaks, mends) = on_loopback(family, address);
+                    let says = vec![
+                        format!(
+                            "lacks      address {address} of EgressPolicy out: also an address of this machine's kernel, \
+                             on lo"
+                        ),
+                        format!("ip address del {mends}"),
+                        format!(
+                            "state EgressPolicy out: AddressConflict: {address} is also an address of the gateway's own \
+                             kernel, on lo, and is left to it; on the gateway: ip address del {mends}; no pod gets out by it \
+                             over {family}"
+                        ),
+                    ];
+                    let command = format!("{}; tidegate doctor --config node.yaml", explained_leaving(family));
+                    Case {
+                        probe: Some(leaves(family)),
+                        command,
+                        says,
+                        ..of_gateway(Some(family), breaks, String::new())
+                    }
+                },
+            )
+        },
         of_both(
             "foreign XDP program",
             "nothing is served on that device: all packets go to the kernel",
