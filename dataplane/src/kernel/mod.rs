@@ -19,6 +19,8 @@ pub mod netlink;
 mod parse;
 /// The thread that keeps facts current.
 pub mod monitor;
+/// Facts read once.
+pub mod once;
 /// Wishes about neighbours: resolve, keep resolved, forget.
 pub mod request;
 #[cfg(test)]
