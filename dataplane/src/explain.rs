@@ -188,8 +188,13 @@ impl<'t> Story<'t> {
                     pipeline::Step::Backend(id) => Some(*id),
                     _ => None,
                 });
-                let lack = backend.and_then(|id| evidence::of_sources::<A>(self.tables, state, id, *reason));
-                self.steps.extend(lack);
+                if let Some(id) = backend {
+                    self.backend(id, tuple.destination_port);
+                    self.steps.extend(evidence::of_sources::<A>(self.tables, state, id, *reason));
+                } else if let Some(hit) = A::flows(state).lookup(tuple).filter(|_| heard.iter().any(is_hit)) {
+                    let entry = A::flows(state).entry(hit.flow);
+                    self.backend(BackendId(entry.backend), entry.original_tuple().destination_port);
+                }
                 dropped(*reason)
             }
         }
@@ -299,7 +304,6 @@ impl<'t> Story<'t> {
     ) -> Option<(SocketAddr, SocketAddr)> {
         let tables = self.tables;
         let pair = |(address, port): (A, u16)| SocketAddr::new(address.ip(), port);
-        let is_hit = |step: &pipeline::Step| matches!(step, pipeline::Step::Hit(_));
         let known = || A::flows(state).lookup(tuple).filter(|_| heard.iter().any(is_hit));
         let chosen = heard.iter().find_map(|step| match step {
             pipeline::Step::Backend(id) => Some(*id),
@@ -407,6 +411,10 @@ impl<'t> Story<'t> {
             None => Verdict::Waits { device, address },
         }
     }
+}
+
+fn is_hit(step: &pipeline::Step) -> bool {
+    matches!(step, pipeline::Step::Hit(_))
 }
 
 /// A pod's end and what it is seen as.

@@ -10,8 +10,12 @@ mod kernel;
 mod cores;
 /// Devices that a gateway opens.
 mod devices;
+/// The gateway's own ends of tunnels, and the rules by which its kernel routes.
+mod underlay;
 /// The overlay: tunnels, their packet sizes and who may send through them.
 mod overlay;
+/// Whether a worker's tunnels lead to everybody they know.
+mod ends;
 /// What else on this machine handles packets: kube-proxy, the CNI's masquerading, firewalls.
 mod others;
 /// Whether the dataplane that runs here hears its control.
@@ -24,7 +28,10 @@ pub fn gateway(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
     let mut findings = kernel::look(machine, Some(file));
     findings.extend(cores::look(machine, &file.dataplane));
     findings.extend(devices::look(machine, file));
-    findings.extend(overlay::sizes(machine, &file.dataplane));
+    let underlay = underlay::Underlay::read(machine, file);
+    findings.extend(underlay.look());
+    findings.extend(overlay::sizes(machine, &file.dataplane, &underlay));
+    findings.extend(underlay::rules(machine.foreign_rules()));
     findings.extend(others::on_gateway(machine, file));
     findings.push(control::look(machine, file));
     findings
@@ -67,6 +74,9 @@ const WHY: &[(&str, &str)] = &[
     ),
     ("numa", "packet memory on the other socket costs a trip over the interconnect for every line"),
     ("address-family", "gateways serve both families; a device without IPv6 has no neighbours for it"),
+    ("underlay", "nodes send their packets to this address; without it every tunnel of that family is dead"),
+    ("routing", "Tidegate routes by the tables local and main; where the kernel goes another way it does not follow"),
+    ("tunnel", "pods reach a gateway by a route, a neighbour and a forwarding entry together, and by no two of them"),
     (
         "mtu",
         "a tunnel adds 50 bytes over IPv4 and 70 over IPv6; what does not fit is answered with an ICMP error, or lost where a firewall eats those",

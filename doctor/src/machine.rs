@@ -9,6 +9,8 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tidegate_dataplane::kernel::once::{self, Forwarding, Rule};
+use tidegate_dataplane::kernel::{KernelFacts, Layout};
 use tidegate_io::netdev::NetDevice;
 
 /// Longest wait for a program of this machine that tells about itself.
@@ -154,6 +156,26 @@ impl Machine {
         NetDevice::query(name)
     }
 
+    /// What the kernel says about links, addresses, routes and neighbours.
+    pub(crate) fn network(&self) -> io::Result<KernelFacts> {
+        once::facts()
+    }
+
+    /// Which VTEPs its VXLAN devices send to.
+    pub(crate) fn forwarding(&self) -> io::Result<Vec<Forwarding>> {
+        once::forwarding()
+    }
+
+    /// Rules of policy routing that lead into tables which nobody here follows.
+    pub(crate) fn foreign_rules(&self) -> io::Result<Vec<Rule>> {
+        once::foreign_rules()
+    }
+
+    /// Name of the device by which this machine's own packets to `address` leave; none if no route leads there.
+    pub(crate) fn device_toward(&self, address: IpAddr, layout: &Layout) -> Option<String> {
+        layout.owner(self.source_toward(address)?).map(str::to_owned)
+    }
+
     /// The rules of nf_tables, as nft(8) prints them; an error if it is not there or may not look.
     pub(crate) fn rules(&self) -> io::Result<String> {
         let mut nft = Command::new("nft");
@@ -161,15 +183,20 @@ impl Machine {
         printed(nft, RULES_TIME_MAX, RULES_BYTES_MAX)
     }
 
-    /// The address that this machine's own packets to the outside of a family have; none if no route leads there. Nothing is
-    /// sent: a datagram socket learns it when it is given a destination.
+    /// The address that this machine's own packets to the outside of a family have; none if no route leads there.
     pub(crate) fn own_address(&self, is_v4: bool) -> Option<IpAddr> {
-        let (any, outside): (IpAddr, IpAddr) = match is_v4 {
-            true => (Ipv4Addr::UNSPECIFIED.into(), OUTSIDE_V4.into()),
-            false => (Ipv6Addr::UNSPECIFIED.into(), OUTSIDE_V6.into()),
+        self.source_toward(if is_v4 { OUTSIDE_V4.into() } else { OUTSIDE_V6.into() })
+    }
+
+    /// The address that this machine's own packets to `address` have. Nothing is sent: a datagram socket learns it when it is
+    /// given a destination.
+    fn source_toward(&self, address: IpAddr) -> Option<IpAddr> {
+        let any: IpAddr = match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let socket = UdpSocket::bind((any, 0)).ok()?;
-        socket.connect((outside, OUTSIDE_PORT)).ok()?;
+        socket.connect((address, OUTSIDE_PORT)).ok()?;
         Some(socket.local_addr().ok()?.ip())
     }
 

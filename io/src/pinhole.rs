@@ -243,6 +243,38 @@ impl Pinhole {
         })
     }
 
+    /// The program without a device and without sockets, to try frames on.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports.
+    #[cfg(feature = "kernel-tests")]
+    pub fn trial() -> io::Result<Pinhole> {
+        Pinhole::load("trial", 0, None, None, false)
+    }
+
+    /// Whether the program takes `frame` for ours: the kernel runs it over these bytes, which no device has received
+    /// (`BPF_PROG_TEST_RUN`).
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports; it runs nothing over less than an Ethernet header.
+    #[cfg(feature = "kernel-tests")]
+    pub fn takes(&self, frame: &[u8]) -> io::Result<bool> {
+        let before = self.counters()?.passed;
+        let mut options = libbpf_sys::bpf_test_run_opts {
+            sz: libbpf_sys::size_t::try_from(size_of::<libbpf_sys::bpf_test_run_opts>()).map_err(io::Error::other)?,
+            data_in: frame.as_ptr().cast(),
+            data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+            repeat: 1,
+            ..Default::default()
+        };
+        // SAFETY: the options' input is `frame`, of its length, and outlives the call; there is no output; the program's
+        // descriptor is open.
+        check(unsafe { libbpf_sys::bpf_prog_test_run_opts(self.program.as_raw_fd(), &raw mut options) })?;
+        Ok(self.counters()?.passed == before)
+    }
+
     /// Attaches the program: in the place of `found`, in one step, or where there is none.
     ///
     /// A pinhole that was attached the other way (native or generic) has to go first; the kernel knows no step for

@@ -214,11 +214,23 @@ fn nothing_left(missing: &[bool], tiers: &[Vec<&Pool>]) -> Refusal {
         let message = "no AddressPool gives addresses to this Service: all have autoAssign false, or are for others";
         return refusal(Reason::NoPoolPermits, message);
     }
-    let family = |v4: &bool| if *v4 { "IPv4" } else { "IPv6" };
-    let families: Vec<&str> = missing.iter().map(family).collect();
-    let names: Vec<&str> = tried.iter().map(|pool| &*pool.name).collect();
-    let message = format!("no {} address is free in AddressPool {}", families.join(" and no "), names.join(", "));
+    let of_family = |v4: &bool| {
+        let pools = tried.iter().map(|pool| format!("{} ({})", pool.name, count(pool.size(*v4))));
+        let pools: Vec<String> = pools.collect();
+        format!("no {} address is free in AddressPool {}", if *v4 { "IPv4" } else { "IPv6" }, pools.join(", "))
+    };
+    let families: Vec<String> = missing.iter().map(of_family).collect();
+    let message = families.join(", and ");
     refusal(Reason::Exhausted, message)
+}
+
+/// How many addresses a pool has, for people.
+fn count(addresses: u128) -> String {
+    match addresses {
+        0 => "has none of that family".to_owned(),
+        1 => "has 1".to_owned(),
+        many => format!("has {many}"),
+    }
 }
 
 fn refusal(reason: Reason, message: impl Into<String>) -> Refusal {

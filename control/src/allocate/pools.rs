@@ -71,6 +71,17 @@ impl Pool {
         &self.usable[usize::from(!v4)]
     }
 
+    /// How many addresses of one family those are.
+    pub(super) fn size(&self, v4: bool) -> u128 {
+        let of = |range: &AddressRange| match (range.first(), range.last()) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => u128::from(u32::from(last) - u32::from(first)),
+            (IpAddr::V6(first), IpAddr::V6(last)) => u128::from(last) - u128::from(first),
+            // A range has one family.
+            _ => 0,
+        };
+        self.usable(v4).iter().fold(0, |sum: u128, range| sum.saturating_add(of(range)).saturating_add(1))
+    }
+
     /// Whether the Service may have addresses of this pool, be it by asking for them.
     pub(super) fn permits(&self, request: &Request, namespaces: &Namespaces) -> bool {
         let Some(pinning) = &self.config.pinning else { return true };

@@ -365,7 +365,8 @@ fn families_are_served_in_their_order_as_policy_says() {
     let mut allocator = allocator(std::slice::from_ref(&v4));
     assert_eq!(words(&allocator.assign(dual("a", FamilyPolicy::PreferDualStack))), "192.0.2.1");
     let lacks = allocator.assign(dual("a", FamilyPolicy::PreferDualStack)).result.unwrap().lacks.unwrap();
-    assert_eq!((lacks.reason, lacks.message.contains("IPv6")), (Reason::Exhausted, true));
+    let message = "no IPv6 address is free in AddressPool v4 (has none of that family)";
+    assert_eq!((lacks.reason, lacks.message.as_str()), (Reason::Exhausted, message));
     assert_eq!(words(&allocator.assign(dual("b", FamilyPolicy::RequireDualStack))), "Exhausted");
     assert_eq!(words(&allocator.assign(Request { families: vec![false], ..request("c") })), "Exhausted");
     // IPv6 comes: the first address is not touched, and all get theirs.
@@ -373,6 +374,13 @@ fn families_are_served_in_their_order_as_policy_says() {
     let mut decisions = told(&allocator.reconsider());
     decisions.sort();
     assert_eq!(decisions, ["a 192.0.2.1 2001:db8::1", "b 192.0.2.2 2001:db8::2", "c Exhausted"]);
+    let neither = allocator.assign(dual("d", FamilyPolicy::RequireDualStack)).result.unwrap_err();
+    assert_eq!(
+        neither.message,
+        "no IPv4 address is free in AddressPool v4 (has 2), v6 (has none of that family), and no IPv6 address is free in \
+         AddressPool v4 (has none of that family), v6 (has 2)"
+    );
+    allocator.release(&request("d").name);
     // The secondary family is removed from one, and added to the other way round.
     let single = allocator.assign(request("a"));
     assert_eq!((words(&single).as_str(), single.cleared.len()), ("192.0.2.1", 1));

@@ -74,6 +74,8 @@ pub struct View {
     pub neighbours: HashMap<NeighbourKey, Neighbour>,
     /// The kernel's own addresses, with names of their devices.
     pub addresses: Vec<(IpNet, String)>,
+    /// Names of links that are down, or without a carrier.
+    pub down: Vec<String>,
     /// How Services that asked for `node-dsr` are delivered, in the order of names.
     pub deliveries: Vec<ServiceDelivery>,
     /// Nodes that do not answer.
@@ -453,17 +455,13 @@ impl Run {
         let now = self.now();
         for (kind, asker) in askers.views {
             let objects = self.compiler.objects();
+            let layout = &self.compiler.facts().layout;
             let _ = asker.try_send(View {
                 tables: self.compiler.tables().clone(),
                 objects: kind.into_iter().flat_map(|kind| objects.of_kind(kind)).cloned().collect(),
                 neighbours: self.compiler.facts().neighbours.clone(),
-                addresses: self
-                    .compiler
-                    .facts()
-                    .layout
-                    .held()
-                    .map(|held| (held.address, held.device.to_owned()))
-                    .collect(),
+                addresses: layout.held().map(|held| (held.address, held.device.to_owned())).collect(),
+                down: layout.links.values().filter(|link| !link.up).map(|link| link.name.clone()).collect(),
                 deliveries: lock(&self.news.latest).deliveries.values().map(|(_, told)| told.clone()).collect(),
                 suspects: self.compiler.suspects().all(),
                 silences: self.compiler.suspects().silences(now),

@@ -20,6 +20,8 @@ pub mod netlink;
 mod parse;
 /// The thread that keeps facts current.
 pub mod monitor;
+/// Facts read once.
+pub mod once;
 /// Wishes about neighbours: resolve, keep resolved, forget.
 pub mod request;
 /// The machine as it was, on disk.

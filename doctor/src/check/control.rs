@@ -2,6 +2,10 @@
 //!
 //! Asks the dataplane at its socket, which answers this without its workers. Where none runs there is nothing to hear.
 
+use std::io::ErrorKind;
+
+use tidegate_api::client::ClientError;
+use tidegate_api::frame::ReadError;
 use tidegate_api::show::{Show, Shown};
 use tidegate_dataplane::config::NodeFile;
 
@@ -11,6 +15,11 @@ use crate::{Finding, Machine, Verdict};
 /// Where to look, and what usually helps.
 const FIX: &str = "systemctl status tidegate-control, and systemctl restart tidegate-control if it hangs; in a cluster \
                    kubectl logs -n tidegate POD -c control";
+
+/// The same of a dataplane that takes connections and says nothing.
+const FIX_SILENT: &str = "ps -eo pid,stat,wchan,args | grep tidegate-dataplane shows what it does: of state T it was stopped, \
+                          and kill -CONT PID lets it go on; else systemctl restart tidegate-dataplane, or in a cluster \
+                          kubectl delete pod -n tidegate POD";
 
 pub fn look(machine: &Machine, file: &NodeFile) -> Finding {
     let socket = file.socket.display().to_string();
@@ -22,12 +31,25 @@ pub fn look(machine: &Machine, file: &NodeFile) -> Finding {
         Ok(Some(Shown::Control(told))) => told,
         Ok(None) => return fine("control", socket, "no dataplane runs here that could tell"),
         Ok(Some(other)) => return untold(format!("{other:?}")),
+        Err(error) if is_silence(&error) => {
+            let found = format!("the dataplane does not answer within {} s", running::PATIENCE.as_secs());
+            return Finding::new("control", socket, Verdict::Fail, found).mended_by(FIX_SILENT);
+        }
         Err(error) => return untold(error.to_string()),
     };
     match told.is_well() {
         true => fine("control", socket, told.to_string()),
         false => Finding::new("control", socket, Verdict::Warn, told.to_string()).mended_by(FIX),
     }
+}
+
+/// Whether nobody has answered in time.
+fn is_silence(error: &ClientError) -> bool {
+    let source = match error {
+        ClientError::Read(ReadError::Io(source)) | ClientError::Write(source) => source,
+        _ => return false,
+    };
+    matches!(source.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 #[cfg(test)]
@@ -86,6 +108,20 @@ mod tests {
         ] {
             assert_eq!(told, format!("Warn /run/tidegate.sock | {expected} | {FIX}"));
         }
+    }
+
+    #[test]
+    fn a_dataplane_that_takes_connections_and_says_nothing_has_failed() {
+        let file = NodeFile::parse(
+            &format!("node: n\nsocket: /{SOCKET}\ndataplane: {{ interfaces: [{{ name: wan0 }}] }}"),
+            Path::new("node.yaml"),
+        );
+        let (root, machine) = machine(&[("run/keep", "")]);
+        // Connections wait in the socket's queue, as those of a stopped process do.
+        let listener = std::os::unix::net::UnixListener::bind(root.path().join(SOCKET)).unwrap();
+        let found = told(&[look(&machine, &file.unwrap())], "control").remove(0);
+        drop(listener);
+        assert_eq!(found, format!("Fail /run/tidegate.sock | the dataplane does not answer within 5 s | {FIX_SILENT}"));
     }
 
     #[test]

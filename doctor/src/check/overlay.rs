@@ -3,40 +3,44 @@
 use tidegate_dataplane::config::Dataplane;
 use tidegate_io::netdev::NetDevice;
 
-use super::fine;
+use super::underlay::Underlay;
+use super::{ends, fine};
 use crate::{Finding, Machine, Verdict};
 
-/// What VXLAN puts in front of a packet: Ethernet, IP, UDP and its own header (RFC 7348 section 5), over IPv4 and IPv6.
-const OVERHEAD: [(u32, &str); 2] = [(50, "IPv4"), (70, "IPv6")];
+/// What VXLAN puts in front of a packet: Ethernet, IP, UDP and its own header (RFC 7348 section 5), over IPv4 …
+const OVERHEAD_V4: (u32, &str) = (50, "IPv4");
+/// … and over IPv6.
+const OVERHEAD_V6: (u32, &str) = (70, "IPv6");
 /// What pods of most clusters expect: an Ethernet's packets less the overhead over IPv4.
 const POD_MTU_USUAL: u32 = 1450;
 
-/// Of a gateway: whether what pods send fits the devices it passes.
-pub fn sizes(machine: &Machine, dataplane: &Dataplane) -> Vec<Finding> {
+/// Of a gateway: whether what pods send fits the devices it passes. Tunnels leave by the underlay's device; where nobody knows it,
+/// by the smallest.
+pub fn sizes(machine: &Machine, dataplane: &Dataplane, underlay: &Underlay) -> Vec<Finding> {
     let devices = dataplane.interfaces.iter().filter_map(|interface| machine.device(&interface.name).ok());
     let Some(smallest) = devices.min_by_key(|device| device.mtu) else { return Vec::new() };
     let tunnels = tunnels(machine);
     let pods = tunnels.iter().map(|tunnel| tunnel.mtu).max().unwrap_or(POD_MTU_USUAL);
-    size(&smallest.name, smallest.mtu, pods, !tunnels.is_empty())
+    let of_family = |is_v4: bool| {
+        let known = underlay.device(machine, is_v4).and_then(|name| machine.device(&name).ok());
+        let device = known.as_ref().unwrap_or(&smallest);
+        size(&device.name, device.mtu, pods, !tunnels.is_empty(), is_v4)
+    };
+    [true, false].map(of_family).into()
 }
 
-fn size(device: &str, mtu: u32, pods: u32, known: bool) -> Vec<Finding> {
+fn size(device: &str, mtu: u32, pods: u32, known: bool, is_v4: bool) -> Finding {
     let whose = if known { "this machine's tunnel has" } else { "pods of most clusters have" };
-    OVERHEAD
-        .iter()
-        .map(|(overhead, family)| {
-            let room = mtu.saturating_sub(*overhead);
-            let found =
-                format!("MTU {mtu} leaves {room} bytes for pods' packets in tunnels over {family}, {whose} {pods}");
-            if room >= pods {
-                return fine("mtu", device, found);
-            }
-            // Whether nodes have IPv6 addresses for tunnels cannot be seen from here.
-            let verdict = if *family == "IPv4" { Verdict::Warn } else { Verdict::Note };
-            Finding::new("mtu", device, verdict, found)
-                .mended_by(format!("ip link set dev {device} mtu {}, or a smaller MTU for pods", pods + overhead))
-        })
-        .collect()
+    let (overhead, family) = if is_v4 { OVERHEAD_V4 } else { OVERHEAD_V6 };
+    let room = mtu.saturating_sub(overhead);
+    let found = format!("MTU {mtu} leaves {room} bytes for pods' packets in tunnels over {family}, {whose} {pods}");
+    if room >= pods {
+        return fine("mtu", device, found);
+    }
+    // Whether nodes have IPv6 addresses for tunnels cannot be seen from here.
+    let verdict = if is_v4 { Verdict::Warn } else { Verdict::Note };
+    Finding::new("mtu", device, verdict, found)
+        .mended_by(format!("ip link set dev {device} mtu {}, or a smaller MTU for pods", pods + overhead))
 }
 
 /// Of a worker: devices through which its pods and the gateways reach each other.
@@ -58,6 +62,7 @@ pub fn look(machine: &Machine) -> Vec<Finding> {
                 .mended_by(format!("ip link set dev {} up", tunnel.name)),
         });
     }
+    findings.extend(ends::look(machine, &tunnels));
     findings
 }
 
@@ -107,10 +112,11 @@ mod tests {
             (1450, 1450, Verdict::Warn, Verdict::Note),
             (9000, 8930, Verdict::Ok, Verdict::Ok),
         ] {
-            let verdicts: Vec<_> = size("wan0", mtu, pods, true).iter().map(|finding| finding.verdict).collect();
+            let verdicts = [true, false].map(|is_v4| size("wan0", mtu, pods, true, is_v4).verdict);
             assert_eq!(verdicts, [v4, v6], "{mtu} {pods}");
         }
-        let text = told(&size("wan0", 1450, 1450, false), "mtu").join("\n");
+        let both = [true, false].map(|is_v4| size("wan0", 1450, 1450, false, is_v4));
+        let text = told(&both, "mtu").join("\n");
         assert!(text.contains(
             "MTU 1450 leaves 1400 bytes for pods' packets in tunnels over IPv4, pods of most clusters have 1450"
         ));

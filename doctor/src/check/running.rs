@@ -12,7 +12,7 @@ use tidegate_dataplane::config::NodeFile;
 use crate::Machine;
 
 /// Longest wait for the answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The answer to `question`; `None` where no dataplane runs.
 ///

@@ -128,7 +128,9 @@ fn broken(rig: &Rig, case: &Case, undo: &mut Vec<Undo>) -> Result<Option<String>
 fn asked(rig: &Rig, case: &Case) -> Result<String> {
     let traffic = case.traffic.as_ref().or(case.probe.as_ref());
     let running = traffic.map(|line| {
-        let again = format!("for time in $(seq 50); do {} >/dev/null 2>&1; sleep 0.1; done", line.command);
+        // Nobody waits for an answer that does not come: a client asks once a second at most, and a capture of one second that
+        // begins just behind it would see nothing.
+        let again = format!("for time in $(seq 100); do {} >/dev/null 2>&1 & sleep 0.1; done", line.command);
         let log = rig.lab.state_dir.join("broken-traffic.log");
         Daemon::start("traffic", shell(&line.namespace, &again), &log)
     });

@@ -38,8 +38,8 @@ pub(super) fn looks(rig: &mut Rig) -> Found {
     let breaks_gateway = [
         Break {
             name: "small MTU",
-            by: "ip link set dev wan0 mtu 1400".into(),
-            finding: ["mtu", "wan0", "MTU 1400 leaves 1350 bytes"],
+            by: "ip link set dev lan0 mtu 1400".into(),
+            finding: ["mtu", "lan0", "MTU 1400 leaves 1350 bytes"],
             verdict: "warn",
             mended_by: None,
         },

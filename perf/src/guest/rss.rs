@@ -145,7 +145,8 @@ fn arrive(stage: &mut Stage<'_>, family: Family, payload: &str) -> Result<Arrive
     let sent: Sent = serde_json::from_str(&text).with_context(|| format!("the generator said {text:?}"))?;
     ensure!(sent.completed == FLOWS, "the generator completed {} of {FLOWS}", sent.completed);
     let after = arrived(stage, before.by_queue.iter().copied().fold(FLOWS, u64::saturating_add))?;
-    let by_queue = after.by_queue.iter().zip(&before.by_queue).map(|(after, before)| after.saturating_sub(*before)).collect();
+    let by_queue =
+        after.by_queue.iter().zip(&before.by_queue).map(|(after, before)| after.saturating_sub(*before)).collect();
     Ok(Arrived { by_queue, handed_over: after.handed_over.saturating_sub(before.handed_over) })
 }
 

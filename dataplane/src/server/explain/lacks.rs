@@ -14,12 +14,16 @@ use tidegate_api::resource::{
 };
 
 use super::WorkerQuery;
-use crate::compile::mapped_ip;
 use crate::compile::thread::{Handle, View};
+use crate::compile::{mapped_ip, tunnel};
 use crate::drops::DropReason;
 use crate::kernel::NeighbourKey;
+use crate::kernel::once::{self, Rule};
 use crate::mailbox::EgressUse;
+use crate::table::Family;
 use crate::table::egress::PortClass;
+use crate::table::route::RouteTarget;
+use crate::table::tunnel::TunnelRow;
 
 /// Endpoints, rules, peers or pods that are named; of more, how many there are.
 pub(super) const NAMED_MAX: usize = 4;
@@ -62,6 +66,15 @@ pub fn tell(
     if is(DropReason::EgressNoAddress) {
         found.extend(super::taken::egress(view, compiler, &explanation.steps)?);
     }
+    if is(DropReason::NoTunnel) {
+        let gateways = compiler.view(Some(Kind::Gateway)).map_err(|error| error.to_string())?.objects;
+        found.extend(tunnel_of(view, &explanation.steps).map(|row| end(view, &gateways, row)).unwrap_or_default());
+    }
+    if is(DropReason::NoRoute) {
+        // Without the rules the routes are still worth telling.
+        let rules = once::foreign_rules().unwrap_or_default();
+        found.extend(routes(view, &explanation.steps, &rules));
+    }
     explanation.steps.extend(found);
     Ok(())
 }
@@ -98,6 +111,134 @@ fn neighbour(view: &View, device: &str, address: IpAddr) -> Option<Step> {
         format!("none, {state}"),
         format!("an answer to {asked}"),
     ))
+}
+
+/// Where the packet was to go: what it is translated to, else the endpoint that has it, else whom it is to.
+fn target(steps: &[Step]) -> Option<IpAddr> {
+    let by = |address: fn(&Step) -> Option<IpAddr>| steps.iter().rev().find_map(address);
+    let translated = by(|step| match step {
+        Step::Translated { destination, .. } => Some(destination.ip()),
+        _ => None,
+    });
+    let endpoint = || {
+        by(|step| match step {
+            Step::Backend { address, .. } => Some(*address),
+            _ => None,
+        })
+    };
+    let asked = || {
+        by(|step| match step {
+            Step::Packet { destination, .. } => Some(*destination),
+            _ => None,
+        })
+    };
+    translated.or_else(endpoint).or_else(asked)
+}
+
+/// The tunnel that it was to go through: that of the endpoint's prefix, or of the node itself.
+fn tunnel_of<'v>(view: &'v View, steps: &[Step]) -> Option<&'v TunnelRow> {
+    let (tables, address) = (&view.tables, mapped_ip(target(steps)?));
+    let by_prefix = match tables.routes.lookup(&address).map(|row| &row.target) {
+        Some(RouteTarget::Tunnel(id)) => tables.tunnels.row(*id),
+        _ => None,
+    };
+    by_prefix.or_else(|| tables.tunnels.rows().map(|(_, row)| row).find(|row| row.underlay == address))
+}
+
+/// Why nothing can be sent through a tunnel: its own end is not here, or there is no way to the other one.
+fn end(view: &View, gateways: &[Arc<Resource>], row: &TunnelRow) -> Vec<Step> {
+    let mut found = Vec::new();
+    if !row.live {
+        found.extend(own_end(view, gateways, row.family));
+    } else if row.next_hops.is_empty() {
+        let address = tunnel::underlay_of(row);
+        found.push(lacks(
+            format!("way to node {}, {address}", row.name),
+            tunnel::state_name(row, &view.tables.neighbours).to_owned(),
+            format!("a route to {address} by a device of dataplane.interfaces that is up (ip route get {address})"),
+        ));
+    }
+    let served = view.tables.devices.rows().map(|(_, row)| &*row.name);
+    let down = served.filter(|name| view.down.iter().any(|down| down == name));
+    found.extend(down.map(|name| {
+        lacks(
+            format!("device {name}"),
+            "down, or without a carrier".to_owned(),
+            format!("up (ip link set dev {name} up)"),
+        )
+    }));
+    found
+}
+
+/// The address of the own VTEP of a family, where this machine does not have it.
+pub(super) fn own_end(view: &View, gateways: &[Arc<Resource>], family: Family) -> Option<Step> {
+    let (name, gateway) = gateways.iter().find_map(|resource| match &resource.body {
+        Body::Gateway(gateway) => Some((&resource.name, gateway)),
+        _ => None,
+    })?;
+    let (own, other) = match family {
+        Family::V4 => (&gateway.vtep_v4, &gateway.vtep_v6),
+        Family::V6 => (&gateway.vtep_v6, &gateway.vtep_v4),
+    };
+    let version = if family == Family::V4 { "IPv4" } else { "IPv6" };
+    let holder = |address: IpAddr| view.addresses.iter().find(|(held, _)| held.addr() == address).map(|(_, name)| name);
+    let Some(own) = own else {
+        let what = format!("VTEP of gateway {name} over {version}");
+        return Some(lacks(what, "none".to_owned(), "annotations of the overlay for that family at its Node"));
+    };
+    if holder(own.underlay).is_some() {
+        return None;
+    }
+    // Both families of an underlay are on one device, as a rule.
+    let device = other.as_ref().and_then(|other| holder(other.underlay)).map_or("DEVICE", String::as_str);
+    Some(lacks(
+        format!("VTEP of gateway {name} over {version}, {}", own.underlay),
+        "on no device of this machine".to_owned(),
+        format!("ip address add {}/LENGTH dev {device}", own.underlay),
+    ))
+}
+
+/// Which way is missing, of those that the packet and its answers take.
+fn routes(view: &View, steps: &[Step], rules: &[Rule]) -> Vec<Step> {
+    let endpoint = steps.iter().rev().find_map(|step| match step {
+        Step::Backend { address, node, pod, .. } => {
+            let pod = if pod.is_empty() { String::new() } else { format!(", pod {pod}") };
+            let node = if node.is_empty() { String::new() } else { format!(" on {node}") };
+            Some((*address, format!("endpoint {address}{pod}{node}")))
+        }
+        _ => None,
+    });
+    let client = steps.iter().rev().find_map(|step| match step {
+        Step::Flow { client, .. } => Some(client.ip()),
+        Step::Packet { source, .. } => Some(*source),
+        _ => None,
+    });
+    let asked = || target(steps).map(|address| (address, address.to_string()));
+    let back = client.map(|address| (address, format!("client {address}")));
+    let mut ways: Vec<(IpAddr, String)> = endpoint.or_else(asked).into_iter().collect();
+    ways.extend(back);
+    let devices = || some(view.tables.devices.rows().map(|(_, row)| row.name.to_string()));
+    let mut found: Vec<Step> = ways
+        .iter()
+        .filter_map(|(address, who)| {
+            let is = match view.tables.routes.lookup(&mapped_ip(*address)).map(|row| &row.target) {
+                None => "none in the kernel's tables local and main",
+                Some(RouteTarget::Blackhole) => "one that leads nowhere, or by none of the devices that are served",
+                Some(RouteTarget::Local) => "to this machine itself",
+                Some(RouteTarget::Tunnel(_) | RouteTarget::NextHops(_) | RouteTarget::Connected(_)) => return None,
+            };
+            let needed = format!("one in table main by a device that is up, of {} (ip route get {address})", devices());
+            Some(lacks(format!("route to {who}"), is.to_owned(), needed))
+        })
+        .collect();
+    let Some(is_v4) = ways.first().map(|(address, _)| address.is_ipv4()) else { return found };
+    let rules = rules.iter().filter(|rule| rule.is_v4 == is_v4);
+    let told = some(rules.map(|rule| format!("{}: {}", rule.priority, rule.text)));
+    if !told.is_empty() {
+        let what = format!("rules of policy routing (ip {} rule)", if is_v4 { "-4" } else { "-6" });
+        found.push(lacks(what, told, "none: Tidegate follows the tables local and main alone"));
+    }
+    found
 }
 
 /// The Service that was asked for, where nobody can be chosen there.
@@ -483,6 +624,101 @@ mod tests {
         }
         let stranger = told(&neighbour(&View { tables, ..View::default() }, "lan0", ip("198.51.100.99")).unwrap());
         assert!(stranger.starts_with("MAC of next hop 198.51.100.99, on lan0: none"), "{stranger}");
+    }
+
+    #[test]
+    fn an_own_end_that_is_gone_and_a_way_that_is_none_are_named_with_the_command() {
+        let lost = |is_lost: &dyn Fn(&crate::kernel::Address) -> bool, is_down: bool| {
+            let (mut compiler, _) = on_machine();
+            let objects = vec![named("gw", "1", gateway()), named("w1", "1", peer(1))];
+            assert_eq!(update(&mut compiler, full(objects.clone())).rejected, []);
+            let mut layout = compiler.facts().layout.clone();
+            layout.addresses.retain(|entry| !is_lost(entry));
+            if is_down {
+                // Nor is there another way.
+                layout.routes.retain(|route| route.prefix.prefix_len() > 0);
+                layout.links.values_mut().filter(|link| link.name == "lan0").for_each(|link| link.up = false);
+            }
+            let addresses = layout.held().map(|held| (held.address, held.device.to_owned())).collect();
+            let down = layout.links.values().filter(|link| !link.up).map(|link| link.name.clone()).collect();
+            crate::compile::tests::layout(&mut compiler, layout);
+            let view = View { tables: compiler.tables().clone(), addresses, down, ..View::default() };
+            (view, objects.into_iter().map(Arc::new).collect::<Vec<_>>())
+        };
+        for (own, version, pod, node) in [
+            ("198.51.100.1", "IPv4", "10.244.1.5", "198.51.100.11"),
+            ("2001:db8:2::1", "IPv6", "fd00:10:244:1::5", "2001:db8:2::11"),
+        ] {
+            let says = |(view, objects): &(View, Vec<Arc<Resource>>), to: &str| {
+                let steps = [packet(6, "192.0.2.7", to)];
+                let row = tunnel_of(view, &steps).unwrap();
+                end(view, objects, row).iter().map(told).collect::<Vec<_>>()
+            };
+            let gone = lost(&|entry| entry.address == ip(own), false);
+            let expected = format!(
+                "VTEP of gateway gw over {version}, {own}: on no device of this machine; needed: ip address add \
+                 {own}/LENGTH dev lan0"
+            );
+            // To a pod through the tunnel, and to the node itself.
+            assert_eq!(says(&gone, pod), [expected.as_str()]);
+            assert_eq!(says(&gone, node), [expected.as_str()]);
+
+            let down = lost(&|_| false, true);
+            assert_eq!(
+                says(&down, pod),
+                [
+                    format!(
+                        "way to node w1, {node}: no route; needed: a route to {node} by a device of \
+                         dataplane.interfaces that is up (ip route get {node})"
+                    ),
+                    "device lan0: down, or without a carrier; needed: up (ip link set dev lan0 up)".to_owned(),
+                ]
+            );
+            // Where all is well nothing is said, and nothing where no tunnel was to be taken.
+            assert_eq!(says(&lost(&|_| false, false), pod), Vec::<String>::new());
+            assert!(tunnel_of(&gone.0, &[packet(6, "192.0.2.7", "192.0.2.8")]).is_none());
+            let family = if ip(own).is_ipv4() { Family::V4 } else { Family::V6 };
+            let Body::Gateway(mut body) = gone.1[0].body.clone() else { panic!() };
+            (body.vtep_v4, body.vtep_v6) = (None, None);
+            let without = [Arc::new(named("gw", "2", body))];
+            let words = own_end(&gone.0, &without, family).map(|step| told(&step)).unwrap();
+            assert!(words.starts_with(&format!("VTEP of gateway gw over {version}: none; needed: ")), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_is_missing_is_named_with_its_endpoint_and_rules_that_are_not_followed() {
+        let (compiler, _) = on_machine();
+        let mut tables = compiler.tables().clone();
+        tables.routes = Default::default();
+        let view = View { tables, ..View::default() };
+        for (pod, client, is_v4) in [("10.99.2.11", "192.0.2.7", true), ("fd00:99:2::11", "2001:db8:1::7", false)] {
+            let backend = Step::Backend { address: ip(pod), port: 8080, node: "w2".into(), pod: "shop/a".into() };
+            let rule = |is_v4, priority| Rule { is_v4, priority, text: "from all lookup 100".into() };
+            let says = |rules: &[Rule]| {
+                let steps = [packet(6, client, "203.0.113.10"), backend.clone()];
+                routes(&view, &steps, rules).iter().map(told).collect::<Vec<_>>()
+            };
+            let none =
+                "none in the kernel's tables local and main; needed: one in table main by a device that is up, of";
+            let lines = says(&[rule(is_v4, 9), rule(!is_v4, 7)]);
+            assert_eq!(lines.len(), 3, "{lines:?}");
+            assert!(lines[0].starts_with(&format!("route to endpoint {pod}, pod shop/a on w2: {none} wan0, lan0 (ip")));
+            assert!(lines[1].starts_with(&format!("route to client {client}: {none}")), "{lines:?}");
+            assert_eq!(
+                lines[2],
+                format!(
+                    "rules of policy routing (ip {} rule): 9: from all lookup 100; needed: none: Tidegate follows the \
+                     tables local and main alone",
+                    if is_v4 { "-4" } else { "-6" }
+                )
+            );
+            assert_eq!(says(&[rule(!is_v4, 7)]).len(), 2);
+            // Routes that are there are not told.
+            let routed = View { tables: compiler.tables().clone(), ..View::default() };
+            let steps = [packet(6, client, "203.0.113.10")];
+            assert!(!routes(&routed, &steps, &[]).iter().any(|step| told(step).contains("client")), "{client}");
+        }
     }
 
     fn object(kind: &str, name: &str, body: serde_json::Value) -> Arc<Resource> {

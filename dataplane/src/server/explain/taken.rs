@@ -9,19 +9,17 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tidegate_api::explain::{Explanation, Step, Verdict};
-use tidegate_api::resource::{Body, Kind, Resource, Service};
+use tidegate_api::resource::{Body, Gateway, Kind, Resource, Service};
 
-use super::lacks::{NAMED_MAX, lacks};
+use super::lacks::{NAMED_MAX, lacks, own_end};
 use crate::compile::mapped_ip;
 use crate::compile::thread::{Handle, View};
-use crate::counters::Counters;
 use crate::explain::Story;
 use crate::explain::evidence;
-use crate::explain::pinhole::{Passed, Unread, passed, unread};
-use crate::packet::Packet;
-use crate::stage::parse::{self, Ingress};
-use crate::table::DeviceId;
+use crate::explain::pinhole::{self, Left, Passed};
+use crate::stage::parse::Ingress;
 use crate::table::local::LocalKind;
+use crate::table::{DeviceId, Family};
 
 /// What becomes of a frame that the pinhole passes to the kernel; `None`: a worker is to be asked.
 ///
@@ -35,38 +33,36 @@ pub fn by_kernel(
 ) -> Result<Option<Explanation>, String> {
     let tables = &view.tables;
     let mac = tables.devices.row(device).map(|row| row.mac).unwrap_or_default();
-    let (mut packet, mut scratch) = (Packet::NOTHING, Box::<Counters>::default());
     let ingress = Ingress { device, mac };
     let mut story = Story::begin(tables, device, frame.len());
-    let unread = match parse::read(tables, ingress, frame, &mut scratch, &mut packet) {
-        Ok(l3) => {
-            story.packet(&packet, l3);
-            passed(tables, frame, &packet, l3).map(Unread::Passed)
-        }
-        Err(_) => unread(tables, frame),
-    };
-    let Some(unread) = unread else { return Ok(None) };
+    let left = pinhole::left(tables, ingress, frame, |packet, l3| story.packet(packet, l3));
+    let Some(left) = left else { return Ok(None) };
     let mut steps = story.steps;
     steps.extend(evidence::of_frame(tables, ingress, frame));
     let told = |steps, why| {
         Ok(Some(Explanation { worker: 0, generation: tables.generation, steps, verdict: Verdict::Kernel { why } }))
     };
-    let passed = match unread {
-        Unread::Ethertype(ethertype) => {
+    let passed = match left {
+        Left::Ethertype(ethertype) => {
             return told(
                 steps,
                 format!("the pinhole takes IPv4, IPv6 and ARP alone; EtherType {ethertype:#06x} is neither"),
             );
         }
-        Unread::Malformed => {
+        Left::Malformed => {
             return told(steps, "the pinhole cannot read it: its headers end too early, or are none".to_owned());
         }
-        Unread::Passed(passed) => passed,
+        Left::Passed(passed) => passed,
     };
     steps.extend(services(view, passed.address));
     steps.extend(externals(view, compiler, passed.address)?);
-    if is_source(compiler, passed.address)? {
+    let gateways = gateways(compiler)?;
+    if sources_of(&gateways).any(|source| source == passed.address) {
         steps.extend(source(view, passed.address));
+    }
+    if is_own_end(&gateways, passed.address) {
+        let family = if passed.address.is_ipv4() { Family::V4 } else { Family::V6 };
+        steps.extend(own_end(view, &gateways, family));
     }
     told(steps, why(view, &passed))
 }
@@ -80,21 +76,30 @@ pub fn sources(view: &View, compiler: &Handle, steps: &[Step]) -> Result<Vec<Ste
         Step::Packet { destination, .. } => Some(destination.is_ipv4()),
         _ => None,
     });
-    let of_family = configured(compiler)?.into_iter().filter(|source| Some(source.is_ipv4()) == is_v4);
+    let gateways = gateways(compiler)?;
+    let of_family = sources_of(&gateways).filter(|source| Some(source.is_ipv4()) == is_v4);
     Ok(of_family.filter_map(|address| source(view, address)).collect())
 }
 
-fn configured(compiler: &Handle) -> Result<Vec<IpAddr>, String> {
-    let gateways = compiler.view(Some(Kind::Gateway)).map_err(|error| error.to_string())?.objects;
-    let sources = gateways.iter().flat_map(|resource| match &resource.body {
-        Body::Gateway(gateway) => gateway.fullnat_sources.clone(),
-        _ => Vec::new(),
-    });
-    Ok(sources.collect())
+fn gateways(compiler: &Handle) -> Result<Vec<Arc<Resource>>, String> {
+    Ok(compiler.view(Some(Kind::Gateway)).map_err(|error| error.to_string())?.objects)
 }
 
-fn is_source(compiler: &Handle, address: IpAddr) -> Result<bool, String> {
-    Ok(configured(compiler)?.contains(&address))
+fn bodies(gateways: &[Arc<Resource>]) -> impl Iterator<Item = &Gateway> {
+    gateways.iter().filter_map(|resource| match &resource.body {
+        Body::Gateway(gateway) => Some(gateway),
+        _ => None,
+    })
+}
+
+fn sources_of(gateways: &[Arc<Resource>]) -> impl Iterator<Item = IpAddr> {
+    bodies(gateways).flat_map(|gateway| gateway.fullnat_sources.iter().copied())
+}
+
+/// Whether tunnels of this gateway are to end at an address.
+fn is_own_end(gateways: &[Arc<Resource>], address: IpAddr) -> bool {
+    bodies(gateways)
+        .any(|gateway| [&gateway.vtep_v4, &gateway.vtep_v6].into_iter().flatten().any(|vtep| vtep.underlay == address))
 }
 
 /// The kernel's own entry of an address, and its device.

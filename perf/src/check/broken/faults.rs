@@ -169,6 +169,11 @@ fn of_worker(family: Option<Family>, breaks: Break, probe: Option<Line>, says: &
     Case { family, breaks: vec![breaks], probe, traffic: None, at: NODE.name(), command, says: vec![says.into()] }
 }
 
+/// The same, and the command that it prints.
+fn gone(case: Case, fix: String) -> Case {
+    Case { says: case.says.into_iter().chain([fix]).collect(), ..case }
+}
+
 /// The gateway that `tidegate doctor` looks over.
 fn of_gateway(family: Option<Family>, breaks: Break, says: String) -> Case {
     let command = "tidegate doctor --config node.yaml".to_owned();
@@ -360,6 +365,80 @@ fn links() -> Vec<Fault> {
                         right,
                     )],
                 }
+            },
+        ),
+        of_both(
+            "own VTEP address gone",
+            "pods of all nodes do not answer over that family; dropped with `NoTunnel`",
+            "give the address back to the device that is named, and look for what took it: the machine's network \
+             configuration has to have it",
+            |family| {
+                let (own, device) = (GATEWAY_NODE.underlay(family), "lan0");
+                let (length, nodad) = if family == Family::V4 { (24, "") } else { (64, " nodad") };
+                let place = format!("{own}/{length} dev {device}");
+                let breaks = by(GATEWAY, format!("ip address del {place}"), format!("ip address add {place}{nodad}"));
+                let gateway = GATEWAY_NODE.name();
+                let says = vec![
+                    lacks(
+                        &format!("VTEP of gateway {gateway} over {family}, {own}"),
+                        "on no device of this machine",
+                        &format!("ip address add {own}/LENGTH dev {device}"),
+                    ),
+                    format!("underlay {family}: {own}, at which tunnels of nodes end, is on no device of this machine"),
+                ];
+                let command = format!("{}; tidegate doctor --config node.yaml", explained(family));
+                Case { probe: Some(request(family)), command, says, ..of_gateway(Some(family), breaks, String::new()) }
+            },
+        ),
+        of_both(
+            "device towards the nodes is down",
+            "pods of all nodes do not answer; dropped with `NoTunnel`",
+            "the command that is named; look at the cable and at the switch's port",
+            |family| {
+                // The kernel forgets addresses of IPv6 on a device that goes down.
+                let v6 = GATEWAY_NODE.underlay(Family::V6);
+                let mends = format!("ip link set dev lan0 up; ip address add {v6}/64 dev lan0 nodad");
+                let breaks = by(GATEWAY, "ip link set dev lan0 down", mends);
+                let mut says = vec![
+                    lacks("device lan0", "down, or without a carrier", "up (ip link set dev lan0 up)"),
+                    "interface lan0: down, or without a carrier".into(),
+                ];
+                if family == Family::V4 {
+                    let to = NODE.underlay(family);
+                    says.push(format!("way to node {}, {to}: no route; needed: a route to {to}", NODE.name()));
+                }
+                let command = format!("{}; tidegate doctor --config node.yaml", explained(family));
+                Case { probe: Some(request(family)), command, says, ..of_gateway(Some(family), breaks, String::new()) }
+            },
+        ),
+        of_both(
+            "routes in a table of their own",
+            "clients get no answer; dropped with `NoRoute`",
+            "put the routes that gateway traffic needs into table `main` as well: rules of policy routing are not followed",
+            |family| {
+                let (ip, net, metric) = match family {
+                    Family::V4 => ("ip -4", "192.0.2.0/24", ""),
+                    Family::V6 => ("ip -6", "2001:db8:1::/64", " metric 256"),
+                };
+                let device = format!("{net} dev wan0 proto kernel scope link{metric}");
+                let breaks = format!(
+                    "{ip} route add {net} dev wan0 table 77; {ip} rule add priority 77 to {net} lookup 77; {ip} route del {net} \
+                     dev wan0"
+                );
+                let mends = format!(
+                    "{ip} route add {device}; {ip} rule del priority 77; {ip} route del {net} dev wan0 table 77"
+                );
+                let client = client_address(family, *CLIENT_HOSTS.start());
+                let rule = format!("77: from all to {net} lookup 77");
+                let flag = &ip[3..];
+                let says = vec![
+                    format!("route to client {client}: none in the kernel's tables local and main"),
+                    format!("rules of policy routing (ip {flag} rule): {rule}"),
+                    format!("routing {family}: rules that Tidegate does not follow: {rule}"),
+                ];
+                let command = format!("{} --device wan0; tidegate doctor --config node.yaml", explained(family));
+                let breaks = by(GATEWAY, breaks, mends);
+                Case { probe: Some(request(family)), command, says, ..of_gateway(Some(family), breaks, String::new()) }
             },
         ),
         of_both(
@@ -668,6 +747,60 @@ fn machines() -> Vec<Fault> {
                 )
             },
         ),
+        of_both(
+            "route to the gateway is gone on a node",
+            "its pods do not answer",
+            "the command that `doctor` prints; look for what took the route: the agent of the CNI on the node makes it",
+            |family| {
+                let (device, vtep) = (vxlan_device(family), GATEWAY_NODE.overlay(family));
+                let route = format!("{} via {vtep} dev {device} onlink", GATEWAY_NODE.pod_cidr(family));
+                let breaks = by(&node, format!("ip route del {route}"), format!("ip route add {route}"));
+                let says = format!("tunnel {device}: no route to the pods behind the VTEP {vtep}, which is");
+                gone(of_worker(Some(family), breaks, Some(request(family)), &says), format!("ip route add {route}"))
+            },
+        ),
+        of_both(
+            "neighbour entry of the gateway is gone on a node",
+            "its pods do not answer",
+            "the command that `doctor` prints; look for what took the entry: the agent of the CNI on the node makes it",
+            |family| {
+                let (device, vtep) = (vxlan_device(family), GATEWAY_NODE.overlay(family));
+                let mac = GATEWAY_NODE.vtep_mac(family);
+                let add = format!("ip neigh replace {vtep} dev {device} nud permanent lladdr {mac}");
+                let breaks = by(&node, format!("ip neigh del {vtep} dev {device}"), &add);
+                let says = format!("tunnel {device}: no neighbour {vtep}, by which the route to");
+                gone(of_worker(Some(family), breaks, Some(request(family)), &says), add)
+            },
+        ),
+        of_both(
+            "forwarding entry of the gateway is gone on a node",
+            "its pods do not answer",
+            "the command that `doctor` prints, with the address of the gateway in the underlay",
+            |family| {
+                let (device, vtep) = (vxlan_device(family), GATEWAY_NODE.overlay(family));
+                let (mac, underlay) = (GATEWAY_NODE.vtep_mac(family), GATEWAY_NODE.underlay(family));
+                let entry = format!("{mac} dev {device} dst {underlay}");
+                let breaks = by(&node, format!("bridge fdb del {entry}"), format!("bridge fdb append {entry}"));
+                let says = format!("tunnel {device}: no forwarding entry for {mac}, which is the VTEP {vtep}");
+                let fix = format!("bridge fdb append {mac} dev {device} dst ADDRESS");
+                gone(of_worker(Some(family), breaks, Some(request(family)), &says), fix)
+            },
+        ),
+        Fault {
+            name: "dataplane that hangs",
+            symptom: "nothing is served, and `tidegate show` waits",
+            remedy: "the command that `doctor` prints; the log says what it was about",
+            is_of_one_family: false,
+            given: Vec::new(),
+            cases: vec![Case {
+                probe: Some(request(Family::V4)),
+                ..of_gateway(
+                    None,
+                    by(GATEWAY, "kill -STOP $(pidof tidegate-dataplane)", "kill -CONT $(pidof tidegate-dataplane)"),
+                    "the dataplane does not answer within 5 s".into(),
+                )
+            }],
+        },
         Fault {
             name: "strict rp_filter on a node",
             symptom: "`node-dsr` and `symmetric`: the node receives clients' packets and discards them",
