@@ -575,7 +575,11 @@ mod tests {
             }
         }
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(20_000));
-        runner.run(&made(), |made| Ok(compare(&made.frame()))).unwrap();
+        let compared = runner.run(&made(), |made| {
+            compare(&made.frame());
+            Ok(())
+        });
+        compared.unwrap();
         assert!(seen.iter().all(|count| count.get() > 200), "{seen:?}");
     }
 }

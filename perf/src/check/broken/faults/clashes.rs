@@ -14,10 +14,11 @@ use crate::topology::{
 const OTHER: Node = Node { number: 3 };
 /// A VIP on the clients' link that another machine has.
 const TAKEN: Vip = on_link(222);
-/// A program that passes everything to the kernel, put on the device in place of ours. `clang` and ip-link(8) do it.
+/// A program that passes everything to the kernel, put on the device in place of ours in one step: the gateway would put its
+/// own back between two. `clang` and ip-link(8) do it.
 const FOREIGN_PROGRAM: &str = "echo '__attribute__((section(\"xdp\"), used)) int other(void *context) { return 2; }' \
-                               > other.c; clang -O2 -g -target bpf -c other.c -o other.o && ip link set dev wan0 xdp \
-                               off && ip link set dev wan0 xdp obj other.o sec xdp";
+                               > other.c; clang -O2 -g -target bpf -c other.c -o other.o && ip -force link set dev wan0 \
+                               xdp obj other.o sec xdp";
 
 /// A Service that asks for one address.
 fn asks_for(name: &str, address: impl std::fmt::Display) -> Break {
