@@ -274,9 +274,20 @@ fn who_says_nothing_or_nonsense_keeps_nobody_from_asking() {
     let _dataplane = gateway.connect(1);
     gateway.apply(&(web(port, "Local") + &pods("gw-1", "rs")));
     expect("127.0.0.1", port, 200, 1, true);
-    let silent: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    // More than there are seats, of both families; and then some that send a byte and no more.
+    let silent: Vec<TcpStream> =
+        (0..150).flat_map(|_| LOOPBACKS.map(|address| TcpStream::connect((address, port)).unwrap())).collect();
+    let begun = Instant::now();
+    expect("127.0.0.1", port, 200, 1, true);
     let nonsense = ask("127.0.0.1", port, "\u{1}\u{2}nonsense\r\n\r\n").unwrap_or_default();
     assert!(!nonsense.contains("200 OK"), "{nonsense}");
-    expect("127.0.0.1", port, 200, 1, true);
+    for mut one in &silent {
+        let _gone = one.write_all(b"G");
+    }
+    for address in LOOPBACKS {
+        let told = get(address, port).unwrap();
+        assert!(told.starts_with("HTTP/1.1 "), "{told}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(4), "nobody waited for their end, which is after 5 s");
     drop(silent);
 }

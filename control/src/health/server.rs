@@ -5,14 +5,15 @@
 //! Refuses to know which Services there are: it is told.
 //!
 //! One answer per connection, few connections at once, and little patience: the ports are open to whoever reaches the node.
+//! Who finds no seat gets that of the oldest: an answer takes no time, so the oldest is one that does not ask.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
 
@@ -23,15 +24,14 @@ use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::task::{AbortHandle, JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::{Check, Order, Troubles};
 use crate::model::Name;
 
-/// Connections at once, over all ports; those beyond are closed at once.
+/// Connections at once, over all ports; one more, and the oldest is closed.
 const CONNECTIONS_MAX: usize = 256;
 /// Longest life of a connection.
 const CONVERSATION_MAX: Duration = Duration::from_secs(5);
@@ -50,6 +50,9 @@ pub(super) fn start(troubles: Troubles) -> io::Result<UnboundedSender<Order>> {
     Ok(orders)
 }
 
+/// Connections that have not ended, in the order in which they came.
+type Guests = Rc<RefCell<VecDeque<(u64, AbortHandle)>>>;
+
 /// What listeners look at when they are asked.
 struct Known {
     checks: HashMap<Name, Check>,
@@ -60,7 +63,7 @@ struct House {
     known: Rc<RefCell<Known>>,
     addresses: Vec<IpAddr>,
     open: BTreeMap<SocketAddr, (Name, JoinHandle<()>)>,
-    seats: Arc<Semaphore>,
+    guests: Guests,
     troubles: Troubles,
     /// Where to listen may have changed.
     moved: bool,
@@ -69,8 +72,7 @@ struct House {
 impl House {
     fn new(troubles: Troubles) -> House {
         let known = Rc::new(RefCell::new(Known { checks: HashMap::new(), healthy: false }));
-        let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        House { known, addresses: Vec::new(), open: BTreeMap::new(), seats, troubles, moved: false }
+        House { known, addresses: Vec::new(), open: BTreeMap::new(), guests: Guests::default(), troubles, moved: false }
     }
 
     async fn run(mut self, mut orders: UnboundedReceiver<Order>) {
@@ -128,7 +130,7 @@ impl House {
             }
             match TcpListener::bind(at).await {
                 Ok(listener) => {
-                    let listen = listen(listener, name.clone(), Rc::clone(&self.known), Arc::clone(&self.seats));
+                    let listen = listen(listener, name.clone(), Rc::clone(&self.known), Rc::clone(&self.guests));
                     self.open.insert(at, (name, spawn_local(listen)));
                 }
                 Err(error) => drop(troubles.insert(at, (name, error.to_string()))),
@@ -157,20 +159,34 @@ impl House {
     }
 }
 
-async fn listen(listener: TcpListener, name: Name, known: Rc<RefCell<Known>>, seats: Arc<Semaphore>) {
+async fn listen(listener: TcpListener, name: Name, known: Rc<RefCell<Known>>, guests: Guests) {
     let v6 = listener.local_addr().is_ok_and(|at| at.is_ipv6());
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else { continue };
         let (name, known) = (name.clone(), Rc::clone(&known));
-        spawn_local(async move {
-            let _ended = timeout(CONVERSATION_MAX, converse(stream, &name, v6, &known)).await;
-            drop(seat);
-        });
+        let conversation = async move { timeout(CONVERSATION_MAX, converse(stream, &name, v6, &known)).await };
+        seat(&guests, conversation);
     }
+}
+
+/// Has a conversation begin, if need be in the place of the oldest.
+fn seat<T: 'static>(guests: &Guests, conversation: impl Future<Output = T> + 'static) {
+    let mut seated = guests.borrow_mut();
+    let number = seated.back().map_or(0, |(last, _)| last + 1);
+    if seated.len() >= CONNECTIONS_MAX
+        && let Some((_, oldest)) = seated.pop_front()
+    {
+        oldest.abort();
+    }
+    let leave = Rc::clone(guests);
+    let task = spawn_local(async move {
+        let _ended = conversation.await;
+        leave.borrow_mut().retain(|(other, _)| *other != number);
+    });
+    seated.push_back((number, task.abort_handle()));
 }
 
 async fn converse(stream: TcpStream, name: &Name, v6: bool, known: &RefCell<Known>) -> hyper::Result<()> {
