@@ -182,7 +182,13 @@ impl Kubernetes {
         let (tell, told) = mpsc::channel(AHEAD_MAX);
         let traffic = self.access.traffic();
         let mut ledger = Ledger::default();
-        let spawn = Spawn { client, exposed: self.exposed, tell, refresh: self.refresh.0.subscribe() };
+        let spawn = Spawn {
+            client,
+            exposed: self.exposed,
+            tell,
+            refresh: self.refresh.0.subscribe(),
+            returns: traffic.returns(),
+        };
         if let Some(worker) = &self.worker {
             let here = [Pod::FIELDS.unwrap_or_default(), &format!("spec.nodeName={worker}")].join(",");
             spawn.follow_needed::<EgressPolicy>(&mut ledger, "egresspolicies in tidegate.io", None);
@@ -215,6 +221,7 @@ struct Spawn {
     exposed: Exposed,
     tell: mpsc::Sender<(ObjectKind, Told)>,
     refresh: watch::Receiver<u64>,
+    returns: watch::Receiver<u64>,
 }
 
 impl Spawn {
@@ -235,7 +242,8 @@ impl Spawn {
 
     fn start<K: Watched>(&self, refresh: watch::Receiver<u64>, fields: Option<String>) {
         let api = Api::<K>::all(self.client.clone());
-        tokio::spawn(Follow { api, exposed: self.exposed, fields, tell: self.tell.clone(), refresh }.run());
+        let (tell, returns) = (self.tell.clone(), self.returns.clone());
+        tokio::spawn(Follow { api, exposed: self.exposed, fields, tell, refresh, returns }.run());
     }
 }
 

@@ -196,6 +196,34 @@ fn nonsense_in_lists_is_told_and_nothing_is_concluded_from_it() {
     gateway.until_endpoints("web", 4);
 }
 
+/// C-022: a server whose history is gone as soon as it is given, in watches or in lists: told, not asked for in haste, and
+/// what its lists say counts.
+#[test]
+fn a_history_that_is_always_gone_is_told() {
+    let server = cluster();
+    server.apply(&(service("web", "") + &slices("web", &[5]))).unwrap();
+    let gateway = Gateway::start(&server, "gw-1", "");
+    gateway.until_endpoints("web", 2);
+    let faults = server.faults();
+    let gone =
+        |verb| Fault::times(1000, Match::of(verb, "endpointslices"), Effect::Answer { code: 410, retry_after_s: None });
+    faults.add(gone("watch"));
+    faults.end_watches();
+    assert!(gateway.problem("ApiMisanswers").contains("endpointslices"));
+    server.clear_requests();
+    server.apply(&slices("web", &[5, 6])).unwrap();
+    gateway.until_endpoints("web", 4);
+    faults.add(gone("list"));
+    let told = gateway.problem("ApiMisanswers");
+    assert!(told.contains("has expired"), "{told}");
+    let asked = server.requests().iter().filter(|request| request.asked.resource == "endpointslices").count();
+    assert!(asked < 40, "{asked} requests: it waits longer each time");
+    faults.clear();
+    gateway.without_problem("ApiMisanswers");
+    server.apply(&slices("web", &[5])).unwrap();
+    gateway.until_endpoints("web", 2);
+}
+
 /// C-023: what is missing in the role is named; what is not needed is done without.
 #[test]
 fn a_role_that_lacks_something_is_told_what() {

@@ -39,6 +39,8 @@ const WATCH_OVERDUE: Duration = Duration::from_secs(15);
 const WATCH_SHORT: Duration = Duration::from_secs(1);
 /// Pages of one list: five million objects. A server that goes on after them has lost its way.
 const PAGES_MAX: u32 = 5000;
+/// So often in a row a place in the history was gone as soon as it was given: that is told.
+const EXPIRED_MAX: u32 = 3;
 /// So many answers in a row that make no sense at one place: it is listed anew.
 const NONSENSE_MAX: u32 = 4;
 
@@ -97,6 +99,8 @@ pub(super) struct Follow<K> {
     pub(super) fields: Option<String>,
     pub(super) tell: mpsc::Sender<(ObjectKind, Told)>,
     pub(super) refresh: watch::Receiver<u64>,
+    /// See [`super::traffic::Traffic::returns`].
+    pub(super) returns: watch::Receiver<u64>,
 }
 
 /// Where to go on after a watch.
@@ -119,14 +123,17 @@ impl<K: Watched> Follow<K> {
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         let mut page_within = PAGE_WITHIN;
         let mut version: Option<String> = None;
-        let mut nonsense = 0;
+        let (mut nonsense, mut expired, mut roused) = (0, 0, false);
         loop {
+            self.returns.mark_unchanged(); // before the request: a return while it fails counts
             let failure = match version.take() {
                 None => match self.list(page_within).await? {
                     Ok(listed) => {
                         version = Some(listed);
                         page_within = PAGE_WITHIN;
-                        backoff.reset();
+                        if expired == 0 {
+                            backoff.reset();
+                        }
                         None
                     }
                     Err(failure) => {
@@ -137,20 +144,29 @@ impl<K: Watched> Follow<K> {
                 Some(from) => {
                     let begun = Instant::now();
                     let Ended { resume, failure } = self.watch(from.clone()).await?;
-                    let moved = resume.as_ref() != Some(&from);
-                    if moved {
+                    let has_expired = failure.as_ref().is_some_and(|failure| failure.fault == Fault::Expired);
+                    let moved = !has_expired && resume.as_ref() != Some(&from);
+                    let is_short = begun.elapsed() < WATCH_SHORT;
+                    if moved || has_expired && !is_short {
                         backoff.reset();
-                        nonsense = 0;
+                        (nonsense, expired) = (0, 0);
                     }
                     version = resume;
-                    if failure.is_none() && !moved && begun.elapsed() < WATCH_SHORT {
+                    if failure.is_none() && !moved && is_short {
                         tokio::time::sleep(backoff.wait()).await;
                     }
                     failure
                 }
             };
-            let Some(failure) = failure else { continue };
-            if failure.fault == Fault::Nonsense {
+            let Some(mut failure) = failure else { continue };
+            if failure.fault == Fault::Expired {
+                expired += 1;
+                if expired >= EXPIRED_MAX {
+                    failure.fault = Fault::Nonsense;
+                    failure.message = format!("what it has just given has expired: {}", failure.message);
+                }
+            }
+            if failure.fault == Fault::Nonsense && version.is_some() {
                 nonsense += 1;
                 if nonsense >= NONSENSE_MAX {
                     (version, nonsense) = (None, 0);
@@ -158,10 +174,18 @@ impl<K: Watched> Follow<K> {
             }
             let wait = backoff.wait();
             let wait = failure.not_before.map_or(wait, |asked| wait.max(asked.min(RETRY_MAX)));
+            // Not twice in a row: of a kind that alone cannot be served others hear nothing.
+            let listens = failure.fault == Fault::Unreachable && failure.not_before.is_none() && !roused;
             if failure.fault != Fault::Expired {
                 self.told(Told::Failed(failure)).await?;
             }
-            tokio::time::sleep(wait).await;
+            roused = match listens {
+                true => roused_within(&mut self.returns, wait).await,
+                false => {
+                    tokio::time::sleep(wait).await;
+                    false
+                }
+            };
         }
     }
 
@@ -264,6 +288,19 @@ impl<K: Watched> Follow<K> {
     }
 }
 
+/// Waits, at most until another request is answered; whether one was.
+async fn roused_within(returns: &mut watch::Receiver<u64>, wait: Duration) -> bool {
+    match timeout(wait, returns.changed()).await {
+        Ok(Ok(())) => true,
+        // Whoever counts requests is gone, and nobody will tell.
+        Ok(Err(_)) => {
+            tokio::time::sleep(wait).await;
+            false
+        }
+        Err(_) => false,
+    }
+}
+
 /// The pages of one list so far.
 #[derive(Debug, Default)]
 struct Pages {
@@ -313,7 +350,11 @@ impl Failure {
         };
         let asked = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
         let not_before = (asked > 0).then(|| Duration::from_secs(asked.into()));
-        Failure { fault, message: format!("{} ({})", status.message, status.code), not_before }
+        let message = match (status.code, status.message.as_str()) {
+            (0, "") => "neither an object nor a Status".to_owned(),
+            (code, message) => format!("{message} ({code})"),
+        };
+        Failure { fault, message, not_before }
     }
 
     fn of(error: &kube::Error) -> Self {
@@ -361,5 +402,21 @@ mod tests {
                 Fault::Nonsense
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn who_waits_to_ask_again_hears_that_another_was_answered() {
+        let (sender, mut returns) = watch::channel(0);
+        assert!(!roused_within(&mut returns, Duration::from_millis(1)).await);
+        // While the request failed, too.
+        sender.send_modify(|times| *times += 1);
+        assert!(roused_within(&mut returns, Duration::from_secs(3600)).await);
+        let rouse = async { sender.send_modify(|times| *times += 1) };
+        let (roused, ()) = tokio::join!(roused_within(&mut returns, Duration::from_secs(3600)), rouse);
+        assert!(roused);
+        drop(sender);
+        let begun = Instant::now();
+        assert!(!roused_within(&mut returns, Duration::from_millis(50)).await);
+        assert!(begun.elapsed() >= Duration::from_millis(50), "it waits all the same");
     }
 }

@@ -1,6 +1,7 @@
 //! What was asked of the API and how that ended, in numbers.
 //!
-//! Owns the counts of requests, lists and watches. A request is counted where it leaves the client, whoever made it, by verb
+//! Owns the counts of requests, lists and watches, and whether the server is there: who waits to ask it again hears of it
+//! when another is answered. A request is counted where it leaves the client, whoever made it, by verb
 //! and resource as RBAC has them; both are read off the request, so their number is that of the rights this process uses.
 //! Refuses to know what was asked for.
 
@@ -12,6 +13,7 @@ use std::time::Instant;
 
 use hyper::{Method, Request, Response};
 use tidegate_metrics::{Histogram, Metric, number};
+use tokio::sync::watch;
 use tower::{Layer, Service};
 
 use super::follow::{Fault, Told};
@@ -25,10 +27,16 @@ const COUNTS_MAX: usize = 256;
 
 /// All of it, shared by who asks and who tells.
 #[derive(Debug, Default)]
-pub struct Traffic(Mutex<Counts>);
+pub struct Traffic {
+    counts: Mutex<Counts>,
+    /// Times that the server has come back.
+    returns: watch::Sender<u64>,
+}
 
 #[derive(Debug, Default)]
 struct Counts {
+    /// The last request found nobody, or one who cannot now.
+    is_away: bool,
     /// By verb, resource and code.
     requests: BTreeMap<(&'static str, String, u16), u64>,
     took: BTreeMap<&'static str, Histogram>,
@@ -39,7 +47,7 @@ struct Counts {
 
 impl Traffic {
     fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A request has been answered with `code` after so many seconds; 0: there was no answer.
@@ -50,6 +58,17 @@ impl Traffic {
         let key = (verb, resource, code);
         let key = if full && !counts.requests.contains_key(&key) { (verb, "other".into(), code) } else { key };
         *counts.requests.entry(key).or_default() += 1;
+        let is_away = !(1..500).contains(&code) || code == 429;
+        let was_away = std::mem::replace(&mut counts.is_away, is_away);
+        drop(counts);
+        if was_away && !is_away {
+            self.returns.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// Changes whenever a request is answered after one that was not.
+    pub(super) fn returns(&self) -> watch::Receiver<u64> {
+        self.returns.subscribe()
     }
 
     /// Something is told of a kind.
@@ -174,6 +193,26 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_has_come_back_when_it_answers_after_it_did_not() {
+        let traffic = Traffic::default();
+        let mut returns = traffic.returns();
+        let mut came_back = |codes: &[u16]| {
+            codes.iter().for_each(|code| traffic.answered(("get", "leases".into()), *code, 0.1));
+            let has_changed = returns.has_changed().unwrap();
+            returns.mark_unchanged();
+            has_changed
+        };
+        assert!(!came_back(&[200, 200, 404, 409]));
+        for away in [0, 429, 500, 503] {
+            assert!(!came_back(&[away, away]));
+            assert!(came_back(&[200]), "after {away}");
+            assert!(!came_back(&[200, away]));
+            // Even one that refuses is there.
+            assert!(came_back(&[403]), "after {away}");
+        }
+    }
 
     #[test]
     fn requests_are_told_as_a_role_has_them() {
