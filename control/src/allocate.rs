@@ -45,6 +45,7 @@ use crate::model::addresspool::{AddressPool, AddressRange};
 use choice::{Chooser, Cursors};
 use ledger::Ledger;
 use pools::{Namespaces, Pools};
+use request::Turn;
 
 pub use decision::{Assignment, Cleared, Counts, Decision, Reason, Refusal};
 pub use pools::PoolProblem;
@@ -77,8 +78,8 @@ pub struct Allocator {
     ledger: Ledger,
     cursors: Cursors,
     services: BTreeMap<Name, Known>,
-    /// Those that do not have all they want, by age.
-    waiting: BTreeSet<(i64, Name)>,
+    /// Those that do not have all they want, in the order in which they are served.
+    waiting: BTreeSet<Turn>,
     /// Addresses of Services that are not ours.
     foreign: BTreeMap<Name, Vec<IpAddr>>,
     /// There has been a pool in force.
@@ -187,7 +188,7 @@ impl Allocator {
     /// Forgets a Service that is gone or not ours any more; what it had.
     pub fn release(&mut self, name: &Name) -> Vec<IpAddr> {
         let Some(known) = self.services.remove(name) else { return Vec::new() };
-        self.waiting.remove(&known.request.age());
+        self.waiting.remove(&known.request.turn());
         for address in &known.held {
             self.take_back(*address, name);
         }
@@ -212,7 +213,7 @@ impl Allocator {
 
     /// Names of the Services that have less than they want, the eldest first.
     pub fn waiting(&self) -> impl Iterator<Item = &Name> {
-        self.waiting.iter().map(|(_, name)| name)
+        self.waiting.iter().map(|(.., name)| name)
     }
 
     /// What a Service has.
@@ -257,7 +258,7 @@ impl Allocator {
             _ => request.status.clone(),
         };
         if let Some(before) = before {
-            self.waiting.remove(&before.request.age());
+            self.waiting.remove(&before.request.turn());
             // Whoever shares its addresses may find room where it was.
             self.freed |= !before.request.same_claims(&request);
             known.lost = before.lost;
@@ -277,7 +278,7 @@ impl Allocator {
                 }
             }
         }
-        self.waiting.insert(request.age());
+        self.waiting.insert(request.turn());
         self.services.insert(name.clone(), known);
         name
     }
@@ -309,7 +310,7 @@ impl Allocator {
         if known.idle {
             known.told = by_status(&request);
             if known.told.is_ok() {
-                self.waiting.remove(&request.age());
+                self.waiting.remove(&request.turn());
             }
             return;
         }
@@ -327,7 +328,7 @@ impl Allocator {
                 }
                 known.held.sort_by_key(|address| request.rank(*address));
                 if choice.lacks.is_none() {
-                    self.waiting.remove(&request.age());
+                    self.waiting.remove(&request.turn());
                 }
                 let pool = |address: &IpAddr| self.pools.of(*address).map(|pool| pool.name.clone());
                 known.told = Ok(Assignment {

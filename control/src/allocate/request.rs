@@ -97,11 +97,20 @@ impl Request {
         self.families.iter().position(|v4| *v4 == address.is_ipv4()).unwrap_or(usize::MAX)
     }
 
+    /// Whose turn it is to choose: who asks for certain addresses has no other choice and comes first, then by age.
+    pub(super) fn turn(&self) -> Turn {
+        let (created_at_s, name) = self.age();
+        (self.addresses.is_empty(), created_at_s, name)
+    }
+
     /// What it is sorted by: the elder first, then by name.
     pub(super) fn age(&self) -> (i64, Name) {
         (self.created_at_s, self.name.clone())
     }
 }
+
+/// Whether any address will do, the seconds since 1970 when it was made, and the name.
+pub(super) type Turn = (bool, i64, Name);
 
 /// Families and policy. An API server has filled in both; in files written by people an absent family means both as far
 /// as there are addresses, unless the cluster IPs say otherwise.

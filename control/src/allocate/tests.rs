@@ -221,6 +221,27 @@ fn who_waits_is_served_when_an_address_is_free() {
 }
 
 #[test]
+fn who_asks_for_certain_addresses_chooses_before_those_who_take_any() {
+    for (free, pools) in [("192.0.2.1", "192.0.2.1-192.0.2.2"), ("2001:db8::1", "2001:db8::1-2001:db8::2")] {
+        let of = |text: &str| Request { families: vec![ip(free).is_ipv4()], ..request(text) };
+        let asks = Request { created_at_s: 9, addresses: ips(free), ..of("asks") };
+        // All are there when control starts, or when the first pool comes.
+        let mut allocator = allocator(&[pool("p", pools)]);
+        let decisions = allocator.adopt([of("a"), of("b"), asks.clone()]);
+        assert_eq!(told(&decisions)[2], format!("asks {free}"), "{decisions:?}");
+        let mut allocator = Allocator::default();
+        allocator.adopt([of("a"), of("b"), asks.clone()]);
+        allocator.set_pools(vec![pool("p", pools)], Vec::new());
+        let decisions = told(&allocator.reconsider());
+        assert!(decisions.contains(&format!("asks {free}")), "{decisions:?}");
+        // Nobody loses what he has.
+        allocator.release(&name("asks"));
+        allocator.reconsider();
+        assert_eq!(words(&allocator.assign(asks)), "InUse");
+    }
+}
+
+#[test]
 fn a_service_made_anew_under_its_name_is_another_one() {
     // S-005, T-036: the address may be the same, but it was given back in between.
     let mut allocator = allocator(&[pool("p", "192.0.2.1-192.0.2.9")]);

@@ -165,7 +165,10 @@ impl Naive {
         }
         loop {
             let before: Vec<Vec<IpAddr>> = self.services.values().map(|(_, held)| held.clone()).collect();
-            for name in self.by_age() {
+            // A stable sort: among equals the elder one.
+            let mut turns = self.by_age();
+            turns.sort_by_key(|name| self.services[name].0.addresses.is_empty());
+            for name in turns {
                 self.settle(&name);
             }
             if self.services.values().map(|(_, held)| held).eq(&before) {
