@@ -19,6 +19,8 @@ const BYTES_MAX: usize = 9216;
 pub(super) const SENDER: Mac = Mac([2, 0, 0, 0, 0, 0]);
 /// Any source port of VXLAN will do.
 const SOURCE_PORT: u16 = 50_000;
+/// What is said where a packet would come through a tunnel that has no end here.
+pub const NO_VTEP: &str = "this gateway has no VTEP of that family";
 
 /// Device and frame of what is asked about.
 ///
@@ -83,7 +85,7 @@ fn in_vxlan(
     packet: &[u8],
 ) -> Result<(DeviceId, Vec<u8>), String> {
     let row = tables.tunnels.row(tunnel).ok_or("that node is not a peer of the overlay any more")?;
-    let vtep = tables.locals.vtep(row.family).ok_or("this gateway has no VTEP of that family")?;
+    let vtep = tables.locals.vtep(row.family).ok_or(NO_VTEP)?;
     let departs = |_| route::departure(tables, Hop::Tunnel(tunnel), 0).ok().map(|departure| departure.device);
     let id = named.or_else(|| departs(())).ok_or_else(|| format!("no device leads to node {}", row.name))?;
     let underlay = match row.family {

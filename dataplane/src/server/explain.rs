@@ -26,7 +26,11 @@ const ASKED_MAX: usize = 4;
 /// Why there is none, for people.
 pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery) -> Result<Explanation, String> {
     let view = compiler.view(Some(Kind::Service)).map_err(|error| error.to_string())?;
-    let (device, frame) = envelope::frame(&view.tables, question)?;
+    let (device, frame) = match envelope::frame(&view.tables, question) {
+        Ok(found) => found,
+        Err(error) if error == envelope::NO_VTEP => return Err(lacks::ends_of(&view, compiler, error)?),
+        Err(error) => return Err(error),
+    };
     if let Some(explanation) = taken::by_kernel(&view, compiler, device, &frame)? {
         return Ok(explanation);
     }

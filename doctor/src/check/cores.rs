@@ -35,7 +35,11 @@ fn huge_pages(machine: &Machine, dataplane: &Dataplane) -> Finding {
         HugePages::Off => Finding::new("huge-pages", "", Verdict::Note, "switched off (dataplane.hugePages)"),
         _ if free >= wanted => fine("huge-pages", "", found),
         HugePages::On => Finding::new("huge-pages", "", Verdict::Fail, found).mended_by(fix),
-        HugePages::Auto if transparent.contains("[never]") || transparent.is_empty() => {
+        HugePages::Auto if transparent.is_empty() => {
+            let found = format!("{found}; whether the kernel joins others by itself cannot be read");
+            Finding::new("huge-pages", "", Verdict::Warn, found).mended_by(fix)
+        }
+        HugePages::Auto if transparent.contains("[never]") => {
             Finding::new("huge-pages", "", Verdict::Warn, format!("{found}, and the kernel joins none by itself"))
                 .mended_by(fix)
         }
@@ -171,6 +175,12 @@ mod tests {
             (3, "always [madvise] never", "frames: 16384", "Note  | 3 free of 16"),
             (3, "always madvise [never]", "frames: 16384", "Warn  | 3 free of 16"),
             (0, "always madvise [never]", "hugePages: off", "Note  | switched off"),
+            (
+                3,
+                "",
+                "frames: 16384",
+                "Warn  | 3 free of 16 wanted for frames (2048 KiB each); whether the kernel joins others by itself cannot",
+            ),
         ] {
             let text = meminfo(free);
             let files = [("proc/meminfo", text.as_str()), ("sys/kernel/mm/transparent_hugepage/enabled", thp)];

@@ -170,6 +170,23 @@ fn end(view: &View, gateways: &[Arc<Resource>], row: &TunnelRow) -> Vec<Step> {
     found
 }
 
+/// `error`, and which own ends of tunnels are not here.
+///
+/// # Errors
+/// Who has not answered, for people.
+pub fn ends_of(view: &View, compiler: &Handle, error: String) -> Result<String, String> {
+    let gateways = compiler.view(Some(Kind::Gateway)).map_err(|error| error.to_string())?.objects;
+    Ok(with_ends(view, &gateways, error))
+}
+
+fn with_ends(view: &View, gateways: &[Arc<Resource>], error: String) -> String {
+    let gone = [Family::V4, Family::V6].into_iter().filter(|family| view.tables.locals.vtep(*family).is_none());
+    gone.filter_map(|family| own_end(view, gateways, family)).fold(error, |told, step| match step {
+        Step::Lacks { what, found, needed } => format!("{told}; {what}: {found}; needed: {needed}"),
+        _ => told,
+    })
+}
+
 /// The address of the own VTEP of a family, where this machine does not have it.
 pub(super) fn own_end(view: &View, gateways: &[Arc<Resource>], family: Family) -> Option<Step> {
     let (name, gateway) = gateways.iter().find_map(|resource| match &resource.body {
@@ -662,6 +679,8 @@ mod tests {
             // To a pod through the tunnel, and to the node itself.
             assert_eq!(says(&gone, pod), [expected.as_str()]);
             assert_eq!(says(&gone, node), [expected.as_str()]);
+            let asked = with_ends(&gone.0, &gone.1, "no frame".to_owned());
+            assert_eq!(asked, format!("no frame; {expected}"));
 
             let down = lost(&|_| false, true);
             assert_eq!(
