@@ -63,9 +63,10 @@ pub fn run(arguments: &DoctorArguments, json: bool) -> anyhow::Result<(String, b
     Ok((text, well))
 }
 
-/// Findings as lines, and their sum.
+/// Findings as lines, and their sum. What is said of the one before in the same words is not said again.
 fn told(findings: &[Finding], all: bool) -> String {
     let mut text = String::new();
+    let (mut why, mut fix) = ("", None);
     for finding in findings.iter().filter(|finding| all || finding.verdict != Verdict::Ok) {
         let blank = if finding.subject.is_empty() { "" } else { " " };
         let _ = writeln!(
@@ -76,12 +77,17 @@ fn told(findings: &[Finding], all: bool) -> String {
             finding.subject,
             finding.found
         );
-        if finding.verdict != Verdict::Ok {
+        if finding.verdict == Verdict::Ok {
+            continue;
+        }
+        let is_told = why == finding.why;
+        if !is_told {
             let _ = writeln!(text, "      why: {}", finding.why);
         }
-        if let Some(fix) = &finding.fix {
-            let _ = writeln!(text, "      fix: {fix}");
+        if let Some(command) = finding.fix.as_ref().filter(|_| !(is_told && fix == finding.fix)) {
+            let _ = writeln!(text, "      fix: {command}");
         }
+        (why, fix) = (finding.why, finding.fix.clone());
     }
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let _ = writeln!(
@@ -122,5 +128,15 @@ mod tests {
              1 fail, 0 warn, 0 to note, 1 fine\n"
         );
         assert!(told(&findings, true).starts_with("ok    mtu wan0: MTU 1400\nFAIL"));
+    }
+
+    #[test]
+    fn one_why_and_one_command_are_enough_for_neighbours() {
+        let of = |fix| finding(Verdict::Warn, Some(fix));
+        let lines: Vec<String> =
+            told(&[of("a"), of("a"), of("b"), of("a")], false).lines().map(|line| line.trim().to_owned()).collect();
+        let found = "warn  mtu wan0: MTU 1400";
+        let expected = [found, "why: a tunnel adds bytes", "fix: a", found, found, "fix: b", found, "fix: a"];
+        assert_eq!(lines[..8], expected);
     }
 }

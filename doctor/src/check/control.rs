@@ -9,6 +9,7 @@ use tidegate_api::frame::ReadError;
 use tidegate_api::show::{Show, Shown};
 use tidegate_dataplane::config::NodeFile;
 
+use super::running::Heard;
 use super::{fine, running};
 use crate::{Finding, Machine, Verdict};
 
@@ -21,6 +22,10 @@ const FIX_SILENT: &str = "ps -eo pid,stat,wchan,args | grep tidegate-dataplane s
                           and kill -CONT PID lets it go on; else systemctl restart tidegate-dataplane, or in a cluster \
                           kubectl delete pod -n tidegate POD";
 
+/// The same of a dataplane that died.
+const FIX_DEAD: &str = "systemctl start tidegate-dataplane; why it ended: journalctl -u tidegate-dataplane -n 50, and \
+                        dmesg | grep -i oom; in a cluster kubectl logs -n tidegate POD -c dataplane --previous";
+
 pub fn look(machine: &Machine, file: &NodeFile) -> Finding {
     let socket = file.socket.display().to_string();
     let untold = |error: String| {
@@ -28,9 +33,13 @@ pub fn look(machine: &Machine, file: &NodeFile) -> Finding {
         Finding::new("control", &socket, Verdict::Note, found)
     };
     let told = match running::ask(machine, file, Show::Control) {
-        Ok(Some(Shown::Control(told))) => told,
-        Ok(None) => return fine("control", socket, "no dataplane runs here that could tell"),
-        Ok(Some(other)) => return untold(format!("{other:?}")),
+        Ok(Heard::Told(Shown::Control(told))) => told,
+        Ok(Heard::Nobody) => return fine("control", socket, "no dataplane runs here that could tell"),
+        Ok(Heard::Leftover) => {
+            let found = "no dataplane runs: the socket is left of one that was killed or crashed";
+            return Finding::new("control", socket, Verdict::Fail, found).mended_by(FIX_DEAD);
+        }
+        Ok(Heard::Told(other)) => return untold(format!("{other:?}")),
         Err(error) if is_silence(&error) => {
             let found = format!("the dataplane does not answer within {} s", running::PATIENCE.as_secs());
             return Finding::new("control", socket, Verdict::Fail, found).mended_by(FIX_SILENT);
@@ -111,17 +120,28 @@ mod tests {
     }
 
     #[test]
-    fn a_dataplane_that_takes_connections_and_says_nothing_has_failed() {
+    fn a_dataplane_that_says_nothing_or_has_died_has_failed() {
         let file = NodeFile::parse(
             &format!("node: n\nsocket: /{SOCKET}\ndataplane: {{ interfaces: [{{ name: wan0 }}] }}"),
             Path::new("node.yaml"),
-        );
+        )
+        .unwrap();
         let (root, machine) = machine(&[("run/keep", "")]);
         // Connections wait in the socket's queue, as those of a stopped process do.
         let listener = std::os::unix::net::UnixListener::bind(root.path().join(SOCKET)).unwrap();
-        let found = told(&[look(&machine, &file.unwrap())], "control").remove(0);
-        drop(listener);
+        let found = told(&[look(&machine, &file)], "control").remove(0);
         assert_eq!(found, format!("Fail /run/tidegate.sock | the dataplane does not answer within 5 s | {FIX_SILENT}"));
+
+        // Killed, it leaves its socket behind.
+        drop(listener);
+        let found = told(&[look(&machine, &file)], "control").remove(0);
+        assert_eq!(
+            found,
+            format!(
+                "Fail /run/tidegate.sock | no dataplane runs: the socket is left of one that was killed or crashed | \
+                 {FIX_DEAD}"
+            )
+        );
     }
 
     #[test]

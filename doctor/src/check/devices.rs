@@ -6,6 +6,7 @@ use tidegate_dataplane::table::spread::{Spread, digest};
 use tidegate_io::afxdp::{self, OpenConfig, OpenError};
 use tidegate_io::netdev::{FlowType, NetDevice, Rss};
 
+use super::running::Heard;
 use super::{fine, running};
 use crate::{Finding, Machine, Verdict};
 
@@ -134,9 +135,9 @@ fn clients(machine: &Machine, file: &NodeFile) -> Vec<Finding> {
         vec![Finding::new("rss", &device.name, Verdict::Note, found)]
     };
     let (workers, mut findings) = match running::ask(machine, file, Show::Workers) {
-        Ok(Some(Shown::Workers(workers))) => (workers, Vec::new()),
-        Ok(None) => (Vec::new(), Vec::new()),
-        Ok(Some(other)) => (Vec::new(), untold(format!("{other:?}"))),
+        Ok(Heard::Told(Shown::Workers(workers))) => (workers, Vec::new()),
+        Ok(Heard::Nobody | Heard::Leftover) => (Vec::new(), Vec::new()),
+        Ok(Heard::Told(other)) => (Vec::new(), untold(format!("{other:?}"))),
         Err(error) => (Vec::new(), untold(error.to_string())),
     };
     let rss = device.rss().map_err(|error| format!("its RSS cannot be read: {error}"));

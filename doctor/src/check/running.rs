@@ -14,20 +14,32 @@ use crate::Machine;
 /// Longest wait for the answer.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The answer to `question`; `None` where no dataplane runs.
+/// Who is at the socket.
+#[derive(Debug)]
+pub enum Heard {
+    /// A dataplane, with this answer.
+    Told(Shown),
+    /// Nobody: there is no socket.
+    Nobody,
+    /// Nobody any more: the socket is there, and one that ends by itself takes it away.
+    Leftover,
+}
+
+/// The answer to `question`.
 ///
 /// # Errors
-/// Of one that runs and does not answer.
-pub fn ask(machine: &Machine, file: &NodeFile, question: Show) -> Result<Option<Shown>, ClientError> {
+/// Of a dataplane that runs and does not answer.
+pub fn ask(machine: &Machine, file: &NodeFile, question: Show) -> Result<Heard, ClientError> {
     let name = concat!("tidegate-doctor ", env!("CARGO_PKG_VERSION"));
     let mut client = match Client::connect(&machine.place(&file.socket), name) {
-        Err(ClientError::NotRunning { source, .. })
-            if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&source.kind()) =>
-        {
-            return Ok(None);
+        Err(ClientError::NotRunning { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            return Ok(Heard::Nobody);
+        }
+        Err(ClientError::NotRunning { source, .. }) if source.kind() == ErrorKind::ConnectionRefused => {
+            return Ok(Heard::Leftover);
         }
         connected => connected?,
     };
     client.set_timeout(Some(PATIENCE))?;
-    client.show(question).map(Some)
+    client.show(question).map(Heard::Told)
 }
