@@ -16,14 +16,14 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Set inside; carries the process id of the outer program, for the commands shown to people.
@@ -35,8 +35,10 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Where the lab keeps its files; exists only inside.
 pub const STATE_DIR: &str = "/run/tidegate-lab";
-/// A BPF file system of the lab's own, bound over `/sys/fs/bpf` of the gateway's processes.
+/// A BPF file system of the lab's own, bound over `/sys/fs/bpf` of the gateway's processes and of who comes to look.
 pub const BPF_DIR: &str = "/run/tidegate-lab/bpf";
+/// Where programs expect it.
+const BPF_PLACE: &str = "/sys/fs/bpf";
 
 /// True inside.
 pub fn is_inside() -> bool {
@@ -143,5 +145,8 @@ pub fn furnish() -> Result<()> {
     std::fs::create_dir_all("/run/netns")?;
     std::fs::create_dir_all(BPF_DIR)?;
     mount("bpf", BPF_DIR, "bpf", MountFlags::empty(), c"mode=0700").context("BPF file system")?;
+    if Path::new(BPF_PLACE).is_dir() {
+        mount_bind(BPF_DIR, BPF_PLACE).context("BPF file system where programs expect one")?;
+    }
     Ok(())
 }

@@ -19,16 +19,29 @@ const BYTES_MAX: usize = 9216;
 pub(super) const SENDER: Mac = Mac([2, 0, 0, 0, 0, 0]);
 /// Any source port of VXLAN will do.
 const SOURCE_PORT: u16 = 50_000;
-/// What is said where a packet would come through a tunnel that has no end here.
-pub const NO_VTEP: &str = "this gateway has no VTEP of that family";
+
+/// Why there is no frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoFrame {
+    /// For people.
+    pub message: String,
+    /// The tunnel that the packet would come through, where none can come through it.
+    pub tunnel: Option<TunnelId>,
+}
+
+impl<T: Into<String>> From<T> for NoFrame {
+    fn from(message: T) -> NoFrame {
+        NoFrame { message: message.into(), tunnel: None }
+    }
+}
 
 /// Device and frame of what is asked about.
 ///
 /// # Errors
 /// What is not there, or missing from the question.
-pub fn frame(tables: &Tables, question: &Question) -> Result<(DeviceId, Vec<u8>), String> {
+pub fn frame(tables: &Tables, question: &Question) -> Result<(DeviceId, Vec<u8>), NoFrame> {
     if question.bytes.len() > BYTES_MAX {
-        return Err(format!("the packet has {} bytes; at most {BYTES_MAX} are looked at", question.bytes.len()));
+        return Err(format!("the packet has {} bytes; at most {BYTES_MAX} are looked at", question.bytes.len()).into());
     }
     let named = question.device.as_deref().map(|name| device(tables, name)).transpose()?;
     if question.is_frame {
@@ -50,7 +63,7 @@ fn around<A: Family>(
     question: &Question,
     named: Option<DeviceId>,
     family: Version,
-) -> Result<(DeviceId, Vec<u8>), String> {
+) -> Result<(DeviceId, Vec<u8>), NoFrame> {
     let (source, _) = A::addresses(&question.bytes);
     let back = route::toward(tables, source, 0);
     let tunnel = match (&question.node, named, back) {
@@ -65,7 +78,7 @@ fn around<A: Family>(
         (Some(id), _) => id,
         (None, Ok(hop)) => route::departure(tables, hop, 0).map_err(|reason| reason.name())?.device,
         (None, Err(_)) => {
-            return Err(format!("no route leads back to {}: name the device it comes in by", source.ip()));
+            return Err(format!("no route leads back to {}: name the device it comes in by", source.ip()).into());
         }
     };
     let mut frame = Vec::with_capacity(14 + question.bytes.len());
@@ -83,11 +96,12 @@ fn in_vxlan(
     named: Option<DeviceId>,
     family: Version,
     packet: &[u8],
-) -> Result<(DeviceId, Vec<u8>), String> {
+) -> Result<(DeviceId, Vec<u8>), NoFrame> {
     let row = tables.tunnels.row(tunnel).ok_or("that node is not a peer of the overlay any more")?;
-    let vtep = tables.locals.vtep(row.family).ok_or(NO_VTEP)?;
+    let none = |message| NoFrame { message, tunnel: Some(tunnel) };
+    let vtep = tables.locals.vtep(row.family).ok_or_else(|| none("this gateway has no VTEP of that family".into()))?;
     let departs = |_| route::departure(tables, Hop::Tunnel(tunnel), 0).ok().map(|departure| departure.device);
-    let id = named.or_else(|| departs(())).ok_or_else(|| format!("no device leads to node {}", row.name))?;
+    let id = named.or_else(|| departs(())).ok_or_else(|| none(format!("no device leads to node {}", row.name)))?;
     let underlay = match row.family {
         Version::V4 => Underlay::V4 { source: v4(&row.underlay)?, destination: v4(&vtep.underlay)? },
         Version::V6 => Underlay::V6 { source: row.underlay, destination: vtep.underlay },

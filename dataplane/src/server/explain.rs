@@ -28,8 +28,7 @@ pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery)
     let view = compiler.view(Some(Kind::Service)).map_err(|error| error.to_string())?;
     let (device, frame) = match envelope::frame(&view.tables, question) {
         Ok(found) => found,
-        Err(error) if error == envelope::NO_VTEP => return Err(lacks::ends_of(&view, compiler, error)?),
-        Err(error) => return Err(error),
+        Err(none) => return Err(lacks::without_frame(&view, compiler, none)?),
     };
     if let Some(explanation) = taken::by_kernel(&view, compiler, device, &frame)? {
         return Ok(explanation);

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use tidegate_api::message::{IpFamily, NodeDelivery, NodeSuspicion};
 use tidegate_api::resource::{Body, Kind, MacAddress, Protocol, Service};
-use tidegate_api::show::{BackendRow, NeighbourRow, RouteRow, ServiceRow, Show, Shown, TunnelRow};
+use tidegate_api::show::{BackendRow, NeighbourRow, PortRow, RouteRow, ServiceRow, Show, Shown, TunnelRow};
 
 use super::Announcers;
 use super::query::{BackendUsage, WorkerQuery};
@@ -72,7 +72,7 @@ pub fn answer(
         Show::Routes => Shown::Routes(routes(&view(None)?.tables)),
         Show::Neighbours => Shown::Neighbours(neighbours(&view(None)?)),
         Show::Workers => Shown::Workers(workers.workers().map_err(told)?),
-        Show::Ports => Shown::Ports(workers.ports().map_err(told)?),
+        Show::Ports => Shown::Ports(ports(workers.ports().map_err(told)?, &view(None)?.tables)),
         Show::Counters => {
             let mut counters = workers.counters().map_err(told)?;
             let (now, ever) = compiler.suspicions();
@@ -94,6 +94,16 @@ pub fn answer(
             Shown::Announcements(others.routes.as_ref().map(routes::Handle::show).unwrap_or_default())
         }
     })
+}
+
+/// Ports as workers tell of them, with MAC and MTU as the devices have them now: a port keeps those that it was opened with.
+fn ports(mut rows: Vec<PortRow>, tables: &Tables) -> Vec<PortRow> {
+    for row in &mut rows {
+        if let Some((_, device)) = tables.devices.rows().find(|(_, device)| *device.name == *row.device) {
+            (row.mac, row.mtu) = (MacAddress(device.mac), u32::from(device.mtu));
+        }
+    }
+    rows
 }
 
 /// Rows of the Service with that name, growing.
@@ -380,4 +390,31 @@ fn neighbours(view: &View) -> Vec<NeighbourRow> {
     let mut rows: Vec<_> = rows.collect();
     rows.sort_by(|a, b| (&a.device, a.address).cmp(&(&b.device, b.address)));
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::tests::{on_machine, routed};
+
+    #[test]
+    fn ports_have_the_mac_and_mtu_of_now() {
+        let (mut compiler, _) = on_machine();
+        let mut layout = routed();
+        let link = layout.links.values_mut().find(|link| link.name == "lan0").unwrap();
+        (link.mtu, link.mac) = (1400, Some([2, 0, 0, 0, 0, 9]));
+        crate::compile::tests::layout(&mut compiler, layout);
+        let port = |device: &str| PortRow {
+            device: device.into(),
+            queue: 0,
+            mode: "copy".into(),
+            mac: MacAddress([2, 0, 0, 0, 0, 1]),
+            mtu: 1500,
+            counters: Default::default(),
+            rings: Default::default(),
+        };
+        let rows = ports(vec![port("lan0"), port("gone0")], compiler.tables());
+        assert_eq!((rows[0].mtu, rows[0].mac), (1400, MacAddress([2, 0, 0, 0, 0, 9])));
+        assert_eq!(rows[1], port("gone0"), "of a device that is gone, what it had");
+    }
 }

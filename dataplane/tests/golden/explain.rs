@@ -429,7 +429,7 @@ fn questions_that_cannot_be_asked_are_refused() {
     let [v4, _] = Net::BOTH;
     let packet = tcp((v4.client(7), 9), (v4.vip(5), 80)).syn(1);
     let bare = || Question { bytes: packet.packet(), ..Question::default() };
-    let refused = |question: Question| envelope::frame(&tables, &question).unwrap_err();
+    let refused = |question: Question| envelope::frame(&tables, &question).unwrap_err().message;
     assert!(refused(Question::default()).contains("IPv4 or IPv6 header"));
     assert!(refused(Question { device: Some("wan9".into()), ..bare() }).contains("wan0, lan0"));
     assert!(refused(Question { node: Some("w9".into()), ..bare() }).contains("w1"));

@@ -17,6 +17,7 @@ use super::WorkerQuery;
 use crate::compile::thread::{Handle, View};
 use crate::compile::{mapped_ip, tunnel};
 use crate::drops::DropReason;
+use crate::explain::envelope::NoFrame;
 use crate::kernel::NeighbourKey;
 use crate::kernel::once::{self, Rule};
 use crate::mailbox::EgressUse;
@@ -170,18 +171,19 @@ fn end(view: &View, gateways: &[Arc<Resource>], row: &TunnelRow) -> Vec<Step> {
     found
 }
 
-/// `error`, and which own ends of tunnels are not here.
+/// Why a packet cannot come as it was asked, and what its tunnel lacks.
 ///
 /// # Errors
 /// Who has not answered, for people.
-pub fn ends_of(view: &View, compiler: &Handle, error: String) -> Result<String, String> {
+pub fn without_frame(view: &View, compiler: &Handle, none: NoFrame) -> Result<String, String> {
     let gateways = compiler.view(Some(Kind::Gateway)).map_err(|error| error.to_string())?.objects;
-    Ok(with_ends(view, &gateways, error))
+    Ok(with_end(view, &gateways, none))
 }
 
-fn with_ends(view: &View, gateways: &[Arc<Resource>], error: String) -> String {
-    let gone = [Family::V4, Family::V6].into_iter().filter(|family| view.tables.locals.vtep(*family).is_none());
-    gone.filter_map(|family| own_end(view, gateways, family)).fold(error, |told, step| match step {
+fn with_end(view: &View, gateways: &[Arc<Resource>], none: NoFrame) -> String {
+    let row = none.tunnel.and_then(|id| view.tables.tunnels.row(id));
+    let found = row.map(|row| end(view, gateways, row)).unwrap_or_default();
+    found.into_iter().fold(none.message, |told, step| match step {
         Step::Lacks { what, found, needed } => format!("{told}; {what}: {found}; needed: {needed}"),
         _ => told,
     })
@@ -505,10 +507,12 @@ fn quota(view: &View, used: &[EgressUse], steps: &[Step]) -> Option<Step> {
 mod tests {
     use std::collections::HashMap;
 
+    use tidegate_api::explain::Question;
     use tidegate_api::resource::{Backend, NotServing, TrafficPolicy};
 
     use super::*;
     use crate::compile::tests::{on_machine, update};
+    use crate::explain::envelope;
     use crate::kernel::{Neighbour, nud};
     use crate::objects::tests::{full, gateway, named, peer, service};
     use crate::state::ports::{Holder, Tally};
@@ -679,8 +683,19 @@ mod tests {
             // To a pod through the tunnel, and to the node itself.
             assert_eq!(says(&gone, pod), [expected.as_str()]);
             assert_eq!(says(&gone, node), [expected.as_str()]);
-            let asked = with_ends(&gone.0, &gone.1, "no frame".to_owned());
-            assert_eq!(asked, format!("no frame; {expected}"));
+            // Where the question cannot be asked because of it.
+            let cannot = |(view, objects): &(View, Vec<Arc<Resource>>)| {
+                let source: Vec<u8> = match ip(pod) {
+                    IpAddr::V4(v4) => {
+                        [&[0x45, 0, 0, 20, 0, 0, 0, 0, 64, 6, 0, 0][..], &v4.octets(), &[192, 0, 2, 7]].concat()
+                    }
+                    IpAddr::V6(v6) => [&[0x60, 0, 0, 0, 0, 0, 6, 64][..], &v6.octets(), &[0x20; 16]].concat(),
+                };
+                let node = Some("w1".to_owned());
+                let question = Question { bytes: source, is_frame: false, device: None, node };
+                envelope::frame(&view.tables, &question).map_err(|none| with_end(view, objects, none))
+            };
+            assert_eq!(cannot(&gone), Err(format!("this gateway has no VTEP of that family; {expected}")));
 
             let down = lost(&|_| false, true);
             assert_eq!(
@@ -693,6 +708,15 @@ mod tests {
                     "device lan0: down, or without a carrier; needed: up (ip link set dev lan0 up)".to_owned(),
                 ]
             );
+            let refused = cannot(&down).unwrap_err();
+            assert!(
+                refused.starts_with(&format!("no device leads to node w1; way to node w1, {node}: no route; ")),
+                "{refused}"
+            );
+            assert!(
+                refused.ends_with("; device lan0: down, or without a carrier; needed: up (ip link set dev lan0 up)")
+            );
+            assert!(cannot(&lost(&|_| false, false)).is_ok());
             // Where all is well nothing is said, and nothing where no tunnel was to be taken.
             assert_eq!(says(&lost(&|_| false, false), pod), Vec::<String>::new());
             assert!(tunnel_of(&gone.0, &[packet(6, "192.0.2.7", "192.0.2.8")]).is_none());
