@@ -244,6 +244,7 @@ fn canned(question: &Show) -> Shown {
             ],
             pods: vec![EgressPodRow { pod: "shop/web-1".into(), address: ip("10.244.1.5"), held: 12, refused: 1 }],
             carriers: [(ip("203.0.113.101"), "gw-1".to_owned())].into(),
+            bare: vec!["shop/bare".into()],
         }),
     }
 }

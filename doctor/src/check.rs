@@ -90,6 +90,7 @@ const WHY: &[(&str, &str)] = &[
         "in mode ipvs it puts every VIP on a device of each node, which then answers ARP for it unless strictARP is on",
     ),
     ("firewall", "packets that Tidegate handles never pass the kernel's firewall on a gateway; policies do its work"),
+    ("dataplane", "it carries the traffic: what is Tidegate's is not served while it is away or stands still"),
     (
         "control",
         "without it traffic goes on as it was told last, and nothing that changes in the cluster has any effect",

@@ -370,6 +370,11 @@ static __always_inline enum owner owner_v6(void *at, void *end)
 		return MALFORMED;
 	if (flags_v6(ip->destination) & TRAFFIC)
 		return TIDEGATE;
+	/* An IPv4 address in an IPv6 header is nobody's (RFC 4942 section 2.2), and no key of an endpoint of IPv4's. */
+	__u32 words[4];
+	__builtin_memcpy(words, ip->destination, 16);
+	if (!words[0] && !words[1] && words[2] == bpf_htonl(0xffff))
+		return KERNEL;
 	at = ip + 1;
 	__u8 next_header = ip->next_header;
 	struct endpoint key = {};

@@ -4,10 +4,17 @@ use tidegate_api::show::EgressShown;
 
 use crate::columns::{Columns, number, text};
 
-/// One line per address and protocol, then one per pod.
+/// One line per address and protocol, then one per pod, then the policies without an address.
 pub fn egress(shown: &EgressShown) -> String {
+    let bare = match shown.bare.as_slice() {
+        [] => String::new(),
+        names => format!(
+            "without an address here: {} (the policy's conditions and `tidegate doctor` say why)\n",
+            names.join(", ")
+        ),
+    };
     if shown.addresses.is_empty() {
-        return "no egress policy, and no static NAT\n".into();
+        return if bare.is_empty() { "no egress policy, and no static NAT\n".into() } else { bare };
     }
     let mut columns = Columns::new([
         text("ADDRESS"),
@@ -42,6 +49,10 @@ pub fn egress(shown: &EgressShown) -> String {
         }
         out.push('\n');
         out.push_str(&columns.render());
+    }
+    if !bare.is_empty() {
+        out.push('\n');
+        out.push_str(&bare);
     }
     out
 }

@@ -179,6 +179,9 @@ pub struct EgressShown {
     /// that nobody carries are not among them.
     #[serde(default)]
     pub carriers: BTreeMap<IpAddr, String>,
+    /// Policies that have no address here: none of theirs is free, as where the kernel has it.
+    #[serde(default)]
+    pub bare: Vec<String>,
 }
 
 /// Ports of one external address and protocol.

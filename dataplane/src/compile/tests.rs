@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use proptest::prelude::*;
@@ -525,10 +525,7 @@ fn what_the_kernel_uses_itself_is_not_served() {
     });
     let names = |address: &str, device: &str, length| (address.to_owned(), device.to_owned(), Some(length));
     let both = [names("203.0.113.10", "wan0", 32), names("2001:db8:f::10", "wan0", 128)];
-    assert_eq!(
-        taken.collect::<std::collections::BTreeSet<_>>(),
-        both.into_iter().chain([names("10.244.9.2", "lan0", 32)]).collect()
-    );
+    assert_eq!(taken.collect::<BTreeSet<_>>(), both.into_iter().chain([names("10.244.9.2", "lan0", 32)]).collect());
     let tables = compiler.tables();
     for address in ["203.0.113.10", "2001:db8:f::10", "10.244.9.2"] {
         assert!(tables.locals.kind(&ip16(address)).is_empty(), "{address}");
@@ -545,6 +542,29 @@ fn what_the_kernel_uses_itself_is_not_served() {
     assert!(compiler.tables().locals.kind(&ip16("203.0.113.10")).contains(LocalKind::VIP), "and is, once it is free");
     assert_eq!(compiler.take_taken(), Some(vec![]));
     assert!(compiler.tables().locals.vtep(Family::V6).is_some());
+}
+
+#[test]
+fn what_the_kernel_had_before_is_no_mistake_of_the_object() {
+    let (mut compiler, _) = on_machine();
+    let mut facts = routed();
+    for (ifindex, address) in [(2, "203.0.113.10"), (2, "2001:db8:f::10"), (3, "10.244.9.2")] {
+        let address: IpAddr = address.parse().unwrap();
+        facts.addresses.insert(crate::kernel::Address { ifindex, address, prefix: address.into() });
+    }
+    layout(&mut compiler, facts);
+    assert_eq!(update(&mut compiler, full(everything())).rejected, []);
+    let taken = compiler.take_taken().unwrap();
+    let taken: BTreeSet<String> = taken.into_iter().map(|taken| taken.address.to_string()).collect();
+    assert_eq!(taken, ["10.244.9.2", "2001:db8:f::10", "203.0.113.10"].map(String::from).into());
+    let tables = compiler.tables();
+    assert!(tables.locals.kind(&ip16("203.0.113.10")).is_empty() && tables.nat.sources_v4.is_empty());
+    assert!(tables.locals.kind(&ip16("2001:db8:f::10")).is_empty());
+    layout(&mut compiler, routed());
+    for vip in ["203.0.113.10", "2001:db8:f::10"] {
+        assert!(compiler.tables().locals.kind(&ip16(vip)).contains(LocalKind::VIP), "{vip} is served once it is free");
+    }
+    assert_eq!((compiler.take_taken(), compiler.tables().nat.sources_v4.len()), (Some(vec![]), 1));
 }
 
 #[test]
@@ -1022,16 +1042,23 @@ fn external_addresses_are_ours_like_vips_and_pods_find_their_policy() {
         egress: vec!["shop/out".into()],
         ..Pod::default()
     };
-    let addresses = ["192.0.2.99", "203.0.113.99", "203.0.113.10", "192.0.2.1", "2001:db8:f::99"];
+    let addresses = ["192.0.2.99", "203.0.113.99", "203.0.113.10", "2001:db8:f::99"];
     let objects = vec![
         resource("shop/a", "1", Body::Pod(pod)),
         resource("shop/out", "1", egress(&["203.0.113.10", "192.0.2.99", "203.0.113.99", "2001:db8:f::99"])),
     ];
     let accepted = update(&mut compiler, incremental(objects));
     assert_eq!(accepted.rejected, []);
-    // The kernel's own is refused with its reason: so is a VTEP's, whose port nobody may be given (T-170, N-098).
-    let accepted = update(&mut compiler, incremental(vec![resource("shop/bad", "1", egress(&addresses))]));
-    assert!(accepted.rejected[0].reason.contains("192.0.2.1"), "{accepted:?}");
+    // The kernel's own is left to it and told: so is a VTEP's, whose port nobody may be given (T-170, N-098).
+    let own = ["192.0.2.1", "198.51.100.1", "2001:db8:2::1"];
+    let listed: Vec<&str> = addresses.into_iter().chain(own).collect();
+    let accepted = update(&mut compiler, incremental(vec![resource("shop/bad", "1", egress(&listed))]));
+    assert_eq!(accepted.rejected, []);
+    let taken: BTreeSet<String> =
+        compiler.take_taken().unwrap().into_iter().map(|taken| taken.address.to_string()).collect();
+    assert_eq!(taken, own.map(String::from).into());
+    assert!(own.iter().all(|address| compiler.tables().egress.external_at(&ip16(address)).is_none()));
+    assert!(compiler.tables().locals.vtep(Family::V4).is_some() && compiler.tables().locals.vtep(Family::V6).is_some());
     let tables = compiler.tables();
     let kind = |address: &str| tables.locals.kind(&ip16(address));
     assert_eq!(kind("192.0.2.99"), LocalKind::EXTERNAL | LocalKind::ANNOUNCED);
@@ -1052,7 +1079,7 @@ fn external_addresses_are_ours_like_vips_and_pods_find_their_policy() {
     assert_eq!(told.get(&"203.0.113.99/32".parse().unwrap()), Some(&Wanted::Shared));
     // The policy goes: its pods look again and find that nobody knows it.
     let mut removal = incremental(vec![]);
-    removal.removed.push(key(Kind::Egress, "shop/out"));
+    removal.removed.extend(["shop/out", "shop/bad"].map(|name| key(Kind::Egress, name)));
     update(&mut compiler, removal);
     let tables = compiler.tables();
     assert_ne!(tables.backends.epoch(backend), epoch);
@@ -1061,19 +1088,29 @@ fn external_addresses_are_ours_like_vips_and_pods_find_their_policy() {
     assert_eq!(told.get(&"203.0.113.99/32".parse().unwrap()), Some(&Wanted::No));
 }
 
-/// Also where the kernel is given it after the policy: control hears of it, and of its end.
+/// Whether the kernel was given it before the policy or after it: control hears of it, and of its end.
 #[test]
 fn external_addresses_that_the_kernel_has_taken_are_told() {
-    for (external, device, ifindex) in [("192.0.2.99", "wan0", 2), ("2001:db8:f::99", "lan0", 3)] {
+    for (external, device, ifindex, is_before) in [
+        ("192.0.2.99", "wan0", 2, false),
+        ("192.0.2.99", "wan0", 2, true),
+        ("2001:db8:f::99", "lan0", 3, false),
+        ("2001:db8:f::99", "lan0", 3, true),
+    ] {
         let (mut compiler, _) = on_machine();
         update(&mut compiler, full(everything()));
-        let policy = Resource { name: "out".into(), version: "1".into(), body: egress(&[external, "192.0.2.98"]) };
-        assert_eq!(update(&mut compiler, incremental(vec![policy])).rejected, []);
-        compiler.take_taken();
         let mut facts = routed();
         let address: IpAddr = external.parse().unwrap();
         facts.addresses.insert(crate::kernel::Address { ifindex, address, prefix: address.into() });
-        layout(&mut compiler, facts);
+        if is_before {
+            layout(&mut compiler, facts.clone());
+        }
+        let policy = Resource { name: "out".into(), version: "1".into(), body: egress(&[external, "192.0.2.98"]) };
+        assert_eq!(update(&mut compiler, incremental(vec![policy])).rejected, []);
+        if !is_before {
+            compiler.take_taken();
+            layout(&mut compiler, facts);
+        }
         let taken = compiler.take_taken().unwrap();
         assert_eq!(taken.len(), 1, "{taken:?}");
         assert_eq!((taken[0].address, taken[0].device.as_str(), taken[0].withheld), (address, device, true));

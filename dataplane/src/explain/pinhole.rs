@@ -80,6 +80,9 @@ fn passed(tables: &Tables, frame: &[u8], packet: &Packet, l3: &[u8]) -> Option<P
     if is_traffic(roles) || ends(tables, at, destination) {
         return None;
     }
+    if key(destination).is_none() {
+        return Some(told(tables, destination, destination.to_string()));
+    }
     if at.family == Version::V6 && at.is_icmp() && at.icmp_type == ndp::SOLICITATION {
         let target = IpAddr::from(ndp::parse_solicitation(l3, at).ok()?.target);
         let is_ours = kind(tables, target).contains(LocalKind::ANNOUNCED);
@@ -171,6 +174,7 @@ fn ours_v6(tables: &Tables, l3: &[u8]) -> Result<(), Left> {
     let no_entry = || destination.to_string();
     match header[6] {
         _ if is_traffic(kind(tables, destination)) => Ok(()),
+        _ if key(destination).is_none() => of(false, tables, destination, no_entry()),
         protocol::ICMPV6 if field::<24>(l3, 40).is_ok_and(|message| message[0] == ndp::SOLICITATION) => {
             let target = IpAddr::from(field::<16>(l3, 48)?);
             let is_ours = kind(tables, target).contains(LocalKind::ANNOUNCED);
@@ -225,13 +229,22 @@ fn quotes_port(tables: &Tables, address: IpAddr, number: u8, l3: &[u8], at: usiz
     has_ports(number) && is_endpoint(tables, address, number, u16::from_be_bytes([high, low]))
 }
 
+/// An address as tables have it; `None`: an IPv4 address in an IPv6 header, which is nobody's there (RFC 4942 section 2.2).
+fn key(address: IpAddr) -> Option<[u8; 16]> {
+    match address {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => None,
+        _ => Some(mapped_ip(address)),
+    }
+}
+
 /// Whether a tunnel without ports ends at an address.
 fn is_end(tables: &Tables, address: IpAddr) -> bool {
-    tables.locals.decap().is_some_and(|decap| decap.ends_at(&mapped_ip(address)))
+    let decap = tables.locals.decap();
+    decap.zip(key(address)).is_some_and(|(decap, key)| decap.ends_at(&key))
 }
 
 fn kind(tables: &Tables, address: IpAddr) -> LocalKind {
-    tables.locals.kind(&mapped_ip(address))
+    key(address).map_or(LocalKind::NONE, |key| tables.locals.kind(&key))
 }
 
 /// Whether a packet is one of a tunnel without ports that ends at an address.
@@ -242,7 +255,7 @@ fn ends(tables: &Tables, at: &L3, address: IpAddr) -> bool {
 
 /// Whether one port of the kernel's address is ours.
 fn is_endpoint(tables: &Tables, address: IpAddr, protocol: u8, port: u16) -> bool {
-    let mapped = mapped_ip(address);
+    let Some(mapped) = key(address) else { return false };
     let ends_here = |family| {
         let vtep = tables.locals.vtep(family);
         vtep.is_some_and(|vtep| vtep.underlay == mapped && vtep.port == port)
@@ -259,8 +272,8 @@ fn is_endpoint(tables: &Tables, address: IpAddr, protocol: u8, port: u16) -> boo
 }
 
 fn told(tables: &Tables, address: IpAddr, sought: String) -> Passed {
-    let mapped = mapped_ip(address);
     let mut entries = Vec::new();
+    let Some(mapped) = key(address) else { return Passed { address, sought, entries } };
     let family = if address.is_ipv4() { Version::V4 } else { Version::V6 };
     if let Some(vtep) = tables.locals.vtep(family).filter(|vtep| vtep.underlay == mapped) {
         entries.push(format!("UDP port {} (VXLAN)", vtep.port));
@@ -302,7 +315,7 @@ mod tests {
     const WAN: Ingress = Ingress { device: DeviceId(0), mac: [2, 0, 0, 0, 0, 2] };
     /// Destinations: VIPs, one of them announced, a prefix of them, addresses of this machine with and without a tunnel's end, of
     /// nobody, and groups.
-    const V4: [&str; 9] = [
+    const V4: [&str; 11] = [
         "203.0.113.10",
         "192.0.2.80",
         "198.18.7.7",
@@ -312,8 +325,10 @@ mod tests {
         "10.244.9.2",
         "224.0.0.18",
         "192.0.2.90",
+        "198.18.7.8",
+        "192.0.2.1",
     ];
-    const V6: [&str; 9] = [
+    const V6: [&str; 11] = [
         "2001:db8:f::10",
         "2001:db8:1::80",
         "2001:2::7",
@@ -323,6 +338,8 @@ mod tests {
         "fd00:10:244:9::2",
         "ff02::1:ff00:80",
         "2001:db8:1::90",
+        "::ffff:203.0.113.10",
+        "::ffff:198.51.100.1",
     ];
     const TCP: u8 = protocol::TCP;
     const UDP: u8 = protocol::UDP;

@@ -112,7 +112,15 @@ impl Watch {
                 let neighbours = self.sort(messages.into_iter().map(|message| message.payload));
                 neighbours.is_empty() || tell(Change::Neighbours(neighbours))
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => true,
+            // A process that was stopped and goes on is interrupted.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+                ) =>
+            {
+                true
+            }
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => {
                 tracing::warn!("the kernel had more news than its socket could hold; reading everything again");
                 self.dump_all(tell)

@@ -85,31 +85,24 @@ pub fn resource(resource: &Resource) -> Checked {
     }
 }
 
-/// Checks `resource` against the machine, when that is known: an underlay address has to be here, and an address the
-/// kernel itself uses can be neither VIP nor source (design 6), since the kernel would answer for it.
+/// Checks `resource` against the machine, when that is known: an underlay address has to be here, a peer's pods and a whole
+/// prefix of a Service's are not. One address of ours that the kernel has too is no mistake of the object: it is left to the
+/// kernel for as long as that is so, and told (design 6).
 ///
 /// # Errors
 /// The field and what is wrong with it.
 pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
     let Some(machine) = machine else { return Ok(()) };
-    let free = |field: Field<'_>, address: IpAddr| match machine.owner(address) {
-        Some(link) => Err(format!("{field}: {address} is used by this machine's own kernel (interface {link})")),
-        None => Ok(()),
-    };
     match &resource.body {
         Body::Gateway(gateway) => {
-            for (field, vtep) in [("vtep_v4", &gateway.vtep_v4), ("vtep_v6", &gateway.vtep_v6)] {
-                let Some(vtep) = vtep else { continue };
+            [("vtep_v4", &gateway.vtep_v4), ("vtep_v6", &gateway.vtep_v6)].into_iter().try_for_each(|(field, vtep)| {
+                let Some(vtep) = vtep else { return Ok(()) };
                 ensure(machine.owner(vtep.underlay).is_some(), Field::from(field).member("underlay"), || {
                     format!("{} is not an address of this machine", vtep.underlay)
-                })?;
-            }
-            each("fullnat_sources", &gateway.fullnat_sources, |field, address| free(field, *address))
+                })
+            })
         }
         Body::Service(service) => {
-            for (field, addresses) in whole_addresses(service) {
-                each(field, addresses, |field, address| free(field, *address))?;
-            }
             each("prefixes", &service.prefixes, |field, prefix| {
                 let own = machine.addresses.iter().find(|own| prefix.contains(&own.address));
                 own.map_or(Ok(()), |own| Err(format!("{field}: {prefix} holds {}, this machine's own", own.address)))
@@ -129,10 +122,16 @@ pub fn machine(resource: &Resource, machine: Option<&Layout>) -> Checked {
                 own.map_or(Ok(()), |own| Err(format!("{field}: {prefix} holds {}, this machine's own", own.address)))
             })
         }),
-        Body::Identity(_) | Body::IdentitySet(_) | Body::Policy(_) | Body::GatewayPolicy(_) => Ok(()),
-        Body::Pod(pod) => each("addresses", &pod.addresses, |field, address| free(field, *address)),
-        Body::Egress(egress) => each("addresses", &egress.addresses, |field, address| free(field, *address)),
-        Body::StaticNat(nat) => free("external".into(), nat.external),
+        Body::Pod(pod) => each("addresses", &pod.addresses, |field, address| match machine.owner(*address) {
+            Some(link) => Err(format!("{field}: {address} is used by this machine's own kernel (interface {link})")),
+            None => Ok(()),
+        }),
+        Body::Identity(_)
+        | Body::IdentitySet(_)
+        | Body::Policy(_)
+        | Body::GatewayPolicy(_)
+        | Body::Egress(_)
+        | Body::StaticNat(_) => Ok(()),
     }
 }
 

@@ -441,7 +441,7 @@ fn questions_that_cannot_be_asked_are_refused() {
     assert!(refused(Question { is_frame: true, bytes: vec![9; 3], ..Question::default() }).contains("shorter"));
     assert!(refused(Question { is_frame: true, node: Some("w1".into()), ..bare() }).contains("node"));
     let lone = Tables { devices: tables.devices.clone(), ..Tables::default() };
-    assert!(envelope::frame(&lone, &bare()).unwrap_err().contains("no route leads back"));
+    assert!(envelope::frame(&lone, &bare()).unwrap_err().message.contains("no route leads back"));
 }
 
 /// What a story says of a pod's end: sort, policy, inside, outside, whether it is new; and the block is the port's.

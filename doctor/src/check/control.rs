@@ -37,12 +37,12 @@ pub fn look(machine: &Machine, file: &NodeFile) -> Finding {
         Ok(Heard::Nobody) => return fine("control", socket, "no dataplane runs here that could tell"),
         Ok(Heard::Leftover) => {
             let found = "no dataplane runs: the socket is left of one that was killed or crashed";
-            return Finding::new("control", socket, Verdict::Fail, found).mended_by(FIX_DEAD);
+            return Finding::new("dataplane", socket, Verdict::Fail, found).mended_by(FIX_DEAD);
         }
         Ok(Heard::Told(other)) => return untold(format!("{other:?}")),
         Err(error) if is_silence(&error) => {
             let found = format!("the dataplane does not answer within {} s", running::PATIENCE.as_secs());
-            return Finding::new("control", socket, Verdict::Fail, found).mended_by(FIX_SILENT);
+            return Finding::new("dataplane", socket, Verdict::Fail, found).mended_by(FIX_SILENT);
         }
         Err(error) => return untold(error.to_string()),
     };
@@ -129,12 +129,12 @@ mod tests {
         let (root, machine) = machine(&[("run/keep", "")]);
         // Connections wait in the socket's queue, as those of a stopped process do.
         let listener = std::os::unix::net::UnixListener::bind(root.path().join(SOCKET)).unwrap();
-        let found = told(&[look(&machine, &file)], "control").remove(0);
+        let found = told(&[look(&machine, &file)], "dataplane").remove(0);
         assert_eq!(found, format!("Fail /run/tidegate.sock | the dataplane does not answer within 5 s | {FIX_SILENT}"));
 
         // Killed, it leaves its socket behind.
         drop(listener);
-        let found = told(&[look(&machine, &file)], "control").remove(0);
+        let found = told(&[look(&machine, &file)], "dataplane").remove(0);
         assert_eq!(
             found,
             format!(

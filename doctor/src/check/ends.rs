@@ -93,6 +93,14 @@ fn mac(octets: [u8; 6]) -> String {
     text
 }
 
+/// Annotations of a Node that have its link-layer and its underlay address, as flannel names them for the family of a VTEP.
+fn annotations(vtep: IpAddr) -> (&'static str, &'static str) {
+    match vtep {
+        IpAddr::V4(_) => ("backend-data", "public-ip"),
+        IpAddr::V6(_) => ("backend-v6-data", "public-ipv6"),
+    }
+}
+
 /// What is missing on one device.
 fn ends(device: &str, entries: Entries) -> Vec<Finding> {
     if !entries.are_set() {
@@ -101,24 +109,34 @@ fn ends(device: &str, entries: Entries) -> Vec<Finding> {
     let fail = |found: String, fix: String| Finding::new("tunnel", device, Verdict::Fail, found).mended_by(fix);
     let mut findings = Vec::new();
     let vteps: BTreeMap<IpAddr, IpNet> = entries.routes.iter().map(|(prefix, via)| (*via, *prefix)).collect();
+    let unused = entries.unused();
     for (vtep, prefix) in &vteps {
         if entries.neighbours.contains_key(vtep) {
             continue;
         }
         let found = format!("no neighbour {vtep}, by which the route to {prefix} leads");
-        let known = match entries.unused().as_slice() {
+        let known = match unused.as_slice() {
             [only] => mac(*only),
-            _ => "MAC, with that of the annotation backend-data of its Node".to_owned(),
+            _ => format!("MAC, with that of the annotation {} of its Node", annotations(*vtep).0),
         };
         findings.push(fail(found, format!("ip neigh replace {vtep} dev {device} nud permanent lladdr {known}")));
     }
     for (vtep, (own, is_set)) in &entries.neighbours {
         if (*is_set || vteps.contains_key(vtep)) && !entries.forwarding.contains(own) {
+            let (of_mac, of_underlay) = annotations(*vtep);
+            let append = format!("bridge fdb append {} dev {device} dst ADDRESS, with that of", mac(*own));
             let found = format!("no forwarding entry for {}, which is the VTEP {vtep}", mac(*own));
-            let fix = format!(
-                "bridge fdb append {} dev {device} dst ADDRESS, with that of the annotation public-ip of its Node",
-                mac(*own)
-            );
+            let (found, fix) = match unused.as_slice() {
+                [other] => (
+                    format!("{found}; there is one for {}, which no neighbour has", mac(*other)),
+                    format!(
+                        "ip neigh replace {vtep} dev {device} nud permanent lladdr {other}, if {of_mac} of its Node has {other}; \
+                         else {append} {of_underlay}",
+                        other = mac(*other)
+                    ),
+                ),
+                _ => (found, format!("{append} the annotation {of_underlay} of its Node")),
+            };
             findings.push(fail(found, fix));
         }
         let is_routed = entries.routes.iter().any(|(prefix, _)| prefix.prefix_len() > 0 && prefix.contains(vtep));
@@ -127,6 +145,13 @@ fn ends(device: &str, entries: Entries) -> Vec<Finding> {
             let prefix = entries.prefix_of(*vtep).map_or_else(|| "PREFIX".to_owned(), |prefix| prefix.to_string());
             findings.push(fail(found, format!("ip route add {prefix} via {vtep} dev {device} onlink")));
         }
+    }
+    if findings.is_empty() && !unused.is_empty() {
+        let macs: Vec<String> = unused.iter().take(TOLD_MAX).map(|own| mac(*own)).collect();
+        let found = format!("forwarding entries without a neighbour and a route that lead there: {}", macs.join(", "));
+        let fix = "restart the agent of the CNI on this node, which writes all of them anew; bridge fdb del takes away what a \
+                   node has left that is gone";
+        return vec![Finding::new("tunnel", device, Verdict::Warn, found).mended_by(fix)];
     }
     if findings.is_empty() {
         return vec![fine("tunnel", device, format!("leads to {} nodes", entries.neighbours.len()))];
@@ -184,9 +209,10 @@ mod tests {
 
     #[test]
     fn each_of_the_three_entries_that_is_gone_is_named_with_the_command() {
-        for (is_v4, vtep, prefix) in
-            [(true, "10.244.9.0", "10.244.9.0/24"), (false, "fd00:10:244:9::", "fd00:10:244:9::/64")]
-        {
+        for (is_v4, vtep, prefix, underlay) in [
+            (true, "10.244.9.0", "10.244.9.0/24", "public-ip"),
+            (false, "fd00:10:244:9::", "fd00:10:244:9::/64", "public-ipv6"),
+        ] {
             assert_eq!(says(&whole(is_v4)), ["Ok flannel.1 | leads to 2 nodes | -"]);
 
             let mut lost = whole(is_v4);
@@ -221,9 +247,28 @@ mod tests {
                 says(&lost),
                 [format!(
                     "Fail flannel.1 | no forwarding entry for 0a:00:00:00:00:09, which is the VTEP {vtep} | bridge fdb \
-                     append 0a:00:00:00:00:09 dev flannel.1 dst ADDRESS, with that of the annotation public-ip of its Node"
+                     append 0a:00:00:00:00:09 dev flannel.1 dst ADDRESS, with that of the annotation {underlay} of its Node"
                 )]
             );
+
+            // A neighbour with a MAC that nobody has, and the entry of the one it had.
+            let mut wrong = whole(is_v4);
+            let key = NeighbourKey { ifindex: DEVICE, address: ip(vtep) };
+            wrong.0.neighbours.get_mut(&key).unwrap().mac = Some([10, 0, 0, 0, 0, 0x77]);
+            let told = says(&wrong);
+            let (found, fix) = told[0].rsplit_once(" | ").unwrap();
+            assert!(found.contains(&format!("for 0a:00:00:00:00:77, which is the VTEP {vtep}")), "{found}");
+            assert!(found.ends_with("there is one for 0a:00:00:00:00:09, which no neighbour has"), "{found}");
+            let replace = format!("ip neigh replace {vtep} dev flannel.1 nud permanent lladdr 0a:00:00:00:00:09, if ");
+            assert!(fix.starts_with(&replace) && fix.contains(underlay), "{fix}");
+
+            // Nothing but the forwarding entry is left.
+            let mut left = whole(is_v4);
+            left.0.layout.routes.pop();
+            left.0.neighbours.retain(|key, _| key.address != ip(vtep));
+            let told = says(&left);
+            assert!(told.len() == 1 && told[0].starts_with("Warn flannel.1 | forwarding entries without"), "{told:?}");
+            assert!(told[0].contains("0a:00:00:00:00:09"), "{told:?}");
 
             // Another one's entries are no help, and a device that learns is not judged.
             let mut other = whole(is_v4);

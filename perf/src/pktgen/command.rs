@@ -289,7 +289,7 @@ impl Bench {
             number = number.wrapping_add(1);
             sides.trial(&Mould::new(&traffic)?, number, rate, &mut || ())
         };
-        match options.what {
+        let found = match options.what {
             StatefulWhat::Rate => stateful::establishment_rate(options.rate_max, options.precision, |rate| {
                 trial(options.connections, rate)
             }),
@@ -297,7 +297,10 @@ impl Bench {
                 let (first, most) = (options.connections, options.connections_max);
                 stateful::capacity(first, most, options.precision, |connections| trial(connections, options.rate_max))
             }
-        }
+        }?;
+        // The report tells of what was sent: the last trial's.
+        self.traffic = traffic;
+        Ok(found)
     }
 }
 

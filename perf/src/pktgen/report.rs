@@ -182,10 +182,20 @@ impl Report {
     }
 }
 
+/// Part of the rate asked for from which on it was met.
+const KEPT_UP: f64 = 0.99;
+
 fn trial_rows(outcome: &Outcome) -> Vec<(&'static str, String)> {
     let latency = &outcome.latency;
+    let asked = match outcome.asked_per_s {
+        0 => String::new(),
+        asked if outcome.sent_per_s < KEPT_UP * asked as f64 => {
+            format!(" of {asked}/s asked for: the generator did not keep up")
+        }
+        asked => format!(" of {asked}/s asked for"),
+    };
     let mut rows = vec![
-        ("sent", format!("{} in {:.3} s: {:.0}/s", outcome.sent, outcome.took_s, outcome.sent_per_s)),
+        ("sent", format!("{} in {:.3} s: {:.0}/s{asked}", outcome.sent, outcome.took_s, outcome.sent_per_s)),
         ("received", format!("{}: {:.0}/s", outcome.received, outcome.received_per_s)),
         ("lost", format!("{} ({:.4} %)", outcome.lost, outcome.loss_ratio * 100.0)),
     ];

@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// Bytes of the frame check sequence.
 pub const FCS_BYTES: u16 = 4;
@@ -99,7 +99,8 @@ fn mixture(text: &str) -> Result<Sizes> {
         ensure!((1..=CYCLE_MAX).contains(&weight), "weights are 1 to {CYCLE_MAX}, not {weight}");
         Ok((size, weight))
     });
-    let parts = parts.collect::<Result<Vec<_>>>().with_context(|| format!("sizes {text:?}"))?;
+    // In one text: of an argument only the outermost is told.
+    let parts = parts.collect::<Result<Vec<_>>>().map_err(|error| anyhow!("sizes {text:?}: {error:#}"))?;
     let total: usize = parts.iter().map(|(_, weight)| weight).sum();
     ensure!(total <= CYCLE_MAX, "a mixture has at most {CYCLE_MAX} frames before it repeats, not {total}");
     let mut sent = vec![0; parts.len()];
@@ -178,7 +179,7 @@ mod tests {
             ("64:x", "sizes \"64:x\""),
             ("9999a", "at most 4096"),
         ] {
-            let error = format!("{:#}", text.parse::<Sizes>().unwrap_err());
+            let error = text.parse::<Sizes>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
         }
     }

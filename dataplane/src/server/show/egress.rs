@@ -19,7 +19,10 @@ const PODS_MAX: usize = 20;
 pub fn shown(view: &View, used: &[EgressUse], carrier: impl Fn(IpAddr) -> Option<String>) -> EgressShown {
     let externals = view.tables.egress.externals().map(|(_, row)| address_of(&row.address));
     let carriers = externals.filter_map(|address| Some((address, carrier(address)?))).collect();
-    EgressShown { addresses: addresses(view, used), pods: pods(view, used), carriers }
+    let bare =
+        view.tables.egress.policies().filter(|(_, row)| row.addresses_v4.is_empty() && row.addresses_v6.is_empty());
+    let bare = bare.map(|(_, row)| row.name.to_string()).collect();
+    EgressShown { addresses: addresses(view, used), pods: pods(view, used), carriers, bare }
 }
 
 fn addresses(view: &View, used: &[EgressUse]) -> Vec<EgressAddressRow> {
