@@ -47,12 +47,16 @@ pub fn run(socket: &Path, arguments: &ExplainArguments, as_json: bool) -> anyhow
     let mut client = Client::connect(socket, concat!("tidegate ", env!("CARGO_PKG_VERSION"))).map_err(told)?;
     client.set_timeout(Some(ANSWER_TIMEOUT)).context("setting the time limit")?;
     let note = asked.note.clone();
-    let mut explanation = asked.of(&mut client).map_err(told)?;
+    let of_state = saved.iter().map(|saved| saved.note().to_owned()).find(|note| !note.is_empty());
+    let mut explanation = asked.of(&mut client).map_err(|error| match &of_state {
+        // The reason may lie in what the answer rests on.
+        Some(note) => anyhow!("{}\ntidegate: {note}", trouble::explain(&error, socket)),
+        None => told(error),
+    })?;
     if saved.is_some() {
         // Nobody works there.
         explanation.steps.retain(|step| !matches!(step, Step::Owned { .. }));
     }
-    let of_state = saved.iter().map(|saved| saved.note().to_owned()).filter(|note| !note.is_empty());
     let notes = note.into_iter().chain(of_state);
     if as_json {
         notes.for_each(|note| eprintln!("tidegate: {note}"));

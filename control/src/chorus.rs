@@ -12,6 +12,9 @@ pub const LINES_MAX: u32 = 10;
 /// See [`LINES_MAX`].
 pub const WITHIN: Duration = Duration::from_secs(10);
 
+/// Shortest time between two lines of a problem that goes on in other words.
+pub const RETOLD_AFTER: Duration = Duration::from_secs(60);
+
 /// What sort of line it is: what it tells of, and its reason.
 pub type Sort = (&'static str, &'static str);
 
@@ -49,6 +52,21 @@ impl Chorus {
     }
 }
 
+/// Problems that go on and were told anew, in other words, lately: by reason.
+#[derive(Debug, Default)]
+pub struct Retold(BTreeMap<&'static str, Instant>);
+
+impl Retold {
+    /// Whether one of this reason is written anew at `now`: once within [`RETOLD_AFTER`].
+    pub fn admits(&mut self, reason: &'static str, now: Instant) -> bool {
+        let is_due = self.0.get(reason).is_none_or(|at| now.saturating_duration_since(*at) >= RETOLD_AFTER);
+        if is_due {
+            self.0.insert(reason, now);
+        }
+        is_due
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +84,13 @@ mod tests {
         assert_eq!(chorus.take_left_out(begun + WITHIN), [(slices, 291)]);
         assert_eq!(chorus.take_left_out(begun + WITHIN), [], "told once");
         assert!(chorus.admits(slices, begun + WITHIN), "and the next ones are written again");
+    }
+
+    #[test]
+    fn what_goes_on_in_other_words_is_told_once_a_minute() {
+        let (begun, mut retold) = (Instant::now(), Retold::default());
+        let written = (0..120).filter(|second| retold.admits("LeaseUnavailable", begun + Duration::from_secs(*second)));
+        assert_eq!(written.count(), 2);
+        assert!(retold.admits("DataplaneAbsent", begun));
     }
 }

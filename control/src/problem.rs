@@ -7,6 +7,20 @@ use std::fmt;
 
 use serde::Serialize;
 
+/// Longest text that is told, characters.
+const TEXT_MAX: usize = 1000;
+
+/// A text of somebody else's as one line of bounded length: control characters become spaces, since a log's reader takes a
+/// new line for a new event.
+pub(crate) fn one_line(text: String) -> String {
+    let is_long = text.len() > TEXT_MAX && text.chars().nth(TEXT_MAX).is_some();
+    if !is_long && !text.contains(char::is_control) {
+        return text;
+    }
+    let told = text.chars().take(TEXT_MAX).map(|character| if character.is_control() { ' ' } else { character });
+    told.chain(is_long.then_some('…')).collect()
+}
+
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -62,9 +76,15 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// What it is about, whatever words it is told in.
+    pub fn matter(&self) -> (&'static str, Option<&Place>, Option<&str>, Option<&str>) {
+        (self.reason, self.place.as_ref(), self.object.as_deref(), self.field.as_deref())
+    }
+
     /// A problem without place, object and field.
     pub fn new(severity: Severity, reason: &'static str, message: impl Into<String>) -> Self {
-        Problem { severity, reason, place: None, object: None, field: None, message: message.into() }
+        let message = one_line(message.into());
+        Problem { severity, reason, place: None, object: None, field: None, message }
     }
 
     /// The same problem at a place.
@@ -77,14 +97,14 @@ impl Problem {
     /// The same problem about an object.
     #[must_use]
     pub fn about(mut self, object: impl fmt::Display) -> Self {
-        self.object = Some(object.to_string());
+        self.object = Some(one_line(object.to_string()));
         self
     }
 
     /// The same problem in a field.
     #[must_use]
     pub fn in_field(mut self, field: impl Into<String>) -> Self {
-        self.field = Some(field.into());
+        self.field = Some(one_line(field.into()));
         self
     }
 }
@@ -107,5 +127,20 @@ impl fmt::Display for Problem {
             write!(f, "{field}: ")?;
         }
         f.write_str(&self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_write_stays_one_line_of_bounded_length() {
+        let forged = "boom\n2026-01-01T00:00:00Z ERROR forged\r\n\u{1b}[31mred";
+        let problem = Problem::new(Severity::Error, "X", forged).about("Service a\nb").in_field("c\td");
+        assert_eq!(problem.to_string(), "Service a b: c d: boom 2026-01-01T00:00:00Z ERROR forged   [31mred");
+        assert_eq!(one_line("é".repeat(TEXT_MAX)), "é".repeat(TEXT_MAX));
+        let long = one_line("é".repeat(5_000_000));
+        assert_eq!((long.chars().count(), long.ends_with("é…")), (TEXT_MAX + 1, true));
     }
 }

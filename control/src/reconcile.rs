@@ -29,7 +29,7 @@ use tidegate_api::resource::{Backend, Body, DeliveryMode, Kind, Resource, Resour
 use tidegate_api::show::Shown;
 use tidegate_metrics::Metric;
 
-use crate::chorus::{self, Chorus};
+use crate::chorus::{self, Chorus, Retold};
 use crate::config::NodeFile;
 use crate::health::{Check, Health};
 use crate::lease::Word;
@@ -88,6 +88,8 @@ pub(crate) use policies::equal_priorities;
 
 /// How often a dataplane that owes an answer is looked after.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
+/// Reason of the problem that the dataplane takes updates and does not answer.
+const SILENT: &str = "DataplaneSilent";
 
 /// What the loop waits for.
 pub enum Input {
@@ -155,6 +157,7 @@ pub struct Reconciler {
     told: BTreeSet<Problem>,
     /// What the log tells of many objects at once.
     chorus: Chorus,
+    retold: Retold,
     /// The source has been read once.
     complete: bool,
     /// What the portions before that have touched.
@@ -205,6 +208,7 @@ impl Reconciler {
             dataplane_problem: None,
             told: BTreeSet::new(),
             chorus: Chorus::default(),
+            retold: Retold::default(),
             complete: false,
             unresolved: Dirty::default(),
             early: Early::default(),
@@ -778,7 +782,7 @@ impl Reconciler {
                 what,
                 reason,
                 left_out,
-                "more lines like these were left out ({} are written in {} s); problems.json and status have all",
+                "more lines like these were left out ({} are written in {} s); problems.json and status have them, of very many their number",
                 chorus::LINES_MAX,
                 chorus::WITHIN.as_secs()
             );
@@ -797,10 +801,13 @@ impl Reconciler {
         if !self.session.is_connected() {
             return;
         }
+        let before = self.dataplane_problem.take().filter(|problem| problem.reason == SILENT);
         self.dataplane_problem = self.session.silent_for().map(|silent| {
-            let message =
-                format!("connected, but has not answered an update for {} s; waiting", silent.as_secs() / 10 * 10);
-            Problem::new(Severity::Error, "DataplaneSilent", message)
+            before.unwrap_or_else(|| {
+                let since = Timestamp::now().saturating_sub(silent).unwrap_or_default();
+                let message = format!("connected, but has not answered an update since {since:.0}; waiting");
+                Problem::new(Severity::Error, SILENT, message)
+            })
         });
         self.session.ask_again(Instant::now());
         if let Err(error) = self.session.give_sign(Instant::now()) {

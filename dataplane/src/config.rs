@@ -16,7 +16,7 @@ use tidegate_io::afxdp::{InterfaceConfig, ModeChoice, OpenConfig};
 use tidegate_ledger::Limits;
 
 use crate::flows::SAMPLING_MAX;
-use crate::flows::exporter::To;
+use crate::flows::exporter::{self, To};
 use crate::table::owner::WORKERS_MAX;
 
 /// Longest interface name in bytes: `IFNAMSIZ` less the terminator (uapi/linux/if.h).
@@ -637,7 +637,7 @@ impl Flows {
         })?;
         let Some(ipfix) = &self.ipfix else { return Ok(()) };
         let field = |name: &str| format!("dataplane.flows.ipfix.{name}");
-        ensure(ipfix.collector.port() != 0, &field("collector"), || "0 is not a port".into())?;
+        exporter::collector(ipfix.collector).map_err(|reason| (field("collector"), reason.to_owned()))?;
         let seconds = ipfix.template_seconds;
         // Collectors forget templates after half an hour at the earliest (RFC 7011 section 8.4 leaves it to them).
         ensure((1..=600).contains(&seconds), &field("templateSeconds"), || format!("{seconds} is outside 1..=600"))?;
@@ -955,6 +955,10 @@ control:
             (
                 with("  flows: { sampling: 10, ipfix: { collector: '192.0.2.9:0' } }"),
                 "ipfix.collector: 0 is not a port",
+            ),
+            (
+                with("  flows: { sampling: 10, ipfix: { collector: '[ff02::9]:4739' } }"),
+                "ipfix.collector: is not the address of one collector",
             ),
             (
                 with("  flows: { sampling: 10, ipfix: { collector: '[::1]:1', templateSeconds: 601 } }"),

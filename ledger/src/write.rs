@@ -223,9 +223,13 @@ impl<R: Kept> Writer<R> {
         drop((records.into_parts(), index.map(BufWriter::into_parts)));
         let reached = fs::metadata(&pair.records).map_or(0, |metadata| metadata.len());
         // The line of each ends where the next one begins.
-        let ends = entries.iter().skip(1).map(|entry| u64::from(entry.offset)).chain([bytes]);
+        let ends = || entries.iter().skip(1).map(|entry| u64::from(entry.offset)).chain([bytes]);
         let missing: Vec<&Entry> =
-            entries.iter().zip(ends).filter(|(_, end)| *end > reached).map(|(entry, _)| entry).collect();
+            entries.iter().zip(ends()).filter(|(_, end)| *end > reached).map(|(entry, _)| entry).collect();
+        // No reader is to meet half a line; where it cannot be taken away ours passes over it.
+        if let Some(whole) = ends().filter(|end| *end <= reached).max().filter(|whole| *whole < reached) {
+            let _ = File::options().write(true).open(&pair.records).and_then(|file| file.set_len(whole));
+        }
         if tells_gap && !missing.iter().any(|entry| entry.event == Event::Gap) {
             self.gap = None;
         }

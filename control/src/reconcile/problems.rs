@@ -154,7 +154,12 @@ impl Reconciler {
             return;
         }
         let now = Instant::now();
+        let mattered: BTreeSet<_> = self.told.iter().map(Problem::matter).collect();
         for problem in problems.difference(&self.told) {
+            // What goes on and is told in other words each time, as by a server that numbers its answers, fills no log.
+            if mattered.contains(&problem.matter()) && !self.retold.admits(problem.reason, now) {
+                continue;
+            }
             if !self.chorus.admits(("problem", problem.reason), now) {
                 continue;
             }
@@ -164,7 +169,9 @@ impl Reconciler {
                 Severity::Notice => tracing::info!("{problem}"),
             }
         }
-        for problem in self.told.difference(&problems) {
+        let matters: BTreeSet<_> = problems.iter().map(Problem::matter).collect();
+        // What is told in other words now goes on.
+        for problem in self.told.difference(&problems).filter(|problem| !matters.contains(&problem.matter())) {
             if self.chorus.admits(("problem that is no longer so", problem.reason), now) {
                 tracing::info!("no longer so: {problem}");
             }

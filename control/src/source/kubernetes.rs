@@ -19,6 +19,7 @@ use kube::{Api, Client, Config};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Deliver, ObjectKind, Running, Source};
+use crate::problem::one_line;
 use crate::watch::{Dialect, Exposed};
 use follow::{Follow, Told};
 use kinds::{
@@ -97,13 +98,13 @@ impl Access {
 pub(crate) fn words(error: &kube::Error) -> String {
     use std::error::Error;
     if let kube::Error::Api(status) = error {
-        return format!("{} ({})", status.message, status.code);
+        return one_line(format!("{} ({})", status.message, status.code));
     }
     let mut cause: &dyn Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    cause.to_string()
+    one_line(cause.to_string())
 }
 
 /// Asks for a fresh list of all Services, so that what another has written until now is known.

@@ -27,7 +27,7 @@ mod datagrams;
 mod ipfix;
 
 use datagrams::Datagrams;
-pub use datagrams::To;
+pub use datagrams::{To, collector};
 use ipfix::Encoder;
 
 /// How long it rests when no worker has told anything: what a ring must hold.

@@ -34,6 +34,25 @@ pub enum To {
     Unix(PathBuf),
 }
 
+/// Longest path of a socket, bytes: `sun_path` of `struct sockaddr_un` with the 0 at its end (`linux/un.h`).
+const PATH_MAX: usize = 107;
+
+/// Whether one collector can be told at an address.
+///
+/// # Errors
+/// Why not.
+pub fn collector(at: SocketAddr) -> Result<(), &'static str> {
+    match at {
+        _ if at.port() == 0 => Err("0 is not a port"),
+        _ if at.ip().is_unspecified() || at.ip().is_multicast() => Err("is not the address of one collector"),
+        SocketAddr::V4(v4) if v4.ip().is_broadcast() => Err("is not the address of one collector"),
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 => {
+            Err("a link-local address needs the number of its device, as in [fe80::9%2]")
+        }
+        _ => Ok(()),
+    }
+}
+
 impl FromStr for To {
     type Err = String;
 
@@ -41,10 +60,13 @@ impl FromStr for To {
         let wrong = || format!("{text:?} is neither udp:ADDRESS:PORT nor unix:/PATH");
         match text.split_once(':') {
             Some(("udp", at)) => match at.parse::<SocketAddr>() {
-                Ok(at) if at.port() != 0 => Ok(To::Udp(at)),
-                _ => Err(wrong()),
+                Ok(at) => collector(at).map(|()| To::Udp(at)).map_err(|reason| format!("{text:?}: {reason}")),
+                Err(_) => Err(wrong()),
             },
-            Some(("unix", path)) if path.starts_with('/') => Ok(To::Unix(path.into())),
+            Some(("unix", path)) if path.starts_with('/') => match path.len() {
+                ..=PATH_MAX => Ok(To::Unix(path.into())),
+                len => Err(format!("a socket's path has at most {PATH_MAX} bytes, and this one {len}")),
+            },
             _ => Err(wrong()),
         }
     }
@@ -180,7 +202,10 @@ impl Datagrams {
                     }
                     self.socket = Some(socket);
                 }
-                self.lose(if is_full { Loss::Full } else { Loss::Unreachable }, records, &error);
+                match is_full {
+                    true => self.lose(Loss::Full, records, &"its reader is slower than flows come"),
+                    false => self.lose(Loss::Unreachable, records, &error),
+                }
             }
         }
     }
@@ -218,10 +243,24 @@ mod tests {
         for text in ["udp:192.0.2.9:4739", "udp:[2001:db8::9]:4739", "unix:/run/c.sock"] {
             assert_eq!(text.parse::<To>().unwrap().to_string(), text);
         }
-        for text in
-            ["192.0.2.9:4739", "udp:collector:4739", "udp:192.0.2.9:0", "unix:run/c.sock", "tcp:192.0.2.9:1", ""]
-        {
+        for text in ["192.0.2.9:4739", "udp:collector:4739", "unix:run/c.sock", "tcp:192.0.2.9:1", ""] {
             assert!(text.parse::<To>().unwrap_err().contains("neither"), "{text}");
+        }
+        assert!("udp:[fe80::9%2]:4739".parse::<To>().is_ok());
+        let long = |len: usize| format!("unix:/{}", "x".repeat(len - 1));
+        assert!(long(107).parse::<To>().is_ok());
+        for (text, reason) in [
+            (&*long(108), "at most 107 bytes, and this one 108"),
+            ("udp:192.0.2.9:0", "0 is not a port"),
+            ("udp:[2001:db8::9]:0", "0 is not a port"),
+            ("udp:224.0.0.9:4739", "not the address of one collector"),
+            ("udp:[ff02::9]:4739", "not the address of one collector"),
+            ("udp:0.0.0.0:4739", "not the address of one collector"),
+            ("udp:255.255.255.255:4739", "not the address of one collector"),
+            ("udp:[fe80::9]:4739", "needs the number of its device"),
+        ] {
+            let refused = text.parse::<To>().unwrap_err();
+            assert!(refused.contains(reason), "{text}: {refused}");
         }
     }
 
