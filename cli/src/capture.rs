@@ -16,7 +16,7 @@ use anyhow::{Context, anyhow, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tidegate_api::capture::{Begun, Fate, Packet, Tally, Wanted};
 use tidegate_api::client::{Client, ClientError};
-use tidegate_api::frame;
+use tidegate_api::frame::{self, ReadError};
 use tidegate_api::message::{Request, Response};
 
 use crate::args::CaptureArguments;
@@ -77,7 +77,7 @@ pub fn run(socket: &Path, arguments: &CaptureArguments) -> anyhow::Result<String
         match file.follow(&messages, arguments, &ended, &mut ask) {
             Err(Stop::Heard(error)) => {
                 let kept = file.finish(None)?;
-                Ok(Err(anyhow!("{} The capture ends early: {}", trouble::explain(&error, socket), kept.trim_end())))
+                Ok(Err(anyhow!("{}; the capture ends early: {}", why_early(&error, socket), kept.trim_end())))
             }
             tally => file.finish(tally?).map(Ok),
         }
@@ -87,6 +87,25 @@ pub fn run(socket: &Path, arguments: &CaptureArguments) -> anyhow::Result<String
         Err(Stop::Unread) => Ok(String::new()),
         Err(Stop::Written(error)) => Err(error).with_context(|| format!("writing {}", arguments.write.display())),
         Err(Stop::Heard(error)) => Err(told(error)),
+    }
+}
+
+/// Why a capture ends that nobody here ended.
+fn why_early(error: &ClientError, socket: &Path) -> String {
+    let has_ended = match error {
+        ClientError::Read(ReadError::Closed) => true,
+        ClientError::Read(ReadError::Io(source)) => {
+            matches!(source.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+        }
+        _ => false,
+    };
+    match has_ended {
+        true => format!(
+            "the dataplane at {} ended the conversation: it cuts off a capture of which nothing is taken for ten seconds, \
+             and its log says so; else it has gone itself",
+            socket.display()
+        ),
+        false => trouble::explain(error, socket),
     }
 }
 

@@ -40,7 +40,7 @@ impl<const N: usize> Columns<N> {
 
     /// Adds one row.
     pub fn row(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(printable));
+        self.rows.push(cells.map(cell));
     }
 
     /// All lines, headings first.
@@ -74,15 +74,14 @@ impl<const N: usize> Columns<N> {
     }
 }
 
-/// The cell itself, a dash if it is empty, escapes for control characters.
-fn printable(cell: String) -> String {
-    match cell {
-        empty if empty.is_empty() => "-".into(),
-        plain if !plain.contains(char::is_control) => plain,
-        strange => {
-            strange.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
-        }
-    }
+/// What stands in a column: `-` for nothing.
+fn cell(text: String) -> String {
+    if text.is_empty() { "-".into() } else { printable(&text) }
+}
+
+/// Names come from elsewhere: none of them moves the cursor.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().flat_map(|each| if each.is_control() { each.escape_default().collect() } else { vec![each] }).collect()
 }
 
 #[cfg(test)]

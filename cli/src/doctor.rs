@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tidegate_doctor::{Finding, Machine, Verdict, examine};
 
+use crate::columns::printable;
+
 /// Where a gateway's node file is unless told otherwise.
 const NODE_FILE: &str = "/etc/tidegate/node.yaml";
 
@@ -63,7 +65,7 @@ pub fn run(arguments: &DoctorArguments, json: bool) -> anyhow::Result<(String, b
     Ok((text, well))
 }
 
-/// Findings as lines, and their sum. What is said of the one before in the same words is not said again.
+/// Findings as lines that a terminal may be given, whatever names are in them, and their sum. What is said of the one before in the same words is not said again.
 fn told(findings: &[Finding], all: bool) -> String {
     let mut text = String::new();
     let (mut why, mut fix) = ("", None);
@@ -74,8 +76,8 @@ fn told(findings: &[Finding], all: bool) -> String {
             "{:<5} {}{blank}{}: {}",
             word(finding.verdict),
             finding.check,
-            finding.subject,
-            finding.found
+            printable(&finding.subject),
+            printable(&finding.found)
         );
         if finding.verdict == Verdict::Ok {
             continue;
@@ -85,7 +87,7 @@ fn told(findings: &[Finding], all: bool) -> String {
             let _ = writeln!(text, "      why: {}", finding.why);
         }
         if let Some(command) = finding.fix.as_ref().filter(|_| !(is_told && fix == finding.fix)) {
-            let _ = writeln!(text, "      fix: {command}");
+            let _ = writeln!(text, "      fix: {}", printable(command));
         }
         (why, fix) = (finding.why, finding.fix.clone());
     }
@@ -138,5 +140,14 @@ mod tests {
         let found = "warn  mtu wan0: MTU 1400";
         let expected = [found, "why: a tunnel adds bytes", "fix: a", found, found, "fix: b", found, "fix: a"];
         assert_eq!(lines[..8], expected);
+    }
+
+    #[test]
+    fn names_give_no_orders_to_a_terminal() {
+        let strange =
+            Finding { subject: "\u{1b}[31mR7\n".into(), ..finding(Verdict::Warn, Some("ip link set dev \u{7}x")) };
+        let text = told(&[strange], false);
+        assert!(!text.contains(|each: char| each.is_control() && each != '\n'), "{text:?}");
+        assert!(text.starts_with("warn  mtu \\u{1b}[31mR7\\n: MTU 1400\n"), "{text:?}");
     }
 }

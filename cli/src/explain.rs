@@ -13,6 +13,7 @@ use tidegate_api::client::{Client, ClientError};
 use tidegate_api::explain::{Explanation, Question, Reason, Step, Verdict};
 
 use crate::args::{ExplainArguments, ExplainProtocol};
+use crate::columns::printable;
 use crate::trouble;
 use recorded::{CAPTURE_BYTES_MAX, Captured, captured};
 use saved::Saved;
@@ -244,11 +245,6 @@ pub fn text(explanation: &Explanation) -> String {
         out.push_str(&format!("{label:LABEL_WIDTH$}{}\n", printable(&told)));
     }
     out
-}
-
-/// Names come from elsewhere: none of them moves the cursor.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|each| if each.is_control() { each.escape_default().collect() } else { vec![each] }).collect()
 }
 
 fn line(step: &Step) -> (&'static str, String) {

@@ -263,7 +263,7 @@ impl NodeFile {
     /// # Errors
     /// When it cannot be read, is not YAML, has an unknown or missing field, or a value out of range.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = tidegate_api::node_file::text(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
         Self::parse(&text).map_err(|message| ConfigError::Invalid { path: path.to_path_buf(), message })
     }

@@ -425,8 +425,8 @@ impl NodeFile {
     /// # Errors
     /// See [`ConfigError`]; each names the file and, past reading, the field.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        let text = tidegate_api::node_file::text(path)
+            .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
         Self::parse(&text, path)
     }
 

@@ -247,7 +247,11 @@ fn converse(mut stream: UnixStream, served: &Served, seat: &Seat) {
             }
             Err(ReadError::Closed | ReadError::Io(_)) => break,
         };
-        if said.is_err() {
+        if let Err(error) = said {
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+                let seconds = WRITE_TIMEOUT.as_secs();
+                tracing::warn!(client, "cut off: it took nothing of what it is told for {seconds} s");
+            }
             break;
         }
     }

@@ -4,6 +4,8 @@
 //! two halves of a gateway would take themselves for different nodes.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserializer;
@@ -15,6 +17,21 @@ use serde::de::{Error, MapAccess, Visitor};
 pub fn first(files: &[PathBuf]) -> &Path {
     let there = files.iter().find(|file| file.exists());
     there.or(files.last()).map_or(Path::new("/etc/tidegate/node.yaml"), PathBuf::as_path)
+}
+
+/// Longest node file, bytes.
+const BYTES_MAX: u64 = 1 << 20;
+
+/// The text of a node file.
+///
+/// # Errors
+/// What the system says; `InvalidData` of one that is too long, or no text.
+pub fn text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    if File::open(path)?.take(BYTES_MAX + 1).read_to_string(&mut text)? as u64 > BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has more than {BYTES_MAX} bytes")));
+    }
+    Ok(text)
 }
 
 /// Reads the name of this gateway's own Node: the name itself, or `{ env: VARIABLE }` for that variable of the
@@ -96,5 +113,17 @@ mod tests {
         std::fs::write(&own, "").unwrap();
         assert_eq!(first(&files), own);
         assert_eq!(first(&[]), Path::new("/etc/tidegate/node.yaml"));
+    }
+
+    #[test]
+    fn a_file_without_end_is_refused() {
+        let endless = text(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!((endless.kind(), endless.to_string().contains("1048576 bytes")), (io::ErrorKind::InvalidData, true));
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("node.yaml");
+        std::fs::write(&path, "node: a").unwrap();
+        assert_eq!(text(&path).unwrap(), "node: a");
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert_eq!(text(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

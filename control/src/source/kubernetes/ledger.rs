@@ -174,8 +174,9 @@ impl Ledger {
         let mut problems = Vec::new();
         if let Some((since, first)) = &self.outage {
             let since = since.strftime("%Y-%m-%dT%H:%M:%SZ");
-            let message =
-                format!("the API server does not answer since {since} ({first}); nothing is changed until it does");
+            let message = format!(
+                "the API server does not answer since {since} (at first: {first}); nothing is changed until it does"
+            );
             problems.push(Problem::new(Severity::Error, "ApiUnreachable", message));
         }
         for (kind, standing) in &self.kinds {

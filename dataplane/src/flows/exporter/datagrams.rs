@@ -21,6 +21,12 @@ const AGAIN: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Shortest time between two lines about the same trouble.
 const TELL_APART: Duration = Duration::from_secs(60);
+/// How often somebody over UDP who was not there is tried. Errors about datagrams are sent once a second or less (RFC 1812
+/// section 4.3.2.8), so of most that go to nobody the sender never hears: one now and then goes to see, and the others are
+/// known to be lost.
+const PROBED_EVERY: Duration = Duration::from_secs(1);
+/// What is said of a collector that does not listen.
+const NOBODY: &str = "nobody listens there";
 /// How long nothing is refused until a collector is said to be back: it answers that it is not there within that.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -124,11 +130,34 @@ impl Socket {
         }
     }
 
+    /// Whether the last datagram was answered with the word that nobody is there; asked once, it is forgotten.
+    fn take_refusal(&self) -> bool {
+        let told = match self {
+            Socket::Udp(socket) => socket.take_error(),
+            Socket::Unix(_) => return false,
+        };
+        matches!(told, Ok(Some(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Socket::Udp(socket) => socket.send(bytes),
             Socket::Unix(socket) => socket.send(bytes),
         }
+    }
+}
+
+/// A datagram that went to see.
+#[derive(Clone, Copy)]
+struct Probe {
+    at: Instant,
+    /// The answer was that nobody is there.
+    was_refused: bool,
+}
+
+impl Probe {
+    fn now() -> Probe {
+        Probe { at: Instant::now(), was_refused: false }
     }
 }
 
@@ -140,6 +169,8 @@ pub(super) struct Datagrams {
     socket: Option<Socket>,
     /// The reader is behind, and not waited for.
     is_behind: bool,
+    /// Over UDP: the datagram that was sent last to see whether somebody is there again.
+    probe: Option<Probe>,
     opened_at: Option<Instant>,
     /// Records in the datagram that was sent last: of it the next one learns that nobody is there.
     last: u64,
@@ -158,6 +189,7 @@ impl Datagrams {
             tally,
             socket,
             is_behind: false,
+            probe: None,
             opened_at,
             last: 0,
             failed_at,
@@ -175,15 +207,28 @@ impl Datagrams {
                 Err(error) => return self.lose(Loss::Unreachable, records, &error),
             }
         }
-        let Some(socket) = self.socket.take() else { return self.lose(Loss::Unreachable, records, &"nobody is there") };
+        let Some(socket) = self.socket.take() else { return self.lose(Loss::Unreachable, records, &NOBODY) };
+        if let Some(probe) = self.probe {
+            let was_refused = probe.was_refused || socket.take_refusal();
+            if was_refused && !probe.was_refused {
+                self.lose_last();
+            }
+            self.probe = Some(Probe { was_refused, ..probe });
+            if probe.at.elapsed() < PROBED_EVERY {
+                self.socket = Some(socket);
+                return self.lose(Loss::Unreachable, records, &NOBODY);
+            }
+            // This one goes to see; or there was no answer in all that time, and somebody has it.
+            self.probe = was_refused.then(Probe::now);
+        }
         let mut sent = socket.send(bytes);
         if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
             && matches!(socket, Socket::Udp(_))
         {
             // That was the one before (RFC 1122 section 4.1.3.3); this one has not left.
-            let last = std::mem::take(&mut self.last);
+            self.lose_last();
+            self.probe = Some(Probe::now());
             sent = socket.send(bytes);
-            self.lose(Loss::Unreachable, last, &"nobody listens there");
         }
         match sent {
             Ok(_) => {
@@ -213,6 +258,12 @@ impl Datagrams {
     /// Whether something was lost, and it is not sure yet that all is well again: a collector that comes back may be another.
     pub(super) fn is_failing(&self) -> bool {
         self.failed_at.is_some()
+    }
+
+    /// Counts the datagram before as lost.
+    fn lose_last(&mut self) {
+        let last = std::mem::take(&mut self.last);
+        self.lose(Loss::Unreachable, last, &NOBODY);
     }
 
     fn lose(&mut self, reason: Loss, records: u64, why: &dyn std::fmt::Display) {
@@ -280,16 +331,31 @@ mod tests {
             let mut bytes = [0; 16];
             assert_eq!(collector.recv(&mut bytes).unwrap(), 3);
             drop(collector);
-            // Of each the next learns; of the last nobody has yet.
-            for _ in 0..4 {
+            // Of each that is sent the next learns. The second goes to see; the others are not sent at all.
+            for _ in 0..40 {
                 datagrams.send(b"away", 2);
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(2));
             }
-            assert_eq!(lost(&tally), [0, 6, 0]);
+            assert_eq!(lost(&tally), [0, 80, 0], "every one of them");
+            // Nobody is there yet.
+            std::thread::sleep(PROBED_EVERY);
+            datagrams.send(b"away", 1);
+            std::thread::sleep(Duration::from_millis(20));
             let collector = UdpSocket::bind(at).unwrap();
-            datagrams.send(b"again", 1);
+            datagrams.send(b"away", 1);
+            assert_eq!(lost(&tally), [0, 82, 0]);
+            // The first to reach it has gone to see, and is not lost.
+            std::thread::sleep(PROBED_EVERY);
+            datagrams.send(b"probe", 1);
             assert_eq!(collector.recv(&mut bytes).unwrap(), 5);
-            assert_eq!(lost(&tally), [0, 8, 0]);
+            datagrams.send(b"away", 1);
+            assert_eq!(lost(&tally), [0, 83, 0]);
+            std::thread::sleep(PROBED_EVERY);
+            for _ in 0..3 {
+                datagrams.send(b"again", 1);
+                assert_eq!(collector.recv(&mut bytes).unwrap(), 5);
+            }
+            assert_eq!(lost(&tally), [0, 83, 0]);
         }
     }
 
