@@ -679,8 +679,10 @@ impl Reconciler {
                 self.refresh_all(keys);
             }
             Response::Shown(Shown::Egress(shown)) if self.session.answered() => self.hear_of_carrying(shown),
+            // That it answers is all there is to know.
+            Response::Shown(Shown::Control(_)) if self.session.answered() => {}
             Response::Error { message } if self.session.answered() => {
-                tracing::debug!(%message, "the dataplane could not tell of its ports; asked again later");
+                tracing::debug!(%message, "the dataplane could not tell what it was asked; asked again later");
             }
             Response::Error { message } => {
                 tracing::error!(%message, "the dataplane could not serve a request; connecting again");
@@ -805,7 +807,7 @@ impl Reconciler {
         self.dataplane_problem = self.session.silent_for().map(|silent| {
             before.unwrap_or_else(|| {
                 let since = Timestamp::now().saturating_sub(silent).unwrap_or_default();
-                let message = format!("connected, but has not answered an update since {since:.0}; waiting");
+                let message = format!("connected, but has not answered since {since:.0}; waiting");
                 Problem::new(Severity::Error, SILENT, message)
             })
         });

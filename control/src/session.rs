@@ -118,8 +118,8 @@ pub struct Session {
     /// Policies and sets that have changed and stay as they were, since something about them is not certain.
     postponed: BTreeSet<ResourceKey>,
     synced: bool,
-    /// A question of the read side is on its way.
-    asked: bool,
+    /// Since when a question of the read side is on its way.
+    asked: Option<Instant>,
 }
 
 impl Session {
@@ -165,7 +165,8 @@ impl Session {
 
     /// How long an answer is overdue, once that is worth telling.
     pub fn silent_for(&self) -> Option<Duration> {
-        self.in_flight.front().map(|in_flight| in_flight.since.elapsed()).filter(|silent| *silent > SILENCE_TOLD_AFTER)
+        let since = self.in_flight.front().map(|in_flight| in_flight.since).into_iter().chain(self.asked).min()?;
+        Some(since.elapsed()).filter(|silent| *silent > SILENCE_TOLD_AFTER)
     }
 
     /// These resources may have changed.
@@ -228,7 +229,8 @@ impl Session {
     }
 
     /// Says that control is here, if that is due: whoever looks at the dataplane can then tell one that has nothing to say
-    /// from one that hangs. Nothing changes by it, and there is no answer.
+    /// from one that hangs. Nothing changes by it, and there is no answer; so a question goes with it, where none is on its
+    /// way: a dataplane that hangs while there is nothing to tell it is to be noticed too.
     ///
     /// # Errors
     /// When the stream fails; the connection is then closed and its reader will tell.
@@ -239,7 +241,8 @@ impl Session {
         let mut stream = stream.try_clone()?;
         self.sign_due = Some(now + SIGN_AFTER);
         frame::write(&mut stream, &Preparing::Prepare(Prepare { resources: Vec::new() }))
-            .inspect_err(|_| drop(stream.shutdown(std::net::Shutdown::Both)))
+            .inspect_err(|_| drop(stream.shutdown(std::net::Shutdown::Both)))?;
+        self.ask(Show::Control).map(drop)
     }
 
     /// Asks something of the read side; the answer comes as news. While an update is on its way nothing is asked, since a
@@ -248,20 +251,21 @@ impl Session {
     /// # Errors
     /// When the stream fails; the connection is then closed and its reader will tell.
     pub fn ask(&mut self, question: Show) -> io::Result<bool> {
-        let Some(stream) = self.stream.as_ref().filter(|_| self.in_flight.is_empty() && self.synced && !self.asked)
+        let Some(stream) =
+            self.stream.as_ref().filter(|_| self.in_flight.is_empty() && self.synced && self.asked.is_none())
         else {
             return Ok(false);
         };
         let mut stream = stream.try_clone()?;
         frame::write(&mut stream, &Request::Show(question))
             .inspect_err(|_| drop(stream.shutdown(std::net::Shutdown::Both)))?;
-        self.asked = true;
+        self.asked = Some(Instant::now());
         Ok(true)
     }
 
     /// What was asked has been answered, or refused; whether anything was asked.
     pub fn answered(&mut self) -> bool {
-        std::mem::take(&mut self.asked)
+        self.asked.take().is_some()
     }
 
     /// Tells a dataplane that holds nothing of what has changed, so that it can prepare for the first update. Nothing comes
@@ -723,6 +727,30 @@ mod tests {
             }
             assert_eq!(signs, expected);
         }
+    }
+
+    #[test]
+    fn a_dataplane_that_hangs_while_there_is_nothing_to_tell_it_is_noticed() {
+        let (stream, mut other) = UnixStream::pair().unwrap();
+        let mut session = Session::default();
+        session.connected(1, stream, Versions::new(), 0, true);
+        assert!(session.push(&Fixed(BTreeMap::new())).unwrap());
+        session.accepted(Accepted { nonce: session.nonce, generation: 1, rejected: vec![] });
+        let start = Instant::now();
+        // One question is enough until it is answered.
+        for seconds in [6, 12] {
+            session.give_sign(start + Duration::from_secs(seconds)).unwrap();
+        }
+        assert!(matches!(frame::read::<Request>(&mut other).unwrap(), Request::Update(_)));
+        let mut next = || frame::read::<Request>(&mut other).unwrap();
+        let sign = Request::Prepare(Prepare { resources: vec![] });
+        assert_eq!([next(), next(), next()], [sign.clone(), Request::Show(Show::Control), sign.clone()]);
+        assert_eq!(session.silent_for(), None, "not yet worth telling");
+        session.asked = start.checked_sub(SILENCE_TOLD_AFTER + Duration::from_secs(1));
+        assert!(session.silent_for().is_some());
+        assert!(session.answered() && session.silent_for().is_none());
+        session.give_sign(start + Duration::from_secs(18)).unwrap();
+        assert_eq!([next(), next()], [sign, Request::Show(Show::Control)]);
     }
 
     #[test]
