@@ -473,6 +473,8 @@ pub enum What {
     },
     /// Whether control is connected, and when the dataplane heard it last
     Control,
+    /// What keeps the gateway from its work: workers with old tables, links that are down, empty fill rings
+    Readiness,
 }
 
 /// Which flows `tidegate show flows` prints: those that everything fits that is given.
@@ -539,6 +541,7 @@ impl What {
             What::Policies { .. } => api::Show::Policies,
             What::Egress { .. } => api::Show::Egress,
             What::Control => api::Show::Control,
+            What::Readiness => api::Show::Readiness,
         }
     }
 }

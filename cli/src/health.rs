@@ -17,7 +17,13 @@ use tidegate_api::show::{Show, Shown, WorkerRow};
 use crate::show::control;
 use crate::trouble;
 
-/// What to say of a healthy dataplane. `ready`: it also has to know what it is here for.
+/// How often it is asked whether it is ready, and the time between two answers.
+const ATTEMPTS: u32 = 5;
+/// See [`ATTEMPTS`].
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What to say of a healthy dataplane. `ready`: it also has to know what it is here for, its
+/// workers to be at the newest generation, its links up, and its fill rings not empty.
 ///
 /// # Errors
 /// Why it is not healthy, or not ready, for the operator; after `timeout` at the latest, give or take the five seconds of a
@@ -34,9 +40,30 @@ pub fn run(socket: &Path, ready: bool, timeout: Duration) -> anyhow::Result<Stri
     if ready && !client.holds.keys().any(|key| key.kind == Kind::Gateway) {
         bail!("not ready: the workers turn, but control has not told yet what this gateway is; its log says why");
     }
+    if ready {
+        ready_to_work(&mut client)?;
+    }
     let (count, s) = (workers.len(), if workers.len() == 1 { "" } else { "s" });
     let workers = format!("healthy: {count} worker{s} at generation {generation}, {} objects\n", client.holds.len());
     Ok(workers + &of_control(&mut client))
+}
+
+/// Asks more than once: tables are published all the time, and a ring may be empty for a moment.
+///
+/// # Errors
+/// What keeps the gateway from its work.
+fn ready_to_work(client: &mut Client) -> anyhow::Result<()> {
+    for attempt in 1.. {
+        match client.show(Show::Readiness) {
+            Ok(Shown::Readiness(readiness)) if readiness.is_ready() => break,
+            Ok(Shown::Readiness(readiness)) if attempt == ATTEMPTS => bail!("not ready: {readiness}"),
+            Ok(Shown::Readiness(_)) => std::thread::sleep(PAUSE),
+            // One of an older version cannot tell.
+            Ok(_) | Err(ClientError::Refused(_)) => break,
+            Err(error) => bail!("not ready: {error}"),
+        }
+    }
+    Ok(())
 }
 
 /// How control is; nothing if a dataplane of another version cannot tell.

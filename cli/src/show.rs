@@ -134,6 +134,7 @@ fn json(answer: &Shown) -> anyhow::Result<String> {
         Shown::Policies(policies) => pretty(policies),
         Shown::Egress(egress) => pretty(egress),
         Shown::Control(control) => pretty(control),
+        Shown::Readiness(readiness) => pretty(readiness),
     }
 }
 
@@ -161,6 +162,8 @@ fn text(answer: &Shown, what: &What) -> String {
         Shown::Policies(shown) => policy::policies(shown, is_all(what)),
         Shown::Egress(shown) => egress::egress(shown),
         Shown::Control(shown) => control::control(shown),
+        Shown::Readiness(shown) if shown.is_ready() => format!("ready, at generation {}\n", shown.generation),
+        Shown::Readiness(shown) => format!("not ready: {shown}\n"),
     }
 }
 
@@ -190,6 +193,7 @@ fn name_of_question(question: &Show) -> &'static str {
         Show::Policies => "policies",
         Show::Egress => "egress",
         Show::Control => "control",
+        Show::Readiness => "readiness",
     }
 }
 
@@ -210,5 +214,6 @@ fn name_of_answer(answer: &Shown) -> &'static str {
         Shown::Policies(_) => "policies",
         Shown::Egress(_) => "egress",
         Shown::Control(_) => "control",
+        Shown::Readiness(_) => "readiness",
     }
 }

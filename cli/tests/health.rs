@@ -12,7 +12,7 @@ use tidegate_api::frame;
 use tidegate_api::listen::Listener;
 use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{Kind, ResourceKey, Versions};
-use tidegate_api::show::{Control, Show, Shown, WorkerRow};
+use tidegate_api::show::{Control, Readiness, Show, Shown, WorkerRow};
 
 fn worker(number: u32, generation: u64) -> WorkerRow {
     WorkerRow {
@@ -37,11 +37,20 @@ fn worker(number: u32, generation: u64) -> WorkerRow {
 /// A dataplane that holds an object of each of these kinds and gives this answer to the question about its workers; without
 /// one it says nothing more. Of control it knows nothing, as one of an older version.
 fn dataplane(kinds: &[Kind], answer: Option<Response>) -> TempDir {
-    dataplane_that_knows(kinds, answer, Response::Error { message: "unknown variant `control`".into() })
+    dataplane_that_knows(kinds, answer, unknown("control"), Vec::new())
 }
 
-/// The same, with what it says of control.
-fn dataplane_that_knows(kinds: &[Kind], answer: Option<Response>, of_control: Response) -> TempDir {
+fn unknown(question: &str) -> Response {
+    Response::Error { message: format!("unknown variant `{question}`") }
+}
+
+/// The same, with what it says of control, and one answer after the other of whether it is ready.
+fn dataplane_that_knows(
+    kinds: &[Kind],
+    answer: Option<Response>,
+    of_control: Response,
+    readiness: Vec<Readiness>,
+) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let listener = Listener::bind(&directory.path().join("tidegate.sock"), 0o600).unwrap();
     let holds: Versions =
@@ -56,9 +65,16 @@ fn dataplane_that_knows(kinds: &[Kind], answer: Option<Response>, of_control: Re
         assert_eq!(question, Request::Show(Show::Workers));
         if let Some(answer) = answer {
             frame::write(&mut stream, &answer).unwrap();
-            if let Ok(question) = frame::read::<Request>(&mut stream) {
-                assert_eq!(question, Request::Show(Show::Control));
-                frame::write(&mut stream, &of_control).unwrap();
+            let mut readiness = readiness.into_iter();
+            while let Ok(question) = frame::read::<Request>(&mut stream) {
+                let answer = match question {
+                    Request::Show(Show::Readiness) => readiness
+                        .next()
+                        .map_or(unknown("readiness"), |readiness| Response::Shown(Shown::Readiness(readiness))),
+                    Request::Show(Show::Control) => of_control.clone(),
+                    other => panic!("{other:?}"),
+                };
+                frame::write(&mut stream, &answer).unwrap();
             }
         }
         let _ = stream.read(&mut [0; 1]);
@@ -97,6 +113,25 @@ fn ready_is_who_knows_what_it_is_here_for() {
 }
 
 #[test]
+fn workers_links_and_rings_decide_whether_it_is_ready_and_a_moment_does_not() {
+    let ill =
+        || Readiness { generation: 9, behind: vec![(1, 8)], down: vec!["lan0".into()], starved: vec!["wan0/0".into()] };
+    let there = |answers: Vec<Readiness>| {
+        dataplane_that_knows(&[Kind::Gateway], workers(vec![worker(0, 9), worker(1, 8)]), unknown("control"), answers)
+    };
+    let moment = there(vec![ill(), ill(), Readiness::default()]);
+    let (status, text) = health(moment.path(), &["--ready"]);
+    assert_eq!((status, text.as_str()), (Some(0), "healthy: 2 workers at generation 8, 1 objects\n"));
+    let (status, text) = health(there(vec![ill(); 9]).path(), &["--ready"]);
+    assert_eq!(status, Some(1));
+    let expected = "not ready: worker 1 is at generation 8, the newest is 9; lan0 is down, or without a carrier; the fill \
+                    ring of wan0/0 is empty";
+    assert!(text.contains(expected), "{text}");
+    // Alive it is all the same: a restart would mend nothing of it.
+    assert_eq!(health(there(vec![ill(); 9]).path(), &[]).0, Some(0));
+}
+
+#[test]
 fn a_control_that_is_gone_or_hangs_is_told_and_the_gateway_stays_ready() {
     let client = || Some("tidegate-control 1".to_owned());
     let control = |client, has_spoken, silent_ms| Control { client, has_spoken, silent_ms };
@@ -115,7 +150,7 @@ fn a_control_that_is_gone_or_hangs_is_told_and_the_gateway_stays_ready() {
         ),
     ] {
         let said = Response::Shown(Shown::Control(shown));
-        let there = dataplane_that_knows(&[Kind::Gateway], workers(vec![worker(0, 1)]), said);
+        let there = dataplane_that_knows(&[Kind::Gateway], workers(vec![worker(0, 1)]), said, Vec::new());
         let (status, text) = health(there.path(), &["--ready"]);
         assert_eq!(status, Some(0), "{text}");
         assert!(

@@ -22,8 +22,8 @@ use tidegate_api::message::{CONTRACT_VERSION, Request, Response};
 use tidegate_api::resource::{MacAddress, Protocol};
 use tidegate_api::show::{
     AnnouncementRow, Announcements, BackendRow, ClientsByRss, Control, Counters, DropRow, EgressAddressRow,
-    EgressPodRow, EgressShown, FlowFilter, FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, RouteRow,
-    RulingRow, ServiceRow, Show, Shown, StageRow, TunnelRow, WorkerRow,
+    EgressPodRow, EgressShown, FlowFilter, FlowRow, GatewayRow, Gateways, NeighbourRow, Policies, PortRow, Readiness,
+    RouteRow, RulingRow, ServiceRow, Show, Shown, StageRow, TunnelRow, WorkerRow,
 };
 
 /// A dataplane's read side for one conversation; the thread returns the question it was asked.
@@ -232,6 +232,12 @@ fn canned(question: &Show) -> Shown {
                 ruling("clusternetworkpolicy/no-metadata", "egress", Some(0), 0, 0),
             ],
         }),
+        Show::Readiness => Shown::Readiness(Readiness {
+            generation: 9,
+            behind: vec![(1, 8)],
+            down: vec!["lan0".into()],
+            starved: vec!["wan0/0".into()],
+        }),
         Show::Control => Shown::Control(Control {
             client: Some("tidegate-control 0.1.0".into()),
             has_spoken: true,
@@ -438,6 +444,7 @@ fn empty(question: &Show) -> Shown {
         Show::Policies => Shown::Policies(Policies::default()),
         Show::Egress => Shown::Egress(EgressShown::default()),
         Show::Control => Shown::Control(Control::default()),
+        Show::Readiness => Shown::Readiness(Readiness::default()),
     }
 }
 
@@ -459,6 +466,7 @@ fn subcommands() -> Vec<(&'static str, Show)> {
         ("policies", Show::Policies),
         ("egress", Show::Egress),
         ("control", Show::Control),
+        ("readiness", Show::Readiness),
     ]
 }
 
@@ -514,10 +522,11 @@ fn no_rows_are_said_in_words_and_are_an_empty_list_in_json() {
                  control`\n"
                     .into()
             }
+            "readiness" => "ready, at generation 0\n".into(),
             other => format!("no {other}\n"),
         };
         assert_eq!(printed(&output), expected);
-        if !["announcements", "control", "counters", "egress", "gateways", "policies"].contains(&name) {
+        if !["announcements", "control", "counters", "egress", "gateways", "policies", "readiness"].contains(&name) {
             let dataplane = Dataplane::answering(empty(&question));
             let output = tidegate(&dataplane.socket(), &["show", "--json", name]).output().unwrap();
             assert_eq!(printed(&output), "[]\n", "{name}");

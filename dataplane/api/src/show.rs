@@ -55,6 +55,8 @@ pub enum Show {
     Egress,
     /// Whether control is there, and when it was heard last.
     Control,
+    /// Whether workers, links and rings are as packets need them.
+    Readiness,
 }
 
 /// Which flows are asked for: those that everything fits that is given.
@@ -131,6 +133,41 @@ pub enum Shown {
     Egress(EgressShown),
     /// Answer to [`Show::Control`].
     Control(Control),
+    /// Answer to [`Show::Readiness`].
+    Readiness(Readiness),
+}
+
+/// What keeps a gateway from its work, as far as it sees itself. All empty: it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Readiness {
+    /// The newest generation of tables.
+    pub generation: u64,
+    /// Workers that work with older ones, with their generation.
+    pub behind: Vec<(u32, u64)>,
+    /// Served devices that are down, without a carrier, or gone.
+    pub down: Vec<String>,
+    /// Ports, as `device/queue`, whose fill ring is empty: the kernel has nothing to receive into.
+    pub starved: Vec<String>,
+}
+
+impl Readiness {
+    /// Whether there is nothing of it.
+    pub fn is_ready(&self) -> bool {
+        self.behind.is_empty() && self.down.is_empty() && self.starved.is_empty()
+    }
+}
+
+/// Words for people, without an end of line.
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let newest = self.generation;
+        let behind = self.behind.iter();
+        let behind =
+            behind.map(|(worker, at)| format!("worker {worker} is at generation {at}, the newest is {newest}"));
+        let down = self.down.iter().map(|device| format!("{device} is down, or without a carrier"));
+        let starved = self.starved.iter().map(|port| format!("the fill ring of {port} is empty"));
+        f.write_str(&behind.chain(down).chain(starved).collect::<Vec<_>>().join("; "))
+    }
 }
 
 /// Who tells the dataplane what to do, as the dataplane hears it.
@@ -368,7 +405,7 @@ pub struct NeighbourRow {
 }
 
 /// One worker.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkerRow {
     /// Number of the worker.
     pub worker: u32,

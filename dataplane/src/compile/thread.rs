@@ -68,6 +68,8 @@ pub struct Holdings {
 pub struct View {
     /// The tables.
     pub tables: Tables,
+    /// Their generation.
+    pub generation: u64,
     /// Accepted objects of the kind that was asked for, in the order of names.
     pub objects: Vec<Arc<Resource>>,
     /// The kernel's neighbours.
@@ -457,6 +459,7 @@ impl Run {
             let objects = self.compiler.objects();
             let layout = &self.compiler.facts().layout;
             let _ = asker.try_send(View {
+                generation: self.compiler.generation(),
                 tables: self.compiler.tables().clone(),
                 objects: kind.into_iter().flat_map(|kind| objects.of_kind(kind)).cloned().collect(),
                 neighbours: self.compiler.facts().neighbours.clone(),

@@ -7,7 +7,9 @@ use std::net::IpAddr;
 
 use tidegate_api::message::{IpFamily, NodeDelivery, NodeSuspicion};
 use tidegate_api::resource::{Body, Kind, MacAddress, Protocol, Service};
-use tidegate_api::show::{BackendRow, NeighbourRow, PortRow, RouteRow, ServiceRow, Show, Shown, TunnelRow};
+use tidegate_api::show::{
+    BackendRow, NeighbourRow, PortRow, Readiness, RouteRow, ServiceRow, Show, Shown, TunnelRow, WorkerRow,
+};
 
 use super::Announcers;
 use super::query::{BackendUsage, WorkerQuery};
@@ -90,10 +92,33 @@ pub fn answer(
         }
         Show::Gateways => Shown::Gateways(others.gateways.as_ref().map(gateways::Handle::show).unwrap_or_default()),
         Show::Control => Shown::Control(others.seats.control()),
+        Show::Readiness => {
+            // In this order: workers may be further than what is asked of them, not less far.
+            let view = view(None)?;
+            Shown::Readiness(readiness(&view, &workers.workers().map_err(told)?, &workers.ports().map_err(told)?))
+        }
         Show::Announcements => {
             Shown::Announcements(others.routes.as_ref().map(routes::Handle::show).unwrap_or_default())
         }
     })
+}
+
+/// What keeps this gateway from its work.
+fn readiness(view: &View, workers: &[WorkerRow], ports: &[PortRow]) -> Readiness {
+    let behind = workers.iter().filter(|row| row.generation < view.generation);
+    let is_up = |name: &str| {
+        view.tables.devices.rows().any(|(_, row)| *row.name == *name) && !view.down.iter().any(|down| down == name)
+    };
+    let mut down: Vec<String> = ports.iter().map(|row| row.device.clone()).filter(|name| !is_up(name)).collect();
+    down.sort_unstable();
+    down.dedup();
+    let is_starved = |row: &&PortRow| row.rings.get("fill").is_some_and(|(level, size)| *level == 0 && *size > 0);
+    Readiness {
+        generation: view.generation,
+        behind: behind.map(|row| (row.worker, row.generation)).collect(),
+        down,
+        starved: ports.iter().filter(is_starved).map(|row| format!("{}/{}", row.device, row.queue)).collect(),
+    }
 }
 
 /// Ports as workers tell of them, with MAC and MTU as the devices have them now: a port keeps those that it was opened with.
@@ -397,14 +422,8 @@ mod tests {
     use super::*;
     use crate::compile::tests::{on_machine, routed};
 
-    #[test]
-    fn ports_have_the_mac_and_mtu_of_now() {
-        let (mut compiler, _) = on_machine();
-        let mut layout = routed();
-        let link = layout.links.values_mut().find(|link| link.name == "lan0").unwrap();
-        (link.mtu, link.mac) = (1400, Some([2, 0, 0, 0, 0, 9]));
-        crate::compile::tests::layout(&mut compiler, layout);
-        let port = |device: &str| PortRow {
+    fn port(device: &str) -> PortRow {
+        PortRow {
             device: device.into(),
             queue: 0,
             mode: "copy".into(),
@@ -412,7 +431,35 @@ mod tests {
             mtu: 1500,
             counters: Default::default(),
             rings: Default::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn who_is_behind_down_or_starved_is_not_ready() {
+        let (compiler, _) = on_machine();
+        let mut view = View { tables: compiler.tables().clone(), generation: 7, ..View::default() };
+        let worker = |generation| WorkerRow { worker: 1, generation, ..WorkerRow::default() };
+        let filled = |device: &str, level| PortRow { rings: [("fill".to_owned(), (level, 64))].into(), ..port(device) };
+        let well = readiness(&view, &[worker(7), worker(8)], &[port("wan0"), filled("lan0", 1)]);
+        assert!(well.is_ready() && well.to_string().is_empty(), "{well}");
+        view.down = vec!["lan0".into(), "other0".into()];
+        let ports = [port("wan0"), filled("lan0", 0), port("gone0")];
+        let ill = readiness(&view, &[worker(7), worker(6)], &ports);
+        assert!(!ill.is_ready());
+        assert_eq!(
+            ill.to_string(),
+            "worker 1 is at generation 6, the newest is 7; gone0 is down, or without a carrier; lan0 is down, or without a \
+             carrier; the fill ring of lan0/0 is empty"
+        );
+    }
+
+    #[test]
+    fn ports_have_the_mac_and_mtu_of_now() {
+        let (mut compiler, _) = on_machine();
+        let mut layout = routed();
+        let link = layout.links.values_mut().find(|link| link.name == "lan0").unwrap();
+        (link.mtu, link.mac) = (1400, Some([2, 0, 0, 0, 0, 9]));
+        crate::compile::tests::layout(&mut compiler, layout);
         let rows = ports(vec![port("lan0"), port("gone0")], compiler.tables());
         assert_eq!((rows[0].mtu, rows[0].mac), (1400, MacAddress([2, 0, 0, 0, 0, 9])));
         assert_eq!(rows[1], port("gone0"), "of a device that is gone, what it had");

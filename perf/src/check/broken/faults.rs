@@ -402,12 +402,14 @@ fn links() -> Vec<Fault> {
                 let mut says = vec![
                     lacks("device lan0", "down, or without a carrier", "up (ip link set dev lan0 up)"),
                     "interface lan0: down, or without a carrier".into(),
+                    "not ready: lan0 is down, or without a carrier".into(),
                 ];
                 if family == Family::V4 {
                     let to = NODE.underlay(family);
                     says.push(format!("way to node {}, {to}: no route; needed: a route to {to}", NODE.name()));
                 }
-                let command = format!("{}; tidegate doctor --config node.yaml", explained(family));
+                let command =
+                    format!("{}; tidegate doctor --config node.yaml; tidegate health --ready", explained(family));
                 Case { probe: Some(request(family)), command, says, ..of_gateway(Some(family), breaks, String::new()) }
             },
         ),
