@@ -59,8 +59,15 @@ impl Finding {
         Finding { check, subject: subject.into(), verdict, found: found.into(), why: check::why(check), fix: None }
     }
 
+    /// A command is there to be pasted into a shell: the subject in it is quoted where its name would be more than a name.
     fn mended_by(self, fix: impl Into<String>) -> Finding {
-        Finding { fix: Some(fix.into()), ..self }
+        let fix = fix.into();
+        let is_plain = |character: char| character.is_ascii_alphanumeric() || "._-@:/,+ []".contains(character);
+        let fix = match self.subject.chars().all(is_plain) {
+            true => fix,
+            false => fix.replace(&self.subject, &format!("'{}'", self.subject.replace('\'', "'\\''"))),
+        };
+        Finding { fix: Some(fix), ..self }
     }
 }
 
@@ -80,4 +87,23 @@ pub fn examine(machine: &Machine, node_file: Option<&Path>) -> Vec<Finding> {
 
 fn not_read(error: &ConfigError) -> Finding {
     Finding::new("node-file", "", Verdict::Fail, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_a_command_is_a_name_to_the_shell() {
+        for (name, expected) in [
+            ("lan0", "ip link set dev lan0 up"),
+            ("eth0.100", "ip link set dev eth0.100 up"),
+            ("$(id)", "ip link set dev '$(id)' up"),
+            ("a;reboot", "ip link set dev 'a;reboot' up"),
+            ("it's", "ip link set dev 'it'\\''s' up"),
+        ] {
+            let finding = Finding::new("mtu", name, Verdict::Warn, "x").mended_by(format!("ip link set dev {name} up"));
+            assert_eq!(finding.fix.as_deref(), Some(expected));
+        }
+    }
 }
