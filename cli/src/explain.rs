@@ -341,6 +341,7 @@ fn line(step: &Step) -> (&'static str, String) {
             ("policy", format!("{direction} {told}: {by}"))
         }
         Step::Translated { source, destination } => ("rewrite", format!("{source} -> {destination}")),
+        Step::TakenBack => ("back in", "as if from the wire: it is to another pod's external address".to_owned()),
         Step::Encapsulated { node, underlay, mac, vni, mtu } => (
             "encap",
             format!("VXLAN to node {node} ({underlay}), VTEP {mac}, network {vni}, packets up to {mtu} bytes"),
@@ -639,6 +640,7 @@ mod tests {
                 "shop/web port 80 by its load balancer address, fullnat, mh among 2 endpoints, session affinity of 10800 s: \
                  this client's endpoint is remembered",
             ),
+            (Step::TakenBack, "as if from the wire: it is to another pod's external address"),
             (packet("192.0.2.7", "203.0.113.10"), "SCTP 192.0.2.7:5 -> 203.0.113.10:80, 40 bytes, TTL 9"),
             (
                 packet("2001:db8::7", "2001:db8:f::a"),

@@ -36,13 +36,61 @@ pub(crate) mod pinhole;
 /// Where a packet and the tables do not say the same.
 pub(crate) mod evidence;
 
+/// What a worker is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Device it comes in by.
+    pub device: DeviceId,
+    /// The frame; the IP packet alone, if that was taken back.
+    pub bytes: Vec<u8>,
+    /// A pod sent it to another pod's external address, and it comes back in as if from the wire (N-010).
+    pub is_back: bool,
+    /// How another worker has handed it over, if one has.
+    pub handed: Option<Handed>,
+}
+
 /// What a worker says of a packet.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Told {
     /// It is this worker's, and this becomes of it.
     Mine(Box<Explanation>),
+    /// The same, and it comes back in as this IP packet.
+    Back(Box<Explanation>, Vec<u8>),
     /// It is that one's.
     Theirs(Handed),
+}
+
+/// Workers asked about one half of a packet's way: one that owns nothing of it, the one it names, of a fragment the one that
+/// owns its flow, and the one that this one names, where affinity of a Service has come or gone (design 4).
+const ASKED_MAX: usize = 4;
+
+/// The whole way of a frame that comes in by `device`: `ask` asks a worker, `first` before all others. `None`: workers do not
+/// agree whose it is, since tables are changing.
+///
+/// # Errors
+/// Those of `ask`.
+pub fn whole<E>(
+    first: usize,
+    device: DeviceId,
+    frame: &[u8],
+    mut ask: impl FnMut(usize, &Asked) -> Result<Told, E>,
+) -> Result<Option<Explanation>, E> {
+    let mut asked = Asked { device, bytes: frame.to_vec(), is_back: false, handed: None };
+    let (mut worker, mut before) = (first, Vec::new());
+    for _ in 0..2 * ASKED_MAX {
+        match ask(worker, &asked)? {
+            Told::Mine(mut explanation) => {
+                explanation.steps.splice(0..0, before);
+                return Ok(Some(*explanation));
+            }
+            Told::Back(explanation, bytes) => {
+                before = explanation.steps;
+                asked = Asked { device, bytes, is_back: true, handed: None };
+            }
+            Told::Theirs(other) => (worker, asked.handed) = (usize::from(other.to.0), Some(other)),
+        }
+    }
+    Ok(None)
 }
 
 /// How a packet comes to a worker from another.
@@ -62,6 +110,11 @@ pub(crate) struct Story<'t> {
 }
 
 impl<'t> Story<'t> {
+    /// The second half of a packet's way.
+    pub fn begin_again(tables: &'t Tables) -> Story<'t> {
+        Story { tables, steps: vec![Step::TakenBack] }
+    }
+
     /// A frame of so many bytes has come in.
     pub fn begin(tables: &'t Tables, device: DeviceId, bytes: usize) -> Story<'t> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);

@@ -13,7 +13,7 @@ use tidegate_io::{PortCounters, PortFacts, RingLevels, SocketStatistics};
 use crate::capture::Tap;
 use crate::counters::{Counters, Event};
 use crate::drops::DropReason;
-use crate::explain::{Handed, Told};
+use crate::explain::{Asked, Told};
 use crate::family::Family;
 use crate::limits;
 use crate::state::ports::{Holder, Tally};
@@ -21,7 +21,7 @@ use crate::state::quota::Quota;
 use crate::state::ruling::Ruling;
 use crate::state::{Direction, Entry, TICK_NS_LOG2, ticks, ticks_since, usage};
 use crate::table::egress::PortClass;
-use crate::table::{BackendId, DeviceId, ExternalId, ServiceId, Tables, unmapped};
+use crate::table::{BackendId, ExternalId, ServiceId, Tables, unmapped};
 use crate::worker::Worker;
 use crate::worker::batches::Batches;
 use crate::worker::stages::Stages;
@@ -82,12 +82,8 @@ pub enum Request {
     },
     /// What would become of a frame.
     Explain {
-        /// Device it comes in by.
-        device: DeviceId,
         /// The frame.
-        frame: Vec<u8>,
-        /// How another worker has handed it over, if one has.
-        handed: Option<Handed>,
+        asked: Asked,
         /// Where the answer goes.
         reply: Sender<Told>,
     },
@@ -231,8 +227,8 @@ pub(crate) fn answer(worker: &mut Worker, request: Request, now_ns: u64) {
         Request::Rulings { reply } => {
             let _gone = reply.try_send(worker.state.rulings.all().collect());
         }
-        Request::Explain { device, frame, handed, reply } => {
-            let _gone = reply.try_send(worker.explain(device, &frame, handed, now_ns));
+        Request::Explain { asked, reply } => {
+            let _gone = reply.try_send(worker.explain(&asked, now_ns));
         }
         Request::Capture { tap, reply } => {
             let begun = tap.is_some_and(|tap| worker.begin_capture(tap).is_ok());

@@ -231,6 +231,8 @@ pub enum Step {
         /// Destination.
         destination: SocketAddr,
     },
+    /// It is to another pod's external address and comes back in as if from the wire: what follows is of this second half.
+    TakenBack,
     /// It leaves in VXLAN.
     Encapsulated {
         /// Node it goes to.
@@ -279,7 +281,8 @@ pub enum Verdict {
         /// Its address.
         address: IpAddr,
     },
-    /// It comes back in as if from the wire, since it is to an external address of another pod.
+    /// It comes back in as if from the wire, since it is to an external address of another pod; only of fragments and ICMP
+    /// errors, whose second half is not told.
     Returns,
     /// It is answered from here.
     Answered {

@@ -149,6 +149,13 @@ pub struct NewFlow<A> {
 }
 
 impl<A: Family> NewFlow<A> {
+    /// The tuple that its first packet leaves with.
+    pub(crate) fn leaving(&self) -> Tuple<A> {
+        let ((source, source_port), (destination, destination_port)) = (self.source, self.to);
+        let (protocol, domain) = (self.original.protocol, self.leaves as u8);
+        Tuple { source, destination, source_port, destination_port, protocol, domain }
+    }
+
     /// The entry to install for the flow that `packet` begins.
     pub(super) fn entry(&self, packet: &Packet) -> state::NewFlow<A> {
         let at = &packet.l3;
@@ -160,14 +167,7 @@ impl<A: Family> NewFlow<A> {
         let (mark, tunnel, next_hop) = route::pack(Some(self.forward), self.reply);
         state::NewFlow {
             original: self.original,
-            translated: Tuple {
-                source: self.source.0,
-                source_port: self.source.1,
-                destination: self.to.0,
-                destination_port: self.to.1,
-                protocol: self.original.protocol,
-                domain: self.leaves as u8,
-            },
+            translated: self.leaving(),
             state,
             mark: mark | self.granted.map_or(0, |granted| granted.grant.mark()),
             backend: self.backend.0,

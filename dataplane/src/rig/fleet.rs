@@ -18,7 +18,7 @@ use super::sketch::Sketch;
 use super::{FROM_ROUTER, LAN, LAN_MAC, Net, ROUTER_MAC, WAN, WAN_MAC, mapped};
 use crate::compile;
 use crate::counters::Event;
-use crate::explain::Told;
+use crate::explain;
 use crate::family::Family;
 use crate::handover;
 use crate::mailbox::Request;
@@ -291,23 +291,21 @@ impl Fleet {
     /// What would become of a frame: worker `first` is asked, and then the one that it names.
     #[track_caller]
     pub fn explain(&mut self, first: usize, device: DeviceId, frame: &[u8]) -> Explanation {
-        let (mut worker, mut handed) = (first, None);
-        // Somebody, the owner of its fragments, its own, and the one of before.
-        for _ in 0..4 {
+        let told = explain::whole(first, device, frame, |worker, asked| {
             let (reply, answer) = bounded(1);
-            let question = Request::Explain { device, frame: frame.to_vec(), handed, reply };
+            let question = Request::Explain { asked: asked.clone(), reply };
             let asked = self.mailboxes.get(worker).map(|mailbox| mailbox.try_send(question));
             assert!(matches!(asked, Some(Ok(()))), "worker {worker} cannot be asked");
             if let Some(worker) = self.workers.get_mut(worker) {
                 worker.turn(self.now_ns);
             }
-            match answer.try_recv() {
-                Ok(Told::Mine(explanation)) => return *explanation,
-                Ok(Told::Theirs(other)) => (worker, handed) = (other.to.0.into(), Some(other)),
-                Err(error) => panic!("worker {worker} does not answer: {error}"),
-            }
+            answer.try_recv()
+        });
+        match told {
+            Ok(Some(explanation)) => explanation,
+            Ok(None) => panic!("workers do not agree whose it is\n{}", self.told()),
+            Err(error) => panic!("a worker does not answer: {error}"),
         }
-        panic!("workers do not agree whose it is\n{}", self.told());
     }
 
     /// The worker that owns packets with the tuple of this one.

@@ -8,17 +8,13 @@ use tidegate_api::resource::{Backend, Body, Kind, Resource, StaticNat};
 
 use super::query::{QueryError, WorkerQuery};
 use crate::compile::thread::{Handle, View};
-use crate::explain::{Told, envelope};
+use crate::explain::{self, envelope};
 use crate::table::policy::gate_ruling_key;
 
 /// What a packet lacks to get through.
 mod lacks;
 /// What the kernel has: packets that never come to a worker, and addresses of ours.
 mod taken;
-
-/// Workers asked at most: one that owns nothing of it, the one it names, of a fragment the one that owns its flow, and the one
-/// that this one names, where affinity of a Service has come or gone (design 4).
-const ASKED_MAX: usize = 4;
 
 /// The answer to `question`.
 ///
@@ -33,21 +29,21 @@ pub fn answer(question: &Question, compiler: &Handle, workers: &dyn WorkerQuery)
     if let Some(explanation) = taken::by_kernel(&view, compiler, device, &frame)? {
         return Ok(explanation);
     }
-    let (mut worker, mut handed) = (0, None);
-    for _ in 0..ASKED_MAX {
-        match workers.explain(worker, device, &frame, handed).map_err(|error: QueryError| error.to_string())? {
-            Told::Mine(mut explanation) => {
-                name(&view, &mut explanation);
-                name_gates(compiler, &mut explanation)?;
-                name_static_nat(compiler, &mut explanation)?;
-                name_egress(compiler, &mut explanation)?;
-                lacks::tell(&view, compiler, workers, &mut explanation)?;
-                return Ok(*explanation);
-            }
-            Told::Theirs(other) => (worker, handed) = (usize::from(other.to.0), Some(other)),
-        }
-    }
-    Err("workers do not agree whose packet it is: tables are changing, ask again".into())
+    let told = explain::whole(0, device, &frame, |worker, asked| workers.explain(worker, asked));
+    let mut explanation = told
+        .map_err(|error: QueryError| error.to_string())?
+        .ok_or("workers do not agree whose packet it is: tables are changing, ask again")?;
+    name(&view, &mut explanation);
+    name_gates(compiler, &mut explanation)?;
+    name_static_nat(compiler, &mut explanation)?;
+    name_egress(compiler, &mut explanation)?;
+    // A packet that was taken back lacks what it lacks in its second half.
+    let is_back = |step: &Step| *step == Step::TakenBack;
+    let second = explanation.steps.iter().rposition(is_back).unwrap_or(0);
+    let first: Vec<Step> = explanation.steps.drain(..second).collect();
+    lacks::tell(&view, compiler, workers, &mut explanation)?;
+    explanation.steps.splice(0..0, first);
+    Ok(explanation)
 }
 
 /// So have gateway policies: by what their rules are counted under.

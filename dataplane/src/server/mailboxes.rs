@@ -17,15 +17,15 @@ use super::query::{BackendUsage, QueryError, WorkerQuery};
 use crate::capture::Tap;
 use crate::counters::Event;
 use crate::drops::DropReason;
-use crate::explain::{Handed, Told};
+use crate::explain::{Asked, Told};
 use crate::limits;
 use crate::mailbox::{EgressUse, FlowsFrom, FlowsWanted, PortStatus, Request, Status};
 use crate::port_office::Lenders;
 use crate::state::quota::Quota;
 use crate::state::ruling::Ruling;
+use crate::table::BackendId;
 use crate::table::egress::PortClass;
 use crate::table::owner::WorkerId;
-use crate::table::{BackendId, DeviceId};
 use crate::worker::stages::Spent;
 
 /// How long a worker may take.
@@ -190,14 +190,8 @@ impl WorkerQuery for Mailboxes {
         self.ask(|reply| Request::Egress { reply })
     }
 
-    fn explain(
-        &self,
-        worker: usize,
-        device: DeviceId,
-        frame: &[u8],
-        handed: Option<Handed>,
-    ) -> Result<Told, QueryError> {
-        self.ask_one(worker, |reply| Request::Explain { device, frame: frame.to_vec(), handed, reply })
+    fn explain(&self, worker: usize, asked: &Asked) -> Result<Told, QueryError> {
+        self.ask_one(worker, |reply| Request::Explain { asked: asked.clone(), reply })
     }
 
     fn workers_count(&self) -> usize {
@@ -346,6 +340,8 @@ fn books(statuses: &[Status]) -> Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::explain::Handed;
+    use crate::table::DeviceId;
     use crate::worker::batches::Batches;
     use crate::worker::stages::Stages;
 
@@ -440,11 +436,9 @@ mod tests {
         });
         let row = mailboxes.workers().unwrap().remove(0);
         assert_eq!((row.core, row.clients.map(|clients| (clients.entries, clients.of))), (Some(1), Some((64, 128))));
-        assert_eq!(
-            mailboxes.explain(0, DeviceId(0), &[], None),
-            Ok(Told::Theirs(Handed { to: WorkerId(7), ports: None }))
-        );
-        assert_eq!(mailboxes.explain(7, DeviceId(0), &[], None), Err(QueryError::Ended { worker: 7 }));
+        let asked = Asked { device: DeviceId(0), bytes: vec![], is_back: false, handed: None };
+        assert_eq!(mailboxes.explain(0, &asked), Ok(Told::Theirs(Handed { to: WorkerId(7), ports: None })));
+        assert_eq!(mailboxes.explain(7, &asked), Err(QueryError::Ended { worker: 7 }));
         assert_eq!(mailboxes.counters().unwrap().imbalance, 0);
         assert_eq!(mailboxes.drops().unwrap().iter().map(|row| row.packets).sum::<u64>(), 8);
         assert_eq!(mailboxes.drops().unwrap().len(), DropReason::COUNT);

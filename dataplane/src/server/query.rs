@@ -6,10 +6,10 @@ use std::time::Duration;
 use tidegate_api::show::{Counters, DropRow, FlowRow, PortRow, WorkerRow};
 
 use crate::capture::Tap;
-use crate::explain::{Handed, Told};
+use crate::explain::{Asked, Told};
 use crate::mailbox::{EgressUse, FlowsWanted};
 use crate::state::ruling::Ruling;
-use crate::table::{BackendId, DeviceId};
+use crate::table::BackendId;
 
 /// What a backend, or several, have been used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,17 +99,11 @@ pub trait WorkerQuery: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// What `worker` would do with a frame that comes in by `device`, or that another worker has handed to it.
+    /// What `worker` would do with a frame.
     ///
     /// # Errors
     /// When it does not answer.
-    fn explain(
-        &self,
-        worker: usize,
-        _device: DeviceId,
-        _frame: &[u8],
-        _handed: Option<Handed>,
-    ) -> Result<Told, QueryError> {
+    fn explain(&self, worker: usize, _asked: &Asked) -> Result<Told, QueryError> {
         Err(QueryError::Ended { worker })
     }
 

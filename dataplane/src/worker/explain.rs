@@ -6,39 +6,33 @@ use tidegate_api::explain::{Explanation, Step as Telling, Verdict};
 
 use super::{Slot, Worker, look_up, other};
 use crate::counters::Counters;
-use crate::explain::{Handed, Story, Told, answered, dropped, evidence};
+use crate::drops::DropReason;
+use crate::explain::{Asked, Handed, Story, Told, answered, dropped, evidence};
 use crate::family::Family;
-use crate::packet::{Key, Packet};
+use crate::packet::{Key, Kind, Packet};
 use crate::pipeline::{self, Decision, Moment, Step};
 use crate::stage::parse::{self, Ingress};
 use crate::stage::{fragment, local, owner};
 use crate::state::Tuple;
 use crate::state::fragment::Ports;
+use crate::table::Tables;
 use crate::table::owner::WorkerId;
-use crate::table::{DeviceId, Tables};
-use crate::wire::Family as Version;
+use crate::wire::packet::{Fragment, parse_l3};
+use crate::wire::{Family as Version, edit};
 
 impl Worker {
-    /// What would become of a frame that came in by `device`; one that was handed over is not asked again whose it is.
+    /// What would become of a frame; one that was handed over is not asked again whose it is.
     #[cold]
-    pub(crate) fn explain(&self, device: DeviceId, bytes: &[u8], handed: Option<Handed>, now_ns: u64) -> Told {
+    pub(crate) fn explain(&self, asked: &Asked, now_ns: u64) -> Told {
         let tables = self.reader.tables();
-        let mut story = Story::begin(tables, device, bytes.len());
+        let (bytes, handed) = (asked.bytes.as_slice(), asked.handed);
         let mut slot = Slot::EMPTY;
         (slot.hops, slot.owner) = (0, self.state.worker);
-        // What parsing counts is counted elsewhere.
-        let mut scratch = Box::<Counters>::default();
-        let mac = tables.devices.row(device).map(|row| row.mac).unwrap_or_default();
-        let ingress = Ingress { device, mac };
-        let l3 = match parse::read(tables, ingress, bytes, &mut scratch, &mut slot.packet) {
-            Ok(l3) => l3,
-            Err(reason) => {
-                story.steps.extend(evidence::of_frame(tables, ingress, bytes));
-                return self.mine(tables, story, dropped(reason));
-            }
+        let read = if asked.is_back { returned(tables, asked, &mut slot) } else { arrived(tables, asked, &mut slot) };
+        let (mut story, l3) = match read {
+            Ok(read) => read,
+            Err((story, reason)) => return self.mine(tables, story, dropped(reason)),
         };
-        story.packet(&slot.packet, l3);
-        story.steps.extend(evidence::of_frame(tables, ingress, bytes));
         look_up::<true>(tables, l3, &self.state, &mut slot);
         let mut ports = handed.and_then(|handed| handed.ports);
         if handed.is_some() {
@@ -74,8 +68,8 @@ impl Worker {
         }
         story.steps.push(self.owned());
         let verdict = match &slot.key {
-            Key::V4(tuple) => self.story_of(&mut story, &slot, bytes, tuple, now_ns),
-            Key::V6(tuple) => self.story_of(&mut story, &slot, bytes, tuple, now_ns),
+            Key::V4(tuple) => return self.story_of(story, &slot, asked, tuple, now_ns),
+            Key::V6(tuple) => return self.story_of(story, &slot, asked, tuple, now_ns),
             Key::None => match local::decide(tables, &slot.packet, l3) {
                 Ok(answer) => match local::denied(tables, &slot.packet, l3, answer) {
                     Some(denied) => {
@@ -130,12 +124,11 @@ impl Worker {
     }
 
     fn mine(&self, tables: &Tables, story: Story<'_>, verdict: Verdict) -> Told {
-        Told::Mine(Box::new(Explanation {
-            worker: self.id,
-            generation: tables.generation,
-            steps: story.steps,
-            verdict,
-        }))
+        Told::Mine(Box::new(self.explanation(tables, story, verdict)))
+    }
+
+    fn explanation(&self, tables: &Tables, story: Story<'_>, verdict: Verdict) -> Explanation {
+        Explanation { worker: self.id, generation: tables.generation, steps: story.steps, verdict }
     }
 
     fn elsewhere<A: Family>(&self, packet: &Packet, tuple: &Tuple<A>) -> Option<WorkerId> {
@@ -148,17 +141,71 @@ impl Worker {
 
     fn story_of<A: Family>(
         &self,
-        story: &mut Story<'_>,
+        mut story: Story<'_>,
         slot: &Slot,
-        frame: &[u8],
+        asked: &Asked,
         tuple: &Tuple<A>,
         now_ns: u64,
-    ) -> Verdict {
+    ) -> Told {
         let (tables, state, packet) = (self.reader.tables(), &self.state, &slot.packet);
         let moment = Moment { now_ns, entropy: self.entropy.clone().draw() };
         let mut heard: Vec<Step> = Vec::new();
         let decision = pipeline::decide(tables, state, packet, tuple, slot.hash, moment, &mut heard);
-        let decision = pipeline::objection(tables, state, packet, frame, &decision).map_or(decision, Decision::Drop);
-        story.decision(state, packet, tuple, slot.hash, &heard, &decision, now_ns)
+        let decision =
+            pipeline::objection(tables, state, packet, &asked.bytes, &decision).map_or(decision, Decision::Drop);
+        let verdict = story.decision(state, packet, tuple, slot.hash, &heard, &decision, now_ns);
+        let back = (verdict == Verdict::Returns && !asked.is_back).then(|| self.back(packet, &asked.bytes, &decision));
+        match back.flatten() {
+            Some(bytes) => Told::Back(Box::new(self.explanation(tables, story, verdict)), bytes),
+            None => self.mine(tables, story, verdict),
+        }
     }
+
+    /// The IP packet that comes back in; `None` of a fragment: whether it is held then depends on who came before.
+    fn back<A: Family>(&self, packet: &Packet, frame: &[u8], decision: &Decision<A>) -> Option<Vec<u8>> {
+        let to = match decision {
+            Decision::Forward { flow, direction, .. } => A::flows(&self.state).entry(*flow).leaving(*direction),
+            Decision::Start { flow, .. } => flow.leaving(),
+            _ => return None,
+        };
+        let at = usize::from(packet.l3_offset);
+        let mut l3 = frame.get(at..at + usize::from(packet.l3.total_len))?.to_vec();
+        if let Some(ecn) = packet.ecn {
+            edit::set_ecn(&mut l3, packet.l3.family, ecn);
+        }
+        (packet.l3.fragment == Fragment::None && A::forward(&mut l3, &packet.l3, &to)).then_some(l3)
+    }
+}
+
+/// How a story begins, and the packet from its IP header on; or how it ends already.
+type Begun<'t, 'f> = Result<(Story<'t>, &'f [u8]), (Story<'t>, DropReason)>;
+
+/// Reads a frame from the wire.
+fn arrived<'t, 'f>(tables: &'t Tables, asked: &'f Asked, slot: &mut Slot) -> Begun<'t, 'f> {
+    let mut story = Story::begin(tables, asked.device, asked.bytes.len());
+    // What parsing counts is counted elsewhere.
+    let mut scratch = Box::<Counters>::default();
+    let mac = tables.devices.row(asked.device).map(|row| row.mac).unwrap_or_default();
+    let ingress = Ingress { device: asked.device, mac };
+    let read = parse::read(tables, ingress, &asked.bytes, &mut scratch, &mut slot.packet);
+    if let Ok(l3) = read {
+        story.packet(&slot.packet, l3);
+    }
+    story.steps.extend(evidence::of_frame(tables, ingress, &asked.bytes));
+    match read {
+        Ok(l3) => Ok((story, l3)),
+        Err(reason) => Err((story, reason)),
+    }
+}
+
+/// Reads a packet that was taken back, as [`other::Hands`] does it.
+fn returned<'t, 'f>(tables: &'t Tables, asked: &'f Asked, slot: &mut Slot) -> Begun<'t, 'f> {
+    let mut story = Story::begin_again(tables);
+    slot.packet.device = asked.device;
+    match parse_l3(&asked.bytes) {
+        Ok(l3) => slot.packet = Packet { kind: Kind::Ip, l3, ..slot.packet },
+        Err(_) => return Err((story, DropReason::NoRoute)),
+    }
+    story.packet(&slot.packet, &asked.bytes);
+    Ok((story, &asked.bytes))
 }

@@ -129,7 +129,7 @@ fn packet(random: &mut Entropy, ports: &[(Net, u16, u8, u8)]) -> (Net, Option<u8
 }
 
 /// Source and destination of what left, out of VXLAN if it was in there.
-fn ends(device: DeviceId, frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+pub fn ends(device: DeviceId, frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     let inner = if device == LAN { rig::into_peer(frame)?.2 } else { frame };
     let sliced = etherparse::SlicedPacket::from_ethernet(inner).ok()?;
     let (from, to) = match sliced.net? {

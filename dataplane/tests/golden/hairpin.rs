@@ -1,7 +1,9 @@
 //! Pods that reach each other by their external ports: hops, errors and echoes on a way that comes back in (N-010, N-032 … N-034,
 //! L-058, RFC 4787 REQ-9, RFC 5508 REQ-7, T-083 … T-085).
 
+use tidegate_api::explain::{Step, Verdict};
 use tidegate_api::resource::{Egress, Filtering, StaticNat};
+use tidegate_dataplane::rig::expect::from_peer;
 use tidegate_dataplane::rig::fleet::{Fleet, Plan};
 use tidegate_dataplane::rig::outside::{self, Outside, external, policy};
 use tidegate_dataplane::rig::sketch::{End, Sketch, Trouble, our_trouble, ping, pong, raw, tcp, trouble, udp};
@@ -156,6 +158,67 @@ fn a_pod_with_an_address_of_its_own_is_reached_by_it_from_inside() {
         fleet.rx_overlay(0, net, 1, &raw(b, web(net).0, 47).data([3; 60]));
         fleet.expect_wan(&raw(own, web(net).0, 47).data([3; 60]).ttl(63));
         fleet.expect_balance();
+        fleet.expect_all_frames_home();
+    }
+}
+
+#[test]
+fn a_way_that_comes_back_in_is_explained_to_its_end() {
+    for (workers, net) in everywhere() {
+        let (mut fleet, mut outside) = town(workers);
+        let own = external(net, 9);
+        let nat = StaticNat { external: own, internal: net.pod(0, 6), ports: Vec::new() };
+        fleet.publish(|tables| outside.fixed(tables, "own", Some(&nat)));
+        let (ours, a, b) = (external(net, 1), pod(net), (net.pod(1, 7), 5060));
+        let to_b = port_of(&mut fleet, net, 1, b);
+        let packets = [
+            // Both flows begin, then both are known.
+            ("sent", udp(a, (ours, to_b))),
+            ("sent", udp(a, (ours, to_b))),
+            ("sent", tcp(a, (own, 80)).syn(1)),
+            ("sent", raw(a.0, own, 47).data([1; 60])),
+            ("sent", ping(a.0, own)),
+            // Both hops are counted before it goes the second time.
+            ("answered", udp(a, (ours, to_b)).ttl(2)),
+            // Nobody has that port.
+            ("dropped", udp(a, (ours, to_b ^ 1))),
+        ];
+        for (number, (wanted, packet)) in packets.into_iter().enumerate() {
+            let about = format!("packet {number} of {workers} workers, {net:?}");
+            let frame = from_peer(net, 0, &packet);
+            let first = number % usize::from(workers);
+            fleet.moved();
+            let live = fleet.live();
+            let told = fleet.explain(first, LAN, &frame);
+            assert_eq!((fleet.moved(), fleet.live()), (Default::default(), live), "asking changes nothing, {about}");
+            let backs = told.steps.iter().filter(|step| **step == Step::TakenBack).count();
+            assert_eq!(backs, usize::from(wanted != "answered"), "{about}\n{told:#?}");
+            fleet.rx(first, LAN, &frame);
+            let (seen, moved) = (fleet.sent(LAN), fleet.moved());
+            assert_eq!(moved.get("hairpinned").copied().unwrap_or(0), backs as u64, "{about}");
+            match &told.verdict {
+                Verdict::Sent { device, .. } => {
+                    assert_eq!((wanted, device.as_str(), seen.len()), ("sent", "lan0", 1), "{about}");
+                    let said = told.steps.iter().rev().find_map(|step| match step {
+                        Step::Translated { source, destination } => Some((*source, *destination)),
+                        _ => None,
+                    });
+                    let left = crate::explain::ends(LAN, &seen[0]);
+                    assert!(left.is_none() || left == said, "{about}: {left:?}, but {said:?}");
+                    let vtep = told.steps.iter().any(|step| matches!(step, Step::Encapsulated { .. }));
+                    assert!(vtep, "{about}");
+                }
+                Verdict::Answered { .. } => assert_eq!((wanted, seen.len()), ("answered", 1), "{about}"),
+                Verdict::Dropped(reason) => {
+                    assert_eq!((wanted, seen.len()), ("dropped", 0), "{about}\n{told:#?}");
+                    assert_eq!(moved.get(reason.reason.as_str()), Some(&1), "{about}\n{told:#?}");
+                }
+                other => panic!("{other:?}, {about}"),
+            }
+        }
+        // Of pieces only the first half is told.
+        let piece = from_peer(net, 0, &udp(a, (ours, to_b)).data([7; 64]).fragment(0, true));
+        assert_eq!(fleet.explain(0, LAN, &piece).verdict, Verdict::Returns);
         fleet.expect_all_frames_home();
     }
 }
