@@ -11,6 +11,7 @@
     reason = "a test that cannot go on fails"
 )]
 
+use tidegate_dataplane::family::Family;
 use tidegate_dataplane::packet::Domain;
 use tidegate_dataplane::rig::nic::Nic;
 use tidegate_dataplane::rig::{self, Net};
@@ -35,38 +36,58 @@ enum By {
 }
 
 /// One flow, and its share of the packets.
-type Flow = (Tuple<[u8; 4]>, f64);
+type Flow<A> = (Tuple<A>, f64);
 
-fn flow(client: u32, port: u16) -> Tuple<[u8; 4]> {
-    let [_, a, b, c] = client.to_be_bytes();
-    let destination = match Net::BOTH[0].vip(1) {
-        std::net::IpAddr::V4(vip) => vip.octets(),
-        std::net::IpAddr::V6(_) => unreachable!("the first family is IPv4"),
-    };
+/// A family to draw clients from: of 2^24 of them.
+trait Clients: Family {
+    const NET: Net;
+    fn client(number: u32) -> Self;
+}
+
+impl Clients for [u8; 4] {
+    const NET: Net = Net::BOTH[0];
+
+    fn client(number: u32) -> Self {
+        let [_, a, b, c] = number.to_be_bytes();
+        [100, a, b, c]
+    }
+}
+
+impl Clients for [u8; 16] {
+    const NET: Net = Net::BOTH[1];
+
+    /// Each has a network of its own.
+    fn client(number: u32) -> Self {
+        let [_, a, b, c] = number.to_be_bytes();
+        [0x20, 0x01, 0x0d, 0xb8, 0xc, a, b, c, 0, 0, 0, 0, 0, 0, 0, 1]
+    }
+}
+
+fn flow<A: Clients>(client: u32, port: u16) -> Tuple<A> {
+    let destination = A::unmapped(&rig::mapped(A::NET.vip(1))).unwrap();
     let domain = Domain::Wire as u8;
-    Tuple { source: [100, a, b, c], destination, source_port: port, destination_port: 443, protocol: 6, domain }
+    let source = A::client(client & 0xff_ffff);
+    Tuple { source, destination, source_port: port, destination_port: 443, protocol: 6, domain }
 }
 
 /// Each from a client of its own; flow n has a share of packets by 1 / n^`exponent` (Zipf), or all the same for 0.
-fn one_flow_each(exponent: f64, random: &mut Entropy) -> Vec<Flow> {
-    let of = |n: u32| {
-        (flow(random.draw() as u32 & 0xff_ffff, random.draw() as u16 | 1024), f64::from(n + 1).powf(-exponent))
-    };
+fn one_flow_each<A: Clients>(exponent: f64, random: &mut Entropy) -> Vec<Flow<A>> {
+    let of = |n: u32| (flow(random.draw() as u32, random.draw() as u16 | 1024), f64::from(n + 1).powf(-exponent));
     (0..FLOWS).map(of).collect()
 }
 
 /// Ten clients (proxies, NATs of others) have half of all flows, and each flow the same packets.
-fn heavy_clients(random: &mut Entropy) -> Vec<Flow> {
+fn heavy_clients<A: Clients>(random: &mut Entropy) -> Vec<Flow<A>> {
     let of = |n: u32| {
-        let client = if n.is_multiple_of(2) { n / 2 % 10 } else { random.draw() as u32 & 0xff_ffff };
+        let client = if n.is_multiple_of(2) { n / 2 % 10 } else { random.draw() as u32 };
         (flow(client, random.draw() as u16 | 1024), 1.0)
     };
     (0..FLOWS).map(of).collect()
 }
 
 /// So many clients, which have the same number of flows each, and each flow the same packets.
-fn few_clients(clients: u32, random: &mut Entropy) -> Vec<Flow> {
-    let names: Vec<u32> = (0..clients).map(|_| random.draw() as u32 & 0xff_ffff).collect();
+fn few_clients<A: Clients>(clients: u32, random: &mut Entropy) -> Vec<Flow<A>> {
+    let names: Vec<u32> = (0..clients).map(|_| random.draw() as u32).collect();
     let of = |n: u32| (flow(names[(n % clients) as usize], random.draw() as u16 | 1024), 1.0);
     (0..FLOWS / 5).map(of).collect()
 }
@@ -86,7 +107,7 @@ fn tables(by: By, workers: u16, random: &mut Entropy) -> Tables {
 }
 
 /// Shares of the busiest worker against an even one: of flows, of packets.
-fn busiest(tables: &Tables, flows: &[Flow]) -> [f64; 2] {
+fn busiest<A: Clients>(tables: &Tables, flows: &[Flow<A>]) -> [f64; 2] {
     let workers = tables.owners.workers();
     let mut loads = vec![[0.0; 2]; usize::from(workers)];
     for (tuple, packets) in flows {
@@ -101,7 +122,7 @@ fn busiest(tables: &Tables, flows: &[Flow]) -> [f64; 2] {
 }
 
 /// The mean over keys, of flows and of packets.
-fn mean(by: By, workers: u16, make: impl Fn(&mut Entropy) -> Vec<Flow>) -> [f64; 2] {
+fn mean<A: Clients>(by: By, workers: u16, make: impl Fn(&mut Entropy) -> Vec<Flow<A>>) -> [f64; 2] {
     let mut random = Entropy::new(1);
     let mut sums = [0.0; 2];
     for _ in 0..KEYS {
@@ -114,9 +135,14 @@ fn mean(by: By, workers: u16, make: impl Fn(&mut Entropy) -> Vec<Flow>) -> [f64;
 
 #[test]
 fn the_nics_spread_is_as_even_as_the_hash_where_it_looks_at_ports() {
-    println!("busiest of {WORKERS} workers against an even share, {FLOWS} flows, mean of {KEYS} keys");
+    the_nics_spread_is_as_even::<[u8; 4]>();
+    the_nics_spread_is_as_even::<[u8; 16]>();
+}
+
+fn the_nics_spread_is_as_even<A: Clients>() {
+    println!("{:?}: busiest of {WORKERS} workers against an even share, {FLOWS} flows, mean of {KEYS} keys", A::NET);
     println!("{:<30}{:<12}{:>8}{:>10}", "traffic", "by", "flows", "packets");
-    let told = |name: &str, make: &dyn Fn(&mut Entropy) -> Vec<Flow>| {
+    let told = |name: &str, make: &dyn Fn(&mut Entropy) -> Vec<Flow<A>>| {
         [By::Hash, By::Ends, By::Addresses].map(|by| {
             let [flows, packets] = mean(by, WORKERS, make);
             println!("{name:<30}{:<12}{flows:>8.2}{packets:>10.2}", format!("{by:?}").to_lowercase());
@@ -154,13 +180,13 @@ struct Cost {
 }
 
 impl Cost {
-    fn recorded() -> Cost {
+    fn recorded(family: &str) -> Cost {
         const ARRIVAL: f64 = 250.0;
         let text = include_str!("../../benches/instructions.json");
         let record: serde_json::Value = serde_json::from_str(text).unwrap();
-        let of = |name: &str| record["paths"][name].as_f64().unwrap();
-        let hand_over = of("handed_over_tcp_ipv4") - of("to_pod_tcp_ipv4");
-        Cost { arrival: ARRIVAL, rest: of("to_pod_udp_ipv4") - ARRIVAL, hand_over }
+        let of = |name: &str| record["paths"][format!("{name}_{family}")].as_f64().unwrap();
+        let hand_over = of("handed_over_tcp") - of("to_pod_tcp");
+        Cost { arrival: ARRIVAL, rest: of("to_pod_udp") - ARRIVAL, hand_over }
     }
 
     /// What the busiest worker spends on a packet of an even share, where the busiest queue has `uneven` times its share:
@@ -176,13 +202,21 @@ impl Cost {
 /// way, and the hash costs hand-overs of nearly all of them.
 #[test]
 fn a_spread_by_addresses_is_worth_following_unless_clients_are_few() {
-    let cost = Cost::recorded();
-    println!("instructions of the busiest worker by packets of an even share; a NIC that hashes addresses alone");
+    a_spread_by_addresses_is_worth_following::<[u8; 4]>();
+    a_spread_by_addresses_is_worth_following::<[u8; 16]>();
+}
+
+fn a_spread_by_addresses_is_worth_following<A: Clients>() {
+    let cost = Cost::recorded(if A::NET == Net::BOTH[0] { "ipv4" } else { "ipv6" });
+    println!(
+        "{:?}: instructions of the busiest worker by packets of an even share; a NIC that hashes addresses alone",
+        A::NET
+    );
     println!("{:>8}{:>9}{:>18}{:>10}{:>8}", "workers", "clients", "busiest queue", "followed", "hash");
     let mut told = Vec::new();
     for workers in [2, 4, 16] {
         for clients in [1, 3, 10, 30, 100, 1_000, 10_000] {
-            let [_, uneven] = mean(By::Addresses, workers, |random| few_clients(clients, random));
+            let [_, uneven] = mean(By::Addresses, workers, |random| few_clients::<A>(clients, random));
             let [followed, hash] = cost.of_busiest(uneven, workers);
             println!("{workers:>8}{clients:>9}{uneven:>18.2}{followed:>10.0}{hash:>8.0}");
             told.push((workers, clients, followed / hash));

@@ -229,7 +229,10 @@ mod tests {
         let within = |script, time_max| printed(shell(script), time_max, 1000).map_err(|error| error.to_string());
         let long = Duration::from_secs(60);
         assert_eq!(within("echo one; echo two >&2", long), Ok("one\n".into()));
-        assert_eq!(within("echo no rights >&2; echo none at all >&2; exit 1", long), Err("no rights; none at all".into()));
+        assert_eq!(
+            within("echo no rights >&2; echo none at all >&2; exit 1", long),
+            Err("no rights; none at all".into())
+        );
         assert_eq!(within("exec yes", long), Err("it prints more than 1000 bytes".into()));
         let begun = Instant::now();
         assert_eq!(within("exec sleep 600", Duration::from_secs(1)), Err("it has not ended in 1 s".into()));
