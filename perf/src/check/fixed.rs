@@ -77,6 +77,9 @@ pub(super) fn nat(rig: &mut Rig) -> Found {
     rows.extend(with_ports(rig, "port", by_node, "N-113")?);
     tell(rig, &(policy(EXTERNAL) + "---\n" + &forwards))?;
     rows.extend(with_ports(rig, "port, a policy", |family| EXTERNAL.of(family), "N-110")?);
+    for family in FAMILIES {
+        rows.extend(comes_back_in(rig, family)?);
+    }
     drop(scene);
     rig.manifests.remove_text(MANIFESTS)?;
     let denied = cluster.denied();
@@ -148,6 +151,23 @@ fn forwarded(rig: &Rig, family: Family, what: &str, (own, clause): (IpAddr, &str
     rows.push(seen_as(format!("{family} {what}: the pod's own connection"), &outcome, own, clause));
     let client = rig.source(family);
     rows.push(explained(rig, family, client, DOOR.at(family, DOOR_TCP_PORT), "door")?);
+    Ok(rows)
+}
+
+/// The pod asks the port that leads to itself: out by its policy's address, and back in by the other one.
+fn comes_back_in(rig: &Rig, family: Family) -> Found {
+    let door = DOOR.at(family, DOOR_TCP_PORT);
+    let outcome = tcp(rig, SELECTED, door, ANSWER_MS)?;
+    let mut rows =
+        vec![seen_as(format!("{family} the pod by its own port outside"), &outcome, EXTERNAL.of(family), "N-010")];
+    let (from, to) = (SocketAddr::new(SELECTED.address(family), 40_000).to_string(), door.to_string());
+    let text = rig.gateway.command(&["explain", "tcp", &from, &to])?.success("explain")?;
+    let (_, second) = text.split_once("back in").with_context(|| text.clone())?;
+    let wanted = [format!("StaticNat {}", named("door", family)), format!("network {VNI}"), "SENT by".to_owned()];
+    let missing: Vec<&String> = wanted.iter().filter(|wanted| !second.contains(*wanted)).collect();
+    let expected = format!("behind \"back in\": {}", wanted.join(", "));
+    let measured = if missing.is_empty() { "all told".to_owned() } else { format!("not {missing:?} in {second}") };
+    rows.push(Row::new(format!("{family} explain, both halves"), measured, expected, missing.is_empty()));
     Ok(rows)
 }
 
